@@ -1,0 +1,1 @@
+"""Paths, rules and trees: jax and numpy only."""

@@ -1,0 +1,87 @@
+"""Splitting a variable tree into trainable and frozen halves, and measuring it."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import first_match, flatten, unflatten
+from lowrank_jax.core.types import Rules, Tree
+
+FROZEN = (".*", False)
+ADAPTERS_ONLY: Rules = (("adapters/.*", True), FROZEN)
+EVERYTHING: Rules = (("scales/.*", False), (".*", True))
+
+
+def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict]:
+    """Splits `variables` by path into (trainable, frozen); `combine` is the inverse up to the cast.
+
+    Args:
+      variables: nested dicts; leaves are arrays or ShapeDtypeStructs.
+      rules: ordered (regular expression, bool); the first that matches a whole path decides. Every path must match.
+
+    Returns:
+      trainable, with its floating leaves cast to float32 masters (Adam on bfloat16 leaves does not learn: an update
+      of 1e-4 of a weight is below bfloat16's resolution of 4e-3), and frozen, untouched.
+
+    Raises:
+      UserError: a path matches no rule, or no path is trainable.
+    """
+    trainable, frozen = {}, {}
+    for path, leaf in flatten(variables).items():
+        decision = first_match(rules, path)
+        if decision is None:
+            raise UserError(f"no trainable rule matches {path!r}; end the rules with ('.*', False) to freeze the rest")
+        if decision:
+            trainable[path] = as_master(leaf)
+        else:
+            frozen[path] = leaf
+    if not trainable:
+        raise UserError(f"nothing to train: no path matches {[p for p, keep in rules if keep]}")
+    return unflatten(trainable), unflatten(frozen)
+
+
+def combine(*trees: Tree) -> dict:
+    """Merges trees with disjoint paths into one.
+
+    Raises:
+      ValueError: two trees hold the same path.
+    """
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        flat = flatten(tree)
+        if overlap := merged.keys() & flat.keys():
+            raise ValueError(f"paths in more than one tree: {sorted(overlap)[:5]}")
+        merged.update(flat)
+    return unflatten(merged)
+
+
+def as_master(leaf: Any) -> Any:
+    """float32 form of a floating leaf (array or ShapeDtypeStruct); others unchanged."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return cast_leaf(leaf, jnp.float32)
+
+
+def cast(tree: Tree, dtype: Any) -> Any:
+    """Every floating leaf cast to `dtype`."""
+    return jax.tree.map(lambda x: cast_leaf(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def cast_leaf(leaf: Any, dtype: Any) -> Any:
+    """One array or ShapeDtypeStruct in another dtype."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+    return leaf.astype(dtype)
+
+
+def count(tree: Tree) -> int:
+    """Number of scalars in the tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of the tree's leaves."""
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,12 @@
+"""Type names shared by every floor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PRNGKey = jax.Array
+Tree = Mapping[str, Any]  # nested dicts with arrays (or ShapeDtypeStructs) as leaves
+Rules = Sequence[tuple[str, Any]]  # (regular expression, value) pairs; the first that matches a whole path wins
+ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) -> outputs
