@@ -1,0 +1,103 @@
+"""Adapters joined to any Linen model without touching it: plan + model -> apply_fn; intercept_methods lives here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.adapters.plan import Plan
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.types import ApplyFn, Array, Tree
+
+
+def attach(model: nn.Module, plan: Plan) -> ApplyFn:
+    """apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) with y = x W + delta(x) at the plan's sites.
+
+    `variables` holds "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
+    call passes rngs={"dropout": key}, and never otherwise.
+    """
+    return _attach(model, plan, visited=None)
+
+
+def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs: Any) -> None:
+    """Traces the model once on shapes and makes sure that every adapter of the plan is read.
+
+    Args:
+      model, plan: as in `attach`.
+      variables: arrays or ShapeDtypeStructs, as for the apply_fn.
+      inputs, kwargs: one call's arguments; keyword arguments without a shape (`method`, flags) are passed as they are.
+
+    Raises:
+      UserError: a site's module was never called, so its adapter would silently stay at its start; `variables` hold
+        an adapter that the plan does not know.
+    """
+    known = {f"{site.path}/{name}" for site in plan.sites for name in plan.family.shapes(site.spec)}
+    if strays := sorted(flatten(variables.get("adapters", {})).keys() - known):
+        raise UserError(f"the plan has no site for the adapters at {strays[:5]}; they belong to another plan")
+    visited: set[str] = set()
+    apply_fn = _attach(model, plan, visited)
+    arrays = {k: v for k, v in kwargs.items() if all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(v))}
+    options = {k: v for k, v in kwargs.items() if k not in arrays}
+    jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
+    if unread := sorted({site.path for site in plan.sites} - visited):
+        raise UserError(f"no module of the model reads the adapters at {unread}; the model calls {sorted(visited)}")
+
+
+def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
+    sites = {site.path: site.spec for site in plan.sites}
+    family = plan.family if sites else None
+
+    # Entered inside the function: an interceptor around an already compiled function is silently ignored.
+    def apply_fn(variables, *inputs, rngs=None, method=None, **kwargs):
+        training = isinstance(rngs, Mapping) and "dropout" in rngs
+
+        def interceptor(next_fun, args, kwargs, context):
+            y = next_fun(*args, **kwargs)
+            module = context.module
+            path = "/".join(module.path)
+            if context.method_name != "__call__" or path not in sites:
+                return y
+            if visited is not None:
+                visited.add(path)
+            spec = sites[path]
+            leaf = {name: _read(module, "adapters", name, shape) for name, shape in family.shapes(spec).items()}
+            scale = _read(module, "scales", "scale", ())
+            x = next(iter((*args, *kwargs.values()))).astype(y.dtype)
+            if training and spec.dropout:
+                x = _drop(module, x, spec.dropout)
+            return y + family.delta(leaf, x, spec, scale)
+
+        with nn.intercept_methods(interceptor):
+            return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
+
+    return apply_fn
+
+
+def _drop(module: nn.Module, x: Array, rate: float) -> Array:
+    """Inverted dropout: entries survive with probability 1 - rate and grow by 1 / (1 - rate)."""
+    if not module.has_rng("dropout"):
+        raise UserError(
+            f"no dropout key reaches {'/'.join(module.path)!r}; list 'dropout' in split_rngs of the nn.scan around it"
+        )
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def _read(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
+    where = "/".join((collection, *module.path, name))
+    value = module.get_variable(collection, name)
+    if value is None:
+        raise UserError(
+            f"variables hold no {where!r}; make them with adapters.create(plan, key), and list 'adapters' and 'scales' "
+            "in variable_axes of an nn.scan"
+        )
+    if value.shape != shape:
+        raise UserError(
+            f"{where!r} has shape {value.shape} where the plan has {shape}: it was made by another plan, or its "
+            "kernel's first axes are no layers of an nn.scan (a convolution, split heads) and adapter.exclude must "
+            "name it"
+        )
+    return value

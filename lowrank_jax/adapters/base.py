@@ -1,0 +1,150 @@
+"""The contract of an adapter family, and the configuration that selects one."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.types import Array, PRNGKey
+
+ALL_LINEAR = "all-linear"
+
+
+def _check_choices(config: Any, prefix: str) -> None:
+    """Refuses a value that its field's Literal does not list: a misspelt name must not mean the last branch."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            raise unknown_name(f"{prefix}.{field.name}", str(value), get_args(field.type))
+
+
+@dataclasses.dataclass(frozen=True)
+class MoraConfig:
+    """How MoRA maps a layer's input onto its square and back (Jiang et al., section 4.2).
+
+    Attributes:
+      compression: the paper's scheme by name, or the official code's grouping `type1`-`type4`, `type6`
+        (`sharing` is `type1`, `rotation` is `type6`; the code has no truncation and no decoupling).
+      padding: what completes the last block of an input that the square's size does not divide: its own head (`wrap`,
+        official code) or `zero`.
+      layout: which coordinates form a rotated pair: (j, j + size/2) (`half`, official code) or (2j, 2j + 1) (`pairs`,
+        the paper's equation 10). The two differ by a permutation of the square's rows.
+      rounding: size of the square, sqrt((d_in + d_out) r) rounded `half_up` (official code) or by `floor` (paper).
+    """
+
+    compression: Literal[
+        "truncation", "sharing", "decoupling", "rotation", "type1", "type2", "type3", "type4", "type6"
+    ] = "sharing"
+    padding: Literal["wrap", "zero"] = "wrap"
+    layout: Literal["half", "pairs"] = "half"
+    rounding: Literal["half_up", "floor"] = "half_up"
+
+    def __post_init__(self):
+        _check_choices(self, "adapter.mora")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Which update is learnt, at which kernels, of which size.
+
+    Attributes:
+      method: family by its name in `adapters.registry`, or `none`.
+      rank: LoRA's r; MoRA's square has as many parameters as LoRA of this rank.
+      alpha: numerator of LoRA's scale; MoRA ignores it, as its official code does.
+      scaling: `standard` alpha/r (Hu et al., 4.1), `rslora` alpha/sqrt(r), or `none` (1).
+      targets: names of modules with a kernel: regular expressions for the whole module path or its end
+        ("query", "attention/.*"); `all-linear` stands for every kernel but the output head's.
+      exclude: module names left out of `targets`, same form.
+      dropout: rate on the branch's input, in training only.
+      init: LoRA's A: `kaiming_uniform` (loralib: U(-1/sqrt(d_in), 1/sqrt(d_in))) or `gaussian` (the paper).
+      init_std: standard deviation of `gaussian`; the paper does not state it.
+      rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
+      mora: MoRA's maps.
+    """
+
+    method: Literal["none", "lora", "mora"] = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    scaling: Literal["standard", "rslora", "none"] = "standard"
+    targets: tuple[str, ...] = ("query", "value")
+    exclude: tuple[str, ...] = ()
+    dropout: float = 0.0
+    init: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
+    init_std: float = 0.02
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    mora: MoraConfig = MoraConfig()
+
+    def __post_init__(self):
+        _check_choices(self, "adapter")
+        for name in ("targets", "exclude"):  # a lone name would be read letter by letter, a list has no hash
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
+            if rank < 1:
+                raise UserError(f"adapter.rank is {rank}; it must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"adapter.dropout is {self.dropout}; it must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """One adapted kernel, statically: all that a family needs to know of it.
+
+    Attributes:
+      d_in, d_out: the kernel's axes, y = x @ kernel with x [..., d_in].
+      rank, alpha, scaling, dropout, init, init_std: as in `AdapterConfig`, patterns applied.
+      stack: leading axes of a kernel that is stacked over scanned layers, () when it is not.
+      mora: MoRA's maps.
+    """
+
+    d_in: int
+    d_out: int
+    rank: int
+    alpha: float = 16.0
+    scaling: str = "standard"
+    dropout: float = 0.0
+    init: str = "kaiming_uniform"
+    init_std: float = 0.02
+    stack: tuple[int, ...] = ()
+    mora: MoraConfig = MoraConfig()
+
+
+Leaf = Mapping[str, Array]  # the arrays of one adapted kernel by name, without the stack axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A linear adapter family: y = x W + delta(x), with delta linear in x and zero at the start.
+
+    Attributes:
+      name: as in `AdapterConfig.method`.
+      shapes: spec -> {leaf name: shape}; its product is the paper's parameter count. Raises UserError on a spec that
+        the family cannot serve.
+      init: (key, spec) -> leaf in float32, one layer.
+      delta: (leaf, x [..., d_in], spec, scale []) -> [..., d_out] in x's dtype.
+      scale: spec -> float, the factor that multiplies delta.
+    """
+
+    name: str
+    shapes: Callable[[AdapterSpec], dict[str, tuple[int, ...]]]
+    init: Callable[[PRNGKey, AdapterSpec], dict[str, Array]]
+    delta: Callable[[Leaf, Array, AdapterSpec, Any], Array]
+    scale: Callable[[AdapterSpec], float]
+
+    def parameters(self, spec: AdapterSpec) -> int:
+        """Trainable scalars of one layer's kernel."""
+        return sum(math.prod(shape) for shape in self.shapes(spec).values())
+
+    def delta_kernel(self, leaf: Leaf, spec: AdapterSpec, scale: Any) -> Array:
+        """The update as a kernel [d_in, d_out]: `delta` of the identity, in float32 on every device.
+
+        Accelerators multiply float32 in TF32 or bfloat16 passes unless told otherwise.
+        """
+        with jax.default_matmul_precision("highest"):
+            return self.delta(leaf, jnp.eye(spec.d_in, dtype=jnp.float32), spec, scale)

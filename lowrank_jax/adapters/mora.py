@@ -1,0 +1,85 @@
+"""MoRA: y = x W + f_decomp(f_comp(x) M), with a square M [p, p] of zeros (Jiang et al., section 4).
+
+M is stored as a Flax kernel ([in, out]): the transpose of the matrix in the paper and in the official code.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from lowrank_jax.adapters import mora_maps as maps
+from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array, PRNGKey
+
+# scheme -> (f_comp, f_decomp); the names typeN are the official code's.
+GROUPINGS = {
+    "truncation": (maps.truncate, maps.extend),
+    "sharing": (maps.sum_strided, maps.tile),
+    "type1": (maps.sum_strided, maps.tile),
+    "type2": (maps.sum_adjacent, maps.repeat),
+    "type3": (maps.sum_adjacent, maps.tile),
+    "type4": (maps.sum_strided, maps.repeat),
+}
+ROTATIONS = ("rotation", "type6")
+
+
+def square_size(spec: AdapterSpec) -> int:
+    """p = sqrt((d_in + d_out) r), rounded; even for rotation, whose coordinates come in pairs.
+
+    Raises:
+      UserError: p reaches the layer's input or passes its output: no room to compress, or columns nobody reads.
+    """
+    exact = math.sqrt((spec.d_in + spec.d_out) * spec.rank)
+    size = int(exact + 0.5) if spec.mora.rounding == "half_up" else math.isqrt((spec.d_in + spec.d_out) * spec.rank)
+    if spec.mora.compression in ROTATIONS:
+        size = size // 2 * 2
+    if size >= spec.d_in or size > spec.d_out:
+        raise UserError(
+            f"MoRA rank {spec.rank} needs a square of {size}, too large for a {spec.d_in} x {spec.d_out} kernel "
+            f"(it must be below {spec.d_in} and at most {spec.d_out}); lower adapter.rank or exclude this target"
+        )
+    if size == 0:
+        raise UserError(
+            f"MoRA rank {spec.rank} gives an empty square on a {spec.d_in} x {spec.d_out} kernel; raise adapter.rank"
+        )
+    return size
+
+
+def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """M [p, p]: about (d_in + d_out) r parameters, as LoRA of rank r."""
+    size = square_size(spec)
+    return {"m": (size, size)}
+
+
+def init(key: PRNGKey, spec: AdapterSpec) -> dict[str, Array]:
+    """M = 0. Unlike LoRA's A, its gradient is not zero there."""
+    del key
+    return {"m": jnp.zeros(shapes(spec)["m"], jnp.float32)}
+
+
+def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Array:
+    """scale * f_decomp(f_comp(x) M); x [..., d_in] -> [..., d_out]."""
+    m = leaf["m"] * scale
+    size, options = m.shape[0], spec.mora
+    if options.compression in GROUPINGS:
+        compress, decompress = GROUPINGS[options.compression]
+        hidden = checkpoint_name(compress(x, size, options.padding), "adapter")
+        return decompress(hidden @ m.astype(x.dtype), spec.d_out)
+    # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
+    count = min(-(-spec.d_in // size), -(-spec.d_out // size))
+    blocks = maps.split_blocks(x, size, count, options.padding)
+    if options.compression == "decoupling":
+        return maps.join_blocks(blocks @ m.astype(x.dtype), spec.d_out)
+    squares = maps.rotated_squares(m, count, options.layout).astype(x.dtype)
+    return maps.join_blocks(jnp.einsum("...np,npq->...nq", blocks, squares), spec.d_out)
+
+
+def scale(spec: AdapterSpec) -> float:
+    """1: the official code ignores alpha for MoRA."""
+    del spec
+    return 1.0
+
+
+FAMILY = Family("mora", shapes, init, delta, scale)

@@ -1,0 +1,349 @@
+"""The contract of every family on a tiny Linen model: identity at the start, branch = merged, dropout, sites, traps."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.adapters import AdapterConfig, MoraConfig, attach, check, create, make_plan, merge
+from lowrank_jax.adapters.registry import FAMILIES
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import combine, count, partition
+
+LORA = AdapterConfig("lora", 2, targets=("all-linear",))
+MORA = AdapterConfig("mora", 1, targets=("all-linear",))
+
+
+def close(one, other, tolerance=2e-5):
+    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+# --- the contract of a family: `config` runs over every family and option ---
+
+
+def test_identity_at_the_start(toy, adapted, compiled, plain, config, x):
+    model = toy()
+    _, variables = adapted(model, config, False)
+    out = compiled(model, config)(variables, x)
+    np.testing.assert_array_equal(out, plain(model)({"params": variables["params"]}, x))
+
+
+def test_branch_equals_merged(toy, adapted, compiled, plain, config, x):
+    model = toy()
+    plan, variables = adapted(model, config)
+    branch = np.asarray(compiled(model, config)(variables, x))
+    close(branch, plain(model)({"params": merge(variables, plan)}, x))
+    assert np.abs(branch - plain(model)({"params": variables["params"]}, x)).max() > 1e-2
+
+
+def test_parameter_count(toy, adapted, config):
+    """The plan's count is the tree's, and about (d_in + d_out) r a kernel for every family."""
+    plan, variables = adapted(toy(), config)
+    assert plan.parameters == count(variables["adapters"])
+    budget = sum(2 * (site.spec.d_in + site.spec.d_out) * site.spec.rank for site in plan.sites)
+    assert plan.parameters == budget if config.method == "lora" else plan.parameters == pytest.approx(budget, rel=0.4)
+
+
+def test_delta_is_linear(config):
+    spec = make_plan({"up": {"kernel": jnp.zeros((12, 20))}}, config).sites[0].spec
+    family = FAMILIES[config.method]
+    rng = np.random.default_rng(0)
+    leaf = {name: rng.normal(size=shape).astype("float32") for name, shape in family.shapes(spec).items()}
+    x, y = rng.normal(size=(2, 3, 12)).astype("float32")
+    delta = jax.jit(lambda leaf, v, scale: family.delta(leaf, v, spec, scale))
+    out = np.asarray(delta(leaf, 2 * x - y, 3.0))
+    close(out, 3 * (2 * np.asarray(delta(leaf, x, 1.0)) - np.asarray(delta(leaf, y, 1.0))), 1e-4)
+    assert jax.eval_shape(lambda: family.init(jax.random.key(0), spec)).keys() == leaf.keys()
+
+
+def test_stack_equals_loop(toy, adapted, compiled, main_config, x):
+    """Scanned layers with stacked adapters compute what a loop over the same layers does."""
+    stacked, loop = toy(scanned=True), toy(scanned=False)
+    plan, variables = adapted(stacked, main_config)
+    sliced = {
+        path.replace("/layers/", f"/layers_{i}/"): leaf[i] if "/layers/" in path else leaf
+        for path, leaf in flatten(variables).items()
+        for i in range(2)
+    }
+    loop_plan = make_plan(unflatten(sliced)["params"], main_config)
+    assert loop_plan.parameters == plan.parameters
+    assert len(loop_plan.sites) == 2 * len(plan.sites)
+    close(jax.jit(attach(loop, loop_plan))(unflatten(sliced), x), compiled(stacked, main_config)(variables, x))
+
+
+class One(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(20, name="up")(x)
+
+
+def test_dropout_acts_on_the_branch_only_when_its_key_is_given(adapted, base, main_config):
+    """The expectation over masks is the branch without dropout, and the base's part is never dropped."""
+    model, config = One(), dataclasses.replace(main_config, dropout=0.3)
+    plan, variables = adapted(model, config)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12)), jnp.float32)
+    apply_fn, keys = attach(model, plan), jax.random.split(jax.random.key(3), 4000)
+
+    @jax.jit
+    def run(variables):
+        samples = jax.vmap(lambda key: apply_fn(variables, x, rngs={"dropout": key}))(keys)
+        other_key = apply_fn(variables, x, rngs={"params": keys[0]})
+        return samples, apply_fn(variables, x), other_key, model.apply({"params": variables["params"]}, x)
+
+    samples, exact, other_key, plain = run(
+        {**variables, "adapters": jax.tree.map(jnp.zeros_like, variables["adapters"])}
+    )
+    np.testing.assert_array_equal(samples, np.broadcast_to(plain, samples.shape))
+    samples, exact, other_key, plain = map(np.asarray, run(variables))
+    close(other_key, exact, 1e-6)
+    assert np.abs(exact - plain).max() > 0.1
+    assert len(np.unique(samples[:, 0, 0])) > 50
+    error = np.abs(samples.mean(0, float) - exact) / (samples.std(0, float) / np.sqrt(len(keys)) + 1e-6)
+    assert error.max() < 5
+
+
+def test_compute_dtype_is_the_models(toy, adapted, main_config, x):
+    model = toy(dtype=jnp.bfloat16)
+    plan, variables = adapted(model, main_config)
+    out = jax.eval_shape(attach(model, plan), variables, x)
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["adapters"])} == {jnp.dtype("float32")}
+
+
+def test_gradients_are_those_of_the_adapters_alone(toy, adapted, main_config, x):
+    model = toy()
+    plan, variables = adapted(model, main_config)
+    trainable, frozen = partition(variables)
+    apply_fn = attach(model, plan)
+    grads = jax.jit(jax.grad(lambda t: (apply_fn(combine(t, frozen), x) ** 2).sum()))(trainable)
+    assert jax.tree.structure(grads) == jax.tree.structure({"adapters": variables["adapters"]})
+    for path, leaf in flatten(grads).items():
+        layers = np.abs(leaf).reshape(2, -1).max(1)
+        assert (layers > 0).all(), path
+
+
+# --- created adapters ---
+
+
+def test_created_leaves_are_per_layer_float32_and_reproducible(toy, base):
+    plan = make_plan(base(toy()), LORA)
+    one, again = create(plan, jax.random.key(0)), create(plan, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    a = one["adapters"]["layers"]["attention"]["query"]["a"]
+    assert (a.shape, a.dtype) == ((2, 12, 2), jnp.float32)
+    assert len(np.unique(a)) == a.size
+    scale = one["scales"]["layers"]["up"]["scale"]
+    np.testing.assert_array_equal(scale, np.full(2, 8.0, np.float32))
+    assert len({leaf.ravel()[0].item() for path, leaf in flatten(one["adapters"]).items() if path.endswith("/a")}) == 4
+
+
+def test_another_target_leaves_a_sites_values_as_they_were(toy, base):
+    narrow = make_plan(base(toy()), dataclasses.replace(LORA, targets=("query",)))
+    few, many = (create(plan, jax.random.key(0)) for plan in (narrow, make_plan(base(toy()), LORA)))
+    query = "adapters/layers/attention/query/a"
+    np.testing.assert_array_equal(flatten(few)[query], flatten(many)[query])
+
+
+def test_create_works_on_shapes(toy, base):
+    plan = make_plan(jax.eval_shape(lambda: base(toy())), LORA)
+    shapes = jax.eval_shape(lambda key: create(plan, key), jax.random.key(0))
+    assert count(shapes["adapters"]) == plan.parameters
+
+
+# --- sites ---
+
+
+def test_the_branch_is_at_its_own_site(toy, adapted, x):
+    """Each site's adapter alone moves the output; the head has none."""
+    model = toy()
+    plan, variables = adapted(model, LORA)
+    assert [site.path for site in plan.sites] == [
+        "layers/attention/query", "layers/attention/value", "layers/down", "layers/up"
+    ]  # fmt: skip
+    apply_fn = jax.jit(attach(model, plan))
+    zero = {**variables, "adapters": jax.tree.map(jnp.zeros_like, variables["adapters"])}
+    plain, seen = apply_fn(zero, x), []
+    for site in plan.sites:
+        flat = flatten(zero)
+        flat.update({p: v for p, v in flatten(variables).items() if p.startswith(f"adapters/{site.path}/")})
+        seen.append(np.asarray(apply_fn(unflatten(flat), x)))
+        assert np.abs(seen[-1] - plain).max() > 1e-3
+    assert len({out.tobytes() for out in seen}) == len(plan.sites)
+
+
+def test_methods_and_options_reach_the_model(toy, adapted, x):
+    model = toy()
+    plan, variables = adapted(model, LORA)
+    apply_fn = attach(model, plan)
+    hidden = apply_fn(variables, x, method="hidden")
+    close(model.apply({"params": variables["params"]}, hidden, method=lambda m, h: m.head(h)), apply_fn(variables, x))
+    out, state = apply_fn(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    assert out.shape == (4, 5)
+    assert state
+
+
+def test_without_adapters_it_is_the_model(toy, base, x):
+    model = toy()
+    plan = make_plan(base(model), AdapterConfig("none"))
+    assert create(plan, jax.random.key(0)) == {}
+    variables = {"params": base(model)}
+    np.testing.assert_array_equal(attach(model, plan)(variables, x), model.apply(variables, x))
+    check(model, plan, variables, x)
+
+
+# --- traps ---
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_compiled_model_does_not_hide_the_adapters(toy, adapted, x, remat):
+    """An interceptor around an already compiled function is ignored (house.md, trap 1): ours is entered inside."""
+    model = toy(remat=remat)
+    plan, variables = adapted(model, LORA)
+    compiled = jax.jit(model.apply)
+    plain = compiled(variables, x)
+    assert np.abs(jax.jit(attach(model, plan))(variables, x) - plain).max() > 1e-2
+    np.testing.assert_array_equal(compiled(variables, x), plain)
+
+
+def test_plans_that_differ_in_options_alone_do_not_share_a_compilation(toy, adapted, x):
+    model, outs = toy(remat=True), []
+    for compression in ("sharing", "type2", "truncation"):
+        config = dataclasses.replace(MORA, mora=MoraConfig(compression))
+        plan, variables = adapted(model, config)
+        outs.append(attach(model, plan)(variables, x))
+        close(outs[-1], model.apply({"params": merge(variables, plan)}, x))
+    assert np.abs(outs[0] - outs[1]).max() > 1e-3
+
+
+def test_trials_side_by_side_equal_one_after_another(toy, adapted, compiled, main_config, x):
+    """vmap over adapters and scales on one shared base (house.md, section 3)."""
+    model = toy()
+    _, variables = adapted(model, main_config)
+    params, one = variables.pop("params"), compiled(model, main_config)
+    trials = jax.tree.map(lambda leaf: jnp.asarray(np.stack([leaf, 1.5 * leaf])), variables)
+    together = jax.jit(jax.vmap(lambda t: one({"params": params, **t}, x)))(trials)
+    for i in range(2):
+        close(together[i], one({"params": params, **jax.tree.map(lambda leaf, i=i: leaf[i], trials)}, x))
+
+
+def test_a_rank_padded_with_zeros_stays_what_it_was(toy, adapted, compiled, x):
+    """A smaller rank inside a larger one: same output, and no gradient where both A and B are zero."""
+    model, larger = toy(), dataclasses.replace(LORA, rank=4)
+    _, variables = adapted(model, LORA)
+    padded = {
+        path: np.pad(leaf, [(0, 0), (0, 0), (0, 2)] if path.endswith("/a") else [(0, 0), (0, 2), (0, 0)])
+        for path, leaf in flatten(variables["adapters"]).items()
+    }
+    wide = {**variables, "adapters": unflatten(padded)}
+    close(compiled(model, larger)(wide, x), compiled(model, LORA)(variables, x))
+    trainable, frozen = partition(wide)
+    grads = jax.grad(lambda t: (compiled(model, larger)(combine(t, frozen), x) ** 2).sum())(trainable)
+    for path, grad in flatten(grads).items():
+        assert not np.any(grad[..., 2:] if path.endswith("/a") else grad[:, 2:])
+
+
+# --- what goes wrong, in one line ---
+
+
+def test_check_passes_a_good_plan_and_traces_shapes_alone(toy, adapted, main_config, x):
+    model = toy()
+    plan, variables = adapted(model, main_config)
+    check(model, plan, jax.eval_shape(lambda: variables), jax.ShapeDtypeStruct(x.shape, x.dtype), method="hidden")
+    check(model, plan, variables, x, rngs={"dropout": jax.random.key(0)}, mutable=False)
+
+
+def test_check_finds_a_site_that_no_module_reads(toy, base, x):
+    model = toy()
+    params = {**base(model), "ghost": {"kernel": jnp.zeros((12, 12))}}
+    plan = make_plan(params, dataclasses.replace(LORA, targets=("query", "ghost")))
+    with pytest.raises(UserError, match=r"no module of the model reads the adapters at \['ghost'\]"):
+        check(model, plan, {"params": params, **create(plan, jax.random.key(0))}, x)
+
+
+def test_check_finds_a_module_that_this_call_skips(toy, adapted, x):
+    plan, variables = adapted(toy(), dataclasses.replace(LORA, targets=("head",)))
+    check(toy(), plan, variables, x)
+    with pytest.raises(UserError, match="'head'"):
+        check(toy(), plan, variables, x, method="hidden")
+
+
+def test_check_finds_adapters_of_another_plan(toy, adapted, base, x):
+    plan = make_plan(base(toy()), dataclasses.replace(LORA, targets=("query",)))
+    _, variables = adapted(toy(), LORA)
+    with pytest.raises(UserError, match=r"layers/attention/value/a.*another plan"):
+        check(toy(), plan, variables, x)
+
+
+def test_missing_adapters_are_named(toy, adapted, x):
+    plan, variables = adapted(toy(), LORA)
+    for name in ("adapters", "scales"):
+        rest = {k: v for k, v in variables.items() if k != name}
+        with pytest.raises(UserError, match=f"variables hold no '{name}/layers/attention/query/"):
+            attach(toy(), plan)(rest, x)
+
+
+def test_adapters_of_another_rank_are_refused(toy, adapted, x):
+    plan, _ = adapted(toy(), LORA)
+    _, variables = adapted(toy(), dataclasses.replace(LORA, rank=3))
+    with pytest.raises(UserError, match=r"query/a' has shape \(12, 3\) where the plan has \(12, 2\)"):
+        attach(toy(), plan)(variables, x)
+
+
+def test_a_kernel_that_is_no_stack_of_matrices_is_refused():
+    """Flax's split heads: kernel [width, heads, head] looks like `width` layers of [heads, head]."""
+
+    class Split(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.DenseGeneral((3, 4), name="query")(x)
+
+    x = jnp.ones((2, 3))
+    params = Split().init(jax.random.key(0), x)["params"]
+    plan = make_plan(params, AdapterConfig(rank=1, targets=("query",)))
+    with pytest.raises(UserError, match=r"no layers of an nn.scan.*adapter.exclude"):
+        check(Split(), plan, {"params": params, **create(plan, jax.random.key(0))}, x)
+
+
+class Forgetful(nn.Module):
+    """A scan that does not pass on what adapters need."""
+
+    collections: tuple[str, ...]
+    streams: tuple[str, ...] = ("params",)
+
+    @nn.compact
+    def __call__(self, x):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.Dense(12, name="up")(x), None
+
+        scan = nn.scan(
+            Layer,
+            variable_axes=dict.fromkeys(self.collections, 0),
+            split_rngs=dict.fromkeys(self.streams, True),
+            length=3,
+        )
+        return scan(name="layers")(x, None)[0]
+
+
+@pytest.mark.parametrize(("collections", "missing"), [(("params",), "adapters"), (("params", "adapters"), "scales")])
+def test_a_scan_that_hides_the_adapters_is_named(adapted, x, collections, missing):
+    model = Forgetful(collections)
+    plan, variables = adapted(model, LORA)
+    with pytest.raises(UserError, match=rf"{missing}/layers/up.*variable_axes of an nn.scan"):
+        check(model, plan, variables, x)
+
+
+def test_a_scan_that_hides_the_dropout_key_is_named(adapted, x):
+    """Dropout that silently does not act would be worse."""
+    collections = ("params", "adapters", "scales")
+    config = dataclasses.replace(LORA, dropout=0.5)
+    plan, variables = adapted(Forgetful(collections), config)
+    attach(Forgetful(collections), plan)(variables, x)
+    with pytest.raises(UserError, match=r"no dropout key reaches 'layers/up'.*split_rngs"):
+        attach(Forgetful(collections), plan)(variables, x, rngs={"dropout": jax.random.key(0)})
+    attach(Forgetful(collections, ("params", "dropout")), plan)(variables, x, rngs={"dropout": jax.random.key(0)})
