@@ -1,0 +1,1 @@
+"""One named mesh and the path rules that lay trees out on it."""

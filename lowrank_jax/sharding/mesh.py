@@ -1,0 +1,74 @@
+"""The one named mesh: axes data (batch), fsdp (batch and weights), tensor (weights)."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lowrank_jax.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 (at most once) takes what the others leave.
+
+    Attributes:
+      data: copies of the model, each with its share of the batch.
+      fsdp: the batch is split and every weight too; weights are gathered where they are used.
+      tensor: heads and hidden units are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
+    """The mesh over all devices (or those given).
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one of them may be -1")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {max(math.prod(sizes), fixed)} devices, "
+            f"{len(devices)} are here; set mesh.data=-1 or sizes whose product is {len(devices)}"
+        )
+    # Auto axes: make_mesh defaults to Explicit ones in jax 0.10, and flax's Embed raises under those.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Axis `axis` split over the batch axes, for arrays [..., batch, ...]."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Makes sure that a global batch splits into `accumulate` parts over the mesh.
+
+    Raises:
+      UserError: it does not; names the nearest batch sizes that do.
+    """
+    shares = accumulate * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % shares:
+        below = batch_size // shares * shares
+        raise UserError(
+            f"batch_size {batch_size} does not divide into {accumulate} accumulation steps x {shares // accumulate} "
+            f"batch shards of the mesh; use {f'{below} or ' if below else ''}{below + shares}"
+        )

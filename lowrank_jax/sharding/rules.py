@@ -1,0 +1,84 @@
+"""Path rules -> the PartitionSpec of every leaf; adapters inherit the axes of their kernel."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import first_match, flatten, unflatten
+from lowrank_jax.core.types import Rules, Tree
+
+# The spec of the last two axes [d_in, d_out]; a layer axis in front is never split. Column-parallel products split
+# their output, row-parallel ones their input, so one all-reduce a block is enough along "tensor".
+KERNEL_RULES: Rules = (
+    (r".*/(query|key|value|gate|up)/kernel", ("fsdp", "tensor")),
+    (r".*/(out|down)/kernel", ("tensor", "fsdp")),
+    (r"(.*/)?head/kernel", ("fsdp", "tensor")),
+    (r"(.*/)?embed/embedding", ("tensor", "fsdp")),
+    (r".*", ()),
+)
+
+
+def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = KERNEL_RULES) -> PartitionSpec:
+    """The PartitionSpec of the leaf at `path` ("params/...", "adapters/...", "scales/...").
+
+    LoRA's a [.., d_in, r] takes the kernel's input axis, its b [.., r, d_out] the output axis; MoRA's square and the
+    scales are whole on every device. An axis whose length the mesh does not divide stays whole.
+
+    Raises:
+      UserError: no rule matches the path.
+    """
+    collection, _, inner = path.partition("/")
+    module, _, name = inner.rpartition("/")
+    if collection == "adapters":
+        kernel = _axes(rules, f"{module}/kernel")
+        axes = {"a": (*kernel[:1], None), "b": (None, *kernel[1:])}.get(name, ()) if kernel else ()
+    elif collection == "scales":
+        axes = ()
+    else:
+        axes = _axes(rules, inner)
+    if not axes:
+        return PartitionSpec()
+    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+    kept = [axis if axis and length % mesh.shape[axis] == 0 else None for axis, length in zip(axes, shape, strict=True)]
+    return PartitionSpec(*kept)
+
+
+def _axes(rules: Rules, path: str) -> tuple[str | None, ...]:
+    axes = first_match(rules, path)
+    if axes is None:
+        raise UserError(f"no sharding rule matches {path!r}; end the rules with ('.*', ()) to keep the rest whole")
+    return axes
+
+
+def tree_shardings(tree: Tree, mesh: Mesh, rules: Rules = KERNEL_RULES) -> dict[str, Any]:
+    """The NamedSharding of every leaf of a variable tree ({"params": ..., "adapters": ..., "scales": ...})."""
+    return unflatten(
+        {p: NamedSharding(mesh, leaf_spec(p, leaf.shape, mesh, rules)) for p, leaf in flatten(tree).items()}
+    )
+
+
+def state_shardings(state: Any, trainable_shardings: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shardings of a training state: a leaf whose path ends in a trainable leaf's path takes that leaf's sharding.
+
+    An optimizer's moments mirror the trainable tree inside structures of its own, so their paths end alike; counters,
+    rates and keys match nothing and are whole on every device.
+    """
+    known = flatten(trainable_shardings)
+
+    def find(path, leaf):
+        keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        for start in range(len(keys)):
+            sharding = known.get("/".join(keys[start:]))
+            if sharding is not None:
+                return sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(find, state)
+
+
+def shard_tree(tree: Tree, mesh: Mesh, rules: Rules = KERNEL_RULES) -> dict[str, Any]:
+    """The tree laid out on the mesh by the rules."""
+    return jax.device_put(dict(tree), tree_shardings(tree, mesh, rules))

@@ -1,0 +1,91 @@
+"""The mesh and its path rules, on eight simulated devices: same numbers as on one, and the layout that was asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lowrank_jax import adapters
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.trees import partition
+from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, check_batch, make_mesh
+from lowrank_jax.sharding.rules import leaf_spec, shard_tree, state_shardings
+from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
+from lowrank_jax.train.schedule import ScheduleConfig, make_shape
+from lowrank_jax.train.state import init_state, trainable_rules
+from lowrank_jax.train.step import make_step, next_token_objective
+
+CONFIG = LlamaConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, tie_word_embeddings=False, max_position_embeddings=32,
+)  # fmt: skip
+
+
+def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
+    model = Llama(CONFIG)
+    tokens = jax.random.randint(jax.random.key(0), (16, 12), 0, 64)
+    params = model.init(jax.random.key(1), tokens)["params"]
+    plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=("all-linear",)))
+    variables = shard_tree({"params": params, **adapters.create(plan, jax.random.key(2))}, mesh)
+    learnt, frozen = partition(variables, trainable_rules(trainable))
+    tx = make_optimizer(OptimizerConfig(learning_rate=1e-2))
+    state = init_state(learnt, tx, 1e-2, 0)
+    layout = state_shardings(state, jax.tree.map(lambda x: x.sharding, learnt), mesh)
+    state = jax.device_put(state, layout)
+    step = make_step(
+        next_token_objective(adapters.attach(model, plan), 48), tx, make_shape(ScheduleConfig(), 10), accumulate
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+    batch = jax.device_put({"tokens": tokens, "weights": jnp.ones(tokens.shape)}, batch_sharding(mesh))
+    for _ in range(steps):
+        state, metrics = step(state, frozen, batch)
+    return state, metrics, frozen
+
+
+@pytest.mark.parametrize(("method", "trainable"), [("lora", "adapters"), ("mora", "adapters"), ("none", "full")])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_sharded_steps_equal_one_device(method, trainable, sizes):
+    alone, metrics_alone, _ = run(make_mesh(devices=jax.devices()[:1]), method, trainable)
+    state, metrics, frozen = run(make_mesh(MeshConfig(*sizes)), method, trainable)
+    np.testing.assert_allclose(metrics["loss"], metrics_alone["loss"], rtol=1e-5)
+    for path, leaf in flatten(state.trainable).items():
+        np.testing.assert_allclose(leaf, flatten(alone.trainable)[path], atol=2e-4, err_msg=path)
+    if trainable == "adapters" and sizes == (1, 4, 2):
+        query = frozen["params"]["layers"]["attention"]["query"]["kernel"]
+        assert query.addressable_shards[0].data.size * 8 == query.size
+
+
+def test_adapters_inherit_their_kernels_axes():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    assert leaf_spec("params/layers/mlp/up/kernel", (2, 32, 48), mesh) == P(None, "fsdp", "tensor")
+    assert leaf_spec("adapters/layers/mlp/up/a", (2, 32, 4), mesh) == P(None, "fsdp", None)
+    assert leaf_spec("adapters/layers/mlp/up/b", (2, 4, 48), mesh) == P(None, None, "tensor")
+    assert leaf_spec("adapters/layers/mlp/down/a", (2, 48, 4), mesh) == P(None, "tensor", None)
+    assert leaf_spec("adapters/layers/mlp/up/m", (2, 9, 9), mesh) == P()
+    assert leaf_spec("params/layers/mlp_norm/scale", (2, 32), mesh) == P()
+    # 33 does not divide by 2: that axis stays whole, the other is split
+    assert leaf_spec("params/layers/mlp/up/kernel", (2, 33, 48), mesh) == P(None, None, "tensor")
+
+
+def test_moments_lie_beside_their_leaves():
+    state, _, _ = run(make_mesh(MeshConfig(1, 4, 2)), "lora", steps=1)
+    shardings = flatten(jax.tree.map(lambda x: x.sharding.spec, state.trainable))
+    moments = state.opt_state[1].mu
+    assert flatten(jax.tree.map(lambda x: x.sharding.spec, moments)) == shardings
+    assert any(spec != P() for spec in shardings.values())
+
+
+def test_meshes_and_batches_that_do_not_fit():
+    with pytest.raises(UserError, match=r"needs 3 devices, 8 are here"):
+        make_mesh(MeshConfig(3, 1, 1))
+    with pytest.raises(UserError, match=r"one of them may be -1"):
+        make_mesh(MeshConfig(-1, -1, 1))
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    check_batch(mesh, 16, 2)
+    with pytest.raises(UserError, match=r"batch_size 10 does not divide.*use 8 or 16"):
+        check_batch(mesh, 10, 2)
+    with pytest.raises(UserError, match=r"no sharding rule matches"):
+        leaf_spec("params/odd", (2, 2), mesh, rules=((r"a", ()),))
