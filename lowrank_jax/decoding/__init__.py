@@ -1,0 +1,1 @@
+"""Text from a model: greedy decoding with a key/value cache."""

@@ -1,0 +1,1 @@
+"""Flax Linen models under canonical parameter names."""

@@ -1,0 +1,164 @@
+"""Rotary positions and grouped-query attention, with or without a key/value cache."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.types import Array
+from lowrank_jax.models.layers import Linear
+
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+class Attention(nn.Module):
+    """softmax(rot(Q) rot(K)^T / sqrt(head_dim)) V with K and V shared by groups of query heads, then a projection.
+
+    Projections are the Linears query, key, value, out; heads are flattened into their feature axis.
+
+    Attributes:
+      heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
+      dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
+      implementation: "auto", "xla" or "cudnn"; see `pick_implementation`.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: Array, rotary: tuple[Array, Array], allowed: Array | None, cache: dict | None, layer: Array | None
+    ) -> tuple[Array, dict | None]:
+        """Args:
+          x: [B, T, D].
+          rotary: (cos, sin) of `rotary_tables`.
+          allowed: bool, broadcastable to [B, 1, T, S], True where a query may look at a key; None is causal.
+          cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
+          layer: int32 scalar, this layer's row of the cache.
+
+        Returns:
+          [B, T, D] and the cache with this layer's T new keys and values written at `index` (which does not move).
+        """
+        query = self.project(x, self.heads, "query")
+        key = self.project(x, self.kv_heads, "key")
+        value = checkpoint_name(self.project(x, self.kv_heads, "value"), "value")
+        # Rotation is linear, so the backward pass needs only its output: that is what gets the name.
+        query = checkpoint_name(rotate(query, *rotary), "query")
+        key = checkpoint_name(rotate(key, *rotary), "key")
+        if cache is not None:
+            cache = write_cache(cache, layer, key, value)
+            key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
+        kernel = pick_implementation(
+            self.implementation, self.dtype, self.head_dim, masked=allowed is not None, cached=cache is not None
+        )
+        causal = allowed is None
+        y = jax.nn.dot_product_attention(query, key, value, mask=allowed, is_causal=causal, implementation=kernel)
+        if kernel == "xla":  # cuDNN's output is saved with its log-sum-exp, by primitive: a name would save it twice
+            y = checkpoint_name(y, "attention")
+        y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
+        return Linear(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="out")(y), cache
+
+    def project(self, x: Array, heads: int, name: str) -> Array:
+        """[B, T, D] -> [B, T, heads, head_dim] through the Linear called `name`."""
+        y = Linear(heads * self.head_dim, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x)
+        return y.reshape(*y.shape[:-1], heads, self.head_dim)
+
+
+def rotary_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """cos and sin of p theta^(-2j/head_dim), j < head_dim/2, float32, shaped to broadcast over heads.
+
+    Args:
+      positions: int [T] or [B, T].
+
+    Returns:
+      two arrays [..., T, 1, head_dim/2].
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates the pairs (x_j, x_{j + head_dim/2}) of [B, T, heads, head_dim] in float32: HF's half-split layout."""
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: int) -> Array | None:
+    """Where a query may look: at valid keys, no later than itself.
+
+    Args:
+      queries: number of queries, T.
+      mask: bool [B, S], the valid keys; None means all.
+      index: slot of the first query in the cache; None without a cache.
+      slots: S.
+
+    Returns:
+      bool [B or 1, 1, T, S]; None when it is plain causal. A left-padded row allows nothing at its padding: its
+      softmax is uniform, finite, and read by no one.
+    """
+    if mask is None and index is None:
+        return None
+    first = jnp.int32(0) if index is None else index
+    causal = jnp.arange(slots, dtype=jnp.int32) <= first + jnp.arange(queries, dtype=jnp.int32)[:, None]
+    allowed = causal[None, None]
+    return allowed if mask is None else allowed & mask[:, None, None, :]
+
+
+def write_cache(cache: dict, layer: Array, key: Array, value: Array) -> dict:
+    """The cache with key and value [B, T, kv_heads, head_dim] written at (layer, :, index)."""
+    zero = jnp.zeros_like(cache["index"])
+    start = (layer, zero, cache["index"], zero, zero)
+    new = {"key": key, "value": value}
+    written = {k: lax.dynamic_update_slice(cache[k], new[k][None].astype(cache[k].dtype), start) for k in new}
+    return {**cache, **written}
+
+
+def read_cache(stacked: Array, layer: Array) -> Array:
+    """One layer's [B, S, kv_heads, head_dim] of the stacked cache."""
+    return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+
+
+def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool) -> str:
+    """The kernel behind an attention name: "auto" is cuDNN's flash attention where it applies, else XLA.
+
+    It applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up to
+    128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA.
+
+    Raises:
+      UserError: an unknown name, or "cudnn" where it cannot run.
+    """
+    if name not in ATTENTION:
+        raise unknown_name("attention", name, ATTENTION)
+    if name == "xla" or cached or (name == "auto" and masked):
+        return "xla"
+    capability = compute_capability()
+    obstacle = None
+    if capability < 8:
+        obstacle = "an NVIDIA GPU of compute capability 8.0 or more"
+    elif jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        obstacle = f"bfloat16 or float16, not {jnp.dtype(dtype).name}"
+    elif head_dim % 8 or head_dim > (256 if capability == 9 else 128):
+        obstacle = f"head_dim to be a multiple of 8 up to 128 (256 on Hopper), not {head_dim}"
+    if obstacle and name == "cudnn":
+        raise UserError(f'attention "cudnn" needs {obstacle}; set attention to "auto" or "xla"')
+    return "xla" if obstacle else "cudnn"
+
+
+def compute_capability() -> float:
+    """Compute capability of the default NVIDIA GPU; 0 on other devices."""
+    if jax.default_backend() != "gpu":
+        return 0.0
+    try:
+        return float(jax.devices()[0].compute_capability)
+    except ValueError:  # AMD names an architecture ("gfx90a") here
+        return 0.0

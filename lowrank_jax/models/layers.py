@@ -1,0 +1,106 @@
+"""The named layers that models are made of: Linear, Embedding, RMSNorm."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax.core.types import Array
+
+KERNEL_INIT = nn.initializers.lecun_normal()
+EMBEDDING_INIT = nn.initializers.normal(0.02)
+
+
+class Linear(nn.Module):
+    """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
+
+    Attributes:
+      features: width of the output.
+      use_bias: adds a bias [features].
+      dtype: type of the product's operands.
+      param_dtype: type the kernel [in, features] is created in.
+      float32_output: accumulate into float32 and return it (logits); otherwise the output is `dtype`.
+    """
+
+    features: int
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    float32_output: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = matmul_float32(x, kernel, 0) if self.float32_output else x @ kernel
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class Embedding(nn.Module):
+    """A table [vocab_size, features]: read by row, or multiplied from the right as a tied head."""
+
+    vocab_size: int
+    features: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        self.embedding = self.param("embedding", EMBEDDING_INIT, (self.vocab_size, self.features), self.param_dtype)
+
+    def __call__(self, tokens: Array) -> Array:
+        """tokens int [...] -> [..., features]; an id past the table gives NaN, which stops a run, not a wrong row."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+
+    def logits(self, x: Array) -> Array:
+        """x E^T: [..., features] -> float32 [..., vocab_size]."""
+        return matmul_float32(x.astype(self.dtype), self.embedding.astype(self.dtype), 1)
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32 and returned in `dtype`."""
+
+    eps: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul_float32(x: Array, weight: Array, axis: int) -> Array:
+    """x [..., in] times weight ([in, out] for axis 0, [out, in] for axis 1), accumulated and returned in float32.
+
+    The cotangent is cast to bfloat16 when the operands are: jax would multiply float32 by bfloat16, which XLA widens
+    to a float32 product, about ten times slower on tensor cores. float16 keeps the wide product: a mean loss's
+    cotangents are below its range.
+    """
+    return lax.dot_general(x, weight, (((x.ndim - 1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _matmul_forward(x, weight, axis):
+    return matmul_float32(x, weight, axis), (x, weight)
+
+
+def _matmul_backward(axis, residuals, g):
+    x, weight = residuals
+    wide = jnp.bfloat16 if x.dtype == jnp.bfloat16 else jnp.float32
+    g, operand, table = g.astype(wide), x.astype(wide), weight.astype(wide)
+    dx = lax.dot_general(g, table, (((g.ndim - 1,), (1 - axis,)), ((), ())))
+    rows = tuple(range(x.ndim - 1))
+    left, right = (operand, g) if axis == 0 else (g, operand)
+    dweight = lax.dot_general(left, right, ((rows, rows), ((), ())))
+    return dx.astype(x.dtype), dweight.astype(weight.dtype)
+
+
+matmul_float32.defvjp(_matmul_forward, _matmul_backward)

@@ -1,0 +1,207 @@
+"""Llama: RMSNorm, rotary grouped-query attention and SwiGLU, scanned over layers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array
+from lowrank_jax.models.attention import Attention, allowed_keys, rotary_tables
+from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
+from lowrank_jax.models.stack import scan_layers
+
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a Llama, under HF's names.
+
+    num_key_value_heads defaults to num_attention_heads, head_dim to hidden_size / num_attention_heads.
+
+    Raises:
+      UserError: a count below 1, heads that do not divide, an odd head_dim.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rope_theta: float = 1e4
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 2048
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        for name in COUNTS:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads; "
+                    "change num_attention_heads or give head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if type(self.head_dim) is not int or self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"head_dim is {self.head_dim!r}; rotary positions need an even number of at least 2")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}; choose a divisor"
+            )
+        if not self.rope_theta > 0 or not self.rms_norm_eps > 0:
+            raise UserError(f"rope_theta {self.rope_theta} and rms_norm_eps {self.rms_norm_eps} must both be above 0")
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(W_gate x) * W_up x)."""
+
+    features: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gate = checkpoint_name(Linear(self.features, name="gate", **types)(x), "gate")
+        up = checkpoint_name(Linear(self.features, name="up", **types)(x), "up")
+        return Linear(x.shape[-1], name="down", **types)(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream is in the compute dtype."""
+
+    config: LlamaConfig
+    dtype: Any
+    param_dtype: Any
+    attention: str
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, dict | None], rotary: Any, allowed: Array | None, layer: Array | None):
+        c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x, cache = carry
+        heads = (c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+        attention = Attention(*heads, implementation=self.attention, name="attention", **types)
+        y = RMSNorm(c.rms_norm_eps, name="attention_norm", **types)(x)
+        y, cache = attention(y, rotary, allowed, cache, layer)
+        # Named after the sum: the backward pass needs the sum alone, to redo the norm.
+        x = checkpoint_name(x + y, "attention_out")
+        y = RMSNorm(c.rms_norm_eps, name="mlp_norm", **types)(x)
+        return (x + SwiGLU(c.intermediate_size, name="mlp", **types)(y), cache), None
+
+
+class Llama(nn.Module):
+    """tokens -> float32 logits.
+
+    Attributes:
+      config: the shape.
+      dtype: compute type; param_dtype: type that parameters are created in.
+      remat: what the backward pass recomputes, a name of `stack.REMAT`.
+      scan_unroll: layers per iteration of the compiled loop.
+      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+    """
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+    attention: str = "auto"
+
+    def setup(self):
+        c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
+        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
+        self.layers = layers(c, self.dtype, self.param_dtype, self.attention)
+        self.final_norm = RMSNorm(c.rms_norm_eps, **types)
+        if not c.tie_word_embeddings:
+            self.head = Linear(c.vocab_size, float32_output=True, **types)
+
+    def __call__(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
+        if cache is None:
+            return self.logits(self.hidden(tokens, positions, mask))
+        hidden, cache = self.hidden(tokens, positions, mask, cache)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
+          mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
+          cache: from `init_cache`; tokens fill its slots from index on, and its index moves on by T.
+
+        Raises:
+          UserError: more tokens than the model has positions.
+        """
+        c, (batch, length) = self.config, tokens.shape
+        if length > c.max_position_embeddings:
+            raise UserError(
+                f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
+            )
+        slots = length if cache is None else cache["key"].shape[2]
+        if mask is not None and mask.shape != (batch, slots):
+            raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
+        index = None if cache is None else cache["index"]
+        if positions is None:
+            positions = default_positions(length, mask, index)
+        rotary = rotary_tables(positions, c.head_dim, c.rope_theta)
+        allowed = allowed_keys(length, mask, index, slots)
+        numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+        (x, cache), _ = self.layers((self.embed(tokens), cache), rotary, allowed, numbers)
+        x = self.final_norm(x)
+        return x if cache is None else (x, {**cache, "index": index + length})
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
+        return self.embed.logits(hidden) if self.config.tie_word_embeddings else self.head(hidden)
+
+
+def default_positions(length: int, mask: Array | None, index: Array | None) -> Array:
+    """Positions of the tokens at slots index .. index + length: valid tokens before each; 0 at left padding."""
+    if mask is None:
+        positions = jnp.arange(length, dtype=jnp.int32)
+        return positions if index is None else positions + index
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    return positions if index is None else lax.dynamic_slice_in_dim(positions, index, length, axis=1)
+
+
+def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
+    """Empty key/value cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index": int32 0}.
+
+    Raises:
+      UserError: a length beyond the model's positions.
+    """
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"prompt and new tokens take {length} slots and the model has {config.max_position_embeddings} positions; "
+            "shorten the prompts, ask for fewer new tokens, or pad to a smaller multiple"
+        )
+    shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_dim)
+    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype), "index": jnp.zeros((), jnp.int32)}

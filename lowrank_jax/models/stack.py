@@ -1,0 +1,69 @@
+"""A stack of equal layers: one scan over stacked parameters, with rematerialisation by name."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+
+_policies = jax.checkpoint_policies
+
+# Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of `down` and of
+# the norms. The first only feeds the next block's input, which the scan keeps; the second are cheap functions of
+# saved values.
+PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up")
+
+
+def _flash_attention(primitive, *_, **__) -> bool:
+    """Saves what cuDNN's forward kernel returns, output and log-sum-exp: all that its backward kernel lacks."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+def _save(*names: str) -> Callable[..., bool]:
+    return _policies.save_from_both_policies(_policies.save_only_these_names(*names), _flash_attention)
+
+
+# What the forward pass keeps for the backward pass beside each block's input. Bytes a token a layer, with D width,
+# A heads * head_dim, H kv_heads * head_dim, F ffn width, N heads, s bytes a value; in brackets the LLaMA-2-7B shape in
+# bfloat16 with cuDNN attention. (XLA attention has no log-sum-exp: always recomputed are its T N weights a token.)
+POLICIES: dict[str, Callable[..., bool]] = {
+    # input alone: s D (8,192). Recomputes the whole block.
+    "full": _policies.nothing_saveable,
+    # and attention's output: s (D + A) + 4 N (16,512). Recomputes products and norms, not cuDNN's attention.
+    "attention": _save("attention"),
+    # and the products: s (2 D + 2 A + 2 H + 2 F) + 4 N (93,312). Recomputes norms, the activation, an adapter's x A.
+    "projections": _save(*PROJECTIONS),
+}
+REMAT = ("none", *POLICIES)
+
+
+def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll: int = 1) -> type[nn.Module]:
+    """The module class that applies `layers` copies of `block`, their variables stacked on axis 0.
+
+    Args:
+      block: module whose call is (carry, rotary, allowed, layer) -> (carry, None); rotary and allowed go to all
+        layers, layer is the layer's own number or None.
+      layers: how many.
+      remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
+      unroll: layers per iteration of the compiled loop.
+
+    Raises:
+      UserError: an unknown remat name; an unroll below 1.
+    """
+    if remat not in REMAT:
+        raise unknown_name("remat", remat, REMAT)
+    if unroll < 1:
+        raise UserError(f"scan_unroll is {unroll}; it must be at least 1")
+    if remat != "none":
+        # A loop keeps XLA from merging the recomputed values with the first ones; without a loop, barriers must.
+        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=unroll >= layers)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "adapters": 0, "scales": 0},
+        split_rngs={"params": True, "dropout": True, "adapters": True},
+        in_axes=(nn.broadcast, nn.broadcast, 0),
+        length=layers,
+        unroll=min(unroll, layers),
+    )

@@ -1,0 +1,148 @@
+"""Rotary positions, masks, the cache, and the choice of kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.models import attention
+from lowrank_jax.models.attention import Attention, allowed_keys, pick_implementation, rotary_tables, rotate
+
+
+def test_rotation_is_the_complex_product():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32)
+    positions = np.array([0, 1, 2, 7, 300])
+    turned = np.asarray(rotate(jnp.asarray(x), *rotary_tables(jnp.asarray(positions), 8, 1e4)))
+    z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, None, None] * 1e4 ** (-np.arange(4) / 4))
+    np.testing.assert_allclose(turned, np.concatenate([z.real, z.imag], -1), atol=2e-5)
+
+
+def test_rotated_products_depend_on_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
+
+    def product(i, j):
+        left, right = (rotate(x, *rotary_tables(jnp.array([p]), 16, 1e4)) for x, p in ((q, i), (k, j)))
+        return jnp.sum(left * right)
+
+    np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
+
+
+def test_rotation_of_bfloat16_is_computed_in_float32():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8), jnp.bfloat16)
+    tables = rotary_tables(jnp.array([0, 50, 500, 4000]), 8, 1e4)
+    wide = rotate(x.astype(jnp.float32), *tables).astype(jnp.bfloat16)
+    assert (rotate(x, *tables) == wide).all()
+
+
+def layer(implementation="xla", **kwargs):
+    module = Attention(heads=4, kv_heads=2, head_dim=8, implementation=implementation, **kwargs)
+    x = jax.random.normal(jax.random.key(1), (2, 6, 24))
+    rotary = rotary_tables(jnp.arange(6), 8, 1e4)
+    variables = jax.jit(module.init)(jax.random.key(0), x, rotary, None, None, None)
+    return module, variables, x, rotary
+
+
+def test_equals_attention_written_out_with_repeated_heads():
+    module, variables, x, rotary = layer()
+    p = {name: leaf["kernel"] for name, leaf in variables["params"].items()}
+    q, k, v = ((x @ p[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
+    q, k, v = rotate(q, *rotary), jnp.repeat(rotate(k, *rotary), 2, 2), jnp.repeat(v, 2, 2)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(8)
+    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf))
+    want = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(2, 6, 32) @ p["out"]
+    got, cache = module.apply(variables, x, rotary, None, None, None)
+    assert cache is None
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_a_fully_masked_row_is_finite_forward_and_backward():
+    module, variables, x, rotary = layer()
+    allowed = allowed_keys(6, jnp.array([[False] * 3 + [True] * 3, [False] * 6]), None, 6)
+
+    def total(variables):
+        return jnp.square(module.apply(variables, x, rotary, allowed, None, None)[0]).sum()
+
+    value, grads = jax.value_and_grad(total)(variables)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_padding_does_not_reach_valid_positions():
+    module, variables, x, rotary = layer()
+    allowed = allowed_keys(6, jnp.array([[False] * 2 + [True] * 4] * 2), None, 6)
+    other = x.at[:, :2].set(100.0)
+    one, two = (module.apply(variables, y, rotary, allowed, None, None)[0] for y in (x, other))
+    np.testing.assert_array_equal(one[:, 2:], two[:, 2:])
+    assert not np.allclose(one[:, :2], two[:, :2])
+
+
+def test_allowed_keys_in_a_cache():
+    assert allowed_keys(3, None, None, 3) is None
+    mask = jnp.array([[False, True, True, True, True]])
+    want = [[False, True, True, False, False], [False, True, True, True, False]]
+    np.testing.assert_array_equal(allowed_keys(2, mask, jnp.int32(2), 5)[0, 0], want)
+    np.testing.assert_array_equal(allowed_keys(2, None, jnp.int32(0), 3)[0, 0], [[1, 0, 0], [1, 1, 0]])
+
+
+def test_cached_pieces_equal_the_whole():
+    module, variables, x, _ = layer()
+    want, _ = module.apply(variables, x, rotary_tables(jnp.arange(6), 8, 1e4), None, None, None)
+    cache = {name: jnp.full((3, 2, 7, 2, 8), jnp.nan) for name in ("key", "value")}
+    cache = jax.tree.map(lambda leaf: leaf.at[1].set(0), cache) | {"index": jnp.int32(0)}
+    parts = []
+    for start, stop in ((0, 3), (3, 4), (4, 6)):
+        rotary = rotary_tables(jnp.arange(start, stop), 8, 1e4)
+        allowed = allowed_keys(stop - start, None, cache["index"], 7)
+        y, cache = module.apply(variables, x[:, start:stop], rotary, allowed, cache, jnp.int32(1))
+        cache["index"] += stop - start
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=1e-6)
+    assert np.isnan(cache["key"][jnp.array([0, 2])]).all()  # other layers' rows are untouched
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "dtype", "head_dim", "masked", "cached", "want"),
+    [
+        (9.0, "auto", jnp.bfloat16, 128, False, False, "cudnn"),
+        (9.0, "auto", jnp.float16, 256, False, False, "cudnn"),
+        (8.0, "auto", jnp.bfloat16, 256, False, False, "xla"),
+        (9.0, "auto", jnp.float32, 128, False, False, "xla"),
+        (9.0, "auto", jnp.bfloat16, 12, False, False, "xla"),
+        (9.0, "auto", jnp.bfloat16, 128, True, False, "xla"),
+        (9.0, "auto", jnp.bfloat16, 128, False, True, "xla"),
+        (7.5, "auto", jnp.bfloat16, 128, False, False, "xla"),
+        (0.0, "auto", jnp.bfloat16, 128, False, False, "xla"),
+        (9.0, "xla", jnp.bfloat16, 128, False, False, "xla"),
+        (9.0, "cudnn", jnp.bfloat16, 128, True, False, "cudnn"),
+        (9.0, "cudnn", jnp.bfloat16, 128, True, True, "xla"),
+    ],
+)
+def test_choice_of_kernel(monkeypatch, capability, name, dtype, head_dim, masked, cached, want):
+    monkeypatch.setattr(attention, "compute_capability", lambda: capability)
+    assert pick_implementation(name, dtype, head_dim, masked=masked, cached=cached) == want
+
+
+def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="flash"):
+        pick_implementation("flash", jnp.bfloat16, 64, masked=False, cached=False)
+    for capability, dtype, head_dim, message in (
+        (0.0, jnp.bfloat16, 64, "NVIDIA GPU"),
+        (9.0, jnp.float32, 64, "not float32"),
+        (9.0, jnp.bfloat16, 20, "multiple of 8"),
+    ):
+        monkeypatch.setattr(attention, "compute_capability", lambda capability=capability: capability)
+        with pytest.raises(UserError, match=message):
+            pick_implementation("cudnn", dtype, head_dim, masked=False, cached=False)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+def test_cudnn_equals_xla():
+    module, variables, x, rotary = layer("auto", dtype=jnp.bfloat16)
+    plain = layer("xla", dtype=jnp.bfloat16)[0]
+
+    def gradient(module):
+        return jax.grad(lambda v: jnp.square(module.apply(v, x, rotary, None, None, None)[0]).sum())(variables)
+
+    for one, two in zip(jax.tree.leaves(gradient(module)), jax.tree.leaves(gradient(plain)), strict=True):
+        assert np.abs(one - two).max() < 0.03 * np.abs(two).max()

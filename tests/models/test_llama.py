@@ -1,0 +1,241 @@
+"""Llama against transformers' LlamaForCausalLM, its parameter counts, its types and its complaints."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import cast, count
+from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.llama import Llama, LlamaConfig, init_cache
+from lowrank_jax.models.registry import MODELS, get_model
+
+TOY = LlamaConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=64,
+)
+NAMES = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.o_proj",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}
+
+
+def from_torch(config, state):
+    """A transformers state dict as our parameters, written independently of interop's table."""
+    state = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+
+    def stack(name):
+        return np.stack([state[f"model.layers.{i}.{name}.weight"] for i in range(config.num_hidden_layers)])
+
+    flat = {f"layers/{ours}/kernel": stack(theirs).swapaxes(1, 2) for ours, theirs in NAMES.items()}
+    flat["layers/attention_norm/scale"] = stack("input_layernorm")
+    flat["layers/mlp_norm/scale"] = stack("post_attention_layernorm")
+    flat["embed/embedding"] = state["model.embed_tokens.weight"]
+    flat["final_norm/scale"] = state["model.norm.weight"]
+    if not config.tie_word_embeddings:
+        flat["head/kernel"] = state["lm_head.weight"].T
+    return {"params": unflatten({path: jnp.asarray(leaf) for path, leaf in flat.items()})}
+
+
+def torch_llama(config, seed=0):
+    """The original at random weights with uneven norms, so that a dropped norm scale shows."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k != "rope_theta"}
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    hf = transformers.LlamaConfig(**fields, **special, rope_parameters=rope, attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(hf).float().eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name:
+                p.uniform_(0.5, 1.5)
+            else:
+                p.normal_(0, 0.2)
+    return model
+
+
+def variables_of(config, seed=0):
+    return jax.jit(Llama(config).init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+
+
+LAYOUTS = {
+    "grouped": {},
+    "one": {"num_attention_heads": 1, "num_key_value_heads": 1},
+    "all": {"num_key_value_heads": 4},
+    "shared": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "wide-heads": {"head_dim": 12, "rope_theta": 1e5, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_equal_transformers(layout, padding):
+    torch = pytest.importorskip("torch")
+    config = dataclasses.replace(TOY, head_dim=None) if layout == "one" else TOY
+    config = dataclasses.replace(config, **{"head_dim": None, **LAYOUTS[layout]})
+    original = torch_llama(config)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (3, 13))
+    lengths = np.array([13, 9, 4]) if padding != "none" else np.array([13, 13, 13])
+    mask = np.arange(13) < lengths[:, None]
+    mask = mask[:, ::-1].copy() if padding == "left" else mask
+    with torch.no_grad():
+        positions = np.maximum(mask.cumsum(1) - 1, 0)
+        theirs = original(
+            input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
+        ).logits.numpy()
+    given = None if padding == "none" else jnp.asarray(mask)
+    ours = Llama(config).apply(from_torch(config, original.state_dict()), jnp.asarray(tokens), mask=given)
+    assert ours.dtype == jnp.float32
+    assert np.isfinite(ours).all()
+    assert np.abs(ours - theirs)[mask].max() / np.abs(theirs[mask]).max() < 1e-5
+
+
+def test_right_padding_needs_no_mask():
+    variables, tokens = variables_of(TOY), jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+    mask = jnp.arange(9) < jnp.array([[9], [5]])
+    plain, masked = (Llama(TOY).apply(variables, tokens, mask=m) for m in (None, mask))
+    np.testing.assert_allclose(plain[1, :5], masked[1, :5], atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_equal_transformers(tied):
+    torch = pytest.importorskip("torch")
+    config = dataclasses.replace(TOY, tie_word_embeddings=tied)
+    original = torch_llama(config)
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (2, 11))
+    original(input_ids=torch.tensor(tokens), labels=torch.tensor(tokens)).loss.backward()
+    theirs = from_torch(config, {name: p.grad for name, p in original.named_parameters()})["params"]
+
+    def loss(params):
+        logits = Llama(config).apply({"params": params}, jnp.asarray(tokens))[:, :-1]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(tokens)[:, 1:, None], -1).mean()
+
+    ours = jax.grad(loss)(from_torch(config, original.state_dict())["params"])
+    for path, leaf in flatten(theirs).items():
+        np.testing.assert_allclose(flatten(ours)[path], leaf, atol=2e-5 * np.abs(leaf).max(), err_msg=path)
+
+
+def test_parameters_of_the_registered_models():
+    shapes = {
+        name: jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+        for name, config in MODELS.items()
+    }
+    assert count(shapes["llama2-7b"]) == 6_738_415_616
+    assert count(shapes["smollm2-135m"]) == 134_515_008
+    assert 3e6 < count(shapes["pico-llama"]) < 4e6
+    assert "head" in shapes["llama2-7b"]
+    assert "head" not in shapes["smollm2-135m"]
+    paths = flatten(shapes["toy-llama"])
+    assert paths["layers/attention/key/kernel"].shape == (2, 32, 16)
+    assert paths["layers/mlp/down/kernel"].shape == (2, 48, 32)
+    assert paths["embed/embedding"].shape == (259, 32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_runs_close_to_float32_and_gives_float32_logits(tied):
+    config = dataclasses.replace(TOY, tie_word_embeddings=tied)
+    variables, tokens = variables_of(config), jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+    half = cast(variables, jnp.bfloat16)
+
+    def loss(variables, dtype):
+        return jnp.square(Llama(config, dtype=dtype).apply(variables, tokens)).mean()
+
+    logits = Llama(config, dtype=jnp.bfloat16).apply(half, tokens)
+    assert logits.dtype == jnp.float32
+    full = Llama(config).apply(variables, tokens)
+    assert np.abs(logits - full).max() < 0.05 * np.abs(full).max()
+    g16, g32 = jax.grad(loss)(half, jnp.bfloat16), jax.grad(loss)(variables, jnp.float32)
+    for path, leaf in flatten(g16).items():
+        assert leaf.dtype == jnp.bfloat16
+        other = flatten(g32)[path]
+        assert np.abs(leaf.astype(jnp.float32) - other).max() < 0.1 * np.abs(other).max(), path
+
+
+def test_types_never_promote_by_themselves(monkeypatch):
+    library = jax.numpy_dtype_promotion("standard")(jax.nn.dot_product_attention)  # it promotes bfloat16 by itself
+    monkeypatch.setattr(jax.nn, "dot_product_attention", library)
+    variables, tokens = cast(variables_of(TOY), jnp.bfloat16), jnp.ones((2, 5), jnp.int32)
+    with jax.numpy_dtype_promotion("strict"):
+        model = Llama(TOY, dtype=jnp.bfloat16, remat="projections")
+        logits = jax.eval_shape(model.apply, variables, tokens, mask=jnp.ones((2, 5), bool))
+        cache = init_cache(TOY, 2, 8, jnp.bfloat16)
+        _, after = jax.eval_shape(model.apply, variables, tokens, mask=jnp.ones((2, 8), bool), cache=cache)
+    assert logits.dtype == jnp.float32
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), cache)
+
+
+def test_hidden_then_logits_is_the_call():
+    variables, tokens = variables_of(TOY), jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    hidden = Llama(TOY).apply(variables, tokens, method="hidden")
+    assert hidden.shape == (2, 5, 32)
+    last = Llama(TOY).apply(variables, hidden[:, -1], method="logits")
+    np.testing.assert_allclose(last, Llama(TOY).apply(variables, tokens)[:, -1], atol=1e-6)
+
+
+def test_an_id_past_the_vocabulary_is_not_read_as_another_token():
+    assert np.isnan(Llama(TOY).apply(variables_of(TOY), jnp.array([[3, 61]]))[0, 1]).all()
+
+
+def test_too_long_sequences_are_refused():
+    with pytest.raises(UserError, match="65 tokens exceed the model's 64 positions"):
+        jax.eval_shape(Llama(TOY).init, jax.random.key(0), jnp.zeros((1, 65), jnp.int32))
+    with pytest.raises(UserError, match="65 slots"):
+        init_cache(TOY, 1, 65, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ({"head_dim": None, "hidden_size": 30}, "hidden_size 30 does not divide into 4 heads"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"vocab_size": 10.5}, "vocab_size is 10.5"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TOY, **change)
+
+
+def test_unknown_names_name_the_nearest():
+    with pytest.raises(UserError, match="did you mean llama2-7b"):
+        get_model("llama-7b")
+    for field, message in (("remat", "projections"), ("attention", "cudnn")):
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(Llama(TOY, **{field: message[:-1]}).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+
+
+@pytest.mark.parametrize("remat", ["none", "projections"])
+def test_every_projection_is_a_linear_with_its_own_path(remat):
+    seen = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, Linear) and context.method_name == "__call__":
+            seen.append("/".join(context.module.path))
+        return call(*args, **kwargs)
+
+    variables = variables_of(TOY)
+    with nn.intercept_methods(record):
+        jax.eval_shape(Llama(TOY, remat=remat).apply, variables, jnp.zeros((1, 4), jnp.int32))
+    assert set(seen) == {f"layers/{name}" for name in NAMES} | {"head"}
+    assert {f"{path}/kernel" for path in seen} <= set(flatten(variables["params"]))
