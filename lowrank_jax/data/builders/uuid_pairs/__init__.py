@@ -1,0 +1,1 @@
+"""The uuid_pairs data set."""

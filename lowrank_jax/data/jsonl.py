@@ -1,0 +1,105 @@
+"""A user's own data: JSON lines with "text", or with "prompt" and "completion"; plain, .gz or .xz."""
+
+import gzip
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lowrank_jax.core.errors import UserError
+
+KINDS = {"text": ("text",), "completion": ("prompt", "completion")}
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+class JsonLines:
+    """Random access to the rows of one or several files, read whole and checked at once, so before any long work.
+
+    A row is an object with the string "text", or with the strings "prompt" and "completion"; other keys are left out.
+    All rows must be of one kind. An empty prompt is allowed; empty text and an empty completion are not.
+
+    Args:
+      paths: one path or several; the suffix .gz or .xz says how each is packed.
+
+    Raises:
+      UserError: a file that is missing or damaged, or a row that is none of the above: names file, line and remedy.
+    """
+
+    def __init__(self, paths: str | os.PathLike | Sequence[str | os.PathLike]):
+        self.paths = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+        if not self.paths:
+            raise UserError("no data file given; set path to one or more .jsonl, .jsonl.gz or .jsonl.xz files")
+        self.kind, self._rows, self._places = "", [], []
+        for path in self.paths:
+            before = len(self._rows)
+            for number, line in _lines(path):
+                where = f"{path}, line {number}"
+                kind, row = _row(where, line)
+                if self.kind and kind != self.kind:
+                    raise UserError(
+                        f"{where}: has {_quoted(KINDS[kind])}, the rows before have {_quoted(KINDS[self.kind])}; "
+                        "keep the two kinds in separate runs"
+                    )
+                self.kind = kind
+                self._rows.append(row)
+                self._places.append((path, number))
+            if len(self._rows) == before:
+                raise UserError(f'{path}: has no rows; each line needs an object such as {{"text": "..."}}')
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return self._rows[index]
+
+    def place(self, index: int) -> str:
+        """Where row `index` stands, for messages."""
+        path, number = self._places[index]
+        return f"{path}, line {number}"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of each line that is not blank."""
+    number = 0
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:  # -sig: a BOM is no text
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the data path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}, after line {number}: cannot be read ({error}); fetch the file again") from error
+
+
+def _row(where: str, line: str) -> tuple[str, dict[str, str]]:
+    """(kind, the row's known keys)."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); write one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: is a JSON {type(row).__name__}, not an object; write {{"text": "..."}}')
+    kinds = [kind for kind, keys in KINDS.items() if all(key in row for key in keys)]
+    if len(kinds) != 1:
+        found = _quoted(list(row)[:5]) or "no key"
+        raise UserError(f'{where}: needs either the key "text" or both "prompt" and "completion"; found {found}')
+    kept = {key: row[key] for key in KINDS[kinds[0]]}
+    for key, value in kept.items():
+        if not isinstance(value, str):
+            raise UserError(f'{where}: "{key}" is a {type(value).__name__}, not a string; put it in quotes')
+        if not value and key != "prompt":
+            raise UserError(f'{where}: "{key}" is empty; remove the row')
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f'{where}: "{key}" holds half of a surrogate pair (\\ud800-\\udfff); remove it') from None
+    return kinds[0], kept
+
+
+def _quoted(keys) -> str:
+    return ", ".join(f'"{key}"' for key in keys)

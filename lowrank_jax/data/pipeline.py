@@ -1,0 +1,184 @@
+"""Examples -> batches: a deterministic, resumable stream over a random-access source, cut into shares per process."""
+
+import collections
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Random access to examples; a source that also has `__getitems__(indices)` is read in one call per batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Batches:
+    """Iterator of batches: shuffled anew in each epoch, each a dict of stacked arrays [batch_size / processes, ...].
+
+    The order is grain's: `range(n).seed(seed).shuffle().repeat(epochs).batch(batch_size)`. Grain orders indices and the
+    rows are then read and mapped here, so a process reads only its own rows, in one call, and row j of the global batch
+    is the same example whatever the number of processes: process p holds rows [p, p + 1) * batch_size / processes.
+
+    Epochs run on without a break: a batch may span two of them, and a source smaller than a batch gives each of its
+    examples several times per batch. With finite `epochs` the last incomplete batch is left out. Grain's shuffle takes
+    about 16 ms per epoch of a source, however small (65 ms for 10,000 examples); the read-ahead hides it.
+
+    The cursor (`get_state`) counts the batches that were handed out, not those read ahead, so a checkpoint that is
+    taken after step k resumes with batch k.
+
+    Args:
+      source: the examples.
+      features: example -> dict of arrays of one shape for all examples.
+      batch_size: examples per global batch.
+      seed: of the shuffle, at least 0.
+      shuffle: False gives the source's order in every epoch.
+      epochs: None repeats for ever.
+      process_index, process_count: which share of each batch; of jax.process_index() and jax.process_count().
+      prefetch: batches read ahead on one thread; 0 reads in the caller's.
+
+    Raises:
+      UserError: grain is missing, the source is empty, the batch does not divide over the processes, or finite epochs
+        hold no whole batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        features: Callable[[Any], Mapping[str, np.ndarray]],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = 2,
+    ):
+        self._rows = _share(batch_size, process_index, process_count)
+        if len(source) == 0:
+            raise UserError("the data set is empty: there is nothing to train on")
+        if epochs is not None and epochs * len(source) < batch_size:
+            raise UserError(
+                f"{epochs} epoch(s) of {len(source)} examples fill no batch of {batch_size}; "
+                "lower batch_size, or leave epochs unset to repeat the data"
+            )
+        self._source, self._features = source, features
+        self._identity = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        order = _grain().MapDataset.range(len(source)).seed(seed)
+        order = (order.shuffle() if shuffle else order).repeat(epochs)
+        self._order = order.batch(batch_size, drop_remainder=True)
+        self._batches = math.inf if epochs is None else epochs * len(source) // batch_size
+        self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(1, "batches") if prefetch else None
+        self._pending: collections.deque = collections.deque()  # futures of batches [consumed, consumed + prefetch]
+        self._consumed = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._consumed >= self._batches:
+            raise StopIteration
+        if self._pool is None:
+            batch = self.batch(self._consumed)
+        else:
+            while len(self._pending) <= self._prefetch:
+                self._pending.append(self._pool.submit(self.batch, self._consumed + len(self._pending)))
+            batch = self._pending[0].result()
+            self._pending.popleft()
+        self._consumed += 1
+        return batch
+
+    def batch(self, number: int) -> Batch:
+        """This process's rows of global batch `number`, counted from 0; leaves the cursor alone."""
+        indices = self._order[number][self._rows] if number < self._batches else []
+        return _stack([self._features(example) for example in _read(self._source, indices)])
+
+    def get_state(self) -> dict[str, int]:
+        """The cursor, as JSON-able numbers."""
+        return {"batches": self._consumed, **self._identity}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Continues at a saved cursor; the number of processes may differ from the run that saved it.
+
+        Raises:
+          UserError: the cursor is of another source length, batch size, seed or order.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"the data cursor was saved with {name}={state.get(name)}, this run has {name}={value}; "
+                    "restore that setting, or start a new run"
+                )
+        self._drop_pending()
+        self._consumed = int(state["batches"])
+
+    def close(self) -> None:
+        """Drops what was read ahead and ends the thread."""
+        self._drop_pending()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _drop_pending(self) -> None:
+        for future in self._pending:
+            future.cancel()
+        self._pending.clear()
+
+
+def one_pass(
+    source: Source,
+    features: Callable[[Any], Mapping[str, np.ndarray]],
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example once, in order, for evaluation; the last batch is filled with rows of zeros, so of zero weights.
+
+    Args: as `Batches`; every process gets the same number of batches.
+    """
+    rows = _share(batch_size, process_index, process_count)
+    for start in range(0, len(source), batch_size):
+        indices = np.arange(start, start + batch_size)[rows]
+        present = [int(i) for i in indices if i < len(source)]
+        batch = _stack([features(e) for e in _read(source, present or [0])])
+        filled = {name: np.zeros((len(indices), *value.shape[1:]), value.dtype) for name, value in batch.items()}
+        for name, value in batch.items():
+            filled[name][: len(present)] = value[: len(present)]
+        yield filled
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This process's rows of a global batch."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} does not divide over {process_count} process(es); use a positive multiple of it"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _read(source: Source, indices: Sequence[int]) -> Sequence[Any]:
+    indices = [int(i) for i in indices]
+    return source.__getitems__(indices) if hasattr(source, "__getitems__") else [source[i] for i in indices]
+
+
+def _stack(examples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]} if examples else {}
+
+
+def _grain():
+    try:
+        import grain
+    except ImportError as error:
+        raise UserError(f"the input pipeline needs grain ({error}); pip install 'grain>=0.2.18'") from error
+    return grain

@@ -1,0 +1,198 @@
+"""Text to ids and back: bytes, `tokenizers` files and sentencepiece, all without automatic special tokens."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowrank_jax.core.errors import UserError
+
+BYTE_CLASS = "ByteTokenizer"  # `tokenizer_class` in tokenizer_config.json of a byte-level base
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer; special ids are None when the vocabulary has none."""
+
+    name: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special ids are dropped."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0-255, then BOS 256, EOS 257, PAD 258."""
+
+    name = "bytes"
+    vocab_size = 259
+    bos_id, eos_id, pad_id = 256, 257, 258
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes of the text; a lone surrogate (JSON can hold one) becomes '?'."""
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the bytes; special ids are dropped, invalid UTF-8 becomes U+FFFD.
+
+        Raises:
+          ValueError: an id is outside 0-258.
+        """
+        ids = [int(i) for i in ids]
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"ids outside 0-{self.vocab_size - 1}: {wrong[:5]}")
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+class SubwordTokenizer:
+    """A `tokenizers.Tokenizer` without its automatic specials, truncation and padding.
+
+    Args:
+      tokenizer: the library's tokenizer; its truncation and padding are switched off here.
+      bos_id, eos_id, pad_id: special ids or None. Without a pad id the end id pads (padding is never scored).
+      name: for records and messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        pad_id: int | None = None,
+        name: str = "subwords",
+    ):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.backend = tokenizer
+        self.name = name
+        # Ids may have holes, so the highest id counts, not the number of tokens.
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special tokens are dropped."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece `tokenizer.model` (LLaMA-2's own file); needs the sentencepiece package."""
+
+    def __init__(self, path: str | Path):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise UserError(
+                f"{path} needs the sentencepiece package (pip install sentencepiece), or put a tokenizer.json beside it"
+            ) from None
+        self.name = Path(path).parent.name
+        try:
+            self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path} is not a sentencepiece model ({' '.join(str(error).split())[:120]})") from None
+        self.vocab_size = self.backend.vocab_size()
+        ids = self.backend.bos_id(), self.backend.eos_id(), self.backend.pad_id()
+        self.bos_id, self.eos_id, pad = (i if i >= 0 else None for i in ids)
+        self.pad_id = self.eos_id if pad is None else pad
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+        return self.backend.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; control tokens are dropped."""
+        return self.backend.decode([int(i) for i in ids])
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: bytes by name, else tokenizer.json, else sentencepiece's tokenizer.model.
+
+    Raises:
+      UserError: none is there, a file is damaged, or sentencepiece is needed and absent.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    if settings.get("tokenizer_class") == BYTE_CLASS:
+        return ByteTokenizer()
+    if (folder / "tokenizer.json").is_file():
+        return _load_subwords(folder, settings)
+    if (folder / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(folder / "tokenizer.model")
+    raise UserError(f"{folder} has no tokenizer.json or tokenizer.model; copy the base's tokenizer files into it")
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Writes what `load_tokenizer` (and transformers, for subwords) reads back.
+
+    Raises:
+      UserError: the tokenizer has no file form here (sentencepiece: copy its tokenizer.model).
+    """
+    folder = Path(folder)
+    if isinstance(tokenizer, ByteTokenizer):
+        settings = {"tokenizer_class": BYTE_CLASS}
+    elif isinstance(tokenizer, SubwordTokenizer):
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        settings = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        tokenizer.backend.save(str(folder / "tokenizer.json"))
+    else:
+        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its tokenizer.model into {folder}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer whose ids the model's embedding cannot look up.
+
+    Raises:
+      UserError: the tokenizer's vocabulary is larger than the model's.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
+            "use the tokenizer that belongs to this base"
+        )
+
+
+def _load_subwords(folder: Path, settings: dict[str, Any]) -> SubwordTokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception for every fault of the file
+        raise UserError(f"{folder / 'tokenizer.json'} cannot be read ({' '.join(str(error).split())[:120]})") from None
+
+    def special(name):
+        token = settings.get(f"{name}_token")
+        if isinstance(token, dict):  # older files write an AddedToken's fields
+            token = token.get("content")
+        found = None if token is None else backend.token_to_id(token)
+        if token is not None and found is None:
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in tokenizer.json")
+        return settings.get(f"{name}_token_id") if token is None else found
+
+    return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, over config.json's special ids where it names no tokens."""
+    merged: dict[str, Any] = {}
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{folder / name} is not JSON ({error})") from None
+        merged.update({key: value for key, value in found.items() if value is not None})
+    if isinstance(merged.get("eos_token_id"), list):  # Llama-3 style: several end ids; the first is the text's end
+        merged["eos_token_id"] = merged["eos_token_id"][0]
+    return merged

@@ -1,0 +1,62 @@
+"""Test settings that must stand before jax is imported: 8 simulated CPU devices, and one compilation cache per run."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+DEVICES = 8
+os.environ["JAX_PLATFORMS"] = "cpu"
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_force_host_platform_device_count={DEVICES}".strip()
+
+# The first process of the run makes the folder; xdist's workers and the tests' own subprocesses inherit its name.
+_RUN_FOLDER = None
+if "LOWRANK_JAX_TEST_FOLDER" not in os.environ:
+    _RUN_FOLDER = tempfile.mkdtemp(prefix="lowrank_jax_tests_")
+    os.environ["LOWRANK_JAX_TEST_FOLDER"] = _RUN_FOLDER
+_FOLDER = Path(os.environ["LOWRANK_JAX_TEST_FOLDER"])
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_FOLDER / "jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["TFDS_DATA_DIR"] = str(_FOLDER / "tfds")  # never the user's own
+
+
+def pytest_unconfigure():
+    """Removes the run's folder, in the process that made it."""
+    if _RUN_FOLDER is not None:
+        shutil.rmtree(_RUN_FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of public data sets: $LOWRANK_JAX_DATA, else shared/data beside the checkout; skips without it."""
+    folder = Path(os.environ.get("LOWRANK_JAX_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no data sets: set LOWRANK_JAX_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def subwords():
+    """A small byte-level BPE that splits digits and punctuation, as SmolLM2's does; 0 BOS, 1 EOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from lowrank_jax.data.tokenizers import SubwordTokenizer
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "face deed cafe babe bead dead beef the cat sat on the mat and ate a fig"
+    backend.train_from_iterator([text] * 4, trainer)
+    return SubwordTokenizer(backend, bos_id=0, eos_id=1, name="test-subwords")
