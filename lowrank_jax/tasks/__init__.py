@@ -1,0 +1,1 @@
+"""What a benchmark means: examples to features, loss, prompts and scores."""

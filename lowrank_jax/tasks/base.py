@@ -1,0 +1,106 @@
+"""What every task gives, and the one form of its examples: tokens, and the weight of each token as a target."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+
+Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]}
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A benchmark: examples to features.
+
+    weights[t] = 1 says that token t is a target, predicted from tokens[:t]; padding is on the right, with weight 0.
+    """
+
+    name: str
+    seq_len: int
+
+    def train_source(self) -> Sequence[Any]:
+        """Random access to the training examples."""
+
+    def features(self, example: Any) -> Features:
+        """One example as model input."""
+
+
+@runtime_checkable
+class GenerationTask(Task, Protocol):
+    """A task that is scored by decoding: `train.evaluate` decodes and hands the text back to `score`."""
+
+    max_new_tokens: int
+    stop_id: int | None
+
+    def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
+        """(prompt, target) texts, the same ones at every call."""
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The ids that decoding starts from: exactly those that stood before the target in training."""
+
+    def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+        """Metrics by name."""
+
+
+@runtime_checkable
+class LikelihoodTask(Task, Protocol):
+    """A task that is scored by the loss on held-out data."""
+
+    def validation_source(self) -> Sequence[Any] | None:
+        """Random access to the held-out examples, or None when there are none."""
+
+    def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
+        """Metrics of one whole pass over `validation_source`, from the summed loss in nats and the summed weights."""
+
+
+def make_features(
+    tokens: Sequence[int], weights: Sequence[float], seq_len: int, pad_id: int, *, truncate: bool = False
+) -> Features:
+    """Pads tokens and weights on the right to `seq_len`; the weight of position 0 is 0, as nothing precedes it.
+
+    Args:
+      tokens, weights: of one length; with truncate, what lies beyond `seq_len` is cut off.
+      seq_len: T.
+      pad_id: fills the rest, with weight 0.
+
+    Returns:
+      {"tokens": int32 [T], "weights": float32 [T]}.
+
+    Raises:
+      UserError: more than `seq_len` tokens, without truncate.
+    """
+    if len(tokens) != len(weights):
+        raise ValueError(f"{len(tokens)} tokens but {len(weights)} weights")
+    if len(tokens) > seq_len and not truncate:
+        raise UserError(f"an example has {len(tokens)} tokens, seq_len is {seq_len}; raise it or set truncate=True")
+    count = min(len(tokens), seq_len)
+    padded = np.full(seq_len, pad_id, np.int32)
+    padded[:count] = tokens[:count]
+    scored = np.zeros(seq_len, np.float32)
+    scored[1:count] = weights[1:count]
+    return {"tokens": padded, "weights": scored}
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The tokenizer's padding id; 0 where it has none, since padding on the right is neither read nor scored."""
+    return 0 if tokenizer.pad_id is None else tokenizer.pad_id
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple that is not below `length`."""
+    return -(-length // multiple) * multiple
+
+
+def check_score_input(predictions: Sequence[str], targets: Sequence[str]) -> None:
+    """Raises ValueError unless there is one prediction per target and at least one of each."""
+    if len(predictions) != len(targets) or not targets:
+        raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
+
+
+def check_config(config: Any, positive: Mapping[str, Any]) -> None:
+    """Raises UserError naming the first of `positive` ({field: value}) that is not a whole number above 0."""
+    for name, value in positive.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least 1")

@@ -1,0 +1,80 @@
+"""Next-token cross-entropy: sums over targets, whole or in chunks that never hold all logits at once."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.core.types import Array
+
+
+class LossSums(NamedTuple):
+    """Float32 sums over the targets of a batch; mean loss = loss / weight, token accuracy = correct / weight.
+
+    Sums and not means: they add up over chunks, accumulation steps and processes.
+    """
+
+    loss: Array  # sum of weight * -log p(target), in nats
+    weight: Array  # sum of weights
+    correct: Array  # sum of weight where the target is the most likely token
+
+
+def next_token_loss(logits: Array, tokens: Array, weights: Array) -> LossSums:
+    """Sum over t >= 1 of weights[t] (logsumexp(logits[t - 1]) - logits[t - 1, tokens[t]]).
+
+    Args:
+      logits: [B, T, V]; computed with in float32.
+      tokens: int [B, T].
+      weights: [B, T]; position 0 is never a target.
+    """
+    return _sums(logits[:, :-1], tokens[:, 1:], weights[:, 1:])
+
+
+def chunked_next_token_loss(
+    hidden: Array, logits_fn: Callable[[Array], Array], tokens: Array, weights: Array, chunk_tokens: int
+) -> LossSums:
+    """`next_token_loss(logits_fn(hidden), ...)`, in value and gradient, with one chunk of logits in memory at a time.
+
+    The backward pass computes each chunk's logits again (jax.checkpoint): one more product with the head, for
+    B T V floats less (8 x 512 x 32,000 in float32: 524 MB, and as much for their gradient).
+
+    Args:
+      hidden: [B, T, D], the input of the head.
+      logits_fn: [B, t, D] -> logits [B, t, V].
+      tokens, weights: as in `next_token_loss`.
+      chunk_tokens: about how many tokens a chunk holds, over the whole batch; 0 forms all logits at once.
+    """
+    batch, length, _ = hidden.shape
+    if not chunk_tokens or chunk_tokens >= batch * (length - 1):
+        return next_token_loss(logits_fn(hidden), tokens, weights)
+    # Chunks are cut along T, never along B: the batch axis is sharded over devices, and a chunk of rows would live on
+    # a few of them, so that each scan step would gather it. A cut through T keeps every device at work on its own rows.
+    count = -(-(length - 1) // max(1, -(-chunk_tokens // batch)))
+    size = -(-(length - 1) // count)  # equal chunks leave less padding than full ones and a short last one
+    padding = count * size - (length - 1)
+
+    def chunks(x):  # [B, T - 1, ...] -> [count, B, size, ...]
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))  # weight 0: the padding is no target
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add(sums, chunk):
+        hidden, targets, weights = chunk
+        return jax.tree.map(jnp.add, sums, _sums(logits_fn(hidden), targets, weights)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, _ = jax.lax.scan(
+        add, LossSums(zero, zero, zero), (chunks(hidden[:, :-1]), chunks(tokens[:, 1:]), chunks(weights[:, 1:]))
+    )
+    return sums
+
+
+def _sums(logits: Array, targets: Array, weights: Array) -> LossSums:
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    # Compared with an iota and not gathered: the gather's gradient is a scatter into a second [B, T, V] array, this one
+    # fuses with the softmax, and it needs no gather where the vocabulary is sharded.
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    correct = jnp.argmax(jax.lax.stop_gradient(logits), axis=-1) == targets
+    return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))

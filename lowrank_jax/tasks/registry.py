@@ -1,0 +1,34 @@
+"""Task names: the only list."""
+
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.text import TextConfig, TextTask
+from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
+
+TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask)}
+
+
+def task_config(name: str) -> type:
+    """The config dataclass of a task.
+
+    Raises:
+      UserError: no such task.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name][0]
+
+
+def build_task(name: str, config: Any, tokenizer: Any) -> Task:
+    """The task `name` over `tokenizer`.
+
+    Raises:
+      UserError: no such task, or a config of another one.
+    """
+    expected = task_config(name)
+    if not isinstance(config, expected):
+        raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
+    return TASKS[name][1](config, tokenizer)

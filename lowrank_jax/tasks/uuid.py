@@ -1,0 +1,120 @@
+"""Memorising random UUID pairs: "key:value", scored by digits of the value recalled from "key:" (MoRA, section 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.data.builders.uuid_pairs.pairs import load_pairs
+from lowrank_jax.data.packing import mark
+from lowrank_jax.tasks.base import Features, check_config, check_score_input, make_features, pad_id, round_up
+
+LOSS_ON = ("value", "all")
+LENGTH = 36  # characters of a UUID
+DIGITS = [i for i in range(LENGTH) if i not in (8, 13, 18, 23)]  # 32 hexadecimal digits; the rest are hyphens
+# Chance of the best guess that knows only the format: the version digit is always 4, the variant digit is one of 8, 9,
+# a, b, and 30 digits are free.
+CHANCE = (1 + 1 / 4 + 30 / 16) / 32  # 0.0977
+
+
+@dataclass(frozen=True)
+class UuidConfig:
+    """Which pairs, what is learnt of them, and how many are decoded at an evaluation.
+
+    Attributes:
+      pairs, seed: of `generate_pairs`.
+      loss_on: "value", the tokens after ":", or "all", as the official code does (a random key cannot be predicted: its
+        tokens keep the mean loss above 0).
+      add_bos, add_eos: marks around the text.
+      eval_pairs: pairs decoded at an evaluation; None decodes all.
+      data_dir: TFDS folder; None takes TFDS's default.
+    """
+
+    pairs: int = 64
+    seed: int = 0
+    loss_on: str = "value"
+    add_bos: bool = False
+    add_eos: bool = False
+    eval_pairs: int | None = None
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        check_config(self, {"pairs": self.pairs})
+        if self.loss_on not in LOSS_ON:
+            raise unknown_name("loss_on", self.loss_on, LOSS_ON)
+        if self.eval_pairs is not None:
+            check_config(self, {"eval_pairs": self.eval_pairs})
+            if self.eval_pairs > self.pairs:
+                raise UserError(f"eval_pairs={self.eval_pairs} is more than pairs={self.pairs}; lower eval_pairs")
+
+
+class UuidTask:
+    """The task over one tokenizer; encodes every pair once, to know the longest.
+
+    "key:" and the value are encoded apart and joined, in training too: what stands before the value is then exactly
+    the prompt of decoding, for any tokenizer. For bytes, and for subwords that split at punctuation (as GPT-2's and
+    SmolLM2's do), this equals encoding the whole text; sentencepiece puts its word-start mark before the value as well.
+    """
+
+    name = "uuid"
+
+    def __init__(self, config: UuidConfig, tokenizer: Any):
+        self.config, self.tokenizer = config, tokenizer
+        self._source = load_pairs(config.pairs, config.seed, config.data_dir)
+        self._bos = [mark(tokenizer, "bos")] if config.add_bos else []
+        self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
+        self.stop_id = self._eos[0] if config.add_eos else None
+        self._pairs = [(row["key"], row["value"]) for row in self._source.__getitems__(range(len(self._source)))]
+        self._encoded = {key: (self.prompt_tokens(key + ":"), tokenizer.encode(value)) for key, value in self._pairs}
+        values = [len(value) for _, value in self._encoded.values()]
+        longest = max(len(prompt) + len(value) for prompt, value in self._encoded.values()) + len(self._eos)
+        self.seq_len = round_up(longest, 8)
+        self.max_new_tokens = max(values)
+
+    def train_source(self) -> Sequence[dict[str, str]]:
+        """Rows {"key", "value"}; row i is pair i."""
+        return self._source
+
+    def features(self, example: dict[str, str]) -> Features:
+        """BOS? key : value EOS?, with weight 1 on the value (and EOS), or on everything but BOS and a first token."""
+        prompt, value = self._encoded[example["key"]]
+        target = value + self._eos
+        before = 0.0 if self.config.loss_on == "value" else 1.0
+        return make_features(
+            prompt + target, [before] * len(prompt) + [1.0] * len(target), self.seq_len, pad_id(self.tokenizer)
+        )
+
+    def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
+        """("key:", value) of `sample` pairs (default: eval_pairs, else all), evenly spaced over the data set.
+
+        The pairs are random, so even spacing is as fair as a draw, and is the same everywhere.
+        """
+        total = len(self._pairs)
+        count = min(sample or self.config.eval_pairs or total, total)
+        chosen = [self._pairs[i * total // count] for i in range(count)]
+        return [(key + ":", value) for key, value in chosen]
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """BOS? and the ids of "key:"."""
+        return self._bos + self.tokenizer.encode(prompt)
+
+    def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+        """`score_uuids`."""
+        return score_uuids(predictions, targets)
+
+
+def score_uuids(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """Character accuracy over the 32 digits of each value, and the rate of values that are right in full.
+
+    Prediction and target are compared place by place over the UUID's 36 characters; the hyphens' places do not count
+    towards the accuracy, a place that the prediction does not reach is wrong, and what follows the 36th is left out
+    (without EOS the model was never taught to stop). Chance is `CHANCE`, 9.77%.
+
+    Returns:
+      {"char_accuracy", "exact_match"}, both in [0, 1].
+    """
+    check_score_input(predictions, targets)
+    right = sum(p[i : i + 1] == t[i] for p, t in zip(predictions, targets, strict=True) for i in DIGITS)
+    exact = sum(p[:LENGTH] == t for p, t in zip(predictions, targets, strict=True))
+    return {"char_accuracy": right / (len(DIGITS) * len(targets)), "exact_match": exact / len(targets)}

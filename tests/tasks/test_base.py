@@ -1,0 +1,62 @@
+"""Features and the registry: padding, truncation, protocols, bad input."""
+
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task, make_features, pad_id, round_up
+from lowrank_jax.tasks.registry import TASKS, build_task, task_config
+from lowrank_jax.tasks.text import TextConfig
+from lowrank_jax.tasks.uuid import UuidConfig
+
+
+def test_features_are_padded_on_the_right_and_the_first_token_is_no_target():
+    made = make_features([5, 6, 7], [1, 1, 0.5], 5, 9)
+    assert made["tokens"].tolist() == [5, 6, 7, 9, 9] and made["tokens"].dtype == np.int32
+    assert made["weights"].tolist() == [0, 1, 0.5, 0, 0] and made["weights"].dtype == np.float32
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_features_of_edge_lengths(length):
+    made = make_features(range(length), [1] * length, 4, 9)
+    assert made["weights"].sum() == max(length - 1, 0)
+
+
+def test_long_examples_are_refused_or_cut():
+    with pytest.raises(UserError, match="has 5 tokens, seq_len is 4; raise it or set truncate=True"):
+        make_features(range(5), [1] * 5, 4, 9)
+    assert make_features(range(5), [1] * 5, 4, 9, truncate=True)["tokens"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="2 tokens but 1 weights"):
+        make_features([1, 2], [1], 4, 9)
+
+
+def test_small_helpers():
+    class Bare(ByteTokenizer):
+        pad_id = None
+
+    assert pad_id(ByteTokenizer()) == 258 and pad_id(Bare()) == 0
+    assert [round_up(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
+
+
+def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
+    configs = {"uuid": UuidConfig(pairs=2), "text": TextConfig(path=str(tmp_path / "a.jsonl"), seq_len=8)}
+    assert set(configs) == set(TASKS)
+    for name, config in configs.items():
+        task = build_task(name, config, ByteTokenizer())
+        assert isinstance(task, Task) and task.name == name and task_config(name) is type(config)
+        assert isinstance(task, GenerationTask) == (name == "uuid")
+        assert isinstance(task, LikelihoodTask) == (name == "text")
+        made = task.features(task.train_source()[0])
+        assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
+            "tokens": ((task.seq_len,), np.int32),
+            "weights": ((task.seq_len,), np.float32),
+        }
+
+
+def test_unknown_names_and_wrong_configs():
+    with pytest.raises(UserError, match="unknown task 'uid'; did you mean uuid"):
+        build_task("uid", UuidConfig(), ByteTokenizer())
+    with pytest.raises(UserError, match="task 'text' takes a TextConfig, got a UuidConfig"):
+        build_task("text", UuidConfig(), ByteTokenizer())

@@ -1,0 +1,145 @@
+"""The text task: windows and rows, what is scored, bytes of held-out text, and bad input."""
+
+import json
+import logging
+import math
+import time
+
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.tasks.text import TextConfig, TextTask
+
+BYTES = ByteTokenizer()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows, name="a.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write
+
+
+def everything(task, source):
+    return [task.features(source[i]) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("marks", [{}, {"add_bos": True}, {"add_eos": False}])
+def test_packed_windows_score_each_token_once(write, marks):
+    path = write([{"text": "hello world"}, {"text": "été"}])
+    task = TextTask(TextConfig(path=path, seq_len=6, **marks), BYTES)
+    made = everything(task, task.train_source())
+    bos, eos = ([256] if marks.get("add_bos") else []), ([257] if marks.get("add_eos", True) else [])
+    stream = [*bos, *b"hello world", *eos, *bos, *"été".encode(), *eos]
+    assert [int(t) for m in made for t in m["tokens"][m["weights"] == 1]] == stream[1:]
+    assert all(m["tokens"].shape == (6,) and m["weights"][0] == 0 for m in made)
+
+
+def test_rows_of_text_are_padded_and_scored_whole(write):
+    task = TextTask(
+        TextConfig(path=write([{"text": "abc"}, {"text": "de"}]), seq_len=8, packed=False, add_bos=True), BYTES
+    )
+    first, second = everything(task, task.train_source())
+    assert first["tokens"].tolist() == [256, 97, 98, 99, 257, 258, 258, 258]
+    assert first["weights"].tolist() == [0, 1, 1, 1, 1, 0, 0, 0] and second["weights"].sum() == 3
+
+
+@pytest.mark.parametrize("kind", ["bytes", "subwords"])
+def test_completion_rows_score_the_completion_and_eos(write, kind, subwords):
+    tokenizer = {"bytes": BYTES, "subwords": subwords}[kind]
+    path = write([{"prompt": "the cat: ", "completion": "sat on"}, {"prompt": "", "completion": "ate"}])
+    task = TextTask(TextConfig(path=path, seq_len=24, packed=False), tokenizer)
+    first, second = everything(task, task.train_source())
+    scored = first["tokens"][first["weights"] == 1].tolist()
+    assert scored == [*tokenizer.encode("sat on"), tokenizer.eos_id]
+    assert first["tokens"][: len(tokenizer.encode("the cat: "))].tolist() == tokenizer.encode("the cat: ")
+    assert second["weights"][0] == 0 and second["tokens"][second["weights"] == 1].tolist() == [
+        *tokenizer.encode("ate")[1:],
+        tokenizer.eos_id,
+    ]
+
+
+def test_long_rows_are_refused_at_the_start_or_cut(write, caplog):
+    rows = [
+        {"prompt": "ab", "completion": "cdef"},
+        {"prompt": "abcdefgh", "completion": "i"},
+        {"prompt": "a", "completion": "b"},
+    ]
+    path = write(rows)
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 1: has 7 tokens, seq_len is 5; raise seq_len or set truncate=True"
+    ):
+        TextTask(TextConfig(path=path, seq_len=5, packed=False), BYTES)
+    with caplog.at_level(logging.WARNING):
+        task = TextTask(TextConfig(path=path, seq_len=5, packed=False, truncate=True), BYTES)
+    assert "1 of 3 rows keep no target within seq_len" in caplog.text
+    first, second = everything(task, task.train_source())
+    assert first["tokens"].tolist() == [*b"abcde"] and first["weights"].tolist() == [0, 0, 1, 1, 1]
+    assert second["tokens"].tolist() == [*b"ab", 257, 258, 258] and second["weights"].tolist() == [0, 1, 1, 0, 0]
+    with pytest.raises(UserError, match="no row keeps a target within seq_len=2"):
+        TextTask(TextConfig(path=write(rows[:2]), seq_len=2, packed=False, truncate=True), BYTES)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "scored"),
+    [
+        ({}, [{"text": "abc"}, {"text": "été"}], "bcété"),  # the very first byte has nothing before it
+        ({"add_bos": True}, [{"text": "abc"}, {"text": "été"}], "abcété"),
+        ({"packed": False}, [{"text": "abc"}, {"text": "xyz"}], "bcyz"),
+        ({"packed": False, "add_bos": True}, [{"text": "abc"}, {"text": "été"}], "abcété"),
+        ({"packed": False}, [{"prompt": "q", "completion": "été"}], "été"),
+        ({"packed": False, "truncate": True, "seq_len": 4}, [{"prompt": "q", "completion": "abcdefg"}], "abc"),
+    ],
+)
+def test_held_out_loss_per_byte_counts_the_scored_bytes(write, config, rows, scored):
+    path = write(rows)
+    task = TextTask(TextConfig(**{"path": path, "validation_path": path, "seq_len": 16, **config}), BYTES)
+    made = everything(task, task.validation_source())
+    hits = np.concatenate([m["tokens"][m["weights"] == 1] for m in made])
+    assert BYTES.decode(hits) == scored  # EOS is a target and no byte
+    metrics = task.validation_metrics(loss_sum=6.0, weight_sum=float(len(hits)))
+    assert metrics["loss"] == pytest.approx(6 / len(hits))
+    assert metrics["perplexity"] == pytest.approx(math.exp(6 / len(hits)))
+    assert metrics["loss_per_byte"] == pytest.approx(6 / len(scored.encode()))
+    assert metrics["bits_per_byte"] == pytest.approx(6 / len(scored.encode()) / math.log(2))
+
+
+def test_a_diverged_loss_is_reported_and_does_not_overflow(write):
+    path = write([{"text": "abc"}])
+    task = TextTask(TextConfig(path=path, validation_path=path), BYTES)
+    assert math.isfinite(task.validation_metrics(1e6, 1.0)["perplexity"])
+
+
+def test_several_files_and_no_validation(write):
+    paths = [write([{"text": "abc"}]), write([{"text": "de"}], "b.jsonl")]
+    task = TextTask(TextConfig(path=paths, seq_len=16, add_eos=False), BYTES)
+    assert isinstance(task.config.path, tuple) and task.validation_source() is None
+    assert task.train_source()[0]["tokens"].tolist() == [*b"abcde"]
+
+
+def test_bad_input(write):
+    with pytest.raises(UserError, match="TextConfig.path is empty"):
+        TextConfig()
+    with pytest.raises(UserError, match="TextConfig.seq_len is 0"):
+        TextConfig(path="a", seq_len=0)
+    with pytest.raises(UserError, match='packed=True takes "text" rows; set packed=False'):
+        TextTask(TextConfig(path=write([{"prompt": "a", "completion": "b"}])), BYTES)
+    with pytest.raises(UserError, match="no such file"):
+        TextTask(TextConfig(path=write([{"text": "abc"}]), validation_path="/nowhere.jsonl"), BYTES)
+    with pytest.raises(UserError, match=r"has 1 token\(s\)"):
+        TextTask(TextConfig(path=write([{"text": "a"}]), add_eos=False), BYTES)
+
+
+def test_public_text_is_packed_in_seconds(data_folder):
+    names = ("novels_train", "peps_train")
+    start = time.perf_counter()
+    task = TextTask(TextConfig(path=tuple(str(data_folder / "text-en" / f"{n}.jsonl.xz") for n in names)), BYTES)
+    seconds = time.perf_counter() - start
+    tokens = task.train_source().tokens
+    assert tokens.dtype == np.uint16 and len(tokens) == 73_371_499 + 13_129_752 + 94 + 666
+    assert seconds < 20
+    print(f"{seconds:.1f} s")
