@@ -1,0 +1,1 @@
+"""Saving and restoring: whole training states, and adapters alone."""

@@ -1,0 +1,178 @@
+"""An adapter alone on disk: the trained leaves, their effective scales, their config, and the base they belong to."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.checkpoints.leaves import misfits
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Tree
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+SCALES = "scales/"
+
+
+def save_adapter(
+    folder: str | os.PathLike,
+    trainable: Tree,
+    config: Mapping[str, Any],
+    scales: Mapping[str, Any],
+    base: Mapping[str, str],
+) -> None:
+    """Writes adapter.safetensors and adapter.json; a reader sees the old folder or the whole new one.
+
+    Every process calls it (sharded leaves are gathered); process 0 writes.
+
+    Args:
+      folder: replaced if it holds an adapter already.
+      trainable: {"adapters": ..., "params": ...}: what was trained, as arrays.
+      config: JSON-able: method, rank, alpha, targets and the like.
+      scales: {path below "scales": factor, or list with one factor per layer}: what multiplies the branch, kept in
+        float32 beside the weights, so that a reader need not know how alpha and rank make it.
+      base: {"name", "fingerprint"} of the frozen model.
+
+    Raises:
+      UserError: the folder cannot be written; what was there before is kept.
+    """
+    from safetensors.numpy import save
+
+    tensors = {path: _on_host(leaf) for path, leaf in flatten(trainable).items()}
+    if not tensors:
+        raise UserError(f"nothing was trained, so there is no adapter to write to {folder}")
+    if jax.process_index() != 0:
+        return
+    tensors |= {SCALES + path: np.asarray(scale, np.float32) for path, scale in scales.items()}
+    weights = save(tensors, metadata={"format": "lowrank_jax", "format_version": str(FORMAT_VERSION)})
+    description = {
+        "format_version": FORMAT_VERSION,
+        "base": {"name": base["name"], "fingerprint": base["fingerprint"]},
+        "config": dict(config),
+        "leaves": {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in tensors.items()},
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    text = json.dumps(description, indent=1) + "\n"
+    folder = Path(os.path.abspath(folder))
+    partial, old = (folder.with_name(f"{folder.name}.{word}.tmp") for word in ("new", "old"))
+    if folder.exists() and not (folder / DESCRIPTION).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something else than an adapter; choose another folder")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, content in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
+            with open(partial / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise UserError(
+            f"cannot write the adapter to {folder} ({error.strerror}); free space there or choose another folder"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_adapter(
+    folder: str | os.PathLike, fingerprint: str | None = None, abstract: Tree | None = None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Reads what `save_adapter` wrote.
+
+    Args:
+      folder: with adapter.safetensors and adapter.json.
+      fingerprint: of the base it is to join; None takes an adapter of any base.
+      abstract: tree whose paths and shapes the adapter's trained leaves must have; None takes any.
+
+    Returns:
+      (trainable, scales, description): trees of NumPy arrays, and adapter.json's content (base, config, leaves, ...).
+
+    Raises:
+      UserError: no adapter there, damaged, of a newer format, of another base, or its leaves do not fit.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    base = description["base"]
+    if fingerprint is not None and base["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the adapter in {folder} was trained on {base['name']} with fingerprint {base['fingerprint']}, not on "
+            f"this base with fingerprint {fingerprint}; load the base it was trained on"
+        )
+    tensors = _read_weights(folder, description)
+    scales = {path.removeprefix(SCALES): leaf for path, leaf in tensors.items() if path.startswith(SCALES)}
+    trainable = {path: leaf for path, leaf in tensors.items() if not path.startswith(SCALES)}
+    if abstract is not None:
+        wrong = misfits(_shapes(trainable), _shapes(flatten(abstract)))
+        if wrong:
+            raise UserError(
+                f"the adapter in {folder} does not fit the model: {', '.join(wrong)}; "
+                f"build the model with the adapter's own config, in {folder / DESCRIPTION}"
+            )
+    return unflatten(trainable), unflatten(scales), description
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"no adapter in {folder}: it has no {DESCRIPTION}; give the folder that a run wrote")
+    try:
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+        version = int(description["format_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, DESCRIPTION, error) from error
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"the adapter in {folder} has format {version}, this code reads up to {FORMAT_VERSION}; "
+            "use the newer lowrank_jax that wrote it"
+        )
+    try:
+        return description | {"base": {key: str(description["base"][key]) for key in ("name", "fingerprint")}}
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, DESCRIPTION, error) from error
+
+
+def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != description["sha256"]:
+            raise ValueError("its content is not what was written")
+        # Not safetensors.numpy.load, which knows no bfloat16.
+        return {
+            path: np.frombuffer(tensor["data"], jnp.dtype(description["leaves"][path]["dtype"])).reshape(
+                tensor["shape"]
+            )
+            for path, tensor in deserialize(content)
+        }
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(folder, WEIGHTS, error) from error
+
+
+def _damaged(folder: Path, name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{folder / name} is damaged ({type(error).__name__}: {reason}); copy or export the adapter again")
+
+
+def _shapes(flat: Mapping[str, Any]) -> dict[str, str]:
+    return {path: str(list(leaf.shape)) for path, leaf in flat.items()}
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(leaf, tiled=True))
+    return np.asarray(leaf, order="C")

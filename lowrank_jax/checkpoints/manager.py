@@ -1,0 +1,303 @@
+"""Whole training states on disk: trainable tree, optimizer, data cursor; asynchronous saves, bit-equal restores."""
+
+import json
+import logging
+import os
+import re
+import sys
+import zlib
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn
+
+import jax
+
+from lowrank_jax.checkpoints.leaves import abstract, checksums, describe, listed, misfits, named, rebuild, storable
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how many to keep.
+
+    Args:
+      every: steps between saves; 0 saves only at the end and on SIGTERM.
+      keep: the newest saved steps that stay on disk.
+    """
+
+    every: int = 0
+    keep: int = 2
+
+    def __post_init__(self):
+        if self.every < 0:
+            raise UserError(f"checkpoint.every is {self.every}; give a number of steps, or 0 to save only at the end")
+        if self.keep < 1:
+            raise UserError(f"checkpoint.keep is {self.keep}; keep at least 1")
+
+
+class Checkpoints:
+    """The checkpoints of one run, one folder per step. Use as a context manager; every process makes the same calls.
+
+    A step is written to a temporary folder and renamed when whole, so a killed save leaves the step before. Older steps
+    are deleted only after the newer one is committed. Each leaf's checksum is saved beside it, so a damaged file is
+    refused even where the array format would read it as zeros.
+
+    Args:
+      folder: where the steps go; made if absent.
+      keep: the newest steps that stay on disk.
+      identity: what the run is (base fingerprint, config hash, ...), JSON-able; must be equal when restoring.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int, identity: dict[str, Any]):
+        import orbax.checkpoint as ocp
+
+        _quieten_orbax()
+        self.folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
+        self.identity = json.loads(json.dumps(identity))
+        self._done: set[int] = set()  # steps whose content this process knows: it saved or restored them
+        self._saving = 0  # the step of the latest save
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                # Lightweight: a damaged metadata file of one step must not stop the others from being listed.
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True, create=True
+                ),
+                item_handlers={
+                    "train": ocp.StandardCheckpointHandler(),
+                    "opt": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
+        except OSError as error:
+            raise UserError(f"cannot use the checkpoint folder {self.folder} ({_reason(error)})") from error
+
+    def save(self, step: int, trainable: Any, rest: Any, cursor: dict[str, Any]) -> None:
+        """Starts writing one step and returns as soon as the arrays are copied to the host.
+
+        Args:
+          step: updates done so far. A step that this process saved or restored already is not written again.
+          trainable: tree of arrays.
+          rest: any pytree of arrays: optimizer state, step, rng (typed PRNG keys included).
+          cursor: JSON-able position in the data.
+
+        Raises:
+          UserError: this save or the one before it could not be written, or an earlier run left this step here.
+        """
+        import orbax.checkpoint as ocp
+
+        if step in self._done:
+            return
+        self.wait()
+        if step in self.steps():
+            raise UserError(
+                f"{self.folder} already holds step {step} of an earlier run; delete {self._path(step)} to write it anew"
+            )
+        train, opt = storable(named(trainable)), storable(named(rest))
+        meta = {
+            "step": int(step),
+            "cursor": cursor,
+            "identity": self.identity,
+            "leaves": {"train": describe(trainable), "opt": describe(rest)},
+            "checksums": {"train": checksums(train), "opt": checksums(opt)},
+        }
+        meta |= {"format_version": FORMAT_VERSION, "crc32": _crc(meta)}
+        arguments = ocp.args.Composite(
+            train=ocp.args.StandardSave(unflatten(train)),
+            opt=ocp.args.StandardSave(unflatten(opt)),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._saving = step
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:
+            self._raise(error)
+        self._done.add(step)
+
+    def restore(self, step: int | None, abstract_trainable: Any, abstract_rest: Any) -> tuple[Any, Any, dict, int]:
+        """Reads a step back, bit-equal, onto the shardings of the abstract leaves (any mesh).
+
+        Args:
+          step: which step; None takes the latest.
+          abstract_trainable: ShapeDtypeStructs (with sharding; without: the first local device) or arrays.
+          abstract_rest: the same for the rest of the state. NumPy leaves are restored as NumPy arrays.
+
+        Returns:
+          (trainable, rest, cursor, step).
+
+        Raises:
+          UserError: there is none, it is damaged, of a newer format, of another run, or its leaves do not fit.
+        """
+        self.wait()
+        step = self.latest() if step is None else step
+        if step is None or step not in self.steps():
+            wanted = "" if step is None else f" of step {step}"
+            raise UserError(f"no checkpoint{wanted} in {self.folder}; steps there: {self.steps() or 'none'}")
+        try:
+            restored = self._read(step, abstract_trainable, abstract_rest)
+        except Damaged as error:
+            earlier = self._last_whole(step, abstract_trainable, abstract_rest)
+            remedy = "no earlier step is whole" if earlier is None else f"step {earlier} is whole and is taken next"
+            raise UserError(
+                f"the checkpoint of step {step} in {self.folder} is damaged ({error}); "
+                f"delete {self._path(step)}: {remedy}"
+            ) from error
+        self._done.add(step)
+        return *restored, step
+
+    def steps(self) -> list[int]:
+        """Steps that are committed on disk, ascending."""
+        from orbax.checkpoint.utils import checkpoint_steps
+
+        return sorted(checkpoint_steps(self.folder))
+
+    def latest(self) -> int | None:
+        """The newest committed step, or None."""
+        return max(self.steps(), default=None)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is committed.
+
+        Raises:
+          UserError: it could not be written (a full disk); the steps saved before are untouched.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._raise(error)
+
+    def close(self) -> None:
+        """Commits the save under way and stops orbax's threads (left open they print "Event loop is closed")."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except UserError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))  # the first error tells more than the failed save that followed it
+
+    def _read(self, step: int, abstract_trainable: Any, abstract_rest: Any) -> tuple[Any, Any, dict]:
+        import orbax.checkpoint as ocp
+
+        meta = self._load(step, meta=ocp.args.JsonRestore())["meta"]
+        self._check_meta(step, meta)
+        trees = {"train": abstract_trainable, "opt": abstract_rest}
+        wrong = [line for item, tree in trees.items() for line in misfits(meta["leaves"][item], describe(tree))]
+        if wrong:
+            raise UserError(
+                f"the checkpoint of step {step} in {self.folder} does not fit this run: {listed(wrong)}; "
+                "use the config it was saved with, or start the run afresh"
+            )
+        wanted = {item: unflatten(abstract(named(tree))) for item, tree in trees.items()}
+        loaded = self._load(step, **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
+        for item in trees:
+            sums = checksums(flatten(loaded[item]))
+            changed = [f"{item}/{name}" for name, value in meta["checksums"][item].items() if sums[name] != value]
+            if changed:
+                raise Damaged(f"other bits than were saved in {listed(changed)}")
+        return *(rebuild(tree, flatten(loaded[item])) for item, tree in trees.items()), meta["cursor"]
+
+    def _load(self, step: int, **items: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except jax.errors.JaxRuntimeError:
+            raise  # the device's fault (out of memory), not the file's
+        except Exception as error:  # orbax and tensorstore raise any kind: ValueError, KeyError, ...
+            raise Damaged(_reason(error)) from error
+
+    def _check_meta(self, step: int, meta: Any) -> None:
+        if not isinstance(meta, dict) or not isinstance(version := meta.pop("format_version", None), int):
+            raise Damaged("meta has no format version")
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"the checkpoint of step {step} in {self.folder} has format {version}, this code reads up "
+                f"to {FORMAT_VERSION}; use the newer lowrank_jax that wrote it"
+            )
+        if meta.pop("crc32", None) != _crc(meta) or meta["step"] != step:
+            raise Damaged("meta is not what was saved for this step")
+        saved, ours = meta["identity"], self.identity
+        differing = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
+        if differing:
+            pairs = "; ".join(f"{key} was {_short(saved.get(key))}, now {_short(ours.get(key))}" for key in differing)
+            raise UserError(f"the checkpoints in {self.folder} are of another run: {pairs}; give this run another name")
+
+    def _last_whole(self, before: int, abstract_trainable: Any, abstract_rest: Any) -> int | None:
+        for step in reversed([s for s in self.steps() if s < before]):
+            try:
+                self._read(step, abstract_trainable, abstract_rest)
+            except (Damaged, UserError):
+                continue
+            return step
+        return None
+
+    def _raise(self, error: Exception) -> NoReturn:
+        # Storage faults are OSErrors, or tensorstore's ValueErrors "RESOURCE_EXHAUSTED: ..."; the rest is our fault.
+        self._done.discard(self._saving)
+        if not isinstance(error, OSError) and not re.match(r"[A-Z_]{5,}: ", str(error)):
+            raise error
+        raise UserError(
+            f"the checkpoint of step {self._saving} could not be written to {self.folder} ({_reason(error)}); "
+            f"free space there or choose another folder; steps saved before and untouched: {self.steps() or 'none'}"
+        ) from error
+
+    def _path(self, step: int) -> str:
+        return f"{self.folder}/{step}"
+
+
+class Damaged(Exception):
+    """A step folder that cannot be read whole; `Checkpoints.restore` turns it into a UserError with the remedy."""
+
+
+def _crc(meta: dict) -> int:
+    return zlib.crc32(json.dumps(json.loads(json.dumps(meta)), sort_keys=True).encode())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _reason(error: BaseException) -> str:
+    """One short line: tensorstore begins with the kind, ends with the cause, and appends its settings in brackets."""
+    line = (str(error).strip().splitlines() or [""])[0].split(" [")[0]
+    line = line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}"
+    return f"{type(error).__name__}: {line}".rstrip(": ")
+
+
+def _quieten_orbax() -> None:
+    """Drops what orbax prints about the errors that we report in one line: log records below CRITICAL (tracebacks), and
+    what its abandoned reads of a damaged file raise into nowhere ("Event loop is closed", "never retrieved")."""
+    logger = logging.getLogger("absl")
+    if _not_orbax in logger.filters:
+        return
+    logger.addFilter(_not_orbax)
+    logging.getLogger("asyncio").addFilter(_not_abandoned)
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        text, reader = str(unraisable.exc_value), repr(unraisable.object)
+        if text != "Event loop is closed" and "_read_array_index_and_device_put" not in reader:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno >= logging.CRITICAL
+
+
+def _not_abandoned(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage() or "tensorstore" not in record.getMessage()
