@@ -1,0 +1,77 @@
+"""Evaluation: decode prompts with `decoding` for the task to score, or sum the loss over held-out batches."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.decoding.greedy import greedy, left_pad
+from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
+from lowrank_jax.train.step import Objective
+
+
+def make_generator(
+    apply_fn: ApplyFn,
+    init_cache: Callable[[int, int], Any],
+    tokenizer: Any,
+    mesh: Mesh,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_id: int | None,
+    batch_size: int,
+) -> Callable[[Tree], list[str]]:
+    """variables -> the greedy continuation of every prompt, by batches of one shape, so that it compiles once.
+
+    Args:
+      apply_fn: a causal model with a cache.
+      init_cache: (batch, length) -> empty cache.
+      tokenizer: decode(ids) -> text, pad_id.
+      mesh: prompts are split over its batch axes.
+      prompts: token ids.
+      max_new_tokens: tokens decoded for each prompt.
+      stop_id: token that ends a row, None when rows never end early.
+      batch_size: prompts a batch; rounded up to what the mesh divides.
+    """
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
+    missing = -len(prompts) % batch_size
+    pad_id = tokenizer.pad_id or 0
+    tokens, mask = left_pad([*prompts, *prompts[:1] * missing], pad_id)
+
+    @jax.jit
+    def decode(variables, tokens, mask):
+        out = greedy(apply_fn, variables, init_cache, tokens, mask, max_new_tokens, stop_id, pad_id)
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))
+
+    def place(rows):  # every process holds all prompts; the sharding picks its rows
+        return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
+
+    def generate(variables: Tree) -> list[str]:
+        texts = []
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            ids = np.asarray(decode(variables, place(tokens[rows]), place(mask[rows]))).tolist()
+            texts += [tokenizer.decode(row[: row.index(stop_id)] if stop_id in row else row) for row in ids]
+        return texts[: len(prompts)]
+
+    return generate
+
+
+def make_loss_evaluator(objective: Objective) -> Callable[[Tree, Iterable[dict]], tuple[float, float]]:
+    """(variables, device batches) -> (sum of losses, sum of weights) over all of them."""
+
+    @jax.jit
+    def sums(variables, batch):
+        loss, extra = objective(variables, batch, None)
+        return loss, extra["weight"]
+
+    def evaluate(variables: Tree, batches: Iterable[dict]) -> tuple[float, float]:
+        totals = np.zeros(2)
+        for batch in batches:
+            totals += [float(value) for value in sums(variables, batch)]
+        return float(totals[0]), float(totals[1])
+
+    return evaluate

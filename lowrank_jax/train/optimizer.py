@@ -1,0 +1,52 @@
+"""AdamW over the trainable tree, without its learning rate: the step multiplies by peak x shape(step)."""
+
+import dataclasses
+import re
+
+import optax
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Tree
+
+NO_DECAY = r".*/(bias|scale)"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter) on the trainable tree.
+
+    Attributes:
+      learning_rate: peak rate.
+      b1, b2, eps: Adam's moments and denominator.
+      weight_decay: decoupled, times the rate; biases and norm scales are left out.
+      clip_norm: global gradient norm above which gradients are scaled down; 0 turns clipping off.
+    """
+
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Updates for a rate of 1: clip, Adam's direction, decoupled decay.
+
+    The rate stays outside, an array in the state, so that runs with different rates can share one vmapped step.
+    """
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    return optax.chain(*parts)
+
+
+def decay_mask(trainable: Tree) -> dict:
+    """True for the leaves that weight decay acts on."""
+    return unflatten({path: re.fullmatch(NO_DECAY, path) is None for path in flatten(trainable)})

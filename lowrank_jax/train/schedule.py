@@ -1,0 +1,42 @@
+"""The shape of the learning rate over a run: a multiplier in [0, 1] of the peak rate."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+from lowrank_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up and decay.
+
+    Attributes:
+      kind: decay after the warm-up: `constant`, `linear` or `cosine`.
+      warmup_steps: optimizer steps of linear warm-up from 0.
+      end_fraction: multiplier at the last step.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    end_fraction: float = 0.0
+
+
+def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
+    """step [] int32 -> multiplier [] float32. Step 0 is the first update; with a warm-up its multiplier is 0.
+
+    Raises:
+      UserError: the warm-up does not end before the run does.
+    """
+    if not 0 <= config.warmup_steps < total_steps:
+        raise UserError(f"schedule.warmup_steps is {config.warmup_steps}; it must lie in [0, {total_steps}), the steps")
+    decay_steps = total_steps - config.warmup_steps
+    decay = {
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, config.end_fraction, decay_steps),
+        "cosine": optax.cosine_decay_schedule(1.0, decay_steps, config.end_fraction),
+    }[config.kind]
+    if not config.warmup_steps:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, config.warmup_steps), decay], [config.warmup_steps])

@@ -1,0 +1,97 @@
+"""The training step: a pure function of (state, frozen, batch) whose gradient is taken over the trainable tree alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowrank_jax.core.trees import combine
+from lowrank_jax.core.types import ApplyFn, Array, Tree
+from lowrank_jax.tasks.losses import chunked_next_token_loss
+from lowrank_jax.train.state import TrainState
+
+# (variables, batch, rngs) -> (loss sum, {"weight": sum, ...}); sums, so that micro-batches add up exactly.
+Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
+
+
+def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0) -> Objective:
+    """Sum over targets of -log p(token_t | tokens_<t), weighted.
+
+    Args:
+      apply_fn: a causal model with methods "hidden" and "logits".
+      chunk_tokens: how many positions' float32 logits exist at a time; 0 for all.
+    """
+
+    def objective(variables, batch, rngs):
+        hidden = apply_fn(variables, batch["tokens"], rngs=rngs, method="hidden")
+
+        def logits_fn(chunk):
+            return apply_fn(variables, chunk, rngs=rngs, method="logits")
+
+        loss, weight, correct = chunked_next_token_loss(
+            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens
+        )
+        return loss, {"weight": weight, "correct": correct}
+
+    return objective
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, shape: optax.Schedule, accumulate: int = 1
+) -> Callable[[TrainState, Tree, dict[str, Array]], tuple[TrainState, dict[str, Any]]]:
+    """step(state, frozen, batch) -> (state, metrics).
+
+    theta <- theta - peak * shape(step) * optimizer(grad), grad = d(sum of losses / sum of weights) / d theta.
+
+    Args:
+      objective: loss and weight sums of a batch.
+      optimizer: updates for a rate of 1 (`optimizer.make_optimizer`).
+      shape: step -> multiplier of the peak rate.
+      accumulate: the batch is taken in this many micro-batches, with the same result but for rounding.
+
+    Returns:
+      A step whose state is left unchanged but for its counter where loss or gradient is not finite (metrics["finite"]).
+    """
+
+    def step(state: TrainState, frozen: Tree, batch: dict[str, Array]):
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss_and_grad(micro, index):
+            def loss_fn(trainable):
+                rngs = {"dropout": jax.random.fold_in(key, index)}
+                return objective(combine(trainable, frozen), micro, rngs)
+
+            (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+            return {"loss": loss, **sums}, grads
+
+        if accumulate == 1:
+            sums, grads = loss_and_grad(batch, 0)
+        else:
+            # Micro-batch i takes rows i, i + A, i + 2A, ...: each device keeps the rows it holds.
+            micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            shapes = jax.eval_shape(loss_and_grad, jax.tree.map(lambda x: x[0], micros), 0)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            def body(total, inputs):
+                return jax.tree.map(jnp.add, total, loss_and_grad(*inputs)), None
+
+            (sums, grads), _ = jax.lax.scan(body, zeros, (micros, jnp.arange(accumulate)))
+
+        weight = jnp.maximum(sums["weight"], 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        grad_norm = optax.tree.norm(grads)
+        rate = state.learning_rate * shape(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = jax.tree.map(lambda p, u: p - rate * u, state.trainable, updates)
+        loss = sums["loss"] / weight
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
+        )
+        metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "finite": finite}
+        metrics |= {"accuracy": sums["correct"] / weight, "tokens": sums["weight"]}
+        return state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
+
+    return step

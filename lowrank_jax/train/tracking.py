@@ -1,0 +1,264 @@
+"""The records of a run: JSON lines in its folder, and the same in W&B, from process 0 alone."""
+
+import contextlib
+import json
+import math
+import netrc
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import jax
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+
+METRICS = "metrics.jsonl"
+WANDB_ID = "wandb_id"
+INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where records go besides metrics.jsonl.
+
+    Attributes:
+      wandb: `auto` (online when logged in, else offline; nothing if wandb is not installed), `online`, `offline` or
+        `disabled`.
+      project, group, tags: as W&B shows them.
+    """
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "lowrank_jax"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Tracker:
+    """Writes the records of one run. Use as a context manager; on processes other than 0 every method does nothing.
+
+    A failure of W&B is printed once and ends W&B, never the run.
+
+    Args:
+      run_folder: metrics.jsonl and wandb/ go there.
+      name: of the run.
+      config: JSON-able, shown by W&B.
+      tracking: where records go.
+      resumed_step: records after this step are dropped, as they will be written again; 0 starts an empty file.
+
+    Raises:
+      UserError: metrics.jsonl cannot be written or is damaged, or W&B was asked for by name and is not available.
+    """
+
+    def __init__(
+        self,
+        run_folder: str | os.PathLike,
+        name: str,
+        config: Mapping[str, Any],
+        tracking: TrackingConfig,
+        resumed_step: int = 0,
+    ):
+        self.path = Path(run_folder) / METRICS
+        self._file, self._run, self._wandb = None, None, None
+        if jax.process_index() != 0:
+            return
+        mode = _wandb_mode(tracking.wandb)
+        with _writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut(self.path, resumed_step)
+            self._file = open(self.path, "a")  # noqa: SIM115
+        if mode != "disabled":
+            self._start(mode, name, config, tracking)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one record; several records may share a step. Non-finite numbers become null.
+
+        Raises:
+          UserError: the record cannot be written (a full disk).
+        """
+        if self._file is None:
+            return
+        values = {key: _plain(value) for key, value in values.items()}
+        record = {"step": int(step), "time": time.time(), **values}
+        with _writing(self.path):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        self._try(lambda run: run.log(values, step=int(step)))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Sets the run's headline values in W&B."""
+        self._try(lambda run: run.summary.update({key: _plain(value) for key, value in values.items()}))
+
+    def image(self, name: str, path: str | os.PathLike) -> None:
+        """Shows a picture in W&B."""
+        self._try(lambda run: run.log({name: self._wandb.Image(str(path))}))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Shows a table in W&B."""
+        data = [[_plain(cell) for cell in row] for row in rows]
+        self._try(lambda run: run.log({name: self._wandb.Table(columns=list(columns), data=data)}))
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the records; W&B shows the run as failed or finished."""
+        self._try(lambda run: run.finish(exit_code=int(failed)))
+        self._run = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=error is not None)
+
+    def _start(self, mode: str, name: str, config: Mapping[str, Any], tracking: TrackingConfig) -> None:
+        import wandb
+
+        self._wandb = wandb
+        folder = self.path.parent
+        # A sweep's agent has chosen the run's id and project already.
+        chosen = {} if "WANDB_SWEEP_ID" in os.environ else {"id": _wandb_id(folder, name), "project": tracking.project}
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
+        try:
+            wandb.setup(settings=wandb.Settings(silent=True))
+            self._run = wandb.init(
+                mode=mode,
+                dir=str(folder),
+                name=name,
+                resume="allow",
+                config=dict(config),
+                group=tracking.group,
+                tags=list(tracking.tags),
+                settings=settings,
+                **chosen,
+            )
+        except Exception as error:
+            if mode == "online":
+                _warn(f"W&B cannot be reached ({_first_line(error)}); its records stay in {folder / 'wandb'}")
+                wandb.teardown()  # its service still holds the run's id
+                self._start("offline", name, config, tracking)
+            else:
+                _warn(f"W&B did not start ({_first_line(error)}); records go to {self.path} alone")
+
+    def _try(self, action: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:
+            self._run = None
+            _warn(f"W&B stopped ({_first_line(error)}); records go to {self.path} alone")
+
+
+def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a run, in the order they were written; a half-written last line is left out.
+
+    Raises:
+      UserError: there is no metrics.jsonl, or a line other than the last is damaged.
+    """
+    path = Path(run_folder) / METRICS
+    if not path.is_file():
+        raise UserError(f"no {METRICS} in {run_folder}; give the folder of a run")
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            record["step"] = int(record["step"])
+            records.append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines) and lines[number:] != [b""]:
+                raise UserError(f"line {number} of {path} is damaged; delete that line") from error
+    return records
+
+
+def _cut(path: Path, step: int) -> None:
+    """Keeps the whole records up to `step`."""
+    if not path.exists():
+        return
+    records = [record for record in read_metrics(path.parent) if record["step"] <= step] if step else []
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _wandb_mode(wanted: str) -> str:
+    """online, offline or disabled; never one that would prompt."""
+    if wanted == "disabled":
+        return wanted
+    if not _installed():
+        if wanted != "auto":
+            raise UserError(
+                f"tracking.wandb is {wanted!r} and wandb is not installed; pip install wandb, or use 'disabled'"
+            )
+        _warn(f"wandb is not installed: records go to {METRICS} alone")
+        return "disabled"
+    if wanted == "online" and not _logged_in():
+        raise UserError("tracking.wandb is 'online' and there is no key; run `wandb login`, or use 'offline'")
+    if wanted != "auto":
+        return wanted
+    asked = os.environ.get("WANDB_MODE")
+    if asked in ("offline", "disabled", "dryrun"):
+        return asked.replace("dryrun", "offline")
+    return "online" if _logged_in() else "offline"
+
+
+def _installed() -> bool:
+    try:
+        import wandb
+    except ImportError:
+        return False
+    return hasattr(wandb, "init")  # a folder wandb/ in the working directory imports as an empty package
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
+                return True
+    return False
+
+
+def _wandb_id(folder: Path, name: str) -> str:
+    """The run's id in W&B, kept in its folder: a resumed run goes on, a --fresh one of the same name starts anew."""
+    path = folder / WANDB_ID
+    if not path.exists():
+        with _writing(path):
+            path.write_text(f"{re.sub('[^A-Za-z0-9_-]', '-', name)[:100]}-{uuid.uuid4().hex[:8]}")
+    return path.read_text()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _writing(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); free space there or choose another folder") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _warn(line: str) -> None:
+    print(line, flush=True)

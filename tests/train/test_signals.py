@@ -1,0 +1,98 @@
+"""Stopping: a flag first, an interruption second, old handlers back, all processes together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from lowrank_jax.train import signals
+from lowrank_jax.train.signals import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_sets_the_flag_and_the_old_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested(1)
+        os.kill(os.getpid(), number)
+        assert stop.requested(2)
+        assert stop.requested(3)
+        assert stop.signal == number
+    assert signal.getsignal(number) is before
+    with stop:
+        assert not stop.requested(1), "each entry starts anew"
+
+
+def test_the_second_interrupt_raises():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1)
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), StopRequest():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_may_use_it():
+    answers = []
+
+    def work():
+        with StopRequest() as stop:
+            answers.append(stop.requested(1))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]
+
+
+def test_two_processes_stop_after_the_same_step(tmp_path):
+    """One of two is told to stop at step 7; both leave at 10, the next step at which they ask each other."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys
+            import jax
+            port, index = sys.argv[1:]
+            jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+            from lowrank_jax.train.signals import StopRequest
+            with StopRequest(every=5) as stop:
+                for step in range(1, 30):
+                    if step == 7 and index == "1":
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    if stop.requested(step):
+                        break
+            print("stopped at", step, flush=True)
+            """
+        )
+    )
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(signals.__file__).parents[2])}
+    environment |= {"NPROC": "8", "XLA_FLAGS": ""}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(port), str(index)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=100) for worker in workers]
+    assert [out.splitlines()[-1:] for out, _ in outputs] == [["stopped at 10"]] * 2, outputs

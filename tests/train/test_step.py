@@ -1,0 +1,174 @@
+"""The step: what it trains, what it leaves alone, what it costs in memory, and the optimizer it equals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lowrank_jax import adapters
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.trees import combine, nbytes, partition
+from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.models.registry import get_model
+from lowrank_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer
+from lowrank_jax.train.schedule import ScheduleConfig, make_shape
+from lowrank_jax.train.state import init_state, trainable_rules
+from lowrank_jax.train.step import make_step, next_token_objective
+
+TARGETS = ("all-linear",)
+
+
+def setup(method="lora", trainable="adapters", optimizer=OptimizerConfig(learning_rate=1e-2), accumulate=1, config=None,
+          dropout=0.0, chunk_tokens=0):  # fmt: skip
+    model = Llama(config or get_model("toy-llama"))
+    tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
+    params = model.init(jax.random.key(1), tokens)["params"]
+    plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=TARGETS, dropout=dropout))
+    variables = {"params": params, **adapters.create(plan, jax.random.key(2))}
+    learnt, frozen = partition(variables, trainable_rules(trainable))
+    tx = make_optimizer(optimizer)
+    state = init_state(learnt, tx, optimizer.learning_rate, seed=0)
+    objective = next_token_objective(adapters.attach(model, plan), chunk_tokens)
+    step = make_step(objective, tx, make_shape(ScheduleConfig("constant"), 100), accumulate)
+    weights = jnp.asarray(np.random.default_rng(0).integers(0, 2, tokens.shape), jnp.float32)
+    return step, state, frozen, {"tokens": tokens, "weights": weights}
+
+
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_only_adapters_move_and_the_loss_falls(method):
+    step, state, frozen, batch = setup(method)
+    before = flatten(frozen)
+    step = jax.jit(step)
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.2
+    assert set(flatten(state.trainable)) == {p for p in flatten(state.trainable) if p.startswith("adapters/")}
+    assert all(leaf is before[path] for path, leaf in flatten(frozen).items())
+    assert all("adapters" in "/".join(str(k) for k in path) for path, leaf in
+               jax.tree_util.tree_leaves_with_path(state.opt_state) if leaf.ndim)  # fmt: skip
+
+
+def test_full_fine_tuning_equals_optax_adamw_on_the_whole_tree():
+    """Our rate-free optimizer times the rate, against optax.adamw with its own clip and decay mask."""
+    config = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, clip_norm=0.5)
+    step, state, frozen, batch = setup("none", "full", config)
+    objective = next_token_objective(adapters.attach(Llama(get_model("toy-llama")), adapters.make_plan(
+        state.trainable["params"], adapters.AdapterConfig(method="none"))))  # fmt: skip
+    reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(3e-3, weight_decay=0.1, mask=decay_mask))
+    params, opt_state = state.trainable, reference.init(state.trainable)
+
+    @jax.jit
+    def reference_step(params, opt_state):
+        grads = jax.grad(lambda p: (lambda loss, sums: loss / sums["weight"])(*objective(p, batch, None)))(params)
+        updates, opt_state = reference.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    step = jax.jit(step)
+    for _ in range(5):
+        state, _ = step(state, frozen, batch)
+        params, opt_state = reference_step(params, opt_state)
+    for path, leaf in flatten(state.trainable).items():
+        np.testing.assert_allclose(leaf, flatten(params)[path], atol=3e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_equals_the_whole_batch(accumulate):
+    """Also with weights spread unevenly over micro-batches: sums are added, not means."""
+    whole, state, frozen, batch = setup()
+    parts, *_ = setup(accumulate=accumulate)
+    a, metrics_a = jax.jit(whole)(state, frozen, batch)
+    b, metrics_b = jax.jit(parts)(state, frozen, batch)
+    np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics_a["grad_norm"], metrics_b["grad_norm"], rtol=1e-5)
+    assert metrics_a["tokens"] == metrics_b["tokens"]
+    for x, y in zip(jax.tree.leaves(a.opt_state), jax.tree.leaves(b.opt_state), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
+
+
+def test_chunked_loss_gives_the_same_step():
+    plain, state, frozen, batch = setup()
+    chunked, *_ = setup(chunk_tokens=24)
+    a, _ = jax.jit(plain)(state, frozen, batch)
+    b, _ = jax.jit(chunked)(state, frozen, batch)
+    for x, y in zip(jax.tree.leaves(a.opt_state), jax.tree.leaves(b.opt_state), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_that_is_not_finite_leaves_the_state_alone():
+    step, state, frozen, batch = setup()
+    bad = combine(frozen)
+    bad["params"]["final_norm"]["scale"] = frozen["params"]["final_norm"]["scale"].at[0].set(jnp.nan)
+    after, metrics = jax.jit(step)(state, bad, batch)
+    assert not metrics["finite"]
+    for x, y in zip(jax.tree.leaves(after.trainable), jax.tree.leaves(state.trainable), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_dropout_differs_by_step_and_repeats_by_seed():
+    step, state, frozen, batch = setup(dropout=0.5)
+    state = state._replace(trainable=jax.tree.map(lambda x: x + 0.1, state.trainable))  # B away from zero
+    step = jax.jit(step)
+    loss = float(step(state, frozen, batch)[1]["loss"])
+    assert loss == float(step(state, frozen, batch)[1]["loss"])
+    assert loss != float(step(state._replace(step=jnp.int32(1)), frozen, batch)[1]["loss"])
+
+
+def test_vmap_over_trials_equals_separate_runs():
+    """A leading trial axis on state and batch, one shared frozen tree: rates are arrays."""
+    step, state, frozen, batch = setup()
+    rates = (1e-3, 1e-2)
+    states = [state._replace(learning_rate=jnp.float32(rate)) for rate in rates]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    together = jax.jit(jax.vmap(step, in_axes=(0, None, None)))
+    stacked, _ = together(stacked, frozen, batch)
+    for i, single in enumerate(states):
+        single, _ = jax.jit(step)(single, frozen, batch)
+        for x, y in zip(jax.tree.leaves(stacked.trainable), jax.tree.leaves(single.trainable), strict=True):
+            np.testing.assert_allclose(x[i], y, atol=1e-6)
+
+
+WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_embeddings=64)
+
+
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_memory_contract_no_base_sized_temporary_or_output(method):
+    """A 77 MB base under 16 tokens: W + dW, or a gradient of W, would add its size to temporaries or outputs."""
+    step, state, frozen, batch = setup(method, config=WIDE)
+    batch = jax.tree.map(lambda x: x[:2, :8], batch)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+    memory, base = compiled.memory_analysis(), nbytes(frozen["params"])
+    assert memory.argument_size_in_bytes >= base
+    assert memory.temp_size_in_bytes < base / 4
+    assert memory.output_size_in_bytes <= nbytes(state) * 1.01 + 4096
+    assert memory.alias_size_in_bytes >= nbytes(state.trainable)  # the old state's buffers are reused
+
+
+def test_schedules_match_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    makers = {
+        "linear": transformers.get_linear_schedule_with_warmup,
+        "cosine": transformers.get_cosine_schedule_with_warmup,
+    }
+    for kind, maker in makers.items():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        reference, ours = maker(optimizer, 10, 50), make_shape(ScheduleConfig(kind, warmup_steps=10), 50)
+        for step in range(50):
+            assert float(ours(step)) == pytest.approx(reference.get_last_lr()[0], abs=1e-6)
+            optimizer.step()
+            reference.step()
+
+
+def test_bad_schedule_optimizer_and_rules():
+    with pytest.raises(UserError, match="warmup_steps is 10"):
+        make_shape(ScheduleConfig(warmup_steps=10), 10)
+    with pytest.raises(UserError, match=r"learning_rate is 0"):
+        OptimizerConfig(learning_rate=0.0)
+    with pytest.raises(UserError, match="did you mean bitfit"):
+        trainable_rules("bitfits")
+    with pytest.raises(UserError, match="nothing to train"):
+        setup("none", "bitfit")  # a Llama has no biases

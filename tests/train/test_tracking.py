@@ -1,0 +1,208 @@
+"""Records: what is written is read back, resumes leave no duplicates, W&B never prompts and never stops a run."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.train import tracking
+from lowrank_jax.train.tracking import Tracker, TrackingConfig, read_metrics
+
+OFF = TrackingConfig(wandb="disabled")
+
+
+@pytest.fixture(autouse=True)
+def logged_out(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def written(folder, steps, resumed_step=0):
+    with Tracker(folder, "run", {}, OFF, resumed_step) as tracker:
+        for step in steps:
+            tracker.log(step, {"loss": 1 / step})
+
+
+def test_records_are_read_back(tmp_path):
+    with Tracker(tmp_path / "run", "run", {}, OFF) as tracker:
+        tracker.log(1, {"loss": jnp.float32(0.5), "tokens": np.int64(7), "nan": math.nan, "inf": jnp.inf, "ok": True})
+        tracker.log(1, {"eval/accuracy": 0.25})
+        assert len(read_metrics(tmp_path / "run")) == 2, "a record must be on disk as soon as log returns"
+    first, second = read_metrics(tmp_path / "run")
+    assert first.pop("time") > 1e9
+    assert first == {"step": 1, "loss": 0.5, "tokens": 7, "nan": None, "inf": None, "ok": True}
+    assert second["eval/accuracy"] == 0.25
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 6, "lo', '{"step": 6}', '{"step": 3, "loss": "\N{GREEK SMALL LETTER PI}']
+)
+def test_resume_drops_later_records_and_repairs_the_last_line(tmp_path, tail):
+    written(tmp_path, range(1, 6))
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(tail.encode()[:-1] if tail.endswith("\N{GREEK SMALL LETTER PI}") else tail.encode())
+    assert [record["step"] for record in read_metrics(tmp_path)][:5] == [1, 2, 3, 4, 5]
+    before = read_metrics(tmp_path)[:3]
+    written(tmp_path, (4, 5, 6), resumed_step=3)
+    after = read_metrics(tmp_path)
+    assert [record["step"] for record in after] == [1, 2, 3, 4, 5, 6]
+    assert after[:3] == before
+
+
+def test_a_new_run_starts_empty(tmp_path):
+    written(tmp_path, (1, 2))
+    written(tmp_path, (1,))
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+
+def test_damage_in_the_middle_and_absence_are_said(tmp_path):
+    with pytest.raises(UserError, match=r"no metrics.jsonl in"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(UserError, match="line 2 of"):
+        read_metrics(tmp_path)
+    with pytest.raises(UserError, match="line 2 of"):
+        Tracker(tmp_path, "run", {}, OFF, resumed_step=1)
+
+
+def test_a_full_disk_is_said(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Tracker(tmp_path, "run", {}, OFF) as tracker:
+        with open("/dev/full", "w") as full:
+            tracker._file.close()
+            tracker._file = full
+            with pytest.raises(UserError, match=r"metrics.jsonl .No space left"):
+                tracker.log(1, {"loss": 1.0})
+            tracker._file = None
+            with pytest.raises(OSError, match="No space left"):
+                full.close()
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.jax, "process_index", lambda: 1)
+    with Tracker(tmp_path / "run", "run", {}, TrackingConfig()) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        tracker.summary({"best": 1})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "mode"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online"),
+        ("auto", {"NETRC": "good"}, "online"),
+        ("auto", {"NETRC": "good", "WANDB_BASE_URL": "https://elsewhere.example"}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("online", {"WANDB_API_KEY": "k"}, "online"),
+        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
+        ("disabled", {"WANDB_API_KEY": "k"}, "disabled"),
+    ],
+)
+def test_the_mode_is_chosen_without_a_question(tmp_path, monkeypatch, wanted, environment, mode):
+    (tmp_path / "good").write_text("machine api.wandb.ai login user password secret\n")
+    monkeypatch.setattr(tracking, "_installed", lambda: True)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(tmp_path / value) if name == "NETRC" else value)
+    assert tracking._wandb_mode(wanted) == mode
+
+
+def test_asking_for_what_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "_installed", lambda: True)
+    with pytest.raises(UserError, match="wandb login"):
+        tracking._wandb_mode("online")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for wanted in ("online", "offline"):
+        with pytest.raises(UserError, match="pip install wandb"):
+            tracking._wandb_mode(wanted)
+    with Tracker(tmp_path, "run", {}, TrackingConfig()) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        tracker.image("plot", "nowhere.png")
+    assert capsys.readouterr().out.count("wandb is not installed") == 1
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_offline_run_is_quiet_and_lives_in_the_run_folder(tmp_path):
+    """In its own process, with no terminal and no key: nothing printed, nothing outside the run's folder."""
+    pytest.importorskip("wandb")
+    script = """
+import sys
+from pathlib import Path
+from PIL import Image
+from lowrank_jax.train.tracking import *
+folder = Path(sys.argv[1])
+for resumed, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+    with Tracker(folder, "a/run:1", {"x": {"y": (1, 2)}}, TrackingConfig(group="g", tags=("t",)), resumed) as tracker:
+        for step in steps:
+            tracker.log(step, {"loss": 1.0})
+        Image.new("RGB", (4, 4)).save(folder / "p.png")
+        tracker.image("plot", folder / "p.png")
+        tracker.table("samples", ["a", "b"], [[1, "x"]])
+        tracker.summary({"best": np.float32(1)})
+        assert tracker._run is not None
+        ids = getattr(sys, "ids", []) + [tracker._run.id]
+        sys.ids = ids
+assert ids[0] == ids[1] and ids[0].startswith("a-run-1-"), ids
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "run"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(tracking.__file__).parents[2])},
+        cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
+    assert not (tmp_path / "wandb").exists()
+
+
+class Broken:
+    """A W&B run whose every call fails."""
+
+    def log(self, *_, **__):
+        raise ConnectionError("the network is down\nand more")
+
+    finish = log
+
+
+def test_a_broken_wandb_is_said_once_and_stops_nothing(tmp_path, capsys):
+    with Tracker(tmp_path, "run", {}, OFF) as tracker:
+        tracker._run = Broken()
+        for step in (1, 2, 3):
+            tracker.log(step, {"loss": 1.0})
+    assert len(read_metrics(tmp_path)) == 3
+    assert capsys.readouterr().out.count("W&B stopped (the network is down)") == 1
+
+
+def test_a_wandb_that_cannot_be_reached_goes_on_offline(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    modes = []
+
+    def init(mode, **_):
+        modes.append(mode)
+        if mode == "online":
+            raise TimeoutError("no answer")
+        return Broken()
+
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "setup", lambda **_: None)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    with Tracker(tmp_path, "run", {}, TrackingConfig()) as tracker:
+        tracker.log(1, {})
+    assert modes == ["online", "offline"]
+    assert "cannot be reached (no answer)" in capsys.readouterr().out
