@@ -1,0 +1,1 @@
+"""Experiment configs: data, one file a table of a paper."""

@@ -1,0 +1,74 @@
+"""The argument of a config file: `--config=file.py:scale=gpu,method=lora,rank=8`, typed by its defaults."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
+    """Parses "key=value,key=value" against declared keys.
+
+    Args:
+      arg: the text after the config file's colon; None or "" takes every default. A bare `key` sets a boolean.
+      **declared: key -> a default (its type is the key's type), a tuple of choices (the first is the default), or a
+        type (no default: None unless given; "none" gives None).
+
+    Returns:
+      A namespace with one attribute for each declared key.
+
+    Raises:
+      UserError: a key is unknown or given twice, or a value is ill-typed or not among the choices.
+    """
+    values = {key: _default(spec) for key, spec in declared.items()}
+    given = set()
+    for part in (arg or "").split(","):
+        if not part.strip():
+            continue
+        key, equals, text = (piece.strip() for piece in part.partition("="))
+        if key not in declared:
+            from lowrank_jax.core.paths import unknown_name  # imports jax, which only this message needs
+
+            raise unknown_name("config argument", key, declared)
+        if key in given:
+            raise UserError(f"config argument {key!r} is given twice in {arg!r}; keep one")
+        given.add(key)
+        if not equals:
+            if not isinstance(values[key], bool):
+                raise UserError(f"config argument {key!r} has no value; write {key}=...")
+            text = "true"
+        values[key] = _value(key, text, declared[key])
+    return SimpleNamespace(**values)
+
+
+def _default(spec: Any) -> Any:
+    if isinstance(spec, type):
+        return None
+    return spec[0] if isinstance(spec, tuple) else spec
+
+
+def _value(key: str, text: str, spec: Any) -> Any:
+    kind = spec if isinstance(spec, type) else type(_default(spec))
+    if isinstance(spec, type) and text.lower() == "none":
+        return None
+    value = _cast(key, text, kind)
+    if isinstance(spec, tuple) and value not in spec:
+        raise UserError(f"config argument {key}={text}: allowed: {', '.join(map(str, spec))}")
+    return value
+
+
+def _cast(key: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in TRUE + FALSE:
+            raise UserError(f"config argument {key}={text}: allowed: true, false")
+        return text.lower() in TRUE
+    if kind is str:
+        return text
+    if kind not in (int, float):
+        raise TypeError(f"{key} is declared as {kind}; use str, int, float, bool or a tuple of choices")
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"config argument {key}={text}: wanted {'an integer' if kind is int else 'a number'}") from None

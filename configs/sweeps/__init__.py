@@ -1,0 +1,1 @@
+"""Grids of cells for experiments.sweep."""

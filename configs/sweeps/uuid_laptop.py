@@ -1,0 +1,29 @@
+"""Table 2 of MoRA at laptop scale: three learning rates a method at 50 of 100 steps, then full rows at the best.
+
+Two CPU cores, minutes. The base has about 3M parameters, so the rates are far above the paper's.
+"""
+
+SCALE = "laptop"
+TRIAL_STEPS = 50
+SEEDS = (0,)
+RATES = {
+    "method=fft": (3e-4, 1e-3, 3e-3),
+    "method=lora,rank=8": (3e-3, 1e-2, 3e-2),
+    "method=mora,rank=8": (1e-3, 3e-3, 1e-2),
+}
+
+
+def stages():
+    """[(stage, cells)]: the rates, then the rows of the table."""
+    trial = {"train.stop_at": TRIAL_STEPS, "seed": SEEDS[0]}
+    rates = [
+        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": rate, **trial})
+        for method, grid in RATES.items()
+        for rate in grid
+    ]
+    full = [
+        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": "best:rates", "seed": seed})
+        for method in RATES
+        for seed in SEEDS
+    ]
+    return [("rates", rates), ("full", full)]

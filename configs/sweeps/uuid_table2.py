@@ -1,0 +1,33 @@
+"""Table 2 of MoRA at gpu scale: three learning rates a method at 200 steps, then full rows at each method's best.
+
+The paper searched LoRA {1e-4, 2e-4, 3e-4}, MoRA {5e-5, 1e-4, 2e-4} and gave FFT 3e-5, on LLaMA-2 7B; a 135M base takes
+larger rates. A trial keeps the full run's warm-up and decay and stops early, so it sees the first 200 of those rates.
+r=256 is left out: its square (735) is wider than the base's layers (576).
+"""
+
+SCALE = "gpu"
+TRIAL_STEPS = 200
+SEEDS = (0,)
+RATES = {
+    "method=fft": (1e-4, 3e-4, 1e-3),
+    "method=lora,rank=8": (1e-3, 3e-3, 1e-2),
+    "method=mora,rank=8": (1e-3, 3e-3, 1e-2),
+    "method=lora,rank=32": (1e-3, 3e-3, 1e-2),
+    "method=mora,rank=32": (3e-4, 1e-3, 3e-3),
+}
+
+
+def stages():
+    """[(stage, cells)]: the rates, then the rows of the table."""
+    trial = {"train.stop_at": TRIAL_STEPS, "seed": SEEDS[0]}
+    rates = [
+        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": rate, **trial})
+        for method, grid in RATES.items()
+        for rate in grid
+    ]
+    full = [
+        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": "best:rates", "seed": seed})
+        for method in RATES
+        for seed in SEEDS
+    ]
+    return [("rates", rates), ("full", full)]

@@ -1,0 +1,1 @@
+"""The experiments: the only place with flags and config files."""

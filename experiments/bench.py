@@ -1,0 +1,80 @@
+"""Speed and memory of a config's training step on random tokens, as one JSON line.
+
+python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,method=lora,rank=8,batch=8,seq=512
+"""
+
+import json
+import statistics
+import time
+
+from absl import flags
+
+from experiments.main import launch, load_config
+
+flags.DEFINE_integer("seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.")
+flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
+flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def main(_) -> None:
+    """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}."""
+    config, _plain = load_config()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from experiments.build import build
+    from experiments.runs import environment_record
+    from lowrank_jax.train import memory
+
+    started = time.perf_counter()
+    experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
+    compile_started = time.perf_counter()
+    compiled = experiment.compile()
+    compile_seconds = time.perf_counter() - compile_started
+    needed = memory.check_fits(compiled)
+    state, frozen, _fingerprint = experiment.load()
+
+    tokens = experiment.abstract_batch["tokens"]
+    ids = np.random.default_rng(0).integers(0, experiment.base.config.vocab_size, tokens.shape, np.int32)
+    local = {"tokens": ids, "weights": np.ones(tokens.shape, np.float32)}
+    rows = tokens.shape[0] // jax.process_count()
+    batch = experiment.place({name: x[jax.process_index() * rows :][:rows] for name, x in local.items()})
+
+    seconds, losses = [], []
+    for step in range(FLAGS.warmup + FLAGS.steps):
+        begin = time.perf_counter()
+        state, metrics = compiled(state, frozen, batch)
+        losses.append(float(jax.block_until_ready(metrics["loss"])))
+        if step == 0:
+            first_step = time.perf_counter() - started
+        if step >= FLAGS.warmup:
+            seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds)
+    device = jax.local_devices()[0]
+    record = {
+        "labels": dict(config.labels),
+        "trainable": experiment.parameters["trainable"],
+        "frozen": experiment.parameters["frozen"],
+        "batch": list(tokens.shape),
+        "ms": round(median * 1e3, 3),
+        "ms_min_max": [round(min(seconds) * 1e3, 3), round(max(seconds) * 1e3, 3)],
+        "steps": len(seconds),
+        "tokens_per_second": round(tokens.shape[0] * tokens.shape[1] / median),
+        "peak_gib": round(memory.peak_bytes(device) / 2**30, 3) if memory.peak_bytes(device) else None,
+        "step_gib": round(needed.needed / 2**30, 3) if needed else None,
+        "compile_seconds": round(compile_seconds, 2),
+        "first_step_seconds": round(first_step, 2),
+        "losses": [round(losses[0], 4), round(losses[-1], 4)],
+        "remat": config.base.remat,
+        "scan_unroll": config.base.scan_unroll,
+        "dtype": jnp.dtype(config.base.dtype).name,
+        **environment_record(),
+    }
+    if jax.process_index() == 0:
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    launch(main)

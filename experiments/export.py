@@ -1,0 +1,49 @@
+"""What a finished run leaves to take home: the adapter alone, and the merged model if asked for."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.build import Experiment
+from lowrank_jax import adapters
+from lowrank_jax.checkpoints.adapters_only import save_adapter
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.trees import combine
+from lowrank_jax.interop.llama import export_params
+from lowrank_jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What to write beside the records.
+
+    Attributes:
+      adapter: the trained leaves alone, with their scales and the base's fingerprint, in `adapter/`. Full fine-tuning
+        has no adapter: it is kept by its checkpoint and by `merged`.
+      merged: dtype of the merged model in Hugging Face's layout in `model/`; "" writes none.
+    """
+
+    adapter: bool = True
+    merged: str = ""
+
+
+def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> None:
+    """Writes what the run's config asks for; every process takes part, process 0 writes."""
+    config, plan = experiment.config.export, experiment.plan
+    if config.adapter and experiment.config.trainable != "full":
+        variables = combine(state.trainable, frozen)
+        scales = {path: jax.device_get(scale).tolist() for path, scale in flatten(variables.get("scales", {})).items()}
+        save_adapter(
+            folder / "adapter",
+            state.trainable,
+            dataclasses.asdict(plan.config),
+            scales,
+            {"name": experiment.base.name, "fingerprint": fingerprint},
+        )
+    if config.merged:
+        params = adapters.merge(combine(state.trainable, frozen), plan)
+        export_params(
+            params, experiment.base.config, folder / "model", config.merged, tokenizer=experiment.base.tokenizer
+        )

@@ -1,0 +1,109 @@
+"""The front door of every program here: flags, config files, and errors a user can mend as one line."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from lowrank_jax.core.errors import UserError
+
+FILE_FLAG = "--config="
+MENDABLE = 2  # exit status of an error that the user can mend
+
+
+def launch(main: Callable[[list[str]], Any]) -> None:
+    """Parses the flags and runs `main`; a UserError ends the program with its one line and status 2.
+
+    --config=FILE[:ARGUMENT] names the config file, whose `get_config(ARGUMENT)` gives a ConfigDict; sections and keys
+    that it leaves out take their dataclass's defaults; --config.path.to.key=VALUE then overrides any of them.
+    """
+
+    def parse(argv):
+        files = [word.removeprefix(FILE_FLAG) for word in argv[1:] if word.startswith(FILE_FLAG)]
+        rest = [word for word in argv if not word.startswith(FILE_FLAG)]
+        with _one_line():
+            config = complete_file(files[-1]) if files else None
+            try:
+                if config is not None:
+                    from ml_collections import config_flags
+
+                    config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
+                return flags.FLAGS(rest)
+            except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+                raise UserError(_override_error(error, config, rest)) from None
+
+    def guarded(argv):
+        if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax tell their steps at INFO
+        with _one_line():
+            if len(argv) > 1:
+                raise UserError(f"unknown argument {argv[1]!r}; see --help")
+            return main(argv)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
+    """The unpacked config of --config, and its plain form; `overrides` by dotted path, None leaving a key alone.
+
+    Raises:
+      UserError: no --config, or a key or value that the dataclasses refuse.
+    """
+    from experiments.schema import to_plain, unpack_run
+
+    if "config" not in flags.FLAGS:
+        raise UserError("--config is missing, e.g. --config=configs/mora_uuid.py")
+    config = flags.FLAGS.config.copy_and_resolve_references()
+    for path, value in (overrides or {}).items():
+        if value is not None:
+            *sections, key = path.split(".")
+            node = config
+            for section in sections:
+                node = node[section]
+            node[key] = value
+    plain = to_plain(config)
+    return unpack_run(plain), plain
+
+
+def load_file(name: str) -> Any:
+    """The ConfigDict of a config file, "configs/mora_uuid.py:method=lora"."""
+    path, _, argument = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"no config file {path}; try configs/mora_uuid.py")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no get_config(argument)")
+    return module.get_config(argument or None)
+
+
+def complete_file(name: str) -> Any:
+    """The ConfigDict of a config file with every key that a flag may override."""
+    from experiments.defaults import complete
+
+    return complete(load_file(name))
+
+
+def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
+    """What ml_collections or absl say of a wrong override, on one line and with the nearest key."""
+    from experiments.defaults import wrong_key
+
+    for word in argv:
+        path = word.lstrip("-").partition("=")[0]
+        if config is not None and path.startswith("config.") and (message := wrong_key(config, path)):
+            return message
+    return " ".join(str(error).split()).strip("\"'")
+
+
+@contextlib.contextmanager
+def _one_line():
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MENDABLE)

@@ -1,0 +1,25 @@
+"""What a run will train and what its step will need, without weights: `python -m experiments.plan --config=...`."""
+
+from experiments.main import launch, load_config
+
+
+def main(_) -> None:
+    """Prints the plan, the parameters and the compiled step's memory."""
+    config, _plain = load_config()
+    from experiments.build import build
+    from lowrank_jax.core.trees import nbytes
+    from lowrank_jax.train import memory
+
+    experiment = build(config)
+    print(experiment.plan)
+    parameters = experiment.parameters
+    print(f"trainable {parameters['trainable']:,}, frozen {parameters['frozen']:,} parameters")
+    print(
+        f"trainable and optimizer {nbytes(experiment.abstract_state) / 2**20:,.1f} MiB, "
+        f"frozen {nbytes(experiment.abstract_frozen) / 2**20:,.1f} MiB over {experiment.mesh.size} device(s)"
+    )
+    memory.check_fits(experiment.compile())
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,103 @@
+"""One run of one config: `python -m experiments.run --config=configs/mora_uuid.py:method=lora`."""
+
+import time
+
+from absl import flags, logging
+
+from experiments.main import launch, load_config
+
+flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
+flags.DEFINE_string("workdir", "runs", "Where runs live.")
+flags.DEFINE_bool("fresh", False, "Delete the run of this name and start again.")
+flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into the run's folder.")
+FLAGS = flags.FLAGS
+
+
+def main(_) -> int:
+    """Runs, resumes, or says that the run is finished; returns the exit status."""
+    started = time.time()
+    config, plain = load_config({"train.profile_steps": FLAGS.profile_steps})
+
+    # Imported after the flags are parsed: --help and a wrong flag answer at once.
+    import jax
+
+    from experiments import export, runs
+    from experiments.build import build
+    from lowrank_jax.checkpoints.manager import Checkpoints
+    from lowrank_jax.core.trees import nbytes
+    from lowrank_jax.train import loop, memory, tracking
+
+    # ---- the run's folder: new, to be resumed, or finished ----
+    name = FLAGS.name or config.name or runs.run_name(plain)
+    folder = runs.run_folder(FLAGS.workdir, name)
+    chief = jax.process_index() == 0
+    if chief and runs.open_run(folder, plain, FLAGS.fresh) == "finished":
+        result = runs.read_result(folder / runs.RESULT)
+        print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
+        return 0
+
+    # ---- everything that can be checked on shapes ----
+    experiment = build(config)
+    parameters = experiment.parameters
+    print(experiment.plan)
+    print(
+        f"{name}: {parameters['trainable']:,} trainable and {parameters['frozen']:,} frozen parameters "
+        f"({nbytes(experiment.abstract_frozen) / 2**20:,.1f} MiB) on {experiment.mesh.size} "
+        f"{jax.devices()[0].device_kind} device(s)",
+        flush=True,
+    )
+    compile_started = time.perf_counter()
+    compiled = experiment.compile()
+    compile_seconds = time.perf_counter() - compile_started
+    memory.check_fits(compiled)
+
+    # ---- weights, and where an earlier session stopped ----
+    state, frozen, fingerprint = experiment.load()
+    batches, train_seconds, resumed = experiment.batches(), 0.0, 0
+    identity = {"base": fingerprint, "config": runs.config_hash(plain)}
+    with Checkpoints(folder / runs.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
+        if checkpoints.latest():
+            rest = experiment.abstract_state._asdict()
+            trainable, rest, cursor, resumed = checkpoints.restore(None, rest.pop("trainable"), rest)
+            state = state._replace(trainable=trainable, **rest)
+            batches.set_state(cursor["batches"])
+            train_seconds = cursor["train_seconds"]
+            logging.info("resumed %s at step %d", name, resumed)
+        with tracking.Tracker(folder, name, plain, config.tracking, resumed_step=resumed) as tracker:
+            job = loop.Job(
+                state=state,
+                frozen=frozen,
+                step=compiled,
+                batches=batches,
+                place=experiment.place,
+                evaluate=experiment.evaluator(),
+                config=config.train,
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint.every,
+                tracker=tracker,
+                profile_folder=str(folder / "profile"),
+                train_seconds=train_seconds,
+            )
+            outcome = loop.fit(job)
+
+            # ---- the record ----
+            if outcome.status == "interrupted":
+                print(f"{name}: {outcome.message}")
+                return 130
+            if outcome.status == "finished":
+                export.export_run(folder, experiment, outcome.state, frozen, fingerprint)
+            if chief:
+                result = runs.finish_run(
+                    folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
+                    compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
+                    base={"name": experiment.base.name, "fingerprint": fingerprint},
+                )  # fmt: skip
+                tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
+                print(f"{name}: {outcome.status}; {runs.summary(result)}; records in {folder}")
+    if outcome.status == "diverged":
+        raise loop.Diverged(outcome.message)
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,239 @@
+"""Runs a grid of cells, each once and in its own process; several sweeps may share one grid.
+
+    python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/uuid_table2.py
+
+A grid file is plain data: `cells() -> [cell, ...]`, or `stages() -> [(stage name, [cell, ...]), ...]`. A cell is
+`dict(arg="scale=gpu,method=lora,rank=8", overrides={"optimizer.learning_rate": 1e-3, "seed": 0})`. An override
+"best:rates" takes the value from the cell of stage "rates" with the same arg that had the lowest training loss over its
+last 20 steps (of equals, the larger value), and waits for those cells. One sweep a GPU or a host: set
+CUDA_VISIBLE_DEVICES and share --workdir.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments import runs
+from experiments.grid import Cell, Grid
+from lowrank_jax.core.errors import UserError
+
+RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
+AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are looked at again
+
+
+class Sweep:
+    """Runs cells one after another; cells that another sweep holds are looked at again until they are settled."""
+
+    def __init__(
+        self, grid: Grid, workdir: str, results: str | None = None, say: Callable = print, asked: str | None = None
+    ):
+        self.grid, self.asked = grid, asked
+        self.workdir, self.results = Path(workdir), Path(results) if results else None
+        self.say = say
+        self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
+        self.child: subprocess.Popen | None = None
+
+    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Settles every cell.
+
+        Returns:
+          name -> "finished", "diverged" or "failed: why".
+        """
+        pending, told = list(cells), set()
+        while pending:
+            left = []
+            for cell in pending:
+                if any(trial not in self.settled for trial in cell.trials):
+                    left.append(cell)
+                    continue
+                outcome = self.attempt(cell, len(cells), [*left, *pending[pending.index(cell) :]])
+                if outcome is None:
+                    if cell.name not in told:
+                        self.say(f"{cell.name}: claimed by another sweep; looking again later")
+                    told.add(cell.name)
+                    left.append(cell)
+                else:
+                    self.settled[cell.name] = outcome
+            if len(left) == len(pending):
+                time.sleep(POLL_SECONDS)
+            pending = left
+        return {cell.name: self.settled[cell.name][0] for cell in cells}
+
+    def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
+        """Skips, runs or leaves one cell; None if another sweep holds it."""
+        place = f"[{len(self.settled) + 1}/{total}]"
+        ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
+        if ready is None:
+            self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
+            return "failed: none of its trials gave a finite loss", None
+        if result := self.recorded(ready):
+            self.say(f"{place} {ready.name}: {result['status']} already")
+            return result["status"], result
+        lock = runs.claim(self.workdir / f"{ready.name}.lock")
+        if lock is None:
+            return None
+        with lock:
+            if result := self.recorded(ready):  # it ended between the look and the claim
+                self.say(f"{place} {ready.name}: {result['status']} by another sweep")
+                return result["status"], result
+            self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
+            status = self.spawn(ready, lock, mine=self.asked in (None, cell.name))
+            result = self.recorded(ready)
+        if result:
+            self.say(f"{place} {ready.name}: {result['status']} in {clock(result.get('wall_seconds') or 0)}")
+            return result["status"], result
+        why = f"exit status {status}" if status else "it ended without a result"
+        self.say(f"{place} {ready.name}: failed ({why}); a second sweep resumes it")
+        return f"failed: {why}", None
+
+    def recorded(self, cell: Cell) -> dict | None:
+        """The result of a cell that ended, from its run folder or the results folder; keeps the latter filled."""
+        kept = self.results / f"{cell.name}.json" if self.results else None
+        result = runs.read_result(runs.run_folder(self.workdir, cell.name) / runs.RESULT)
+        if result and result["status"] in runs.ENDED:
+            if kept and runs.read_result(kept) != result:
+                runs.write_json(kept, result)
+            return result
+        result = runs.read_result(kept) if kept else None
+        return result if result and result["status"] in runs.ENDED else None
+
+    def command(self, cell: Cell) -> list[str]:
+        """The program line of one cell."""
+        arg = self.grid.full_arg(cell.arg)
+        config = f"{self.grid.config_path}:{arg}" if arg else self.grid.config_path
+        changes = [f"--config.{path}={as_flag(value)}" for path, value in cell.overrides.items()]
+        return [*RUN_PROGRAM, f"--config={config}", *changes, f"--name={cell.name}", f"--workdir={self.workdir}"]
+
+    def spawn(self, cell: Cell, lock: Any, mine: bool = True) -> int:
+        """Runs a cell's process to its end; an interrupt of the sweep first lets it save."""
+        # The child inherits the lock: if the sweep alone is killed, the cell stays claimed while its run lives.
+        # A W&B agent's run id is for the cell it asked for, not for the trials that this cell needed first.
+        environment = {key: value for key, value in os.environ.items() if mine or key not in AGENT_VARIABLES}
+        self.child = subprocess.Popen(self.command(cell), pass_fds=(lock.fileno(),), env=environment)
+        try:
+            return self.child.wait()
+        except KeyboardInterrupt:  # a terminal's Ctrl-C went to the child too
+            self.child.wait()
+            raise
+        except SystemExit:
+            self.child.terminate()
+            self.child.wait()
+            raise
+        finally:
+            self.child = None
+
+    def time_left(self, remaining: Sequence[Cell]) -> str:
+        """Steps still to train here times the seconds a step has taken so far in this grid."""
+        ended = [(name, result) for name, (_, result) in self.settled.items() if result]
+        done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
+        seconds = sum(wall for wall, _ in done if wall)
+        steps = sum(count for wall, count in done if wall)
+        if not steps:
+            return "time left unknown"
+        return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"
+
+
+def as_flag(value: Any) -> str:
+    """A value as ml_collections' flags read it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1h02m, 3m05s or 12s."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str]) -> dict:
+    """A W&B sweep over the same cells: each agent runs `experiments.sweep --cell=NAME`.
+
+    Args:
+      cells: as `Grid.select` gives them, trials first.
+      settings: flags to repeat for the agents (config, grid, workdir, results).
+    """
+    repeated = [f"--{key}={value}" for key, value in settings.items() if value]
+    return {
+        "program": "experiments/sweep.py",
+        "method": "grid",
+        "parameters": {"cell": {"values": [cell.name for cell in cells]}},
+        "command": ["${interpreter}", "-m", "experiments.sweep", *repeated, "${args}"],
+    }
+
+
+def define_flags() -> None:
+    """The program's flags; not at import, for another program's --config may be in the same process."""
+    flags.DEFINE_string("config", None, "Config file, with an optional argument: configs/mora_uuid.py:scale=gpu")
+    flags.DEFINE_string("grid", None, "Grid file: configs/sweeps/uuid_table2.py")
+    flags.DEFINE_string("workdir", "runs", "Folder of the run folders and their locks; sweeps that share it share work")
+    flags.DEFINE_string("results", None, "Folder where each cell's result is recorded; cells recorded there are done")
+    flags.DEFINE_string("only", None, "Run only cells whose name or arg matches this regular expression")
+    flags.DEFINE_string("cell", None, "Run only the cell of this name (for W&B agents), with the trials it needs")
+    flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
+    flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
+    flags.mark_flags_as_required(["config", "grid"])
+
+
+def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Prints each cell's state and command (--dry_run)."""
+    for place, cell in enumerate(cells, 1):
+        results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
+        ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
+        result = sweep.recorded(ready) if ready else None
+        state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
+        print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
+        print("    " + " ".join(sweep.command(ready or cell)))
+
+
+def sweep_main(options: Any) -> int:
+    """Runs the program for parsed flags; returns the exit status."""
+    grid = Grid(options.config, options.grid)
+    cells = grid.select(options.only, options.cell)
+    sweep = Sweep(grid, options.workdir, options.results, lambda line: print(line, flush=True), options.cell)
+    if options.wandb_sweep:
+        settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
+        Path(options.wandb_sweep).write_text(json.dumps(wandb_sweep(cells, settings), indent=1) + "\n")
+        print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
+        return 0
+    if options.dry_run:
+        show(sweep, cells)
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    states = sweep.run(cells)
+    for name, state in states.items():
+        if state != "finished":
+            print(f"{name}: {state}")
+    print(f"{sum(state == 'finished' for state in states.values())} of {len(states)} cells finished")
+    return int(any(state.startswith("failed") for state in states.values()))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point: 0 all cells ended, 1 some failed, 2 the user can mend it, 130 interrupted."""
+    if len(argv) > 1:
+        print(f"unknown argument {argv[1]!r}; see --help", file=sys.stderr)
+        return 2
+    try:
+        return sweep_main(flags.FLAGS)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

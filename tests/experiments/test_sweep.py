@@ -1,0 +1,373 @@
+"""experiments.sweep over a fake run program: skip, resume, claim, fail, stages, sharing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import runs, sweep
+from experiments.grid import Grid, best_value
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+def get_config(arg=None):
+    words = dict(part.split("=") for part in (arg or "").split(",") if part)
+    rank = int(words["rank"]) if "rank" in words else None
+    return {
+        "experiment": "mora_uuid", "name": None, "seed": 0,
+        "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
+        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0}, "adapter": {"rank": rank},
+    }
+"""
+
+GRID = """
+RATES = {"method=fft": (1e-4, 3e-4, 1e-3), "method=lora,rank=8": (1e-3, 3e-3)}
+
+def stages():
+    rates = [dict(arg=arg, overrides={"optimizer.learning_rate": rate, "train.stop_at": 20})
+             for arg, grid in RATES.items() for rate in grid]
+    full = [dict(arg=arg, overrides={"optimizer.learning_rate": "best:rates"}) for arg in RATES]
+    return [("rates", rates), ("full", full)]
+"""
+
+# Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
+FAKE_RUN = """
+import json, os, sys, time
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+work, name = flags["workdir"], flags["name"]
+with open(f"{work}/ran.txt", "a") as log:
+    log.write(name + "\\n")
+if "WANDB_SWEEP_ID" in os.environ:
+    with open(f"{work}/agent.txt", "a") as log:
+        log.write(name + "\\n")
+behave = json.load(open(f"{work}/behave.json")) if os.path.exists(f"{work}/behave.json") else {}
+ending = next((how for part, how in behave.items() if part in name), "finished")
+folder = f"{work}/{name}"
+os.makedirs(folder, exist_ok=True)
+rate = float(flags["config.optimizer.learning_rate"])
+if ending.startswith("sleep"):
+    time.sleep(float(ending.split()[1]))
+    ending = "finished"
+if ending == "fail":
+    sys.exit(3)
+if ending == "silent":
+    sys.exit(0)
+arg = flags["config"].partition(":")[2]
+words = dict(part.split("=") for part in arg.split(",") if part)
+best = 3e-4 if words.get("method") == "fft" else 1e-3
+losses = [[step, abs(rate - best)] for step in range(1, 21)]
+result = {"name": name, "status": ending, "labels": {**words, "stage": flags["config.labels.stage"]},
+          "config": {"optimizer": {"learning_rate": rate}}, "losses": losses, "wall_seconds": 5.0}
+with open(f"{folder}/result.json", "w") as out:
+    json.dump(result, out)
+"""
+
+
+HOLD_A_LOCK = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(1)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    for name, text in (("config.py", CONFIG), ("grid.py", GRID), ("fake_run.py", FAKE_RUN)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(sweep, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
+    return tmp_path
+
+
+def make(place, grid="grid.py", arg="", results=None):
+    said = []
+    made = Grid(f"{place / 'config.py'}{arg}", str(place / grid))
+    return made, sweep.Sweep(made, str(place / "runs"), results, said.append), said
+
+
+def ran(place):
+    log = place / "runs" / "ran.txt"
+    return log.read_text().split() if log.exists() else []
+
+
+def behave(place, **how):
+    (place / "runs" / "behave.json").write_text(json.dumps(how))
+
+
+def test_stages_choose_the_best_rate_then_everything_is_skipped(place):
+    grid, first, said = make(place)
+    states = first.run(grid.select())
+    assert set(states.values()) == {"finished"}
+    names = ran(place)
+    assert len(names) == 7
+    assert [name for name in names if "-rates-" not in name] == names[-2:]
+    assert names[-2].startswith("mora_uuid-toy-fft-lr0.0003-seed0-")
+    assert names[-1].startswith("mora_uuid-toy-lora-r8-lr0.001-seed0-")
+    assert said[0] == f"[1/7] {names[0]}: running, time left unknown"
+    # One trial took 5 s for 20 steps; 4 trials of 20 and 2 runs of 100 steps are left.
+    assert said[2] == f"[2/7] {names[1]}: running, about 1m10s left"
+
+    grid, second, said = make(place)
+    assert set(second.run(grid.select()).values()) == {"finished"}
+    assert len(ran(place)) == 7
+    assert all(line.endswith("finished already") for line in said)
+
+
+def test_a_tie_takes_the_larger_rate_and_divergence_never_wins():
+    def result(rate, losses, status="finished"):
+        return {"status": status, "losses": losses, "config": {"optimizer": {"learning_rate": rate}}}
+
+    flat = [[step, 1.0] for step in range(1, 31)]
+    late = [[step, 9.0 if step <= 10 else 1.0] for step in range(1, 31)]  # only the last 20 steps count
+    path = "optimizer.learning_rate"
+    assert best_value([result(1e-3, flat), result(3e-3, late), result(1e-2, flat, "diverged")], path) == 3e-3
+    assert best_value([result(1e-3, flat), result(1e-2, [[1, 0.5], [2, None]])], path) == 1e-3
+    assert best_value([result(1e-2, flat, "diverged"), result(1e-3, [])], path) is None
+
+
+def test_failures_go_on_and_are_resumed_by_the_next_sweep(place):
+    grid, first, _said = make(place)
+    behave(place, **{"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent", "fft-lr0.001": "diverged"})
+    states = first.run(grid.select())
+    failed = {name: state for name, state in states.items() if state.startswith("failed")}
+    assert len(failed) == 2
+    assert "exit status 3" in next(state for name, state in failed.items() if "fft" in name)
+    assert "without a result" in next(state for name, state in failed.items() if "lora" in name)
+    # fft's best of what is left: 0.0001, for 0.001 diverged.
+    assert any(name.startswith("mora_uuid-toy-fft-lr0.0001-seed0-") and "rates" not in name for name in ran(place))
+
+    behave(place)
+    before = len(ran(place))
+    grid, second, _said = make(place)
+    states = second.run(grid.select())
+    assert sorted(set(states.values())) == ["diverged", "finished"]
+    again = ran(place)[before:]
+    assert len(again) == 3  # the two failed trials, and fft's full run at the better rate that they found
+
+
+def test_no_finite_trial_fails_its_full_cell_alone(place):
+    behave(place, **{"fft": "diverged"})
+    grid, only, _said = make(place)
+    states = only.run(grid.select())
+    full = {name: state for name, state in states.items() if "rates" not in name}
+    assert (
+        next(state for name, state in full.items() if "fft" in name) == "failed: none of its trials gave a finite loss"
+    )
+    assert next(state for name, state in full.items() if "lora" in name) == "finished"
+
+
+def test_a_claimed_cell_is_left_and_looked_at_again(place):
+    grid, only, said = make(place)
+    cell = grid.select()[0]
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            HOLD_A_LOCK,
+            str(place / "runs" / f"{cell.name}.lock"),
+        ],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    states = only.run(grid.select())
+    assert holder.wait() == 0
+    assert set(states.values()) == {"finished"}
+    assert f"{cell.name}: claimed by another sweep; looking again later" in said
+    names = ran(place)
+    assert len(names) == len(set(names)) == 7
+    # lora's full run did not wait for the claimed trial of fft; fft's did.
+    assert names.index(cell.name) > next(i for i, n in enumerate(names) if "lora" in n and "rates" not in n)
+
+
+def program(place, *words):
+    """The sweep as a program of its own, over the fake run."""
+    code = (
+        "import sys; from absl import app; from experiments import sweep;"
+        f"sweep.RUN_PROGRAM = ({sys.executable!r}, {str(place / 'fake_run.py')!r});"
+        "sweep.POLL_SECONDS = 0.05; sweep.define_flags(); app.run(sweep.main)"
+    )
+    flags = [f"--config={place / 'config.py'}", f"--grid={place / 'grid.py'}", f"--workdir={place / 'runs'}", *words]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_three_sweeps_share_one_grid_without_running_a_cell_twice(place):
+    behave(place, **{"": "sleep 0.1"})
+    started = [program(place) for _ in range(3)]
+    outputs = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    assert len(ran(place)) == len(set(ran(place))) == 7
+    assert all("7 of 7 cells finished" in out for out, _ in outputs)
+
+
+def test_program_statuses(place):
+    behave(place, **{"fft-lr0.0003": "fail"})
+    failing = program(place, "--only=fft")
+    out, _ = failing.communicate(timeout=60)
+    assert failing.returncode == 1
+    assert "failed: exit status 3" in out
+    wrong = program(place, "--only=nothing")
+    _, err = wrong.communicate(timeout=60)
+    assert (wrong.returncode, err.count("\n")) == (2, 1)
+    assert "matches no cell" in err
+
+
+def test_sigterm_reaches_the_run(place):
+    behave(place, **{"": "sleep 30"})
+    stopped = program(place)
+    for _ in range(200):
+        if ran(place):
+            break
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    stopped.communicate(timeout=20)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    held = runs.claim(place / "runs" / f"{ran(place)[0]}.lock")
+    assert held is not None
+    held.close()
+
+
+def test_a_killed_sweep_leaves_its_cell_claimed_while_the_run_lives(place):
+    behave(place, **{"": "sleep 2"})
+    killed = program(place)
+    for _ in range(200):
+        if ran(place):
+            break
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    lock = place / "runs" / f"{ran(place)[0]}.lock"
+    assert runs.claim(lock) is None
+    for _ in range(100):
+        if (held := runs.claim(lock)) is not None:
+            held.close()
+            break
+        time.sleep(0.05)
+    assert (place / "runs" / ran(place)[0] / "result.json").exists()
+
+
+def test_results_folder_records_cells_and_counts_as_done(place):
+    kept = place / "kept"
+    grid, first, _said = make(place, results=str(kept))
+    first.run(grid.select())
+    assert sorted(path.stem for path in kept.glob("*.json")) == sorted(ran(place))
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    moved = sweep.Sweep(grid, str(elsewhere), str(kept), lambda line: None)
+    assert set(moved.run(grid.select()).values()) == {"finished"}
+    assert not (elsewhere / "ran.txt").exists()
+
+
+def test_only_and_cell_bring_the_trials_they_need(place):
+    grid, _sweep, _said = make(place)
+    full = [name for name, cell in grid.cells.items() if cell.stage == "full"]
+    assert [cell.stage for cell in grid.select(name=full[0])] == ["rates"] * 3 + ["full"]
+    assert {cell.arg for cell in grid.select(only="lora")} == {"method=lora,rank=8"}
+    assert len(grid.select(only="rates-")) == 5
+    for wrong in (dict(name="nothing"), dict(only="nothing"), dict(only="(")):
+        with pytest.raises(UserError):
+            grid.select(**wrong)
+
+
+def test_command_and_argument(place):
+    grid, only, _said = make(place, arg=":scale=gpu,method=fft")
+    cell = next(cell for cell in grid.select() if cell.arg == "method=lora,rank=8")
+    command = only.command(cell)
+    assert command[2] == f"--config={place / 'config.py'}:scale=gpu,method=lora,rank=8"
+    assert command[3:6] == [
+        "--config.labels.stage=rates",
+        "--config.optimizer.learning_rate=0.001",
+        "--config.train.stop_at=20",
+    ]
+    assert command[6:] == [f"--name={cell.name}", f"--workdir={place / 'runs'}"]
+    values = [True, None, [300, 500], "x", 1e-4, 3]
+    assert [sweep.as_flag(value) for value in values] == ["true", "None", "(300, 500)", "x", "0.0001", "3"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ({"overrides": {"optimizer.learning_rat": 1.0}}, "override 'optimizer.learning_rat'"),
+        ({"overrides": {"optimizer.learning_rate": "high"}}, "is a str"),
+        ({"overrides": {"train.steps": 1.5}}, "is a float"),
+        ({"overrides": {"optimizer.learning_rate": "best:rates"}}, "best:rates"),
+        ({"args": ""}, "['args']"),
+    ],
+)
+def test_bad_grids(place, cell, words):
+    (place / "bad.py").write_text(f"def cells():\n    return [{cell!r}]\n")
+    with pytest.raises(UserError) as error:
+        make(place, "bad.py")
+    assert words in str(error.value)
+    (place / "empty.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="neither"):
+        make(place, "empty.py")
+    with pytest.raises(UserError, match="there is no file"):
+        make(place, "absent.py")
+
+
+def test_cells_alone_are_one_full_stage_and_repeats_are_one(place):
+    (place / "flat.py").write_text(
+        "def cells():\n    return [dict(arg='rank=8'), dict(arg='rank=8', overrides={'seed': 1})] * 2\n"
+    )
+    grid, _sweep, _said = make(place, "flat.py")
+    assert [cell.stage for cell in grid.cells.values()] == ["full", "full"]
+    assert all("-lr0.001-" in name for name in grid.cells)
+
+
+def test_wandb_file_runs_the_same_cells(place, monkeypatch):
+    written = place / "sweep.json"
+    process = program(place, f"--wandb_sweep={written}")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert ran(place) == []
+    spec = json.loads(written.read_text())
+    values = spec["parameters"]["cell"]["values"]
+    grid, _sweep, _said = make(place)
+    assert values == list(grid.cells)
+    assert spec["method"] == "grid"
+    assert spec["command"][:3] == ["${interpreter}", "-m", "experiments.sweep"]
+    assert spec["command"][-1] == "${args}"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    agent = program(place, "--cell", values[-1])  # as an agent that comes first to a full cell
+    out, err = agent.communicate(timeout=60)
+    assert agent.returncode == 0, (out, err)
+    assert len(ran(place)) == 3
+    under_the_agent = (place / "runs" / "agent.txt").read_text().split()
+    assert under_the_agent == ran(place)[-1:]
+
+
+def test_dry_run_runs_nothing(place):
+    process = program(place, "--dry_run")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert ran(place) == []
+    assert out.count("to run") == 5
+    assert out.count("waits for") == 2
+
+
+@pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
+def test_the_shipped_grids_fit_the_config(grid):
+    made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
+    stages = [cell.stage for cell in made.cells.values()]
+    assert stages.count("rates") == 3 * stages.count("full")
+    for cell in made.cells.values():
+        if cell.stage == "full":
+            assert len(cell.trials) == 3
+        else:
+            assert (
+                cell.steps < cell.plain["train"]["steps"]
+                or cell.plain["train"]["stop_at"] == cell.plain["train"]["steps"]
+            )

@@ -1,0 +1,353 @@
+"""experiments.tables, figures, papers and runs, over fabricated results."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import figures, runs, tables
+from experiments.papers import ledger, mora
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def plain(method="mora", rank=8, rate=1e-3, seed=0, stage="full", scale="gpu", pairs=10_000, **labels):
+    return {
+        "experiment": "mora_uuid",
+        "seed": seed,
+        "labels": {
+            "method": method,
+            "rank": None if method == "fft" else rank,
+            "scale": scale,
+            "stage": stage,
+            **labels,
+        },
+        "base": {"name": "smollm2-135m", "remat": "none"},
+        "task": {"name": "uuid", "pairs": pairs, "eval_pairs": 2_000},
+        "optimizer": {"learning_rate": rate},
+        "train": {"steps": 1_000, "stop_at": 200 if stage == "rates" else 0, "batch_size": 1_000},
+    }
+
+
+def write(folder, accuracy, status="finished", run_folder=False, losses=((1, 2.0), (2, 1.0)), **how):
+    config = plain(**how)
+    name = runs.run_name(config)
+    record = runs.result_record(
+        name,
+        config,
+        status,
+        wall_seconds=90.0,
+        train_seconds=60.0,
+        parameters={"trainable": 4_884_480, "frozen": 134_515_008},
+        evaluations=[{"step": s, "char_accuracy": a, "exact_match": a / 2} for s, a in accuracy.items()],
+        losses=list(losses),
+        environment={},
+    )
+    path = folder / name / runs.RESULT if run_folder else folder / f"{name}.json"
+    runs.write_json(path, record)
+    if run_folder:
+        runs.write_json(folder / name / runs.CONFIG, config)
+        runs.write_json(folder / name / "checkpoints" / "9" / "meta.json", {"status": "x", "labels": {}, "name": "no"})
+    return record
+
+
+PAPER_STEPS = {300: 0.1, 500: 0.2, 700: 0.9, 900: 1.0, 1000: 1.0}
+
+
+def rows_of(table):
+    return {(row.method, row.rank): row for row in table.rows}
+
+
+def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
+    for rate in (1e-3, 3e-3, 1e-2):
+        write(tmp_path, {}, stage="rates", rate=rate)
+        write(tmp_path, {}, stage="rates", rate=rate, method="lora")
+    write(tmp_path, PAPER_STEPS, rate=3e-3)
+    write(tmp_path, {30: 0.5}, rate=3e-3, scale="laptop")
+    write(tmp_path, {}, "diverged", method="fft", rate=1e-2)
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"bench": 1}')
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    rows = rows_of(table)
+    assert list(rows) == list(tables.ROWS["gpu"])
+    mora8 = rows["mora", 8]
+    assert (mora8.rate, mora8.tried, mora8.seeds, mora8.parameters) == (3e-3, (1e-3, 3e-3, 1e-2), 1, 4_884_480)
+    assert mora8.accuracy[700] == pytest.approx(90.0)
+    assert mora8.exact == pytest.approx(50.0)
+    assert rows["lora", 8].note == "not run (only 3 rates tried)"
+    assert rows["lora", 32].note == "not run"
+    assert rows["mora", 256].note == "r=256: square 735 > width 576"
+    assert rows["fft", None].note == "diverged at step 2, lr 0.01"
+    text = tables.render(table)
+    line = next(line for line in text.splitlines() if line.startswith("MoRA    8"))
+    assert "90.0 | 87.4" in line
+    assert "4,884,480" in line
+    assert "0.003 (0.001, 0.003, 0.01)" in line
+    assert "90 s" in line
+    assert next(line for line in text.splitlines() if line.startswith("MoRA    256")).count("| 100.0") == 3
+
+
+def test_the_scores_are_those_of_the_task():
+    from lowrank_jax.tasks.uuid import score_uuids
+
+    assert set(score_uuids(["x"], ["0" * 36])) == {tables.ACCURACY, tables.EXACT}
+
+
+def test_the_reason_for_the_empty_row_is_true():
+    def square(d_in, d_out, rank):
+        return int(math.sqrt((d_in + d_out) * rank) + 0.5)
+
+    assert square(576, 1536, 256) == 735 > 576
+    assert square(576, 1536, 32) < 576
+
+
+def test_seeds_give_the_median_and_are_counted(tmp_path):
+    for seed, accuracy in enumerate((0.2, 0.9, 0.4)):
+        write(tmp_path, {300: accuracy}, seed=seed)
+    write(tmp_path, {300: 0.0}, "diverged", seed=3)
+    write(tmp_path, {300: 1.0}, rate=5e-3)  # one seed at another rate does not outvote three
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    row = rows_of(table)["mora", 8]
+    assert row.accuracy == {300: pytest.approx(40.0)}
+    assert row.seeds == 3
+    assert row.rate == 1e-3
+    assert row.note == "and 1 seeds diverged"
+
+
+def test_other_steps_stand_beside_the_papers_and_say_so(tmp_path):
+    write(tmp_path, {25: 0.1, 100: 0.99}, scale="laptop")
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "laptop")
+    text = tables.render(table)
+    header = text.splitlines()[2]
+    assert header.index("step 25") < header.index("step 100") < header.index("paper 300") < header.index("paper 900")
+    assert "another base model and step scale (LLaMA-2 7B" in text
+    assert "99.0" in next(line for line in text.splitlines() if line.startswith("MoRA  "))
+    assert "not run" in next(line for line in text.splitlines() if line.startswith("LoRA  "))
+
+
+def test_settings_are_never_mixed(tmp_path):
+    write(tmp_path, PAPER_STEPS)
+    write(tmp_path, PAPER_STEPS, method="lora")
+    write(tmp_path, {300: 0.3}, pairs=40_000, setting="hard")
+    first, second = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    assert rows_of(first)["mora", 8].accuracy[300] == pytest.approx(10.0)
+    assert [(row.method, row.rank) for row in second.rows] == [("mora", 8)]
+    assert "(hard; task.pairs: 10000 -> 40000)" in tables.render(second).splitlines()[0]
+
+
+def test_nothing_run_prints_the_paper(tmp_path):
+    (table,) = tables.mora_table2([], "paper")
+    text = tables.render(table)
+    assert text.count("not run") == 5
+    assert "54.2" in text
+
+
+def test_markdown_escapes_the_bars(tmp_path):
+    write(tmp_path, PAPER_STEPS)
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    lines = [line for line in tables.render(table, "markdown").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 7
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_results_are_found_in_run_folders_and_once_by_name(tmp_path):
+    write(tmp_path / "runs", PAPER_STEPS, run_folder=True)
+    write(tmp_path / "results", PAPER_STEPS)
+    found = tables.load_results([tmp_path / "results", tmp_path / "runs"])
+    assert len(found) == 1
+    assert len(tables.load_results([tmp_path])) == 1
+    with pytest.raises(UserError, match="no folder"):
+        tables.load_results([tmp_path / "absent"])
+
+
+def test_figures_are_small_and_drawn_only_from_data(tmp_path):
+    curve = [(step, 2.6 / step**0.5) for step in range(1, 401)]
+    write(tmp_path, PAPER_STEPS, losses=curve)
+    write(tmp_path, PAPER_STEPS, method="lora", losses=curve)
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    drawn = figures.draw(table, tmp_path / "plots", "gpu_")
+    assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_accuracy.png"]
+    write(tmp_path, PAPER_STEPS, method="lora", rank=32, losses=curve)
+    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    drawn = figures.draw(table, tmp_path / "plots", "gpu_")
+    assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_lora_ranks.png", "gpu_accuracy.png"]
+    for path in drawn:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert 5_000 < path.stat().st_size < 100_000
+    (empty,) = tables.mora_table2([], "gpu")
+    assert figures.draw(empty, tmp_path / "none") == []
+
+
+def test_program(tmp_path):
+    def program(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.tables", *words], cwd=ROOT, capture_output=True, text=True
+        )
+
+    write(tmp_path, PAPER_STEPS)
+    done = program("mora_table2", f"--results={tmp_path}", "--scale=gpu")
+    assert (done.returncode, "90.0 | 87.4" in done.stdout) == (0, True)
+    done = program("ledger")
+    assert done.stdout.count("switch") == len(ledger.LEDGER)
+    for words in ((), ("table9",), ("mora_table2", f"--results={tmp_path / 'absent'}")):
+        done = program(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith("error: ")
+
+
+def test_the_papers_numbers_have_their_shape():
+    assert all(len(row) == len(mora.TABLE2_STEPS) for row in mora.TABLE2.values())
+    assert all(len(row) == len(mora.FIG3_STEPS) for row in mora.FIG3.values())
+    assert all(len(row) == len(mora.FIG2_STEPS) for row in mora.FIG2.values())
+    assert set(mora.FIG3) == set(mora.TABLE2)
+    assert pytest.approx(100 * (1 + 1 / 4 + 30 / 16) / 32, abs=0.005) == mora.CHANCE
+    # Fig. 2 and Fig. 3 draw the same runs.
+    shared = [(600, 600), (700, 700), (800, 800), (900, 900)]
+    for rank in (8, 256):
+        for two, three in shared:
+            ours = mora.FIG2[rank][mora.FIG2_STEPS.index(two)]
+            assert ours == pytest.approx(mora.FIG3["lora", rank][mora.FIG3_STEPS.index(three)], abs=0.03)
+
+
+def test_the_ledger_names_real_switches():
+    from experiments.schema import experiment_types, unpack
+
+    types = experiment_types()
+    adapter = types["adapter"]
+    for key, choices in {
+        "rounding": ("half_up", "floor"),
+        "layout": ("half", "pairs"),
+        "padding": ("wrap", "zero"),
+        "compression": ("sharing", "decoupling", "truncation"),
+    }.items():
+        for choice in choices:
+            unpack({"mora": {key: choice}}, adapter, "config.adapter")
+        assert any(point.switch.startswith(f"adapter.mora.{key} = ") for point in ledger.LEDGER)
+    sections = {point.switch.split(".")[0] for point in ledger.LEDGER} - {"none"}
+    assert sections <= set(types)
+
+
+# ---- runs ----
+
+
+def test_a_run_folder_is_new_resumed_finished_or_refused(tmp_path):
+    folder, config = tmp_path / "one", plain()
+    assert runs.open_run(folder, config) == "new"
+    assert json.loads((folder / runs.CONFIG).read_text()) == config
+    assert runs.open_run(folder, {**config, "mesh": {"fsdp": 8}}) == "resume"
+    assert json.loads((folder / runs.CONFIG).read_text())["mesh"] == {"fsdp": 8}
+    (folder / runs.CHECKPOINTS).mkdir()
+    with pytest.raises(UserError) as error:
+        runs.open_run(folder, plain(rate=5e-3, seed=3))
+    assert "optimizer.learning_rate: 0.001 -> 0.005; seed: 0 -> 3" in str(error.value)
+    assert "--name" in str(error.value)
+    assert "--fresh" in str(error.value)
+    runs.write_json(folder / runs.RESULT, {"status": "finished"})
+    assert runs.open_run(folder, config) == "finished"
+    runs.write_json(folder / runs.RESULT, {"status": "interrupted"})
+    assert runs.open_run(folder, config) == "resume"
+    (tmp_path / "two").mkdir()
+    assert runs.open_run(folder, plain(seed=3), fresh=True) == "new"
+    assert [path.name for path in folder.iterdir()] == [runs.CONFIG]
+    assert (tmp_path / "two").exists()
+
+
+def test_fresh_never_removes_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is no run"):
+        runs.open_run(tmp_path, plain(), fresh=True)
+    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(UserError, match="is a file"):
+        runs.open_run(tmp_path / "thesis.tex", plain(), fresh=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / runs.CONFIG).write_text("{")
+    with pytest.raises(UserError, match="--fresh"):
+        runs.open_run(tmp_path / "run", plain())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp/x", ".hidden", "a b", "-rf", "a\n"])
+def test_run_names_stay_inside_the_workdir(tmp_path, name):
+    with pytest.raises(UserError, match="run name"):
+        runs.run_folder(tmp_path, name)
+
+
+def test_run_names_follow_content():
+    assert runs.run_name(plain()).startswith("mora_uuid-gpu-mora-r8-lr0.001-seed0-")
+    assert runs.run_name(plain("fft", stage="rates")).startswith("mora_uuid-gpu-fft-lr0.001-seed0-rates-")
+    assert runs.run_name({"seed": 1}).startswith("run-seed1-")
+    assert runs.run_name(plain()) == runs.run_name(plain(variant="other"))
+    assert runs.run_name(plain()) != runs.run_name(plain(pairs=5))
+
+
+def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    value = {
+        "steps": [1, 2],
+        "pairs": [[1, 0.5], [2, 0.25]],
+        "odd": ["[ a", "b\nc ]", "] "],
+        "none": [],
+        "in": [{"x": [1]}],
+    }
+    runs.write_json(path, {"loss": math.nan, **value})
+    assert json.loads(path.read_text()) == {"loss": None, **value}
+    assert "  [1, 0.5],\n" in path.read_text()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; free some space"):
+        runs.write_json(path, {"loss": 1.0})
+    assert json.loads(path.read_text())["loss"] is None
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_thinning_keeps_both_ends_and_the_last_steps():
+    points = [(step, 4.0 - step / 4096) for step in range(1, 10_001)]
+    thinned = runs.thin(points)
+    assert len(thinned) == 400
+    assert thinned[0] == [1, pytest.approx(4.0, abs=1e-3)]
+    assert [step for step, _ in thinned[-20:]] == list(range(9_981, 10_001))
+    assert [step for step, _ in runs.thin(points[:5])] == [1, 2, 3, 4, 5]
+    whole = {"status": "finished", "losses": [list(point) for point in points]}
+    assert runs.final_loss({"status": "finished", "losses": thinned}) == pytest.approx(runs.final_loss(whole), abs=1e-6)
+
+
+def test_a_result_is_written_from_the_metrics(tmp_path):
+    rows = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 9.0},
+        {"step": 2, "loss": 1.0, "grad_norm": 3.0},
+        {"step": 2, "eval/char_accuracy": 0.5, "eval/exact_match": 0.0},
+    ]
+    config, folder = plain(), tmp_path / "run"
+    runs.open_run(folder, config)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')
+    counts = {"trainable": 1, "frozen": 2}
+    result = runs.finish_run(folder, "run", config, "finished", counts, 0.0, 3.0, compile_seconds=1.5)
+    assert runs.read_result(folder / runs.RESULT) == result
+    assert result["losses"] == [[1, 2.0], [2, 1.0]]
+    assert result["evaluations"] == [{"step": 2, "char_accuracy": 0.5, "exact_match": 0.0}]
+    assert result["compile_seconds"] == 1.5
+    assert set(result["environment"]) == {"hardware", "versions", "git", "date"}
+    assert result["environment"]["versions"]["jax"]
+    assert runs.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
+    assert runs.summary(result) == "loss 1.0000, char_accuracy 0.5, exact_match 0, 3.0 s of training"
+    assert runs.open_run(folder, config) == "finished"
+
+
+def test_the_commit_can_be_given_outside_git(monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(runs.subprocess, "run", no_git)
+    monkeypatch.delenv(runs.COMMIT_VARIABLE, raising=False)
+    assert runs.git_record() == {"commit": None, "dirty": None}
+    monkeypatch.setenv(runs.COMMIT_VARIABLE, "1a2b3c+dirty")
+    assert runs.git_record() == {"commit": "1a2b3c", "dirty": True}
+    monkeypatch.setenv(runs.COMMIT_VARIABLE, "1a2b3c")
+    assert runs.git_record() == {"commit": "1a2b3c", "dirty": False}
