@@ -1,0 +1,1 @@
+"""Pretrained weights and tokenizers from other people's files."""

@@ -1,0 +1,173 @@
+"""An ordered table of checkpoint keys, and strict, streamed loading through it into stacked leaves."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.interop.readers import Reader
+
+LAYER = "{layer}"
+ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]  # (path, shape) of a leaf -> where it lives
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A pair of inverse array functions: `forward` from the checkpoint's layout to ours, `backward` the other way."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    backward: Callable[[np.ndarray], np.ndarray]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # the checkpoint's shape -> ours
+
+
+IDENTITY = Transform(lambda x: x, lambda x: x, lambda shape: shape)
+TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1])
+
+
+def unpermute(heads: int) -> Transform:
+    """llama.cpp's rotary order undone, then transposed: rows (h, i, half) -> (h, half, i), [out, in] -> [in, out].
+
+    llama.cpp rotates neighbouring pairs (2i, 2i+1); HF and we rotate (i, i + hd/2). Its converter interleaves the rows
+    of q and k so that both agree.
+
+    Args:
+      heads: heads of this projection (key/value heads for k).
+    """
+
+    def forward(x):
+        return x.reshape(heads, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape).T
+
+    def backward(x):
+        x = x.T
+        return x.reshape(heads, 2, -1, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+
+    return Transform(forward, backward, lambda shape: shape[::-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      source: key in the checkpoint; "{layer}" in it means one tensor per layer, stacked in our leaf.
+      target: path of our leaf below "params".
+      shape: shape of one source tensor, from the config.
+      transform: the checkpoint's layout to ours.
+    """
+
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    transform: Transform = IDENTITY
+
+    def sources(self, layers: int) -> list[str]:
+        """The checkpoint's keys of this row, one per layer when stacked."""
+        if LAYER not in self.source:
+            return [self.source]
+        return [self.source.replace(LAYER, str(layer)) for layer in range(layers)]
+
+    def target_shape(self, layers: int) -> tuple[int, ...]:
+        """Shape of our leaf: [L, ...] when stacked."""
+        shape = self.transform.shape(self.shape)
+        return (layers, *shape) if LAYER in self.source else shape
+
+
+def check(reader: Reader, rows: Sequence[Row], layers: int, ignored: Sequence[str] = ()) -> list[str]:
+    """Compares the checkpoint's keys and shapes with the table, before any weight is read.
+
+    Args:
+      ignored: regular expressions of keys that carry no weight of ours (buffers, a tied head's copy).
+
+    Returns:
+      The ignored keys.
+
+    Raises:
+      UserError: lists every missing, unknown, duplicate and misshapen key in one line.
+    """
+    held = Counter(reader.keys())
+    wanted = {key: row for row in rows for key in row.sources(layers)}
+    skipped = [key for key in held if key not in wanted and any(re.fullmatch(p, key) for p in ignored)]
+    missing = [key for key in wanted if key not in held]
+    unknown = [key for key in held if key not in wanted and key not in skipped]
+    duplicate = [key for key, times in held.items() if times > 1 and key not in skipped]
+    misshapen = []
+    for key, row in wanted.items():
+        if key in held and (found := reader.shape(key)) != row.shape:
+            misshapen.append(f"{key} {list(found)} instead of {list(row.shape)}")
+    faults = [("missing", missing), ("unknown", unknown), ("in two shards", duplicate), ("misshapen", misshapen)]
+    if found := [f"{name}: {', '.join(keys)}" for name, keys in faults if keys]:
+        raise UserError(f"{reader.path} does not fit its config; {'; '.join(found)}")
+    return skipped
+
+
+def load(
+    reader: Reader,
+    rows: Sequence[Row],
+    layers: int,
+    dtype: Any = jnp.float32,
+    sharding_fn: ShardingFn | None = None,
+    ignored: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Checkpoint -> params: checks everything, then streams one tensor at a time into stacked leaves.
+
+    The host holds one leaf in `dtype` and one tensor in the checkpoint's type at a time.
+
+    Args:
+      dtype: of the loaded leaves; cast tensor by tensor.
+      sharding_fn: (path, shape) -> Sharding of a finished leaf; None puts it on the default device.
+
+    Raises:
+      UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
+    """
+    check(reader, rows, layers, ignored)
+    params = {}
+    for row in rows:
+        shape = row.target_shape(layers)
+        stacked = np.empty(shape if LAYER in row.source else (1, *shape), jnp.dtype(dtype))
+        for layer, key in enumerate(row.sources(layers)):
+            with np.errstate(over="ignore"):
+                stacked[layer] = row.transform.forward(reader.read(key))
+            if not is_finite(stacked[layer]):
+                name = jnp.dtype(dtype).name
+                raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
+        params[row.target] = place(stacked.reshape(shape), row.target, sharding_fn)
+    return unflatten(params)
+
+
+def is_finite(tensor: np.ndarray) -> bool:
+    """False for NaN (a damaged file) and inf (float16 ends at 65504); a sum carries both, and needs no mask."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return bool(np.isfinite(np.sum(tensor, dtype=np.float32)))
+
+
+def place(leaf: np.ndarray, path: str, sharding_fn: ShardingFn | None) -> jax.Array:
+    """A host array as a jax array in its sharding; each process copies only the parts of its own devices."""
+    if sharding_fn is None:
+        return jnp.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding_fn(path, leaf.shape), lambda part: leaf[part])
+
+
+def unload(params: Any, rows: Sequence[Row], layers: int):
+    """Params -> (key, array in the checkpoint's layout), tensor by tensor; the inverse of `load`.
+
+    Raises:
+      ValueError: the tree's paths or shapes are not the table's.
+    """
+    flat = flatten(params)
+    expected = {row.target: row.target_shape(layers) for row in rows}
+    actual = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    if expected != actual:
+        wrong = sorted(path for path in expected.keys() | actual.keys() if expected.get(path) != actual.get(path))
+        raise ValueError(f"params do not fit the key table at {wrong}")
+    for row in rows:
+        leaf = flat[row.target]
+        for layer, key in enumerate(row.sources(layers)):
+            part = leaf[layer] if LAYER in row.source else leaf
+            yield key, row.transform.backward(np.asarray(part))

@@ -1,0 +1,208 @@
+"""Opens a checkpoint without reading it, then gives one tensor at a time: safetensors (whole or sharded) and GGUF."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; integers and 8-bit floats are quantised weights
+GGUF_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+DAMAGED = "is damaged or cut short"
+
+
+class Reader(Protocol):
+    """What every checkpoint format gives: names, shapes and one tensor at a time, rows first (HF's [out, in])."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+
+    def keys(self) -> list[str]:
+        """Tensor names in file order; a name that two shards hold comes twice."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The tensor's shape; reads no data."""
+
+    def read(self, key: str) -> np.ndarray:
+        """The tensor as float64, float32, float16 or (ml_dtypes) bfloat16; quantised blocks come as float32."""
+
+
+class SafetensorsReader:
+    """One or more safetensors files that together hold a checkpoint.
+
+    Raises:
+      UserError: a file is missing, damaged or cut short, or holds other shards' tensors than its index says.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
+        from safetensors import SafetensorError, safe_open
+
+        self.path = Path(path)
+        self.metadata: dict[str, Any] = {}
+        self._keys: list[str] = []
+        self._home: dict[str, tuple[Path, Any]] = {}  # name -> (its file, the open handle)
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
+            try:
+                handle = safe_open(file, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} {DAMAGED} ({_one_line(error)}); copy or download it again") from None
+            self.metadata.update(handle.metadata() or {})
+            names = handle.keys()
+            held = set(names)
+            if index and (absent := sorted(k for k, name in index.items() if name == file.name and k not in held)):
+                raise UserError(f"{file} lacks {', '.join(absent[:3])}, which {INDEX} expects in it; download it again")
+            for key in names:
+                self._keys.append(key)
+                self._home[key] = (file, handle)
+
+    def keys(self) -> list[str]:
+        return list(self._keys)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._home[key][1].get_slice(key).get_shape())
+
+    def read(self, key: str) -> np.ndarray:
+        from safetensors import SafetensorError
+
+        file, handle = self._home[key]
+        dtype = handle.get_slice(key).get_dtype()
+        if dtype not in FLOATS:
+            raise UserError(f"{file}: {key} is stored as {dtype}, a quantised or integer type; use a float checkpoint")
+        try:
+            return handle.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} {DAMAGED} at {key} ({_one_line(error)}); copy or download it again") from None
+
+
+class GGUFReader:
+    """A GGUF file, memory-mapped; `metadata` is read value by value, as the token lists are long.
+
+    Raises:
+      UserError: the file is no GGUF, is damaged or cut short, or holds a tensor type that cannot be dequantised.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import gguf
+        except ImportError:
+            raise UserError(f"reading {path} needs the gguf package: pip install gguf") from None
+
+        self.path = Path(path)
+        with open(path, "rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"{path} is not a GGUF file (it does not begin with 'GGUF')")
+        try:
+            self._reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:
+            if "GGMLQuantizationType" in str(error):
+                raise UserError(f"{path} has a tensor type unknown to gguf ({_one_line(error)}); {_known()}") from None
+            raise UserError(f"{path} {DAMAGED} ({_one_line(error)}); copy or download it again") from None
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        for tensor in self._reader.tensors:
+            if tensor.tensor_type.name not in GGUF_TYPES:
+                raise UserError(f"{path}: {tensor.name} has type {tensor.tensor_type.name}; {_known()}")
+        self.metadata = _Fields(self._reader.fields)
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in reversed(self._tensors[key].shape))  # GGUF lists the fastest axis first
+
+    def read(self, key: str) -> np.ndarray:
+        import gguf
+
+        tensor = self._tensors[key]
+        if tensor.tensor_type.name in ("F32", "F16"):
+            return np.asarray(tensor.data)
+        return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(key))
+
+
+class _Fields(Mapping):
+    """GGUF metadata by key; a value is decoded when it is first asked for."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._fields, self._decoded = fields, {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._decoded:
+            self._decoded[key] = self._fields[key].contents()
+        return self._decoded[key]
+
+    def __iter__(self):
+        return iter(self._fields)
+
+    def __len__(self):
+        return len(self._fields)
+
+
+def open_checkpoint(path: str | Path) -> Reader:
+    """Opens a .safetensors file, a .gguf file, or a folder that holds one checkpoint; reads names and shapes only.
+
+    Args:
+      path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, or one .gguf.
+
+    Raises:
+      UserError: nothing there, nothing readable, more than one choice, or a damaged file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".gguf":
+        return GGUFReader(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsReader(path, [path])
+    raise UserError(f"{path} is neither .safetensors nor .gguf")
+
+
+def _open_folder(folder: Path) -> Reader:
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise UserError(f"{folder / INDEX} has no weight_map; download it again")
+        return SafetensorsReader(folder, [folder / name for name in sorted(set(index.values()))], index)
+    tensors = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if len(tensors) == 1:
+        return SafetensorsReader(folder, tensors)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if not tensors and len(ggufs) == 1:
+        return GGUFReader(ggufs[0])
+    if several := [file.name for file in tensors + ggufs]:
+        raise UserError(f"{folder} holds several checkpoints and no {INDEX}: {', '.join(several[:5])}; name one file")
+    if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth")):
+        raise UserError(f"{folder} holds only torch's {pickled[0].name}; save it as safetensors (save_pretrained)")
+    raise UserError(f"{folder} holds neither .safetensors nor .gguf")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: the file is missing, is not JSON, or is no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} lacks {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({_one_line(error)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _known() -> str:
+    return f"known: {', '.join(GGUF_TYPES)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

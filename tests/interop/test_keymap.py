@@ -1,0 +1,116 @@
+"""The key table: transforms and their inverses, strictness, and streaming into stacked, sharded leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, check, load, unload, unpermute
+from lowrank_jax.interop.readers import SafetensorsReader, open_checkpoint
+
+ROWS = (
+    Row("embed", "embed/table", (5, 4)),
+    Row("block.{layer}.w", "layers/w/kernel", (6, 4), TRANSPOSE),
+    Row("block.{layer}.g", "layers/norm/scale", (4,)),
+)
+
+
+def weights(layers=3):
+    rng = np.random.default_rng(0)
+    return {key: rng.normal(size=row.shape).astype(np.float32) for row in ROWS for key in row.sources(layers)}
+
+
+def reader_of(tmp_path, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    return open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE, unpermute(1), unpermute(3)])
+def test_backward_undoes_forward(transform):
+    x = np.random.default_rng(0).normal(size=(12, 5))
+    assert transform.forward(x).shape == transform.shape(x.shape)
+    np.testing.assert_array_equal(transform.backward(transform.forward(x)), x)
+
+
+def test_unpermute_by_hand():
+    # One head of four rows: llama.cpp stores (0, 2, 1, 3) of HF's order, neighbours rotating together.
+    stored = np.array([[0.0], [2.0], [1.0], [3.0]])
+    np.testing.assert_array_equal(unpermute(1).forward(stored), [[0.0, 1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_load_stacks_casts_and_unload_inverts(tmp_path, dtype):
+    tensors = weights()
+    params = load(reader_of(tmp_path, tensors), ROWS, 3, dtype)
+    kernel = params["layers"]["w"]["kernel"]
+    assert kernel.shape == (3, 4, 6)
+    assert kernel.dtype == jnp.dtype(dtype)
+    np.testing.assert_array_equal(kernel[1], tensors["block.1.w"].T.astype(dtype))
+    back = dict(unload(params, ROWS, 3))
+    assert back.keys() == tensors.keys()
+    for key, value in back.items():
+        np.testing.assert_array_equal(value, tensors[key].astype(dtype))
+
+
+def test_every_fault_is_listed_in_one_line(tmp_path):
+    tensors = weights()
+    del tensors["block.1.w"], tensors["embed"]
+    tensors["extra.bias"] = np.ones(2, np.float32)
+    tensors["block.3.g"] = np.ones(4, np.float32)
+    tensors["block.2.g"] = np.ones(7, np.float32)
+    with pytest.raises(UserError) as error:
+        load(reader_of(tmp_path, tensors), ROWS, 3)
+    message = str(error.value)
+    assert "missing: embed, block.1.w;" in message
+    assert "unknown: block.3.g, extra.bias;" in message
+    assert "misshapen: block.2.g [7] instead of [4]" in message
+    assert "\n" not in message
+
+
+def test_a_key_in_two_shards(tmp_path):
+    tensors = weights()
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"embed": tensors["embed"]}, tmp_path / "b.safetensors")
+    reader = SafetensorsReader(tmp_path, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    with pytest.raises(UserError, match="in two shards: embed"):
+        check(reader, ROWS, 3)
+
+
+def test_ignored_keys_are_whole_matches(tmp_path):
+    reader = reader_of(tmp_path, {**weights(), "buffer.0": np.ones(2, np.float32)})
+    assert check(reader, ROWS, 3, [r"buffer\.\d+"]) == ["buffer.0"]
+    with pytest.raises(UserError, match=r"unknown: buffer.0"):
+        check(reader, ROWS, 3, [r"buffer"])
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (1e5, "float16")])
+def test_values_that_are_not_finite(tmp_path, value, dtype):
+    tensors = weights()
+    tensors["block.2.w"][1, 1] = value
+    with pytest.raises(UserError, match=rf"block.2.w is not finite in {dtype}"):
+        load(reader_of(tmp_path, tensors), ROWS, 3, dtype)
+
+
+def test_leaves_land_in_their_sharding(tmp_path):
+    tensors = {**weights(), "embed": np.ones((5, 4), np.float32)}
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    asked = {}
+
+    def sharding_fn(path, shape):
+        asked[path] = shape
+        spec = jax.sharding.PartitionSpec(None, "fsdp") if path == "layers/w/kernel" else jax.sharding.PartitionSpec()
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    params = load(reader_of(tmp_path, tensors), ROWS, 3, "float32", sharding_fn)
+    assert asked == {row.target: row.target_shape(3) for row in ROWS}
+    kernel = params["layers"]["w"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (3, 1, 6)
+    np.testing.assert_array_equal(kernel[2], tensors["block.2.w"].T)
+
+
+def test_unload_refuses_another_tree(tmp_path):
+    params = load(reader_of(tmp_path, weights()), ROWS, 3)
+    with pytest.raises(ValueError, match="layers/w/kernel"):
+        list(unload({**params, "layers": {**params["layers"], "w": {}}}, ROWS, 3))

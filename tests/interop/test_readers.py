@@ -1,0 +1,165 @@
+"""Readers: every dtype comes back, and every damaged file is one clear line."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop.readers import INDEX, open_checkpoint, read_json
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_safetensors_dtypes(tmp_path, dtype):
+    value = np.arange(6).reshape(2, 3).astype(dtype)
+    save_file({"x": value}, tmp_path / "a.safetensors", metadata={"note": "hello"})
+    reader = open_checkpoint(tmp_path / "a.safetensors")
+    assert reader.keys() == ["x"]
+    assert reader.shape("x") == (2, 3)
+    assert reader.metadata["note"] == "hello"
+    assert reader.read("x").dtype == dtype
+    np.testing.assert_array_equal(reader.read("x"), value)
+
+
+def test_integer_tensor_is_refused_when_read(tmp_path):
+    save_file({"x": np.zeros(2, np.int8)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="x is stored as I8") as error:
+        open_checkpoint(tmp_path).read("x")
+    one_line(error)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 20, -1])
+def test_truncated_safetensors(tmp_path, kept):
+    path = tmp_path / "model.safetensors"
+    save_file({"x": np.ones((50, 3), np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match="is damaged or cut short") as error:
+        open_checkpoint(tmp_path)
+    assert "model.safetensors" in one_line(error)
+
+
+def test_shards_of_an_index(tmp_path):
+    for name, keys in (("a.safetensors", "pq"), ("b.safetensors", "r")):
+        save_file({key: np.full(2, ord(key), np.float32) for key in keys}, tmp_path / name)
+    weight_map = {"p": "a.safetensors", "q": "a.safetensors", "r": "b.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    reader = open_checkpoint(tmp_path)
+    assert sorted(reader.keys()) == ["p", "q", "r"]
+    assert reader.read("r")[0] == ord("r")
+
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {**weight_map, "s": "b.safetensors"}}))
+    with pytest.raises(UserError, match=r"b.safetensors lacks s"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks the shard b.safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / INDEX).write_text("{}")
+    with pytest.raises(UserError, match="no weight_map"):
+        open_checkpoint(tmp_path)
+
+
+def test_folders_that_hold_no_single_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        open_checkpoint(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds neither"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"only torch's pytorch_model.bin"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"neither .safetensors nor .gguf"):
+        open_checkpoint(tmp_path / "pytorch_model.bin")
+    for name in "ab":
+        save_file({name: np.ones(1, np.float32)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match="several checkpoints"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\x00"])
+def test_bad_json(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        read_json(tmp_path / "config.json")
+    assert "config.json" in one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_gguf_types(helpers, untied, tmp_path, kind):
+    reader = open_checkpoint(helpers.gguf(untied, tmp_path / "toy.gguf", kind))
+    expected = untied.model.layers[1].mlp.up_proj.weight.detach().numpy()
+    assert reader.shape("blk.1.ffn_up.weight") == expected.shape
+    # About half a step, over the largest weight: 2^-9 for bfloat16, 1/254 for 8 bits, 1/8 for 4.
+    bound = {"F32": 0, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 5e-3, "Q4_0": 0.14, "Q4_1": 0.14}[kind]
+    assert np.abs(reader.read("blk.1.ffn_up.weight") - expected).max() <= bound * np.abs(expected).max()
+    assert reader.metadata["llama.block_count"] == 3
+    assert reader.metadata.get("llama.nothing", 7) == 7
+
+
+def test_truncated_gguf_is_one_line_wherever_it_is_cut(helpers, untied, tmp_path):
+    whole = helpers.gguf(untied, tmp_path / "toy.gguf").read_bytes()
+    path = tmp_path / "cut.gguf"
+    for kept in [0, 3, *range(4, 3000, 97), *range(3000, len(whole), len(whole) // 10), len(whole) - 40]:
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=r"damaged or cut short|not a GGUF file") as error:
+            open_checkpoint(path)
+        one_line(error)
+
+
+def test_damaged_gguf_header_never_gives_another_error(helpers, untied, tmp_path):
+    whole = helpers.gguf(untied, tmp_path / "toy.gguf").read_bytes()
+    path, rng, refused = tmp_path / "spoilt.gguf", np.random.default_rng(0), 0
+    for at in rng.integers(4, 2500, 60):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            open_checkpoint(path)
+        except UserError as error:
+            refused += "\n" not in str(error)
+    assert refused > 5
+
+
+def test_gguf_type_that_is_unknown(helpers, untied, tmp_path):
+    import gguf
+
+    def integers(state):
+        state["blk.0.ffn_up.weight"] = state["blk.0.ffn_up.weight"].astype(np.float32)
+
+    whole = helpers.gguf(untied, tmp_path / "toy.gguf", tensors=integers).read_bytes()
+    name = b"blk.0.ffn_up.weight"
+    at = whole.index(name) + len(name) + 4 + 2 * 8  # after the name: count of axes, two axes, then the type
+    for type_, message in ((200, "unknown to gguf"), (int(gguf.GGMLQuantizationType.I32), "has type I32")):
+        path = tmp_path / "odd.gguf"
+        path.write_bytes(whole[:at] + type_.to_bytes(4, "little") + whole[at + 4 :])
+        with pytest.raises(UserError, match=message) as error:
+            open_checkpoint(path)
+        assert "known: F32" in one_line(error)
+
+
+def test_gguf_k_quants_by_hand(tmp_path):
+    import gguf
+
+    half = np.array([0.5], np.float16).view(np.uint8)
+    # Q6_K, 256 weights: 128 low nibbles, 64 high pairs, 16 int8 scales, d. All bits 0 means -32: d * scale * -32 = -48.
+    q6 = np.concatenate([np.zeros(192, np.uint8), np.full(16, 3, np.uint8), half])
+    # Q4_K: d, dmin, 12 bytes of 6-bit scales and minima, 128 nibble pairs. Scales 1, minima 2, all weights 3:
+    # d * 1 * 3 - dmin * 2 = 0.5.
+    scales = np.array([1] * 4 + [2] * 4 + [1 | 2 << 4] * 4, np.uint8)
+    q4 = np.concatenate([half, half, scales, np.full(128, 0x33, np.uint8)])
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    writer.add_tensor("six", np.tile(q6, (2, 1)), raw_dtype=gguf.GGMLQuantizationType.Q6_K)
+    writer.add_tensor("four", np.tile(q4, (2, 2)), raw_dtype=gguf.GGMLQuantizationType.Q4_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = open_checkpoint(tmp_path / "k.gguf")
+    assert reader.shape("six") == (2, 256)
+    assert reader.shape("four") == (2, 512)
+    np.testing.assert_array_equal(reader.read("six"), np.full((2, 256), -48.0))
+    np.testing.assert_array_equal(reader.read("four"), np.full((2, 512), 0.5))
