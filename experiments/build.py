@@ -10,11 +10,12 @@ import numpy as np
 
 from experiments.schema import RunConfig
 from lowrank_jax import adapters
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches, one_pass
-from lowrank_jax.interop.sources import Base, abstract_base, load_base
+from lowrank_jax.interop.sources import Base, abstract_base, load_base, resolve
 from lowrank_jax.models.llama import init_cache
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
@@ -61,7 +62,8 @@ class Experiment:
     @property
     def parameters(self) -> dict[str, int]:
         """Scalars that are trained and that are not."""
-        return {"trainable": count(self.abstract_state.trainable), "frozen": count(self.abstract_frozen)}
+        frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
+        return {"trainable": count(self.abstract_state.trainable), "frozen": count(frozen)}
 
     def compile(self) -> Any:
         """The compiled step, without running anything."""
@@ -176,6 +178,10 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
 
     task = None
     if seq_len is None:
+        if base.tokenizer is None and not config.base.random_init:
+            resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
+        if base.tokenizer is None:
+            raise UserError(f"{config.base.name} comes without a tokenizer; put its tokenizer.json beside the weights")
         task = build_task(config.task_name, config.task, base.tokenizer)
         seq_len = task.seq_len
     rows = (config.train.batch_size, seq_len)

@@ -133,7 +133,8 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     else:
         path, source = resolve(config.name, config.revision, weights=False)
         if path.is_dir() and (path / "config.json").is_file():
-            shape, tokenizer = llama.config_of(path, None), _folder_tokenizer(path)
+            shape = llama.config_of(path, None)
+            tokenizer = ByteTokenizer() if config.name == SHIPPED else _folder_tokenizer(path)
         else:
             shape, tokenizer = _shape_and_tokenizer(config.name, path, open_checkpoint(path))
     params = {}
