@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 
 
@@ -63,13 +64,14 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
             if visited is not None:
                 visited.add(path)
             spec = sites[path]
-            leaf = {name: _read(module, "adapters", name, shape) for name, shape in family.shapes(spec).items()}
-            scale = _read(module, "scales", "scale", ())
+            leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
             x = next(iter((*args, *kwargs.values()))).astype(y.dtype)
             if training and spec.dropout:
                 x = _drop(module, x, spec.dropout)
-            return y + family.delta(leaf, x, spec, scale)
+            return y + family.delta(leaf, x, spec, 1.0)
 
+        if sites:
+            variables = {**variables, "adapters": _prepare(variables, sites, family, getattr(model, "dtype", None))}
         with nn.intercept_methods(interceptor):
             return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
 
@@ -86,18 +88,35 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _read(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]) -> Array:
-    where = "/".join((collection, *module.path, name))
-    value = module.get_variable(collection, name)
+def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dtype: Any) -> dict[str, Any]:
+    """The adapters as the branches use them: scales folded in, in the model's compute dtype."""
+    flat = flatten({name: variables.get(name, {}) for name in ("adapters", "scales")})
+    prepared = {}
+    for path, spec in sites.items():
+        names = [f"adapters/{path}/{name}" for name in family.shapes(spec)]
+        scale = f"scales/{path}/scale"
+        if missing := [name for name in (*names, scale) if name not in flat]:
+            raise UserError(f"variables hold no {missing[0]!r}; make them with adapters.create(plan, key)")
+        leaf = {name.rpartition("/")[2]: flat[name] for name in names}
+        for name, shape in family.shapes(spec).items():
+            if leaf[name].shape != (*spec.stack, *shape):  # one layer's square would spread over the stack's scales
+                raise UserError(
+                    f"'adapters/{path}/{name}' has shape {leaf[name].shape} where the plan has {(*spec.stack, *shape)}; "
+                    "it was made by another plan"
+                )
+        for name, value in family.prepare(leaf, spec, flat[scale], dtype or jnp.float32).items():
+            prepared[f"{path}/{name}"] = value
+    return unflatten(prepared)
+
+
+def _read(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
+    where = "/".join(("adapters", *module.path, name))
+    value = module.get_variable("adapters", name)
     if value is None:
-        raise UserError(
-            f"variables hold no {where!r}; make them with adapters.create(plan, key), and list 'adapters' and 'scales' "
-            "in variable_axes of an nn.scan"
-        )
+        raise UserError(f"no {where!r} reaches its module; list 'adapters' in variable_axes of the nn.scan around it")
     if value.shape != shape:
         raise UserError(
-            f"{where!r} has shape {value.shape} where the plan has {shape}: it was made by another plan, or its "
-            "kernel's first axes are no layers of an nn.scan (a convolution, split heads) and adapter.exclude must "
-            "name it"
+            f"{where!r} reaches its module with shape {value.shape}, not {shape}: its kernel's first axes are no layers "
+            "of an nn.scan (a convolution, split heads); name it in adapter.exclude"
         )
     return value

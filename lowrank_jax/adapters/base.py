@@ -128,6 +128,9 @@ class Family:
         the family cannot serve.
       init: (key, spec) -> leaf in float32, one layer.
       delta: (leaf, x [..., d_in], spec, scale []) -> [..., d_out] in x's dtype.
+      prepare: (leaf, spec, scale [*stack], dtype) -> leaf of the whole stack with the scale folded in, in the compute
+        dtype, such that delta(prepared, x, spec, 1.0) = delta(leaf, x, spec, scale). Done once a step, outside the scan
+        over layers: inside, every cast and every scaling is a kernel of its own, 14 a layer with seven targets.
       scale: spec -> float, the factor that multiplies delta.
     """
 
@@ -135,6 +138,7 @@ class Family:
     shapes: Callable[[AdapterSpec], dict[str, tuple[int, ...]]]
     init: Callable[[PRNGKey, AdapterSpec], dict[str, Array]]
     delta: Callable[[Leaf, Array, AdapterSpec, Any], Array]
+    prepare: Callable[[Leaf, AdapterSpec, Any, Any], dict[str, Array]]
     scale: Callable[[AdapterSpec], float]
 
     def parameters(self, spec: AdapterSpec) -> int:

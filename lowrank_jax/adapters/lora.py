@@ -1,6 +1,7 @@
 """LoRA: y = x W + (alpha / r) x A B, with A [d_in, r] random and B [r, d_out] zero (Hu et al., section 4.1)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,12 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     return hidden @ (leaf["b"] * scale).astype(x.dtype)
 
 
+def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
+    """A and scale * B in `dtype`."""
+    del spec
+    return {"a": leaf["a"].astype(dtype), "b": (leaf["b"] * scale[..., None, None]).astype(dtype)}
+
+
 def scale(spec: AdapterSpec) -> float:
     """alpha / r, alpha / sqrt(r) (rsLoRA) or 1."""
     if spec.scaling == "none":
@@ -53,4 +60,4 @@ def scale(spec: AdapterSpec) -> float:
     return spec.alpha / (math.sqrt(spec.rank) if spec.scaling == "rslora" else spec.rank)
 
 
-FAMILY = Family("lora", shapes, init, delta, scale)
+FAMILY = Family("lora", shapes, init, delta, prepare, scale)

@@ -4,6 +4,7 @@ M is stored as a Flax kernel ([in, out]): the transpose of the matrix in the pap
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -76,10 +77,16 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     return maps.join_blocks(jnp.einsum("...np,npq->...nq", blocks, squares), spec.d_out)
 
 
+def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
+    """scale * M in `dtype`; in float32 for rotation, which is rounded once, after turning the square."""
+    m = leaf["m"] * scale[..., None, None]
+    return {"m": m if spec.mora.compression in ROTATIONS else m.astype(dtype)}
+
+
 def scale(spec: AdapterSpec) -> float:
     """1: the official code ignores alpha for MoRA."""
     del spec
     return 1.0
 
 
-FAMILY = Family("mora", shapes, init, delta, scale)
+FAMILY = Family("mora", shapes, init, delta, prepare, scale)

@@ -75,6 +75,8 @@ def _sums(logits: Array, targets: Array, weights: Array) -> LossSums:
     # Compared with an iota and not gathered: the gather's gradient is a scatter into a second [B, T, V] array, this one
     # fuses with the softmax, and it needs no gather where the vocabulary is sharded.
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    correct = jnp.argmax(jax.lax.stop_gradient(logits), axis=-1) == targets
+    target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
+    # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
+    correct = target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))

@@ -60,6 +60,24 @@ def test_delta_is_linear(config):
     assert jax.eval_shape(lambda: family.init(jax.random.key(0), spec)).keys() == leaf.keys()
 
 
+def test_prepared_leaves_carry_the_scale(config):
+    """What a step computes once for the whole stack gives each layer the same branch, to the last bit in bfloat16."""
+    spec = make_plan({"up": {"kernel": jnp.zeros((2, 12, 20))}}, config).sites[0].spec
+    family, rng = FAMILIES[config.method], np.random.default_rng(0)
+    leaf = {k: rng.normal(size=(2, *shape)).astype("float32") for k, shape in family.shapes(spec).items()}
+    scales = np.float32([0.3, 7.0])
+    for dtype, same in ((jnp.float32, close), (jnp.bfloat16, np.testing.assert_array_equal)):
+        x = rng.normal(size=(3, 12)).astype(dtype)
+
+        @jax.jit
+        def both(leaf, scale, x, dtype=dtype):
+            prepared = family.prepare(leaf, spec, scale, dtype)
+            once = jax.vmap(lambda one: family.delta(one, x, spec, 1.0))(prepared)
+            return once, jax.vmap(lambda one, s: family.delta(one, x, spec, s))(leaf, scale)
+
+        same(*map(np.asarray, both(leaf, scales, x)))
+
+
 def test_stack_equals_loop(toy, adapted, compiled, main_config, x):
     """Scanned layers with stacked adapters compute what a loop over the same layers does."""
     stacked, loop = toy(scanned=True), toy(scanned=False)
@@ -289,8 +307,16 @@ def test_missing_adapters_are_named(toy, adapted, x):
 def test_adapters_of_another_rank_are_refused(toy, adapted, x):
     plan, _ = adapted(toy(), LORA)
     _, variables = adapted(toy(), dataclasses.replace(LORA, rank=3))
-    with pytest.raises(UserError, match=r"query/a' has shape \(12, 3\) where the plan has \(12, 2\)"):
+    with pytest.raises(UserError, match=r"query/a' has shape \(2, 12, 3\) where the plan has \(2, 12, 2\)"):
         attach(toy(), plan)(variables, x)
+
+
+@pytest.mark.parametrize("config", [LORA, MORA])
+def test_adapters_of_one_layer_are_not_spread_over_a_stack(toy, adapted, x, config):
+    plan, variables = adapted(toy(), config)
+    one = {**variables, "adapters": jax.tree.map(lambda leaf: leaf[0], variables["adapters"])}
+    with pytest.raises(UserError, match=r"attention/query/\w' has shape .* where the plan has \(2, "):
+        attach(toy(), plan)(one, x)
 
 
 def test_a_kernel_that_is_no_stack_of_matrices_is_refused():
@@ -330,11 +356,10 @@ class Forgetful(nn.Module):
         return scan(name="layers")(x, None)[0]
 
 
-@pytest.mark.parametrize(("collections", "missing"), [(("params",), "adapters"), (("params", "adapters"), "scales")])
-def test_a_scan_that_hides_the_adapters_is_named(adapted, x, collections, missing):
-    model = Forgetful(collections)
+def test_a_scan_that_hides_the_adapters_is_named(adapted, x):
+    model = Forgetful(("params",))
     plan, variables = adapted(model, LORA)
-    with pytest.raises(UserError, match=rf"{missing}/layers/up.*variable_axes of an nn.scan"):
+    with pytest.raises(UserError, match=r"adapters/layers/up.*variable_axes of the nn.scan"):
         check(model, plan, variables, x)
 
 

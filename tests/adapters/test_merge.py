@@ -26,8 +26,8 @@ def test_merged_kernel_is_w_plus_scale_a_b(toy, adapted):
         np.testing.assert_allclose(merged[f"{site.path}/kernel"], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_unmerge_inverts_merge(toy, adapted, config):
-    plan, variables = adapted(toy(), config)
+def test_unmerge_inverts_merge(toy, adapted, main_config):
+    plan, variables = adapted(toy(), main_config)
     merged = merge(variables, plan)
     restored = flatten(unmerge({**variables, "params": merged}, plan))
     before, after = flatten(variables["params"]), flatten(merged)
@@ -111,3 +111,13 @@ def test_merge_keeps_the_kernels_sharding(toy, adapted):
     spread = flatten(merge(unflatten(flat), plan))[DOWN]
     np.testing.assert_allclose(spread, alone, rtol=1e-6)
     assert spread.sharding.is_equivalent_to(sharding, 3)
+
+
+def test_updates_are_multiplied_in_full_float32(toy, adapted, main_config):
+    """Accelerators would use TF32 or bfloat16 passes: a merged model would differ from its branch by 1e-3."""
+    plan, variables = adapted(toy(), main_config)
+    flat, spec = flatten(variables), plan.sites[0].spec
+    leaf = {name: flat[f"adapters/{plan.sites[0].path}/{name}"][0] for name in plan.family.shapes(spec)}
+    jaxpr = str(jax.make_jaxpr(lambda leaf: plan.family.delta_kernel(leaf, spec, 1.0))(leaf))
+    assert "HIGHEST" in jaxpr
+    assert "precision=None" not in jaxpr

@@ -12,10 +12,10 @@ from lowrank_jax.core.paths import flatten
 
 
 def variables(dtype=jnp.float32):
-    keys = iter(jax.random.split(jax.random.key(0), 8))
+    rng = np.random.default_rng(0)
 
     def leaf(*shape, dtype=dtype):
-        return jax.random.normal(next(keys), shape).astype(dtype)
+        return jnp.asarray(rng.normal(size=shape), dtype)
 
     return {
         "params": {"layer": {"kernel": leaf(3, 4), "bias": leaf(4)}, "head": {"kernel": leaf(4, 2)}},
