@@ -14,6 +14,7 @@ from experiments.main import launch, load_config
 flags.DEFINE_integer("seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
+flags.DEFINE_string("trace", None, "Folder for a profile of three more steps.")
 FLAGS = flags.FLAGS
 
 
@@ -51,6 +52,11 @@ def main(_) -> None:
             first_step = time.perf_counter() - started
         if step >= FLAGS.warmup:
             seconds.append(time.perf_counter() - begin)
+    if FLAGS.trace:
+        with jax.profiler.trace(FLAGS.trace):
+            for _ in range(3):
+                state, metrics = compiled(state, frozen, batch)
+            jax.block_until_ready(metrics["loss"])
     median = statistics.median(seconds)
     device = jax.local_devices()[0]
     record = {
