@@ -101,8 +101,8 @@ def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dty
         for name, shape in family.shapes(spec).items():
             if leaf[name].shape != (*spec.stack, *shape):  # one layer's square would spread over the stack's scales
                 raise UserError(
-                    f"'adapters/{path}/{name}' has shape {leaf[name].shape} where the plan has {(*spec.stack, *shape)}; "
-                    "it was made by another plan"
+                    f"'adapters/{path}/{name}' has shape {leaf[name].shape} where the plan has "
+                    f"{(*spec.stack, *shape)}; it was made by another plan"
                 )
         for name, value in family.prepare(leaf, spec, flat[scale], dtype or jnp.float32).items():
             prepared[f"{path}/{name}"] = value
@@ -116,7 +116,7 @@ def _read(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
         raise UserError(f"no {where!r} reaches its module; list 'adapters' in variable_axes of the nn.scan around it")
     if value.shape != shape:
         raise UserError(
-            f"{where!r} reaches its module with shape {value.shape}, not {shape}: its kernel's first axes are no layers "
-            "of an nn.scan (a convolution, split heads); name it in adapter.exclude"
+            f"{where!r} reaches its module with shape {value.shape}, not {shape}: its kernel's first axes are no "
+            "layers of an nn.scan (a convolution, split heads); name it in adapter.exclude"
         )
     return value
