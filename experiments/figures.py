@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.papers import mora
-
-if TYPE_CHECKING:
-    from experiments.tables import Row, Table
 
 # Okabe and Ito's palette, told apart by the colour-blind; each method keeps its colour family, each row its dash.
 STYLES = {
@@ -24,11 +21,11 @@ RANK_COLOURS = {8: "#E69F00", 16: "#56B4E9", 32: "#D55E00", 64: "#0072B2", 128: 
 DPI = 110  # 9 inches at 110 dots: sharp in a README, under 100 kB
 
 
-def draw(table: "Table", folder: str | Path, stem: str = "") -> list[Path]:
+def draw(table: Any, folder: str | Path, stem: str = "") -> list[Path]:
     """Draws every figure that the table has data for; returns the files.
 
     Args:
-      table: as `tables.mora_table2` gives it.
+      table: a `tables.Table` (that file imports this one), as `tables.mora_table2` gives it.
       folder: made if absent.
       stem: put before each file's name.
     """
@@ -57,7 +54,7 @@ def style(method: str, rank: int | None, variant: str = "") -> dict[str, Any]:
     return {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.4}
 
 
-def _loss_panels(rows: Sequence["Row"]) -> tuple[Callable, Callable]:
+def _loss_panels(rows: Sequence[Any]) -> tuple[Callable, Callable]:
     def ours(axes):
         for row in rows:
             look = {**style(row.method, row.rank, row.variant), "marker": None}
@@ -70,7 +67,7 @@ def _loss_panels(rows: Sequence["Row"]) -> tuple[Callable, Callable]:
     return ours, paper
 
 
-def _rank_panels(rows: Sequence["Row"]) -> tuple[Callable, Callable]:
+def _rank_panels(rows: Sequence[Any]) -> tuple[Callable, Callable]:
     def look(rank):
         colour = "#000000" if rank is None else RANK_COLOURS.get(rank, "#999999")
         return {"color": colour, "linewidth": 1.4, "linestyle": "--" if rank is None else "-"}
@@ -88,7 +85,7 @@ def _rank_panels(rows: Sequence["Row"]) -> tuple[Callable, Callable]:
     return ours, paper
 
 
-def _accuracy_panels(rows: Sequence["Row"]) -> tuple[Callable, Callable]:
+def _accuracy_panels(rows: Sequence[Any]) -> tuple[Callable, Callable]:
     def ours(axes):
         for row in rows:
             if row.accuracy:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from experiments.schema import config_hash, diff, without
 from lowrank_jax.core.errors import UserError
 
-CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a breakage
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
@@ -86,10 +86,42 @@ def open_run(folder: str | Path, plain: dict, fresh: bool = False) -> str:
         raise UserError(
             f"{folder} holds a run of another config ({shown}); choose another --name, or --fresh to delete that run"
         )
-    if (result := read_result(folder / RESULT)) and result["status"] in ENDED:
+    if (result := read_result(folder / RESULT)) and result["status"] in ENDED and not falls_short(result, plain):
         return "finished"
     write_json(folder / CONFIG, plain)  # the bookkeeping (labels, tracking, ...) may have changed
     return "resume"
+
+
+def falls_short(result: dict, plain: dict) -> bool:
+    """Whether a finished run ended, by its train.stop_at, before the step this config asks for: it then goes on."""
+    return result["status"] == "finished" and last_step(result.get("config") or {}) < last_step(plain)
+
+
+def last_step(plain: dict) -> int:
+    """The step a plain config ends at: train.stop_at, or train.steps."""
+    train = plain.get("train") or {}
+    return train.get("stop_at") or train.get("steps") or 0
+
+
+def continue_from(source: Path, target: Path, plain: dict) -> bool:
+    """Starts run `target` of config `plain` from what run `source` has done, if source is the same run stopped early.
+
+    Returns:
+      whether it did; not when target exists, source has no checkpoint, or the configs differ beyond bookkeeping.
+    """
+    if target.exists() or not (source / CHECKPOINTS).is_dir() or not (source / CONFIG).is_file():
+        return False
+    there = read_json(source / CONFIG, remedy="remove that run")
+    if config_hash(there) != config_hash(plain) or last_step(there) >= last_step(plain):
+        return False
+    partial = target.with_name(target.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
+    shutil.copy(source / METRICS, partial / METRICS)
+    write_json(partial / CONFIG, plain)
+    os.replace(partial, target)
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:

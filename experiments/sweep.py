@@ -86,6 +86,7 @@ class Sweep:
                 self.say(f"{place} {ready.name}: {result['status']} by another sweep")
                 return result["status"], result
             self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
+            self.continue_trial(cell.trials, ready)
             status = self.spawn(ready, lock, mine=self.asked in (None, cell.name))
             result = self.recorded(ready)
         if result:
@@ -94,6 +95,13 @@ class Sweep:
         why = f"exit status {status}" if status else "it ended without a result"
         self.say(f"{place} {ready.name}: failed ({why}); a second sweep resumes it")
         return f"failed: {why}", None
+
+    def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
+        """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
+        for trial in trials:
+            source, target = (runs.run_folder(self.workdir, name) for name in (trial, cell.name))
+            if runs.continue_from(source, target, cell.plain):
+                self.say(f"{cell.name}: goes on from {trial}")
 
     def recorded(self, cell: Cell) -> dict | None:
         """The result of a cell that ended, from its run folder or the results folder; keeps the latter filled."""

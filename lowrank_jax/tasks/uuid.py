@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.data.builders.uuid_pairs.pairs import load_pairs
+from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
 from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_config, check_score_input, make_features, pad_id, round_up
 
@@ -69,7 +69,7 @@ class UuidTask:
         self._encoded = {key: (self.prompt_tokens(key + ":"), tokenizer.encode(value)) for key, value in self._pairs}
         values = [len(value) for _, value in self._encoded.values()]
         longest = max(len(prompt) + len(value) for prompt, value in self._encoded.values()) + len(self._eos)
-        self.seq_len = round_up(longest, 8)
+        self.seq_len = round_up(longest, 2)  # cuDNN's attention wants an even length; more would be padding
         self.max_new_tokens = max(values)
 
     def train_source(self) -> Sequence[dict[str, str]]:

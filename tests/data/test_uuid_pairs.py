@@ -9,8 +9,8 @@ import uuid
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.builders.uuid_pairs import pairs as module
-from lowrank_jax.data.builders.uuid_pairs.pairs import config_name, generate_pairs, load_pairs
+from lowrank_jax.data.builders.uuid_pairs.pairs import VERSION, config_name, generate_pairs
+from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -136,7 +136,8 @@ def test_missing_tfds_is_named(tmp_path, monkeypatch):
 
 PROGRAM = """
 import sys
-from lowrank_jax.data.builders.uuid_pairs.pairs import generate_pairs, load_pairs
+from lowrank_jax.data.builders.uuid_pairs.pairs import generate_pairs
+from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
 source = load_pairs(2000, 4, sys.argv[1])
 assert [(r["key"], r["value"]) for r in source.__getitems__(range(2000))] == generate_pairs(2000, 4)
 assert "tensorflow" not in sys.modules
@@ -153,4 +154,4 @@ def test_two_processes_at_once_quietly_and_without_tensorflow(tmp_path):
         assert run.returncode == 0, err.decode()
         assert out == err == b""  # TFDS's own messages stay out of the run's output
     versions = [p.name for p in (tmp_path / "uuid_pairs" / config_name(2000, 4)).iterdir() if p.is_dir()]
-    assert versions == [module.VERSION]
+    assert versions == [VERSION]

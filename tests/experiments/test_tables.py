@@ -246,7 +246,7 @@ def test_a_run_folder_is_new_resumed_finished_or_refused(tmp_path):
     assert "optimizer.learning_rate: 0.001 -> 0.005; seed: 0 -> 3" in str(error.value)
     assert "--name" in str(error.value)
     assert "--fresh" in str(error.value)
-    runs.write_json(folder / runs.RESULT, {"status": "finished"})
+    runs.write_json(folder / runs.RESULT, {"status": "finished", "config": config})
     assert runs.open_run(folder, config) == "finished"
     runs.write_json(folder / runs.RESULT, {"status": "interrupted"})
     assert runs.open_run(folder, config) == "resume"

@@ -26,19 +26,19 @@ def test_bytes_with_loss_on_the_value():
     task = build()
     (key, value) = generate_pairs(6, 1)[4]
     made = task.features(task.train_source()[4])
-    assert task.seq_len == 80 and task.max_new_tokens == 36 and task.stop_id is None  # 36 + 1 + 36 = 73 bytes
+    assert task.seq_len == 74 and task.max_new_tokens == 36 and task.stop_id is None  # 36 + 1 + 36 = 73 bytes
     assert bytes(made["tokens"][:73].tolist()).decode() == f"{key}:{value}"
     assert set(made["tokens"][73:]) == {BYTES.pad_id}
-    np.testing.assert_array_equal(made["weights"], [0] * 37 + [1] * 36 + [0] * 7)
+    np.testing.assert_array_equal(made["weights"], [0] * 37 + [1] * 36 + [0])
 
 
 def test_marks_and_loss_on_all():
     task = build(add_bos=True, add_eos=True, loss_on="all")
     made = task.features(task.train_source()[0])
     assert made["tokens"][0] == BYTES.bos_id and made["tokens"][74] == BYTES.eos_id == task.stop_id
-    np.testing.assert_array_equal(made["weights"], [0] + [1] * 74 + [0] * 5)  # after BOS the first digit is a target
+    np.testing.assert_array_equal(made["weights"], [0] + [1] * 74 + [0])  # after BOS the first digit is a target
     made = build(loss_on="all").features(task.train_source()[0])
-    np.testing.assert_array_equal(made["weights"], [0] + [1] * 72 + [0] * 7)  # and is none without
+    np.testing.assert_array_equal(made["weights"], [0] + [1] * 72 + [0])  # and is none without
     made = build(add_bos=True, add_eos=True).features(task.train_source()[0])
     np.testing.assert_array_equal(made["weights"], [0] * 38 + [1] * 37 + [0] * 5)
 
@@ -68,7 +68,7 @@ def test_apart_equals_whole_for_subwords_that_split_at_punctuation(subwords):
 def test_seq_len_and_new_tokens_hold_the_longest_example(subwords):
     task = build(subwords, add_eos=True)
     lengths = [len(subwords.encode(k + ":")) + len(subwords.encode(v)) + 1 for k, v in generate_pairs(6, 1)]
-    assert max(lengths) <= task.seq_len < max(lengths) + 8 and task.seq_len % 8 == 0
+    assert max(lengths) <= task.seq_len < max(lengths) + 2 and task.seq_len % 2 == 0
     assert task.max_new_tokens == max(len(subwords.encode(v)) for _, v in generate_pairs(6, 1))
 
 
@@ -80,7 +80,7 @@ def test_seq_len_has_room_for_the_marks():
     lengths = [
         build(Filled(), **marks).seq_len for marks in ({}, {"add_bos": True}, {"add_eos": True, "add_bos": True})
     ]
-    assert lengths == [80, 88, 88] and build(Filled(), add_eos=True).seq_len == 88
+    assert lengths == [80, 82, 82] and build(Filled(), add_eos=True).seq_len == 82
 
 
 def test_samples_are_fixed_spread_out_and_bounded():

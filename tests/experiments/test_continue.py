@@ -1,0 +1,44 @@
+"""A trial that stopped early is the first part of the full row: the sweep lets the row go on from it."""
+
+import pytest
+
+from experiments import runs
+
+
+@pytest.fixture
+def trial(tmp_path):
+    plain = {"seed": 0, "train": {"steps": 100, "stop_at": 20}, "labels": {"stage": "rates"}}
+    folder = tmp_path / "trial"
+    (folder / runs.CHECKPOINTS / "20").mkdir(parents=True)
+    (folder / runs.METRICS).write_text('{"step": 20}\n')
+    runs.write_json(folder / runs.CONFIG, plain)
+    return folder, plain
+
+
+def full(plain, **changes):
+    return {**plain, "train": {"steps": 100, "stop_at": 0}, "labels": {"stage": "full"}, **changes}
+
+
+def test_the_full_row_takes_over_checkpoints_and_records(trial, tmp_path):
+    folder, plain = trial
+    target = tmp_path / "row"
+    assert runs.continue_from(folder, target, full(plain))
+    assert (target / runs.CHECKPOINTS / "20").is_dir()
+    assert (target / runs.METRICS).read_text() == '{"step": 20}\n'
+    assert runs.open_run(target, full(plain)) == "resume"
+    assert not runs.continue_from(folder, target, full(plain))  # it exists: never overwritten
+
+
+def test_another_config_is_not_continued(trial, tmp_path):
+    folder, plain = trial
+    assert not runs.continue_from(folder, tmp_path / "row", full(plain, seed=1))
+    assert not (tmp_path / "row").exists()
+
+
+def test_a_run_that_stopped_early_goes_on_when_more_steps_are_asked_for(trial):
+    folder, plain = trial
+    runs.write_json(folder / runs.RESULT, {"status": "finished", "config": plain})
+    assert runs.open_run(folder, plain) == "finished"
+    assert runs.open_run(folder, full(plain)) == "resume"
+    runs.write_json(folder / runs.RESULT, {"status": "diverged", "config": plain})
+    assert runs.open_run(folder, full(plain)) == "finished"  # it would diverge again
