@@ -39,7 +39,7 @@ def toy_words(folder, config=CONFIG, name="run", fresh=False, profile_steps=None
 @pytest.fixture
 def program(monkeypatch, capfd):
     """program("run", word, ...) -> (status, out, err), through the program's own front door, in this process."""
-    from absl.testing import flagsaver
+    from absl import flags
 
     from experiments.main import launch
 
@@ -47,12 +47,17 @@ def program(monkeypatch, capfd):
 
     def call(name, *words):
         module = importlib.import_module(f"experiments.{name}")
-        with flagsaver.flagsaver():
-            monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
-            capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
+        capfd.readouterr()
+        try:
             with pytest.raises(SystemExit) as ended:
                 launch(module.main)
-        out, err = capfd.readouterr()
-        return SimpleNamespace(status=ended.value.code or 0, out=out, err=err)
+        finally:  # the next call starts with no flag set; absl's flagsaver would drop grain's flags for ever
+            for flag in [f for f in flags.FLAGS if f.partition(".")[0] == "config"]:
+                delattr(flags.FLAGS, flag)
+            for flag in flags.FLAGS.flags_by_module_dict().get(module.__name__, ()):
+                flag.unparse()
+            flags.FLAGS.unparse_flags()
+        return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())
 
     return call
