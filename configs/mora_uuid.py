@@ -91,7 +91,7 @@ def _laptop(config: ConfigDict) -> None:
 
 
 def _gpu(config: ConfigDict) -> None:
-    config.base = {"name": "smollm2-135m", "dtype": "bfloat16", "remat": "none"}
+    config.base = {"name": "smollm2-135m", "dtype": "bfloat16", "remat": "projections"}
     config.task = {"name": "uuid", "pairs": 10_000, "seed": 0, "loss_on": "all", "add_bos": False, "add_eos": False}
     config.task.eval_pairs = 2_000
     config.schedule = {"kind": "linear", "warmup_steps": 100}
