@@ -99,9 +99,8 @@ def _gpu(config: ConfigDict) -> None:
         "steps": 1_000,
         "batch_size": 1_000,
         "accumulate": 1,
-        "chunk_tokens": 8_192,
         "log_every": 5,
-        "eval_steps": (100, 200, 300, 400, 500, 600, 700, 800, 900),
+        "eval_steps": (200, 300, 500, 700, 900),
     }
     config.checkpoint = {"every": 250, "keep": 1}
 

@@ -1,16 +1,19 @@
 """One run of one config: `python -m experiments.run --config=configs/mora_uuid.py:method=lora`."""
 
 import time
+from pathlib import Path
 
 from absl import flags, logging
 
 from experiments.main import launch, load_config
+from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
 flags.DEFINE_string("workdir", "runs", "Where runs live.")
 flags.DEFINE_bool("fresh", False, "Delete the run of this name and start again.")
 flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into the run's folder.")
 FLAGS = flags.FLAGS
+INTERRUPTED = 130  # exit status of a run that a signal stopped after it had saved; shells use it for Ctrl-C
 
 
 def main(_) -> int:
@@ -27,34 +30,39 @@ def main(_) -> int:
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import loop, memory, tracking
 
-    # ---- the run's folder: new, to be resumed, or finished ----
+    # ---- an earlier run of this name: to be resumed, finished, or another's ----
     name = FLAGS.name or config.name or runs.run_name(plain)
     folder = runs.run_folder(FLAGS.workdir, name)
     chief = jax.process_index() == 0
-    if chief and runs.open_run(folder, plain, FLAGS.fresh) == "finished":
-        result = runs.read_result(folder / runs.RESULT)
-        print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
+    earlier = bool(of_chief(folder.exists() and not FLAGS.fresh))
+    if earlier and claim(folder, plain, fresh=False) == "finished":
+        if chief:
+            result = runs.read_result(folder / runs.RESULT)
+            print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
         return 0
 
     # ---- everything that can be checked on shapes ----
     experiment = build(config)
     parameters = experiment.parameters
-    print(experiment.plan)
-    print(
-        f"{name}: {parameters['trainable']:,} trainable and {parameters['frozen']:,} frozen parameters "
-        f"({nbytes(experiment.abstract_frozen) / 2**20:,.1f} MiB) on {experiment.mesh.size} "
-        f"{jax.devices()[0].device_kind} device(s)",
-        flush=True,
-    )
+    if chief:
+        print(experiment.plan)
+        print(
+            f"{name}: {parameters['trainable']:,} trainable and {parameters['frozen']:,} frozen parameters "
+            f"({nbytes(experiment.abstract_frozen) / 2**20:,.1f} MiB) on {experiment.mesh.size} "
+            f"{jax.devices()[0].device_kind} device(s)",
+            flush=True,
+        )
     compile_started = time.perf_counter()
     compiled = experiment.compile()
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
+    if not earlier:  # only now: a config that fails leaves no folder behind, and with --fresh costs no earlier run
+        claim(folder, plain, FLAGS.fresh)
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = experiment.load()
     batches, train_seconds, resumed = experiment.batches(), 0.0, 0
-    identity = {"base": fingerprint, "config": runs.config_hash(plain)}
+    identity = {"base": fingerprint, "config": runs.content_hash(plain)}
     with Checkpoints(folder / runs.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
         if checkpoints.latest():
             rest = experiment.abstract_state._asdict()
@@ -81,9 +89,6 @@ def main(_) -> int:
             outcome = loop.fit(job)
 
             # ---- the record ----
-            if outcome.status == "interrupted":
-                print(f"{name}: {outcome.message}")
-                return 130
             if outcome.status == "finished":
                 export.export_run(folder, experiment, outcome.state, frozen, fingerprint)
             if chief:
@@ -93,10 +98,41 @@ def main(_) -> int:
                     base={"name": experiment.base.name, "fingerprint": fingerprint},
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
-                print(f"{name}: {outcome.status}; {runs.summary(result)}; records in {folder}")
+                said = outcome.message or f"{runs.summary(result)}; records in {folder}"
+                print(f"{name}: {outcome.status}; {said}")
     if outcome.status == "diverged":
         raise loop.Diverged(outcome.message)
-    return 0
+    return INTERRUPTED if outcome.status == "interrupted" else 0
+
+
+def claim(folder: Path, plain: dict, fresh: bool) -> str:
+    """`runs.open_run` on process 0; every process learns of its refusal, so that none waits for the others for ever."""
+    import jax
+
+    from experiments import runs
+
+    verdicts, refusal = ("refused", "new", "resume", "finished"), UserError(f"process 0 cannot use {folder}")
+    verdict = "refused"
+    if jax.process_index() == 0:
+        try:
+            verdict = runs.open_run(folder, plain, fresh)
+        except UserError as error:
+            refusal = error
+    verdict = verdicts[of_chief(verdicts.index(verdict))]
+    if verdict == "refused":
+        raise refusal
+    return verdict
+
+
+def of_chief(value: int) -> int:
+    """Process 0's value, on every process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return int(broadcast_one_to_all(value))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.schema import config_hash, diff, without
+from experiments.schema import content_hash, diff, without
 from lowrank_jax.core.errors import UserError
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
@@ -38,7 +38,7 @@ def run_name(plain: dict) -> str:
     parts.append(f"lr{rate:g}" if isinstance(rate, int | float) else "lrbest" if rate is not None else None)
     parts.append(f"seed{plain.get('seed', 0)}")
     parts.append(labels["stage"] if labels.get("stage") not in (None, "", "full") else None)
-    parts.append(config_hash(plain))
+    parts.append(content_hash(plain))
     return "-".join(str(part) for part in parts if part)
 
 
@@ -112,7 +112,7 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     if target.exists() or not (source / CHECKPOINTS).is_dir() or not (source / CONFIG).is_file():
         return False
     there = read_json(source / CONFIG, remedy="remove that run")
-    if config_hash(there) != config_hash(plain) or last_step(there) >= last_step(plain):
+    if content_hash(there) != content_hash(plain) or last_step(there) >= last_step(plain):
         return False
     partial = target.with_name(target.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)

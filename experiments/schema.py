@@ -35,12 +35,11 @@ TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
 }
-TRAINABLE = ("adapters", "full", "bitfit", "head", "adapters+head")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole config, unpacked. `trainable` is one of TRAINABLE or (regular expression, bool) rules."""
+    """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules."""
 
     name: str | None
     seed: int
@@ -171,6 +170,33 @@ def config_hash(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def content_hash(plain: dict) -> str:
+    """`config_hash` of what differs from the defaults: a key added to the code later does not rename recorded runs."""
+    types_ = experiment_types()
+    tasks = types_.pop("task")
+    bare = without(plain)
+    task = bare.get("task") or {}
+    for name, cls in (*types_.items(), ("task", tasks.get(task.get("name")))):
+        if cls is not None and isinstance(bare.get(name), dict):
+            bare[name] = _without_defaults(bare[name], cls)
+    return config_hash({name: value for name, value in bare.items() if value != {}}, ())
+
+
+def _without_defaults(section: dict, cls: type) -> dict:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    kept = {}
+    for key, value in section.items():
+        default = fields[key].default if key in fields else dataclasses.MISSING
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = _without_defaults(value, type(default))
+            if not value:
+                continue
+        elif default is not dataclasses.MISSING and _canonical(to_plain(default)) == _canonical(value):
+            continue
+        kept[key] = value
+    return kept
+
+
 def without(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> dict:
     """A copy of a plain config without the ignored dotted paths."""
 
@@ -217,6 +243,8 @@ def _load(target: str) -> type:
 def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:
     where = "config.trainable"
     if isinstance(value, str):
+        from lowrank_jax.train.state import TRAINABLE  # imports jax
+
         if value not in TRAINABLE:
             raise UserError(_did_you_mean("rule set", f"{where}={value!r}", value, TRAINABLE))
         return value

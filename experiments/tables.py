@@ -163,7 +163,8 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> Row:
     if not full:
         why = EMPTY.get((scale, method, rank), "not run" if not tried else f"not run (only {len(tried)} rates tried)")
         return dataclasses.replace(blank, tried=tried, note=why)
-    ended = [r for r in full if r["status"] == "finished"]
+    # A run that a signal stopped shows how far it came, and says so; it gives way to any finished one.
+    ended = [r for r in full if r["status"] == "finished"] or [r for r in full if r["status"] == "interrupted"]
     if not ended:
         states = sorted({f"{r['status']}{_last_step(r)}, lr {_rate(r):g}" for r in full})
         return dataclasses.replace(blank, tried=tried, note="; ".join(states))
@@ -177,7 +178,11 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> Row:
         for evaluation in result.get("evaluations") or []:
             if evaluation.get(ACCURACY) is not None:
                 accuracy.setdefault(evaluation["step"], []).append(100 * evaluation[ACCURACY])
-    lost = [r for r in full if _rate(r) == rate and r["status"] != "finished"]
+    lost = [r for r in full if _rate(r) == rate and r not in best]
+    stopped = [r for r in best if r["status"] == "interrupted"]
+    notes = [f"stopped{_last_step(stopped[0])}, to be resumed"] if stopped else []
+    notes += [f"and {len(lost)} seeds {lost[0]['status']}"] if lost else []
+    notes += [] if accuracy else ["no evaluation recorded"]
     exact = [100 * r["evaluations"][-1][EXACT] for r in best if _has_exact(r)]
     # A resumed run knows the wall time of its last session alone, and the training time of all.
     walls = [max(r.get("wall_seconds") or 0, r.get("train_seconds") or 0) for r in best]
@@ -192,7 +197,7 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> Row:
         exact=statistics.median(exact) if exact else None,
         wall_seconds=statistics.median(walls) or None,
         seeds=len(best),
-        note=f"and {len(lost)} seeds {lost[0]['status']}" if lost else "" if accuracy else "no evaluation recorded",
+        note="; ".join(notes),
         losses=tuple(_median_losses(best)),
     )
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiments import schema
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.train.state import TRAINABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +181,11 @@ def test_unpack_run():
     assert (out.name, out.seed) == (None, 0)
 
 
+def test_every_rule_set_of_the_training_state_is_a_choice():
+    for name in TRAINABLE:
+        assert schema.unpack_run({"task": {"name": "uuid"}, "trainable": name}, SECTIONS).trainable == name
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -205,3 +211,13 @@ def test_the_rooms_define_every_section():
     assert set(types) == {*schema.SECTIONS, "task"}
     for cls in [*(types[section] for section in schema.SECTIONS), *types["task"].values()]:
         assert dataclasses.is_dataclass(cls)
+
+
+def test_content_hash_forgets_defaults_and_remembers_the_rest():
+    """A dataclass that gains a key with a default must not rename the runs recorded before."""
+    plain = {"seed": 0, "adapter": {"rank": 4}, "task": {"name": "uuid", "pairs": 8}}
+    spelt = {**plain, "adapter": {"rank": 4, "dropout": 0.0, "mora": {"padding": "wrap"}}, "optimizer": {"b1": 0.9}}
+    assert schema.content_hash(spelt) == schema.content_hash(plain)
+    for other in ({"mora": {"padding": "zero"}}, {"dropout": 0.1}):
+        assert schema.content_hash({**plain, "adapter": {"rank": 4, **other}}) != schema.content_hash(plain)
+    assert schema.content_hash({**plain, "train": {"stop_at": 5}}) == schema.content_hash(plain)

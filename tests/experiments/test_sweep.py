@@ -360,14 +360,11 @@ def test_dry_run_runs_nothing(place):
 
 @pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
 def test_the_shipped_grids_fit_the_config(grid):
+    """Every full row has at least two trials, and each trial is the row's own first steps."""
     made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
-    stages = [cell.stage for cell in made.cells.values()]
-    assert stages.count("rates") == 3 * stages.count("full")
-    for cell in made.cells.values():
-        if cell.stage == "full":
-            assert len(cell.trials) == 3
-        else:
-            assert (
-                cell.steps < cell.plain["train"]["steps"]
-                or cell.plain["train"]["stop_at"] == cell.plain["train"]["steps"]
-            )
+    full = [cell for cell in made.cells.values() if cell.stage == "full"]
+    assert full and all(len(cell.trials) >= 2 for cell in full)
+    for cell in full:
+        for trial in (made.cells[name] for name in cell.trials):
+            assert trial.steps < cell.steps <= cell.plain["train"]["steps"]
+            assert trial.plain["schedule"] == cell.plain["schedule"]
