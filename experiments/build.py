@@ -15,6 +15,7 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches, one_pass
+from lowrank_jax.data.tokenizers import check_vocabulary
 from lowrank_jax.interop.sources import Base, abstract_base, load_base, resolve
 from lowrank_jax.models.llama import init_cache
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
@@ -80,11 +81,13 @@ class Experiment:
             shardings = tree_shardings(jax.eval_shape(create, adapter_key), self.mesh)
             variables |= jax.jit(create, out_shardings=shardings)(adapter_key)
         trainable, frozen = partition(variables, self.rules)
+        fingerprint = base.fingerprint
+        del base, variables  # what is trained was copied: its first copy goes before the moments come
         init = functools.partial(
             init_state, optimizer=self.optimizer, learning_rate=config.optimizer.learning_rate, seed=config.seed
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return jax.jit(init, out_shardings=shardings)(trainable), frozen, base.fingerprint
+        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable), frozen, fingerprint
 
     def batches(self) -> Batches:
         """The training stream, this process's share."""
@@ -148,6 +151,8 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
     Raises:
       UserError: anything that can be known to be wrong before the weights are read.
     """
+    if config.seed < 0:
+        raise UserError(f"config.seed is {config.seed}; it must be at least 0")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
     base = abstract_base(config.base, sharding_fn=_params_sharding(mesh))
@@ -181,7 +186,11 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
         if base.tokenizer is None and not config.base.random_init:
             resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
         if base.tokenizer is None:
-            raise UserError(f"{config.base.name} comes without a tokenizer; put its tokenizer.json beside the weights")
+            remedy = "put its tokenizer.json beside the weights"
+            if config.base.random_init:
+                remedy = "random weights read bytes alone (pico-llama, toy-llama), and experiments.bench no text"
+            raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
+        check_vocabulary(base.tokenizer, base.config.vocab_size)
         task = build_task(config.task_name, config.task, base.tokenizer)
         seq_len = task.seq_len
     rows = (config.train.batch_size, seq_len)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -26,7 +26,7 @@ class ExportConfig:
     """
 
     adapter: bool = True
-    merged: str = ""
+    merged: Literal["", "float32", "bfloat16", "float16"] = ""
 
 
 def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> None:

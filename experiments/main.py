@@ -97,7 +97,8 @@ def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
         path = word.lstrip("-").partition("=")[0]
         if config is not None and path.startswith("config.") and (message := wrong_key(config, path)):
             return message
-    return " ".join(str(error).split()).strip("\"'")
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
+    return " ".join(str(said).split())
 
 
 @contextlib.contextmanager

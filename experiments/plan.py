@@ -1,6 +1,11 @@
 """What a run will train and what its step will need, without weights: `python -m experiments.plan --config=...`."""
 
+from absl import flags
+
 from experiments.main import launch, load_config
+
+flags.DEFINE_integer("seq_len", None, "Tokens a row, without data or tokenizer; by default the task's.")
+FLAGS = flags.FLAGS
 
 
 def main(_) -> None:
@@ -10,7 +15,7 @@ def main(_) -> None:
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import memory
 
-    experiment = build(config)
+    experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
     print(experiment.plan)
     parameters = experiment.parameters
     print(f"trainable {parameters['trainable']:,}, frozen {parameters['frozen']:,} parameters")

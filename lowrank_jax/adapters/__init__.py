@@ -3,7 +3,7 @@
 from lowrank_jax.adapters.attach import attach, check
 from lowrank_jax.adapters.base import AdapterConfig, MoraConfig
 from lowrank_jax.adapters.create import create
-from lowrank_jax.adapters.merge import merge, unmerge
+from lowrank_jax.adapters.merge import fold, merge, unmerge
 from lowrank_jax.adapters.plan import Plan, make_plan
 
-__all__ = ["AdapterConfig", "MoraConfig", "Plan", "attach", "check", "create", "make_plan", "merge", "unmerge"]
+__all__ = ["AdapterConfig", "MoraConfig", "Plan", "attach", "check", "create", "fold", "make_plan", "merge", "unmerge"]

@@ -50,6 +50,7 @@ def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs:
 def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
     sites = {site.path: site.spec for site in plan.sites}
     family = plan.family if sites else None
+    dtype = getattr(model, "dtype", None)
 
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
     def apply_fn(variables, *inputs, rngs=None, method=None, **kwargs):
@@ -65,13 +66,15 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
                 visited.add(path)
             spec = sites[path]
             leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
+            if spec.stack and dtype is not None:
+                _refuse_rounded(leaf, y.dtype, path)
             x = next(iter((*args, *kwargs.values()))).astype(y.dtype)
             if training and spec.dropout:
                 x = _drop(module, x, spec.dropout)
             return y + family.delta(leaf, x, spec, 1.0)
 
         if sites:
-            variables = {**variables, "adapters": _prepare(variables, sites, family, getattr(model, "dtype", None))}
+            variables = {**variables, "adapters": _prepare(variables, sites, family, dtype)}
         with nn.intercept_methods(interceptor):
             return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
 
@@ -89,7 +92,12 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
 
 
 def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dtype: Any) -> dict[str, Any]:
-    """The adapters as the branches use them: scales folded in, in the model's compute dtype."""
+    """The adapters as the branches use them: scales folded in; those of stacked kernels in the model's compute dtype.
+
+    The cast is for the scan over layers, in which it would be a kernel of its own a layer. A module outside it (a head,
+    perhaps in float32) is used once, and a model without `dtype` says no type: their leaves stay as wide as they are
+    (float32 at least) and `delta` casts them to its input's.
+    """
     flat = flatten({name: variables.get(name, {}) for name in ("adapters", "scales")})
     prepared = {}
     for path, spec in sites.items():
@@ -104,9 +112,21 @@ def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dty
                     f"'adapters/{path}/{name}' has shape {leaf[name].shape} where the plan has "
                     f"{(*spec.stack, *shape)}; it was made by another plan"
                 )
-        for name, value in family.prepare(leaf, spec, flat[scale], dtype or jnp.float32).items():
+        wide = jnp.result_type(jnp.float32, *leaf.values())
+        compute = dtype if spec.stack and dtype is not None else wide
+        for name, value in family.prepare(leaf, spec, flat[scale], compute).items():
             prepared[f"{path}/{name}"] = value
     return unflatten(prepared)
+
+
+def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
+    """Raises UserError where `_prepare` rounded a leaf to the model's dtype and its module computes in a wider one."""
+    for value in leaf.values():
+        if jnp.promote_types(value.dtype, dtype) != value.dtype:
+            raise UserError(
+                f"{path!r} computes in {dtype} inside an nn.scan of a model whose dtype is {value.dtype}, to which its "
+                "adapter was rounded; name it in adapter.exclude, or compute in one type"
+            )
 
 
 def _read(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:

@@ -58,7 +58,8 @@ class AdapterConfig:
       alpha: numerator of LoRA's scale; MoRA ignores it, as its official code does.
       scaling: `standard` alpha/r (Hu et al., 4.1), `rslora` alpha/sqrt(r), or `none` (1).
       targets: names of modules with a kernel: regular expressions for the whole module path or its end
-        ("query", "attention/.*"); `all-linear` stands for every kernel but the output head's.
+        ("query", "attention/.*"); `all-linear` stands for every kernel but the output head's, as in PEFT (see
+        `plan.OUTPUT_HEADS`); name the head beside it to adapt that too.
       exclude: module names left out of `targets`, same form.
       dropout: rate on the branch's input, in training only.
       init: LoRA's A: `kaiming_uniform` (loralib: U(-1/sqrt(d_in), 1/sqrt(d_in))) or `gaussian` (the paper).

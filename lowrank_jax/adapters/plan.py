@@ -11,7 +11,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
 from lowrank_jax.core.types import Tree
 
-HEAD = "head"
+# Output layers, which `all-linear` leaves out: PEFT does so for a model's output embedding ("lm_head") and for
+# "score" and "classifier", and adapts BERT's pooler. "head" is our Llama's.
+OUTPUT_HEADS = ("head", "lm_head", "classifier", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +124,13 @@ def make_plan(params: Tree, config: AdapterConfig) -> Plan:
 
 
 def matches(target: str, path: str) -> bool:
-    """Whether a target names the module at `path`: a regular expression for the whole path or its last parts."""
+    """Whether a target names the module at `path`: a regular expression for the whole path or its last parts.
+
+    `all-linear` names every module but those called as one of OUTPUT_HEADS and those inside one at the model's top.
+    """
     if target == ALL_LINEAR:
-        return path.split("/")[-1] != HEAD
+        parts = path.split("/")
+        return not {parts[0], parts[-1]} & set(OUTPUT_HEADS)
     return re.fullmatch(rf"(?:.*/)?(?:{target})", path) is not None
 
 

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 class CheckpointConfig:
     """When to save and how many to keep.
 
-    Args:
+    Attributes:
       every: steps between saves; 0 saves only at the end and on SIGTERM.
       keep: the newest saved steps that stay on disk.
     """

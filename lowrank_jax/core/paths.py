@@ -46,10 +46,17 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_match(rules: Rules, path: str, default: Any = None) -> Any:
-    """The value of the first rule whose regular expression matches the whole path, else `default`."""
+    """The value of the first rule whose regular expression matches the whole path, else `default`.
+
+    Raises:
+      UserError: a pattern that is no regular expression.
+    """
     for pattern, value in rules:
-        if re.fullmatch(pattern, path):
-            return value
+        try:
+            if re.fullmatch(pattern, path):
+                return value
+        except re.error as error:
+            raise UserError(f"path rule {pattern!r} is no regular expression: {error}") from None
     return default
 
 

@@ -24,7 +24,8 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
 
     Returns:
       trainable, with its floating leaves cast to float32 masters (Adam on bfloat16 leaves does not learn: an update
-      of 1e-4 of a weight is below bfloat16's resolution of 4e-3), and frozen, untouched.
+      of 1e-4 of a weight is below bfloat16's resolution of 4e-3), every leaf an array of its own: the step donates
+      it, which would delete the caller's; and frozen, the caller's own arrays.
 
     Raises:
       UserError: a path matches no rule, or no path is trainable.
@@ -59,10 +60,11 @@ def combine(*trees: Tree) -> dict:
 
 
 def as_master(leaf: Any) -> Any:
-    """float32 form of a floating leaf (array or ShapeDtypeStruct); others unchanged."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return cast_leaf(leaf, jnp.float32)
+    """A copy of a leaf (array or ShapeDtypeStruct) with its sharding, in float32 if it is floating."""
+    dtype = jnp.dtype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    if leaf.dtype == dtype and not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.copy()  # a cast to the type it has gives a jax array itself
+    return cast_leaf(leaf, dtype)
 
 
 def cast(tree: Tree, dtype: Any) -> Any:

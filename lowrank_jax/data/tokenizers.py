@@ -192,6 +192,8 @@ def _settings(folder: Path) -> dict[str, Any]:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{folder / name} is not JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{folder / name} is not a JSON object; copy the base's own file")
         merged.update({key: value for key, value in found.items() if value is not None})
     if isinstance(merged.get("eos_token_id"), list):  # Llama-3 style: several end ids; the first is the text's end
         merged["eos_token_id"] = merged["eos_token_id"][0]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -154,7 +154,7 @@ def place(leaf: np.ndarray, path: str, sharding_fn: ShardingFn | None) -> jax.Ar
     return jax.make_array_from_callback(leaf.shape, sharding_fn(path, leaf.shape), lambda part: leaf[part])
 
 
-def unload(params: Any, rows: Sequence[Row], layers: int):
+def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """Params -> (key, array in the checkpoint's layout), tensor by tensor; the inverse of `load`.
 
     Raises:

@@ -243,9 +243,11 @@ def export_params(
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", config_to_hf(config, dtype, tokenizer))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         for part in folder.glob(".part-*"):
             part.unlink(missing_ok=True)
+        if isinstance(error, UserError):  # a value that the dtype cannot hold
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {folder}: {reason}; free some space or name another folder") from None
     return folder

@@ -14,6 +14,7 @@ _policies = jax.checkpoint_policies
 # the norms. The first only feeds the next block's input, which the scan keeps; the second are cheap functions of
 # saved values.
 PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up")
+ADAPTER = "adapter"  # what `adapters` name at each site: LoRA's x A, MoRA's groups' sums
 
 
 def _flash_attention(primitive, *_, **__) -> bool:
@@ -33,8 +34,12 @@ POLICIES: dict[str, Callable[..., bool]] = {
     "full": _policies.nothing_saveable,
     # and attention's output: s (D + A) + 4 N (16,512). Recomputes products and norms, not cuDNN's attention.
     "attention": _save("attention"),
-    # and the products: s (2 D + 2 A + 2 H + 2 F) + 4 N (93,312). Recomputes norms, the activation, an adapter's x A.
-    "projections": _save(*PROJECTIONS),
+    # and the products: s (2 D + 2 A + 2 H + 2 F) + 4 N (93,312), and the narrow inside of each adapted site: s r for
+    # LoRA (7 sites of rank 8: 112; of 256: 3,584), s p for MoRA with a square of p for groups or truncation (4,136;
+    # 23,380; 0.5 and 2.9 GiB over 32 layers of 8 x 512 tokens). To recompute one is to read its whole input again
+    # (8,192 or 22,016), which for MoRA nothing else in the backward pass needs. MoRA's decoupling and rotation work on
+    # all of the input, have no narrow inside, and save nothing. Recomputes norms and the activation.
+    "projections": _save(*PROJECTIONS, ADAPTER),
 }
 REMAT = ("none", *POLICIES)
 

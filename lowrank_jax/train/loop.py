@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -52,9 +53,15 @@ class LoopConfig:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.stop_at <= self.steps:
             raise UserError(f"train.stop_at is {self.stop_at}; it must lie in [0, {self.steps}], the steps")
+        for name in ("chunk_tokens", "eval_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
         if late := [s for s in self.eval_steps if s > self.steps]:
             raise UserError(f"train.eval_steps {late} lie beyond train.steps {self.steps}")
-        self.profile_range()
+        if early := [s for s in self.eval_steps if s < 1]:
+            raise UserError(f"train.eval_steps {early} lie before the first step, 1")
+        if (traced := self.profile_range()) and traced[0] > self.last_step:
+            raise UserError(f"train.profile_steps {self.profile_steps} lie beyond the last step, {self.last_step}")
 
     @property
     def last_step(self) -> int:
@@ -127,19 +134,18 @@ def fit(job: Job) -> Outcome:
     config, state = job.config, job.state
     first = int(state.step)
     meter = _Meter(job, first)
-    profile = config.profile_range()
+    trace = _Trace(config.profile_range(), job.profile_folder)
     status, message = "finished", ""
-    with StopRequest() as stop, meter.bar:
+    with StopRequest() as stop, meter.bar, trace:
         try:
             for done in range(first + 1, config.last_step + 1):
-                if profile and done == profile[0]:
-                    jax.profiler.start_trace(job.profile_folder)
+                trace.before(done)
                 meter.start()
                 state, metrics = job.step(state, job.frozen, job.place(next(job.batches)))
                 meter.push(done, metrics)
-                if profile and done == profile[1]:
+                if trace.ends_with(done):
                     meter.drain()
-                    jax.profiler.stop_trace()
+                    trace.stop()
                 if config.evaluates_at(done):
                     meter.drain()
                     values = job.evaluate(state, job.frozen)
@@ -160,6 +166,32 @@ def fit(job: Job) -> Outcome:
             status, message = "diverged", f"{error}; {good}; lower optimizer.learning_rate or raise the warm-up"
     job.checkpoints.wait()
     return Outcome(status, state, meter.seconds, message)
+
+
+class _Trace:
+    """A profile of steps [first, last], or of as many as this session runs; closed whatever ends the loop."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: str):
+        self.steps, self.folder, self.running = steps, folder, False
+
+    def before(self, step: int):
+        if self.steps and not self.running and self.steps[0] <= step <= self.steps[1]:
+            jax.profiler.start_trace(self.folder)
+            self.running = True
+
+    def ends_with(self, step: int) -> bool:
+        return self.running and step == self.steps[1]
+
+    def stop(self):
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
 
 
 def _save(job: Job, state: TrainState, step: int, seconds: float) -> None:
@@ -199,18 +231,25 @@ class _Meter:
             self._read()
 
     def drain(self):
-        """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
-        while self.pending:
-            self._read()
+        """Reads what is in flight and stops the clock: evaluation and saving are not training time.
+
+        These steps are read at one moment, so each is given an equal share of the time until the last is done.
+        """
+        if self.pending:
+            jax.block_until_ready(self.pending[-1][1])
+            share = (time.perf_counter() - self.clock) / len(self.pending)
+            while self.pending:
+                self._read(share)
         if self.clock is not None:
             self.seconds += time.perf_counter() - self.clock
             self.clock = None
 
-    def _read(self):
+    def _read(self, seconds: float | None = None):
         step, metrics = self.pending.popleft()
         values = {name: np.asarray(value).item() for name, value in metrics.items()}
         now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - (self.clock or now), now
+        self.seconds += now - self.clock if seconds is None else seconds
+        self.clock = now
         if not values.pop("finite"):
             raise Diverged(f"loss {values['loss']:g}, gradient norm {values['grad_norm']:g} at step {step}")
         self.tokens += values["tokens"]

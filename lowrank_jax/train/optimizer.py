@@ -33,6 +33,12 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -1,11 +1,15 @@
 """The shape of the learning rate over a run: a multiplier in [0, 1] of the peak rate."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import optax
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+
+Kind = Literal["constant", "linear", "cosine"]
+KINDS = get_args(Kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +22,15 @@ class ScheduleConfig:
       end_fraction: multiplier at the last step.
     """
 
-    kind: Literal["constant", "linear", "cosine"] = "linear"
+    kind: Kind = "linear"
     warmup_steps: int = 0
     end_fraction: float = 0.0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise unknown_name("schedule.kind", self.kind, KINDS)
+        if not 0 <= self.end_fraction <= 1:
+            raise UserError(f"schedule.end_fraction is {self.end_fraction}; it must lie in [0, 1]")
 
 
 def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:

@@ -1,4 +1,4 @@
-"""The training step: a pure function of (state, frozen, batch) whose gradient is taken over the trainable tree alone."""
+"""The training step: a pure function of (state, frozen, batch), with the gradient of the trainable tree alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.tasks.losses import chunked_next_token_loss
 from lowrank_jax.train.state import TrainState
 
-# (variables, batch, rngs) -> (loss sum, {"weight": sum, ...}); sums, so that micro-batches add up exactly.
+# (variables, batch, rngs) -> (loss sum, {"weight": sum, "correct": sum}); sums, so that micro-batches add up exactly.
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
 
 

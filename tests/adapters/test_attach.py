@@ -132,6 +132,60 @@ def test_compute_dtype_is_the_models(toy, adapted, main_config, x):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["adapters"])} == {jnp.dtype("float32")}
 
 
+class Mixed(nn.Module):
+    """Layers in bfloat16 and a head in float32; the layers are scanned, as the adapters' cast expects."""
+
+    inner: jnp.dtype = jnp.bfloat16
+    dtype: jnp.dtype = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x):
+        class Layer(nn.Module):
+            dtype: jnp.dtype
+
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.Dense(12, dtype=self.dtype, name="up")(x), None
+
+        axes = {"params": 0, "adapters": 0, "scales": 0}
+        scan = nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=2)
+        x, _ = scan(self.inner, name="layers")(x.astype(self.inner), None)
+        return nn.Dense(12, dtype=jnp.float32, name="top")(x)
+
+
+def test_a_float32_head_of_a_bfloat16_model_keeps_its_precision(adapted, main_config, x):
+    plan, variables = adapted(Mixed(), dataclasses.replace(main_config, targets=("top",)))
+    out = attach(Mixed(), plan)(variables, x)
+    assert out.dtype == jnp.float32
+    close(out, Mixed().apply({"params": merge(variables, plan)}, x), 1e-5)
+
+
+def test_a_scanned_module_wider_than_its_model_is_refused(adapted, x):
+    """Its adapter was cast for the scan; a silent rounding would be worse than a line."""
+    plan, variables = adapted(Mixed(inner=jnp.float32), LORA)
+    with pytest.raises(UserError, match=r"'layers/up' computes in float32 .* dtype is bfloat16.*adapter.exclude"):
+        attach(Mixed(inner=jnp.float32), plan)(variables, x)
+
+
+def test_a_model_without_dtype_keeps_float64(toy, adapted, main_config, x):
+    """Nothing on the branch's way is rounded to float32."""
+    model = toy(dtype=None)
+    plan, variables = adapted(model, dataclasses.replace(main_config, targets=("up",)))
+    (site,) = plan.sites
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) / 3, variables)
+        rows = jnp.asarray(x, jnp.float64)
+        out = attach(model, plan)(wide, rows)
+        flat = flatten(wide)
+        for i in range(2):
+            leaf = {name: flat[f"adapters/layers/up/{name}"][i] for name in plan.family.shapes(site.spec)}
+            update = plan.family.delta(leaf, jnp.eye(12), site.spec, flat["scales/layers/up/scale"][i])
+            flat["params/layers/up/kernel"] = flat["params/layers/up/kernel"].at[i].add(update)
+        want = model.apply({"params": unflatten(flat)["params"]}, rows)
+        assert out.dtype == jnp.float64
+        close(out, want, 1e-12)
+
+
 def test_gradients_are_those_of_the_adapters_alone(toy, adapted, main_config, x):
     model = toy()
     plan, variables = adapted(model, main_config)

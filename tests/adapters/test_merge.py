@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax.adapters import AdapterConfig, make_plan, merge, unmerge
+from lowrank_jax.adapters import AdapterConfig, fold, make_plan, merge, unmerge
 from lowrank_jax.adapters.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -94,9 +94,35 @@ def test_an_adapter_that_is_not_finite_is_refused(toy, adapted, method, bad):
     flat = flatten(variables)
     path = next(path for path in flat if path.startswith("adapters/layers/down/"))
     flat[path] = flat[path].at[-1, 0, 0].set(bad)
-    for fold in (merge, unmerge):
-        with pytest.raises(UserError, match="the update of layers/down holds NaN or infinity"):
-            fold(unflatten(flat), plan)
+    for checked in (merge, unmerge):
+        with pytest.raises(UserError, match="layers/down with its update holds NaN or infinity in float32"):
+            checked(unflatten(flat), plan)
+
+
+def test_a_sum_beyond_float16_is_refused(toy, adapted):
+    """Base and update are finite in float32; the folded kernel is not in the base's dtype."""
+    plan, variables = adapted(toy(), dataclasses.replace(LORA, targets=("down",)))
+    flat = flatten(variables)
+    flat[f"params/{DOWN}"] = jnp.full(flat[f"params/{DOWN}"].shape, 65_000.0, jnp.float16)
+    flat["adapters/layers/down/b"] = jnp.zeros_like(flat["adapters/layers/down/b"])
+    merge(unflatten(flat), plan)
+    flat["adapters/layers/down/a"] = jnp.ones_like(flat["adapters/layers/down/a"])
+    flat["adapters/layers/down/b"] = flat["adapters/layers/down/b"].at[0, 0, 0].set(100.0)
+    with pytest.raises(UserError, match=r"holds NaN or infinity in float16; .* held as bfloat16 or float32"):
+        merge(unflatten(flat), plan)
+    assert not np.isfinite(flatten(fold(unflatten(flat), plan))[DOWN]).all()
+
+
+def test_fold_is_merge_for_a_jitted_caller(toy, adapted, main_config):
+    """A restart in the middle of training donates the base and returns it with the update folded in."""
+    plan, variables = adapted(toy(), main_config)
+    want = flatten(merge(variables, plan))
+    copy = jax.tree.map(jnp.copy, variables["params"])
+    restart = jax.jit(lambda params, rest: fold({"params": params, **rest}, plan), donate_argnums=0)
+    got = restart(copy, {name: variables[name] for name in ("adapters", "scales")})
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy))
+    for path, leaf in flatten(got).items():
+        np.testing.assert_allclose(leaf, want[path], rtol=1e-6, atol=1e-7)
 
 
 def test_merge_keeps_the_kernels_sharding(toy, adapted):

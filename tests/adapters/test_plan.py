@@ -73,6 +73,27 @@ def test_all_linear_leaves_the_head_and_the_embedding_out():
     assert "head" not in sites
 
 
+@pytest.mark.parametrize(
+    ("path", "adapted"),
+    [
+        ("lm_head", False),
+        ("score", False),
+        ("classifier", False),
+        ("classifier/out_proj", False),  # RoBERTa's head has two layers
+        ("model/lm_head", False),
+        ("bert/pooler/dense", True),
+        ("layers/attention/head/query", True),
+        ("layers/mlp/head_norm", True),
+    ],
+)
+def test_all_linear_leaves_out_what_peft_does(path, adapted):
+    assert matches("all-linear", path) == adapted
+
+
+def test_a_head_that_is_named_is_adapted():
+    assert "head" in paths(targets=("all-linear", "head"))
+
+
 def test_exclude_takes_names_away():
     assert paths(targets=("all-linear",), exclude=("mlp/.*", "out")) == [
         "attention/key",

@@ -53,6 +53,11 @@ def test_first_match_keeps_falsy_values():
     assert first_match(((".*", ()),), "a", default=1) == ()
 
 
+def test_a_rule_that_is_no_regular_expression_is_named():
+    with pytest.raises(UserError, match=r"path rule '\*/bias' is no regular expression: nothing to repeat"):
+        first_match((("*/bias", True), (".*", False)), "params/bias")
+
+
 def test_nearest_names_look_alikes_first():
     assert nearest("querry", ["key", "query", "value"])[0] == "query"
     assert nearest("zzzz", ["key", "query"]) == []

@@ -66,6 +66,19 @@ def test_masters_are_float32_and_the_frozen_half_is_untouched():
     np.testing.assert_array_equal(trainable["adapters"]["layer"]["a"], tree["adapters"]["layer"]["a"])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_donating_the_trainable_half_keeps_the_callers_arrays(dtype):
+    """A step donates it: an alias of `variables` would be deleted under the caller's hands."""
+    mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    tree = {"adapters": {"a": jax.device_put(jnp.arange(64).astype(dtype), sharding)}}
+    trainable, _ = trees.partition(tree)
+    assert trainable["adapters"]["a"].sharding == sharding
+    jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(trainable)
+    assert trainable["adapters"]["a"].is_deleted()
+    np.testing.assert_array_equal(tree["adapters"]["a"], np.arange(64))
+
+
 def test_partition_of_shapes_keeps_shapes_and_shardings():
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     tree = {"adapters": {"a": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16, sharding=sharding)}, "n": jnp.zeros(1)}

@@ -22,21 +22,26 @@ def write(path, rows):
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz"])
 def test_reads_text_rows(tmp_path, suffix):
     rows = JsonLines(write(tmp_path / f"a{suffix}", TEXTS))
-    assert rows.kind == "text" and [rows[i] for i in range(len(rows))] == [{"text": "été\nline two"}, {"text": "b"}]
+    assert rows.kind == "text"
+    assert [rows[i] for i in range(len(rows))] == [{"text": "été\nline two"}, {"text": "b"}]
 
 
 def test_reads_prompt_rows_of_several_files_in_order(tmp_path):
     rows = JsonLines([str(write(tmp_path / "a.jsonl", PAIRS)), write(tmp_path / "b.jsonl.gz", PAIRS[:1])])
-    assert rows.kind == "completion" and len(rows) == 3
-    assert rows[1] == {"prompt": "q", "completion": "a"} and rows[2] == {"prompt": "", "completion": "x"}
-    assert rows.place(1) == f"{tmp_path / 'a.jsonl'}, line 2" and rows.place(2).endswith("b.jsonl.gz, line 1")
+    assert rows.kind == "completion"
+    assert len(rows) == 3
+    assert rows[1] == {"prompt": "q", "completion": "a"}
+    assert rows[2] == {"prompt": "", "completion": "x"}
+    assert rows.place(1) == f"{tmp_path / 'a.jsonl'}, line 2"
+    assert rows.place(2).endswith("b.jsonl.gz, line 1")
 
 
 def test_blank_lines_and_a_byte_order_mark_are_skipped_but_lines_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \n{"text": "b"}')
     rows = JsonLines(path)
-    assert [row["text"] for row in rows] == ["a", "b"] and rows.place(1).endswith("line 4")
+    assert [row["text"] for row in rows] == ["a", "b"]
+    assert rows.place(1).endswith("line 4")
 
 
 @pytest.mark.parametrize(
@@ -101,4 +106,5 @@ def test_latin_1_is_refused(tmp_path):
 
 def test_public_text_is_read_whole(data_folder):
     rows = JsonLines([data_folder / "text-en" / f"{name}_validation.jsonl.xz" for name in ("novels", "peps")])
-    assert len(rows) == 39 and sum(len(row["text"].encode()) for row in rows) == 2_703_138 + 706_069
+    assert len(rows) == 39
+    assert sum(len(row["text"].encode()) for row in rows) == 2_703_138 + 706_069

@@ -1,5 +1,7 @@
 """Packing: every token is a target once, marks between documents, token types and bad input."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,9 @@ def test_each_token_but_the_first_is_a_target_once_and_in_order(length, seq_len)
     windows = PackedWindows(np.arange(length, dtype=np.uint16), seq_len)
     pieces = [windows[i]["tokens"] for i in range(len(windows))]
     assert np.concatenate([p[1:] for p in pieces]).tolist() == list(range(1, length))
-    assert all(len(p) == seq_len for p in pieces[:-1]) and 2 <= len(pieces[-1]) <= seq_len
-    assert all(before[-1] == after[0] for before, after in zip(pieces, pieces[1:], strict=False))
+    assert all(len(p) == seq_len for p in pieces[:-1])
+    assert 2 <= len(pieces[-1]) <= seq_len
+    assert all(before[-1] == after[0] for before, after in itertools.pairwise(pieces))
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -40,7 +43,8 @@ def test_a_memory_map_is_read_in_place(tmp_path):
 )
 def test_documents_are_joined_with_their_marks(marks, expected):
     joined = join_documents(["ab", "c"], ByteTokenizer(), **marks)
-    assert joined.tolist() == expected and joined.dtype == np.uint16
+    assert joined.tolist() == expected
+    assert joined.dtype == np.uint16
 
 
 def test_bytes_and_subwords_agree_with_their_encoders(subwords):

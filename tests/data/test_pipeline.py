@@ -30,7 +30,9 @@ def take(batches, count):
 def test_batches_are_stacked_features():
     batch = next(make(shuffle=False))
     np.testing.assert_array_equal(batch["x"], [[0, 0], [1, 100], [2, 200], [3, 300]])
-    assert batch["x"].dtype == np.int32 and batch["y"].dtype == np.float32 and batch["y"].shape == (4,)
+    assert batch["x"].dtype == np.int32
+    assert batch["y"].dtype == np.float32
+    assert batch["y"].shape == (4,)
 
 
 def test_order_is_grains_own():
@@ -57,7 +59,8 @@ def test_without_shuffle_the_order_is_the_sources():
 
 def test_a_source_smaller_than_a_batch_repeats():
     (batch,) = take(make(source=[0, 1, 2], batch_size=8, seed=0), 1)
-    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2] and len(set(batch[6:])) == 2
+    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
+    assert len(set(batch[6:])) == 2
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -92,7 +95,8 @@ def test_resume_is_exact_and_counts_what_was_handed_out(prefetch):
     resumed = make(seed=2, prefetch=prefetch)
     take(resumed, 3)  # what was read before is dropped
     resumed.set_state(state)
-    assert resumed.get_state() == state and take(resumed, 9) == rest
+    assert resumed.get_state() == state
+    assert take(resumed, 9) == rest
     first.set_state(state)
     assert take(first, 9) == rest
 
@@ -148,7 +152,8 @@ def test_bulk_read_is_used_where_the_source_has_it():
 
     source = Bulk()
     batches = make(source=source, shuffle=False, prefetch=0)
-    assert take(batches, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]] and source.calls == 2
+    assert take(batches, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert source.calls == 2
 
 
 def test_reads_ahead_on_another_thread_but_no_further_than_asked():
@@ -161,7 +166,8 @@ def test_reads_ahead_on_another_thread_but_no_further_than_asked():
     batches = Batches(list(range(100)), slow, 2, shuffle=False, prefetch=3)
     next(batches)
     batches.close()
-    assert not any(main for _, main in seen) and {e for e, _ in seen} <= set(range(8))
+    assert not any(main for _, main in seen)
+    assert {e for e, _ in seen} <= set(range(8))
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -188,7 +194,8 @@ def test_one_pass_gives_each_example_once_and_fills_with_zeros():
         [[0, 1], [4, 5], [8, 9]],
         [[2, 3], [6, 7], [0, 0]],
     ]
-    assert shares[1][2]["w"].sum() == 0 and shares[0][2]["w"].sum() == 4
+    assert shares[1][2]["w"].sum() == 0
+    assert shares[0][2]["w"].sum() == 4
 
 
 @pytest.mark.parametrize("batch_size", [0, -2, 5])
@@ -200,11 +207,11 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size):
 def test_an_empty_source_and_epochs_without_a_batch_are_refused():
     with pytest.raises(UserError, match="data set is empty"):
         make(source=[])
-    with pytest.raises(UserError, match="1 epoch.* of 10 examples fill no batch of 16"):
+    with pytest.raises(UserError, match=r"1 epoch.* of 10 examples fill no batch of 16"):
         make(batch_size=16, epochs=1)
 
 
 def test_missing_grain_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(UserError, match="needs grain .*pip install"):
+    with pytest.raises(UserError, match=r"needs grain .*pip install"):
         make()

@@ -119,3 +119,6 @@ def test_faults_of_a_folder(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a JSON object"):
+        load_tokenizer(tmp_path)

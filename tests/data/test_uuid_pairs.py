@@ -44,7 +44,8 @@ def test_a_longer_set_begins_with_the_shorter_and_seeds_differ():
 
 def test_read_back_in_order_as_text(tmp_path):
     source = load_pairs(300, 3, tmp_path)
-    assert len(source) == 300 and read(source) == generate_pairs(300, 3)
+    assert len(source) == 300
+    assert read(source) == generate_pairs(300, 3)
     assert source[299] == dict(zip(("key", "value"), generate_pairs(300, 3)[299], strict=True))
     assert list(source) == [source[i] for i in range(300)]  # ends where the rows end
     with pytest.raises(IndexError, match="of 300"):
@@ -110,7 +111,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(UuidPairs, "download_and_prepare", full)
     with pytest.raises(
-        UserError, match="cannot write uuid_pairs under .*No space left on device.*TFDS_DATA_DIR"
+        UserError, match=r"cannot write uuid_pairs under .*No space left on device.*TFDS_DATA_DIR"
     ) as error:
         load_pairs(5, 0, tmp_path)
     assert "\n" not in str(error.value)
@@ -130,7 +131,7 @@ def test_bad_numbers(tmp_path, pairs, seed):
 
 def test_missing_tfds_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lowrank_jax.data.builders.uuid_pairs.uuid_pairs", None)
-    with pytest.raises(UserError, match="needs tensorflow-datasets and array_record .*pip install"):
+    with pytest.raises(UserError, match=r"needs tensorflow-datasets and array_record .*pip install"):
         load_pairs(5, 0, tmp_path)
 
 

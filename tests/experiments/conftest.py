@@ -1,22 +1,24 @@
-"""The programs as a user starts them, in this process or in one of their own, at toy size."""
+"""The programs as a user starts them, in this process or in one of their own, at toy size; and what a run saved."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
-# toy-llama, random, 8 pairs in a batch of 8, 6 steps, a checkpoint after each second one.
+# toy-llama, random; 20 pairs in batches of 8, so every batch is another; a checkpoint after each second of 6 steps.
 TOY = {
     "base.name": "toy-llama",
     "base.random_init": True,
     "adapter.rank": 4,
-    "task.pairs": 8,
+    "task.pairs": 20,
     "task.eval_pairs": 2,
     "train.batch_size": 8,
     "train.steps": 6,
@@ -28,11 +30,10 @@ TOY = {
 }
 
 
-def toy_words(folder, config=CONFIG, name="run", fresh=False, profile_steps=None, **changes) -> list[str]:
-    """The command line of a toy run; `changes` are overrides, with __ for the dots."""
+def toy_words(folder, config=CONFIG, name="run", **changes) -> list[str]:
+    """The command line of a toy run; `changes` are overrides, __ for their dots; None leaves the config's value."""
     settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
-    words = [f"--config={config}", f"--workdir={folder}", f"--name={name}"] + ["--fresh"] * fresh
-    words += [f"--profile_steps={profile_steps}"] if profile_steps else []
+    words = [f"--config={config}", f"--workdir={folder}", f"--name={name}"]
     return words + [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
 
 
@@ -61,3 +62,71 @@ def program(monkeypatch, capfd):
         return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())
 
     return call
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    """run("--fresh", name="run", train__steps=9, ...) -> (status, out, err, folder) of a toy run in tmp_path."""
+
+    def call(*words, **changes):
+        ended = program("run", *toy_words(tmp_path, **changes), *words)
+        ended.folder = tmp_path / changes.get("name", "run")
+        return ended
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start("run", word, ...) -> Popen of a program in its own process, on one CPU device."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"XLA_FLAGS": ""}
+    started = []
+
+    def call(name, *words, **settings):
+        command = [sys.executable, "-m", f"experiments.{name}", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment | settings, **pipes))
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """`toy_words`."""
+    return toy_words
+
+
+@pytest.fixture(scope="session")
+def saved():
+    """saved(folder, step) -> {leaf: dtype, shape and bytes} of trainable tree, optimizer, step, rate and key."""
+
+    def read(folder, step):
+        import jax
+        import orbax.checkpoint as ocp
+
+        found = {}
+        for item in ("train", "opt"):
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.restore(Path(folder).absolute() / "checkpoints" / str(step) / item)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                array = np.asarray(leaf)
+                found[item + jax.tree_util.keystr(path)] = (str(array.dtype), array.shape, array.tobytes())
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def records():
+    """records(folder) -> the lines of metrics.jsonl without what a clock wrote."""
+
+    def read(folder):
+        clocks = ("time", "tokens_per_second", "train_seconds")
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+    return read

@@ -1,10 +1,388 @@
-"""x"""
-import time
-from tests.experiments.conftest import toy_words
-def test_a(program, tmp_path):
-    o=[]
-    for name in "ab":
-        t=time.time()
-        r = program("run", *toy_words(tmp_path, name=name))
-        o=o+[time.time()-t, r.status,r.err[-1500:],r.out]
-    print(*o);assert 0
+"""The real loop at toy size: what a run leaves behind, how it goes on, how it stops, and a user's own data."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import build as build_module
+from lowrank_jax.core.errors import UserError
+
+# ---- what a finished run leaves ----
+
+
+def test_a_run_leaves_its_records(run, records):
+    ended = run("--config.train.eval_steps=(3,)", adapter__rank=2)
+    assert ended.status == 0, ended.err
+    assert {path.name for path in ended.folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "result.json", "checkpoints", "adapter",
+    }  # fmt: skip
+    assert {path.name for path in (ended.folder / "checkpoints").iterdir()} == {"2", "4", "6"}
+
+    lines = records(ended.folder)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0].keys() == {"step", "loss", "accuracy", "grad_norm", "learning_rate", "tokens"}
+    assert [line["learning_rate"] for line in steps] == pytest.approx([0, 3e-3, 2.4e-3, 1.8e-3, 1.2e-3, 6e-4])
+    assert all(line["tokens"] == 8 * 36 for line in steps)
+    assert steps[-1]["loss"] < steps[1]["loss"]
+    raw = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["tokens_per_second"] > 0 for line in raw if "loss" in line)
+    assert [line["step"] for line in lines if "eval/char_accuracy" in line] == [3, 6]
+
+    result = json.loads((ended.folder / "result.json").read_text())
+    config = json.loads((ended.folder / "config.json").read_text())
+    assert result["status"] == "finished"
+    assert (result["name"], result["config"], result["labels"]) == ("run", config, config["labels"])
+    assert config["adapter"]["rank"] == 2
+    assert result["parameters"]["frozen"] == 23_808
+    assert f"{result['parameters']['trainable']:,} trainable" in ended.out
+    assert result["losses"] == [[line["step"], round(line["loss"], 6)] for line in steps]
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [3, 6]
+    assert {"char_accuracy", "exact_match"} < result["evaluations"][0].keys()
+    assert 0 < result["train_seconds"] < result["wall_seconds"]
+    assert result["compile_seconds"] > 0
+    assert result["environment"]["hardware"]["devices"] == {"cpu": 8}
+    assert result["base"]["name"] == "toy-llama"
+    assert len(result["base"]["fingerprint"]) == 64
+    assert "run: finished; loss" in ended.out
+    assert ended.out.count("step needs") == 1
+
+
+@pytest.mark.parametrize("method", ["mora", "lora"])
+def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(run, method, monkeypatch):
+    """The adapter, read from its file, on a base that is loaded anew; the merged model, through its files."""
+    from experiments import export
+    from lowrank_jax import adapters
+    from lowrank_jax.checkpoints.adapters_only import load_adapter
+    from lowrank_jax.core.trees import combine
+    from lowrank_jax.interop.sources import BaseConfig, load_base
+
+    kept = {}
+
+    def spy(folder, experiment, state, frozen, fingerprint):
+        kept.update(experiment=experiment, variables=combine(state.trainable, frozen), fingerprint=fingerprint)
+        return real(folder, experiment, state, frozen, fingerprint)
+
+    real = export.export_run
+    monkeypatch.setattr(export, "export_run", spy)
+    ended = run(config=f"configs/mora_uuid.py:method={method}", export__merged="float32", optimizer__learning_rate=0.1)
+    assert ended.status == 0, ended.err
+    tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 259)
+    experiment = kept["experiment"]
+    wanted = np.asarray(experiment.apply_fn(kept["variables"], tokens))
+    plain = np.asarray(experiment.base.model.apply({"params": kept["variables"]["params"]}, tokens))
+    assert np.abs(wanted - plain).max() > 0.1, "the adapter must have learnt something"
+
+    key = jax.random.split(jax.random.PRNGKey(0))[0]  # as the run drew its base
+    base = load_base(BaseConfig("toy-llama", random_init=True), key=key)
+    trainable, scales, description = load_adapter(ended.folder / "adapter", base.fingerprint)
+    config = adapters.AdapterConfig(
+        **description["config"] | {"mora": adapters.MoraConfig(**description["config"]["mora"])}
+    )
+    apply_fn = adapters.attach(base.model, adapters.make_plan(base.params, config))
+    got = apply_fn({"params": base.params, **trainable, "scales": scales}, tokens)
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+    merged = load_base(BaseConfig(str(ended.folder / "model")))
+    np.testing.assert_allclose(merged.model.apply({"params": merged.params}, tokens), wanted, atol=1e-4)
+    assert merged.tokenizer.encode("ab") == [97, 98]
+    with pytest.raises(UserError, match="trained on toy-llama"):
+        load_adapter(ended.folder / "adapter", merged.fingerprint)
+
+
+def test_full_fine_tuning_keeps_a_model_and_no_adapter(run):
+    ended = run(config="configs/mora_uuid.py:method=fft", export__merged="bfloat16", adapter__rank=None)
+    assert ended.status == 0, ended.err
+    assert (ended.folder / "model" / "config.json").is_file()
+    assert not (ended.folder / "adapter").exists()
+    result = json.loads((ended.folder / "result.json").read_text())
+    assert result["parameters"] == {"trainable": 23_808, "frozen": 0}
+
+
+def test_a_trace_of_chosen_steps(run):
+    ended = run("--profile_steps=2:3", train__steps=4)
+    assert ended.status == 0, ended.err
+    assert list((ended.folder / "profile").rglob("*.xplane.pb"))
+
+
+def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    ended = run(tracking__wandb="auto", tracking__group="a-group-of-its-own")
+    assert ended.status == 0, ended.err
+    (written,) = (ended.folder / "wandb").rglob("*.wandb")
+    content = written.read_bytes()
+    for words in (b"a-group-of-its-own", b"toy-llama", b"tokens_per_second", b"eval/char_accuracy", b"finished"):
+        assert words in content, words
+
+
+# ---- going on ----
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"adapter__dropout": 0.2, "train__accumulate": 2, "train__batch_size": 16}],
+    ids=["plain", "dropout"],
+)
+def test_stop_and_resume_is_bit_equal(run, saved, records, changes):
+    """At a checkpoint, by train.stop_at; and between two of them, by a SIGTERM that saves."""
+    straight = run(name="straight", train__steps=9, **changes)
+    early = run(train__steps=9, train__stop_at=4, **changes)
+    assert (straight.status, early.status) == (0, 0), early.err
+    place, count = build_module.Experiment.place, []
+
+    def stopping(self, batch):
+        count.append(1)
+        if len(count) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module.Experiment, "place", stopping)
+        told = run(train__steps=9, **changes)
+    assert told.status == 130
+    assert told.out.endswith("run: stopped by a signal after step 7; run it again to resume\n")
+    assert "Traceback" not in told.err
+    assert not (told.folder / "adapter").exists() or json.loads((told.folder / "result.json").read_text())
+    rest = run(train__steps=9, **changes)
+    assert rest.status == 0, rest.err
+    assert saved(rest.folder, 9) == saved(straight.folder, 9)
+    assert [line for line in records(rest.folder) if "loss" in line] == [
+        line for line in records(straight.folder) if "loss" in line
+    ]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (rest.folder, straight.folder)]
+    assert results[0]["losses"] == results[1]["losses"]
+    assert results[0]["evaluations"][-1] == results[1]["evaluations"][-1]
+
+
+def test_every_batch_is_another(run, monkeypatch):
+    """What the bit-equal tests rest on: a resume that repeated or skipped a batch would change the losses."""
+    seen, place = [], build_module.Experiment.place
+    monkeypatch.setattr(
+        build_module.Experiment,
+        "place",
+        lambda self, batch: seen.append(batch["tokens"].tobytes()) or place(self, batch),
+    )
+    run(train__stop_at=4)
+    run()
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_resume_on_another_mesh(run, records):
+    straight = run(name="straight")
+    assert run(train__stop_at=4).status == 0
+    moved = run(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    assert moved.status == 0, moved.err
+    ours, theirs = ([line["loss"] for line in records(r.folder) if "loss" in line] for r in (moved, straight))
+    assert ours[:4] == theirs[:4]
+    np.testing.assert_allclose(ours[4:], theirs[4:], rtol=1e-5)
+    assert len(ours) == 6
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_record(run, records):
+    ended = run()
+    before = json.loads((ended.folder / "result.json").read_text())
+    (ended.folder / "result.json").unlink()
+    again = run()
+    assert again.status == 0, again.err
+    after = json.loads((ended.folder / "result.json").read_text())
+    for key in ("status", "losses", "evaluations", "train_seconds"):
+        assert after[key] == before[key], key
+    assert len(records(ended.folder)) == 7
+
+
+# ---- names ----
+
+
+def test_a_finished_run_says_so(run):
+    ended = run()
+    stamp = (ended.folder / "metrics.jsonl").stat().st_mtime_ns
+    again = run(tracking__project="another", checkpoint__keep=3)  # bookkeeping: still the same run
+    assert (again.status, again.err) == (0, "")
+    assert again.out.startswith("run: finished already; loss ")
+    assert again.out.count("\n") == 1
+    assert (ended.folder / "metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_another_config_is_refused_and_fresh_starts_again(run):
+    first = run()
+    refused = run(optimizer__learning_rate=0.5, seed=3)
+    assert refused.status == 2
+    assert "holds a run of another config (optimizer.learning_rate: 0.003 -> 0.5; seed: 0 -> 3)" in refused.err
+    assert "--fresh" in refused.err
+    assert json.loads((first.folder / "config.json").read_text())["seed"] == 0
+    fresh = run("--fresh", optimizer__learning_rate=0.5, seed=3, train__steps=3)
+    assert fresh.status == 0, fresh.err
+    assert {path.name for path in (fresh.folder / "checkpoints").iterdir()} == {"2", "3"}
+    assert json.loads((fresh.folder / "result.json").read_text())["config"]["seed"] == 3
+
+
+def test_a_fresh_run_that_cannot_start_costs_no_earlier_run(run):
+    first = run()
+    broken = run("--fresh", train__batch_size=9)
+    assert broken.status == 2
+    assert json.loads((first.folder / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(run):
+    assert run(train__batch_size=9).status == 2
+    assert run().status == 0
+
+
+def test_half_written_folders(run, tmp_path):
+    """Left by a kill during the first write: taken. Something else's, or unreadable: refused, and --fresh mends it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json.123.tmp").write_text('{"adap')
+    assert run(train__steps=2).status == 0
+    (tmp_path / "run" / "config.json").write_text('{"adap')
+    torn = run(train__steps=2)
+    assert torn.status == 2
+    assert "--fresh" in torn.err
+    assert run("--fresh", train__steps=2).status == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    for words in ([], ["--fresh"]):
+        other = run(*words, name="other", train__steps=2)
+        assert other.status == 2
+        assert "is no run" in other.err
+    assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_the_default_name_tells_the_setting(run, program, toy, tmp_path):
+    words = [word for word in toy(tmp_path, train__steps=2) if not word.startswith("--name")]
+    ended = program("run", *words)
+    assert ended.status == 0, ended.err
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("mora_uuid-laptop-mora-r8-lr0.003-seed0-")
+    assert program("run", *words).out.startswith(f"{folder.name}: finished already")
+
+
+# ---- runs that fail on the way ----
+
+
+def error_line(ended) -> str:
+    """The one line of a mendable error, after the progress bar if there was one."""
+    assert ended.status == 2, ended
+    assert "Traceback" not in ended.err
+    lines = [line for line in ended.err.replace("\r", "\n").splitlines() if line.strip() and "step/s" not in line]
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_diverging_run_says_where_it_was_good(run, saved):
+    ended = run(optimizer__learning_rate=1e30, train__steps=12)
+    line = error_line(ended)
+    assert "loss nan, gradient norm nan at step 3; the last good checkpoint is step 2;" in line
+    assert "lower optimizer.learning_rate" in line
+    result = json.loads((ended.folder / "result.json").read_text())
+    assert (result["status"], result["message"]) == ("diverged", line.removeprefix("error: "))
+    for dtype, shape, content in saved(ended.folder, 2).values():
+        assert np.isfinite(np.frombuffer(content, dtype)).all(), shape
+    assert not (ended.folder / "adapter").exists()
+    again = run(optimizer__learning_rate=1e30, train__steps=12)
+    assert again.out.startswith("run: diverged already; loss ")
+
+
+def test_a_poisoned_base_stops_at_the_first_step(run, monkeypatch):
+    load = build_module.Experiment.load
+
+    def poisoned(self):
+        state, frozen, fingerprint = load(self)
+        return state, jax.tree.map(lambda x: x * jnp.nan, frozen), fingerprint
+
+    monkeypatch.setattr(build_module.Experiment, "load", poisoned)
+    assert "at step 1; no checkpoint was saved before it" in error_line(run())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, saved):
+    straight = run(name="straight")
+    early = run(train__stop_at=4)
+    (early.folder / "result.json").unlink()
+    whole = early.folder / "checkpoints" / "4"
+    for path in [path for path in whole.rglob("*") if path.is_file() and "d/" in str(path)]:
+        path.write_bytes(path.read_bytes()[:-7] + bytes(7))
+    line = error_line(run())
+    assert f"delete {whole}: step 2 is whole and is taken next" in line
+    shutil.rmtree(whole)
+    assert run().status == 0
+    assert saved(early.folder, 6) == saved(straight.folder, 6)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(run, saved):
+    """A limit on the size of files, from step 3 on, stands in for the full disk."""
+    changes = dict(config="configs/mora_uuid.py:method=lora,rank=16", adapter__rank=None)
+    straight = run(name="straight", **changes)
+    assert run(train__stop_at=2, **changes).status == 0
+    place, free = build_module.Experiment.place, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(self, batch):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, free[1]))
+        return place(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module.Experiment, "place", filling)
+        try:
+            full = run(**changes)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, free)
+    line = error_line(full)
+    assert "the checkpoint of step 4 could not be written" in line
+    assert "untouched: [2]" in line
+    again = run(**changes)
+    assert again.status == 0, again.err
+    assert saved(again.folder, 6) == saved(straight.folder, 6)
+
+
+# ---- a user's own data ----
+
+TEXT = "configs/mora_uuid.py:data=text"
+OWN = dict(config=TEXT, task__pairs=None, task__eval_pairs=None, task__seq_len=32)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_text_rows(run, tmp_path, packed):
+    rows = [
+        {"text": f"the {word} sat on the mat and ate a fig"} for word in ("cat", "bat", "rat", "gnat", "hat", "wombat")
+    ]
+    train, held = write(tmp_path / "train.jsonl", rows), write(tmp_path / "held.jsonl", rows[:3])
+    ended = run(**OWN, task__path=train, task__validation_path=held, task__packed=packed)
+    assert ended.status == 0, ended.err
+    result = json.loads((ended.folder / "result.json").read_text())
+    (evaluation,) = result["evaluations"]
+    assert evaluation.keys() == {"step", "loss", "perplexity", "loss_per_byte", "bits_per_byte"}
+    assert evaluation["perplexity"] == pytest.approx(np.exp(evaluation["loss"]))
+    assert 4 < evaluation["loss"] < 6  # ln 259 is 5.6
+    assert result["config"]["experiment"] == "finetune"
+
+
+def test_prompt_and_completion_rows(run, tmp_path):
+    rows = [{"prompt": f"{a} and {b} is ", "completion": str(a + b)} for a in range(4) for b in range(4)]
+    train = write(tmp_path / "train.jsonl", rows)
+    ended = run(**OWN, task__path=train, task__validation_path=train)
+    assert ended.status == 0, ended.err
+    lines = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["tokens"] == 16 for line in lines if "loss" in line)  # of each row one digit and EOS are targets
+    (evaluation,) = json.loads((ended.folder / "result.json").read_text())["evaluations"]
+    assert evaluation["loss_per_byte"] == pytest.approx(2 * evaluation["loss"])  # EOS is a target but no byte
+
+
+def test_text_without_held_out_files_is_not_evaluated(run, tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"text": "abc " * 40}])
+    ended = run(**OWN, task__path=train, task__packed=True)
+    assert ended.status == 0, ended.err
+    assert json.loads((ended.folder / "result.json").read_text())["evaluations"] == []

@@ -132,9 +132,10 @@ def test_export_refusals(untied_folder, tmp_path):
     base = load_base(BaseConfig(str(untied_folder)))
     with pytest.raises(UserError, match="unknown export dtype 'int8'"):
         export_params(base.params, base.config, tmp_path, "int8")
-    large = jax.tree.map(lambda x: x * 1e6, base.params)
+    large = {**base.params, "head": jax.tree.map(lambda x: x * 1e8, base.params["head"])}  # the last tensor written
     with pytest.raises(UserError, match="not finite in float16"):
-        export_params(large, base.config, tmp_path / "large", "float16")
+        export_params(large, base.config, tmp_path / "large", "float16", shard_size=20_000)
+    assert not list((tmp_path / "large").iterdir())  # the shards before it are gone
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])

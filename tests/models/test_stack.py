@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.models.llama import Block, Llama
@@ -43,14 +44,17 @@ def test_gradients_do_not_depend_on_remat_or_unroll(remat, unroll, plain):
         np.testing.assert_allclose(flatten(got)[path], leaf, atol=1e-6 + 1e-5 * np.abs(leaf).max(), err_msg=path)
 
 
-def saved(remat):
+def saved(remat, adapter=None):
     """{shape of one layer's saved value: how many of them}, parameters left out; from the scan's stacked residuals."""
+    plan = adapters.make_plan(VARIABLES["params"], adapter or adapters.AdapterConfig("none"))
+    apply_fn = adapters.attach(Llama(CONFIG, remat=remat), plan)
 
     def residuals(variables):
-        return jax.vjp(lambda v: loss(v, remat=remat), variables)[1]
+        return jax.vjp(lambda v: apply_fn(v, TOKENS), variables)[1]
 
     counts = {}
-    for leaf in jax.tree.leaves(jax.eval_shape(residuals, VARIABLES)):
+    variables = {**VARIABLES, **adapters.create(plan, jax.random.key(2))}
+    for leaf in jax.tree.leaves(jax.eval_shape(residuals, variables)):
         if leaf.shape[:1] == (3,) and leaf.shape[1:3] == TOKENS.shape:
             counts[leaf.shape[3:]] = counts.get(leaf.shape[3:], 0) + 1
     return counts
@@ -70,6 +74,24 @@ def test_projections_saves_what_the_table_says():
     c, values = CONFIG, sum(math.prod(shape) * n for shape, n in got.items())
     heads, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     assert values == 2 * c.hidden_size + 2 * heads + 2 * kv + 2 * c.intermediate_size
+
+
+SEVEN = {"rank": 3, "targets": ("all-linear",)}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "inside"),
+    [
+        (adapters.AdapterConfig("lora", **SEVEN), {(3,): 7}),
+        (adapters.AdapterConfig("mora", **SEVEN), {(15,): 5, (12,): 2}),  # sqrt(3 (in + out)), rounded
+        (adapters.AdapterConfig("mora", **SEVEN, mora=adapters.MoraConfig("rotation")), {}),
+    ],
+    ids=["lora", "mora", "rotation"],
+)
+def test_projections_saves_an_adapters_narrow_inside(adapter, inside):
+    assert saved("projections", adapter) == saved("projections") | inside
+    for remat in ("full", "attention"):
+        assert saved(remat, adapter) == saved(remat)
 
 
 def test_none_saves_more_than_projections():

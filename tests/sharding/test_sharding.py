@@ -1,4 +1,4 @@
-"""The mesh and its path rules, on eight simulated devices: same numbers as on one, and the layout that was asked for."""
+"""The mesh and its path rules, on eight simulated devices: same numbers as on one, and the layout asked for."""
 
 import jax
 import jax.numpy as jnp

@@ -13,8 +13,10 @@ from lowrank_jax.tasks.uuid import UuidConfig
 
 def test_features_are_padded_on_the_right_and_the_first_token_is_no_target():
     made = make_features([5, 6, 7], [1, 1, 0.5], 5, 9)
-    assert made["tokens"].tolist() == [5, 6, 7, 9, 9] and made["tokens"].dtype == np.int32
-    assert made["weights"].tolist() == [0, 1, 0.5, 0, 0] and made["weights"].dtype == np.float32
+    assert made["tokens"].tolist() == [5, 6, 7, 9, 9]
+    assert made["tokens"].dtype == np.int32
+    assert made["weights"].tolist() == [0, 1, 0.5, 0, 0]
+    assert made["weights"].dtype == np.float32
 
 
 @pytest.mark.parametrize("length", [0, 1, 4])
@@ -35,7 +37,8 @@ def test_small_helpers():
     class Bare(ByteTokenizer):
         pad_id = None
 
-    assert pad_id(ByteTokenizer()) == 258 and pad_id(Bare()) == 0
+    assert pad_id(ByteTokenizer()) == 258
+    assert pad_id(Bare()) == 0
     assert [round_up(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
 
 
@@ -45,7 +48,9 @@ def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path):
     assert set(configs) == set(TASKS)
     for name, config in configs.items():
         task = build_task(name, config, ByteTokenizer())
-        assert isinstance(task, Task) and task.name == name and task_config(name) is type(config)
+        assert isinstance(task, Task)
+        assert task.name == name
+        assert task_config(name) is type(config)
         assert isinstance(task, GenerationTask) == (name == "uuid")
         assert isinstance(task, LikelihoodTask) == (name == "text")
         made = task.features(task.train_source()[0])

@@ -39,7 +39,8 @@ def test_counts_weights_and_correct_tokens_of_positions_after_the_first():
     tokens = jnp.asarray([[3, 1, 2, 0]])
     logits = jax.nn.one_hot(jnp.asarray([[1, 2, 2, 3]]), 5) * 9.0  # predicts 1, 2, 2: right, right, wrong
     sums = next_token_loss(logits, tokens, jnp.asarray([[7.0, 1.0, 0.5, 1.0]]))
-    assert sums.weight == 2.5 and sums.correct == 1.5
+    assert sums.weight == 2.5
+    assert sums.correct == 1.5
     assert all(
         x.dtype == jnp.float32 for x in next_token_loss(logits.astype(jnp.bfloat16), tokens, jnp.ones((1, 4), bool))
     )

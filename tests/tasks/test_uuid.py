@@ -26,7 +26,9 @@ def test_bytes_with_loss_on_the_value():
     task = build()
     (key, value) = generate_pairs(6, 1)[4]
     made = task.features(task.train_source()[4])
-    assert task.seq_len == 74 and task.max_new_tokens == 36 and task.stop_id is None  # 36 + 1 + 36 = 73 bytes
+    assert task.seq_len == 74  # 36 + 1 + 36 = 73 bytes
+    assert task.max_new_tokens == 36
+    assert task.stop_id is None
     assert bytes(made["tokens"][:73].tolist()).decode() == f"{key}:{value}"
     assert set(made["tokens"][73:]) == {BYTES.pad_id}
     np.testing.assert_array_equal(made["weights"], [0] * 37 + [1] * 36 + [0])
@@ -35,7 +37,8 @@ def test_bytes_with_loss_on_the_value():
 def test_marks_and_loss_on_all():
     task = build(add_bos=True, add_eos=True, loss_on="all")
     made = task.features(task.train_source()[0])
-    assert made["tokens"][0] == BYTES.bos_id and made["tokens"][74] == BYTES.eos_id == task.stop_id
+    assert made["tokens"][0] == BYTES.bos_id
+    assert made["tokens"][74] == BYTES.eos_id == task.stop_id
     np.testing.assert_array_equal(made["weights"], [0] + [1] * 74 + [0])  # after BOS the first digit is a target
     made = build(loss_on="all").features(task.train_source()[0])
     np.testing.assert_array_equal(made["weights"], [0] + [1] * 72 + [0])  # and is none without
@@ -52,7 +55,8 @@ def test_the_prompt_is_what_training_saw_before_the_value(kind, marks, subwords)
         assert (prompt, target) == (row["key"] + ":", row["value"])
         made = task.features(row)
         ids = task.prompt_tokens(prompt)
-        assert made["tokens"][: len(ids)].tolist() == ids and not made["weights"][: len(ids)].any()
+        assert made["tokens"][: len(ids)].tolist() == ids
+        assert not made["weights"][: len(ids)].any()
         assert targets(made, tokenizer) == target
         assert made["weights"].sum() <= task.max_new_tokens + (task.stop_id is not None)
 
@@ -68,7 +72,8 @@ def test_apart_equals_whole_for_subwords_that_split_at_punctuation(subwords):
 def test_seq_len_and_new_tokens_hold_the_longest_example(subwords):
     task = build(subwords, add_eos=True)
     lengths = [len(subwords.encode(k + ":")) + len(subwords.encode(v)) + 1 for k, v in generate_pairs(6, 1)]
-    assert max(lengths) <= task.seq_len < max(lengths) + 2 and task.seq_len % 2 == 0
+    assert max(lengths) <= task.seq_len < max(lengths) + 2
+    assert task.seq_len % 2 == 0
     assert task.max_new_tokens == max(len(subwords.encode(v)) for _, v in generate_pairs(6, 1))
 
 
@@ -80,14 +85,16 @@ def test_seq_len_has_room_for_the_marks():
     lengths = [
         build(Filled(), **marks).seq_len for marks in ({}, {"add_bos": True}, {"add_eos": True, "add_bos": True})
     ]
-    assert lengths == [80, 82, 82] and build(Filled(), add_eos=True).seq_len == 82
+    assert lengths == [80, 82, 82]
+    assert build(Filled(), add_eos=True).seq_len == 82
 
 
 def test_samples_are_fixed_spread_out_and_bounded():
     task = build(eval_pairs=3)
     pairs = [(k + ":", v) for k, v in generate_pairs(6, 1)]
     assert task.prompts() == task.prompts() == [pairs[0], pairs[2], pairs[4]]
-    assert task.prompts(2) == [pairs[0], pairs[3]] and task.prompts(6) == task.prompts(99) == pairs == build().prompts()
+    assert task.prompts(2) == [pairs[0], pairs[3]]
+    assert task.prompts(6) == task.prompts(99) == pairs == build().prompts()
 
 
 @pytest.mark.parametrize(
@@ -157,4 +164,5 @@ def test_chance_level_is_that_of_random_uuids():
     texts = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in range(20_000)]
     score = score_uuids(texts[:10_000], texts[10_000:])
     # 320,000 digits: the standard error is 0.0005
-    assert score["char_accuracy"] == pytest.approx(CHANCE, abs=0.002) and score["exact_match"] == 0
+    assert score["char_accuracy"] == pytest.approx(CHANCE, abs=0.002)
+    assert score["exact_match"] == 0

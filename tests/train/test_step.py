@@ -168,6 +168,14 @@ def test_bad_schedule_optimizer_and_rules():
         make_shape(ScheduleConfig(warmup_steps=10), 10)
     with pytest.raises(UserError, match=r"learning_rate is 0"):
         OptimizerConfig(learning_rate=0.0)
+    with pytest.raises(UserError, match=r"clip_norm is -1.0; it must be at least 0"):
+        OptimizerConfig(clip_norm=-1.0)
+    with pytest.raises(UserError, match=r"b2 is 1.0; it must lie in \[0, 1\)"):
+        OptimizerConfig(b2=1.0)
+    with pytest.raises(UserError, match=r"unknown schedule.kind 'cosin'; did you mean cosine"):
+        ScheduleConfig("cosin")
+    with pytest.raises(UserError, match=r"end_fraction is 2.0; it must lie in \[0, 1\]"):
+        ScheduleConfig(end_fraction=2.0)
     with pytest.raises(UserError, match="did you mean bitfit"):
         trainable_rules("bitfits")
     with pytest.raises(UserError, match="nothing to train"):

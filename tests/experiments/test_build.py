@@ -1,0 +1,308 @@
+"""From config to run on shapes: every mistake is one line before any long work, and 7B is laid out without weights."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build as build_module
+from experiments.build import build
+from experiments.main import complete_file
+from experiments.schema import to_plain, unpack_run
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.trees import combine, nbytes
+
+TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
+
+
+def config_of(toy, name="configs/mora_uuid.py", **changes):
+    """The unpacked config of a toy run."""
+    config = complete_file(name)
+    for word in toy("unused", **changes):
+        key, _, value = word.removeprefix("--").partition("=")
+        if key.startswith("config."):
+            path, _, last = key.removeprefix("config.").rpartition(".")
+            node = config
+            for section in filter(None, path.split(".")):
+                node = node[section]
+            with config.unlocked():
+                node[last] = () if value == "()" else type(node[last])(value) if node[last] is not None else int(value)
+    return unpack_run(to_plain(config))
+
+
+# ---- bad input ----
+
+# What the user changes -> words of the one line. The mesh has 8 devices along "data".
+MISTAKES = {
+    "unknown key": (["--config.optimizer.learing_rate=1"], {}, ["config.optimizer.learing_rate", "learning_rate"]),
+    "unknown section": (["--config.optimiser.b1=1"], {}, ["unknown config key config.optimiser", "optimizer"]),
+    "no integer": (["--config.train.steps=many"], {}, ["--config.train.steps=many", "int"]),
+    "a fraction": (["--config.train.steps=2.5"], {}, ["--config.train.steps=2.5", "'2.5'"]),
+    "no boolean": (["--config.base.random_init=maybe"], {}, ["--config.base.random_init=maybe"]),
+    "no list of integers": (["--config.train.eval_steps=(2,'a')"], {}, ["config.train.eval_steps[1]='a'", "an int"]),
+    "no such choice": ([], {"schedule__kind": "lin"}, ["config.schedule.kind='lin'", "'linear', 'cosine'"]),
+    "not finite": ([], {"optimizer__learning_rate": "nan"}, ["config.optimizer.learning_rate=nan"]),
+    "no config file": ([], {"config": "configs/mora_uid.py"}, ["no config file configs/mora_uid.py"]),
+    "a folder as config": ([], {"config": "configs"}, ["no config file configs"]),
+    "unknown config argument": ([], {"config": "configs/mora_uuid.py:metod=lora"}, ["'metod'", "method"]),
+    "no such config choice": ([], {"config": "configs/mora_uuid.py:method=lor"}, ["method=lor", "mora, lora, fft"]),
+    "unknown flag": (["--nam=x"], {}, ["'nam'", "name"]),
+    "stray word": (["fast"], {}, ["unknown argument 'fast'"]),
+    "rank 0": ([], {"adapter__rank": 0}, ["adapter.rank is 0", "at least 1"]),
+    "square too large": ([], {"adapter__rank": 400}, ["layers/attention/key", "rank 400", "lower adapter.rank"]),
+    "targets": (["--config.adapter.targets=('queery',)"], {}, ["'queery'", "did you mean query"]),
+    "base missing": ([], {"base__name": "/no/where", "base__random_init": False}, ["no base model at /no/where"]),
+    "unknown base": ([], {"base__name": "picolama", "base__random_init": False}, ["'picolama'", "pico-llama"]),
+    "unknown shape": ([], {"base__name": "picolama"}, ["'picolama'", "pico-llama"]),
+    "base without tokenizer": ([], {"base__name": "llama2-7b"}, ["llama2-7b comes without a tokenizer", "pico-llama"]),
+    "batch": ([], {"train__batch_size": 12}, ["batch_size 12", "8 batch shards", "use 8 or 16"]),
+    "micro-batch": ([], {"train__accumulate": 3}, ["batch_size 8", "3 accumulation steps", "use 24"]),
+    "mesh": ([], {"mesh__data": 3}, ["'data': 3", "needs 3 devices, 8 are here"]),
+    "mesh with a rest": ([], {"mesh__fsdp": 3}, ["'fsdp': 3", "8 are here"]),
+    "mesh of 0": ([], {"mesh__data": 0}, ["'data': 0", "sizes are positive"]),
+    "warm-up": ([], {"schedule__warmup_steps": 6}, ["schedule.warmup_steps is 6", "[0, 6)"]),
+    "no data file named": ([], TEXT, ["path is empty"]),
+    "data file missing": ([], {**TEXT, "task__path": "no.jsonl"}, ["no.jsonl: no such file"]),
+    "no biases": ([], {"trainable": "bitfit"}, ["nothing to train", "bias"]),
+    "tied head": ([], {"trainable": "head"}, ["nothing to train", "params/head"]),
+    "unknown rules": ([], {"trainable": "adapter"}, ["config.trainable='adapter'", "adapters"]),
+    "evaluation too late": (["--config.train.eval_steps=(2,9)"], {}, ["train.eval_steps [9]", "train.steps 6"]),
+    "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["train.eval_steps [0]", "first step"]),
+    "negative rhythm": ([], {"train__eval_every": -1}, ["train.eval_every is -1"]),
+    "profile": (["--profile_steps=2-3"], {}, ["train.profile_steps is '2-3'", "10:15"]),
+    "profile backwards": (["--profile_steps=3:2"], {}, ["'3:2'", "10:15"]),
+    "profile too late": (["--profile_steps=7:9"], {}, ["7:9", "last step, 6"]),
+    "stop after the end": ([], {"train__stop_at": 7}, ["train.stop_at is 7", "[0, 6]"]),
+    "seed": ([], {"seed": -1}, ["config.seed is -1"]),
+    "run name": ([], {"name": "../x"}, ["run name '../x'"]),
+    "dtype": ([], {"base__dtype": "float31"}, ["'float31'", "float32"]),
+    "dtype of the merged model": ([], {"export__merged": "float31"}, ["config.export.merged='float31'", "'bfloat16'"]),
+    "no place": (["--workdir=/dev/null/x"], {}, ["cannot write /dev/null/x/run"]),
+}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails where weights are read."""
+    monkeypatch.setattr(build_module.Experiment, "load", lambda self: pytest.fail("weights were loaded"))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_before_any_weight_is_read(run, no_work, case):
+    words, changes, parts = MISTAKES[case]
+    ended = run(*words, **changes)
+    assert ended.status == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1, ended.err
+    for part in parts:
+        assert part in ended.err
+    assert not ended.folder.exists() or case == "run name"
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def local_base(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+
+    def make(config):
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+def test_a_base_of_another_architecture(run, no_work, local_base):
+    folder = local_base({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32, "vocab_size": 300})
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert f"error: {folder}/config.json: GPT2LMHeadModel is not a Llama" in ended.err
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwords):
+    from lowrank_jax.data.tokenizers import save_tokenizer
+
+    size = subwords.vocab_size
+    folder = local_base({**LLAMA, "vocab_size": size - 1})
+    save_tokenizer(subwords, folder)
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert f"has {size} ids but the model's vocabulary is {size - 1}; use the tokenizer that belongs to this base" in ended.err
+
+
+def test_a_base_without_tokenizer_or_weights(run, local_base):
+    folder = local_base(LLAMA)
+    ended = run(base__name=folder, base__random_init=False)
+    assert (ended.status, "comes without a tokenizer; put its tokenizer.json beside the weights" in ended.err) == (2, True)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByteTokenizer"}')
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"txt": "a"}', ['line 2: needs either the key "text"', '"txt"']),
+        ('{"text": "a"', ["line 2: not JSON"]),
+        ('{"prompt": "a", "completion": "b"}', ["line 2", "separate runs"]),
+    ],
+)
+@pytest.mark.parametrize("where", ["path", "validation_path"])
+def test_bad_rows_name_file_and_line(run, no_work, tmp_path, where, row, words):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"text": "some text"}\n')
+    bad.write_text(f'{{"text": "some text"}}\n{row}\n')
+    paths = {"task__path": good} | {f"task__{where}": bad}
+    ended = run(**TEXT, **paths)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert str(bad) in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def test_what_does_not_fit_the_memory(run, no_work, monkeypatch):
+    from lowrank_jax.train import memory
+
+    monkeypatch.setattr(memory, "device_limit", lambda device=None: 1000)
+    ended = run()
+    assert ended.status == 2
+    assert "step needs 0.01 of 0.00 GiB" in ended.out
+    assert "lower train.batch_size" in ended.err
+    assert not ended.folder.exists()
+
+
+# ---- shapes and weights ----
+
+
+@pytest.mark.parametrize("argument", ["method=lora", "method=mora", "method=fft"])
+def test_what_is_loaded_is_what_was_planned(toy, argument):
+    """Shapes, dtypes and shardings of every leaf, with weights split over fsdp and tensor; the step takes them."""
+    rank = {"adapter__rank": None if argument == "method=fft" else 2}
+    config = config_of(
+        toy, f"configs/mora_uuid.py:{argument}", mesh__data=2, mesh__fsdp=2, mesh__tensor=2, base__dtype="bfloat16", **rank
+    )
+    experiment = build(config)
+    state, frozen, _ = experiment.load()
+
+    def looks(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+
+    assert looks(state) == looks(experiment.abstract_state)
+    assert looks(frozen) == looks(experiment.abstract_frozen)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.trainable)} == {"float32"}
+    kernels = combine(state.trainable, frozen)["params"]["layers"]["mlp"]
+    assert kernels["gate"]["kernel"].sharding.shard_shape((2, 32, 48)) == (2, 16, 24)
+    assert {name: x.shape for name, x in experiment.abstract_batch.items()} == {"tokens": (8, 74), "weights": (8, 74)}
+
+
+def test_methods_share_the_base_and_seeds_do_not(toy):
+    prints = {}
+    for argument, seed in (("method=lora", 0), ("method=mora", 0), ("method=mora", 1)):
+        experiment = build(config_of(toy, f"configs/mora_uuid.py:{argument}", seed=seed))
+        prints[argument, seed] = experiment.load()[2]
+    assert prints["method=lora", 0] == prints["method=mora", 0] != prints["method=mora", 1]
+
+
+def test_the_stream_is_the_same_for_every_method_and_cut_into_shares(toy, monkeypatch):
+    streams = [build(config_of(toy, f"configs/mora_uuid.py:method={method}")).batches() for method in ("lora", "mora")]
+    lora, mora = (next(stream)["tokens"] for stream in streams)
+    np.testing.assert_array_equal(lora, mora)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    share = next(build(config_of(toy)).batches())["tokens"]
+    np.testing.assert_array_equal(share, lora[4:])
+
+
+def test_held_out_loss_equals_a_plain_sum(toy, tmp_path):
+    """Over a mesh of 8 and a held-out file that fills no batch, against one pass of the model over the rows."""
+    import jax.numpy as jnp
+
+    rows = [{"text": "the cat sat on the mat " * n} for n in (1, 2, 3, 4, 5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = dict(task__path=str(tmp_path / "rows.jsonl"), task__seq_len=48, task__pairs=None, task__eval_pairs=None)
+    config = config_of(toy, "configs/mora_uuid.py:data=text", train__accumulate=2, train__batch_size=16, **changes)
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, validation_path=config.task.path))
+    experiment = build(config)
+    state, frozen, _ = experiment.load()
+    got = experiment.evaluator()(state, frozen)
+
+    features = [experiment.task.features(row) for row in experiment.task.validation_source()]
+    tokens, weights = (np.stack([f[name] for f in features]) for name in ("tokens", "weights"))
+    variables = jax.device_get(combine(state.trainable, frozen))
+    logp = jax.nn.log_softmax(experiment.apply_fn(variables, jnp.asarray(tokens)))
+    losses = -np.take_along_axis(np.asarray(logp)[:, :-1], tokens[:, 1:, None], -1)[..., 0] * weights[:, 1:]
+    assert got["loss"] == pytest.approx(losses.sum() / weights.sum(), rel=1e-5)
+
+
+def test_a_task_without_held_out_data_has_no_scores(toy, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "abc"}\n')
+    changes = dict(task__path=str(tmp_path / "rows.jsonl"), task__pairs=None, task__eval_pairs=None)
+    assert build(config_of(toy, "configs/mora_uuid.py:data=text", **changes)).evaluator()(None, None) == {}
+
+
+# ---- LLaMA-2 7B, without its weights ----
+
+
+def per_device(tree) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("argument", "trainable"),
+    [
+        ("method=lora", 19_988_480),
+        ("method=mora", 20_014_592),
+        ("method=mora,compression=type6", 20_014_592),  # its squares, 256 and 348, are even already
+        ("method=fft", 6_738_415_616),
+    ],
+)
+def test_llama2_7b_on_shapes(argument, trainable):
+    """The paper's own setting over 8 devices along fsdp: parameters as in the paper, an eighth of the base on each."""
+    config = complete_file(f"configs/mora_uuid.py:scale=paper,{argument}")
+    config.base.name, config.base.random_init, config.train.batch_size = "llama2-7b", True, 8
+    experiment = build(unpack_run(to_plain(config)), seq_len=96)
+    total = 6_738_415_616
+    full = argument == "method=fft"
+    assert experiment.parameters == {"trainable": trainable, "frozen": 0 if full else total}
+    assert f"{trainable:,} trainable parameters" in str(experiment.plan) or full
+    if full:
+        assert per_device(experiment.abstract_state) == pytest.approx(12 * total / 8, rel=1e-3)
+        return
+    assert nbytes(experiment.abstract_frozen["params"]) == 2 * total
+    assert per_device(experiment.abstract_frozen) == pytest.approx(2 * total / 8, rel=1e-3)
+    assert set(flatten(experiment.abstract_state.trainable)) == {
+        path for path in flatten(experiment.abstract_state.trainable) if path.startswith("adapters/layers/")
+    }
+
+
+def test_the_compiled_7b_step_holds_an_eighth_of_the_base():
+    """The compiler's own count, on simulated devices: arguments are the shards, and no gathered base among the rest."""
+    config = complete_file("configs/mora_uuid.py:scale=paper,method=lora")
+    config.base.name, config.base.random_init, config.train.batch_size = "llama2-7b", True, 8
+    experiment = build(unpack_run(to_plain(config)), seq_len=32)
+    needed = experiment.compile().memory_analysis()
+    arguments = per_device(experiment.abstract_frozen) + per_device(experiment.abstract_state)
+    assert needed.argument_size_in_bytes == pytest.approx(arguments, rel=0.01)
+    assert needed.temp_size_in_bytes < 2 * 6_738_415_616 / 2
+    assert needed.output_size_in_bytes < per_device(experiment.abstract_state) * 1.01
+
+
+def test_no_tokenizer_no_task(toy):
+    config = config_of(toy)
+    assert build(config, seq_len=16).task is None
+    with pytest.raises(UserError, match="config.seed is -1"):
+        build(dataclasses.replace(config, seed=-1))

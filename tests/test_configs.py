@@ -1,0 +1,168 @@
+"""Every config file, with every choice of its argument, is laid out on shapes: no weight is read, nothing is trained."""
+
+import importlib
+import itertools
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.build import build
+from experiments.main import complete_file
+from experiments.schema import config_hash, to_plain, unpack_run
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.models.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+COMPRESSIONS = ("truncation", "sharing", "decoupling", "rotation", "type1", "type2", "type3", "type4", "type6")
+SCALES = ("laptop", "gpu", "paper")
+# The registered shape of each scale's base, whose weights may not be here; tokens a row.
+SHAPES = {"laptop": ("pico-llama", 74), "gpu": ("smollm2-135m", 68), "paper": ("llama2-7b", 96)}
+CACHE = os.environ.get("LOWRANK_JAX_CACHE")
+METHODS = ("method=lora", "method=fft", *(f"method=mora,compression={name}" for name in COMPRESSIONS))
+
+
+@pytest.fixture(autouse=True)
+def nothing_fetched(monkeypatch, tmp_path):
+    """No weights in the cache, no Hub, and the paths that configs are named by."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LOWRANK_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def unpacked(name, **changes):
+    config = complete_file(name)
+    with config.unlocked():
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return unpack_run(to_plain(config))
+
+
+def test_every_file_is_covered_here():
+    found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
+    assert found == {"mora_uuid", "bench", "pico_pretrain"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_mora_uuid(scale, method, tmp_path):
+    """All readings and data; one layout a method and scale, as these change neither sites nor shapes."""
+    names = set()
+    (tmp_path / "own.jsonl").write_text('{"text": "abc"}\n')
+    for reading, data in itertools.product(("paper", "code"), ("uuid", "text")):
+        name = f"configs/mora_uuid.py:scale={scale},{method},reading={reading},data={data}"
+        config = unpacked(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {}))
+        names.add(config_hash(to_plain(complete_file(name))))
+        assert config.task_name == data
+        assert config.adapter.dropout == (0.05 if reading == "code" else 0.0)
+    assert len(names) == 4
+    shape, seq_len = SHAPES[scale]
+    config = unpacked(f"configs/mora_uuid.py:scale={scale},{method}", base__name=shape, base__random_init=True)
+    experiment = build(config, seq_len)
+    assert experiment.parameters["frozen" if method != "method=fft" else "trainable"] == {
+        "laptop": 3_304_448, "gpu": 134_515_008, "paper": 6_738_415_616,
+    }[scale]  # fmt: skip
+    assert len(experiment.plan.sites) == (0 if method == "method=fft" else 7)
+
+
+@pytest.mark.parametrize("data", ["uuid", "text"])
+@pytest.mark.parametrize("reading", ["paper", "code"])
+def test_the_laptop_scale_with_its_own_base_and_data(reading, data, tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1 + 1 = ", "completion": "2"}\n')
+    name = f"configs/mora_uuid.py:reading={reading},data={data}"
+    experiment = build(unpacked(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {})))
+    features = experiment.task.features(experiment.task.train_source()[0])
+    assert features["tokens"].shape == experiment.abstract_batch["tokens"].shape[1:]
+    targets = {("uuid", "paper"): 36, ("uuid", "code"): 73, ("text", "paper"): 2, ("text", "code"): 2}
+    assert features["weights"].sum() == targets[data, reading]
+
+
+def test_equal_budgets():
+    """At one rank LoRA and MoRA train about as many parameters at every scale; the paper's are 2a of its table."""
+    for scale, (shape, seq_len) in SHAPES.items():
+        lora, mora = (
+            build(
+                unpacked(f"configs/mora_uuid.py:scale={scale},{method}", base__name=shape, base__random_init=True), seq_len
+            ).parameters["trainable"]
+            for method in ("method=lora", "method=mora")
+        )
+        assert mora == pytest.approx(lora, rel=0.02), scale
+
+
+def test_ranks_of_the_paper():
+    lora, mora = (
+        build(unpacked(f"configs/mora_uuid.py:scale=paper,{method},rank=256", base__name="llama2-7b",
+                       base__random_init=True), 96)
+        for method in ("method=lora", "method=mora")
+    )  # fmt: skip
+    assert lora.parameters["trainable"] == 32 * 19_988_480
+    assert lora.config.adapter.alpha == 128
+    assert mora.parameters["trainable"] == pytest.approx(lora.parameters["trainable"], rel=1e-3)
+    with pytest.raises(UserError, match="rank 256 needs a square of 443, too large for a 576 x 192 kernel"):
+        build(unpacked("configs/mora_uuid.py:scale=gpu,method=mora,rank=256", base__random_init=True), 68)
+
+
+def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"smollm2-135m is not in .*; run: python scripts/fetch_weights.py smollm2-135m"):
+        build(unpacked("configs/mora_uuid.py:scale=gpu"))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="cannot reach the Hub for meta-llama/Llama-2-7b-hf .*; give a local folder"):
+        build(unpacked("configs/mora_uuid.py:scale=paper"))
+
+
+def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
+    """Where the weights have been fetched: 67 tokens a pair."""
+    from lowrank_jax.interop import sources
+
+    if CACHE is None:
+        monkeypatch.delenv("LOWRANK_JAX_CACHE")
+    else:
+        monkeypatch.setenv("LOWRANK_JAX_CACHE", CACHE)
+    if not sources.cache_folder("smollm2-135m").is_dir():
+        pytest.skip("smollm2-135m has not been fetched")
+    experiment = build(unpacked("configs/mora_uuid.py:scale=gpu", task__pairs=200, task__eval_pairs=20))
+    assert experiment.task.seq_len in (67, 68)
+
+
+@pytest.mark.parametrize("method", ["lora", "mora", "fft"])
+@pytest.mark.parametrize("shape", sorted(MODELS))
+def test_bench(shape, method):
+    rank = 2 if shape == "toy-llama" else 8
+    name = f"configs/bench.py:shape={shape},method={method},rank={rank},batch=8,seq=64,remat=projections,unroll=2"
+    config = unpacked(f"{name},chunk_tokens=64")
+    experiment = build(config, seq_len=config.labels["seq_len"])
+    assert experiment.abstract_batch["tokens"].shape == (8, 64)
+    assert experiment.base.model.remat == "projections"
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(experiment.base.params)} == {"bfloat16"}
+    assert experiment.config.optimizer.clip_norm == 0
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "attention", "projections"])
+def test_bench_options(remat):
+    for option in ("dtype=float32", "compression=rotation,method=mora", "attention=xla", "unroll=4", "chunk_tokens=128"):
+        config = unpacked(f"configs/bench.py:shape=pico-llama,batch=8,seq=64,remat={remat},{option}")
+        assert build(config, seq_len=64).config.base.remat == remat
+
+
+def test_pico_pretrain(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"text": "abc "}\n' * 200)
+    paths = dict.fromkeys(("task__path", "task__validation_path"), (str(tmp_path / "own.jsonl"),))
+    for dtype in ("bfloat16", "float32"):
+        experiment = build(unpacked(f"configs/pico_pretrain.py:steps=50,dtype={dtype}", **paths))
+        assert experiment.parameters == {"trainable": 3_304_448, "frozen": 0}
+        assert str(experiment.base.params["embed"]["embedding"].dtype) == dtype
+        assert experiment.config.schedule.warmup_steps == 5
+
+
+def test_grids_are_made_of_configs_that_exist():
+    """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
+    from experiments.defaults import wrong_key
+
+    for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
+        grid = importlib.import_module(f"configs.sweeps.{path.stem}")
+        for _, cells in grid.stages():
+            for cell in cells:
+                config = complete_file(f"configs/mora_uuid.py:{cell['arg']}")
+                for key in cell.get("overrides", {}):
+                    assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
