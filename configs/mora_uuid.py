@@ -27,7 +27,7 @@ from configs.common import parse_arg
 
 # Peak rates: laptop and gpu from this project's recorded grids (experiments/results), paper from its section 5.1.
 LEARNING_RATES = {
-    "laptop": {"fft": 1e-3, "lora": 1e-2, "mora": 3e-3},
+    "laptop": {"fft": 1e-3, "lora": 3e-3, "mora": 3e-3},
     "gpu": {"fft": 3e-4, "lora": 3e-3, "mora": 1e-3},
     "paper": {"fft": 3e-5, "lora": 3e-4, "mora": 1e-4},
 }

@@ -1,0 +1,43 @@
+"""The README's example runs, and the files and commands that it names exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import tables
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_example_learns_and_merges():
+    """Run as printed, in a process of its own: the loss falls and the merged kernels differ from the base's."""
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    body = code[code.index("\nbase = ") :].strip().splitlines()
+    assert len(body) == 12
+    code += """
+import numpy as np
+before, after = base.params["layers"]["mlp"]["up"]["kernel"], merged["layers"]["mlp"]["up"]["kernel"]
+assert float(metrics["loss"]) < 1.5 and not np.allclose(before, after) and before.shape == after.shape
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "158,464 trainable parameters" in done.stdout
+
+
+def test_named_files_exist():
+    names = set(re.findall(r"\b(?:configs|scripts|lowrank_jax|experiments|tests)/[\w./-]+\.(?:py|sh|md|json)\b", TEXT))
+    assert len(names) > 8
+    assert not [name for name in sorted(names) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("scale", ["laptop", "gpu"])
+def test_tables_are_those_of_the_recorded_results(scale):
+    """Every row that `experiments.tables` prints stands in the README, and no figure there is older than the records."""
+    rows = tables.render(
+        tables.mora_table2(tables.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
+    )
+    assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
