@@ -36,7 +36,7 @@ def test_named_files_exist():
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu"])
 def test_tables_are_those_of_the_recorded_results(scale):
-    """Every row that `experiments.tables` prints stands in the README, and no figure there is older than the records."""
+    """Every row that `experiments.tables` prints stands in the README."""
     rows = tables.render(
         tables.mora_table2(tables.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
     )
