@@ -1,4 +1,4 @@
-"""Draws a table's runs beside the paper's plots: loss curves (Fig. 3), LoRA's ranks (Fig. 2), accuracy by step."""
+"""Figures: a table's runs beside the paper's plots (Fig. 2, Fig. 3, accuracy by step), and the curves of one run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +43,33 @@ def draw(table: Any, folder: str | Path, stem: str = "") -> list[Path]:
         panels = _accuracy_panels(rows)
         drawn.append(_two_panels(folder / f"{stem}accuracy.png", ours, "digits recalled, %", panels, chance=True))
     return drawn
+
+
+def draw_run(result: dict, path: str | Path) -> Path:
+    """Draws one run's training loss, and its evaluated scores that lie in [0, 1], against its steps.
+
+    Args:
+      result: as result.json holds it.
+      path: of the PNG.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 3.6))
+    axes.plot(*zip(*result["losses"], strict=True), color="#000000", linewidth=1.4)
+    axes.set(xlabel="optimizer step", ylabel="training loss", title=result["name"])
+    axes.title.set_fontsize(9)
+    evaluations = result.get("evaluations") or []
+    names = [name for name in (evaluations[0] if evaluations else {}) if name != "step"]
+    scores = {name: [(e["step"], e[name]) for e in evaluations if e.get(name) is not None] for name in names}
+    scores = {name: points for name, points in scores.items() if points and all(0 <= y <= 1 for _, y in points)}
+    if scores:
+        right = axes.twinx()
+        for (name, points), colour in zip(scores.items(), ("#0072B2", "#D55E00", "#009E73"), strict=False):
+            right.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=name)
+        right.set(ylim=(-0.02, 1.02))
+        right.legend(loc="center right", fontsize=8, frameon=False)
+    _save_small(figure, Path(path))
+    pyplot.close(figure)
+    return Path(path)
 
 
 def style(method: str, rank: int | None, variant: str = "") -> dict[str, Any]:
@@ -100,11 +127,7 @@ def _accuracy_panels(rows: Sequence[Any]) -> tuple[Callable, Callable]:
 
 def _two_panels(path: Path, ours: str, quantity: str, panels: tuple[Callable, Callable], chance: bool = False) -> Path:
     """Ours left, the paper right, one vertical scale, each with its own steps from 0."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     theirs = f"paper: {mora.BASE_MODEL}" + ("" if chance else " (digitised)")
     figure, both = pyplot.subplots(1, 2, figsize=(9, 4.2), sharey=True)
     for axes, fill, title in zip(both, panels, (ours, theirs), strict=True):
@@ -135,6 +158,16 @@ def _two_panels(path: Path, ours: str, quantity: str, panels: tuple[Callable, Ca
     _save_small(figure, path)
     pyplot.close(figure)
     return path
+
+
+def _pyplot() -> Any:
+    """matplotlib's pyplot without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _save_small(figure: Any, path: Path) -> None:

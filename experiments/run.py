@@ -24,7 +24,7 @@ def main(_) -> int:
     # Imported after the flags are parsed: --help and a wrong flag answer at once.
     import jax
 
-    from experiments import export, runs
+    from experiments import export, figures, runs
     from experiments.build import build
     from lowrank_jax.checkpoints.manager import Checkpoints
     from lowrank_jax.core.trees import nbytes
@@ -98,6 +98,8 @@ def main(_) -> int:
                     base={"name": experiment.base.name, "fingerprint": fingerprint},
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
+                if result["losses"]:
+                    tracker.image("curves", figures.draw_run(result, folder / "curves.png"))
                 said = outcome.message or f"{runs.summary(result)}; records in {folder}"
                 print(f"{name}: {outcome.status}; {said}")
     if outcome.status == "diverged":
