@@ -75,11 +75,13 @@ class Experiment:
         config, seed = self.config, jax.random.PRNGKey(self.config.seed)
         base_key, adapter_key = jax.random.split(seed)
         base = load_base(config.base, key=base_key, sharding_fn=_params_sharding(self.mesh))
-        variables = {"params": base.params}
+        variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
             create = functools.partial(adapters.create, self.plan)
-            shardings = tree_shardings(jax.eval_shape(create, adapter_key), self.mesh)
-            variables |= jax.jit(create, out_shardings=shardings)(adapter_key)
+            given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
+            shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
+            variables |= jax.jit(create, out_shardings=shardings)(*given)
+            variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
         trainable, frozen = partition(variables, self.rules)
         fingerprint = base.fingerprint
         del base, variables  # what is trained was copied: its first copy goes before the moments come
@@ -163,7 +165,7 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
 
     variables = {"params": base.params}
     if plan.sites:
-        created = jax.eval_shape(functools.partial(adapters.create, plan), jax.random.PRNGKey(0))
+        created = jax.eval_shape(functools.partial(adapters.create, plan), jax.random.PRNGKey(0), base.params)
         shardings = flatten(tree_shardings(created, mesh))
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)

@@ -11,7 +11,7 @@ from lowrank_jax import adapters
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine
-from lowrank_jax.interop.llama import export_params
+from lowrank_jax.interop.sources import export_params
 from lowrank_jax.train.state import TrainState
 
 

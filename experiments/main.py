@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from absl import app, flags, logging
 from lowrank_jax.core.errors import UserError
 
 FILE_FLAG = "--config="
+YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+FAMILY_LABELS = ("lora", "mora", "dora")  # labels.method of a run that trains an adapter
 MENDABLE = 2  # exit status of an error that the user can mend
 
 
@@ -21,6 +24,8 @@ def launch(main: Callable[[list[str]], Any]) -> None:
     --config=FILE[:ARGUMENT] names the config file, whose `get_config(ARGUMENT)` gives a ConfigDict; sections and keys
     that it leaves out take their dataclass's defaults; --config.path.to.key=VALUE then overrides any of them.
     """
+
+    set_xla_flags()
 
     def parse(argv):
         files = [word.removeprefix(FILE_FLAG) for word in argv[1:] if word.startswith(FILE_FLAG)]
@@ -47,6 +52,19 @@ def launch(main: Callable[[list[str]], Any]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def set_xla_flags() -> None:
+    """Adds the XLA flags that a run needs to XLA_FLAGS, unless the user has set them; before jax starts its devices.
+
+    XLA's CPU backend in jaxlib 0.10 and 0.11 hands some products to YNNPACK with results that differ from run to run:
+    [8, 256] x [256, 704] inside a `lax.map` gave NaN. With no fusion type listed it keeps to its own kernels.
+    """
+    from jaxlib.version import __version__
+
+    present = os.environ.get("XLA_FLAGS", "")
+    if YNN_FLAG not in present and __version__.startswith(("0.10.", "0.11.")):  # an unknown flag ends the process
+        os.environ["XLA_FLAGS"] = f"{present} {YNN_FLAG}=".strip()
+
+
 def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
     """The unpacked config of --config, and its plain form; `overrides` by dotted path, None leaving a key alone.
 
@@ -65,8 +83,20 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
             for section in sections:
                 node = node[section]
             node[key] = value
+    relabel(config)
     plain = to_plain(config)
     return unpack_run(plain), plain
+
+
+def relabel(config: Any) -> None:
+    """Lets labels follow overrides of the adapter, so that no run is called or tabled by what it is not."""
+    labels, adapter = config.get("labels") or {}, config.adapter
+    if config.experiment == "bench" or labels.get("method") not in FAMILY_LABELS or adapter.method not in FAMILY_LABELS:
+        return
+    with config.unlocked():
+        config.labels.method, config.labels.rank = adapter.method, adapter.rank
+        if adapter.method == "mora" and adapter.mora.compression not in ("sharing", "type1"):
+            config.labels.variant = adapter.mora.compression
 
 
 def load_file(name: str) -> Any:

@@ -11,6 +11,7 @@ from lowrank_jax.core.errors import UserError
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
 flags.DEFINE_string("workdir", "runs", "Where runs live.")
 flags.DEFINE_bool("fresh", False, "Delete the run of this name and start again.")
+flags.DEFINE_bool("multihost", False, "One of several processes: start jax.distributed (a TPU pod, SLURM, ...).")
 flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into the run's folder.")
 FLAGS = flags.FLAGS
 INTERRUPTED = 130  # exit status of a run that a signal stopped after it had saved; shells use it for Ctrl-C
@@ -29,6 +30,11 @@ def main(_) -> int:
     from lowrank_jax.checkpoints.manager import Checkpoints
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import loop, memory, tracking
+
+    if FLAGS.multihost:
+        jax.distributed.initialize()
+    if jax.process_index() == 0:
+        tracking.wandb_mode(config.tracking.wandb)  # refuses "online" without a key before any work
 
     # ---- an earlier run of this name: to be resumed, finished, or another's ----
     name = FLAGS.name or config.name or runs.run_name(plain)

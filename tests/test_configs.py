@@ -1,4 +1,4 @@
-"""Every config file, with every choice of its argument, is laid out on shapes: no weight is read, nothing is trained."""
+"""Every config file, with every choice of its argument, is laid out on shapes: no weight is read, nothing trained."""
 
 import importlib
 import itertools
@@ -12,7 +12,7 @@ from experiments.build import build
 from experiments.main import complete_file
 from experiments.schema import config_hash, to_plain, unpack_run
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models.registry import MODELS
+from lowrank_jax.models.registry import LLAMAS
 
 ROOT = Path(__file__).parents[1]
 COMPRESSIONS = ("truncation", "sharing", "decoupling", "rotation", "type1", "type2", "type3", "type4", "type6")
@@ -79,12 +79,9 @@ def test_the_laptop_scale_with_its_own_base_and_data(reading, data, tmp_path):
 def test_equal_budgets():
     """At one rank LoRA and MoRA train about as many parameters at every scale; the paper's are 2a of its table."""
     for scale, (shape, seq_len) in SHAPES.items():
-        lora, mora = (
-            build(
-                unpacked(f"configs/mora_uuid.py:scale={scale},{method}", base__name=shape, base__random_init=True), seq_len
-            ).parameters["trainable"]
-            for method in ("method=lora", "method=mora")
-        )
+        names = (f"configs/mora_uuid.py:scale={scale},method={method}" for method in ("lora", "mora"))
+        configs = (unpacked(name, base__name=shape, base__random_init=True) for name in names)
+        lora, mora = (build(config, seq_len).parameters["trainable"] for config in configs)
         assert mora == pytest.approx(lora, rel=0.02), scale
 
 
@@ -102,12 +99,12 @@ def test_ranks_of_the_paper():
 
 
 def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"smollm2-135m is not in .*; run: python scripts/fetch_weights.py smollm2-135m"):
+    with pytest.raises(UserError, match=r"smollm2-135m is not in .*: python scripts/fetch_weights.py smollm2-135m"):
         build(unpacked("configs/mora_uuid.py:scale=gpu"))
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="cannot reach the Hub for meta-llama/Llama-2-7b-hf .*; give a local folder"):
+    with pytest.raises(UserError, match=r"cannot reach the Hub for meta-llama/Llama-2-7b-hf .*; give a local folder"):
         build(unpacked("configs/mora_uuid.py:scale=paper"))
 
 
@@ -126,7 +123,7 @@ def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["lora", "mora", "fft"])
-@pytest.mark.parametrize("shape", sorted(MODELS))
+@pytest.mark.parametrize("shape", sorted(LLAMAS))
 def test_bench(shape, method):
     rank = 2 if shape == "toy-llama" else 8
     name = f"configs/bench.py:shape={shape},method={method},rank={rank},batch=8,seq=64,remat=projections,unroll=2"
@@ -140,7 +137,7 @@ def test_bench(shape, method):
 
 @pytest.mark.parametrize("remat", ["none", "full", "attention", "projections"])
 def test_bench_options(remat):
-    for option in ("dtype=float32", "compression=rotation,method=mora", "attention=xla", "unroll=4", "chunk_tokens=128"):
+    for option in ("dtype=float32", "method=mora,compression=rotation", "attention=xla", "unroll=4"):
         config = unpacked(f"configs/bench.py:shape=pico-llama,batch=8,seq=64,remat={remat},{option}")
         assert build(config, seq_len=64).config.base.remat == remat
 

@@ -1,4 +1,4 @@
-"""Table 2 of MoRA at laptop scale: three or four learning rates a method at 50 of 100 steps, then full rows at the best.
+"""Table 2 of MoRA at laptop scale: rates chosen at 50 of 100 steps, then full rows at the best.
 
 Two CPU cores, 10 minutes. The base has about 3M parameters, so the rates are far above the paper's. Every grid has a
 rate on both sides of the one that was chosen.

@@ -27,7 +27,10 @@ def stages():
         for rate in grid
     ]
     full = [
-        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": "best:rates", "seed": seed, "train.stop_at": LAST})
+        dict(
+            arg=f"scale={SCALE},{method}",
+            overrides={"optimizer.learning_rate": "best:rates", "seed": seed, "train.stop_at": LAST},
+        )
         for method in RATES
         for seed in SEEDS
     ]

@@ -16,7 +16,7 @@ KERNEL_RULES: Rules = (
     (r".*/(query|key|value|gate|up)/kernel", ("fsdp", "tensor")),
     (r".*/(out|down)/kernel", ("tensor", "fsdp")),
     (r"(.*/)?head/kernel", ("fsdp", "tensor")),
-    (r"(.*/)?embed/embedding", ("tensor", "fsdp")),
+    (r"(.*/)?embed(/word)?/embedding", ("tensor", "fsdp")),
     (r".*", ()),
 )
 

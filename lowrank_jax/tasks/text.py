@@ -40,11 +40,12 @@ class TextConfig:
 
     def __post_init__(self):
         check_config(self, {"seq_len": self.seq_len})
-        if not self.path:
-            raise UserError("TextConfig.path is empty; give a .jsonl, .jsonl.gz or .jsonl.xz file, or several")
         for name in ("path", "validation_path"):
-            if isinstance(getattr(self, name), list):  # as a ConfigDict or JSON gives several files
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):  # a list as a ConfigDict or JSON gives it; "" stands for no file
+                object.__setattr__(self, name, tuple(file for file in value if file) or None)
+        if not self.path:
+            raise UserError("task.path is empty; give a .jsonl, .jsonl.gz or .jsonl.xz file, or several")
 
 
 class TextTask:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -200,6 +201,15 @@ def _save(job: Job, state: TrainState, step: int, seconds: float) -> None:
     job.checkpoints.save(step, state.trainable, rest, cursor)
 
 
+@dataclasses.dataclass
+class _Pending:
+    """A step whose metrics are still to be read, and when it ended, once that is known."""
+
+    step: int
+    metrics: dict
+    ended: float | None = None
+
+
 class _Meter:
     """Reads metrics a few steps behind the device, records them, moves the bar and keeps the time of the steps."""
 
@@ -207,7 +217,8 @@ class _Meter:
         from tqdm import tqdm
 
         self.job, self.pending, self.seconds = job, collections.deque(), job.train_seconds
-        self.clock: float | None = None
+        self.clock: float | None = None  # up to when time is counted
+        self.marked = 0.0  # when the last step that is known to have ended did
         self.rate_mark = (self.seconds, 0.0)
         self.bar = tqdm(
             total=job.config.last_step,
@@ -223,33 +234,38 @@ class _Meter:
     def start(self):
         """Starts the clock, if it stands still."""
         if self.clock is None:
-            self.clock = time.perf_counter()
+            self.clock = self.marked = time.perf_counter()
 
     def push(self, step: int, metrics: dict):
-        self.pending.append((step, metrics))
+        self.pending.append(_Pending(step, metrics))
+        self._mark()
         if len(self.pending) > PIPELINE_DEPTH:
             self._read()
 
     def drain(self):
-        """Reads what is in flight and stops the clock: evaluation and saving are not training time.
-
-        These steps are read at one moment, so each is given an equal share of the time until the last is done.
-        """
-        if self.pending:
-            jax.block_until_ready(self.pending[-1][1])
-            share = (time.perf_counter() - self.clock) / len(self.pending)
-            while self.pending:
-                self._read(share)
+        """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
+        while self.pending:
+            self._read()
+            self._mark()
         if self.clock is not None:
             self.seconds += time.perf_counter() - self.clock
             self.clock = None
 
-    def _read(self, seconds: float | None = None):
-        step, metrics = self.pending.popleft()
-        values = {name: np.asarray(value).item() for name, value in metrics.items()}
+    def _mark(self):
+        """Notes which steps have ended; those that are found together share the time since the one before them."""
+        unmarked = (entry for entry in self.pending if entry.ended is None)
+        ended = list(itertools.takewhile(lambda entry: entry.metrics["loss"].is_ready(), unmarked))
         now = time.perf_counter()
-        self.seconds += now - self.clock if seconds is None else seconds
-        self.clock = now
+        for number, entry in enumerate(ended, 1):
+            entry.ended = self.marked + (now - self.marked) * number / len(ended)
+        self.marked = now if ended else self.marked
+
+    def _read(self):
+        entry = self.pending.popleft()
+        step, values = entry.step, {name: np.asarray(value).item() for name, value in entry.metrics.items()}
+        if entry.ended is None:  # it was waited for
+            entry.ended = self.marked = time.perf_counter()
+        self.seconds, self.clock = self.seconds + entry.ended - self.clock, entry.ended
         if not values.pop("finite"):
             raise Diverged(f"loss {values['loss']:g}, gradient norm {values['grad_norm']:g} at step {step}")
         self.tokens += values["tokens"]

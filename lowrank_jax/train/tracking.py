@@ -69,7 +69,7 @@ class Tracker:
         self._file, self._run, self._wandb = None, None, None
         if jax.process_index() != 0:
             return
-        mode = _wandb_mode(tracking.wandb)
+        mode = wandb_mode(tracking.wandb)
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut(self.path, resumed_step)
@@ -191,8 +191,15 @@ def _cut(path: Path, step: int) -> None:
     os.replace(partial, path)
 
 
-def _wandb_mode(wanted: str) -> str:
-    """online, offline or disabled; never one that would prompt."""
+def wandb_mode(wanted: str) -> str:
+    """online, offline or disabled; never one that would prompt.
+
+    Args:
+      wanted: `TrackingConfig.wandb`.
+
+    Raises:
+      UserError: W&B was asked for by name and is not installed, or online without a key.
+    """
     if wanted == "disabled":
         return wanted
     if not _installed():

@@ -123,10 +123,14 @@ def local_base(tmp_path):
 
 
 def test_a_base_of_another_architecture(run, no_work, local_base):
-    folder = local_base({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32, "vocab_size": 300})
+    folder = local_base(
+        {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "d_model": 32, "vocab_size": 300}
+    )
     ended = run(base__name=folder, base__random_init=False)
     assert ended.status == 2
-    assert f"error: {folder}/config.json: GPT2LMHeadModel is not a Llama" in ended.err
+    assert ended.err.startswith(f"error: {folder}/config.json: ")
+    assert "mamba" in ended.err.lower()
+    assert ended.err.count("\n") == 1
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwords):
@@ -138,13 +142,14 @@ def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwor
     ended = run(base__name=folder, base__random_init=False)
     assert ended.status == 2
     assert ended.err.count("\n") == 1
-    assert f"has {size} ids but the model's vocabulary is {size - 1}; use the tokenizer that belongs to this base" in ended.err
+    assert f"has {size} ids but the model's vocabulary is {size - 1}; use the tokenizer" in ended.err
 
 
 def test_a_base_without_tokenizer_or_weights(run, local_base):
     folder = local_base(LLAMA)
     ended = run(base__name=folder, base__random_init=False)
-    assert (ended.status, "comes without a tokenizer; put its tokenizer.json beside the weights" in ended.err) == (2, True)
+    assert ended.status == 2
+    assert "comes without a tokenizer; put its tokenizer.json beside the weights" in ended.err
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByteTokenizer"}')
     ended = run(base__name=folder, base__random_init=False)
     assert ended.status == 2
@@ -190,10 +195,8 @@ def test_what_does_not_fit_the_memory(run, no_work, monkeypatch):
 @pytest.mark.parametrize("argument", ["method=lora", "method=mora", "method=fft"])
 def test_what_is_loaded_is_what_was_planned(toy, argument):
     """Shapes, dtypes and shardings of every leaf, with weights split over fsdp and tensor; the step takes them."""
-    rank = {"adapter__rank": None if argument == "method=fft" else 2}
-    config = config_of(
-        toy, f"configs/mora_uuid.py:{argument}", mesh__data=2, mesh__fsdp=2, mesh__tensor=2, base__dtype="bfloat16", **rank
-    )
+    mesh = dict.fromkeys(("mesh__data", "mesh__fsdp", "mesh__tensor"), 2)
+    config = config_of(toy, f"configs/mora_uuid.py:{argument}", base__dtype="bfloat16", **mesh)
     experiment = build(config)
     state, frozen, _ = experiment.load()
 
@@ -304,5 +307,5 @@ def test_the_compiled_7b_step_holds_an_eighth_of_the_base():
 def test_no_tokenizer_no_task(toy):
     config = config_of(toy)
     assert build(config, seq_len=16).task is None
-    with pytest.raises(UserError, match="config.seed is -1"):
+    with pytest.raises(UserError, match=r"config\.seed is -1"):
         build(dataclasses.replace(config, seed=-1))

@@ -363,7 +363,8 @@ def test_the_shipped_grids_fit_the_config(grid):
     """Every full row has at least two trials, and each trial is the row's own first steps."""
     made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
     full = [cell for cell in made.cells.values() if cell.stage == "full"]
-    assert full and all(len(cell.trials) >= 2 for cell in full)
+    assert full
+    assert all(len(cell.trials) >= 2 for cell in full)
     for cell in full:
         for trial in (made.cells[name] for name in cell.trials):
             assert trial.steps < cell.steps <= cell.plain["train"]["steps"]

@@ -127,7 +127,7 @@ def test_several_files_and_no_validation(write):
 
 
 def test_bad_input(write):
-    with pytest.raises(UserError, match=r"TextConfig\.path is empty"):
+    with pytest.raises(UserError, match=r"task\.path is empty"):
         TextConfig()
     with pytest.raises(UserError, match=r"TextConfig\.seq_len is 0"):
         TextConfig(path="a", seq_len=0)

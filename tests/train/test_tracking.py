@@ -117,19 +117,19 @@ def test_the_mode_is_chosen_without_a_question(tmp_path, monkeypatch, wanted, en
     monkeypatch.setattr(tracking, "_installed", lambda: True)
     for name, value in environment.items():
         monkeypatch.setenv(name, str(tmp_path / value) if name == "NETRC" else value)
-    assert tracking._wandb_mode(wanted) == mode
+    assert tracking.wandb_mode(wanted) == mode
 
 
 def test_asking_for_what_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tracking, "_installed", lambda: True)
     with pytest.raises(UserError, match="wandb login"):
-        tracking._wandb_mode("online")
+        tracking.wandb_mode("online")
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "wandb", None)
     for wanted in ("online", "offline"):
         with pytest.raises(UserError, match="pip install wandb"):
-            tracking._wandb_mode(wanted)
+            tracking.wandb_mode(wanted)
     with Tracker(tmp_path, "run", {}, TrackingConfig()) as tracker:
         tracker.log(1, {"loss": 1.0})
         tracker.image("plot", "nowhere.png")

@@ -1,0 +1,212 @@
+"""The programs in processes of their own: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAMS = ("run", "sweep", "tables", "bench", "plan")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_is_quick(start, name):
+    """Without jax, which takes seconds to import."""
+    began = time.perf_counter()
+    process = start(name, "--help")
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert f"experiments/{name}.py:" in out or name == "plan"
+    assert time.perf_counter() - began < 5
+
+
+def test_help_with_a_config(start):
+    out, err = start("run", "--config=configs/mora_uuid.py:method=lora", "--help").communicate(timeout=60)
+    assert "Traceback" not in err
+    assert "--[no]fresh" in out
+
+
+@pytest.mark.parametrize("name", ["run", "bench", "plan"])
+def test_no_config(start, name):
+    process = start(name)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "error: --config is missing, e.g. --config=configs/mora_uuid.py\n"
+
+
+def test_bench_prints_one_line_of_json(start, tmp_path):
+    config = "configs/bench.py:shape=toy-llama,method=mora,rank=2,batch=4,seq=16,dtype=float32"
+    process = start("bench", f"--config={config}", "--steps=10", "--warmup=2", f"--trace={tmp_path / 'trace'}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    record = json.loads(out.splitlines()[-1])
+    assert out.splitlines()[0].startswith("step needs ")
+    assert len(out.splitlines()) == 2
+    assert record.keys() >= {
+        "labels", "trainable", "frozen", "batch", "ms", "ms_min_max", "steps", "tokens_per_second", "peak_gib",
+        "step_gib", "compile_seconds", "first_step_seconds", "losses", "dtype", "hardware", "versions", "git", "date",
+    }  # fmt: skip
+    assert (record["batch"], record["steps"], record["dtype"]) == ([4, 16], 10, "float32")
+    assert record["labels"]["method"] == "mora sharing"
+    assert record["ms_min_max"][0] <= record["ms"] <= record["ms_min_max"][1]
+    assert record["tokens_per_second"] == pytest.approx(64 / record["ms"] * 1e3, rel=0.01)
+    assert record["losses"][1] < record["losses"][0]
+    assert record["peak_gib"] > record["step_gib"] > 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_bench_steps_are_at_least_ten(start):
+    process = start("bench", "--config=configs/bench.py:shape=toy-llama", "--steps=3")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (2, 1)
+    assert "steps" in err
+
+
+def test_plan_says_what_a_run_needs(program, toy, tmp_path):
+    words = [word for word in toy(tmp_path) if word.startswith("--config")]
+    ended = program("plan", *words)
+    assert ended.status == 0, ended.err
+    assert "layers/attention/query" in ended.out
+    assert "trainable 3,752, frozen 23,808 parameters" in ended.out
+    assert "over 8 device(s)" in ended.out
+    assert "step needs " in ended.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_of_a_shape_without_tokenizer(program):
+    name = "configs/mora_uuid.py:method=lora"
+    words = ["base.name=smollm2-135m", "base.random_init=True", "train.batch_size=8", "base.remat=full"]
+    ended = program("plan", f"--config={name}", "--seq_len=16", *(f"--config.{word}" for word in words))
+    assert ended.status == 0, ended.err
+    assert "frozen 134,515,008 parameters" in ended.out
+
+
+def finished(process) -> str:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.005)
+
+
+def test_killed_and_told_to_stop_a_run_ends_with_the_same_bits(start, toy, saved, records, tmp_path):
+    """kill -9 after the first checkpoints, then SIGTERM, with dropout and accumulation."""
+    changes = dict(adapter__dropout=0.1, train__accumulate=2, train__steps=400, checkpoint__every=100)
+
+    def begin(name):
+        return start("run", *toy(tmp_path, name=name, **changes))
+
+    finished(begin("straight"))
+    folder = tmp_path / "run"
+    killed = begin("run")
+    wait_for(folder / "checkpoints" / "100", killed)
+    killed.kill()
+    killed.communicate()
+    assert not (folder / "result.json").exists()
+    told = begin("run")
+    wait_for(folder / "checkpoints" / "200", told)
+    told.send_signal(signal.SIGTERM)
+    out, err = told.communicate(timeout=100)
+    assert told.returncode == 130, err
+    step = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert 200 <= step < 400
+    assert out.endswith(f"run: interrupted; stopped by a signal after step {step}; run it again to resume\n")
+    assert "Traceback" not in err
+    assert "finished" in finished(begin("run"))
+    assert saved(folder, 400) == saved(tmp_path / "straight", 400)
+    assert records(folder) == records(tmp_path / "straight")
+
+
+TWO = """
+import sys
+import jax
+port, index, *words = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+sys.argv = ["run", *words]
+from experiments import run
+from experiments.main import launch
+launch(run.main)
+"""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """two(word, ...) -> [(status, out, err)] of two processes with one device each that make one run."""
+
+    def call(*words):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        workers = [
+            subprocess.Popen([sys.executable, "-c", TWO, str(port), index, *words], cwd=ROOT, env=environment, **pipes)
+            for index in "01"
+        ]
+        try:
+            texts = [worker.communicate(timeout=120) for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+        said = ("".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")) for out, _ in texts)
+        return [(worker.returncode, out, err) for worker, out, (_, err) in zip(workers, said, texts, strict=True)]
+
+    return call
+
+
+def test_two_processes_make_one_run(program, two, toy, records, tmp_path):
+    """Process 0 alone writes and speaks; the losses are those of one process."""
+    assert program("run", *toy(tmp_path, name="alone")).status == 0
+    (status, out, err), (other_status, other_out, other_err) = two(*toy(tmp_path, name="pair"))
+    assert (status, other_status) == (0, 0), (err, other_err)
+    assert "on 2 cpu device(s)" in out
+    assert "pair: finished" in out
+    assert other_out == ""
+    ours, theirs = (records(tmp_path / name) for name in ("pair", "alone"))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (tmp_path / "pair" / "adapter" / "adapter.json").is_file()
+    assert json.loads((tmp_path / "pair" / "result.json").read_text())["environment"]["hardware"]["devices"] == {
+        "cpu": 2
+    }
+
+
+@pytest.mark.parametrize("verdict", ["refused", "new", "resume", "finished"])
+def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch, tmp_path):
+    """A process that waited for the others of a refused run would hang."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    from experiments import run, runs
+    from lowrank_jax.core.errors import UserError
+
+    def open_run(folder, plain, fresh):
+        if verdict == "refused":
+            raise UserError("another config")
+        return verdict
+
+    sent = []
+    monkeypatch.setattr(runs, "open_run", open_run)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda value: sent.append(value) or sent[0])
+    for index, words in enumerate(("another config", "process 0 cannot use")):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        if verdict == "refused":
+            with pytest.raises(UserError, match=words):
+                run.claim(tmp_path, {}, fresh=False)
+        else:
+            assert run.claim(tmp_path, {}, fresh=False) == verdict

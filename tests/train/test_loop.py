@@ -1,0 +1,245 @@
+"""The loop by itself, around a step that only counts: when it records, evaluates, saves, traces and stops."""
+
+import math
+import os
+import signal
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.train import loop
+from lowrank_jax.train.loop import Job, LoopConfig, fit
+from lowrank_jax.train.state import TrainState
+
+
+class Recorder:
+    """Stands in for batches, checkpoints and tracker, and writes down what happens in order."""
+
+    def __init__(self, bad_step=0, seconds=0.0, at=None):
+        self.events, self.served, self.saved = [], 0, []
+        self.bad_step, self.seconds, self.at = bad_step, seconds, at or {}
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.served += 1
+        return self.served
+
+    def get_state(self):
+        return {"batches": self.served}
+
+    def save(self, step, trainable, rest, cursor):
+        self.events.append(("save", step))
+        self.saved.append((step, int(trainable), int(rest["step"]), cursor))
+
+    def wait(self):
+        self.events.append(("wait", None))
+
+    def latest(self):
+        return max((step for step, *_ in self.saved), default=None)
+
+    def log(self, step, values):
+        self.events.append(("eval" if "eval/score" in values else "log", step, values))
+
+    def step(self, state, frozen, batch):
+        """Adds one; slow on the host, so that its time is seen."""
+        time.sleep(self.seconds)
+        number = int(state.step) + 1
+        if number in self.at:
+            self.at[number]()
+        loss = math.nan if self.bad_step and number >= self.bad_step else 1.0 / number
+        metrics = {"loss": loss, "grad_norm": 1.0, "tokens": 100.0, "finite": math.isfinite(loss)}
+        state = state._replace(step=state.step + 1, trainable=state.trainable + frozen)
+        return state, {name: jnp.asarray(value) for name, value in metrics.items()}
+
+    def of(self, kind):
+        return [event[1] for event in self.events if event[0] == kind]
+
+
+def job(recorder, config, start=0, checkpoint_every=0, **more):
+    state = TrainState(jnp.int32(start), jnp.int32(10 * start), {}, jnp.float32(1), jnp.zeros(2, jnp.uint32))
+    recorder.served = start
+    return Job(
+        state=state, frozen=10, step=recorder.step, batches=recorder, place=lambda batch: batch,
+        evaluate=lambda state, frozen: {"score": int(state.step) / 10}, config=config, checkpoints=recorder,
+        checkpoint_every=checkpoint_every, tracker=recorder, **{"profile_folder": "", **more},
+    )  # fmt: skip
+
+
+def test_every_step_is_recorded_once_in_order():
+    recorder = Recorder()
+    outcome = fit(job(recorder, LoopConfig(steps=11)))
+    assert (outcome.status, outcome.message) == ("finished", "")
+    assert int(outcome.state.step) == 11
+    assert recorder.of("log") == list(range(1, 12))
+    assert [event[2]["loss"] for event in recorder.events if event[0] == "log"] == pytest.approx(
+        [1 / n for n in range(1, 12)]
+    )
+    assert recorder.of("eval") == recorder.of("save") == [11]
+
+
+def test_rhythm():
+    """log_every, eval_every with eval_steps, checkpoint_every; the last step has all three."""
+    recorder = Recorder()
+    config = LoopConfig(steps=14, log_every=5, eval_every=6, eval_steps=(1, 9))
+    fit(job(recorder, config, checkpoint_every=4))
+    assert recorder.of("log") == [5, 10, 14]
+    assert recorder.of("eval") == [1, 6, 9, 12, 14]
+    assert recorder.of("save") == [4, 8, 12, 14]
+
+
+def test_an_evaluation_and_a_save_follow_all_records_before_them():
+    recorder = Recorder()
+    fit(job(recorder, LoopConfig(steps=9, eval_steps=(6,)), checkpoint_every=6))
+    kinds = [event[:2] for event in recorder.events]
+    assert kinds.index(("log", 6)) < kinds.index(("eval", 6)) < kinds.index(("save", 6)) < kinds.index(("log", 7))
+
+
+def test_a_save_holds_the_state_the_cursor_and_the_time_of_its_step():
+    recorder = Recorder(seconds=0.01)
+    outcome = fit(job(recorder, LoopConfig(steps=6), checkpoint_every=2, train_seconds=100.0))
+    assert [(step, value, counter) for step, value, counter, _ in recorder.saved] == [
+        (2, 20, 2),
+        (4, 40, 4),
+        (6, 60, 6),
+    ]
+    assert [cursor["batches"] for *_, cursor in recorder.saved] == [{"batches": 2}, {"batches": 4}, {"batches": 6}]
+    times = [cursor["train_seconds"] for *_, cursor in recorder.saved]
+    assert 100 < times[0] < times[1] < times[2] == outcome.train_seconds
+
+
+def test_resumes_at_the_state_it_is_given():
+    recorder = Recorder()
+    outcome = fit(job(recorder, LoopConfig(steps=8, eval_steps=(2, 6)), start=5, checkpoint_every=3))
+    assert recorder.of("log") == [6, 7, 8]
+    assert recorder.of("eval") == [6, 8]
+    assert recorder.of("save") == [6, 8]
+    assert int(outcome.state.trainable) == 80
+    done = Recorder()
+    assert fit(job(done, LoopConfig(steps=8), start=8)).status == "finished"
+    assert done.of("log") == done.of("save") == []
+
+
+def test_stop_at_ends_early_as_if_it_were_the_end():
+    recorder = Recorder()
+    assert fit(job(recorder, LoopConfig(steps=100, stop_at=3))).status == "finished"
+    assert (recorder.of("log"), recorder.of("eval"), recorder.of("save")) == ([1, 2, 3], [3], [3])
+
+
+def test_evaluations_and_saves_are_no_training_time():
+    recorder = Recorder(seconds=0.01)
+    slow = job(recorder, LoopConfig(steps=6, eval_every=2), checkpoint_every=2)
+    slow.evaluate = lambda state, frozen: time.sleep(0.3) or {"score": 0.0}
+    outcome = fit(slow)
+    assert 0.06 <= outcome.train_seconds < 0.5
+    rates = [event[2]["tokens_per_second"] for event in recorder.events if event[0] == "log"]
+    assert max(rates) < 10_200  # 100 tokens in at least 0.01 s
+
+
+def test_steps_read_together_share_their_time():
+    """Five steps are in flight when the run ends: none may look as if it had taken no time."""
+    recorder = Recorder(seconds=0.02)
+    fit(job(recorder, LoopConfig(steps=5)))
+    rates = [event[2]["tokens_per_second"] for event in recorder.events if event[0] == "log"]
+    assert len(rates) == 5
+    assert max(rates) < 5_100  # 100 tokens in at least 0.02 s
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(number):
+    recorder = Recorder(at={4: lambda: os.kill(os.getpid(), number)})
+    outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=10))
+    assert outcome.status == "interrupted"
+    assert "after step 4; run it again to resume" in outcome.message
+    assert recorder.of("log") == [1, 2, 3, 4]
+    assert [(step, value) for step, value, *_ in recorder.saved] == [(4, 40)]
+    assert recorder.of("eval") == []
+
+
+def test_a_signal_in_the_last_step_finishes():
+    recorder = Recorder(at={6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert fit(job(recorder, LoopConfig(steps=6))).status == "finished"
+    assert recorder.of("save") == recorder.of("eval") == [6]
+
+
+@pytest.mark.parametrize(("every", "good"), [(3, "the last good checkpoint is step 6"), (0, "no checkpoint was saved")])
+def test_a_loss_that_is_not_finite_stops_the_run(every, good):
+    """The step is named although the device was ahead of the records, and nothing is saved from it on."""
+    recorder = Recorder(bad_step=8)
+    outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=every))
+    assert outcome.status == "diverged"
+    assert outcome.message.startswith("loss nan, gradient norm 1 at step 8; ")
+    assert good in outcome.message
+    assert recorder.of("save") == ([3, 6] if every else [])
+    assert recorder.of("log") == list(range(1, 8))
+    assert recorder.served <= 8 + loop.PIPELINE_DEPTH
+
+
+def test_divergence_at_a_checkpoint_does_not_save_it():
+    recorder = Recorder(bad_step=6)
+    assert fit(job(recorder, LoopConfig(steps=50, eval_steps=(6,)), checkpoint_every=3)).status == "diverged"
+    assert recorder.of("save") == [3]
+    assert recorder.of("eval") == []
+
+
+def test_saves_under_way_are_waited_for():
+    for recorder in (Recorder(), Recorder(bad_step=2)):
+        fit(job(recorder, LoopConfig(steps=3)))
+        assert recorder.events[-1][0] == "wait"
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    calls = []
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "kept"),
+    [(0, 9, [3, 4, 5]), (3, 9, [4, 5]), (5, 9, None), (0, 4, [3, 4])],
+    ids=["inside", "resumed within", "resumed after", "ends within"],
+)
+def test_trace(traces, start, steps, kept):
+    """It is closed wherever the run ends, and a run resumed beyond it has none."""
+    within = []
+    marks = {n: lambda n=n: within.append(n) for n in range(1, 10)}
+    recorder = Recorder(at={n: lambda n=n: traces[-1:] == ["start"] and marks[n]() for n in marks})
+    fit(job(recorder, LoopConfig(steps=steps, profile_steps="3:5"), start=start))
+    assert traces == ([] if kept is None else ["start", "stop"])
+    assert within == (kept or [])
+
+
+def test_a_trace_is_closed_when_the_run_diverges(traces):
+    fit(job(Recorder(bad_step=4), LoopConfig(steps=50, profile_steps="2:40")))
+    assert traces == ["start", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 0}, r"train\.steps is 0"),
+        ({"batch_size": 0}, r"train\.batch_size is 0"),
+        ({"accumulate": -1}, r"train\.accumulate is -1"),
+        ({"log_every": 0}, r"train\.log_every is 0"),
+        ({"eval_every": -5}, r"train\.eval_every is -5"),
+        ({"chunk_tokens": -1}, r"train\.chunk_tokens is -1"),
+        ({"stop_at": 101}, r"train\.stop_at is 101"),
+        ({"stop_at": -1}, r"train\.stop_at is -1"),
+        ({"eval_steps": (50, 101, 200)}, r"eval_steps \[101, 200\] lie beyond"),
+        ({"eval_steps": (0,)}, r"eval_steps \[0\] lie before"),
+        ({"profile_steps": "10"}, r"'10'; write it as 10:15"),
+        ({"profile_steps": "15:10"}, "'15:10'"),
+        ({"profile_steps": "0:3"}, "'0:3'"),
+        ({"profile_steps": "a:b"}, "'a:b'"),
+        ({"profile_steps": "101:110"}, "beyond the last step, 100"),
+        ({"profile_steps": "30:40", "stop_at": 20}, "beyond the last step, 20"),
+    ],
+)
+def test_bad_rhythms(values, words):
+    with pytest.raises(UserError, match=words):
+        LoopConfig(**values)
