@@ -17,6 +17,8 @@ from lowrank_jax.core.types import ApplyFn, Array, Tree
 def attach(model: nn.Module, plan: Plan) -> ApplyFn:
     """apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) with y = x W + delta(x) at the plan's sites.
 
+    A family that is more than a delta on the kernel (`Family.apply`) makes y from x, x W and the frozen kernel.
+
     `variables` holds "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
     """
@@ -69,9 +71,12 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
             if spec.stack and dtype is not None:
                 _refuse_rounded(leaf, y.dtype, path)
             x = next(iter((*args, *kwargs.values()))).astype(y.dtype)
-            if training and spec.dropout:
+            dropped = training and spec.dropout
+            if dropped:
                 x = _drop(module, x, spec.dropout)
-            return y + family.delta(leaf, x, spec, 1.0)
+            if family.apply is None:
+                return y + family.delta(leaf, x, spec, 1.0)
+            return family.apply(leaf, _frozen(module, x, y, dropped), x, y, spec, 1.0)
 
         if sites:
             variables = {**variables, "adapters": _prepare(variables, sites, family, dtype)}
@@ -104,7 +109,7 @@ def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dty
         names = [f"adapters/{path}/{name}" for name in family.shapes(spec)]
         scale = f"scales/{path}/scale"
         if missing := [name for name in (*names, scale) if name not in flat]:
-            raise UserError(f"variables hold no {missing[0]!r}; make them with adapters.create(plan, key)")
+            raise UserError(f"variables hold no {missing[0]!r}; make them with adapters.create")
         leaf = {name.rpartition("/")[2]: flat[name] for name in names}
         for name, shape in family.shapes(spec).items():
             if leaf[name].shape != (*spec.stack, *shape):  # one layer's square would spread over the stack's scales
@@ -127,6 +132,14 @@ def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
                 f"{path!r} computes in {dtype} inside an nn.scan of a model whose dtype is {value.dtype}, to which its "
                 "adapter was rounded; name it in adapter.exclude, or compute in one type"
             )
+
+
+def _frozen(module: nn.Module, x: Array, y: Array, dropped: bool) -> dict[str, Array]:
+    """What `Family.apply` reads of the module: its kernel and the kernel's product with x, without a bias."""
+    kernel, bias = (module.get_variable("params", name) for name in ("kernel", "bias"))
+    if dropped:
+        return {"kernel": kernel, "product": x @ kernel.astype(x.dtype)}
+    return {"kernel": kernel, "product": y if bias is None else y - bias.astype(y.dtype)}
 
 
 def _read(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.core.types import Array, PRNGKey
+from lowrank_jax.core.types import Array
 
 ALL_LINEAR = "all-linear"
 
@@ -62,20 +62,22 @@ class AdapterConfig:
         `plan.OUTPUT_HEADS`); name the head beside it to adapt that too.
       exclude: module names left out of `targets`, same form.
       dropout: rate on the branch's input, in training only.
-      init: LoRA's A: `kaiming_uniform` (loralib: U(-1/sqrt(d_in), 1/sqrt(d_in))) or `gaussian` (the paper).
+      init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
+        1/sqrt(d_in))), `gaussian` (the paper), `orthogonal`; or from the kernel, whose residual is then what is frozen
+        (`adapters.residual`): `pissa`, `olora`, `loftq`.
       init_std: standard deviation of `gaussian`; the paper does not state it.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
       mora: MoRA's maps.
     """
 
-    method: Literal["none", "lora", "mora"] = "lora"
+    method: Literal["none", "lora", "mora", "dora"] = "lora"
     rank: int = 8
     alpha: float = 16.0
     scaling: Literal["standard", "rslora", "none"] = "standard"
     targets: tuple[str, ...] = ("query", "value")
     exclude: tuple[str, ...] = ()
     dropout: float = 0.0
-    init: Literal["kaiming_uniform", "gaussian"] = "kaiming_uniform"
+    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "kaiming_uniform"
     init_std: float = 0.02
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
@@ -91,6 +93,8 @@ class AdapterConfig:
                 raise UserError(f"adapter.rank is {rank}; it must be at least 1")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"adapter.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.method == "mora" and self.init not in ("kaiming_uniform", "gaussian"):
+            raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; MoRA's square starts at zero")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,26 +125,35 @@ Leaf = Mapping[str, Array]  # the arrays of one adapted kernel by name, without 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A linear adapter family: y = x W + delta(x), with delta linear in x and zero at the start.
+    """An adapter family: y = x W + delta(x), with delta linear in x and zero at the start, unless it says otherwise.
 
     Attributes:
       name: as in `AdapterConfig.method`.
       shapes: spec -> {leaf name: shape}; its product is the paper's parameter count. Raises UserError on a spec that
         the family cannot serve.
-      init: (key, spec) -> leaf in float32, one layer.
+      init: (key, spec) -> leaf in float32, one layer; (key, spec, kernel) where `needs_kernel` says so.
       delta: (leaf, x [..., d_in], spec, scale []) -> [..., d_out] in x's dtype.
       prepare: (leaf, spec, scale [*stack], dtype) -> leaf of the whole stack with the scale folded in, in the compute
         dtype, such that delta(prepared, x, spec, 1.0) = delta(leaf, x, spec, scale). Done once a step, outside the scan
         over layers: inside, every cast and every scaling is a kernel of its own, 14 a layer with seven targets.
       scale: spec -> float, the factor that multiplies delta.
+      apply: None, or (leaf, frozen, x, y, spec, scale) -> y for a family that is more than a delta: `frozen` has the
+        module's "kernel" and "product", the kernel's product with x (the dropped x, with dropout).
+      fold: with `apply`: (kernel, leaf, spec, scale) -> the merged kernel in float32.
+      unfold: with `apply`: (merged kernel, leaf, spec, scale, norms) -> the kernel in float32.
+      needs_kernel: spec -> whether `init` starts from the kernel.
     """
 
     name: str
     shapes: Callable[[AdapterSpec], dict[str, tuple[int, ...]]]
-    init: Callable[[PRNGKey, AdapterSpec], dict[str, Array]]
+    init: Callable[..., dict[str, Array]]
     delta: Callable[[Leaf, Array, AdapterSpec, Any], Array]
     prepare: Callable[[Leaf, AdapterSpec, Any, Any], dict[str, Array]]
     scale: Callable[[AdapterSpec], float]
+    apply: Callable[[Leaf, Leaf, Array, Array, AdapterSpec, Any], Array] | None = None
+    fold: Callable[[Array, Leaf, AdapterSpec, Any], Array] | None = None
+    unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
+    needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
 
     def parameters(self, spec: AdapterSpec) -> int:
         """Trainable scalars of one layer's kernel."""

@@ -1,5 +1,6 @@
-"""Fresh adapters for a plan: the trees "adapters" (trainable) and "scales" (alpha / r, frozen)."""
+"""Fresh adapters for a plan: the trees "adapters" (trainable) and "scales" (alpha / r, frozen), and their base."""
 
+import functools
 import math
 import zlib
 from typing import Any
@@ -7,23 +8,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.adapters import inits
+from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.plan import Plan
-from lowrank_jax.core.paths import unflatten
-from lowrank_jax.core.types import PRNGKey
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import PRNGKey, Tree
 
 
-def create(plan: Plan, key: PRNGKey) -> dict[str, Any]:
+def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, Any]:
     """{"adapters": ..., "scales": ...} in float32; leaves carry the kernel's layer axes in front.
 
     A site's key is derived from its path, so adding a target leaves the other sites' values as they were; each layer
     of a stack draws its own.
+
+    Args:
+      plan: the sites.
+      key: of all random starts.
+      params: the base as published, for what starts from the kernels (`needs_params`). Where that changes what is
+        frozen (`inits.FROM_KERNEL`), the model runs on `residual(params, plan)`.
+
+    Raises:
+      UserError: the plan needs params and there are none.
     """
     adapters, scales = {}, {}
+    kernels = flatten(params) if params is not None else {}
     for site in plan.sites:
-        layers = math.prod(site.spec.stack)
+        spec, layers = site.spec, math.prod(site.spec.stack)
         site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
-        stacked = jax.vmap(lambda k, spec=site.spec: plan.family.init(k, spec))(jax.random.split(site_key, layers))
+        keys = jax.random.split(site_key, layers)
+        if plan.family.needs_kernel(spec):
+            if params is None:
+                raise UserError(
+                    f"{plan.config.method} with init {spec.init!r} starts from the kernels; "
+                    "give them: create(plan, key, params)"
+                )
+            kernel = kernels[f"{site.path}/kernel"]
+            stack = (keys, kernel.reshape(layers, *kernel.shape[-2:]))
+            # One layer at a time: a decomposition needs several float32 copies of its kernel.
+            stacked = jax.lax.map(lambda one, spec=spec: plan.family.init(one[0], spec, one[1]), stack)
+        else:
+            stacked = jax.vmap(lambda k, spec=spec: plan.family.init(k, spec))(keys)
         for name, leaf in stacked.items():
-            adapters[f"{site.path}/{name}"] = leaf.reshape(*site.spec.stack, *leaf.shape[1:])
-        scales[f"{site.path}/scale"] = jnp.full(site.spec.stack, plan.family.scale(site.spec), jnp.float32)
+            adapters[f"{site.path}/{name}"] = leaf.reshape(*spec.stack, *leaf.shape[1:])
+        scales[f"{site.path}/scale"] = jnp.full(spec.stack, plan.family.scale(spec), jnp.float32)
     return {"adapters": unflatten(adapters), "scales": unflatten(scales)} if plan.sites else {}
+
+
+def needs_params(plan: Plan) -> bool:
+    """Whether `create` has to be given the base's params."""
+    return any(plan.family.needs_kernel(site.spec) for site in plan.sites)
+
+
+def residual(params: Tree, plan: Plan) -> dict[str, Any]:
+    """The params that the plan's adapters are trained on: those of `inits.FROM_KERNEL` leave a residual of each kernel.
+
+    A function of the published params alone, so an adapter on disk needs no copy of it. Leaves keep their dtype; with
+    any other start the tree is returned with the leaves that it came with.
+    """
+    flat = dict(flatten(params))
+    for site in plan.sites:
+        if plan.config.method != "mora" and inits.changes_base(site.spec):
+            path = f"{site.path}/kernel"
+            flat[path] = _residual_site(flat[path], site.spec, plan.family.scale(site.spec))
+    return unflatten(flat)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _residual_site(kernel: jax.Array, spec: AdapterSpec, scale: float) -> jax.Array:
+    layers = kernel.reshape(-1, *kernel.shape[-2:])
+    one = lambda w: inits.residual_kernel(w, spec, scale).astype(kernel.dtype)  # noqa: E731
+    return jax.lax.map(one, layers).reshape(kernel.shape)

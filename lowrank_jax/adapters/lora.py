@@ -3,10 +3,9 @@
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array, PRNGKey
@@ -16,8 +15,9 @@ def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     """A [d_in, r] and B [r, d_out]: (d_in + d_out) r parameters.
 
     Raises:
-      UserError: r exceeds the smaller side of the kernel, which bounds the rank of A B.
+      UserError: r exceeds the smaller side of the kernel, which bounds the rank of A B; or the start refuses r.
     """
+    inits.check(spec)
     if spec.rank > min(spec.d_in, spec.d_out):
         raise UserError(
             f"LoRA rank {spec.rank} exceeds the smaller side of a {spec.d_in} x {spec.d_out} kernel; "
@@ -26,15 +26,9 @@ def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     return {"a": (spec.d_in, spec.rank), "b": (spec.rank, spec.d_out)}
 
 
-def init(key: PRNGKey, spec: AdapterSpec) -> dict[str, Array]:
-    """A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) as loralib, or N(0, init_std^2) as the paper; B = 0."""
-    shape = shapes(spec)
-    if spec.init == "gaussian":
-        a = spec.init_std * jax.random.normal(key, shape["a"], jnp.float32)
-    else:
-        bound = 1 / math.sqrt(spec.d_in)
-        a = jax.random.uniform(key, shape["a"], jnp.float32, -bound, bound)
-    return {"a": a, "b": jnp.zeros(shape["b"], jnp.float32)}
+def init(key: PRNGKey, spec: AdapterSpec, kernel: Array | None = None) -> dict[str, Array]:
+    """A and B as `inits.start` makes them; A random and B = 0, unless the start is made from the kernel."""
+    return inits.start(key, spec, scale(spec), kernel)
 
 
 def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Array:
@@ -60,4 +54,4 @@ def scale(spec: AdapterSpec) -> float:
     return spec.alpha / (math.sqrt(spec.rank) if spec.scaling == "rslora" else spec.rank)
 
 
-FAMILY = Family("lora", shapes, init, delta, prepare, scale)
+FAMILY = Family("lora", shapes, init, delta, prepare, scale, needs_kernel=inits.changes_base)

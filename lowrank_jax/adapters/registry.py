@@ -1,10 +1,10 @@
 """The adapter families by name: the only list."""
 
-from lowrank_jax.adapters import lora, mora
+from lowrank_jax.adapters import dora, lora, mora
 from lowrank_jax.adapters.base import Family
 from lowrank_jax.core.paths import unknown_name
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (lora.FAMILY, mora.FAMILY)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY)}
 
 
 def get_family(name: str) -> Family:
