@@ -1,5 +1,6 @@
 """Rotary positions and grouped-query attention, with or without a key/value cache."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ class Attention(nn.Module):
 
     Attributes:
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
+      use_bias: the projections have biases.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
       implementation: "auto", "xla" or "cudnn"; see `pick_implementation`.
     """
@@ -30,17 +32,23 @@ class Attention(nn.Module):
     heads: int
     kv_heads: int
     head_dim: int
+    use_bias: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     implementation: str = "auto"
 
     @nn.compact
     def __call__(
-        self, x: Array, rotary: tuple[Array, Array], allowed: Array | None, cache: dict | None, layer: Array | None
+        self,
+        x: Array,
+        rotary: tuple[Array, Array] | None,
+        allowed: Array | None,
+        cache: dict | None,
+        layer: Array | None,
     ) -> tuple[Array, dict | None]:
         """Args:
           x: [B, T, D].
-          rotary: (cos, sin) of `rotary_tables`.
+          rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may look at a key; None is causal.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
           layer: int32 scalar, this layer's row of the cache.
@@ -52,8 +60,8 @@ class Attention(nn.Module):
         key = self.project(x, self.kv_heads, "key")
         value = checkpoint_name(self.project(x, self.kv_heads, "value"), "value")
         # Rotation is linear, so the backward pass needs only its output: that is what gets the name.
-        query = checkpoint_name(rotate(query, *rotary), "query")
-        key = checkpoint_name(rotate(key, *rotary), "key")
+        query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
+        query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         if cache is not None:
             cache = write_cache(cache, layer, key, value)
             key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
@@ -65,24 +73,60 @@ class Attention(nn.Module):
         if kernel == "xla":  # cuDNN's output is saved with its log-sum-exp, by primitive: a name would save it twice
             y = checkpoint_name(y, "attention")
         y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
-        return Linear(x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, name="out")(y), cache
+        return self.linear(x.shape[-1], "out")(y), cache
 
     def project(self, x: Array, heads: int, name: str) -> Array:
         """[B, T, D] -> [B, T, heads, head_dim] through the Linear called `name`."""
-        y = Linear(heads * self.head_dim, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x)
+        y = self.linear(heads * self.head_dim, name)(x)
         return y.reshape(*y.shape[:-1], heads, self.head_dim)
 
+    def linear(self, features: int, name: str) -> Linear:
+        """The Linear called `name`."""
+        return Linear(features, self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
-def rotary_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """LLaMA-3's longer context: slow rotations are slowed further, fast ones kept, those between interpolated.
+
+    With wavelength w = 2 pi / frequency and old = original_max_position_embeddings: w > old / low_freq_factor is
+    divided by factor, w < old / high_freq_factor is kept. Defaults are LLaMA-3.1's.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self):
+        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor):
+            raise UserError(f"{self} needs a factor of at least 1 and 0 < low_freq_factor < high_freq_factor")
+        if self.original_max_position_embeddings < 1:
+            raise UserError(f"{self} needs original_max_position_embeddings of at least 1")
+
+    def apply(self, frequency: Array) -> Array:
+        """Scaled frequencies, in radians a position."""
+        turns = self.original_max_position_embeddings * frequency / (2 * jnp.pi)  # in the old context
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = jnp.clip(kept, 0.0, 1.0)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+def rotary_tables(
+    positions: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Array, Array]:
     """cos and sin of p theta^(-2j/head_dim), j < head_dim/2, float32, shaped to broadcast over heads.
 
     Args:
       positions: int [T] or [B, T].
+      scaling: changes the frequencies; None leaves them.
 
     Returns:
       two arrays [..., T, 1, head_dim/2].
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequency = scaling.apply(frequency)
     angle = positions.astype(jnp.float32)[..., None, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 

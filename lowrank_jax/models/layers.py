@@ -1,4 +1,4 @@
-"""The named layers that models are made of: Linear, Embedding, RMSNorm."""
+"""The named layers that models are made of: Linear, Embedding, RMSNorm, LayerNorm, and activations by HF's names."""
 
 import functools
 from typing import Any
@@ -12,6 +12,20 @@ from lowrank_jax.core.types import Array
 
 KERNEL_INIT = nn.initializers.lecun_normal()
 EMBEDDING_INIT = nn.initializers.normal(0.02)
+
+
+def exact_gelu(x: Array) -> Array:
+    """x Phi(x), by the error function."""
+    return nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {  # HF's names
+    "gelu": exact_gelu,
+    "gelu_new": nn.gelu,  # by tanh
+    "gelu_pytorch_tanh": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 
 
 class Linear(nn.Module):
@@ -40,6 +54,14 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(y.dtype)
         return y
+
+
+def dropout(module: nn.Module, x: Array, rate: float) -> Array:
+    """x with entries zeroed at `rate` and the others over 1 - rate, where the call has a "dropout" key; else x."""
+    if not rate or not module.has_rng("dropout"):
+        return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -75,6 +97,23 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * scale + bias, computed in float32 and returned in `dtype`."""
+
+    eps: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

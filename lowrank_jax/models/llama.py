@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import Attention, allowed_keys, rotary_tables
+from lowrank_jax.models.attention import Attention, RopeScaling, allowed_keys, rotary_tables
 from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
 from lowrank_jax.models.stack import scan_layers
 
@@ -44,6 +44,7 @@ class LlamaConfig:
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     rope_theta: float = 1e4
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
@@ -171,7 +172,7 @@ class Llama(nn.Module):
         index = None if cache is None else cache["index"]
         if positions is None:
             positions = default_positions(length, mask, index)
-        rotary = rotary_tables(positions, c.head_dim, c.rope_theta)
+        rotary = rotary_tables(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         allowed = allowed_keys(length, mask, index, slots)
         numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
         (x, cache), _ = self.layers((self.embed(tokens), cache), rotary, allowed, numbers)

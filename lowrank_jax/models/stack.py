@@ -10,10 +10,10 @@ from lowrank_jax.core.paths import unknown_name
 
 _policies = jax.checkpoint_policies
 
-# Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of `down` and of
-# the norms. The first only feeds the next block's input, which the scan keeps; the second are cheap functions of
-# saved values.
-PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up")
+# Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of the norms, cheap
+# functions of saved values, and of `down` in a pre-norm block, which only feeds the next block's input, which the scan
+# keeps. A post-norm block names the sum that its last norm reads "mlp_out": without it the product would run again.
+PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "mlp_out")
 ADAPTER = "adapter"  # what `adapters` name at each site: LoRA's x A, MoRA's groups' sums
 
 
@@ -48,8 +48,8 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
     """The module class that applies `layers` copies of `block`, their variables stacked on axis 0.
 
     Args:
-      block: module whose call is (carry, rotary, allowed, layer) -> (carry, None); rotary and allowed go to all
-        layers, layer is the layer's own number or None.
+      block: module whose call is (carry, rotary, allowed, layer) -> (carry, None); rotary (None where positions are
+        embedded) and allowed go to all layers, layer is the layer's own number or None.
       layers: how many.
       remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
       unroll: layers per iteration of the compiled loop.

@@ -13,7 +13,7 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
 from lowrank_jax.models.layers import Linear
 from lowrank_jax.models.llama import Llama, LlamaConfig, init_cache
-from lowrank_jax.models.registry import MODELS, get_model
+from lowrank_jax.models.registry import LLAMAS, get_model
 
 TOY = LlamaConfig(
     vocab_size=61,
@@ -136,10 +136,16 @@ def test_gradients_equal_transformers(tied):
 def test_parameters_of_the_registered_models():
     shapes = {
         name: jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-        for name, config in MODELS.items()
+        for name, config in LLAMAS.items()
     }
     assert count(shapes["llama2-7b"]) == 6_738_415_616
+    assert count(shapes["llama2-13b"]) == 13_015_864_320
+    assert count(shapes["llama3-8b"]) == 8_030_261_248
     assert count(shapes["smollm2-135m"]) == 134_515_008
+    assert count(shapes["smollm2-360m"]) == 361_821_120
+    # MoRA's table: linear kernels, then embeddings, head and norms.
+    assert count(shapes["mora-250m"]) == pytest.approx(198.2e6 + 49.3e6, rel=1e-3)
+    assert count(shapes["mora-1.3b"]) == pytest.approx(1207.9e6 + 131.6e6, rel=1e-3)
     assert 3e6 < count(shapes["pico-llama"]) < 4e6
     assert "head" in shapes["llama2-7b"]
     assert "head" not in shapes["smollm2-135m"]

@@ -1,0 +1,188 @@
+"""GPT-2: LayerNorm first, learned positions, biases everywhere, scanned over layers; its shapes up to GPT-3 175B."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array
+from lowrank_jax.models.attention import Attention, allowed_keys
+from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
+from lowrank_jax.models.llama import default_positions
+from lowrank_jax.models.stack import scan_layers
+
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2, under the names that HF's config also answers to; GPT-2's own are n_embd, n_layer, ...
+
+    intermediate_size defaults to 4 hidden_size. Every head has its own key and value.
+
+    Raises:
+      UserError: a count below 1, heads that do not divide.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.intermediate_size is None:
+            object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
+        for name in COUNTS:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads; "
+                "change num_attention_heads"
+            )
+        if not self.layer_norm_epsilon > 0:
+            raise UserError(f"layer_norm_epsilon {self.layer_norm_epsilon} must be above 0")
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """For `llama.init_cache`, which makes this model's cache too."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+SHAPES: dict[str, GPT2Config] = {
+    "gpt2": GPT2Config(50257, 768, 12, 12),
+    "gpt2-medium": GPT2Config(50257, 1024, 24, 16),
+    "gpt2-large": GPT2Config(50257, 1280, 36, 20),
+    # For planning: its weights are not public, and every other layer of the original attends sparsely, not densely.
+    "gpt3-175b": GPT2Config(50257, 12288, 96, 96, max_position_embeddings=2048),
+}
+
+
+class MLP(nn.Module):
+    """W_down gelu(W_up x + b) + b, with the gelu by tanh ("gelu_new")."""
+
+    features: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        types = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        up = checkpoint_name(Linear(self.features, name="up", **types)(x), "up")
+        return Linear(x.shape[-1], name="down", **types)(ACTIVATIONS["gelu_new"](up))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the residual stream is in the compute dtype."""
+
+    config: GPT2Config
+    dtype: Any
+    param_dtype: Any
+    attention: str
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, dict | None], rotary: None, allowed: Array | None, layer: Array | None):
+        c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x, cache = carry
+        heads = (c.num_attention_heads, c.num_attention_heads, c.head_dim)
+        attention = Attention(*heads, use_bias=True, implementation=self.attention, name="attention", **types)
+        y = LayerNorm(c.layer_norm_epsilon, name="attention_norm", **types)(x)
+        y, cache = attention(y, rotary, allowed, cache, layer)
+        x = checkpoint_name(x + y, "attention_out")
+        y = LayerNorm(c.layer_norm_epsilon, name="mlp_norm", **types)(x)
+        return (x + MLP(c.intermediate_size, name="mlp", **types)(y), cache), None
+
+
+class GPT2(nn.Module):
+    """tokens -> float32 logits. Arguments and results are those of `llama.Llama`.
+
+    Attributes:
+      config: the shape.
+      dtype: compute type; param_dtype: type that parameters are created in.
+      remat: what the backward pass recomputes, a name of `stack.REMAT`.
+      scan_unroll: layers per iteration of the compiled loop.
+      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+    """
+
+    config: GPT2Config
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+    attention: str = "auto"
+
+    def setup(self):
+        c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
+        self.position = Embedding(c.max_position_embeddings, c.hidden_size, **types)
+        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
+        self.layers = layers(c, self.dtype, self.param_dtype, self.attention)
+        self.final_norm = LayerNorm(c.layer_norm_epsilon, **types)
+        if not c.tie_word_embeddings:
+            self.head = Linear(c.vocab_size, float32_output=True, **types)
+
+    def __call__(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
+        if cache is None:
+            return self.logits(self.hidden(tokens, positions, mask))
+        hidden, cache = self.hidden(tokens, positions, mask, cache)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [T] or [B, T], rows of the position table; by default the count of valid tokens before each,
+            or 0, 1, ... without a mask.
+          mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
+          cache: from `llama.init_cache`; tokens fill its slots from index on, and its index moves on by T.
+
+        Raises:
+          UserError: more tokens than the model has positions.
+        """
+        c, (batch, length) = self.config, tokens.shape
+        if length > c.max_position_embeddings:
+            raise UserError(
+                f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
+            )
+        slots = length if cache is None else cache["key"].shape[2]
+        if mask is not None and mask.shape != (batch, slots):
+            raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
+        index = None if cache is None else cache["index"]
+        if positions is None:
+            positions = default_positions(length, mask, index)
+        x = self.embed(tokens) + self.position(positions)
+        allowed = allowed_keys(length, mask, index, slots)
+        numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+        (x, cache), _ = self.layers((x, cache), None, allowed, numbers)
+        x = self.final_norm(x)
+        return x if cache is None else (x, {**cache, "index": index + length})
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
+        return self.embed.logits(hidden) if self.config.tie_word_embeddings else self.head(hidden)
