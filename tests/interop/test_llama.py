@@ -1,5 +1,6 @@
 """Llama checkpoints against transformers: HF and GGUF in, HF out, and everything that is refused."""
 
+import dataclasses
 import errno
 import json
 
@@ -15,7 +16,7 @@ from lowrank_jax.interop.llama import config_from_hf, config_to_hf, export_param
 from lowrank_jax.interop.readers import INDEX
 from lowrank_jax.interop.sources import BaseConfig, load_base, param_shapes
 from lowrank_jax.models.llama import Llama
-from lowrank_jax.models.registry import MODELS, get_model
+from lowrank_jax.models.registry import LLAMAS, get_model
 
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -28,7 +29,7 @@ def params_equal(a, b):
 
 
 @pytest.mark.parametrize("table", [hf_table, gguf_table])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LLAMAS)
 def test_the_table_covers_exactly_the_model(table, name):
     config = get_model(name)
     model = Llama(config=config)
@@ -189,18 +190,44 @@ def test_gguf_of_another_architecture(helpers, untied, tmp_path):
 def test_safetensors_of_another_architecture(tmp_path):
     import transformers
 
-    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="GPT2LMHeadModel is not a Llama") as error:
+    config = transformers.GPTNeoXConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=16
+    )
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model_type 'gpt_neox' is not read here; known: llama, ") as error:
         load_base(BaseConfig(str(tmp_path)))
     assert "\n" not in str(error.value)
 
 
 HF = config_to_hf(get_model("toy-llama"), "float32")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def test_hf_config_round_trip():
-    assert config_from_hf(json.loads(json.dumps(HF))) == get_model("toy-llama")
+    for name in ("toy-llama", "llama3.1-8b"):
+        config = get_model(name)
+        assert config_from_hf(json.loads(json.dumps(config_to_hf(config, "float32")))) == config
+
+
+def test_llama3_rope_scaling(helpers, tokens, tmp_path):
+    import transformers
+
+    model = helpers.make(False, rope_parameters={**LLAMA3, "rope_theta": 5e4})
+    model.save_pretrained(tmp_path / "in")
+    base = load_base(BaseConfig(str(tmp_path / "in")))
+    theirs = helpers.torch_logits(model, tokens)
+    np.testing.assert_allclose(helpers.our_logits(base, tokens), theirs, **CLOSE)
+    plain = Llama(dataclasses.replace(base.config, rope_scaling=None)).apply({"params": base.params}, tokens)
+    assert np.abs(plain - theirs).max() > 1e-2  # toy positions reach past the scaled wavelengths
+    export_params(base.params, base.config, tmp_path / "out")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_array_equal(helpers.torch_logits(loaded, tokens), theirs)
 
 
 def test_hf_defaults_are_transformers_own():
@@ -220,7 +247,9 @@ def test_hf_defaults_are_transformers_own():
     ("change", "message"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is not supported"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5}}, "rope_scaling is not supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "factor must be a number, not None"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "0 < low_freq_factor < high_freq_factor"),
         ({"attention_bias": True, "mlp_bias": True}, "attention_bias, mlp_bias is not supported"),
         ({"sliding_window": 4096}, "sliding_window is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act gelu is not supported"),

@@ -69,13 +69,13 @@ def test_shards_of_an_index(tmp_path):
 def test_folders_that_hold_no_single_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         open_checkpoint(tmp_path / "absent")
-    with pytest.raises(UserError, match="holds neither"):
+    with pytest.raises(UserError, match="holds none of"):
         open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"only torch's pytorch_model.bin"):
+    (tmp_path / "consolidated.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"only torch's consolidated.pth"):
         open_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"neither .safetensors nor .gguf"):
-        open_checkpoint(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"is none of .safetensors, .gguf, .bin"):
+        open_checkpoint(tmp_path / "consolidated.pth")
     for name in "ab":
         save_file({name: np.ones(1, np.float32)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match="several checkpoints"):
@@ -163,3 +163,112 @@ def test_gguf_k_quants_by_hand(tmp_path):
     assert reader.shape("four") == (2, 512)
     np.testing.assert_array_equal(reader.read("six"), np.full((2, 256), -48.0))
     np.testing.assert_array_equal(reader.read("four"), np.full((2, 512), 0.5))
+
+
+def torch_state():
+    import torch
+
+    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    return {
+        "plain": whole,
+        "tied": whole,
+        "turned": whole.t(),
+        "part": whole[1:3, 2:4],
+        "half": torch.tensor([1.5, -2.0], dtype=torch.float16),
+        "brain": torch.tensor([[0.1], [3.0]], dtype=torch.bfloat16),
+        "double": torch.tensor(1.0, dtype=torch.float64),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "empty": torch.zeros(0, 2),
+        "position_ids": torch.arange(5),
+    }
+
+
+def test_torch_file(tmp_path):
+    import torch
+
+    state = torch_state()
+    torch.save(torch.nn.ModuleDict().state_dict() | state, tmp_path / "pytorch_model.bin")
+    reader = open_checkpoint(tmp_path)
+    assert reader.keys() == list(state)
+    for key, value in state.items():
+        assert reader.shape(key) == tuple(value.shape)
+        if key != "position_ids":
+            assert reader.read(key).dtype.name == str(value.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(reader.read(key).astype(np.float64), value.detach().double().numpy())
+    with pytest.raises(UserError, match="position_ids is stored as int64") as error:
+        reader.read("position_ids")
+    one_line(error)
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pt")
+    assert open_checkpoint(tmp_path / "wrapped.pt").keys() == list(state)
+
+
+def test_torch_shards(tmp_path):
+    import torch
+
+    for name, keys in (("a.bin", "pq"), ("b.bin", "r")):
+        torch.save({key: torch.full((2,), float(ord(key))) for key in keys}, tmp_path / name)
+    weight_map = {"p": "a.bin", "q": "a.bin", "r": "b.bin"}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    reader = open_checkpoint(tmp_path)
+    assert sorted(reader.keys()) == ["p", "q", "r"]
+    assert reader.read("r")[0] == ord("r")
+    index.write_text(json.dumps({"weight_map": {**weight_map, "s": "b.bin"}}))
+    with pytest.raises(UserError, match=r"b.bin lacks s, which pytorch_model.bin.index.json expects"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(UserError, match=r"lacks the shard b.bin"):
+        open_checkpoint(tmp_path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return open, ("harm-was-done", "w")
+
+
+def test_torch_files_code_is_never_run(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Harmful()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds .*open, more than tensors; its code is not run") as error:
+        open_checkpoint(tmp_path)
+    one_line(error)
+    assert not (tmp_path / "harm-was-done").exists()
+    torch.save({"x": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no state dict"):
+        open_checkpoint(tmp_path)
+    torch.save({"x": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"format before 1.6; save it as safetensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_torch_view_outside_its_storage(tmp_path):
+    from lowrank_jax.interop.torch_file import Storage, StoredTensor, read_tensor
+
+    storage = Storage("0", np.dtype(np.float32), 6)
+    for view in (StoredTensor(storage, 1, (2, 3), (3, 1)), StoredTensor(storage, 0, (2,), (-1,))):
+        with pytest.raises(UserError, match="reaches outside its storage"):
+            read_tensor(tmp_path / "absent", "x", view)
+
+
+def test_damaged_torch_files_never_give_another_error(tmp_path):
+    import torch
+
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"x": torch.ones(30, 30)}, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for kept in (0, 10, 400, len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match="is damaged"):
+            open_checkpoint(path)
+    refused = 0
+    for at in rng.integers(0, 500, 80):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            open_checkpoint(path).read("x")
+        except UserError as error:
+            refused += "\n" not in str(error)
+        except KeyError:
+            refused += 1  # a name that changed
+    assert refused > 5

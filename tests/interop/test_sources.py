@@ -15,7 +15,7 @@ from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer
 from lowrank_jax.interop import sources
 from lowrank_jax.interop.llama import export_params
 from lowrank_jax.interop.sources import BaseConfig, abstract_base, fingerprint, load_base
-from lowrank_jax.models.registry import get_model
+from lowrank_jax.models.registry import MODELS, get_model
 
 
 def toy(dtype="float32", seed=0, **changes):
@@ -276,3 +276,32 @@ def test_no_network_is_said_in_seconds(monkeypatch, tmp_path, answers):
         with pytest.raises(UserError, match="cannot reach the Hub for org/name"):
             load_base(BaseConfig("org/name"))
         assert time.monotonic() - start < 10
+
+
+def test_the_hubs_torch_weights_are_taken_only_without_safetensors(monkeypatch, untied_folder):
+    from types import SimpleNamespace
+
+    for files, pattern in (
+        (["pytorch_model.bin", "model.safetensors"], "*.safetensors"),
+        (["pytorch_model.bin", "config.json"], "pytorch_model*.bin"),
+    ):
+        info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+        asked = hub_says(monkeypatch, info, untied_folder)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, info=info, **options: info)
+        load_base(BaseConfig("org/name"))
+        assert asked[0][1]["allow_patterns"][-1] == pattern
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_registered_shape_has_a_model(name):
+    base = abstract_base(BaseConfig(name, random_init=True, dtype="bfloat16"))
+    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    shapes = jax.eval_shape(base.model.init, jax.random.key(0), tokens)["params"]
+    assert flatten(jax.tree.map(lambda x: x.shape, shapes)) == flatten(jax.tree.map(lambda x: x.shape, base.params))
+
+
+def test_a_model_type_that_is_not_read(tmp_path):
+    for values, message in (('{"model_type": "t5"}', "model_type 't5' is not read here"), ("{}", "model_type None")):
+        (tmp_path / "config.json").write_text(values)
+        with pytest.raises(UserError, match=message):
+            abstract_base(BaseConfig(str(tmp_path)))

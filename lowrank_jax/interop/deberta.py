@@ -1,0 +1,227 @@
+"""DeBERTa-v2 and v3 checkpoints: config and key table of HF's layout, with or without a head, and the export back."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.tokenizers import Tokenizer
+from lowrank_jax.interop import partial
+from lowrank_jax.interop.export import special_ids, write_checkpoint
+from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.keymap import TRANSPOSE, Row
+from lowrank_jax.interop.partial import STRICT, Exceptions
+from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.models.deberta import DebertaConfig
+
+PREFIX = "deberta."  # of the encoder, in files of a model with a head and in Microsoft's
+# Published files carry what pre-training alone used, and transformers reads none of it either: the masked-word and
+# replaced-word heads, and positions that only the former saw.
+HF_IGNORED = (
+    r"(lm|mask)_predictions\..*",
+    r"(deberta\.)?embeddings\.(position_embeddings\.weight|position_ids)",
+)
+
+_LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
+    "attention/query": "attention.self.query_proj",
+    "attention/key": "attention.self.key_proj",
+    "attention/value": "attention.self.value_proj",
+    "attention/out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp/up": "intermediate.dense",
+    "mlp/down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_UNSHARED = {"c2p": ("attention/position_key", "pos_key_proj"), "p2c": ("attention/position_query", "pos_query_proj")}
+_CLASSES = {  # HF's class name -> head
+    "DebertaV2Model": "none",
+    "DebertaV2ForSequenceClassification": "classification",
+}
+
+
+def hf_table(config: DebertaConfig, prefix: str | None = None) -> tuple[Row, ...]:
+    """Key table of HF's DebertaV2Model and DebertaV2ForSequenceClassification; kernels are [out, in] there.
+
+    Args:
+      prefix: of the encoder's keys, "" or "deberta."; None is what transformers writes: none without a head.
+    """
+    if prefix is None:
+        prefix = "" if config.head == "none" else PREFIX
+    d, ffn = config.hidden_size, config.intermediate_size
+    rows = [
+        Row(f"{prefix}embeddings.word_embeddings.weight", "embed/embedding", (config.vocab_size, d)),
+        Row(f"{prefix}encoder.rel_embeddings.weight", "relative/embedding", (2 * config.span, d)),
+    ]
+
+    def linear(ours, theirs, shape):
+        rows.append(Row(f"{theirs}.weight", f"{ours}/kernel", shape, TRANSPOSE))
+        rows.append(Row(f"{theirs}.bias", f"{ours}/bias", shape[:1]))
+
+    def norm(ours, theirs):
+        rows.append(Row(f"{theirs}.weight", f"{ours}/scale", (d,)))
+        rows.append(Row(f"{theirs}.bias", f"{ours}/bias", (d,)))
+
+    norm("embed_norm", f"{prefix}embeddings.LayerNorm")
+    if config.norm_rel_ebd == "layer_norm":
+        norm("relative_norm", f"{prefix}encoder.LayerNorm")
+    if size := config.conv_kernel_size:
+        filters = (d, d // config.conv_groups, size)  # [out, in, K]: all axes are turned round
+        rows.append(Row(f"{prefix}encoder.conv.conv.weight", "conv/filters", filters, TRANSPOSE))
+        rows.append(Row(f"{prefix}encoder.conv.conv.bias", "conv/bias", (d,)))
+        norm("conv_norm", f"{prefix}encoder.conv.LayerNorm")
+    names = dict(_LAYER)
+    if not config.share_att_key:
+        names |= {ours: f"attention.self.{name}" for ours, name in (_UNSHARED[term] for term in config.pos_att_type)}
+    for ours, theirs in names.items():
+        theirs = f"{prefix}encoder.layer.{{layer}}.{theirs}"
+        if ours.endswith("norm"):
+            norm(f"layers/{ours}", theirs)
+        else:
+            linear(f"layers/{ours}", theirs, {"mlp/up": (ffn, d), "mlp/down": (d, ffn)}.get(ours, (d, d)))
+    if config.head != "none":
+        linear("pooler", "pooler.dense", (d, d))
+        linear("head/out", "classifier", (config.num_labels, d))
+    return tuple(rows)
+
+
+def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The key table in the file's own spelling (prefix or none), and the keys that it ignores.
+
+    Raises:
+      UserError: a GGUF file.
+    """
+    if isinstance(reader, GGUFReader):
+        raise UserError(f"{reader.path}: DeBERTa is not read from GGUF; use a checkpoint in HF's layout")
+    keys = reader.keys()
+    return hf_table(config, PREFIX if any(key.startswith(PREFIX) for key in keys) else ""), HF_IGNORED
+
+
+def load_params(
+    reader: Reader,
+    config: DebertaConfig,
+    dtype: Any = jnp.float32,
+    sharding_fn=None,
+    exceptions: Exceptions = STRICT,
+    key: Any = None,
+) -> dict[str, Any]:
+    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions.
+
+    Raises:
+      UserError: keys or shapes that do not fit the config, or a damaged file.
+    """
+    rows, ignored = checkpoint_table(reader, config)
+    return partial.load(reader, rows, config.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)[0]
+
+
+def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> DebertaConfig:
+    """HF's config.json as a DebertaConfig, with the head that its architecture names.
+
+    Raises:
+      UserError: another architecture, a feature that this DeBERTa lacks, or a missing or ill-typed field.
+    """
+    kind = values.get("model_type")  # Microsoft's own files name no architecture
+    default = "DebertaV2Model" if kind == "deberta-v2" else f"model_type {kind}"
+    name = (values.get("architectures") or [default])[0]
+    head = _CLASSES.get(name)
+    if head is None:
+        raise UserError(f"{where}: {name} is not read; known: {', '.join(_CLASSES)}")
+    hidden = number(values, "hidden_size", int, where)
+    heads = number(values, "num_attention_heads", int, where)
+    terms, norms = (_parts(values, field, where) for field in ("pos_att_type", "norm_rel_ebd"))
+    refused = {
+        "relative_attention false": not values.get("relative_attention", False),
+        "position_biased_input": values.get("position_biased_input", True),
+        "type_vocab_size above 0": number(values, "type_vocab_size", int, where, 0) > 0,
+        "embedding_size other than hidden_size": number(values, "embedding_size", int, where, hidden) != hidden,
+        "attention_head_size": number(values, "attention_head_size", int, where, hidden // max(heads, 1)) * heads
+        != hidden,
+        f"norm_rel_ebd {values.get('norm_rel_ebd')}": not set(norms) <= {"layer_norm", "none"},
+        "pooler_dropout": number(values, "pooler_dropout", float, where, 0.0) > 0,
+        f"pooler_hidden_act {values.get('pooler_hidden_act')}": values.get("pooler_hidden_act", "gelu") != "gelu",
+        "pooler_hidden_size": number(values, "pooler_hidden_size", int, where, hidden) != hidden,
+        "quantization_config": values.get("quantization_config"),
+        f"problem_type {values.get('problem_type')}": values.get("problem_type") == "multi_label_classification",
+    }
+    if found := [feature for feature, present in refused.items() if present]:
+        raise UserError(f"{where}: {', '.join(found)} is not supported by this DeBERTa; choose a base without it")
+    labels = len(values.get("id2label") or ()) or number(values, "num_labels", int, where, 2)
+    problem = values.get("problem_type") or ("regression" if labels == 1 else "")  # as transformers decides
+    if head == "classification" and problem == "regression":
+        head = "regression"
+    labels = 2 if head == "none" else labels  # the default; files without a head may say anything
+    rate = values.get("cls_dropout")
+    return checked(
+        where,
+        DebertaConfig,
+        vocab_size=number(values, "vocab_size", int, where),
+        hidden_size=hidden,
+        intermediate_size=number(values, "intermediate_size", int, where),
+        num_hidden_layers=number(values, "num_hidden_layers", int, where),
+        num_attention_heads=heads,
+        max_position_embeddings=number(values, "max_position_embeddings", int, where, 512),
+        max_relative_positions=number(values, "max_relative_positions", int, where, -1),
+        position_buckets=number(values, "position_buckets", int, where, -1),
+        pos_att_type=tuple(sorted(set(terms))),
+        share_att_key=bool(values.get("share_att_key", False)),
+        norm_rel_ebd="layer_norm" if "layer_norm" in norms else "none",
+        conv_kernel_size=number(values, "conv_kernel_size", int, where, 0),
+        conv_groups=number(values, "conv_groups", int, where, 1),
+        conv_act=values.get("conv_act") or "tanh",
+        layer_norm_eps=number(values, "layer_norm_eps", float, where, 1e-7),
+        hidden_act=values.get("hidden_act") or "gelu",
+        pad_token_id=number(values, "pad_token_id", int, where, 0),
+        head=head,
+        num_labels=labels,
+        hidden_dropout_prob=number(values, "hidden_dropout_prob", float, where, 0.1),
+        attention_probs_dropout_prob=number(values, "attention_probs_dropout_prob", float, where, 0.1),
+        classifier_dropout=None if rate is None else number(values, "cls_dropout", float, where),
+    )
+
+
+def config_to_hf(config: DebertaConfig, dtype: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """A DebertaConfig as HF's config.json, in the fields that transformers 4 and 5 both read."""
+    own = ("head", "num_labels", "classifier_dropout", "pos_att_type")
+    with_head = config.head != "none"
+    values = {
+        "architectures": ["DebertaV2ForSequenceClassification" if with_head else "DebertaV2Model"],
+        "model_type": "deberta-v2",
+        **{name: getattr(config, name) for name in DebertaConfig.__dataclass_fields__ if name not in own},
+        "relative_attention": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "pos_att_type": list(config.pos_att_type),
+        "torch_dtype": dtype,
+        **special_ids(tokenizer),
+        "pad_token_id": config.pad_token_id,
+    }
+    if config.classifier_dropout is not None:
+        values["cls_dropout"] = config.classifier_dropout
+    if with_head:
+        kinds = {"classification": "single_label_classification", "regression": "regression"}
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
+        values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}
+        values["problem_type"] = kinds[config.head]
+    return values
+
+
+def export_params(
+    params: Any,
+    config: DebertaConfig,
+    folder: str | Path,
+    dtype: str = "float32",
+    shard_size: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Writes the encoder and its head in HF's layout; see `export.write_checkpoint`."""
+    rows, values = hf_table(config), config_to_hf(config, dtype, tokenizer)
+    return write_checkpoint(params, rows, config.num_hidden_layers, values, folder, dtype, shard_size, tokenizer)
+
+
+def _parts(values: dict[str, Any], name: str, where: Any) -> tuple[str, ...]:
+    """A field of names, as a list or as one text with "|" between them."""
+    value = values.get(name) or ()
+    parts = value.lower().split("|") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"{where}: {name} must be names with | between them, not {value!r}")
+    return tuple(part.strip() for part in parts if part.strip())

@@ -1,0 +1,107 @@
+"""Writes params in HF's layout, whole or in shards: config.json, safetensors and the tokenizer."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.data.tokenizers import BYTE_CLASS, ByteTokenizer, Tokenizer, save_tokenizer
+from lowrank_jax.interop import keymap
+from lowrank_jax.interop.keymap import Row
+from lowrank_jax.interop.readers import INDEX, SINGLE
+
+EXPORT_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def write_checkpoint(
+    params: Any,
+    rows: Sequence[Row],
+    layers: int,
+    hf_config: dict[str, Any],
+    folder: str | Path,
+    dtype: str = "float32",
+    shard_size: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Writes a model in HF's layout; transformers loads the folder.
+
+    Every file is written under a temporary name and renamed; config.json comes last, so a folder that has it is whole.
+
+    Args:
+      params: the tree below "params"; leaves are stacked over layers. Fetched from the devices tensor by tensor.
+      rows, layers: the key table and its number of layers.
+      hf_config: the content of config.json.
+      dtype: "float32", "bfloat16" or "float16", of the written tensors.
+      shard_size: bytes per file; None writes one file, which holds the whole model in host memory for a moment.
+      tokenizer: written beside the weights when given.
+
+    Raises:
+      UserError: unknown dtype, a value that float16 cannot hold, or the disk refuses (full, read-only).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    if dtype not in EXPORT_DTYPES:
+        raise unknown_name("export dtype", dtype, EXPORT_DTYPES)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for shard in _shards(params, rows, layers, dtype, shard_size):
+            files.append((folder / f".part-{len(files)}", list(shard), sum(x.nbytes for x in shard.values())))
+            save_file(shard, files[-1][0], metadata={"format": "pt"})
+        count = len(files)
+        names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
+            old.unlink(missing_ok=True)  # an earlier export gives way only once all of this one's weights are written
+        for (part, _, _), name in zip(files, names, strict=True):
+            os.replace(part, folder / name)
+        if count > 1:
+            weight_map = {key: name for (_, keys, _), name in zip(files, names, strict=True) for key in keys}
+            index = {"metadata": {"total_size": sum(size for *_, size in files)}, "weight_map": weight_map}
+            _write_json(folder / INDEX, index)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder)
+        _write_json(folder / "config.json", hf_config)
+    except (OSError, SafetensorError, UserError) as error:
+        for part in folder.glob(".part-*"):
+            part.unlink(missing_ok=True)
+        if isinstance(error, UserError):  # a value that the dtype cannot hold
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot write {folder}: {reason}; free some space or name another folder") from None
+    return folder
+
+
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What config.json says of the tokenizer: its special ids, None without one."""
+    names = ("bos", "eos", "pad")
+    values = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") if tokenizer else None for name in names}
+    return {**values, "tokenizer_class": BYTE_CLASS} if isinstance(tokenizer, ByteTokenizer) else values
+
+
+def _shards(params, rows, layers: int, dtype: str, shard_size: int | None) -> Iterator[dict[str, np.ndarray]]:
+    shard, used = {}, 0
+    for key, tensor in keymap.unload(params, rows, layers):
+        with np.errstate(over="ignore"):
+            tensor = np.ascontiguousarray(tensor, jnp.dtype(dtype))
+        if not keymap.is_finite(tensor):
+            raise UserError(f"{key} is not finite in {dtype}; export as float32 or bfloat16")
+        if shard and shard_size and used + tensor.nbytes > shard_size:
+            yield shard
+            shard, used = {}, 0
+        shard[key] = tensor
+        used += tensor.nbytes
+    yield shard
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)

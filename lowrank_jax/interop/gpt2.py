@@ -1,0 +1,198 @@
+"""GPT-2 checkpoints: config and key table of HF's layout, the fused query-key-value product split and joined."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.data.tokenizers import Tokenizer
+from lowrank_jax.interop import partial
+from lowrank_jax.interop.export import special_ids, write_checkpoint
+from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
+from lowrank_jax.interop.partial import STRICT, Exceptions
+from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.models.gpt2 import GPT2Config
+
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "gpt2")
+PREFIX = "transformer."  # GPT2LMHeadModel's; GPT2Model, and the files that OpenAI's weights came in, have none
+HF_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # causal masks in old files
+HF_TIED = ("lm_head.weight",)  # a copy of the embedding
+FUSED = ("query", "key", "value")  # in c_attn's order
+JOINED = "layers/attention/qkv"  # where `join` puts them
+
+_NAMES = {  # of layers; Conv1D stores [in, out], as we do
+    "attention_norm": "ln_1",
+    "attention/out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp/up": "mlp.c_fc",
+    "mlp/down": "mlp.c_proj",
+}
+
+
+def third(part: int) -> Transform:
+    """One of three equal parts of the last axis. It has no inverse: exports go through `join` and `fused_table`."""
+
+    def forward(x):
+        return np.split(x, 3, axis=-1)[part]
+
+    def backward(x):
+        raise ValueError("a third of c_attn is no tensor of the checkpoint; export with join and fused_table")
+
+    return Transform(forward, backward, lambda shape: (*shape[:-1], shape[-1] // 3))
+
+
+def hf_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
+    """Key table of HF's GPT2LMHeadModel, from which our params load: three rows share each c_attn tensor."""
+    rows = []
+    for row in fused_table(config, prefix):
+        if row.target.startswith(JOINED):
+            leaf = row.target.removeprefix(JOINED)
+            parts = enumerate(FUSED)
+            rows += [Row(row.source, f"layers/attention/{name}{leaf}", row.shape, third(i)) for i, name in parts]
+        else:
+            rows.append(row)
+    return tuple(rows)
+
+
+def fused_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
+    """The same keys against joined params (see `join`): one row a tensor, so it works both ways."""
+    d, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    products = {"attention/out": (d, d), "mlp/up": (d, ffn), "mlp/down": (ffn, d)}
+    layer = f"{prefix}h.{{layer}}."
+    rows = [
+        Row(f"{prefix}wte.weight", "embed/embedding", (vocab, d)),
+        Row(f"{prefix}wpe.weight", "position/embedding", (config.max_position_embeddings, d)),
+        Row(f"{layer}attn.c_attn.weight", f"{JOINED}/kernel", (d, 3 * d)),
+        Row(f"{layer}attn.c_attn.bias", f"{JOINED}/bias", (3 * d,)),
+    ]
+    for ours, theirs in _NAMES.items():
+        shape, leaf = (products[ours], "kernel") if ours in products else ((d,), "scale")
+        rows.append(Row(f"{layer}{theirs}.weight", f"layers/{ours}/{leaf}", shape, IDENTITY))
+        rows.append(Row(f"{layer}{theirs}.bias", f"layers/{ours}/bias", shape[-1:]))
+    rows.append(Row(f"{prefix}ln_f.weight", "final_norm/scale", (d,)))
+    rows.append(Row(f"{prefix}ln_f.bias", "final_norm/bias", (d,)))
+    if not config.tie_word_embeddings:
+        rows.append(Row("lm_head.weight", "head/kernel", (vocab, d), TRANSPOSE))
+    return tuple(rows)
+
+
+class _Joined:
+    """Leaves [L, ...] side by side along their last axis; a layer is joined, on the host, when it is asked for."""
+
+    def __init__(self, leaves: list[Any]):
+        self._leaves = leaves
+        self.shape = (*leaves[0].shape[:-1], sum(leaf.shape[-1] for leaf in leaves))
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf[layer]) for leaf in self._leaves], axis=-1)
+
+
+def join(params: Any) -> dict[str, Any]:
+    """Our params with query, key and value as one "qkv", for `keymap.unload` by `fused_table`; copies nothing yet."""
+    flat = flatten(params)
+    for leaf in ("kernel", "bias"):
+        parts = [flat.pop(f"layers/attention/{name}/{leaf}") for name in FUSED]
+        flat[f"{JOINED}/{leaf}"] = _Joined(parts)
+    return unflatten(flat)
+
+
+def checkpoint_table(reader: Reader, config: GPT2Config) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The key table in the file's own spelling (with "transformer." or without), and the keys that it ignores.
+
+    Raises:
+      UserError: a GGUF file.
+    """
+    if isinstance(reader, GGUFReader):
+        raise UserError(f"{reader.path}: GPT-2 is not read from GGUF; use a checkpoint in HF's layout")
+    keys = reader.keys()
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
+    return hf_table(config, prefix), HF_IGNORED + (HF_TIED if config.tie_word_embeddings else ())
+
+
+def load_params(
+    reader: Reader,
+    config: GPT2Config,
+    dtype: Any = jnp.float32,
+    sharding_fn=None,
+    exceptions: Exceptions = STRICT,
+    key: Any = None,
+) -> dict[str, Any]:
+    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions.
+
+    Raises:
+      UserError: keys or shapes that do not fit the config, or a damaged file.
+    """
+    rows, ignored = checkpoint_table(reader, config)
+    return partial.load(reader, rows, config.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)[0]
+
+
+def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> GPT2Config:
+    """HF's config.json as a GPT2Config.
+
+    Raises:
+      UserError: another architecture, a feature that this GPT-2 lacks, or a missing or ill-typed field.
+    """
+    names = values.get("architectures") or [values.get("model_type") or "a config without architectures"]
+    if names[0] not in ARCHITECTURES:
+        raise UserError(f"{where}: {names[0]} is not a GPT-2; only GPT2LMHeadModel checkpoints are read")
+    activation = values.get("activation_function", "gelu_new")
+    refused = {
+        "scale_attn_weights false": not values.get("scale_attn_weights", True),
+        "scale_attn_by_inverse_layer_idx": values.get("scale_attn_by_inverse_layer_idx"),
+        "add_cross_attention": values.get("add_cross_attention"),
+        "quantization_config": values.get("quantization_config"),
+        f"activation_function {activation}": activation not in ("gelu_new", "gelu_pytorch_tanh"),
+    }
+    if found := [name for name, present in refused.items() if present]:
+        raise UserError(f"{where}: {', '.join(found)} is not supported by this GPT-2; choose a base without it")
+    hidden = number(values, "n_embd", int, where)
+    return checked(
+        where,
+        GPT2Config,
+        vocab_size=number(values, "vocab_size", int, where),
+        hidden_size=hidden,
+        num_hidden_layers=number(values, "n_layer", int, where),
+        num_attention_heads=number(values, "n_head", int, where),
+        intermediate_size=number(values, "n_inner", int, where, 4 * hidden),
+        max_position_embeddings=number(values, "n_positions", int, where, 1024),
+        layer_norm_epsilon=number(values, "layer_norm_epsilon", float, where, 1e-5),
+        tie_word_embeddings=bool(values.get("tie_word_embeddings", True)),
+    )
+
+
+def config_to_hf(config: GPT2Config, dtype: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """A GPT2Config as HF's config.json, in the fields that transformers 4 and 5 both read."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "n_head": config.num_attention_heads,
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_position_embeddings,
+        "n_ctx": config.max_position_embeddings,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "activation_function": "gelu_new",
+        "torch_dtype": dtype,
+        **special_ids(tokenizer),
+    }
+
+
+def export_params(
+    params: Any,
+    config: GPT2Config,
+    folder: str | Path,
+    dtype: str = "float32",
+    shard_size: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Writes a GPT-2 in HF's layout; transformers loads the folder. See `export.write_checkpoint`."""
+    hf = config_to_hf(config, dtype, tokenizer)
+    rows, layers = fused_table(config), config.num_hidden_layers
+    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer)

@@ -1,0 +1,187 @@
+"""adapter_config.json of PEFT: what it says, which modules it names, and what cannot be held here."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop.keymap import LAYER, Row
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MORA_SCHEMES = {1: "type1", 2: "type2", 3: "type3", 4: "type4", 6: "type6"}  # the fork's mora_type, our compression
+STARTS = {"pissa": "pissa", "olora": "olora"}  # that change the base on loading and can be made again
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # that leave it as it is
+# Fields that change nothing in what a trained adapter computes, and those that are read below.
+KNOWN = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+    *("task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern"),
+    *("alpha_pattern", "layers_to_transform", "layers_pattern", "bias", "modules_to_save", "fan_in_fan_out"),
+    *("use_rslora", "use_dora", "use_mora", "mora_type", "init_lora_weights", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("ensure_weight_tying", "velora_config", "merge_weights", "peft_version"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HFModule:
+    """One linear module of the Hugging Face model.
+
+    Attributes:
+      name: e.g. "model.layers.0.self_attn.q_proj".
+      parts: our modules whose outputs lie side by side in it: one, or query, key and value in GPT-2's c_attn.
+      layer: index into the stacked leaves, None outside a stack.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    layer: int | None
+
+
+def hf_modules(rows: Sequence[Row], layers: int) -> dict[str, HFModule]:
+    """The linear modules of an architecture by name, from its key table (`llama.hf_table` and its like)."""
+    parts: dict[str, list[str]] = {}
+    for row in rows:
+        if row.target.endswith("/kernel") and row.source.endswith(".weight") and len(row.shape) == 2:
+            parts.setdefault(row.source.removesuffix(".weight"), []).append(row.target.removesuffix("/kernel"))
+    found = {}
+    for source, ours in parts.items():
+        for layer in range(layers) if LAYER in source else (None,):
+            name = source.replace(LAYER, str(layer))
+            found[name] = HFModule(name, tuple(ours), layer)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftConfig:
+    """The parsed file; fields as PEFT names them, `method` and `start` as ours."""
+
+    method: str
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    target_modules: str | tuple[str, ...]
+    exclude_modules: str | tuple[str, ...]
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    layers_to_transform: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    bias: str
+    modules_to_save: tuple[str, ...]
+    start: str
+    mora_type: int
+    base: str
+
+    def rank(self, name: str) -> int:
+        """The rank of a module: the first pattern that matches the end of its name, else r."""
+        return _first(self.rank_pattern, name, self.r)
+
+    def scale(self, name: str) -> float:
+        """alpha / r or alpha / sqrt(r) of a module; 1 for MoRA, which ignores alpha."""
+        rank = self.rank(name)
+        alpha = _first(self.alpha_pattern, name, self.lora_alpha)
+        return 1.0 if self.method == "mora" else alpha / (rank**0.5 if self.use_rslora else rank)
+
+    def adapts(self, name: str) -> bool:
+        """Whether PEFT puts an adapter on the module of this name."""
+        if _ends(self.exclude_modules, name) or self.saves(name):
+            return False
+        if not _ends(self.target_modules, name):
+            return False
+        if self.layers_to_transform is None or isinstance(self.target_modules, str):
+            return True
+        patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        found = next((match for p in patterns if (match := re.match(p, name))), None)
+        return found is not None and int(found.group(1)) in self.layers_to_transform
+
+    def saves(self, name: str) -> bool:
+        """Whether the module of this name, or one around it, is kept whole."""
+        parents = name.split(".")
+        paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
+        return any(path == m or path.endswith(f".{m}") for path in paths for m in self.modules_to_save)
+
+
+def parse(values: dict[str, Any], where: str) -> PeftConfig:
+    """adapter_config.json as a PeftConfig.
+
+    Raises:
+      UserError: another method than LoRA, rsLoRA, DoRA or MoRA, an ill-typed field, or a feature that is not held here.
+    """
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{where}: peft_type {kind!r} is not read; known: LORA (with use_rslora, use_dora, use_mora)")
+    extra = [name for name, value in values.items() if name not in KNOWN and value not in (None, False, [], {}, ())]
+    if extra:
+        raise UserError(f"{where}: {', '.join(sorted(extra))} is not supported here; merge the adapter with PEFT first")
+    mora = bool(values.get("use_mora"))
+    if mora and (values.get("use_dora") or values.get("use_rslora")):
+        raise UserError(f"{where}: use_mora beside use_dora or use_rslora names two methods; keep one")
+    start = values.get("init_lora_weights", True)
+    if start not in STARTS and start not in PLAIN_STARTS:
+        raise UserError(f"{where}: init_lora_weights {start!r} changes the base in a way that is not made again here")
+    bias = values.get("bias", "none")
+    if bias not in ("none", "all", "lora_only"):
+        raise UserError(f"{where}: bias {bias!r} is not one of none, all, lora_only")
+    layers = values.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    mora_type = values.get("mora_type", 1) if mora else 0
+    if mora and mora_type not in MORA_SCHEMES:
+        raise UserError(
+            f"{where}: mora_type {mora_type!r} has no forward pass in the fork; known: {list(MORA_SCHEMES)}"
+        )
+    targets = values.get("target_modules")
+    if not targets or not isinstance(targets, str | list):
+        raise UserError(f"{where}: target_modules is {targets!r}; it must name the adapted modules")
+    return PeftConfig(
+        method="mora" if mora else "dora" if values.get("use_dora") else "lora",
+        r=_positive(values, "r", int, where),
+        lora_alpha=_positive(values, "lora_alpha", float, where),
+        lora_dropout=float(values.get("lora_dropout") or 0.0),
+        use_rslora=bool(values.get("use_rslora")),
+        target_modules=_names(targets),
+        exclude_modules=_names(values.get("exclude_modules") or ()),
+        rank_pattern={k: _positive({k: v}, k, int, where) for k, v in (values.get("rank_pattern") or {}).items()},
+        alpha_pattern={k: _positive({k: v}, k, float, where) for k, v in (values.get("alpha_pattern") or {}).items()},
+        layers_to_transform=tuple(layers) if layers else None,
+        layers_pattern=tuple(_listed(values.get("layers_pattern") or ())),
+        bias=bias,
+        modules_to_save=tuple(values.get("modules_to_save") or ()),
+        start=STARTS.get(start, "kaiming_uniform"),
+        mora_type=mora_type,
+        base=str(values.get("base_model_name_or_path") or ""),
+    )
+
+
+def short_names(adapted: Sequence[str], known: Iterable[str]) -> list[str]:
+    """target_modules for these modules: their last names where those select no other module, else their full names."""
+    ends = sorted({name.rpartition(".")[2] for name in adapted})
+    selected = {name for name in known if _ends(tuple(ends), name)}
+    # "dense" ends many a module outside the table too (poolers, heads)
+    return ends if selected == set(adapted) and "dense" not in ends else sorted(adapted)
+
+
+def _ends(names: str | tuple[str, ...], name: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(name == n or name.endswith(f".{n}") for n in names)
+
+
+def _first(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _names(value: Any) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _listed(value: Any) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _positive(values: dict[str, Any], name: str, kind: type, where: str) -> Any:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or kind(value) != value:
+        whole = "a whole number" if kind is int else "a number"
+        raise UserError(f"{where}: {name} is {value!r}; it must be {whole} above 0")
+    return kind(value)

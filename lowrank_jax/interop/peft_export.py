@@ -1,0 +1,240 @@
+"""Writes adapters as a PEFT folder: LoRA, rsLoRA, DoRA for stock PEFT, MoRA for its authors' fork.
+
+Ranks that were padded with zeros are cut back, layers without an adapter (scale 0) are left out. Different A of parts
+that are fused in the Hugging Face model (GPT-2's query, key, value) lie side by side there, with B block-diagonal.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank_jax.adapters import Plan
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.types import Tree
+from lowrank_jax.interop import mora_fork
+from lowrank_jax.interop.keymap import Row
+from lowrank_jax.interop.peft import MAGNITUDE, METADATA, PREFIX
+from lowrank_jax.interop.peft_config import CONFIG, WEIGHTS, HFModule, hf_modules, short_names
+
+Leaf = dict[str, np.ndarray]
+
+
+def save_peft(
+    folder: str | os.PathLike,
+    plan: Plan,
+    variables: Mapping[str, Tree],
+    rows: Sequence[Row],
+    layers: int,
+    base_name: str = "",
+    fingerprint: str | None = None,
+    trained: Sequence[str] = (),
+) -> Path:
+    """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is whole.
+
+    Args:
+      folder: an adapter in it is replaced.
+      plan: of the adapters.
+      variables: {"params", "adapters", "scales"}.
+      rows, layers: the base's key table in HF's names and number of layers.
+      base_name: what transformers loads the base by (a Hub name or a folder).
+      fingerprint: of the base; kept in the weights' header, where `load_peft` looks.
+      trained: paths below "params" that were trained too; they are written as biases or whole modules.
+
+    Raises:
+      UserError: the adapter has no form in PEFT, or the folder cannot be written.
+    """
+    if not plan.sites:
+        raise UserError(f"there is no adapter to write to {folder}")
+    if plan.config.init == "loftq":
+        raise UserError(
+            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot make again; export the merged model"
+        )
+    flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
+    modules = hf_modules(rows, layers)
+    homeless = {s.path for s in plan.sites} - {part for module in modules.values() for part in module.parts}
+    if homeless:
+        raise UserError(
+            f"the Hugging Face model has no module for {sorted(homeless)}; leave them out of adapter.targets"
+        )
+    tensors, ranks, scales = {}, {}, {}
+    for name, module in modules.items():
+        found = _module(plan, flat, module)
+        if found is None:
+            continue
+        leaf, scales[name], ranks[name] = found
+        tensors |= {f"{PREFIX}{name}.{key}": np.ascontiguousarray(value) for key, value in leaf.items()}
+    if not tensors:
+        raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
+    bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors)
+    values = _config(plan, modules, ranks, scales, base_name) | {"bias": bias, "modules_to_save": whole or None}
+    note = json.dumps({"fingerprint": fingerprint, "scales": scales})
+    return _write(Path(folder), tensors, values, note)
+
+
+def _module(plan: Plan, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf, float, int] | None:
+    """(tensors below the module's name, scale, rank), or None without an adapter."""
+    sites = {site.path: site for site in plan.sites}
+    parts = [_part(plan, flat, module, path) if path in sites else None for path in module.parts]
+    if all(part is None for part in parts):
+        return None
+    rank = next(sites[path].spec.rank for path in module.parts if path in sites)
+    if plan.config.method == "mora":
+        if len(parts) > 1:
+            raise UserError(
+                f"{module.name} is one module in PEFT, and MoRA's squares do not join; export the merged model"
+            )
+        return mora_fork.from_leaf(parts[0][0]["m"]), 1.0, rank
+    widths = [flat[f"params/{path}/kernel"].shape[-1] for path in module.parts]
+    a, b, scale = _join([part and (part[0]["a"], part[0]["b"], part[1]) for part in parts], widths)
+    tensors = {"lora_A.weight": a.T, "lora_B.weight": b.T}
+    if plan.config.method == "dora":
+        norms = [
+            part[0]["m"] if part else np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
+            for part, path in zip(parts, module.parts, strict=True)
+        ]
+        tensors[MAGNITUDE] = np.concatenate(norms)
+    return tensors, scale, a.shape[1]
+
+
+def _part(plan: Plan, flat: Mapping[str, Any], module: HFModule, path: str) -> tuple[Leaf, float] | None:
+    """(leaf, scale) of one of our sites in one layer; None where it is switched off."""
+    leaf = {name: _layer(flat[f"adapters/{path}/{name}"], module) for name in plan.family.shapes(_spec(plan, path))}
+    scale = float(np.asarray(flat[f"scales/{path}/scale"])[... if module.layer is None else module.layer])
+    if plan.config.method == "mora":
+        return (leaf, scale) if scale else None
+    if plan.config.method == "dora" and not scale:
+        # Left out, unless its magnitudes were trained all the same.
+        norms = np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
+        if np.allclose(leaf["m"], norms, rtol=1e-5):
+            return None
+        leaf["a"], leaf["b"], scale = 0 * leaf["a"][:, :1], 0 * leaf["b"][:1], 1.0
+    elif not scale:
+        return None
+    elif plan.config.init not in ("pissa", "olora"):  # PEFT makes their residual by rank
+        used = leaf["a"].any(0) | leaf["b"].any(1)
+        rank = max(int(np.flatnonzero(used).max(initial=0)) + 1, 1)
+        leaf["a"], leaf["b"] = leaf["a"][:, :rank], leaf["b"][:rank]
+    return leaf, scale
+
+
+def _spec(plan: Plan, path: str) -> Any:
+    return next(site.spec for site in plan.sites if site.path == path)
+
+
+def _layer(leaf: Any, module: HFModule) -> np.ndarray:
+    return np.asarray(leaf if module.layer is None else leaf[module.layer], np.float32)
+
+
+def _join(parts: list, widths: list[int]) -> tuple[np.ndarray, np.ndarray, float]:
+    """One (A, B, scale) for outputs that lie side by side; zero columns of B where a part has no adapter."""
+    held = [part for part in parts if part is not None]
+    first_a, _, scale = held[0]
+    same = all(np.array_equal(a, first_a) and s == scale for a, _, s in held)
+    blocks, row, total = [], 0, first_a.shape[1] if same else sum(a.shape[1] for a, _, _ in held)
+    for part, width in zip(parts, widths, strict=True):
+        block = np.zeros((total, width), np.float32)
+        if part is not None:
+            rank = part[0].shape[1]
+            block[row : row + rank] = part[1] * np.float32(part[2] / scale)
+            row += 0 if same else rank
+        blocks.append(block)
+    a = first_a if same else np.concatenate([a for a, _, _ in held], axis=1)
+    return a, np.concatenate(blocks, axis=1), scale
+
+
+def _config(plan: Plan, modules, ranks: dict[str, int], scales: dict[str, float], base_name: str) -> dict[str, Any]:
+    """adapter_config.json's fields; the commonest rank and alpha, and patterns for the modules that differ."""
+    ours, rslora = plan.config, plan.config.scaling == "rslora"
+    if ours.method == "mora":
+        alphas = dict.fromkeys(ranks, _whole(ours.alpha))
+    else:
+        alphas = {name: _whole(scales[name] * (rank**0.5 if rslora else rank)) for name, rank in ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    values = {
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": ours.init if ours.init in ("pissa", "olora") else True,
+        "lora_alpha": alpha,
+        "lora_dropout": ours.dropout,
+        "r": rank,
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "revision": None,
+        "target_modules": short_names(list(ranks), modules),
+        "task_type": None,
+        "use_dora": ours.method == "dora",
+        "use_rslora": rslora,
+    }
+    return values | ({"use_mora": True, "mora_type": mora_fork.type_of(ours.mora)} if ours.method == "mora" else {})
+
+
+def _whole(value: float) -> float | int:
+    """alpha as it was written: 16 for 5.3333335 x 3, as scales are float32."""
+    near = round(value, 4)
+    value = near if abs(near - value) <= 1e-6 * abs(value) else value
+    return int(value) if value == int(value) else value
+
+
+def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tensors: Leaf) -> tuple[str, list[str]]:
+    """Adds what was trained of the base to `tensors`; returns PEFT's `bias` and `modules_to_save`."""
+    unknown = trained - {row.target for row in rows}
+    if unknown:
+        raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
+    if tables := [path for path in trained if path.endswith("/embedding")]:
+        raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
+    sources = {source: row for row in rows for source in row.sources(layers)}
+    biases = {source for source in sources if source.endswith(".bias")}
+    ours = {source for source in biases if sources[source].target in trained}
+    beside = {source for source in biases if source.removesuffix(".bias") in adapted}
+    whole = {
+        source.rpartition(".")[0] for source, row in sources.items() if row.target in trained - _targets(ours, sources)
+    }
+    bias = "all" if ours and ours == biases else "lora_only" if ours and ours == beside else "none"
+    if bias == "none":
+        whole |= {source.removesuffix(".bias") for source in ours}
+    if both := whole & adapted:
+        raise UserError(f"PEFT cannot train {min(both)} and adapt it too; export the merged model")
+    kept = [s for s in sources if s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
+    for source in kept:
+        row = sources[source]
+        leaf = np.asarray(flat[f"params/{row.target}"], np.float32)
+        names = row.sources(layers)
+        leaf = leaf[names.index(source)] if len(names) > 1 or "{layer}" in row.source else leaf
+        module, _, last = source.rpartition(".")
+        key = f"{module}.base_layer.{last}" if module in adapted else source
+        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(row.transform.backward(leaf))
+    return bias, sorted(whole)
+
+
+def _targets(sources, rows) -> set[str]:
+    return {rows[source].target for source in sources}
+
+
+def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    if bad := [key for key, value in tensors.items() if not np.isfinite(value).all()]:
+        raise UserError(f"{bad[0]} is not finite; export an earlier checkpoint")
+    part, text = folder / f".part-{WEIGHTS}", folder / f".part-{CONFIG}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: np.float32(v) for k, v in tensors.items()}, part, metadata={"format": "pt", METADATA: note})
+        text.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG).unlink(missing_ok=True)
+        os.replace(part, folder / WEIGHTS)
+        os.replace(text, folder / CONFIG)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
+        raise UserError(f"cannot write {folder} ({' '.join(str(error).split())}); free space or name another") from None
+    return folder

@@ -1,0 +1,147 @@
+"""Merges an adapter (ours, PEFT's or the MoRA fork's) into its base and writes the model in Hugging Face's layout."""
+
+import argparse
+import dataclasses
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, attach, check, make_plan, merge, residual
+from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, nearest, unflatten
+from lowrank_jax.core.trees import cast
+from lowrank_jax.interop.peft import load_peft
+from lowrank_jax.interop.peft_config import CONFIG
+from lowrank_jax.interop.sources import DTYPES, KNOWN, Base, BaseConfig, architecture_of, export_params, load_base
+
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
+TOKENS = 16  # that the drift is measured on
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The sum is made in float32 and cast once; the drift that the cast costs is printed.",
+    )
+    parser.add_argument(
+        "--base", required=True, metavar="NAME_OR_FOLDER", help="as in a config: name, folder, Hub name"
+    )
+    parser.add_argument("--adapter", required=True, type=Path, metavar="FOLDER", help="a run's adapter/, or PEFT's")
+    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="new folder for the merged model")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written weights (default: float32)")
+    parser.add_argument("--shard_size", help="largest file, such as 2GB or 500MB (default: one file)")
+    parser.add_argument("--revision", help="of a Hub base")
+    options = parser.parse_args(argv)
+    try:
+        run(options.base, options.adapter, options.to, options.dtype, options.shard_size, options.revision)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "error: stopped; nothing was written to the target that could be taken for a whole model", file=sys.stderr
+        )
+        return 130
+
+
+def run(
+    base_name: str, adapter: Path, to: Path, dtype: str, shard_size: str | None = None, revision: str | None = None
+) -> float:
+    """Merges and writes; returns the drift."""
+    limit = read_size(shard_size)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to} exists and is not empty; give another --to")
+    ours, peft = ((adapter / name).is_file() for name in (DESCRIPTION, CONFIG))
+    if not ours and not peft:
+        raise UserError(f"{adapter} holds neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
+    started = time.monotonic()
+
+    def say(step: int, text: str) -> None:
+        print(f"[{step}/4 {time.monotonic() - started:6.1f} s] {text}", flush=True)
+
+    say(1, f"loading {base_name} in float32")
+    base = load_base(BaseConfig(base_name, revision=revision))
+    say(2, f"loading the adapter in {adapter} and adding it")
+    plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
+    check(base.model, plan, variables, _tokens(base))
+    params = merge(variables, plan)
+    say(3, "comparing the merged model with base and adapter")
+    drift = measure_drift(base, plan, variables, params, dtype)
+    print(f"{'':14}largest difference of a logit / largest logit, written as {dtype}: {drift:.2e}")
+    say(4, f"writing {to}")
+    export_params(params, base.config, to, dtype, shard_size=limit, tokenizer=base.tokenizer)
+    print(f"{to} holds {plan.config.method} of {len(plan.sites)} kernels merged into {base.name}")
+    return drift
+
+
+def read_size(text: str | None) -> int | None:
+    """Bytes of "2GB", "500MB", "1000"; None for none."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"--shard_size {text!r} is no size; give one such as 2GB or 500MB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def measure_drift(base: Base, plan: Plan, variables: Any, params: Any, dtype: str) -> float:
+    """Largest |merged - unmerged| over largest |unmerged| output, both computed in float32 from their weights."""
+    tokens = _tokens(base)
+    unmerged = np.asarray(jax.tree.leaves(jax.jit(attach(base.model, plan))(variables, tokens))[0])
+    written = cast(cast(params, dtype), jnp.float32)
+    merged = np.asarray(jax.tree.leaves(jax.jit(base.model.apply)({"params": written}, tokens))[0])
+    return float(np.abs(merged - unmerged).max() / np.abs(unmerged).max())
+
+
+def _tokens(base: Base) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, base.config.vocab_size, (1, TOKENS)).astype(np.int32)
+
+
+def _load_peft(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
+    rows = architecture_of(base.config).interop.hf_table(base.config)
+    names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
+    adapter = load_peft(folder, base.params, rows, base.config.num_hidden_layers, names, base.fingerprint)
+    return adapter.plan, adapter.variables
+
+
+def _load_ours(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
+    trained, scales, description = load_adapter(folder, base.fingerprint)
+    plan = make_plan(base.params, read_config(description["config"], folder / DESCRIPTION))
+    flat = flatten(residual(base.params, plan))
+    changed = flatten(trained.get("params", {}))
+    if strays := sorted(changed.keys() - flat.keys()):
+        raise UserError(f"the adapter in {folder} trained {strays[:3]}, which {base.name} does not have; check --base")
+    return plan, {
+        "params": unflatten(flat | changed),
+        "adapters": trained.get("adapters", {}),
+        "scales": scales,
+    }
+
+
+def read_config(values: dict[str, Any], where: Path) -> AdapterConfig:
+    """An AdapterConfig from adapter.json, in which tuples are lists."""
+    known = {field.name for field in dataclasses.fields(AdapterConfig)}
+    if strange := sorted(values.keys() - known):
+        close = nearest(strange[0], known) or sorted(known)
+        raise UserError(f"{where}: unknown field {strange[0]!r} (near: {', '.join(close)}); use the code that wrote it")
+    values = {name: _tuples(value) for name, value in values.items()}
+    return AdapterConfig(**{**values, "mora": MoraConfig(**values.get("mora", {}))})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

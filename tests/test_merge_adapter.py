@@ -1,0 +1,141 @@
+"""scripts/merge_adapter.py as a new user runs it: transformers loads what it writes, with equal logits."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan, residual
+from lowrank_jax.checkpoints.adapters_only import save_adapter
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.interop import llama
+from lowrank_jax.interop.peft_export import save_peft
+from lowrank_jax.interop.sources import BaseConfig, load_base
+
+torch.set_num_threads(1)
+SCRIPT = Path(__file__).parents[1] / "scripts" / "merge_adapter.py"
+CONFIGS = {
+    "lora": AdapterConfig("lora", 3, alpha=8.0, targets=("all-linear",), rank_pattern=(("up", 5),)),
+    "dora": AdapterConfig("dora", 3, alpha=8.0, targets=("query", "down")),
+    "mora": AdapterConfig("mora", 1, targets=("query", "value")),
+    "pissa": AdapterConfig("lora", 2, init="pissa", targets=("query", "up")),
+}
+TOKENS = np.random.default_rng(1).integers(0, 259, (2, 20)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("merge_adapter", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    import transformers
+
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=259)
+    config = transformers.LlamaConfig(
+        **shape, num_key_value_heads=2, initializer_range=0.1, tie_word_embeddings=False, max_position_embeddings=64
+    )
+    folder = tmp_path_factory.mktemp("base")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return load_base(BaseConfig(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """name of a config -> (our folder, PEFT folder, unmerged logits)."""
+
+    @functools.cache
+    def build(name):
+        plan, rng = make_plan(base.params, CONFIGS[name]), np.random.default_rng(0)
+        made = create(plan, jax.random.key(0), base.params)
+        made["adapters"] = jax.tree.map(
+            lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), made["adapters"]
+        )
+        variables, folder = {"params": residual(base.params, plan), **made}, tmp_path_factory.mktemp(name)
+        scales = {path: np.asarray(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
+        names = {"name": base.name, "fingerprint": base.fingerprint}
+        save_adapter(folder / "ours", {"adapters": made["adapters"]}, dataclasses.asdict(CONFIGS[name]), scales, names)
+        rows, layers = llama.hf_table(base.config), base.config.num_hidden_layers
+        save_peft(folder / "peft", plan, {**variables, "params": base.params}, rows, layers, "", base.fingerprint)
+        return folder / "ours", folder / "peft", np.asarray(attach(base.model, plan)(variables, TOKENS))
+
+    return build
+
+
+def logits(folder):
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["ours", "peft"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_loads_the_merged_model(script, base, adapter, tmp_path, capsys, name, kind):
+    expected = adapter(name)[2]
+    arguments = ["--base", base.name, "--adapter", str(adapter(name)[kind]), "--to", str(tmp_path / "out")]
+    assert script.main(arguments) == 0
+    np.testing.assert_allclose(logits(tmp_path / "out"), expected, atol=1e-5 * np.abs(expected).max())
+    printed = capsys.readouterr().out
+    assert "[4/4" in printed
+    assert float(printed.split("written as float32: ")[1].split()[0]) < 1e-5
+
+
+def test_shards_in_bfloat16_and_their_drift(script, base, adapter, tmp_path):
+    drift = script.run(base.name, adapter("lora")[0], tmp_path / "out", "bfloat16", "20KB")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    assert 1e-4 < drift < 3e-2
+    expected = adapter("lora")[2]
+    gap = np.abs(logits(tmp_path / "out") - expected).max() / np.abs(expected).max()
+    assert gap == pytest.approx(drift, rel=1.5)
+
+
+def test_as_a_command(base, tmp_path):
+    run = lambda *arguments: subprocess.run(  # noqa: E731
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert "--shard_size" in helped.stdout
+    failed = run("--base", base.name, "--adapter", "nowhere", "--to", "out")
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert "error: nowhere holds neither adapter.json (ours) nor adapter_config.json (PEFT's)" in failed.stderr
+
+
+def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
+    def error(**changes):
+        options = {"base": base.name, "adapter": adapter("lora")[0], "to": tmp_path / "out", **changes}
+        assert script.main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        return text
+
+    assert "is no size; give one such as 2GB" in error(shard_size="big")
+    assert "exists and is not empty" in error(to=adapter("lora")[0])
+    assert "was trained on" in error(base="pico-llama")
+    assert "with other weights" in error(base="pico-llama", adapter=adapter("lora")[1])
+
+
+def test_sizes_and_configs(script, tmp_path):
+    assert [script.read_size(text) for text in ("2GB", "500 MB", "1.5k", "7", None)] == [2e9, 5e8, 1500, 7, None]
+    config = CONFIGS["lora"]
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert script.read_config(values, tmp_path) == config
+    with pytest.raises(UserError, match=r"unknown field 'rnk' \(near: rank"):
+        script.read_config({"rnk": 3}, tmp_path)
