@@ -127,18 +127,21 @@ def load(
       UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
     """
     check(reader, rows, layers, ignored)
-    params = {}
-    for row in rows:
-        shape = row.target_shape(layers)
-        stacked = np.empty(shape if LAYER in row.source else (1, *shape), jnp.dtype(dtype))
-        for layer, key in enumerate(row.sources(layers)):
-            with np.errstate(over="ignore"):
-                stacked[layer] = row.transform.forward(reader.read(key))
-            if not is_finite(stacked[layer]):
-                name = jnp.dtype(dtype).name
-                raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
-        params[row.target] = place(stacked.reshape(shape), row.target, sharding_fn)
-    return unflatten(params)
+    # Each leaf is on its devices, and its host copy gone, before the next one is read.
+    leaves = (jax.block_until_ready(_leaf(reader, row, layers, dtype, sharding_fn)) for row in rows)
+    return unflatten({row.target: leaf for row, leaf in zip(rows, leaves, strict=True)})
+
+
+def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:
+    shape = row.target_shape(layers)
+    stacked = np.empty(shape if LAYER in row.source else (1, *shape), jnp.dtype(dtype))
+    for layer, key in enumerate(row.sources(layers)):
+        with np.errstate(over="ignore"):
+            stacked[layer] = row.transform.forward(reader.read(key))
+        if not is_finite(stacked[layer]):
+            name = jnp.dtype(dtype).name
+            raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
+    return place(stacked.reshape(shape), row.target, sharding_fn)
 
 
 def is_finite(tensor: np.ndarray) -> bool:
