@@ -47,11 +47,11 @@ def peft_start(init, kernel):
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_kernel_starts_are_pefts_up_to_signs(kernel, init):
     (a, b, rest), (their_a, their_b, their_rest) = start(init, kernel), peft_start(init, kernel)
-    np.testing.assert_allclose(rest, their_rest, atol=2e-5)
-    np.testing.assert_allclose(a @ b, their_a @ their_b, atol=2e-5)
+    np.testing.assert_allclose(rest, their_rest, atol=2e-4)
+    np.testing.assert_allclose(a @ b, their_a @ their_b, atol=2e-4)
     signs = np.sign((a * their_a).sum(0))
-    np.testing.assert_allclose(a * signs, their_a, atol=2e-5)
-    np.testing.assert_allclose(b * signs[:, None], their_b, atol=2e-5)
+    np.testing.assert_allclose(a * signs, their_a, atol=2e-4)
+    np.testing.assert_allclose(b * signs[:, None], their_b, atol=2e-4)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
