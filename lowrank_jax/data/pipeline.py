@@ -275,7 +275,7 @@ def _check_buckets(source: Source, lengths: np.ndarray | None, buckets: Sequence
     if list(buckets) != sorted(set(buckets)) or not buckets or buckets[0] < 1:
         raise UserError(f"the buckets {tuple(buckets)} are not ascending lengths")
     if max(lengths) > buckets[-1]:
-        raise UserError(f"a row has {max(lengths)} tokens and the last bucket {buckets[-1]}; add a bucket that holds it")
+        raise UserError(f"a row has {max(lengths)} tokens, the last bucket {buckets[-1]}; add a bucket that holds it")
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:

@@ -161,5 +161,5 @@ def _label(where: str, text: str, spec: GlueSpec) -> int | float:
         score = float("nan")
     low, high = SCORES
     if not low <= score <= high:
-        raise UserError(f"{where}: the score {text[:40]!r} is no number from {low:g} to {high:g}; mend or remove the row")
+        raise UserError(f"{where}: the score {text[:40]!r} is no number from {low:g} to {high:g}; use GLUE's own file")
     return score
