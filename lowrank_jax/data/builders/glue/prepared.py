@@ -26,9 +26,10 @@ def read_tfds(task: str, split: str) -> GlueRows:
     Raises:
       UserError: TFDS is missing, there is no network at the first use, or the folder cannot be written or read.
     """
-    spec, builder = GLUE[task], _builder(task)
-    folder = Path(builder.data_dir)
+    spec, folder = GLUE[task], os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     try:
+        builder = _builder(task)
+        folder = Path(builder.data_dir)
         if not builder.info.splits:
             with folder_lock(folder.parents[1] / f".{task}"):
                 builder = _builder(task)  # another process may have prepared it while we waited
