@@ -34,6 +34,7 @@ SECTIONS = {
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
+    "glue": "lowrank_jax.tasks.glue:GlueConfig",
 }
 
 
