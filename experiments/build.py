@@ -158,7 +158,7 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
     base = abstract_base(config.base, sharding_fn=_params_sharding(mesh))
-    plan = adapters.make_plan(base.params, config.adapter)
+    plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
     rules = trainable_rules(config.trainable)
     optimizer = make_optimizer(config.optimizer)
     shape = make_shape(config.schedule, config.train.steps)

@@ -38,7 +38,7 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
         save_adapter(
             folder / "adapter",
             state.trainable,
-            dataclasses.asdict(plan.config),
+            adapters.describe(plan),
             scales,
             {"name": experiment.base.name, "fingerprint": fingerprint},
         )
