@@ -17,7 +17,8 @@ from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_con
 from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import CONFIG
@@ -119,12 +120,8 @@ def _load_peft(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
 def _load_ours(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
     trained, scales, description = load_adapter(folder, base.fingerprint)
     plan = make_plan(base.params, read_configs(description["config"], str(folder / DESCRIPTION)))
-    flat = flatten(residual(base.params, plan))
-    changed = flatten(trained.get("params", {}))
-    if strays := sorted(changed.keys() - flat.keys()):
-        raise UserError(f"the adapter in {folder} trained {strays[:3]}, which {base.name} does not have; check --base")
     return plan, {
-        "params": unflatten(flat | changed),
+        "params": overlay(residual(base.params, plan), trained.get("params", {})),
         "adapters": trained.get("adapters", {}),
         "scales": scales,
     }
