@@ -12,6 +12,7 @@ from experiments.schema import RunConfig
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches, one_pass
@@ -25,7 +26,7 @@ from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.train.evaluate import make_generator, make_loss_evaluator
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
-from lowrank_jax.train.state import TrainState, init_state, trainable_rules
+from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import make_step, next_token_objective
 
 EVAL_BATCH = 1024
@@ -74,7 +75,7 @@ class Experiment:
         """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
         config, seed = self.config, jax.random.PRNGKey(self.config.seed)
         base_key, adapter_key = jax.random.split(seed)
-        base = load_base(config.base, key=base_key, sharding_fn=_params_sharding(self.mesh))
+        base = _in_segments(load_base(config.base, key=base_key, sharding_fn=_params_sharding(self.mesh)), config)
         variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
             create = functools.partial(adapters.create, self.plan)
@@ -157,8 +158,8 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
         raise UserError(f"config.seed is {config.seed}; it must be at least 0")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    base = abstract_base(config.base, sharding_fn=_params_sharding(mesh))
-    plan = adapters.make_plan(base.params, config.adapter)
+    base = _in_segments(abstract_base(config.base, sharding_fn=_params_sharding(mesh)), config)
+    plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
     rules = trainable_rules(config.trainable)
     optimizer = make_optimizer(config.optimizer)
     shape = make_shape(config.schedule, config.train.steps)
@@ -204,6 +205,14 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
         config, mesh, base, plan, task, apply_fn, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted,
     )  # fmt: skip
+
+
+def _in_segments(base: Base, config: RunConfig) -> Base:
+    """The base with its layers in the segments that `config.trainable` needs; the same base where it needs none."""
+    cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
+    if not cuts:
+        return base
+    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))
 
 
 def _params_sharding(mesh: Any) -> Any:

@@ -14,7 +14,7 @@ from lowrank_jax.core.errors import UserError
 
 FILE_FLAG = "--config="
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-FAMILY_LABELS = ("lora", "mora", "dora")  # labels.method of a run that trains an adapter
+FAMILY_LABELS = ("lora", "mora", "dora", "houlsby", "pfeiffer", "lin")  # labels.method of a run that trains an adapter
 MENDABLE = 2  # exit status of an error that the user can mend
 
 

@@ -132,10 +132,11 @@ def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
     assert "with other weights" in error(base="pico-llama", adapter=adapter("lora")[1])
 
 
-def test_sizes_and_configs(script, tmp_path):
+def test_sizes_and_configs(script):
     assert [script.read_size(text) for text in ("2GB", "500 MB", "1.5k", "7", None)] == [2e9, 5e8, 1500, 7, None]
     config = CONFIGS["lora"]
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert script.read_config(values, tmp_path) == config
-    with pytest.raises(UserError, match=r"unknown field 'rnk' \(near: rank"):
-        script.read_config({"rnk": 3}, tmp_path)
+    assert script.read_configs(values, "adapter.json") == (config,)
+    assert script.read_configs([values, {"method": "houlsby"}], "adapter.json") == (config, AdapterConfig("houlsby"))
+    with pytest.raises(UserError, match=r"adapter.json: unknown field 'rnk' \(near: rank"):
+        script.read_configs({"rnk": 3}, "adapter.json")
