@@ -81,11 +81,11 @@ def main(_) -> int:
             job = loop.Job(
                 state=state,
                 frozen=frozen,
-                step=compiled,
+                step=experiment.stepper(compiled),
                 batches=batches,
                 place=experiment.place,
                 evaluate=experiment.evaluator(),
-                config=config.train,
+                config=experiment.config.train,
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint.every,
                 tracker=tracker,
@@ -101,7 +101,7 @@ def main(_) -> int:
                 result = runs.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
-                    base={"name": experiment.base.name, "fingerprint": fingerprint},
+                    base={"name": experiment.base.name, "fingerprint": fingerprint}, **experiment.remarks(),
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
                 if result["losses"]:

@@ -30,6 +30,7 @@ SECTIONS = {
     "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
     "tracking": "lowrank_jax.train.tracking:TrackingConfig",
     "export": "experiments.export:ExportConfig",
+    "start": "experiments.start:StartConfig",
 }
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
@@ -62,6 +63,7 @@ class RunConfig:
     mesh: Any
     tracking: Any
     export: Any
+    start: Any
 
 
 def experiment_types() -> dict[str, Any]:

@@ -61,6 +61,17 @@ class GlueConfig:
                 raise UserError(f"GlueConfig.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
 
 
+    @property
+    def head(self) -> str:
+        """"classification", or "regression" for STS-B."""
+        return "classification" if GLUE[self.task].labels else "regression"
+
+    @property
+    def num_labels(self) -> int:
+        """Classes; 1 for STS-B."""
+        return len(GLUE[self.task].labels) or 1
+
+
 class GlueTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
@@ -77,9 +88,8 @@ class GlueTask:
 
     def __init__(self, config: GlueConfig, tokenizer: Any):
         self.config, spec = config, GLUE[config.task]
-        self.head = "classification" if spec.labels else "regression"
+        self.head, self.num_labels = config.head, config.num_labels
         self.label_names = spec.labels or ("score",)
-        self.num_labels = len(self.label_names)
         self.seq_len, self.buckets = config.seq_len, config.buckets or default_buckets(config.seq_len)
         self.pad = {"tokens": pad_id(tokenizer), "types": 0}
         notes, self.partial = [], False
