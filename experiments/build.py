@@ -128,6 +128,10 @@ class Experiment:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable)
 
+    def base_key(self) -> jax.Array:
+        """What draws a random or partly fresh base."""
+        return self._keys()[0]
+
     def _keys(self) -> tuple[jax.Array, jax.Array]:
         """(of a random or partly fresh base, of the adapters)."""
         base_key, adapter_key = jax.random.split(jax.random.PRNGKey(self.config.seed))
