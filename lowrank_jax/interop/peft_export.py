@@ -20,7 +20,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop import mora_fork
-from lowrank_jax.interop.keymap import Row
+from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import MAGNITUDE, METADATA, PREFIX, TABLE
 from lowrank_jax.interop.peft_config import CONFIG, WEIGHTS, HFModule, hf_modules, short_names
 
@@ -212,13 +212,15 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
     if tables := [path for path in trained if path.endswith("/embedding")]:
         raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
-    sources = {source: row for row in rows for source in row.sources(layers)}
+    sources: dict[str, list[Row]] = {}  # of a fused tensor, the rows of its parts
+    for row in rows:
+        for source in row.sources(layers):
+            sources.setdefault(source, []).append(row)
+    changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}}
     biases = {source for source in sources if source.endswith(".bias")}
-    ours = {source for source in biases if sources[source].target in trained}
+    ours = changed & biases
     beside = {source for source in biases if source.removesuffix(".bias") in adapted}
-    whole = {
-        source.rpartition(".")[0] for source, row in sources.items() if row.target in trained - _targets(ours, sources)
-    }
+    whole = {source.rpartition(".")[0] for source in changed - ours}
     bias = "all" if ours and ours == biases else "lora_only" if ours and ours == beside else "none"
     if bias == "none":
         whole |= {source.removesuffix(".bias") for source in ours}
@@ -226,18 +228,17 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         raise UserError(f"PEFT cannot train {min(both)} and adapt it too; export the merged model")
     kept = [s for s in sources if s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
     for source in kept:
-        row = sources[source]
-        leaf = np.asarray(flat[f"params/{row.target}"], np.float32)
-        names = row.sources(layers)
-        leaf = leaf[names.index(source)] if len(names) > 1 or "{layer}" in row.source else leaf
+        parts = []
+        for row in sources[source]:
+            leaf = flat[f"params/{row.target}"]
+            layer = row.sources(layers).index(source)
+            parts.append(np.asarray(leaf[layer] if LAYER in row.source else leaf, np.float32))
         module, _, last = source.rpartition(".")
         key = f"{module}.base_layer.{last}" if module in adapted else source
-        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(row.transform.backward(leaf))
+        # A part's transform has no inverse: GPT-2's c_attn holds query, key and value side by side, as ours lie.
+        value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
     return bias, sorted(whole)
-
-
-def _targets(sources, rows) -> set[str]:
-    return {rows[source].target for source in sources}
 
 
 def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
