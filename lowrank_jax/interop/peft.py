@@ -1,8 +1,9 @@
 """PEFT adapter folders both ways: LoRA, rsLoRA, DoRA and the MoRA fork's, on any architecture with a key table.
 
 PEFT keeps one A [r, d_in] and one B [d_out, r] a module; ours are stacked over layers, [L, d_in, R] and [L, R, d_out],
-with one scale a layer; an embedding's A and B are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up to the largest, R, and a layer without an
-adapter is zero with scale 0: both compute exactly what PEFT does, get no gradient, and are left out again on saving.
+with one scale a layer; an embedding's are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up
+to the largest, R, and a layer without an adapter is zero with scale 0: both compute exactly what PEFT does, get no
+gradient, and are left out again on saving.
 (The exception: a left-out layer of DoRA holds its kernel's norms as magnitudes, which would train if trained on.)
 GPT-2's fused c_attn is query, key and value with one A. Writing is `interop.peft_export`.
 """
@@ -144,7 +145,7 @@ def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[in
     rank = config.rank(module.name)
     if module.table:
         if config.method != "lora":
-            raise UserError(f"{module.name} is an embedding, which has no {config.method} here; merge it with PEFT first")
+            raise UserError(f"{module.name} is an embedding, which has no {config.method} here; merge it in PEFT first")
         return {f"{TABLE}A": (rank, d_in), f"{TABLE}B": (d_out, rank)}
     if config.method == "mora":
         if len(module.parts) > 1:
