@@ -103,7 +103,7 @@ class ResidentPeak:
         try:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark becomes the present size
         except OSError:
-            raise UserError("peak memory is measured on Linux alone, where /proc/self/clear_refs can be written") from None
+            raise UserError("peak memory is measured on Linux alone (/proc/self/clear_refs)") from None
         self._start, self.bytes = self._mark(), 0
         return self
 
