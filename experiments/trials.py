@@ -19,6 +19,8 @@ from lowrank_jax.core.errors import UserError
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
 flags.DEFINE_string("cells", None, 'JSON file of the runs instead of --config: [{"name": ..., "config": {...}}].')
 define_run_flags()
+for _flag in ("workdir", "fresh"):
+    flags.declare_key_flag(_flag)  # shown by --help
 FLAGS = flags.FLAGS
 INTERRUPTED = 130
 
