@@ -15,7 +15,7 @@ Data: TFDS's glue, or official tsv files by LOWRANK_JAX_GLUE_DIR or --config.tas
 incomplete ones, and every record says so.
 
 Models: minilm-l6 (scripts/fetch_weights.py minilm-l6; has seen AllNLI and Quora pairs: MNLI and QQP with it are
-contaminated), bert-base, roberta-base, roberta-large, deberta-v2-xxlarge (a GPU of 80 GB, --config.base.dtype=bfloat16);
+contaminated), bert-base, roberta-base, roberta-large, deberta-v2-xxlarge (80 GB, --config.base.dtype=bfloat16);
 base=FOLDER_OR_HUB_NAME takes other weights of the same kind. Hyperparameters are in configs/glue_hyperparameters.py.
 The paper's batches of 4 and 6 do not split over more devices: use one, or batch=.
 

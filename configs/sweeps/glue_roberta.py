@@ -4,8 +4,8 @@
     python -m experiments.tables lora_table2 --model=roberta-base --results=runs
 
 MRPC, RTE and STS-B start here from a fresh adapter. The paper starts LoRA's from its best MNLI run: give that run's
-adapter as start, --config=configs/lora_glue.py:start=runs/NAME/adapter --only='task=(mrpc|rte|stsb),method=lora$', which
-makes a row of its own in the table. Cost: RoBERTa-base's LoRA on all eight tasks is about 29 million rows a
+adapter as start, --config=configs/lora_glue.py:start=runs/NAME/adapter --only='task=(mrpc|rte|stsb),method=lora$';
+this makes a row of its own in the table. Cost: RoBERTa-base's LoRA on all eight tasks is about 29 million rows a
 seed, days of one large GPU; --only='task=(cola|mrpc),' takes the small ones.
 """
 
