@@ -10,7 +10,7 @@ from experiments.papers import lora
 # Okabe and Ito's palette, as in `figures`; each method keeps its colour and marker in both panels.
 STYLES = {
     "fft": ("#000000", "s"), "ft-top2": ("#999999", "s"), "bitfit": ("#CC79A7", "v"), "head": ("#999999", "x"),
-    "houlsby": ("#009E73", "^"), "pfeiffer": ("#F0E442", "P"), "lin": ("#882255", "X"), "adapterdrop": ("#117733", "d"),
+    "houlsby": ("#009E73", "^"), "pfeiffer": ("#56B4E9", "P"), "lin": ("#882255", "X"), "adapterdrop": ("#117733", "d"),
     "lora": ("#E69F00", "o"), "dora": ("#D55E00", "h"), "mora": ("#0072B2", "D"),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ def render(table: Table, form: str = "text") -> str:
     if seeds:
         header = ["method", *(TITLES[task] for task in table.tasks)]
         lines = [header, *([row.label, *(_rates(row.cells[task]) for task in table.tasks)] for row in table.rows)]
-        parts += ["", "Rates: the chosen one, and each one's median at the last epoch", "", lay_out(lines, form)]
+        parts += ["", "Rates: the chosen one, and each one's median at the last epoch; edge: of the grid, beyond which none was tried", "", lay_out(lines, form)]
     theirs, same = lora.rows_for(table.model)
     whose = f"the same base model, {theirs[0].model}" if same else f"ANOTHER base model, {theirs[0].model}"
     lines = [_paper_header(table), *(_paper_line(row, table) for row in theirs)]
@@ -86,7 +86,8 @@ def _rates(cell: Cell) -> str:
     if cell.rate is None:
         return "-"
     tried = ", ".join(f"{rate:g}: {_percent(median)}" for rate, median in sorted(cell.tried.items()))
-    return f"{cell.rate:g} ({tried})"
+    edge = len(cell.tried) > 1 and cell.rate in (min(cell.tried), max(cell.tried))
+    return f"{cell.rate:g} ({tried})" + (" edge" if edge else "")
 
 
 def _percent(fraction: float) -> str:

@@ -83,6 +83,10 @@ def test_the_rate_is_the_best_median_at_the_last_epoch():
     assert cell.tried == {3e-4: pytest.approx(0.6), 1e-3: pytest.approx(0.7), 3e-3: pytest.approx(0.5)}
     one_lucky_seed = record([0.95], rate=1e-2)
     assert cell_of([*results, one_lucky_seed]).rate == 1e-3
+    text = glue_text.render(glue_table.lora_table2(results, "minilm-l6"))
+    assert "0.001 (0.0003: 60.0, 0.001: 70.0, 0.003: 50.0)\n" in text
+    edge = glue_text.render(glue_table.lora_table2([r for r in results if r not in best_epoch_only], "minilm-l6"))
+    assert "0.001 (0.0003: 60.0, 0.001: 70.0) edge" in edge
     tie = five([0.7] * 5, rate=2e-3)
     assert cell_of([*results, *tie]).rate == 2e-3
 
