@@ -26,14 +26,19 @@ REQUIRES = [
     "tqdm",
 ]
 
+# The PyTorch originals that tests compare with, on the CPU; the package itself imports none of them.
+PARITY_REQUIRES = [
+    "torch==2.13.0",
+    "transformers>=5",
+    "peft>=0.21",
+    "loralib",
+]
+
 TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
-    "torch==2.13.0",  # parity with the PyTorch originals, on the CPU
-    "transformers>=5",
-    "peft>=0.21",
-    "loralib",
+    *PARITY_REQUIRES,
 ]
 
 setup(
@@ -45,5 +50,10 @@ setup(
     packages=find_packages(include=["lowrank_jax", "lowrank_jax.*"]),
     package_data={"lowrank_jax.assets": ["*/*"]},
     install_requires=REQUIRES,
-    extras_require={"test": TEST_REQUIRES, "gpu": ["jax[cuda13]"], "tpu": ["jax[tpu]"]},
+    extras_require={
+        "parity": PARITY_REQUIRES,
+        "test": TEST_REQUIRES,
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
 )

@@ -52,6 +52,13 @@ def launch(main: Callable[[list[str]], Any]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def define_run_flags() -> None:
+    """--workdir and --fresh, of every program that makes run folders; several of them may be in one process."""
+    if "workdir" not in flags.FLAGS:
+        flags.DEFINE_string("workdir", "runs", "Where runs live.")
+        flags.DEFINE_bool("fresh", False, "Delete the runs of these names and start again.")
+
+
 def set_xla_flags() -> None:
     """Adds the XLA flags that a run needs to XLA_FLAGS, unless the user has set them; before jax starts its devices.
 

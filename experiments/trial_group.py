@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, batch_shapes, build, by_length, params_sharding
+from experiments.build import Experiment, build, by_length, params_sharding
 from experiments.evaluators import make_trials_evaluator
 from experiments.schema import RunConfig
 from experiments.start import apply_start
@@ -34,15 +34,19 @@ class TrialGroup:
       bucketed: batches have several lengths.
       abstract_state: stacked shapes with shardings.
 
+    Args:
+      configs: one a trial.
+      seq_len: for a bench on random tokens; see `build`.
+
     Raises:
       UserError: what `build` refuses.
     """
 
-    def __init__(self, configs: Sequence[RunConfig]):
+    def __init__(self, configs: Sequence[RunConfig], seq_len: int | None = None):
         device = jax.local_devices()[:1]
         wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
-        self.lead = build(configs[wide], devices=device)
-        self.each = [self._alike(config, device) for config in configs]
+        self.lead = build(configs[wide], seq_len=seq_len, devices=device)
+        self.each = [self._alike(config, device, seq_len) for config in configs]
         self.mesh = trials.trial_mesh(len(configs), jax.local_devices())
         self.bucketed = isinstance(self.lead.task, LabelTask)
         self._axes = trials.frozen_axes(self.lead.abstract_frozen)
@@ -64,8 +68,7 @@ class TrialGroup:
             name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
             for name, axis in self._axes.items()
         }
-        shapes = batch_shapes(self.lead.task, self.lead.config.train.batch_size)
-        batch = {name: self._split(jax.ShapeDtypeStruct(*shape)) for name, shape in shapes.items()}
+        batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
         return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
 
     def stepper(self, compiled: Any) -> Callable:
@@ -117,11 +120,11 @@ class TrialGroup:
         single = TrainState(state.step[index], trials.take(state.trainable, index), None, state.learning_rate[index], None)
         return home(single._replace(opt_state=())), home(own)
 
-    def _alike(self, config: RunConfig, device: list) -> Experiment:
+    def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:
         """The experiment of a trial; built anew only where its adapters differ from the lead's."""
         if config.adapter != self.lead.config.adapter:
-            return build(config, task=self.lead.task, devices=device)
-        train = config.train.over(len(self.lead.task.train_source()))
+            return build(config, seq_len=seq_len, task=self.lead.task, devices=device)
+        train = config.train.over(len(self.lead.task.train_source())) if self.lead.task else config.train
         return dataclasses.replace(self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base))
 
     def _redrawn(self, base: Base, one: Experiment) -> Base:

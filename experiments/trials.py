@@ -13,13 +13,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments.main import launch, load_config
+from experiments.main import define_run_flags, launch, load_config
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
 flags.DEFINE_string("cells", None, 'JSON file of the runs instead of --config: [{"name": ..., "config": {...}}].')
-flags.DEFINE_string("workdir", "runs", "Where runs live.")
-flags.DEFINE_bool("fresh", False, "Delete the runs of these names and start again.")
+define_run_flags()
+for _flag in ("workdir", "fresh"):
+    flags.declare_key_flag(_flag)  # shown by --help
 FLAGS = flags.FLAGS
 INTERRUPTED = 130
 

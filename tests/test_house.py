@@ -24,8 +24,9 @@ MAX_LINES = 400
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
 LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
-    *("torch", "transformers", "peft", "huggingface_hub", "sklearn"),
+    *("huggingface_hub", "sklearn"),
 }
+ORIGINALS = ("torch", "transformers", "peft", "loralib")  # the extra [parity]
 
 
 def repository_files() -> list[Path]:
@@ -204,6 +205,24 @@ def test_optional_packages_are_imported_inside_functions():
         if (found := imports_anything(path, *LAZY, top_level=True))
     }
     assert not broken, broken
+
+
+def test_the_originals_are_imported_by_tests_alone():
+    broken = {relative(path): found for path in SOURCES if (found := imports_anything(path, *ORIGINALS))}
+    assert not broken, broken
+    assert any(imports_anything(path, *ORIGINALS) for path in PYTHON if path not in SOURCES)  # the test can see them
+
+
+def test_the_originals_are_an_extra(monkeypatch):
+    import setuptools
+
+    asked = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **words: asked.update(words))
+    exec(compile(parse(ROOT / "setup.py"), "setup.py", "exec"), {})
+    parity, test = (asked["extras_require"][name] for name in ("parity", "test"))
+    assert {re.match(r"\w+", line).group() for line in parity} == set(ORIGINALS)
+    assert set(parity) <= set(test)
+    assert not set(parity) & set(asked["install_requires"])
 
 
 def test_no_junk_drawers():

@@ -118,7 +118,7 @@ class AdapterConfig:
         if self.method == "mora" and self.init not in ("kaiming_uniform", "gaussian"):
             raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; MoRA's square starts at zero")
         if self.method in ("houlsby", "pfeiffer", "lin") and self.init not in ("kaiming_uniform", "gaussian"):
-            raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; {self.method} has one of its own")
+            raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; {self.method} has its own")
 
 
 @dataclasses.dataclass(frozen=True)

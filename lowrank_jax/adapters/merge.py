@@ -70,15 +70,15 @@ def check_merges(plan: Plan, paths: Iterable[str]) -> None:
     if stuck := sorted({site.family.name for site in plan.sites if not site.family.merges}):
         where = sorted({site.path for site in plan.sites if not site.family.merges})
         raise UserError(
-            f"{' and '.join(stuck)} at {', '.join(where[:3])} cannot be merged: no weight computes it; keep the adapter "
-            "beside its base, or train lora, dora or mora"
+            f"{' and '.join(stuck)} at {', '.join(where[:3])} cannot be merged: no weight computes it; keep the "
+            "adapter beside its base, or train lora, dora or mora"
         )
     paths = set(paths)
     for site in plan.sites:
         if site.table and _is_tied(site.path, paths):
             raise UserError(
-                f"{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its logits "
-                "would change; keep the adapter beside its base, or give the base a head of its own "
+                f"{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its "
+                "logits would change; keep the adapter beside its base, or give the base a head of its own "
                 "(tie_word_embeddings=False) before training"
             )
 

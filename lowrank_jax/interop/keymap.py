@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.interop.readers import Reader
 
 LAYER = "{layer}"
-ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]  # (path, shape) of a leaf -> where it lives
+ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> where it lives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,31 +118,43 @@ def load(
 ) -> dict[str, Any]:
     """Checkpoint -> params: checks everything, then streams one tensor at a time into stacked leaves.
 
-    The host holds one leaf in `dtype` and one tensor in the checkpoint's type at a time.
+    A leaf is built where it lives, layer by layer, so the host holds one tensor at a time: as it is read, and in
+    `dtype` where that is another type. It is copied to its devices from there.
 
     Args:
       dtype: of the loaded leaves; cast tensor by tensor.
-      sharding_fn: (path, shape) -> Sharding of a finished leaf; None puts it on the default device.
+      sharding_fn: (path, shape) -> NamedSharding of a finished leaf; None puts it on the default device.
 
     Raises:
       UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
     """
     check(reader, rows, layers, ignored)
-    # Each leaf is on its devices, and its host copy gone, before the next one is read.
-    leaves = (jax.block_until_ready(_leaf(reader, row, layers, dtype, sharding_fn)) for row in rows)
-    return unflatten({row.target: leaf for row, leaf in zip(rows, leaves, strict=True)})
+    return unflatten({row.target: _leaf(reader, row, layers, dtype, sharding_fn) for row in rows})
 
 
 def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:
     shape = row.target_shape(layers)
-    stacked = np.empty(shape if LAYER in row.source else (1, *shape), jnp.dtype(dtype))
+    sharding = sharding_fn(row.target, shape) if sharding_fn else None
+    if LAYER not in row.source:
+        return jax.block_until_ready(place(_read(reader, row, row.source, dtype), sharding))
+    # A stack of layers on the host would be one more copy of the leaf, and two until the runtime lets go of the last.
+    one = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
+    leaf = jnp.zeros(shape, dtype, device=sharding)
     for layer, key in enumerate(row.sources(layers)):
-        with np.errstate(over="ignore"):
-            stacked[layer] = row.transform.forward(reader.read(key))
-        if not is_finite(stacked[layer]):
-            name = jnp.dtype(dtype).name
-            raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
-    return place(stacked.reshape(shape), row.target, sharding_fn)
+        # Blocked: reading runs ahead of a slow device otherwise, and what waits is held by the host.
+        leaf = jax.block_until_ready(put(leaf, place(_read(reader, row, key, dtype), one), layer, 0))
+    return leaf
+
+
+def _read(reader: Reader, row: Row, key: str, dtype: Any) -> np.ndarray:
+    """One tensor in our layout (a view where only that differs) and in `dtype`."""
+    with np.errstate(over="ignore"):
+        tensor = row.transform.forward(reader.read(key)).astype(dtype, copy=False)
+    if not is_finite(tensor):
+        name = jnp.dtype(dtype).name
+        raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
+    return tensor
 
 
 def is_finite(tensor: np.ndarray) -> bool:
@@ -150,11 +163,11 @@ def is_finite(tensor: np.ndarray) -> bool:
         return bool(np.isfinite(np.sum(tensor, dtype=np.float32)))
 
 
-def place(leaf: np.ndarray, path: str, sharding_fn: ShardingFn | None) -> jax.Array:
+def place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     """A host array as a jax array in its sharding; each process copies only the parts of its own devices."""
-    if sharding_fn is None:
-        return jnp.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding_fn(path, leaf.shape), lambda part: leaf[part])
+    if sharding is None:
+        return jax.device_put(array)  # jnp.asarray makes one more copy on its way
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Opens a checkpoint without reading it, then gives one tensor at a time: safetensors, GGUF, torch's .bin."""
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,37 +49,37 @@ class SafetensorsReader:
         self.path = Path(path)
         self.metadata: dict[str, Any] = {}
         self._keys: list[str] = []
-        self._home: dict[str, tuple[Path, Any]] = {}  # name -> (its file, the open handle)
+        self._home: dict[str, tuple[Path, tuple[int, ...], str]] = {}  # name -> (its file, shape, type)
         for file in files:
             if not file.is_file():
                 raise UserError(f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
             try:
-                handle = safe_open(file, framework="np")
+                with safe_open(file, framework="np") as handle:
+                    self.metadata.update(handle.metadata() or {})
+                    slices = {key: handle.get_slice(key) for key in handle.keys()}
+                    held = {key: (file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} {DAMAGED} ({_one_line(error)}); copy or download it again") from None
-            self.metadata.update(handle.metadata() or {})
-            names = handle.keys()
-            held = set(names)
-            _check_shard(file, held, index, INDEX)
-            for key in names:
-                self._keys.append(key)
-                self._home[key] = (file, handle)
+            _check_shard(file, set(held), index, INDEX)
+            self._keys.extend(held)
+            self._home.update(held)
 
     def keys(self) -> list[str]:
         return list(self._keys)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._home[key][1].get_slice(key).get_shape())
+        return self._home[key][1]
 
     def read(self, key: str) -> np.ndarray:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
 
-        file, handle = self._home[key]
-        dtype = handle.get_slice(key).get_dtype()
+        file, _, dtype = self._home[key]
         if dtype not in FLOATS:
             raise UserError(f"{file}: {key} is stored as {dtype}, a quantised or integer type; use a float checkpoint")
         try:
-            return handle.get_tensor(key)
+            # Opened for one tensor: the pages of an open mapping stay in memory, in the end the whole checkpoint.
+            with safe_open(file, framework="np") as handle:
+                return handle.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} {DAMAGED} at {key} ({_one_line(error)}); copy or download it again") from None
 
@@ -154,8 +155,12 @@ class GGUFReader:
 
         tensor = self._tensors[key]
         if tensor.tensor_type.name in ("F32", "F16"):
-            return np.asarray(tensor.data)
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(key))
+            values = np.array(tensor.data)  # a copy: a jax array on the CPU may go on using the memory it is given
+        else:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(key))
+        if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read stay in memory otherwise, in the end the whole file
+            self._reader.data.base.madvise(mmap.MADV_DONTNEED)
+        return values
 
 
 class _Fields(Mapping):

@@ -202,7 +202,10 @@ def test_gradients_are_those_of_finite_differences(method):
         for path in flatten(gradient):
             direction = {p: np.zeros(x.shape) for p, x in flatten(gradient).items()}
             direction[path] = rng.normal(size=direction[path].shape)
-            moved = lambda t, d=direction: jax.tree.map(lambda x, y: x + t * y, variables["adapters"], unflatten(d))  # noqa: E731
+
+            def moved(t, direction=unflatten(direction)):
+                return jax.tree.map(lambda x, y: x + t * y, variables["adapters"], direction)
+
             # The model's norms and sums are float32 whatever it computes in, hence no smaller a step.
             slope = (loss(moved(1e-3)) - loss(moved(-1e-3))) / 2e-3
             exact = sum((g * direction[p]).sum() for p, g in flatten(gradient).items())
@@ -390,7 +393,7 @@ def test_what_does_not_fit_is_named():
         BottleneckConfig("reul")
     with pytest.raises(UserError, match=r"drop_layers is -1"):
         BottleneckConfig(drop_layers=-1)
-    with pytest.raises(UserError, match=r"'pissa' is a start for lora and dora; houlsby has one of its own"):
+    with pytest.raises(UserError, match=r"'pissa' is a start for lora and dora; houlsby has its own"):
         AdapterConfig("houlsby", init="pissa")
 
 

@@ -1,6 +1,16 @@
-"""`experiments.load` measures a base model's loading and says so in one JSON line."""
+"""`experiments.load` measures a base model's loading, and the loading keeps to its bound."""
 
+import gc
 import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from experiments.load import ResidentPeak
+from lowrank_jax.interop.keymap import TRANSPOSE, Row, load
+from lowrank_jax.interop.readers import open_checkpoint
 
 
 def test_load_prints_what_it_measured(program):
@@ -8,8 +18,34 @@ def test_load_prints_what_it_measured(program):
     assert ended.status == 0, ended.err
     record = json.loads(ended.out)
     assert record["params_gib"] == round(3_304_448 * 4 / 2**30, 3)
+    assert record["parameters"] == 3_304_448
     assert record["seconds"] > 0
-    assert record["largest_leaf_gib"] <= record["params_gib"]
+    assert 0 < record["largest_shard_gib"] <= record["params_gib"]
+
+
+def test_load_of_a_mesh_adds_to_a_file(program, tmp_path):
+    shards = []
+    for words in ((), ("--fsdp=2", "--dtype=bfloat16")):
+        assert program("load", "--base=pico-llama", f"--out={tmp_path}/deep/load.json", *words).status == 0
+        shards.append(json.loads((tmp_path / "deep" / "load.json").read_text())["records"][-1]["largest_shard_gib"])
+    assert shards[1] == pytest.approx(shards[0] / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "devices"), [("bfloat16", 1), ("float32", 4)])
+def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices):
+    """Shards of 80 and of 40 MiB: more than malloc ever keeps for later (32), so each copy shows in resident pages."""
+    row = Row("{layer}.w", "layers/w/kernel", (1024, 1024), TRANSPOSE)
+    save_file({key: np.ones(row.shape, np.float32) for key in row.sources(40)}, tmp_path / "model.safetensors")
+    reader = open_checkpoint(tmp_path)
+    mesh = jax.make_mesh((devices,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    sharding_fn = (lambda path, shape: spec) if devices > 1 else None
+    load(reader, [row], 40, dtype, sharding_fn)  # what is compiled stays
+    gc.collect()
+    with ResidentPeak() as peak:
+        leaf = load(reader, [row], 40, dtype, sharding_fn)["layers"]["w"]["kernel"]
+    assert leaf.nbytes == 40 * 2**20 * leaf.dtype.itemsize
+    assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # a tensor is a fortieth
 
 
 def test_load_wants_a_base(program):

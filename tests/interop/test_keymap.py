@@ -110,6 +110,18 @@ def test_leaves_land_in_their_sharding(tmp_path):
     np.testing.assert_array_equal(kernel[2], tensors["block.2.w"].T)
 
 
+def test_a_leaf_split_along_its_layers(tmp_path):
+    tensors = weights(4)
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = load(reader_of(tmp_path, tensors), ROWS, 4, "float32", lambda p, _: whole if p == "embed/table" else split)
+    kernel = params["layers"]["w"]["kernel"]
+    assert kernel.sharding == split
+    for layer in range(4):
+        np.testing.assert_array_equal(kernel[layer], tensors[f"block.{layer}.w"].T)
+
+
 def test_unload_refuses_another_tree(tmp_path):
     params = load(reader_of(tmp_path, weights()), ROWS, 3)
     with pytest.raises(ValueError, match="layers/w/kernel"):
