@@ -40,7 +40,7 @@ def unpacked(name, **changes):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    assert found == {"mora_uuid", "bench", "pico_pretrain"}
+    assert found == {"mora_uuid", "bench", "pico_pretrain", "lora_glue"}  # the last in test_configs_glue.py
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -158,10 +158,15 @@ def test_grids_are_made_of_configs_that_exist():
     """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
     from experiments.defaults import wrong_key
 
+    files = {"uuid": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
-        for _, cells in grid.stages():
+        stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]
+        keys = {cell["arg"]: set() for _, cells in stages for cell in cells}
+        for _, cells in stages:
             for cell in cells:
-                config = complete_file(f"configs/mora_uuid.py:{cell['arg']}")
-                for key in cell.get("overrides", {}):
-                    assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
+                keys[cell["arg"]] |= cell.get("overrides", {}).keys()
+        for arg, names in keys.items():
+            config = complete_file(f"configs/{files[path.stem.split('_')[0]]}.py:{arg}")
+            for key in names:
+                assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
