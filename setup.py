@@ -36,6 +36,7 @@ TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
+    "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
 ]
 
