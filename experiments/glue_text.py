@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.glue_table import TASKS, TITLES, Cell, Row, Table
+from experiments.glue_table import TITLES, Cell, Row, Table
 from experiments.layout import lay_out, number
 from experiments.papers import lora
 
@@ -25,7 +25,12 @@ def render(table: Table, form: str = "text") -> str:
     if seeds:
         header = ["method", *(TITLES[task] for task in table.tasks)]
         lines = [header, *([row.label, *(_rates(row.cells[task]) for task in table.tasks)] for row in table.rows)]
-        parts += ["", "Rates: the chosen one, and each one's median at the last epoch; edge: of the grid, beyond which none was tried", "", lay_out(lines, form)]
+        parts += [
+            "",
+            "Rates: the chosen one, and each one's median at the last epoch; edge: the grid ends there",
+            "",
+            lay_out(lines, form),
+        ]
     theirs, same = lora.rows_for(table.model)
     whose = f"the same base model, {theirs[0].model}" if same else f"ANOTHER base model, {theirs[0].model}"
     lines = [_paper_header(table), *(_paper_line(row, table) for row in theirs)]

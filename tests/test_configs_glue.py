@@ -42,7 +42,6 @@ def laid_out(arg):
     return build(unpacked(arg, base__name=shape, base__random_init=True), 16, devices=jax.devices()[:1]), config
 
 
-
 # model, method -> trainable scalars of the adapters; the paper's counts, and ours beside LoRA's on MiniLM-L6.
 COUNTS = {
     "model=roberta-base,method=lora": 294_912,

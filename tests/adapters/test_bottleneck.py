@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters import (
-    AdapterConfig, BottleneckConfig, attach, check, create, describe, make_plan, merge, read_configs,
+    AdapterConfig,
+    BottleneckConfig,
+    attach,
+    check,
+    create,
+    describe,
+    make_plan,
+    merge,
+    read_configs,
 )  # fmt: skip
 from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
@@ -215,9 +223,7 @@ def test_gradients_are_those_of_finite_differences(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_dropout_acts_on_the_branch(method):
     """Without dropout in the model, and W_up at zero, a key changes nothing; with W_up moved it does."""
-    config = dataclasses.replace(
-        MODELS["bert"]().config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
+    config = dataclasses.replace(MODELS["bert"]().config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = Bert(config)
     for moved in (False, True):
         plan, variables = adapted("bert", AdapterConfig(method, RANK, dropout=0.5), moved)
