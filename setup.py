@@ -38,6 +38,7 @@ TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
+    "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
 ]
 

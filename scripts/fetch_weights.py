@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.interop.sources import KNOWN, KnownWeights, cache_folder
+from lowrank_jax.interop.sources import CONFIG_FILES, KNOWN, KnownWeights, cache_folder
 
 RECORD = "SOURCE.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -121,7 +121,7 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
             known.repository,
             revision=commit,
             local_dir=part,
-            allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
+            allow_patterns=["*.safetensors", *CONFIG_FILES],
             ignore_patterns=["*/*"],  # other formats of the same weights
         )
     except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version

@@ -1,13 +1,17 @@
-"""Text to ids and back: bytes, `tokenizers` files and sentencepiece, all without automatic special tokens."""
+"""Text to ids and back: bytes, subwords and sentencepiece, all without automatic special tokens."""
 
 import copy
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.vocabulary_files import has_vocabulary, read_vocabulary
 
+# sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> transformers' class that reads it
+PIECE_FILES = {"tokenizer.model": "LlamaTokenizer", "spm.model": "DebertaV2Tokenizer"}
 BYTE_CLASS = "ByteTokenizer"  # `tokenizer_class` in tokenizer_config.json of a byte-level base
 
 Encoding = tuple[list[int], list[int]]  # ids, types
@@ -118,7 +122,7 @@ class SubwordTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece `tokenizer.model` (LLaMA-2's own file); needs the sentencepiece package."""
+    """A sentencepiece model (LLaMA-2's and DeBERTa's own files); needs the sentencepiece package."""
 
     def __init__(self, path: str | Path):
         try:
@@ -127,7 +131,8 @@ class SentencePieceTokenizer:
             raise UserError(
                 f"{path} needs the sentencepiece package (pip install sentencepiece), or put a tokenizer.json beside it"
             ) from None
-        self.name = Path(path).parent.name
+        self.path = Path(path)
+        self.name = self.path.parent.name
         try:
             self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
@@ -151,7 +156,9 @@ class SentencePieceTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: bytes by name, else tokenizer.json, else sentencepiece's tokenizer.model.
+    """The tokenizer of a checkpoint folder.
+
+    Bytes by name, else tokenizer.json, else vocab.json with merges.txt, else vocab.txt, else sentencepiece's file.
 
     Raises:
       UserError: none is there, a file is damaged, or sentencepiece is needed and absent.
@@ -161,17 +168,29 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if settings.get("tokenizer_class") == BYTE_CLASS:
         return ByteTokenizer()
     if (folder / "tokenizer.json").is_file():
-        return _load_subwords(folder, settings)
-    if (folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(folder / "tokenizer.model")
-    raise UserError(f"{folder} has no tokenizer.json or tokenizer.model; copy the base's tokenizer files into it")
+        return _subwords(_read_json(folder / "tokenizer.json"), folder, settings)
+    if has_vocabulary(folder):
+        return _subwords(read_vocabulary(folder, settings), folder, settings)
+    for name in PIECE_FILES:
+        if (folder / name).is_file():
+            return SentencePieceTokenizer(folder / name)
+    raise UserError(
+        f"{folder} has no tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model; "
+        "copy the base's tokenizer files into it"
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds any tokenizer file, a settings file alone included."""
+    files = ("tokenizer.json", "tokenizer_config.json", *PIECE_FILES)
+    return any((folder / file).is_file() for file in files) or has_vocabulary(folder)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes what `load_tokenizer` (and transformers, for subwords) reads back.
+    """Writes what `load_tokenizer` (and transformers, bytes aside) reads back.
 
     Raises:
-      UserError: the tokenizer has no file form here (sentencepiece: copy its tokenizer.model).
+      UserError: a tokenizer of another kind.
     """
     folder = Path(folder)
     if isinstance(tokenizer, ByteTokenizer):
@@ -181,8 +200,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         settings = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         tokenizer.backend.save(str(folder / "tokenizer.json"))
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        settings = {"tokenizer_class": PIECE_FILES.get(tokenizer.path.name, "LlamaTokenizer")}
+        shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     else:
-        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its tokenizer.model into {folder}")
+        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files into {folder}")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -226,21 +248,23 @@ def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:
         )
 
 
-def _load_subwords(folder: Path, settings: dict[str, Any]) -> SubwordTokenizer:
+def _read_json(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
     try:
-        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        return Backend.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise UserError(f"{folder / 'tokenizer.json'} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]})") from None
 
+
+def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTokenizer:
     def special(name):
         token = settings.get(f"{name}_token")
         if isinstance(token, dict):  # older files write an AddedToken's fields
             token = token.get("content")
         found = None if token is None else backend.token_to_id(token)
         if token is not None and found is None:
-            raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in tokenizer.json")
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in the vocabulary")
         return settings.get(f"{name}_token_id") if token is None else found
 
     return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
-from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
@@ -33,7 +33,7 @@ from lowrank_jax.models.registry import MODELS, get_model
 SHIPPED = "pico-llama"
 DTYPES = ("float32", "bfloat16", "float16")
 HUB_TIMEOUT = 10.0  # seconds
-CONFIG_FILES = ("*.json", "tokenizer*")
+CONFIG_FILES = ("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model")
 AUTO = "auto"  # the head that the checkpoint has
 UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
 
@@ -374,8 +374,7 @@ def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tupl
 
 def _folder_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None when it holds no tokenizer file at all."""
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    return load_tokenizer(folder) if any((folder / file).is_file() for file in files) else None
+    return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def _random_tokenizer(name: str) -> Tokenizer | None:

@@ -103,7 +103,7 @@ def test_save_and_load(tmp_path, subwords):
 
 
 def test_faults_of_a_folder(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no tokenizer.json or tokenizer.model"):
+    with pytest.raises(UserError, match=r"no tokenizer.json, vocab.json with .* or tokenizer.model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)  # as if it were not installed

@@ -1,0 +1,60 @@
+"""Subword tokenizers rebuilt from what older checkpoints carry: vocab.json with merges.txt, or WordPiece's vocab.txt."""
+
+from pathlib import Path
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+
+BYTE_PAIRS = ("vocab.json", "merges.txt")  # GPT-2, RoBERTa
+WORD_PIECES = "vocab.txt"  # BERT
+# Tokens that stand for no text, in the vocabularies of these families; those that a vocabulary holds are special.
+SPECIAL = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether `read_vocabulary` finds its files."""
+    return all((folder / name).is_file() for name in BYTE_PAIRS) or (folder / WORD_PIECES).is_file()
+
+
+def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
+    """The `tokenizers.Tokenizer` of the folder's vocabulary files.
+
+    Args:
+      settings: of tokenizer_config.json; do_lower_case, strip_accents and tokenize_chinese_chars for WordPiece, and
+        add_prefix_space for byte pairs, with transformers' defaults.
+
+    Raises:
+      UserError: the files cannot be read.
+    """
+    read = _byte_pairs if all((folder / name).is_file() for name in BYTE_PAIRS) else _word_pieces
+    try:
+        tokenizer = read(folder, settings)
+    except Exception as error:  # the library raises plain Exception for every fault of the files
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder}'s vocabulary files cannot be read ({reason}); copy the base's own again") from None
+    tokenizer.add_special_tokens([token for token in SPECIAL if tokenizer.token_to_id(token) is not None])
+    return tokenizer
+
+
+def _byte_pairs(folder: Path, settings: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE.from_file(*(str(folder / name) for name in BYTE_PAIRS)))
+    space = bool(settings.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _word_pieces(folder: Path, settings: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordPiece.from_file(str(folder / WORD_PIECES), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer

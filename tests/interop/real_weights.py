@@ -1,0 +1,152 @@
+"""SmolLM2-135M and MiniLM-L6 beside transformers, as one record: `python -m tests.interop.real_weights --out=FILE`.
+
+Needs the extra [parity], and the weights: `python scripts/fetch_weights.py smollm2-135m`, and `minilm-l6`.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.decoding.greedy import greedy, left_pad
+from lowrank_jax.interop.sources import Base, BaseConfig, cache_folder, load_base
+from lowrank_jax.models.llama import init_cache
+
+TEXTS = {
+    "farm": "The sun rises in the east and sets in the west. Every morning the farmer walks to the field, feeds the "
+    "animals and checks the fences. In the evening he returns home, eats dinner with his family and reads a book "
+    "before going to sleep.",
+    "bridge": "The old bridge across the river was closed last spring after engineers found cracks in two of its "
+    "pillars. Since then, people who live on the north side have had to drive twenty minutes longer to reach the "
+    "hospital, and several shops near the crossing have lost most of their customers.",
+    "method": "Fine-tuning a large model updates all of its weights. A low-rank update keeps the weights as they are "
+    "and learns the difference as a product of two thin matrices, which need far less memory for their gradients.",
+}
+PROMPTS = (
+    "The capital of France is",
+    "To make a good cup of tea, you should first",
+    "def fibonacci(n):\n",
+    "Water boils at 100 degrees, and it freezes at",
+)
+NEW_TOKENS = 40
+SENTENCES = [
+    "A man is playing a guitar on the street.",
+    "Someone plays an instrument outdoors.",
+    "The stock market fell sharply on Monday.",
+    "Shares lost much of their value at the start of the week, and traders were worried about the months to come.",
+]
+
+
+def main() -> None:
+    """Compares, prints the record and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    out = parser.parse_args().out
+    from experiments.runs import environment_record
+
+    record = {
+        "what": "python -m tests.interop.real_weights --out=FILE",
+        "smollm2-135m": compare_smollm2(load_base(BaseConfig("smollm2-135m"))),
+        "minilm-l6": compare_minilm(load_base(BaseConfig("minilm-l6"))),
+        "peers": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        **environment_record(),
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    print(text)
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+def compare_smollm2(base: Base) -> dict[str, Any]:
+    """{"perplexity": ours and theirs of each text, "greedy": the continuations of each prompt, "logits": largest error
+    over largest logit}; both read the same GGUF in float32."""
+    import torch
+    import transformers
+
+    folder = cache_folder("smollm2-135m")
+    source = {"gguf_file": next(folder.glob("*.gguf")).name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **source, dtype=torch.float32).eval()
+    perplexities, error = {}, 0.0
+    for name, text in TEXTS.items():
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert base.tokenizer.encode(text) == ids
+        with torch.no_grad():
+            theirs = model(torch.tensor([ids])).logits[0].numpy()
+        ours = logits(base, ids)
+        error = max(error, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+        pair = {"ours": perplexity(ours, ids), "transformers": perplexity(theirs, ids)}
+        perplexities[name] = {"tokens": len(ids), **pair}
+    continuations = []
+    for prompt, ours in zip(PROMPTS, continue_greedily(base, PROMPTS), strict=True):
+        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        theirs = tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        continuations.append({"prompt": prompt, "ours": ours, "transformers": theirs, "same": ours == theirs})
+    return {"perplexity": perplexities, "logits": error, "greedy": continuations}
+
+
+def compare_minilm(base: Base) -> dict[str, Any]:
+    """{"ours", "transformers": cosine similarities of SENTENCES' mean vectors, "largest_difference"}."""
+    import torch
+    import transformers
+
+    folder = cache_folder("minilm-l6")
+    special = {name: base.tokenizer.backend.token_to_id(f"[{name}]") for name in ("CLS", "SEP", "PAD")}
+    ids = [[special["CLS"], *base.tokenizer.encode(text), special["SEP"]] for text in SENTENCES]
+    tokens = np.full((len(ids), max(map(len, ids))), special["PAD"], np.int32)
+    for row, values in zip(tokens, ids, strict=True):
+        row[: len(values)] = values
+    mask = np.arange(tokens.shape[1]) < np.array([len(row) for row in ids])[:, None]
+    encoded = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True)
+    np.testing.assert_array_equal(tokens, encoded["input_ids"])
+
+    def similarities(hidden):
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        mean = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+        return mean @ mean.T
+
+    ours = similarities(np.asarray(base.model.apply({"params": base.params}, tokens, mask)[0]))
+    with torch.no_grad():
+        model = transformers.BertModel.from_pretrained(folder).eval()
+        theirs = similarities(model(torch.tensor(tokens), torch.tensor(mask)).last_hidden_state.numpy())
+    return {
+        "ours": ours.round(6).tolist(),
+        "transformers": theirs.round(6).tolist(),
+        "largest_difference": float(np.abs(ours - theirs).max()),
+    }
+
+
+def logits(base: Base, ids: list[int]) -> np.ndarray:
+    """[T, V] of one text."""
+    return np.asarray(base.model.apply({"params": base.params}, jnp.array([ids]))[0])
+
+
+def perplexity(logits: np.ndarray, ids: list[int]) -> float:
+    """exp of the mean negative log-likelihood of each token but the first."""
+    log_probs = jax.nn.log_softmax(jnp.asarray(logits[:-1], jnp.float32))
+    return float(jnp.exp(-jnp.take_along_axis(log_probs, jnp.array(ids)[1:, None], -1).mean()))
+
+
+def continue_greedily(base: Base, prompts: tuple[str, ...]) -> list[str]:
+    """The prompts in one batch, padded on the left, through the key/value cache."""
+    tokenizer = base.tokenizer
+    tokens, mask = left_pad([tokenizer.encode(prompt) for prompt in prompts], tokenizer.pad_id)
+    cache = functools.partial(init_cache, base.config, dtype=jnp.float32)
+    decode = jax.jit(
+        lambda params, tokens, mask: greedy(
+            base.model.apply, {"params": params}, cache, tokens, mask, NEW_TOKENS, tokenizer.eos_id, tokenizer.pad_id
+        )
+    )
+    return [tokenizer.decode(row) for row in np.asarray(decode(base.params, tokens, mask)).tolist()]
+
+
+if __name__ == "__main__":
+    main()
