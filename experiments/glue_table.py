@@ -219,7 +219,7 @@ def _cell(trial: Trial, tried: dict[float, float], notes: list[str]) -> Cell:
         some = [run for run in (*trial.lost, *stopped) if run["status"] == state]
         notes.append(f"{len(some)} of {total} {state}{at_step(some[0])}")
     marks += "s" if trial.lost or stopped else ""
-    if partial := [note for run in trial.runs if run.get("partial") for note in run.get("notes") or ["partial data"]]:
+    if partial := [note for run in trial.runs if _in_part(run) for note in run.get("notes") or ["partial data"]]:
         marks += "p"
         notes += dict.fromkeys(partial)
     counts = trial.runs[0].get("parameters") or {}
@@ -233,6 +233,10 @@ def _cell(trial: Trial, tried: dict[float, float], notes: list[str]) -> Cell:
         statistics.median(last), statistics.median(best), _std(last), _std(best), **shared, marks=marks, why="",
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _in_part(run: dict) -> bool:
+    return bool(run.get("partial") or (run["config"].get("task") or {}).get("max_dev_examples"))
 
 
 def _last(run: dict) -> dict:

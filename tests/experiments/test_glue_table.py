@@ -135,6 +135,8 @@ def test_partial_data_and_contamination_are_marked():
     assert "LoRA 8, MNLI: mnli train: 3000 rows, officially 392702." in text
     assert "MNLI [x]" in text
     assert "contaminated: minilm-l6 saw AllNLI" in text
+    some = record([0.7], data={"max_dev_examples": 32})
+    assert cell_of([some | {"notes": ["mrpc dev: 32 of 408 rows scored"]}]).marks == "p"
     other = glue_text.render(glue_table.lora_table2([record([0.7], task="mnli", model="bert-base")], "bert-base"))
     assert "[x]" not in other
     assert "[p]" not in other
