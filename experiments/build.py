@@ -31,6 +31,7 @@ from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import label_objective, make_step, next_token_objective
 
+
 @dataclasses.dataclass
 class Experiment:
     """A run that has been checked and traced on shapes; no weight has been read yet.

@@ -30,7 +30,7 @@ COMMIT_VARIABLE = "LOWRANK_JAX_COMMIT"  # "1a2b3c" or "1a2b3c+dirty", for copies
 
 
 def run_name(plain: dict) -> str:
-    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage (unless full), content hash."""
+    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash."""
     labels = plain.get("labels") or {}
     rate = (plain.get("optimizer") or {}).get("learning_rate")
     parts = [plain.get("experiment") or "run", *(labels.get(name) for name in ("scale", "model", "task", "method"))]

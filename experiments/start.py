@@ -21,7 +21,7 @@ class StartConfig:
     Attributes:
       adapter: folder of a saved adapter (a run's `adapter/`) of the same base and plan; None: as the family starts.
       head: what becomes of the head (and of a pooler that was drawn with it). `fresh` leaves it there and draws this
-        task's own, the only way from MNLI's three classes to two or to a score; `adapter` takes it, classes being equal.
+        task's own, the only way from MNLI's three classes to two or to a score; `adapter` takes it, for equal classes.
     """
 
     adapter: str | None = None
@@ -61,8 +61,11 @@ def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], b
     return unflatten(flat)
 
 
-def _leaves(config: StartConfig, wanted: Any, is_fresh: Callable[[str], bool], fingerprint: str | None) -> dict[str, Any]:
+def _leaves(
+    config: StartConfig, wanted: Any, is_fresh: Callable[[str], bool], fingerprint: str | None
+) -> dict[str, Any]:
     """The adapter's leaves by path, without its head unless the config takes that too."""
+
     def heads(path):
         return path.startswith(PARAMS) and is_fresh(path.removeprefix(PARAMS))
 
@@ -79,6 +82,8 @@ def _leaves(config: StartConfig, wanted: Any, is_fresh: Callable[[str], bool], f
     ]
     if wrong:
         of_head = all(heads(line.split(" ")[0]) for line in wrong)
-        remedy = "start.head=fresh draws this task's own head" if of_head else "use the adapter section it was made with"
+        remedy = (
+            "start.head=fresh draws this task's own head" if of_head else "use the adapter section it was made with"
+        )
         raise UserError(f"start.adapter {config.adapter} does not fit: {'; '.join(sorted(wrong)[:3])}; {remedy}")
     return given

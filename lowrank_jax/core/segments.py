@@ -4,6 +4,7 @@ A rule freezes or trains whole leaves, so layers that are to differ must lie in 
 layout of the run alone: files, fingerprints and exports keep "layers".
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
-import itertools
 
 STACK = "layers"
 NAME = re.compile(rf"{STACK}_(\d+)_(\d+)")

@@ -392,8 +392,8 @@ def test_what_does_not_fit_is_named():
     refuse(r"leaves nothing of lin's \['layers/mlp'\]", method="lin", exclude=("mlp",))
     with pytest.raises(UserError, match=r"houlsby has its place behind attention/out or mlp/down.*its kernels: up"):
         make_plan({"up": {"kernel": jnp.zeros((4, 4))}}, AdapterConfig("houlsby", 2))
+    loop = {"mlp": {"down": {"kernel": jnp.zeros((4, 4))}}}
     with pytest.raises(UserError, match=r"mlp has no stacked layers; lower it"):
-        loop = {"mlp": {"down": {"kernel": jnp.zeros((4, 4))}}}
         make_plan(loop, AdapterConfig("lin", 2, bottleneck=BottleneckConfig(drop_layers=1)))
     with pytest.raises(UserError, match=r"unknown adapter.bottleneck.activation 'reul'; did you mean relu"):
         BottleneckConfig("reul")
