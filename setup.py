@@ -19,6 +19,8 @@ REQUIRES = [
     "safetensors>=0.8",
     "tokenizers>=0.23",
     "huggingface_hub",
+    "scikit-learn>=1.6",
+    "scipy>=1.13",
     "gguf>=0.17",
     "matplotlib",
     "tqdm",

@@ -3,7 +3,9 @@
 python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,method=lora,rank=8,batch=8,seq=512
 """
 
+import dataclasses
 import json
+import math
 import statistics
 import time
 
@@ -14,6 +16,7 @@ from experiments.main import launch, load_config
 flags.DEFINE_integer("seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
+flags.DEFINE_integer("trials", 1, "Trials in one program, which differ in their rates; see experiments.trials.", lower_bound=1)
 flags.DEFINE_string("trace", None, "Folder for a profile of three more steps.")
 FLAGS = flags.FLAGS
 
@@ -27,27 +30,37 @@ def main(_) -> None:
 
     from experiments.build import build
     from experiments.runs import environment_record
+    from experiments.trial_group import TrialGroup
     from lowrank_jax.train import memory
 
     started = time.perf_counter()
-    experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
+    seq_len, count = FLAGS.seq_len or config.labels.get("seq_len"), FLAGS.trials
+    if count > 1:
+        rates = [config.optimizer.learning_rate * (trial + 1) / count for trial in range(count)]
+        optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in rates]
+        group = TrialGroup([dataclasses.replace(config, optimizer=one) for one in optimizers], seq_len)
+        experiment = group.lead
+    else:
+        group = experiment = build(config, seq_len=seq_len)
     compile_started = time.perf_counter()
-    compiled = experiment.compile()
+    compiled = group.compile()
     compile_seconds = time.perf_counter() - compile_started
     needed = memory.check_fits(compiled)
-    state, frozen, _fingerprint = experiment.load()
+    compiled = group.stepper(compiled)
+    state, frozen, _fingerprint = group.load()
 
-    tokens = experiment.abstract_batch["tokens"]
-    ids = np.random.default_rng(0).integers(0, experiment.base.config.vocab_size, tokens.shape, np.int32)
-    local = {"tokens": ids, "weights": np.ones(tokens.shape, np.float32)}
-    rows = tokens.shape[0] // jax.process_count()
-    batch = experiment.place({name: x[jax.process_index() * rows :][:rows] for name, x in local.items()})
+    shape = experiment.abstract_batch["tokens"].shape
+    shape = (count, *shape) if count > 1 else shape
+    ids = np.random.default_rng(0).integers(0, experiment.base.config.vocab_size, shape, np.int32)
+    local = {"tokens": ids, "weights": np.ones(shape, np.float32)}
+    rows = len(ids) // jax.process_count()
+    batch = group.place({name: x[jax.process_index() * rows :][:rows] for name, x in local.items()})
 
     seconds, losses = [], []
     for step in range(FLAGS.warmup + FLAGS.steps):
         begin = time.perf_counter()
         state, metrics = compiled(state, frozen, batch)
-        losses.append(float(jax.block_until_ready(metrics["loss"])))
+        losses.append(float(np.mean(jax.block_until_ready(metrics["loss"]))))
         if step == 0:
             first_step = time.perf_counter() - started
         if step >= FLAGS.warmup:
@@ -63,11 +76,12 @@ def main(_) -> None:
         "labels": dict(config.labels),
         "trainable": experiment.parameters["trainable"],
         "frozen": experiment.parameters["frozen"],
-        "batch": list(tokens.shape),
+        "batch": list(shape[-2:]),
+        "trials": count,
         "ms": round(median * 1e3, 3),
         "ms_min_max": [round(min(seconds) * 1e3, 3), round(max(seconds) * 1e3, 3)],
         "steps": len(seconds),
-        "tokens_per_second": round(tokens.shape[0] * tokens.shape[1] / median),
+        "tokens_per_second": round(math.prod(shape) / median),
         "peak_gib": round(memory.peak_bytes(device) / 2**30, 3) if memory.peak_bytes(device) else None,
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
         "compile_seconds": round(compile_seconds, 2),

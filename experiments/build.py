@@ -2,33 +2,35 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.evaluators import make_evaluator
 from experiments.schema import RunConfig
+from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
-from lowrank_jax.data.pipeline import Batches, one_pass
+from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
-from lowrank_jax.interop.sources import Base, abstract_base, load_base, resolve
-from lowrank_jax.models.llama import init_cache
+from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base, resolve
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
-from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
+from lowrank_jax.tasks.base import LabelTask, Task
 from lowrank_jax.tasks.registry import build_task
-from lowrank_jax.train.evaluate import make_generator, make_loss_evaluator
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
-from lowrank_jax.train.state import TrainState, init_state, trainable_rules
-from lowrank_jax.train.step import make_step, next_token_objective
+from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
+from lowrank_jax.train.step import label_objective, make_step, next_token_objective
 
-EVAL_BATCH = 1024
+HEAD = "head"  # the top of an encoder's fresh leaves below "params"
 
 
 @dataclasses.dataclass
@@ -36,7 +38,7 @@ class Experiment:
     """A run that has been checked and traced on shapes; no weight has been read yet.
 
     Attributes:
-      config: the run's config, unpacked.
+      config: the run's config, unpacked, its length in steps and its base with the head that the task needs.
       mesh: the devices.
       base: the base model with ShapeDtypeStructs for params.
       plan: the adapters' sites.
@@ -62,19 +64,54 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Scalars that are trained and that are not."""
+        """Scalars that are trained and that are not; "head" is the trained ones' share in an encoder's head."""
         frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
-        return {"trainable": count(self.abstract_state.trainable), "frozen": count(frozen)}
+        trainable = self.abstract_state.trainable
+        counts = {"trainable": count(trainable), "frozen": count(frozen)}
+        if isinstance(self.task, LabelTask):
+            counts["head"] = count(trainable.get("params", {}).get(HEAD, {}))
+        return counts
+
+    def remarks(self) -> dict[str, Any]:
+        """What a record must say of the data: {"partial", "notes"} of a labelled task, else nothing."""
+        if not isinstance(self.task, LabelTask):
+            return {}
+        return {"partial": self.task.partial, "notes": list(self.task.notes)}
+
+    @property
+    def takes_types(self) -> bool:
+        """Whether the model reads token types: DeBERTa does not."""
+        return hasattr(self.base.config, "type_vocab_size")
 
     def compile(self) -> Any:
-        """The compiled step, without running anything."""
+        """The compiled step, without running anything; for batches of several lengths, that of the longest."""
         return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+
+    def stepper(self, compiled: Any) -> Callable:
+        """(state, frozen, batch) -> (state, metrics) for batches of every length.
+
+        Args:
+          compiled: of `compile`; steps of other lengths are compiled when a batch first has them.
+        """
+        return by_length(self.step, {self.task.seq_len: compiled}) if isinstance(self.task, LabelTask) else compiled
 
     def load(self) -> tuple[TrainState, Any, str]:
         """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
-        config, seed = self.config, jax.random.PRNGKey(self.config.seed)
-        base_key, adapter_key = jax.random.split(seed)
-        base = load_base(config.base, key=base_key, sharding_fn=_params_sharding(self.mesh))
+        base = self.load_base()
+        fingerprint = base.fingerprint
+        trainable, frozen = self.split(base)
+        del base  # what is trained was copied: its first copy goes before the moments come
+        return self.begin(apply_start(self.config.start, trainable, fingerprint)), frozen, fingerprint
+
+    def load_base(self) -> Base:
+        """The weights onto their shards; a fresh head drawn by the run's seed."""
+        base_key, _ = self._keys()
+        base = load_base(self.config.base, key=base_key, sharding_fn=params_sharding(self.mesh))
+        return _in_segments(base, self.config)
+
+    def split(self, base: Base) -> tuple[Any, Any]:
+        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed."""
+        _, adapter_key = self._keys()
         variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
             create = functools.partial(adapters.create, self.plan)
@@ -82,14 +119,23 @@ class Experiment:
             shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
             variables |= jax.jit(create, out_shardings=shardings)(*given)
             variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
-        trainable, frozen = partition(variables, self.rules)
-        fingerprint = base.fingerprint
-        del base, variables  # what is trained was copied: its first copy goes before the moments come
-        init = functools.partial(
-            init_state, optimizer=self.optimizer, learning_rate=config.optimizer.learning_rate, seed=config.seed
-        )
+        return partition(variables, self.rules)
+
+    def begin(self, trainable: Any) -> TrainState:
+        """The state before the first step; the trainable tree is donated."""
+        rate, seed = self.config.optimizer.learning_rate, self.config.seed
+        init = functools.partial(init_state, optimizer=self.optimizer, learning_rate=rate, seed=seed)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable), frozen, fingerprint
+        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable)
+
+    def base_key(self) -> jax.Array:
+        """What draws a random or partly fresh base."""
+        return self._keys()[0]
+
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        """(of a random or partly fresh base, of the adapters)."""
+        base_key, adapter_key = jax.random.split(jax.random.PRNGKey(self.config.seed))
+        return base_key, adapter_key
 
     def batches(self) -> Batches:
         """The training stream, this process's share."""
@@ -100,6 +146,7 @@ class Experiment:
             seed=self.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            **_buckets(self.task),
         )
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -108,60 +155,33 @@ class Experiment:
         return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
     def evaluator(self) -> Any:
-        """(state, frozen) -> {metric: value}: decodes for a generation task, else averages the held-out loss."""
-        if isinstance(self.task, GenerationTask):
-            return self._generation_evaluator()
-        if isinstance(self.task, LikelihoodTask) and self.task.validation_source() is not None:
-            return self._likelihood_evaluator()
-        return lambda state, frozen: {}
-
-    def _generation_evaluator(self):
-        prompts, targets = zip(*self.task.prompts(), strict=True)
-        generate = make_generator(
-            self.apply_fn,
-            lambda batch, length: init_cache(self.base.config, batch, length, self.base.model.dtype),
-            self.base.tokenizer,
-            self.mesh,
-            [self.task.prompt_tokens(prompt) for prompt in prompts],
-            self.task.max_new_tokens,
-            self.task.stop_id,
-            EVAL_BATCH,
-        )
-        return lambda state, frozen: self.task.score(generate(combine(state.trainable, frozen)), targets)
-
-    def _likelihood_evaluator(self):
-        source, size = self.task.validation_source(), self.config.train.batch_size // self.config.train.accumulate
-        sums = make_loss_evaluator(self.objective)
-
-        def evaluate(state, frozen):
-            variables = combine(state.trainable, frozen)
-            shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-            batches = one_pass(source, self.task.features, size, **shares)
-            loss, weight = sums(variables, map(self.place, batches))
-            return self.task.validation_metrics(loss, weight)
-
-        return evaluate
+        """(state, frozen) -> {metric: value}; see `evaluators`."""
+        return make_evaluator(self)
 
 
-def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
+def build(
+    config: RunConfig, seq_len: int | None = None, task: Task | None = None, devices: list | None = None
+) -> Experiment:
     """Checks a config and lays the run out, on shapes.
 
     Args:
       config: unpacked.
       seq_len: for a bench on random tokens: T, and no task is built.
+      task: one that an equal task section and tokenizer made already.
+      devices: those of the mesh; None takes all.
 
     Raises:
       UserError: anything that can be known to be wrong before the weights are read.
     """
     if config.seed < 0:
         raise UserError(f"config.seed is {config.seed}; it must be at least 0")
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    base = abstract_base(config.base, sharding_fn=_params_sharding(mesh))
-    plan = adapters.make_plan(base.params, config.adapter)
+    config = _with_head(config)
+    base = _in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
+    plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
     rules = trainable_rules(config.trainable)
     optimizer = make_optimizer(config.optimizer)
-    shape = make_shape(config.schedule, config.train.steps)
 
     variables = {"params": base.params}
     if plan.sites:
@@ -179,12 +199,9 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
 
     apply_fn = adapters.attach(base.model, plan)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
-    objective = next_token_objective(apply_fn, config.train.chunk_tokens)
-    step = make_step(objective, optimizer, shape, config.train.accumulate)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    check_start(config.start, trainable)
 
-    task = None
-    if seq_len is None:
+    if seq_len is None and task is None:
         if base.tokenizer is None and not config.base.random_init:
             resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
         if base.tokenizer is None:
@@ -194,11 +211,17 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
             raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
         check_vocabulary(base.tokenizer, base.config.vocab_size)
         task = build_task(config.task_name, config.task, base.tokenizer)
-        seq_len = task.seq_len
-    rows = (config.train.batch_size, seq_len)
+    if task is not None:
+        config = dataclasses.replace(config, train=config.train.over(len(task.train_source())))
+    if isinstance(task, LabelTask):
+        objective = label_objective(apply_fn, task.head == "regression", hasattr(base.config, "type_vocab_size"))
+    else:
+        objective = next_token_objective(apply_fn, config.train.chunk_tokens)
+    step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     abstract_batch = {
-        name: jax.ShapeDtypeStruct(rows, dtype, sharding=batch_sharding(mesh))
-        for name, dtype in (("tokens", jnp.int32), ("weights", jnp.float32))
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in batch_shapes(task, config.train.batch_size, seq_len).items()
     }
     return Experiment(
         config, mesh, base, plan, task, apply_fn, rules, optimizer, objective,
@@ -206,7 +229,65 @@ def build(config: RunConfig, seq_len: int | None = None) -> Experiment:
     )  # fmt: skip
 
 
-def _params_sharding(mesh: Any) -> Any:
+def _in_segments(base: Base, config: RunConfig) -> Base:
+    """The base with its layers in the segments that `config.trainable` needs; the same base where it needs none."""
+    cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
+    if not cuts:
+        return base
+    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))
+
+
+def batch_shapes(task: Task | None, batch: int, seq_len: int | None = None) -> dict[str, tuple[tuple, Any]]:
+    """Name -> (shape, dtype) of a batch at its longest.
+
+    Args:
+      task: None for a bench on random tokens, which gives its own seq_len.
+    """
+    rows = (batch, seq_len or task.seq_len)
+    if not isinstance(task, LabelTask):
+        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
+    labels = jnp.float32 if task.head == "regression" else jnp.int32
+    features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
+    return {**features, "labels": ((batch,), labels), "weights": ((batch,), jnp.float32)}
+
+
+def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
+    """A step for batches of every length: tokens [..., T] pick the program, which is compiled at its first batch.
+
+    Args:
+      jitted: of the step, whose last arguments from the third on are batch-like.
+      compiled: T -> program; grows.
+    """
+
+    def step(state, frozen, batch, *more):
+        length = batch["tokens"].shape[-1]
+        if length not in compiled:
+            compiled[length] = jitted.lower(state, frozen, batch, *more).compile()
+        return compiled[length](state, frozen, batch, *more)
+
+    return step
+
+
+def _buckets(task: Task) -> dict[str, Any]:
+    """What `Batches` needs for rows of unlike lengths."""
+    if not isinstance(task, LabelTask):
+        return {}
+    return {"lengths": task.lengths(task.train_source()), "buckets": task.buckets, "pad": task.pad}
+
+
+def _with_head(config: RunConfig) -> RunConfig:
+    """The config whose base has the head that its task is scored by."""
+    head = getattr(config.task, "head", None)
+    if head is None:
+        return config
+    if config.base.head not in (AUTO, head):
+        raise UserError(f"base.head is {config.base.head!r} and the task needs {head!r}; leave base.head at {AUTO!r}")
+    base = dataclasses.replace(config.base, head=head, num_labels=config.task.num_labels)
+    return dataclasses.replace(config, base=base)
+
+
+def params_sharding(mesh: Any) -> Any:
+    """(path below "params", shape) -> NamedSharding, by the path rules."""
     return lambda path, shape: jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
 
 

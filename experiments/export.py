@@ -10,6 +10,7 @@ from experiments.build import Experiment
 from lowrank_jax import adapters
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.segments import join_layers
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.sources import export_params
 from lowrank_jax.train.state import TrainState
@@ -38,12 +39,12 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
         save_adapter(
             folder / "adapter",
             state.trainable,
-            dataclasses.asdict(plan.config),
+            adapters.describe(plan),
             scales,
             {"name": experiment.base.name, "fingerprint": fingerprint},
         )
     if config.merged:
-        params = adapters.merge(combine(state.trainable, frozen), plan)
+        params = join_layers(adapters.merge(combine(state.trainable, frozen), plan))
         export_params(
             params, experiment.base.config, folder / "model", config.merged, tokenizer=experiment.base.tokenizer
         )

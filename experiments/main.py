@@ -14,7 +14,7 @@ from lowrank_jax.core.errors import UserError
 
 FILE_FLAG = "--config="
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-FAMILY_LABELS = ("lora", "mora", "dora")  # labels.method of a run that trains an adapter
+FAMILY_LABELS = ("lora", "mora", "dora", "houlsby", "pfeiffer", "lin")  # labels.method of a run that trains an adapter
 MENDABLE = 2  # exit status of an error that the user can mend
 
 
@@ -50,6 +50,13 @@ def launch(main: Callable[[list[str]], Any]) -> None:
             return main(argv)
 
     app.run(guarded, flags_parser=parse)
+
+
+def define_run_flags() -> None:
+    """--workdir and --fresh, of every program that makes run folders; several of them may be in one process."""
+    if "workdir" not in flags.FLAGS:
+        flags.DEFINE_string("workdir", "runs", "Where runs live.")
+        flags.DEFINE_bool("fresh", False, "Delete the runs of these names and start again.")
 
 
 def set_xla_flags() -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments.main import launch, load_config
+from experiments.main import define_run_flags, launch, load_config
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
-flags.DEFINE_string("workdir", "runs", "Where runs live.")
-flags.DEFINE_bool("fresh", False, "Delete the run of this name and start again.")
+define_run_flags()
+for _flag in ("workdir", "fresh"):
+    flags.declare_key_flag(_flag)  # shown by --help
 flags.DEFINE_bool("multihost", False, "One of several processes: start jax.distributed (a TPU pod, SLURM, ...).")
 flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into the run's folder.")
 FLAGS = flags.FLAGS
@@ -81,11 +82,11 @@ def main(_) -> int:
             job = loop.Job(
                 state=state,
                 frozen=frozen,
-                step=compiled,
+                step=experiment.stepper(compiled),
                 batches=batches,
                 place=experiment.place,
                 evaluate=experiment.evaluator(),
-                config=config.train,
+                config=experiment.config.train,
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint.every,
                 tracker=tracker,
@@ -101,7 +102,7 @@ def main(_) -> int:
                 result = runs.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
-                    base={"name": experiment.base.name, "fingerprint": fingerprint},
+                    base={"name": experiment.base.name, "fingerprint": fingerprint}, **experiment.remarks(),
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
                 if result["losses"]:

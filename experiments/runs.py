@@ -98,8 +98,10 @@ def falls_short(result: dict, plain: dict) -> bool:
 
 
 def last_step(plain: dict) -> int:
-    """The step a plain config ends at: train.stop_at, or train.steps."""
+    """The step a plain config ends at: train.stop_at, or train.steps; infinity where only the data tells (epochs)."""
     train = plain.get("train") or {}
+    if train.get("epochs") and not train.get("stop_at"):
+        return math.inf
     return train.get("stop_at") or train.get("steps") or 0
 
 

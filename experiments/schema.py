@@ -30,16 +30,21 @@ SECTIONS = {
     "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
     "tracking": "lowrank_jax.train.tracking:TrackingConfig",
     "export": "experiments.export:ExportConfig",
+    "start": "experiments.start:StartConfig",
 }
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
+    "glue": "lowrank_jax.tasks.glue:GlueConfig",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules."""
+    """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules.
+
+    `adapters` are further sections like `adapter`, for runs that combine families.
+    """
 
     name: str | None
     seed: int
@@ -48,6 +53,7 @@ class RunConfig:
     trainable: str | tuple[tuple[str, bool], ...]
     base: Any
     adapter: Any
+    adapters: tuple[Any, ...]
     task_name: str
     task: Any
     optimizer: Any
@@ -57,6 +63,7 @@ class RunConfig:
     mesh: Any
     tracking: Any
     export: Any
+    start: Any
 
 
 def experiment_types() -> dict[str, Any]:
@@ -77,7 +84,7 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
     """
     sections = experiment_types() if sections is None else sections
     values = dict(_items(config, "config"))
-    known = {"name", "seed", "experiment", "labels", "trainable", "task", *SECTIONS}
+    known = {"name", "seed", "experiment", "labels", "trainable", "task", "adapters", *SECTIONS}
     for key in values:
         if key not in known:
             raise _unknown("config", key, known)
@@ -95,6 +102,9 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
         value = values.get(section, {})
         without_adapter = section == "adapter" and value is None
         unpacked[section] = None if without_adapter else unpack(value, sections[section], f"config.{section}")
+    further = values.get("adapters", ())
+    if not isinstance(further, list | tuple):
+        raise _wrong(further, tuple, "config.adapters")
     return RunConfig(
         name=_convert(values.get("name"), str | None, "config.name"),
         seed=_convert(values.get("seed", 0), int, "config.seed"),
@@ -103,6 +113,7 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
         trainable=_trainable(values.get("trainable", "adapters")),
         task_name=task_name,
         task=unpack(task, task_type, "config.task"),
+        adapters=tuple(unpack(one, sections["adapter"], f"config.adapters[{i}]") for i, one in enumerate(further)),
         **unpacked,
     )
 
@@ -179,7 +190,9 @@ def content_hash(plain: dict) -> str:
     for name, cls in (*types_.items(), ("task", tasks.get(task.get("name")))):
         if cls is not None and isinstance(bare.get(name), dict):
             bare[name] = _without_defaults(bare[name], cls)
-    return config_hash({name: value for name, value in bare.items() if value != {}}, ())
+    if isinstance(further := bare.get("adapters"), list):
+        bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
+    return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
 
 
 def _without_defaults(section: dict, cls: type) -> dict:

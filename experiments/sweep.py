@@ -7,6 +7,9 @@ A grid file is plain data: `cells() -> [cell, ...]`, or `stages() -> [(stage nam
 "best:rates" takes the value from the cell of stage "rates" with the same arg that had the lowest training loss over its
 last 20 steps (of equals, the larger value), and waits for those cells. One sweep a GPU or a host: set
 CUDA_VISIBLE_DEVICES and share --workdir.
+
+--together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
+schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its own order of data and its own record.
 """
 
 import json
@@ -15,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +27,11 @@ from absl import app, flags
 
 from experiments import runs
 from experiments.grid import Cell, Grid
+from experiments.together import group_key
 from lowrank_jax.core.errors import UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
+TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are looked at again
 
@@ -34,9 +40,15 @@ class Sweep:
     """Runs cells one after another; cells that another sweep holds are looked at again until they are settled."""
 
     def __init__(
-        self, grid: Grid, workdir: str, results: str | None = None, say: Callable = print, asked: str | None = None
+        self,
+        grid: Grid,
+        workdir: str,
+        results: str | None = None,
+        say: Callable = print,
+        asked: str | None = None,
+        together: int = 1,
     ):
-        self.grid, self.asked = grid, asked
+        self.grid, self.asked, self.together = grid, asked, together
         self.workdir, self.results = Path(workdir), Path(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
@@ -55,7 +67,13 @@ class Sweep:
                 if any(trial not in self.settled for trial in cell.trials):
                     left.append(cell)
                     continue
-                outcome = self.attempt(cell, len(cells), [*left, *pending[pending.index(cell) :]])
+                if cell.name in self.settled:  # with a group
+                    continue
+                rest = [*left, *pending[pending.index(cell) :]]
+                if self.together > 1:
+                    outcome = self.attempt_group(cell, pending[pending.index(cell) :], len(cells), rest)
+                else:
+                    outcome = self.attempt(cell, len(cells), rest)
                 if outcome is None:
                     if cell.name not in told:
                         self.say(f"{cell.name}: claimed by another sweep; looking again later")
@@ -96,6 +114,50 @@ class Sweep:
         self.say(f"{place} {ready.name}: failed ({why}); a second sweep resumes it")
         return f"failed: {why}", None
 
+    def attempt_group(
+        self, cell: Cell, pending: Sequence[Cell], total: int, remaining: list[Cell]
+    ) -> tuple[str, dict | None] | None:
+        """`attempt` of a cell with others of `pending` that can share its program; settles them too."""
+        settled = {name: result for name, (_, result) in self.settled.items()}
+        ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
+        for other in pending:
+            one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
+            if one and len(ready) < self.together and not self.recorded(one):
+                if not ready or group_key(one.plain) == group_key(ready[0][1].plain):
+                    ready.append((other, one))
+            if not ready:
+                break  # the cell itself is done, or has nothing to run with
+        locks = [(pair, runs.claim(self.workdir / f"{pair[1].name}.lock")) for pair in ready]
+        mine = [(pair, lock) for pair, lock in locks if lock is not None and not self.recorded(pair[1])]
+        try:
+            if not mine or mine[0][0][0] is not cell or len(mine) < 2:
+                for _, lock in locks:
+                    if lock is not None:
+                        lock.close()
+                return self.attempt(cell, total, remaining)
+            names = [one.name for (_, one), _ in mine]
+            place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
+            self.say(f"{place} {names[0]} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
+            status = self.spawn_group([one for (_, one), _ in mine], [lock for _, lock in mine])
+            for (listed, one), _ in mine:
+                result = self.recorded(one)
+                why = f"exit status {status}" if status else "it ended without a result"
+                state = result["status"] if result else f"failed: {why}"
+                self.say(f"{place} {one.name}: {state}")
+                self.settled[listed.name] = (state, result)
+            return self.settled[cell.name]
+        finally:
+            for _, lock in locks:
+                if lock is not None:
+                    lock.close()
+
+    def spawn_group(self, cells: Sequence[Cell], locks: Sequence[Any]) -> int:
+        """Trains cells in one program to its end."""
+        listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
+        file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
+        runs.write_json(file, listed)
+        return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], locks)
+
     def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
         """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
         for trial in trials:
@@ -123,10 +185,14 @@ class Sweep:
 
     def spawn(self, cell: Cell, lock: Any, mine: bool = True) -> int:
         """Runs a cell's process to its end; an interrupt of the sweep first lets it save."""
-        # The child inherits the lock: if the sweep alone is killed, the cell stays claimed while its run lives.
         # A W&B agent's run id is for the cell it asked for, not for the trials that this cell needed first.
         environment = {key: value for key, value in os.environ.items() if mine or key not in AGENT_VARIABLES}
-        self.child = subprocess.Popen(self.command(cell), pass_fds=(lock.fileno(),), env=environment)
+        return self.wait(self.command(cell), [lock], environment)
+
+    def wait(self, command: Sequence[str], locks: Sequence[Any], environment: dict | None = None) -> int:
+        """Starts a program and waits for it, holding the locks of what it trains."""
+        # The child inherits the locks: if the sweep alone is killed, the cells stay claimed while their program lives.
+        self.child = subprocess.Popen(command, pass_fds=[lock.fileno() for lock in locks], env=environment)
         try:
             return self.child.wait()
         except KeyboardInterrupt:  # a terminal's Ctrl-C went to the child too
@@ -189,6 +255,7 @@ def define_flags() -> None:
     flags.DEFINE_string("results", None, "Folder where each cell's result is recorded; cells recorded there are done")
     flags.DEFINE_string("only", None, "Run only cells whose name or arg matches this regular expression")
     flags.DEFINE_string("cell", None, "Run only the cell of this name (for W&B agents), with the trials it needs")
+    flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
     flags.mark_flags_as_required(["config", "grid"])
@@ -209,7 +276,8 @@ def sweep_main(options: Any) -> int:
     """Runs the program for parsed flags; returns the exit status."""
     grid = Grid(options.config, options.grid)
     cells = grid.select(options.only, options.cell)
-    sweep = Sweep(grid, options.workdir, options.results, lambda line: print(line, flush=True), options.cell)
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    sweep = Sweep(grid, options.workdir, options.results, say, options.cell, options.together)
     if options.wandb_sweep:
         settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
         Path(options.wandb_sweep).write_text(json.dumps(wandb_sweep(cells, settings), indent=1) + "\n")

@@ -1,7 +1,6 @@
 """Merges an adapter (ours, PEFT's or the MoRA fork's) into its base and writes the model in Hugging Face's layout."""
 
 import argparse
-import dataclasses
 import re
 import sys
 import time
@@ -14,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, attach, check, make_plan, merge, residual
+from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_configs, residual
+from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, nearest, unflatten
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import CONFIG
@@ -74,6 +75,7 @@ def run(
     base = load_base(BaseConfig(base_name, revision=revision))
     say(2, f"loading the adapter in {adapter} and adding it")
     plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
+    check_merges(plan, flatten(variables["params"]))
     check(base.model, plan, variables, _tokens(base))
     params = merge(variables, plan)
     say(3, "comparing the merged model with base and adapter")
@@ -81,7 +83,7 @@ def run(
     print(f"{'':14}largest difference of a logit / largest logit, written as {dtype}: {drift:.2e}")
     say(4, f"writing {to}")
     export_params(params, base.config, to, dtype, shard_size=limit, tokenizer=base.tokenizer)
-    print(f"{to} holds {plan.config.method} of {len(plan.sites)} kernels merged into {base.name}")
+    print(f"{to} holds {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
     return drift
 
 
@@ -117,30 +119,12 @@ def _load_peft(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
 
 def _load_ours(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
     trained, scales, description = load_adapter(folder, base.fingerprint)
-    plan = make_plan(base.params, read_config(description["config"], folder / DESCRIPTION))
-    flat = flatten(residual(base.params, plan))
-    changed = flatten(trained.get("params", {}))
-    if strays := sorted(changed.keys() - flat.keys()):
-        raise UserError(f"the adapter in {folder} trained {strays[:3]}, which {base.name} does not have; check --base")
+    plan = make_plan(base.params, read_configs(description["config"], str(folder / DESCRIPTION)))
     return plan, {
-        "params": unflatten(flat | changed),
+        "params": overlay(residual(base.params, plan), trained.get("params", {})),
         "adapters": trained.get("adapters", {}),
         "scales": scales,
     }
-
-
-def read_config(values: dict[str, Any], where: Path) -> AdapterConfig:
-    """An AdapterConfig from adapter.json, in which tuples are lists."""
-    known = {field.name for field in dataclasses.fields(AdapterConfig)}
-    if strange := sorted(values.keys() - known):
-        close = nearest(strange[0], known) or sorted(known)
-        raise UserError(f"{where}: unknown field {strange[0]!r} (near: {', '.join(close)}); use the code that wrote it")
-    values = {name: _tuples(value) for name, value in values.items()}
-    return AdapterConfig(**{**values, "mora": MoraConfig(**values.get("mora", {}))})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

@@ -63,3 +63,24 @@ def subwords():
     text = "face deed cafe babe bead dead beef the cat sat on the mat and ate a fig"
     backend.train_from_iterator([text] * 4, trainer)
     return SubwordTokenizer(backend, bos_id=0, eos_id=1, name="test-subwords")
+
+
+@pytest.fixture(scope="session")
+def tiny_glue(tmp_path_factory) -> Path:
+    """A folder of GLUE in the official layout, 8 rows a training file and 5 a dev file: for allow_partial=True."""
+    from lowrank_jax.data.builders.glue.specs import GLUE
+
+    root = tmp_path_factory.mktemp("glue")
+    words = ["plain", "naïve", "\u2028 odd", 'an "unbalanced', "long " * 12]
+    for spec in GLUE.values():
+        header = spec.header or ("index", *spec.columns, spec.label)
+        (root / spec.folder).mkdir()
+        for split in spec.splits:
+            lines = [] if spec.header else ["\t".join(header)]
+            for i in range(8 if split == "train" else 5):
+                values = {name: f"{split} {i} {words[(i + j) % 5]}" for j, name in enumerate(header)}
+                number = int("01210120"[i])
+                values[spec.label] = spec.written[number % len(spec.written)] if spec.written else f"{i * 5 / 7:.3f}"
+                lines.append("\t".join(values[name] for name in header))
+            (root / spec.folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root

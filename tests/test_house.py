@@ -24,7 +24,7 @@ MAX_LINES = 400
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
 LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
-    "huggingface_hub",
+    *("huggingface_hub", "sklearn"),
 }
 ORIGINALS = ("torch", "transformers", "peft", "loralib")  # the extra [parity]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan, residual
+from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, residual
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
@@ -132,10 +132,30 @@ def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
     assert "with other weights" in error(base="pico-llama", adapter=adapter("lora")[1])
 
 
-def test_sizes_and_configs(script, tmp_path):
+def test_an_adapter_of_several_families(script, base, tmp_path, capsys):
+    """Those that merge do so together; one that no weight can hold is named before anything is written."""
+    lora, mora = AdapterConfig(rank=2, targets=("query", "embed")), AdapterConfig("mora", 1, targets=("value",))
+    for configs, status in (([lora, mora], 0), ([lora, AdapterConfig("houlsby", 2)], 2)):
+        plan, rng = make_plan(base.params, configs), np.random.default_rng(0)
+        made = create(plan, jax.random.key(0))
+        made["adapters"] = jax.tree.map(lambda x, r=rng: np.float32(0.1 * r.normal(size=x.shape)), made["adapters"])
+        scales = {path: np.asarray(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
+        names = {"name": base.name, "fingerprint": base.fingerprint}
+        save_adapter(tmp_path / "in", {"adapters": made["adapters"]}, describe(plan), scales, names)
+        to = tmp_path / f"out{status}"
+        assert script.main(["--base", base.name, "--adapter", str(tmp_path / "in"), "--to", str(to)]) == status
+        if status == 0:
+            expected = np.asarray(attach(base.model, plan)({"params": base.params, **made}, TOKENS))
+            np.testing.assert_allclose(logits(to), expected, atol=1e-5 * np.abs(expected).max())
+    assert "houlsby at layers/attention, layers/mlp cannot be merged" in capsys.readouterr().err
+    assert not to.exists()
+
+
+def test_sizes_and_configs(script):
     assert [script.read_size(text) for text in ("2GB", "500 MB", "1.5k", "7", None)] == [2e9, 5e8, 1500, 7, None]
     config = CONFIGS["lora"]
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert script.read_config(values, tmp_path) == config
-    with pytest.raises(UserError, match=r"unknown field 'rnk' \(near: rank"):
-        script.read_config({"rnk": 3}, tmp_path)
+    assert script.read_configs(values, "adapter.json") == (config,)
+    assert script.read_configs([values, {"method": "houlsby"}], "adapter.json") == (config, AdapterConfig("houlsby"))
+    with pytest.raises(UserError, match=r"adapter.json: unknown field 'rnk' \(near: rank"):
+        script.read_configs({"rnk": 3}, "adapter.json")

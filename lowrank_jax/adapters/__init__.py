@@ -1,23 +1,27 @@
 """The papers' equations and their life: plan, create, attach, merge."""
 
 from lowrank_jax.adapters.attach import attach, check
-from lowrank_jax.adapters.base import AdapterConfig, MoraConfig
+from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
 from lowrank_jax.adapters.create import create, needs_params, residual
+from lowrank_jax.adapters.description import describe, read_configs
 from lowrank_jax.adapters.merge import column_norms, fold, merge, unmerge
 from lowrank_jax.adapters.plan import Plan, make_plan
 
 __all__ = [
     "AdapterConfig",
+    "BottleneckConfig",
     "MoraConfig",
     "Plan",
     "attach",
     "check",
     "column_norms",
     "create",
+    "describe",
     "fold",
     "make_plan",
     "merge",
     "needs_params",
+    "read_configs",
     "residual",
     "unmerge",
 ]

@@ -17,7 +17,9 @@ from lowrank_jax.core.types import ApplyFn, Array, Tree
 def attach(model: nn.Module, plan: Plan) -> ApplyFn:
     """apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) with y = x W + delta(x) at the plan's sites.
 
-    A family that is more than a delta on the kernel (`Family.apply`) makes y from x, x W and the frozen kernel.
+    A family that is more than a delta on the kernel (`Family.apply`) makes y from x, x W and the frozen kernel; one of
+    another place (`Family.place`) reads and changes a module's output, or a norm's. Where a module and one inside it
+    are both adapted, the inner one comes first, as in the model.
 
     `variables` holds "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
@@ -37,7 +39,7 @@ def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs:
       UserError: a site's module was never called, so its adapter would silently stay at its start; `variables` hold
         an adapter that the plan does not know.
     """
-    known = {f"{site.path}/{name}" for site in plan.sites for name in plan.family.shapes(site.spec)}
+    known = {f"{site.path}/{name}" for site in plan.sites for name in site.family.shapes(site.spec)}
     if strays := sorted(flatten(variables.get("adapters", {})).keys() - known):
         raise UserError(f"the plan has no site for the adapters at {strays[:5]}; they belong to another plan")
     visited: set[str] = set()
@@ -50,8 +52,7 @@ def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs:
 
 
 def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
-    sites = {site.path: site.spec for site in plan.sites}
-    family = plan.family if sites else None
+    sites = {site.path: site for site in plan.sites}
     dtype = getattr(model, "dtype", None)
 
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
@@ -59,31 +60,54 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
         training = isinstance(rngs, Mapping) and "dropout" in rngs
 
         def interceptor(next_fun, args, kwargs, context):
-            y = next_fun(*args, **kwargs)
+            out = next_fun(*args, **kwargs)
             module = context.module
             path = "/".join(module.path)
             if context.method_name != "__call__" or path not in sites:
-                return y
+                return out
             if visited is not None:
                 visited.add(path)
-            spec = sites[path]
+            spec, family = sites[path].spec, sites[path].family
+            y, *others = out if isinstance(out, tuple) else (out,)
             leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
             if spec.stack and dtype is not None:
                 _refuse_rounded(leaf, y.dtype, path)
-            x = next(iter((*args, *kwargs.values()))).astype(y.dtype)
-            dropped = training and spec.dropout
-            if dropped:
-                x = _drop(module, x, spec.dropout)
-            if family.apply is None:
-                return y + family.delta(leaf, x, spec, 1.0)
-            return family.apply(leaf, _frozen(module, x, y, dropped), x, y, spec, 1.0)
+            x = next(iter((*args, *kwargs.values())))
+            y = _adapted(module, family, spec, leaf, x, y, spec.dropout if training else 0.0)
+            return (y, *others) if isinstance(out, tuple) else y
 
         if sites:
-            variables = {**variables, "adapters": _prepare(variables, sites, family, dtype)}
+            given = {name: tree for name, tree in variables.items() if name != "scales"}  # folded into the adapters
+            variables = {**given, "adapters": _prepare(variables, plan, dtype)}
         with nn.intercept_methods(interceptor):
             return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
 
     return apply_fn
+
+
+def _adapted(
+    module: nn.Module, family: Family, spec: AdapterSpec, leaf: dict[str, Array], x: Array, y: Array, dropout: float
+) -> Array:
+    """The module's output with the update.
+
+    Args:
+      x, y: the module's input and its (first) output.
+      dropout: rate on what the branch reads; 0 outside training.
+    """
+    if family.place == "table":
+        return y + family.delta(leaf, x, spec, 1.0).astype(y.dtype)
+    read = (x if family.place == "kernel" else y).astype(y.dtype)
+    if dropout:
+        read = _drop(module, read, dropout)
+    if family.apply is not None:
+        return family.apply(leaf, _frozen(module, read, y, bool(dropout)), read, y, spec, 1.0)
+    update = family.delta(leaf, read, spec, 1.0)
+    if family.place == "norm":
+        # A second call of the module would take its parameters' names twice; an unbound copy is a pure function, and
+        # has no path that a site could have.
+        again = module.clone(parent=None)
+        return again.apply({"params": module.variables["params"]}, x + update.astype(x.dtype))
+    return y + update
 
 
 def _drop(module: nn.Module, x: Array, rate: float) -> Array:
@@ -96,8 +120,11 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dtype: Any) -> dict[str, Any]:
+def _prepare(variables: Tree, plan: Plan, dtype: Any) -> dict[str, Any]:
     """The adapters as the branches use them: scales folded in; those of stacked kernels in the model's compute dtype.
+
+    Layers without an adapter (AdapterDrop) get one of zeros here, as the scan runs over all layers alike: it computes
+    nothing into nothing, has no parameters and no gradient.
 
     The cast is for the scan over layers, in which it would be a kernel of its own a layer. A module outside it (a head,
     perhaps in float32) is used once, and a model without `dtype` says no type: their leaves stay as wide as they are
@@ -105,7 +132,8 @@ def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dty
     """
     flat = flatten({name: variables.get(name, {}) for name in ("adapters", "scales")})
     prepared = {}
-    for path, spec in sites.items():
+    for site in plan.sites:
+        path, spec, family = site.path, site.spec, site.family
         names = [f"adapters/{path}/{name}" for name in family.shapes(spec)]
         scale = f"scales/{path}/scale"
         if missing := [name for name in (*names, scale) if name not in flat]:
@@ -120,6 +148,8 @@ def _prepare(variables: Tree, sites: dict[str, AdapterSpec], family: Family, dty
         wide = jnp.result_type(jnp.float32, *leaf.values())
         compute = dtype if spec.stack and dtype is not None else wide
         for name, value in family.prepare(leaf, spec, flat[scale], compute).items():
+            if spec.dropped:
+                value = jnp.concatenate([jnp.zeros((spec.dropped, *value.shape[1:]), value.dtype), value])
             prepared[f"{path}/{name}"] = value
     return unflatten(prepared)
 

@@ -49,28 +49,49 @@ class MoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BottleneckConfig:
+    """What the bottleneck families (`houlsby`, `pfeiffer`, `lin`) have beside their size, which is `adapter.rank`.
+
+    Attributes:
+      activation: between the two products; `family` is swish for houlsby, relu for pfeiffer (both as in LoRA's
+        official code) and for lin (Lin et al.).
+      drop_layers: AdapterDrop (Rückle et al., 2021): this many of the lowest layers have no adapter and no parameters.
+    """
+
+    activation: Literal["family", "relu", "swish", "gelu", "tanh"] = "family"
+    drop_layers: int = 0
+
+    def __post_init__(self):
+        _check_choices(self, "adapter.bottleneck")
+        if self.drop_layers < 0:
+            raise UserError(f"adapter.bottleneck.drop_layers is {self.drop_layers}; it must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterConfig:
     """Which update is learnt, at which kernels, of which size.
 
     Attributes:
       method: family by its name in `adapters.registry`, or `none`.
-      rank: LoRA's r; MoRA's square has as many parameters as LoRA of this rank.
+      rank: LoRA's r; MoRA's square has as many parameters as LoRA of this rank; the width of a bottleneck.
       alpha: numerator of LoRA's scale; MoRA ignores it, as its official code does.
       scaling: `standard` alpha/r (Hu et al., 4.1), `rslora` alpha/sqrt(r), or `none` (1).
       targets: names of modules with a kernel: regular expressions for the whole module path or its end
         ("query", "attention/.*"); `all-linear` stands for every kernel but the output head's, as in PEFT (see
-        `plan.OUTPUT_HEADS`); name the head beside it to adapt that too.
-      exclude: module names left out of `targets`, same form.
+        `plan.OUTPUT_HEADS`); name the head beside it to adapt that too. For LoRA a name that fits no kernel may be
+        an embedding's ("embed", "embed/word"). The bottleneck families have places of their own and read no targets.
+      exclude: module names left out of `targets`, or of a bottleneck family's places ("attention"), same form.
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
         1/sqrt(d_in))), `gaussian` (the paper), `orthogonal`; or from the kernel, whose residual is then what is frozen
         (`adapters.residual`): `pissa`, `olora`, `loftq`.
-      init_std: standard deviation of `gaussian`; the paper does not state it.
+      init_std: standard deviation of `gaussian`, which the paper does not state, and of a bottleneck's W_down.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
       mora: MoRA's maps.
+      bottleneck: the bottleneck families' activation and AdapterDrop.
     """
 
-    method: Literal["none", "lora", "mora", "dora"] = "lora"
+    method: Literal["none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin"] = "lora"
     rank: int = 8
     alpha: float = 16.0
     scaling: Literal["standard", "rslora", "none"] = "standard"
@@ -82,6 +103,7 @@ class AdapterConfig:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     mora: MoraConfig = MoraConfig()
+    bottleneck: BottleneckConfig = BottleneckConfig()
 
     def __post_init__(self):
         _check_choices(self, "adapter")
@@ -95,17 +117,21 @@ class AdapterConfig:
             raise UserError(f"adapter.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.method == "mora" and self.init not in ("kaiming_uniform", "gaussian"):
             raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; MoRA's square starts at zero")
+        if self.method in ("houlsby", "pfeiffer", "lin") and self.init not in ("kaiming_uniform", "gaussian"):
+            raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; {self.method} has its own")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """One adapted kernel, statically: all that a family needs to know of it.
+    """One adapted place, statically: all that a family needs to know of it.
 
     Attributes:
-      d_in, d_out: the kernel's axes, y = x @ kernel with x [..., d_in].
+      d_in, d_out: the kernel's axes, y = x @ kernel with x [..., d_in]; a table's rows and width; a value's width,
+        twice.
       rank, alpha, scaling, dropout, init, init_std: as in `AdapterConfig`, patterns applied.
-      stack: leading axes of a kernel that is stacked over scanned layers, () when it is not.
-      mora: MoRA's maps.
+      stack: leading axes of leaves that are stacked over scanned layers, () when they are not.
+      mora, bottleneck: the families' own options.
+      dropped: layers of the scan below those of `stack`, which have no adapter.
     """
 
     d_in: int
@@ -118,14 +144,23 @@ class AdapterSpec:
     init_std: float = 0.02
     stack: tuple[int, ...] = ()
     mora: MoraConfig = MoraConfig()
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    dropped: int = 0
 
 
-Leaf = Mapping[str, Array]  # the arrays of one adapted kernel by name, without the stack axes
+Leaf = Mapping[str, Array]  # the arrays of one adapted place by name, without the stack axes
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """An adapter family: y = x W + delta(x), with delta linear in x and zero at the start, unless it says otherwise.
+
+    `place` is the value that delta reads and where its result goes:
+
+    * kernel: x is the module's input, y its output; delta is linear and merges into the kernel.
+    * table: x holds the rows' numbers, y = E[x] + delta(x); merges into the table.
+    * output: y = h + delta(h), h the output of a whole module (the first of several); does not merge.
+    * norm: y = norm(s + delta(norm(s))), both times with the module's own parameters; does not merge.
 
     Attributes:
       name: as in `AdapterConfig.method`.
@@ -142,6 +177,9 @@ class Family:
       fold: with `apply`: (kernel, leaf, spec, scale) -> the merged kernel in float32.
       unfold: with `apply`: (merged kernel, leaf, spec, scale, norms) -> the kernel in float32.
       needs_kernel: spec -> whether `init` starts from the kernel.
+      place: see above.
+      sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
+        output. ("mlp", "mlp/down") finds "layers/mlp" where there is "layers/mlp/down/kernel".
     """
 
     name: str
@@ -154,15 +192,23 @@ class Family:
     fold: Callable[[Array, Leaf, AdapterSpec, Any], Array] | None = None
     unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
+    place: Literal["kernel", "table", "output", "norm"] = "kernel"
+    sites: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def merges(self) -> bool:
+        """Whether the update can be folded into a weight of the base."""
+        return self.place in ("kernel", "table")
 
     def parameters(self, spec: AdapterSpec) -> int:
-        """Trainable scalars of one layer's kernel."""
+        """Trainable scalars of one layer's site."""
         return sum(math.prod(shape) for shape in self.shapes(spec).values())
 
     def delta_kernel(self, leaf: Leaf, spec: AdapterSpec, scale: Any) -> Array:
-        """The update as a kernel [d_in, d_out]: `delta` of the identity, in float32 on every device.
+        """The update as a kernel [d_in, d_out]: `delta` of the identity, or of every row, in float32 on every device.
 
         Accelerators multiply float32 in TF32 or bfloat16 passes unless told otherwise.
         """
+        rows = jnp.arange(spec.d_in) if self.place == "table" else jnp.eye(spec.d_in, dtype=jnp.float32)
         with jax.default_matmul_precision("highest"):
-            return self.delta(leaf, jnp.eye(spec.d_in, dtype=jnp.float32), spec, scale)
+            return self.delta(leaf, rows, spec, scale)

@@ -37,27 +37,28 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         spec, layers = site.spec, math.prod(site.spec.stack)
         site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
         keys = jax.random.split(site_key, layers)
-        if plan.family.needs_kernel(spec):
+        family = site.family
+        if family.needs_kernel(spec):
             if params is None:
                 raise UserError(
-                    f"{plan.config.method} with init {spec.init!r} starts from the kernels; "
+                    f"{family.name} with init {spec.init!r} starts from the kernels; "
                     "give them: create(plan, key, params)"
                 )
-            kernel = kernels[f"{site.path}/kernel"]
+            kernel = kernels[site.weight]
             stack = (keys, kernel.reshape(layers, *kernel.shape[-2:]))
             # One layer at a time: a decomposition needs several float32 copies of its kernel.
-            stacked = jax.lax.map(lambda one, spec=spec: plan.family.init(one[0], spec, one[1]), stack)
+            stacked = jax.lax.map(lambda one, f=family, spec=spec: f.init(one[0], spec, one[1]), stack)
         else:
-            stacked = jax.vmap(lambda k, spec=spec: plan.family.init(k, spec))(keys)
+            stacked = jax.vmap(lambda k, f=family, spec=spec: f.init(k, spec))(keys)
         for name, leaf in stacked.items():
             adapters[f"{site.path}/{name}"] = leaf.reshape(*spec.stack, *leaf.shape[1:])
-        scales[f"{site.path}/scale"] = jnp.full(spec.stack, plan.family.scale(spec), jnp.float32)
+        scales[f"{site.path}/scale"] = jnp.full(spec.stack, family.scale(spec), jnp.float32)
     return {"adapters": unflatten(adapters), "scales": unflatten(scales)} if plan.sites else {}
 
 
 def needs_params(plan: Plan) -> bool:
     """Whether `create` has to be given the base's params."""
-    return any(plan.family.needs_kernel(site.spec) for site in plan.sites)
+    return any(site.family.needs_kernel(site.spec) for site in plan.sites)
 
 
 def residual(params: Tree, plan: Plan) -> dict[str, Any]:
@@ -68,9 +69,8 @@ def residual(params: Tree, plan: Plan) -> dict[str, Any]:
     """
     flat = dict(flatten(params))
     for site in plan.sites:
-        if plan.config.method != "mora" and inits.changes_base(site.spec):
-            path = f"{site.path}/kernel"
-            flat[path] = _residual_site(flat[path], site.spec, plan.family.scale(site.spec))
+        if site.family.needs_kernel(site.spec) and inits.changes_base(site.spec):
+            flat[site.weight] = _residual_site(flat[site.weight], site.spec, site.family.scale(site.spec))
     return unflatten(flat)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters import dora
 from lowrank_jax.adapters.base import AdapterSpec, Family
-from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.adapters.plan import PRE_NORM, Plan, Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
@@ -27,7 +27,8 @@ def merge(variables: Tree, plan: Plan) -> dict[str, Any]:
       A params tree in the dtypes of `variables["params"]`.
 
     Raises:
-      UserError: a sum is not finite: a diverged adapter must not spoil the base, and a float16 kernel ends at 65,504.
+      UserError: a sum is not finite: a diverged adapter must not spoil the base, and a float16 kernel ends at 65,504;
+        a family that no weight can hold; a table that a tied head multiplies with.
     """
     return _checked(fold(variables, plan), plan)
 
@@ -43,44 +44,74 @@ def unmerge(variables: Tree, plan: Plan, norms: Tree | None = None) -> dict[str,
 
 def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = None) -> dict[str, Any]:
     """The params with sign * every site's update added: `merge` without its look at the values, for use under jit."""
-    params, family = dict(flatten(variables["params"])), plan.family if plan.sites else None
-    if sign < 0 and family and family.unfold is not None and norms is None:
+    params = dict(flatten(variables["params"]))
+    check_merges(plan, params)
+    if sign < 0 and norms is None and (lost := [s.family.name for s in plan.sites if s.family.unfold is not None]):
         raise UserError(
-            f"{family.name} cannot be taken out of merged kernels alone; give unmerge the column_norms from before the "
+            f"{lost[0]} cannot be taken out of merged kernels alone; give unmerge the column_norms from before the "
             "merge, or load the base again"
         )
     flat_norms = flatten(norms) if norms is not None else {}
     for site in plan.sites:
-        path = f"{site.path}/kernel"
-        leaf, scale = _leaves(variables, plan, site)
+        leaf, scale = _leaves(variables, site)
         if f"{site.path}/norms" in flat_norms:
             leaf["norms"] = flat_norms[f"{site.path}/norms"]
-        params[path] = _fold_site(params[path], leaf, scale, family, site.spec, sign)
+        params[site.weight] = _fold_site(params[site.weight], leaf, scale, site.family, site.spec, sign)
     return unflatten(params)
+
+
+def check_merges(plan: Plan, paths: Iterable[str]) -> None:
+    """Raises UserError where an update of the plan has no weight to go into.
+
+    Args:
+      plan: the sites.
+      paths: of the leaves below "params".
+    """
+    if stuck := sorted({site.family.name for site in plan.sites if not site.family.merges}):
+        where = sorted({site.path for site in plan.sites if not site.family.merges})
+        raise UserError(
+            f"{' and '.join(stuck)} at {', '.join(where[:3])} cannot be merged: no weight computes it; keep the "
+            "adapter beside its base, or train lora, dora or mora"
+        )
+    paths = set(paths)
+    for site in plan.sites:
+        if site.table and _is_tied(site.path, paths):
+            raise UserError(
+                f"{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its "
+                "logits would change; keep the adapter beside its base, or give the base a head of its own "
+                "(tie_word_embeddings=False) before training"
+            )
+
+
+def _is_tied(path: str, paths: set[str]) -> bool:
+    """Whether the model reads the table at `path` as its output layer too: a causal or masked LM without another."""
+    word = path in ("embed", "embed/word")
+    causal = any(name.startswith(f"{PRE_NORM}/") for name in paths) and "head/kernel" not in paths
+    return word and (causal or "head/bias" in paths)  # a masked-LM head has a bias of its own and no kernel
 
 
 def column_norms(variables: Tree, plan: Plan) -> dict[str, Any]:
     """{site: {"norms": ||W + scale A B|| of each output, [*stack, d_out] float32}}: what `unmerge` needs for DoRA."""
     flat, norms = flatten(variables["params"]), {}
-    for site in plan.sites if plan.config.method == "dora" else ():
-        leaf, scale = _leaves(variables, plan, site)
-        norms[f"{site.path}/norms"] = _norms_site(flat[f"{site.path}/kernel"], leaf, scale, site.spec)
+    for site in (site for site in plan.sites if site.family.unfold is not None):
+        leaf, scale = _leaves(variables, site)
+        norms[f"{site.path}/norms"] = _norms_site(flat[site.weight], leaf, scale, site.spec)
     return unflatten(norms)
 
 
 def site_delta(variables: Tree, plan: Plan, site: Site) -> jax.Array:
     """The update of one site as kernels in float32: [*stack, d_in, d_out]."""
-    spec, family = site.spec, plan.family
+    spec, family = site.spec, site.family
     start = jnp.zeros((*spec.stack, spec.d_in, spec.d_out), jnp.float32)
     if family.fold is not None:
-        start = flatten(variables["params"])[f"{site.path}/kernel"].astype(jnp.float32)
-    return _fold_site(start, *_leaves(variables, plan, site), family, spec, 1.0) - (0 if family.fold is None else start)
+        start = flatten(variables["params"])[site.weight].astype(jnp.float32)
+    return _fold_site(start, *_leaves(variables, site), family, spec, 1.0) - (0 if family.fold is None else start)
 
 
 def _checked(params: dict[str, Any], plan: Plan) -> dict[str, Any]:
     flat = flatten(params)
     for site in plan.sites:
-        kernel = flat[f"{site.path}/kernel"]
+        kernel = flat[site.weight]
         if not _all_finite(kernel):
             raise UserError(
                 f"{site.path} with its update holds NaN or infinity in {kernel.dtype}; merge an earlier checkpoint, or "
@@ -94,9 +125,9 @@ def _all_finite(kernel: jax.Array) -> jax.Array:
     return jnp.isfinite(kernel).all()
 
 
-def _leaves(variables: Tree, plan: Plan, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
+def _leaves(variables: Tree, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
     flat = flatten({"adapters": variables["adapters"], "scales": variables["scales"]})
-    leaf = {name: flat[f"adapters/{site.path}/{name}"] for name in plan.family.shapes(site.spec)}
+    leaf = {name: flat[f"adapters/{site.path}/{name}"] for name in site.family.shapes(site.spec)}
     return leaf, flat[f"scales/{site.path}/scale"]
 
 

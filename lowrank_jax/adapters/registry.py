@@ -1,10 +1,13 @@
 """The adapter families by name: the only list."""
 
-from lowrank_jax.adapters import dora, lora, mora
+from lowrank_jax.adapters import bottleneck, dora, embedding, lora, mora
 from lowrank_jax.adapters.base import Family
 from lowrank_jax.core.paths import unknown_name
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY, *bottleneck.FAMILIES)
+}
+TABLES: dict[str, Family] = {embedding.FAMILY.name: embedding.FAMILY}  # what a method does at an embedding
 
 
 def get_family(name: str) -> Family:

@@ -25,7 +25,7 @@ SCALES = "scales/"
 def save_adapter(
     folder: str | os.PathLike,
     trainable: Tree,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | list[Mapping[str, Any]],
     scales: Mapping[str, Any],
     base: Mapping[str, str],
 ) -> None:
@@ -36,7 +36,7 @@ def save_adapter(
     Args:
       folder: replaced if it holds an adapter already.
       trainable: {"adapters": ..., "params": ...}: what was trained, as arrays.
-      config: JSON-able: method, rank, alpha, targets and the like.
+      config: JSON-able: method, rank, alpha, targets and the like; a list of several families'.
       scales: {path below "scales": factor, or list with one factor per layer}: what multiplies the branch, kept in
         float32 beside the weights, so that a reader need not know how alpha and rank make it.
       base: {"name", "fingerprint"} of the frozen model.
@@ -56,7 +56,7 @@ def save_adapter(
     description = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base["name"], "fingerprint": base["fingerprint"]},
-        "config": dict(config),
+        "config": config if isinstance(config, list) else dict(config),
         "leaves": {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in tensors.items()},
         "sha256": hashlib.sha256(weights).hexdigest(),
     }

@@ -1,17 +1,14 @@
 """A user's own data: JSON lines with "text", or with "prompt" and "completion"; plain, .gz or .xz."""
 
-import gzip
 import json
-import lzma
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.lines import read_lines
 
 KINDS = {"text": ("text",), "completion": ("prompt", "completion")}
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 class JsonLines:
@@ -34,7 +31,7 @@ class JsonLines:
         self.kind, self._rows, self._places = "", [], []
         for path in self.paths:
             before = len(self._rows)
-            for number, line in _lines(path):
+            for number, line in read_lines(path):
                 where = f"{path}, line {number}"
                 kind, row = _row(where, line)
                 if self.kind and kind != self.kind:
@@ -58,22 +55,6 @@ class JsonLines:
         """Where row `index` stands, for messages."""
         path, number = self._places[index]
         return f"{path}, line {number}"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of each line that is not blank."""
-    number = 0
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:  # -sig: a BOM is no text
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the data path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: cannot be read ({error}); fetch the file again") from error
 
 
 def _row(where: str, line: str) -> tuple[str, dict[str, str]]:

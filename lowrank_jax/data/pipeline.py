@@ -1,6 +1,8 @@
 """Examples -> batches: a deterministic, resumable stream over a random-access source, cut into shares per process."""
 
+import bisect
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +37,18 @@ class Batches:
     The cursor (`get_state`) counts the batches that were handed out, not those read ahead, so a checkpoint that is
     taken after step k resumes with batch k.
 
+    Rows of unlike lengths: with `buckets`, the features named in `pad` are padded on the right to T, the smallest
+    bucket that holds the longest row of the global batch, so that a jitted step compiles once per bucket. T is the
+    same on all processes, as `lengths` says it of rows that a process does not read. A batch then has "mask" too, bool
+    [.., T], True at what is no padding.
+
     Args:
       source: the examples.
-      features: example -> dict of arrays of one shape for all examples.
+      features: example -> dict of arrays, of one shape for all examples but for axis 0 of those in `pad`.
       batch_size: examples per global batch.
+      lengths: int [len(source)], the length of each row along axis 0; only with buckets.
+      buckets: ascending; the last holds every row.
+      pad: feature that is padded -> what it is filled with.
       seed: of the shuffle, at least 0.
       shuffle: False gives the source's order in every epoch.
       epochs: None repeats for ever.
@@ -46,8 +56,8 @@ class Batches:
       prefetch: batches read ahead on one thread; 0 reads in the caller's.
 
     Raises:
-      UserError: grain is missing, the source is empty, the batch does not divide over the processes, or finite epochs
-        hold no whole batch.
+      UserError: grain is missing, the source is empty, the batch does not divide over the processes, finite epochs
+        hold no whole batch, or the buckets are not ascending or too short for a row.
     """
 
     def __init__(
@@ -56,6 +66,9 @@ class Batches:
         features: Callable[[Any], Mapping[str, np.ndarray]],
         batch_size: int,
         *,
+        lengths: np.ndarray | None = None,
+        buckets: Sequence[int] = (),
+        pad: Mapping[str, int] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -72,10 +85,15 @@ class Batches:
                 "lower batch_size, or leave epochs unset to repeat the data"
             )
         self._source, self._features = source, features
+        self._lengths, self._buckets, self._pad = lengths, tuple(buckets), dict(pad or {})
+        if self._buckets:
+            _check_buckets(source, lengths, self._buckets, self._pad)
         self._identity = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
         order = _grain().MapDataset.range(len(source)).seed(seed)
         order = (order.shuffle() if shuffle else order).repeat(epochs)
         self._order = order.batch(batch_size, drop_remainder=True)
+        # Grain orders about 95,000 rows/s, which is most of a small batch's cost, and `length` and `batch` both ask.
+        self._indices = functools.lru_cache(maxsize=16)(self._order.__getitem__)
         self._batches = math.inf if epochs is None else epochs * len(source) // batch_size
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(1, "batches") if prefetch else None
@@ -98,10 +116,30 @@ class Batches:
         self._consumed += 1
         return batch
 
-    def batch(self, number: int) -> Batch:
-        """This process's rows of global batch `number`, counted from 0; leaves the cursor alone."""
-        indices = self._order[number][self._rows] if number < self._batches else []
-        return _stack([self._features(example) for example in _read(self._source, indices)])
+    def length(self, number: int) -> int:
+        """T of global batch `number`: its bucket; the same on all processes.
+
+        Raises:
+          IndexError: finite epochs end before.
+        """
+        if not self._buckets:
+            raise ValueError("batches without buckets have the length of their features")
+        if number >= self._batches:
+            raise IndexError(f"batch {number} of {self._batches}")
+        return _bucket(self._lengths[self._indices(number)], self._buckets)
+
+    def batch(self, number: int, length: int | None = None) -> Batch:
+        """This process's rows of global batch `number`, counted from 0; leaves the cursor alone.
+
+        Args:
+          length: T, at least `length(number)`, for batches that are stacked with others; None is `length(number)`.
+        """
+        if number >= self._batches:
+            return {}
+        rows = [self._features(e) for e in _read(self._source, self._indices(number)[self._rows])]
+        if not self._buckets:
+            return _stack(rows)
+        return _pad_stack(rows, self._pad, self.length(number) if length is None else length)
 
     def get_state(self) -> dict[str, int]:
         """The cursor, as JSON-able numbers."""
@@ -151,10 +189,41 @@ def one_pass(
         indices = np.arange(start, start + batch_size)[rows]
         present = [int(i) for i in indices if i < len(source)]
         batch = _stack([features(e) for e in _read(source, present or [0])])
-        filled = {name: np.zeros((len(indices), *value.shape[1:]), value.dtype) for name, value in batch.items()}
-        for name, value in batch.items():
-            filled[name][: len(present)] = value[: len(present)]
-        yield filled
+        yield _fill(batch, len(present), len(indices))
+
+
+def bucketed_pass(
+    source: Source,
+    features: Callable[[Any], Mapping[str, np.ndarray]],
+    batch_size: int,
+    *,
+    lengths: np.ndarray,
+    buckets: Sequence[int],
+    pad: Mapping[str, int],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once, shortest first, padded as in `Batches`, for evaluation: (indices, this process's rows).
+
+    `indices`, int64 [batch_size], are those of the whole batch, the same on all processes: row j of the global batch is
+    example indices[j], and -1 says that it only fills the last batch. Such a row is one token of padding; its other
+    features are zero, so its weight too.
+
+    Args: as `Batches`; every process gets the same number of batches.
+    """
+    rows = _share(batch_size, process_index, process_count)
+    _check_buckets(source, lengths, buckets, pad)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(source), batch_size):
+        present = order[start : start + batch_size]
+        mine = present[rows]
+        made = [features(e) for e in _read(source, mine if len(mine) else present[:1])]
+        batch = _pad_stack(made, pad, _bucket(lengths[present], buckets))
+        filled = _fill(batch, len(mine), rows.stop - rows.start)
+        for name, value in pad.items():
+            filled[name][len(mine) :] = value
+        filled["mask"][len(mine) :, 0] = True  # a row without any key has no softmax
+        yield np.concatenate([present, np.full(batch_size - len(present), -1)]), filled
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -174,6 +243,44 @@ def _read(source: Source, indices: Sequence[int]) -> Sequence[Any]:
 
 def _stack(examples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]} if examples else {}
+
+
+def _pad_stack(examples: Sequence[Mapping[str, np.ndarray]], pad: Mapping[str, int], length: int) -> Batch:
+    """Stacked rows, those of `pad` as [rows, length], and their "mask"."""
+    counts = np.array([len(e[name]) for e in examples for name in pad]).reshape(len(examples), len(pad))
+    if (counts != counts[:, :1]).any() or counts.max() > length:
+        raise ValueError(f"rows of {counts.max()} along axis 0 of {', '.join(pad)} for a length of {length}")
+    batch = {"mask": np.arange(length) < counts[:, :1]}
+    for name in examples[0]:
+        if name not in pad:
+            batch[name] = np.stack([e[name] for e in examples])
+            continue
+        batch[name] = np.full((len(examples), length, *examples[0][name].shape[1:]), pad[name], examples[0][name].dtype)
+        for row, example in zip(batch[name], examples, strict=True):
+            row[: len(example[name])] = example[name]
+    return batch
+
+
+def _fill(batch: Batch, present: int, rows: int) -> Batch:
+    """The first `present` rows of a batch, and zeros up to `rows`."""
+    filled = {name: np.zeros((rows, *value.shape[1:]), value.dtype) for name, value in batch.items()}
+    for name, value in batch.items():
+        filled[name][:present] = value[:present]
+    return filled
+
+
+def _check_buckets(source: Source, lengths: np.ndarray | None, buckets: Sequence[int], pad: Mapping[str, int]) -> None:
+    if lengths is None or len(lengths) != len(source) or not pad:
+        raise ValueError(f"buckets need the length of each of {len(source)} rows, and what is padded")
+    if list(buckets) != sorted(set(buckets)) or not buckets or buckets[0] < 1:
+        raise UserError(f"the buckets {tuple(buckets)} are not ascending lengths")
+    if max(lengths) > buckets[-1]:
+        raise UserError(f"a row has {max(lengths)} tokens, the last bucket {buckets[-1]}; add a bucket that holds it")
+
+
+def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds all of `lengths`."""
+    return buckets[bisect.bisect_left(buckets, lengths.max())]
 
 
 def _grain():

@@ -1,8 +1,9 @@
 """Text to ids and back: bytes, subwords and sentencepiece, all without automatic special tokens."""
 
+import copy
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from lowrank_jax.data.vocabulary_files import has_vocabulary, read_vocabulary
 # sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> transformers' class that reads it
 PIECE_FILES = {"tokenizer.model": "LlamaTokenizer", "spm.model": "DebertaV2Tokenizer"}
 BYTE_CLASS = "ByteTokenizer"  # `tokenizer_class` in tokenizer_config.json of a byte-level base
+
+Encoding = tuple[list[int], list[int]]  # ids, types
 
 
 class Tokenizer(Protocol):
@@ -26,8 +29,23 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
 
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """Ids and segment types of many texts or pairs, with the special tokens that the checkpoint was trained with.
+
+        A tokenizer that has no template of its own gives BOS a EOS, or BOS a EOS b EOS (without what it lacks), all of
+        type 0. Pairs that are too long lose tokens at the end of the longer text first.
+
+        Raises:
+          UserError: `max_len` has no room for a token of each text.
+        """
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids are dropped."""
+
+
+def encode_pair(tokenizer: Tokenizer, a: str, b: str | None, max_len: int) -> Encoding:
+    """`encode_pairs` of one text or pair."""
+    return tokenizer.encode_pairs([a], None if b is None else [b], max_len)[0]
 
 
 class ByteTokenizer:
@@ -40,6 +58,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes of the text; a lone surrogate (JSON can hold one) becomes '?'."""
         return list(text.encode("utf-8", errors="replace"))
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """BOS a EOS, or BOS a EOS b EOS, of type 0."""
+        return _frame(self, first, second, max_len)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the bytes; special ids are dropped, invalid UTF-8 becomes U+FFFD.
@@ -83,6 +105,17 @@ class SubwordTokenizer:
         """Ids of the text alone: no BOS, no EOS."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """The backend's own template: [CLS] a [SEP] b [SEP] of types 0 and 1 for BERT; without one, BOS a EOS b EOS."""
+        specials = self.backend.num_special_tokens_to_add(is_pair=second is not None)
+        if not specials:
+            return _frame(self, first, second, max_len)
+        _check_room(self.name, specials, second, max_len)
+        backend = copy.deepcopy(self.backend)  # truncation is a state of the backend
+        backend.enable_truncation(max_len, strategy="longest_first")
+        texts = first if second is None else zip(first, second, strict=True)
+        return [(row.ids, row.type_ids) for row in backend.encode_batch_fast(list(texts))]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens are dropped."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -112,6 +145,10 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
         return self.backend.encode(text)
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """BOS a EOS, or BOS a EOS b EOS, of type 0."""
+        return _frame(self, first, second, max_len)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; control tokens are dropped."""
@@ -181,6 +218,33 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         raise UserError(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
             "use the tokenizer that belongs to this base"
+        )
+
+
+def _frame(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_len: int
+) -> list[Encoding]:
+    """BOS a EOS, or BOS a EOS b EOS, without the marks that the tokenizer lacks."""
+    bos, eos = ([] if mark is None else [mark] for mark in (tokenizer.bos_id, tokenizer.eos_id))
+    room = max_len - len(bos) - len(eos) * (1 if second is None else 2)
+    _check_room(tokenizer.name, max_len - room, second, max_len)
+    rows = []
+    if second is None:
+        rows = [[*bos, *tokenizer.encode(a)[:room], *eos] for a in first]
+    else:
+        for a, b in zip(map(tokenizer.encode, first), map(tokenizer.encode, second), strict=True):
+            short = min(len(a), len(b), room // 2)  # what the shorter keeps; the longer takes the rest of the room
+            keep_a, keep_b = (short, room - short) if len(a) <= len(b) else (room - short, short)
+            rows.append([*bos, *a[:keep_a], *eos, *b[:keep_b], *eos])
+    return [(row, [0] * len(row)) for row in rows]
+
+
+def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:
+    needed = specials + (1 if second is None else 2)
+    if max_len < needed:
+        raise UserError(
+            f"a length of {max_len} is too short for tokenizer {name!r}, which adds {specials} special tokens; "
+            f"use at least {needed}"
         )
 
 

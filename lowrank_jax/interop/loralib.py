@@ -1,7 +1,6 @@
-"""loralib state dicts both ways: Linear, and MergedLinear (fused query, key, value with some of them enabled).
+"""loralib state dicts both ways: Linear, Embedding, MergedLinear (fused query, key, value with some of them enabled).
 
-A state dict names no alpha and no enabled parts: both are the caller's. loralib.Embedding is refused, as no family here
-adapts a table.
+A state dict names no alpha and no enabled parts: both are the caller's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,17 +54,12 @@ def load_loralib(
       enable_lora: of MergedLinear, for the parts of every fused module in order.
 
     Raises:
-      UserError: one line: keys that are missing or unknown, shapes that disagree, an Embedding, no enable_lora.
+      UserError: one line: keys that are missing or unknown, shapes that disagree, no enable_lora.
     """
-    reader, modules = _Held(tensors), hf_modules(rows, layers)
+    reader, modules = _Held(tensors), hf_modules(rows, layers, tables=True)
     flat = dict(flatten(params))
     names = {key.rpartition(".")[0] for key in tensors if key.endswith(HALVES)}
     sources = {source for row in rows for source in row.sources(layers)}
-    tables = {s.removesuffix(".weight") for r in rows for s in r.sources(layers) if r.target.endswith("/embedding")}
-    if names & tables:
-        raise UserError(
-            f"{min(names & tables)} has a loralib.Embedding, and no family here adapts a table; merge it first"
-        )
     unknown = [key for key in tensors if key not in sources and key.rpartition(".")[0] not in modules.keys() & names]
     missing = [f"{name}{half}" for name in sorted(names) for half in HALVES if f"{name}{half}" not in tensors]
     if unknown or missing or not names:
@@ -99,16 +93,16 @@ def to_loralib(
     Raises:
       UserError: another method than lora, or ranks and scales that one alpha and one r cannot hold in a fused module.
     """
-    if plan.config.method != "lora":
-        raise UserError(f"loralib has no {plan.config.method}; export a PEFT folder or the merged model")
+    if other := [config.method for config in plan.configs if config.method != "lora"]:
+        raise UserError(f"loralib has no {other[0]}; export a PEFT folder or the merged model")
     flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
     specs = {site.path: site.spec for site in plan.sites}
     ranks = {spec.rank for spec in specs.values()}
     if len(ranks) != 1:
         raise UserError(f"one loralib alpha cannot hold ranks {sorted(ranks)}; use one rank, or export a PEFT folder")
-    rank, alpha = ranks.pop(), plan.family.scale(plan.sites[0].spec) * plan.sites[0].spec.rank
+    rank, alpha = ranks.pop(), plan.sites[0].family.scale(plan.sites[0].spec) * plan.sites[0].spec.rank
     tensors, enabled = {}, None
-    for name, module in hf_modules(rows, layers).items():
+    for name, module in hf_modules(rows, layers, tables=True).items():
         held = [path for path in module.parts if path in specs]
         if not held:
             continue
@@ -124,7 +118,7 @@ def to_loralib(
 
 def _parts(module: HFModule, a: np.ndarray, b: np.ndarray, flat, enable_lora) -> dict[str, dict[str, np.ndarray]]:
     """{our path: leaf} of one module; MergedLinear's rows of A and B come in groups, one per enabled part."""
-    shapes = {path: flat[f"{path}/kernel"].shape[-2:] for path in module.parts}
+    shapes = {path: flat[weight].shape[-2:] for path, weight in zip(module.parts, module.weights, strict=True)}
     if len(module.parts) == 1:
         enable_lora = (True,)
     elif enable_lora is None or len(enable_lora) != len(module.parts) or not any(enable_lora):

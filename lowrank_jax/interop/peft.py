@@ -1,8 +1,9 @@
 """PEFT adapter folders both ways: LoRA, rsLoRA, DoRA and the MoRA fork's, on any architecture with a key table.
 
 PEFT keeps one A [r, d_in] and one B [d_out, r] a module; ours are stacked over layers, [L, d_in, R] and [L, R, d_out],
-with one scale a layer. A layer of a smaller rank is padded with zeros up to the largest, R, and a layer without an
-adapter is zero with scale 0: both compute exactly what PEFT does, get no gradient, and are left out again on saving.
+with one scale a layer; an embedding's are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up
+to the largest, R, and a layer without an adapter is zero with scale 0: both compute exactly what PEFT does, get no
+gradient, and are left out again on saving.
 (The exception: a left-out layer of DoRA holds its kernel's norms as magnitudes, which would train if trained on.)
 GPT-2's fused c_attn is query, key and value with one A. Writing is `interop.peft_export`.
 """
@@ -29,6 +30,7 @@ from lowrank_jax.interop.readers import Reader, SafetensorsReader, read_json
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
+TABLE = "lora_embedding_"  # and A [r, rows] or B [d, r], without ".weight"
 METADATA = "lowrank_jax"  # our note in the safetensors header: fingerprint of the base, scale of every module
 SHOWN = 4  # names in one error
 
@@ -90,7 +92,7 @@ def load_peft(
     reader = SafetensorsReader(folder / WEIGHTS, [folder / WEIGHTS])
     note = _note(reader)
     _check_base(folder, config, note, base_names, fingerprint)
-    modules = hf_modules(rows, layers)
+    modules = hf_modules(rows, layers, tables=True)
     adapted = [module for name, module in modules.items() if config.adapts(name)]
     if not adapted:
         raise UserError(f"{folder / CONFIG}: target_modules {config.target_modules} matches no module of this base")
@@ -110,7 +112,7 @@ def load_peft(
     if config.start != "kaiming_uniform":
         _check_even(config, adapted, per_site, shapes)
         flat |= flatten(residual(unflatten(flat), plan))
-        changed += [f"{site.path}/kernel" for site in plan.sites]
+        changed += [site.weight for site in plan.sites]
     return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)))
 
 
@@ -138,9 +140,13 @@ def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fin
 
 def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[int, ...]]:
     """The tensors that a module's adapter must have, below its name."""
-    d_in = shapes[f"{module.parts[0]}/kernel"][-2]
-    d_out = sum(shapes[f"{part}/kernel"][-1] for part in module.parts)
+    d_in = shapes[module.weights[0]][-2]
+    d_out = sum(shapes[weight][-1] for weight in module.weights)
     rank = config.rank(module.name)
+    if module.table:
+        if config.method != "lora":
+            raise UserError(f"{module.name} is an embedding, which has no {config.method} here; merge it in PEFT first")
+        return {f"{TABLE}A": (rank, d_in), f"{TABLE}B": (d_out, rank)}
     if config.method == "mora":
         if len(module.parts) > 1:
             raise UserError(f"{module.name} is fused here, and MoRA's square does not split; target other modules")
@@ -158,11 +164,11 @@ def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader
         for source in row.sources(layers):
             module, _, leaf = source.rpartition(".")
             biased = leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
-            # An adapted head: PEFT keeps the frozen weight beside its adapter.
+            # An adapted head or embedding: PEFT keeps the frozen weight beside its adapter.
             copied = module in adapted and leaf == "weight" and f"{PREFIX}{module}.base_layer.weight" in held
             if not (biased or copied or config.saves(module)):
                 continue
-            if row.target.endswith("/embedding"):
+            if row.target.endswith("/embedding") and not copied:
                 raise UserError(
                     f"{reader.path}: a trained {module} cannot be held beside a shared head; merge it first"
                 )
@@ -196,7 +202,8 @@ def _leaves(reader: Reader, config: PeftConfig, adapted) -> dict[str, dict[int |
     sites: dict[str, dict] = {}
     for module in adapted:
         read = lambda leaf, name=module.name: read_finite(reader, f"{PREFIX}{name}.{leaf}")  # noqa: E731
-        first, second = read("lora_A.weight"), read("lora_B.weight")
+        halves = (f"{TABLE}{half}" if module.table else f"lora_{half}.weight" for half in "AB")
+        first, second = map(read, halves)
         if config.method == "mora":
             leaves = [mora_fork.to_leaf(first, second, module.name)]
         else:
@@ -239,7 +246,7 @@ def stack_layers(config: PeftConfig, per_site, params: Tree, shapes) -> tuple[Pl
     adapters, scales = {}, {}
     for site in plan.sites:
         stack, found = site.spec.stack, per_site[site.path]
-        wanted = {name: np.zeros((*stack, *shape), np.float32) for name, shape in plan.family.shapes(site.spec).items()}
+        wanted = {name: np.zeros((*stack, *shape), np.float32) for name, shape in site.family.shapes(site.spec).items()}
         scale = np.zeros(stack, np.float32)
         if config.method == "dora" and stack and len(found) < stack[0]:
             kernel = flatten(params)[f"{site.path}/kernel"]

@@ -25,21 +25,32 @@ KNOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class HFModule:
-    """One linear module of the Hugging Face model.
+    """One linear module, or embedding, of the Hugging Face model.
 
     Attributes:
       name: e.g. "model.layers.0.self_attn.q_proj".
       parts: our modules whose outputs lie side by side in it: one, or query, key and value in GPT-2's c_attn.
       layer: index into the stacked leaves, None outside a stack.
+      table: it is an embedding.
     """
 
     name: str
     parts: tuple[str, ...]
     layer: int | None
+    table: bool = False
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Paths below "params" of our parts' weights."""
+        return tuple(f"{part}/{'embedding' if self.table else 'kernel'}" for part in self.parts)
 
 
-def hf_modules(rows: Sequence[Row], layers: int) -> dict[str, HFModule]:
-    """The linear modules of an architecture by name, from its key table (`llama.hf_table` and its like)."""
+def hf_modules(rows: Sequence[Row], layers: int, tables: bool = False) -> dict[str, HFModule]:
+    """The linear modules of an architecture by name, from its key table (`llama.hf_table` and its like).
+
+    Args:
+      tables: give its embeddings too.
+    """
     parts: dict[str, list[str]] = {}
     for row in rows:
         if row.target.endswith("/kernel") and row.source.endswith(".weight") and len(row.shape) == 2:
@@ -49,6 +60,10 @@ def hf_modules(rows: Sequence[Row], layers: int) -> dict[str, HFModule]:
         for layer in range(layers) if LAYER in source else (None,):
             name = source.replace(LAYER, str(layer))
             found[name] = HFModule(name, tuple(ours), layer)
+    for row in rows if tables else ():
+        if row.target.endswith("/embedding") and row.source.endswith(".weight") and LAYER not in row.source:
+            name = row.source.removesuffix(".weight")
+            found[name] = HFModule(name, (row.target.removesuffix("/embedding"),), None, table=True)
     return found
 
 

@@ -4,6 +4,7 @@ Ranks that were padded with zeros are cut back, layers without an adapter (scale
 that are fused in the Hugging Face model (GPT-2's query, key, value) lie side by side there, with B block-diagonal.
 """
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_jax.adapters import Plan
+from lowrank_jax.adapters import AdapterConfig, Plan
+from lowrank_jax.adapters.plan import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop import mora_fork
-from lowrank_jax.interop.keymap import Row
-from lowrank_jax.interop.peft import MAGNITUDE, METADATA, PREFIX
+from lowrank_jax.interop.keymap import LAYER, Row
+from lowrank_jax.interop.peft import MAGNITUDE, METADATA, PREFIX, TABLE
 from lowrank_jax.interop.peft_config import CONFIG, WEIGHTS, HFModule, hf_modules, short_names
 
 Leaf = dict[str, np.ndarray]
@@ -51,12 +53,13 @@ def save_peft(
     """
     if not plan.sites:
         raise UserError(f"there is no adapter to write to {folder}")
-    if plan.config.init == "loftq":
+    config = _config_of(plan)
+    if config.init == "loftq":
         raise UserError(
             "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot make again; export the merged model"
         )
     flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
-    modules = hf_modules(rows, layers)
+    modules = hf_modules(rows, layers, tables=True)
     homeless = {s.path for s in plan.sites} - {part for module in modules.values() for part in module.parts}
     if homeless:
         raise UserError(
@@ -64,7 +67,7 @@ def save_peft(
         )
     tensors, ranks, scales = {}, {}, {}
     for name, module in modules.items():
-        found = _module(plan, flat, module)
+        found = _module(plan, config, flat, module)
         if found is None:
             continue
         leaf, scales[name], ranks[name] = found
@@ -72,19 +75,38 @@ def save_peft(
     if not tensors:
         raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
     bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors)
-    values = _config(plan, modules, ranks, scales, base_name) | {"bias": bias, "modules_to_save": whole or None}
+    values = _config(config, modules, ranks, scales, base_name) | {"bias": bias, "modules_to_save": whole or None}
     note = json.dumps({"fingerprint": fingerprint, "scales": scales})
     return _write(Path(folder), tensors, values, note)
 
 
-def _module(plan: Plan, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf, float, int] | None:
+def _config_of(plan: Plan) -> AdapterConfig:
+    """The plan's one configuration as PEFT sees it: several may differ in sites, ranks and alphas alone.
+
+    Raises:
+      UserError: a family that PEFT has none of, or several that one folder cannot hold.
+    """
+    if strange := sorted({site.family.name for site in plan.sites if not site.family.merges}):
+        raise UserError(f"PEFT's LoRA has no {' and '.join(strange)}; keep that adapter in our own format")
+    same = {"rank": 1, "alpha": 1.0, "targets": (), "exclude": (), "rank_pattern": (), "alpha_pattern": ()}
+    if len({dataclasses.replace(config, **same) for config in plan.configs}) != 1:
+        raise UserError(f"one PEFT folder cannot hold {plan.methods} together; export the merged model")
+    return plan.configs[0]
+
+
+def _module(
+    plan: Plan, config: AdapterConfig, flat: Mapping[str, Any], module: HFModule
+) -> tuple[Leaf, float, int] | None:
     """(tensors below the module's name, scale, rank), or None without an adapter."""
-    sites = {site.path: site for site in plan.sites}
-    parts = [_part(plan, flat, module, path) if path in sites else None for path in module.parts]
+    sites = {site.path: site for site in plan.sites if site.table == module.table}
+    parts = [_part(sites[path], config, flat, module) if path in sites else None for path in module.parts]
     if all(part is None for part in parts):
         return None
     rank = next(sites[path].spec.rank for path in module.parts if path in sites)
-    if plan.config.method == "mora":
+    if module.table:
+        ((leaf, scale),) = parts
+        return {f"{TABLE}A": leaf["a"].T, f"{TABLE}B": leaf["b"].T}, scale, leaf["a"].shape[1]
+    if config.method == "mora":
         if len(parts) > 1:
             raise UserError(
                 f"{module.name} is one module in PEFT, and MoRA's squares do not join; export the merged model"
@@ -93,7 +115,7 @@ def _module(plan: Plan, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf
     widths = [flat[f"params/{path}/kernel"].shape[-1] for path in module.parts]
     a, b, scale = _join([part and (part[0]["a"], part[0]["b"], part[1]) for part in parts], widths)
     tensors = {"lora_A.weight": a.T, "lora_B.weight": b.T}
-    if plan.config.method == "dora":
+    if config.method == "dora":
         norms = [
             part[0]["m"] if part else np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
             for part, path in zip(parts, module.parts, strict=True)
@@ -102,13 +124,14 @@ def _module(plan: Plan, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf
     return tensors, scale, a.shape[1]
 
 
-def _part(plan: Plan, flat: Mapping[str, Any], module: HFModule, path: str) -> tuple[Leaf, float] | None:
+def _part(site: Site, config: AdapterConfig, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf, float] | None:
     """(leaf, scale) of one of our sites in one layer; None where it is switched off."""
-    leaf = {name: _layer(flat[f"adapters/{path}/{name}"], module) for name in plan.family.shapes(_spec(plan, path))}
+    path = site.path
+    leaf = {name: _layer(flat[f"adapters/{path}/{name}"], module) for name in site.family.shapes(site.spec)}
     scale = float(np.asarray(flat[f"scales/{path}/scale"])[... if module.layer is None else module.layer])
-    if plan.config.method == "mora":
+    if config.method == "mora":
         return (leaf, scale) if scale else None
-    if plan.config.method == "dora" and not scale:
+    if config.method == "dora" and not scale:
         # Left out, unless its magnitudes were trained all the same.
         norms = np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
         if np.allclose(leaf["m"], norms, rtol=1e-5):
@@ -116,15 +139,11 @@ def _part(plan: Plan, flat: Mapping[str, Any], module: HFModule, path: str) -> t
         leaf["a"], leaf["b"], scale = 0 * leaf["a"][:, :1], 0 * leaf["b"][:1], 1.0
     elif not scale:
         return None
-    elif plan.config.init not in ("pissa", "olora"):  # PEFT makes their residual by rank
+    elif config.init not in ("pissa", "olora"):  # PEFT makes their residual by rank
         used = leaf["a"].any(0) | leaf["b"].any(1)
         rank = max(int(np.flatnonzero(used).max(initial=0)) + 1, 1)
         leaf["a"], leaf["b"] = leaf["a"][:, :rank], leaf["b"][:rank]
     return leaf, scale
-
-
-def _spec(plan: Plan, path: str) -> Any:
-    return next(site.spec for site in plan.sites if site.path == path)
 
 
 def _layer(leaf: Any, module: HFModule) -> np.ndarray:
@@ -148,9 +167,11 @@ def _join(parts: list, widths: list[int]) -> tuple[np.ndarray, np.ndarray, float
     return a, np.concatenate(blocks, axis=1), scale
 
 
-def _config(plan: Plan, modules, ranks: dict[str, int], scales: dict[str, float], base_name: str) -> dict[str, Any]:
+def _config(
+    ours: AdapterConfig, modules, ranks: dict[str, int], scales: dict[str, float], base_name: str
+) -> dict[str, Any]:
     """adapter_config.json's fields; the commonest rank and alpha, and patterns for the modules that differ."""
-    ours, rslora = plan.config, plan.config.scaling == "rslora"
+    rslora = ours.scaling == "rslora"
     if ours.method == "mora":
         alphas = dict.fromkeys(ranks, _whole(ours.alpha))
     else:
@@ -191,13 +212,15 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
     if tables := [path for path in trained if path.endswith("/embedding")]:
         raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
-    sources = {source: row for row in rows for source in row.sources(layers)}
+    sources: dict[str, list[Row]] = {}  # of a fused tensor, the rows of its parts
+    for row in rows:
+        for source in row.sources(layers):
+            sources.setdefault(source, []).append(row)
+    changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}}
     biases = {source for source in sources if source.endswith(".bias")}
-    ours = {source for source in biases if sources[source].target in trained}
+    ours = changed & biases
     beside = {source for source in biases if source.removesuffix(".bias") in adapted}
-    whole = {
-        source.rpartition(".")[0] for source, row in sources.items() if row.target in trained - _targets(ours, sources)
-    }
+    whole = {source.rpartition(".")[0] for source in changed - ours}
     bias = "all" if ours and ours == biases else "lora_only" if ours and ours == beside else "none"
     if bias == "none":
         whole |= {source.removesuffix(".bias") for source in ours}
@@ -205,18 +228,17 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         raise UserError(f"PEFT cannot train {min(both)} and adapt it too; export the merged model")
     kept = [s for s in sources if s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
     for source in kept:
-        row = sources[source]
-        leaf = np.asarray(flat[f"params/{row.target}"], np.float32)
-        names = row.sources(layers)
-        leaf = leaf[names.index(source)] if len(names) > 1 or "{layer}" in row.source else leaf
+        parts = []
+        for row in sources[source]:
+            leaf = flat[f"params/{row.target}"]
+            layer = row.sources(layers).index(source)
+            parts.append(np.asarray(leaf[layer] if LAYER in row.source else leaf, np.float32))
         module, _, last = source.rpartition(".")
         key = f"{module}.base_layer.{last}" if module in adapted else source
-        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(row.transform.backward(leaf))
+        # A part's transform has no inverse: GPT-2's c_attn holds query, key and value side by side, as ours lie.
+        value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
     return bias, sorted(whole)
-
-
-def _targets(sources, rows) -> set[str]:
-    return {rows[source].target for source in sources}
 
 
 def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:

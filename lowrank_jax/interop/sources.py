@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import unflatten, unknown_name
+from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import fingerprint
@@ -132,9 +132,10 @@ class Base:
     Attributes:
       params: the tree below "params"; ShapeDtypeStructs from `abstract_base`.
       tokenizer: None when the weights come without one.
-      fingerprint: `fingerprint(params)`; None from `abstract_base`.
+      fingerprint: of the params that were read, not of a fresh head; None from `abstract_base`.
       source: where the weights came from, for a run's records.
       notes: a line for what was drawn fresh and one for what was not read, if anything.
+      fresh: paths below "params" that were drawn and not read: all, with random_init.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Base:
     fingerprint: str | None
     source: str
     notes: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
 def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: ShardingFn | None = None) -> Base:
@@ -164,15 +166,26 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
         if key is None:
             raise ValueError("random_init needs a key")
         params, notes = random_params(shape, key, model_dtype, sharding_fn), ()
+        fresh, mark = tuple(flatten(params)), fingerprint(params)
     else:
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
         shape, tokenizer = _shape_and_tokenizer(config, path, reader)
-        params, notes = _load_params(config, reader, shape, model_dtype, sharding_fn, key)
+        params, notes, fresh = _load_params(config, reader, shape, model_dtype, sharding_fn, key)
+        mark = fingerprint({path: leaf for path, leaf in flatten(params).items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
     model = build_model(config, shape)
-    return Base(config.name, model, shape, params, tokenizer, fingerprint(params), source, notes)
+    return Base(config.name, model, shape, params, tokenizer, mark, source, notes, fresh)
+
+
+def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) -> dict[str, Any]:
+    """The base's fresh leaves as `load_base` draws them with another key, by path below "params"."""
+    flat = flatten(base.params)
+    if not base.fresh:
+        return {}
+    dtype = flat[base.fresh[0]].dtype
+    return dict(flatten(draw_params({path: flat[path].shape for path in base.fresh}, key, dtype, sharding_fn)))
 
 
 def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Base:
@@ -338,7 +351,9 @@ def _headed(config: BaseConfig, shape: Any) -> Any:
 def _load_params(config: BaseConfig, reader: Reader, shape: Any, dtype: Any, sharding_fn: Any, key: Any):
     rows, ignored = architecture_of(shape).interop.checkpoint_table(reader, shape)
     exceptions = Exceptions(config.fresh, config.unused)
-    return partial.load(reader, rows, shape.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)
+    fresh = tuple(row.target for row in partial.split(reader, rows, shape.num_hidden_layers, exceptions)[1])
+    loaded = partial.load(reader, rows, shape.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)
+    return *loaded, fresh
 
 
 def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tuple[Any, Tokenizer | None]:

@@ -15,7 +15,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import pick_implementation
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
-from lowrank_jax.models.stack import scan_layers
+from lowrank_jax.models.stack import add_layers, run_layers
 
 KINDS = ("bert", "roberta")
 COUNTS = (
@@ -206,6 +206,7 @@ class Bert(nn.Module):
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
       attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 
     config: BertConfig
@@ -214,13 +215,13 @@ class Bert(nn.Module):
     remat: str = "none"
     scan_unroll: int = 1
     attention: str = "auto"
+    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embed = Embed(c, **types)
         self.embed_norm = LayerNorm(c.layer_norm_eps, **types)
-        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
-        self.layers = layers(c, self.dtype, self.param_dtype, self.attention)
+        add_layers(self, Block, c, self.dtype, self.param_dtype, self.attention)
         if c.pooler:
             self.pooler = Linear(c.hidden_size, use_bias=True, **types)
         if c.head == "masked-lm":
@@ -272,7 +273,7 @@ class Bert(nn.Module):
         types = jnp.zeros_like(tokens) if types is None else types
         x = dropout(self, self.embed_norm(self.embed(tokens, positions, types)), c.hidden_dropout_prob)
         allowed = None if mask is None else mask.astype(bool)[:, None, None, :]
-        return self.layers(x, None, allowed, None)[0]
+        return run_layers(self, x, None, allowed, None)
 
 
 def default_positions(tokens: Array, config: BertConfig) -> Array:

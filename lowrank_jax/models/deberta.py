@@ -19,7 +19,7 @@ from lowrank_jax.models.attention import ATTENTION
 from lowrank_jax.models.bert import Mlp
 from lowrank_jax.models.heads import SEQUENCE_HEADS, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout
-from lowrank_jax.models.stack import scan_layers
+from lowrank_jax.models.stack import add_layers, run_layers
 
 COUNTS = (
     "vocab_size",
@@ -256,6 +256,7 @@ class Deberta(nn.Module):
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
       attention: "auto" or "xla", which are the same here.
+      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 
     config: DebertaConfig
@@ -264,6 +265,7 @@ class Deberta(nn.Module):
     remat: str = "none"
     scan_unroll: int = 1
     attention: str = "auto"
+    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -279,8 +281,7 @@ class Deberta(nn.Module):
         if c.conv_kernel_size:
             self.conv = Conv(c, **types)
             self.conv_norm = LayerNorm(c.layer_norm_eps, **types)
-        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
-        self.layers = layers(c, self.dtype, self.param_dtype)
+        add_layers(self, Block, c, self.dtype, self.param_dtype)
         if c.head != "none":
             self.pooler = Linear(c.hidden_size, use_bias=True, **types)
             rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
@@ -327,7 +328,7 @@ class Deberta(nn.Module):
             beside = (branch, self.conv_norm.variables["params"], mask)
             numbers = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
         allowed = None if mask is None else mask[:, None, None, :]
-        return self.layers(x, (relative, beside), allowed, numbers)[0]
+        return run_layers(self, x, (relative, beside), allowed, numbers)
 
 
 def distances(length: int) -> tuple[np.ndarray, np.ndarray]:

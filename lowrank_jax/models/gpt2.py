@@ -12,7 +12,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import Attention, allowed_keys
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 from lowrank_jax.models.llama import default_positions
-from lowrank_jax.models.stack import scan_layers
+from lowrank_jax.models.stack import add_layers, run_layers
 
 COUNTS = (
     "vocab_size",
@@ -122,6 +122,7 @@ class GPT2(nn.Module):
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
       attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 
     config: GPT2Config
@@ -130,13 +131,13 @@ class GPT2(nn.Module):
     remat: str = "none"
     scan_unroll: int = 1
     attention: str = "auto"
+    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
         self.position = Embedding(c.max_position_embeddings, c.hidden_size, **types)
-        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
-        self.layers = layers(c, self.dtype, self.param_dtype, self.attention)
+        add_layers(self, Block, c, self.dtype, self.param_dtype, self.attention)
         self.final_norm = LayerNorm(c.layer_norm_epsilon, **types)
         if not c.tie_word_embeddings:
             self.head = Linear(c.vocab_size, float32_output=True, **types)
@@ -179,7 +180,7 @@ class GPT2(nn.Module):
         x = self.embed(tokens) + self.position(positions)
         allowed = allowed_keys(length, mask, index, slots)
         numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
-        (x, cache), _ = self.layers((x, cache), None, allowed, numbers)
+        x, cache = run_layers(self, (x, cache), None, allowed, numbers)
         x = self.final_norm(x)
         return x if cache is None else (x, {**cache, "index": index + length})
 

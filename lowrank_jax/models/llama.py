@@ -13,7 +13,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import Attention, RopeScaling, allowed_keys, rotary_tables
 from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
-from lowrank_jax.models.stack import scan_layers
+from lowrank_jax.models.stack import add_layers, run_layers
 
 COUNTS = (
     "vocab_size",
@@ -120,6 +120,7 @@ class Llama(nn.Module):
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
       attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 
     config: LlamaConfig
@@ -128,12 +129,12 @@ class Llama(nn.Module):
     remat: str = "none"
     scan_unroll: int = 1
     attention: str = "auto"
+    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
-        layers = scan_layers(Block, c.num_hidden_layers, self.remat, self.scan_unroll)
-        self.layers = layers(c, self.dtype, self.param_dtype, self.attention)
+        add_layers(self, Block, c, self.dtype, self.param_dtype, self.attention)
         self.final_norm = RMSNorm(c.rms_norm_eps, **types)
         if not c.tie_word_embeddings:
             self.head = Linear(c.vocab_size, float32_output=True, **types)
@@ -175,7 +176,7 @@ class Llama(nn.Module):
         rotary = rotary_tables(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         allowed = allowed_keys(length, mask, index, slots)
         numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
-        (x, cache), _ = self.layers((self.embed(tokens), cache), rotary, allowed, numbers)
+        x, cache = run_layers(self, (self.embed(tokens), cache), rotary, allowed, numbers)
         x = self.final_norm(x)
         return x if cache is None else (x, {**cache, "index": index + length})
 

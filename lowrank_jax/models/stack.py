@@ -1,12 +1,14 @@
 """A stack of equal layers: one scan over stacked parameters, with rematerialisation by name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.segments import segments
 
 _policies = jax.checkpoint_policies
 
@@ -72,3 +74,25 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
         length=layers,
         unroll=min(unroll, layers),
     )
+
+
+def add_layers(model: nn.Module, block: type[nn.Module], *fields: Any) -> None:
+    """In a model's `setup`: its layers as the submodule "layers", or as one for each segment of `model.cuts`.
+
+    A segment is a scan of its own over leaves of its own, so a rule can train the uppermost layers alone; the gradient
+    then ends where they begin.
+
+    Args:
+      model: has `config.num_hidden_layers`, `remat`, `scan_unroll` and `cuts`.
+      block: as in `scan_layers`.
+      fields: what each block is made with.
+    """
+    for name, low, high in segments(model.config.num_hidden_layers, model.cuts):
+        setattr(model, name, scan_layers(block, high - low, model.remat, model.scan_unroll)(*fields))
+
+
+def run_layers(model: nn.Module, carry: Any, rotary: Any, allowed: Any, numbers: Any) -> Any:
+    """The carry after all layers of `add_layers`; arguments as a block's, `numbers` [L] or None."""
+    for name, low, high in segments(model.config.num_hidden_layers, model.cuts):
+        carry, _ = getattr(model, name)(carry, rotary, allowed, None if numbers is None else numbers[low:high])
+    return carry

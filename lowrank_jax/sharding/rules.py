@@ -10,6 +10,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import first_match, flatten, unflatten
 from lowrank_jax.core.types import Rules, Tree
 
+# A bottleneck's products: the value that they read and write is whole along "tensor", their narrow side everywhere.
+BOTTLENECK = {"down_kernel": ("fsdp", None), "up_kernel": (None, "fsdp")}
 # The spec of the last two axes [d_in, d_out]; a layer axis in front is never split. Column-parallel products split
 # their output, row-parallel ones their input, so one all-reduce a block is enough along "tensor".
 KERNEL_RULES: Rules = (
@@ -24,16 +26,19 @@ KERNEL_RULES: Rules = (
 def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = KERNEL_RULES) -> PartitionSpec:
     """The PartitionSpec of the leaf at `path` ("params/...", "adapters/...", "scales/...").
 
-    LoRA's a [.., d_in, r] takes the kernel's input axis, its b [.., r, d_out] the output axis; MoRA's square and the
-    scales are whole on every device. An axis whose length the mesh does not divide stays whole.
+    LoRA's a [.., d_in, r] takes the kernel's input axis (the table's rows), its b [.., r, d_out] the output axis;
+    MoRA's square, a bottleneck's vectors and the scales are whole on every device. An axis whose length the mesh does
+    not divide stays whole.
 
     Raises:
       UserError: no rule matches the path.
     """
     collection, _, inner = path.partition("/")
     module, _, name = inner.rpartition("/")
-    if collection == "adapters":
-        kernel = _axes(rules, f"{module}/kernel")
+    if collection == "adapters" and name in BOTTLENECK:
+        axes = BOTTLENECK[name]
+    elif collection == "adapters":
+        kernel = _axes(rules, f"{module}/kernel") or _axes(rules, f"{module}/embedding")
         axes = {"a": (*kernel[:1], None), "b": (None, *kernel[1:])}.get(name, ()) if kernel else ()
     elif collection == "scales":
         axes = ()

@@ -1,4 +1,4 @@
-"""What every task gives, and the one form of its examples: tokens, and the weight of each token as a target."""
+"""What every task gives, and the forms of its examples: targets among the tokens, or a label beside them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -53,6 +53,33 @@ class LikelihoodTask(Task, Protocol):
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Metrics of one whole pass over `validation_source`, from the summed loss in nats and the summed weights."""
+
+
+@runtime_checkable
+class LabelTask(Task, Protocol):
+    """A task that is scored by a label or a score of each example, with an encoder's head.
+
+    Its rows are of unlike lengths; `data.pipeline` pads "tokens" and "types" of a batch to one of `buckets` and adds
+    "mask". A batch is then {"tokens", "types": int32 [B, T], "mask": bool [B, T], "labels": int32 or float32 [B],
+    "weights": float32 [B], 0 for rows that only fill a batch of evaluation}.
+    """
+
+    head: str  # "classification" or "regression" of models.heads
+    num_labels: int
+    label_names: tuple[str, ...]
+    buckets: tuple[int, ...]  # ascending; seq_len is the last
+    pad: Mapping[str, int]  # feature that is padded -> what it is filled with
+    partial: bool  # whether any split is not the official one
+    notes: tuple[str, ...]  # a line for each departure from the official data
+
+    def lengths(self, source: Any) -> np.ndarray:
+        """Tokens of each row, int32 [len(source)], without reading rows."""
+
+    def validation_sources(self) -> dict[str, Any]:
+        """Name -> random access to a held-out set; one set alone is called ""."""
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the logits [n, num_labels] (or scores [n, 1]) of each held-out set; "main" is the paper's."""
 
 
 def make_features(

@@ -5,10 +5,11 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.glue import GlueConfig, GlueTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
-TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask)}
+TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
 
 
 def task_config(name: str) -> type:

@@ -1,13 +1,14 @@
-"""Evaluation: decode prompts with `decoding` for the task to score, or sum the loss over held-out batches."""
+"""Evaluation: decode prompts for the task to score, predict labels, or sum the loss over held-out batches."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.decoding.greedy import greedy, left_pad
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
 from lowrank_jax.train.step import Objective
@@ -58,6 +59,39 @@ def make_generator(
         return texts[: len(prompts)]
 
     return generate
+
+
+def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dict], Array]:
+    """(variables, batch) -> float32 outputs of an encoder's head, [B, labels] or [B]; not jitted.
+
+    Args:
+      apply_fn, types: as in `step.label_objective`.
+    """
+
+    def predict(variables, batch):
+        given = {name: batch[name] for name in ("mask", *(("types",) if types else ()))}
+        return apply_fn(variables, batch["tokens"], **given).astype(jnp.float32)
+
+    return predict
+
+
+def in_order(size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Rows of batches that came in another order, put back: (indices [B], values [B, ...]) -> [size, ...].
+
+    Args:
+      size: rows in all; an index of -1 marks a filler row.
+
+    Raises:
+      ValueError: a row is missing.
+    """
+    out, seen = None, np.zeros(size, bool)
+    for indices, values in batches:
+        out = np.zeros((size, *values.shape[1:]), values.dtype) if out is None else out
+        real = indices >= 0
+        out[indices[real]], seen[indices[real]] = values[real], True
+    if not seen.all():
+        raise ValueError(f"{int((~seen).sum())} of {size} rows were not evaluated")
+    return out
 
 
 def make_loss_evaluator(objective: Objective) -> Callable[[Tree, Iterable[dict]], tuple[float, float]]:

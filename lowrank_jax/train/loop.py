@@ -29,6 +29,7 @@ class LoopConfig:
 
     Attributes:
       steps: length of the run; the schedule decays over it.
+      epochs: the length in passes over the data instead, each with an evaluation at its end; see `over`. 0 for `steps`.
       stop_at: ends the run early with the schedule unchanged, for learning-rate trials; 0 for `steps`.
       batch_size: examples a step, over all devices.
       accumulate: micro-batches a step.
@@ -39,6 +40,7 @@ class LoopConfig:
     """
 
     steps: int = 100
+    epochs: int = 0
     stop_at: int = 0
     batch_size: int = 64
     accumulate: int = 1
@@ -52,11 +54,13 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.stop_at <= self.steps:
-            raise UserError(f"train.stop_at is {self.stop_at}; it must lie in [0, {self.steps}], the steps")
-        for name in ("chunk_tokens", "eval_every"):
+        for name in ("epochs", "chunk_tokens", "eval_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.epochs:  # the rest depends on the steps, which `over` finds
+            return
+        if not 0 <= self.stop_at <= self.steps:
+            raise UserError(f"train.stop_at is {self.stop_at}; it must lie in [0, {self.steps}], the steps")
         if late := [s for s in self.eval_steps if s > self.steps]:
             raise UserError(f"train.eval_steps {late} lie beyond train.steps {self.steps}")
         if early := [s for s in self.eval_steps if s < 1]:
@@ -68,6 +72,15 @@ class LoopConfig:
     def last_step(self) -> int:
         """The step this run ends at."""
         return self.stop_at or self.steps
+
+    def over(self, examples: int) -> "LoopConfig":
+        """The config in steps alone: with `epochs`, epoch e ends at step e * examples / batch_size, rounded."""
+        if not self.epochs:
+            return self
+        ends = [max(1, round(epoch * examples / self.batch_size)) for epoch in range(1, self.epochs + 1)]
+        return dataclasses.replace(
+            self, epochs=0, steps=ends[-1], eval_steps=tuple(sorted({*self.eval_steps, *ends} & {*range(ends[-1] + 1)}))
+        )
 
     def profile_range(self) -> tuple[int, int] | None:
         """(first, last) of `profile_steps`."""

@@ -9,7 +9,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 
-NO_DECAY = r".*/(bias|scale)"
+NO_DECAY = r".*[/_](bias|scale)"  # a bottleneck's are "up_bias", "norm_scale"
 
 
 @dataclasses.dataclass(frozen=True)

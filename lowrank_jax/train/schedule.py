@@ -1,6 +1,7 @@
 """The shape of the learning rate over a run: a multiplier in [0, 1] of the peak rate."""
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 import optax
@@ -19,11 +20,13 @@ class ScheduleConfig:
     Attributes:
       kind: decay after the warm-up: `constant`, `linear` or `cosine`.
       warmup_steps: optimizer steps of linear warm-up from 0.
+      warmup_fraction: the same as a share of the run's steps, rounded up as HF's Trainer does; give one of the two.
       end_fraction: multiplier at the last step.
     """
 
     kind: Kind = "linear"
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
     end_fraction: float = 0.0
 
     def __post_init__(self):
@@ -31,6 +34,10 @@ class ScheduleConfig:
             raise unknown_name("schedule.kind", self.kind, KINDS)
         if not 0 <= self.end_fraction <= 1:
             raise UserError(f"schedule.end_fraction is {self.end_fraction}; it must lie in [0, 1]")
+        if not 0 <= self.warmup_fraction < 1:
+            raise UserError(f"schedule.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)")
+        if self.warmup_steps and self.warmup_fraction:
+            raise UserError("schedule.warmup_steps and schedule.warmup_fraction are both given; set one of them to 0")
 
 
 def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
@@ -41,12 +48,13 @@ def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     """
     if not 0 <= config.warmup_steps < total_steps:
         raise UserError(f"schedule.warmup_steps is {config.warmup_steps}; it must lie in [0, {total_steps}), the steps")
-    decay_steps = total_steps - config.warmup_steps
+    warmup = config.warmup_steps or min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)
+    decay_steps = total_steps - warmup
     decay = {
         "constant": optax.constant_schedule(1.0),
         "linear": optax.linear_schedule(1.0, config.end_fraction, decay_steps),
         "cosine": optax.cosine_decay_schedule(1.0, decay_steps, config.end_fraction),
     }[config.kind]
-    if not config.warmup_steps:
+    if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, config.warmup_steps), decay], [config.warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), decay], [warmup])

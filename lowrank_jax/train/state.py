@@ -6,18 +6,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.trees import FROZEN
 from lowrank_jax.core.types import Array, Rules, Tree
+
+# The uppermost segment of a stack that is cut once: any that does not begin at layer 0 (`layer_cuts`).
+_TOP = (r"params/layers_[1-9]\d*_\d+/.*", True)
+_HEAD = (r"params/head/.*", True)
 
 # Which leaves of {"params", "adapters", "scales"} are trained, by name. Anything else is a list of (path, bool) rules.
 TRAINABLE: dict[str, Rules] = {
     "adapters": (("adapters/.*", True), FROZEN),
     "full": (("params/.*", True), FROZEN),
     "bitfit": (("params/(.*/)?bias", True), FROZEN),
-    "head": (("params/head/.*", True), FROZEN),
-    "adapters+head": (("adapters/.*", True), ("params/head/.*", True), FROZEN),
+    "head": (_HEAD, FROZEN),
+    "adapters+head": (("adapters/.*", True), _HEAD, FROZEN),
+    "bitfit+head": (("params/(.*/)?bias", True), _HEAD, FROZEN),
+    "ft-top2": (_TOP, FROZEN),
+    "ft-top2+head": (_TOP, _HEAD, FROZEN),
 }
+TOP_LAYERS = {"ft-top2": 2, "ft-top2+head": 2}  # layers that are trained whole, the others not at all
 
 
 class TrainState(NamedTuple):
@@ -49,6 +58,20 @@ def trainable_rules(choice: str | Rules) -> Rules:
     if choice not in TRAINABLE:
         raise unknown_name("trainable", choice, TRAINABLE)
     return TRAINABLE[choice]
+
+
+def layer_cuts(choice: str | Rules, layers: int) -> tuple[int, ...]:
+    """Where the choice needs the stack of layers cut (`core.segments`): () for most, (layers - 2,) for "ft-top2".
+
+    Raises:
+      UserError: the model has no layer below those that are to be trained.
+    """
+    if not isinstance(choice, str) or choice not in TOP_LAYERS:
+        return ()
+    top = TOP_LAYERS[choice]
+    if layers <= top:
+        raise UserError(f'trainable "{choice}" leaves nothing of {layers} layers to freeze; use "full"')
+    return (layers - top,)
 
 
 def init_state(trainable: Tree, optimizer: optax.GradientTransformation, learning_rate: float, seed: int) -> TrainState:

@@ -12,7 +12,8 @@ from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.tasks.losses import chunked_next_token_loss
 from lowrank_jax.train.state import TrainState
 
-# (variables, batch, rngs) -> (loss sum, {"weight": sum, "correct": sum}); sums, so that micro-batches add up exactly.
+# (variables, batch, rngs) -> (loss sum, {"weight", "correct", "tokens": sums}); sums, so that micro-batches add up
+# exactly. "tokens" is what speed is counted in, absent where every weight is a token's.
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
 
 
@@ -34,6 +35,31 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0) -> Objective:
             hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens
         )
         return loss, {"weight": weight, "correct": correct}
+
+    return objective
+
+
+def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = True) -> Objective:
+    """Sum over examples of -log p(label), or of (score - label)^2, weighted.
+
+    Args:
+      apply_fn: an encoder with a head, (tokens, mask=, types=) -> float32 logits [B, labels] or scores [B].
+      regression: the second form.
+      types: the model takes token types.
+    """
+
+    def objective(variables, batch, rngs):
+        given = {name: batch[name] for name in ("mask", *(("types",) if types else ()))}
+        outputs = apply_fn(variables, batch["tokens"], rngs=rngs, **given).astype(jnp.float32)
+        labels, weights = batch["labels"], batch["weights"]
+        if regression:
+            losses, correct = jnp.square(outputs - labels), jnp.zeros_like(weights)
+        else:
+            losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels)
+            correct = jnp.argmax(outputs, axis=-1) == labels
+        tokens = jnp.sum(batch["mask"] * weights[:, None])
+        sums = {"weight": jnp.sum(weights), "correct": jnp.sum(correct * weights), "tokens": tokens}
+        return jnp.sum(losses * weights), sums
 
     return objective
 
@@ -91,7 +117,7 @@ def make_step(
             lambda new, old: jnp.where(finite, new, old), (trainable, opt_state), (state.trainable, state.opt_state)
         )
         metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "finite": finite}
-        metrics |= {"accuracy": sums["correct"] / weight, "tokens": sums["weight"]}
+        metrics |= {"accuracy": sums["correct"] / weight, "tokens": sums.get("tokens", sums["weight"])}
         return state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state), metrics
 
     return step

@@ -134,6 +134,7 @@ class Tracker:
                 dir=str(folder),
                 name=name,
                 resume="allow",
+                reinit="create_new",  # trials of one program are runs beside each other
                 config=dict(config),
                 group=tracking.group,
                 tags=list(tracking.tags),

@@ -183,7 +183,9 @@ def test_unknown_targets_name_the_near_misses():
     refuse(r"adapter.targets entry 'querry' matches no kernel.*did you mean query", targets=("querry",))
     refuse(r"entry 'q_proj' matches no kernel", targets=("query", "q_proj"))
     refuse(r"entry 'zzz' .*kernels: down, gate, .*or 'all-linear'", targets=("zzz",))
-    refuse(r"entry 'embed' matches no kernel", targets=("embed",))
+    refuse(r"entry 'embde' matches no kernel.*did you mean embed", targets=("embde",))
+    for method in ("mora", "dora"):  # which have nothing for a table
+        refuse(r"entry 'embed' matches no kernel", targets=("embed",), method=method)
 
 
 def test_other_patterns_that_match_nothing_are_named():

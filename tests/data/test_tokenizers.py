@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, no automatic specials, and vocabularies that do not fit."""
+"""Tokenizers: round trips, no automatic specials, pairs in the template, and vocabularies that do not fit."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from lowrank_jax.data.tokenizers import (
     ByteTokenizer,
     SubwordTokenizer,
     check_vocabulary,
+    encode_pair,
     load_tokenizer,
     save_tokenizer,
 )
@@ -122,3 +123,107 @@ def test_faults_of_a_folder(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match="is not a JSON object"):
         load_tokenizer(tmp_path)
+
+
+WORDS = ["a", "b", "c", "d"]
+PAIRS = [("a b c d", "d c"), ("a", "b c d a b c d"), ("a b c d a b", "b c d a b c"), ("", "a"), ("a b", "")]
+
+
+def pair_backend(kind):
+    """A word-level tokenizer with the post-processor of an encoder's checkpoint."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    marks = {"bert": ("[CLS]", "[SEP]"), "roberta": ("<s>", "</s>"), "deberta": ("[CLS]", "[SEP]")}[kind]
+    vocab = {word: i for i, word in enumerate([*marks, "<pad>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([*marks, "<pad>"])
+    first, last = marks
+    backend.post_processor = {
+        "bert": processors.BertProcessing((last, 1), (first, 0)),
+        "roberta": processors.RobertaProcessing((last, 1), (first, 0), add_prefix_space=False),
+        "deberta": processors.TemplateProcessing(
+            f"{first} $A {last}", f"{first} $A {last} $B:1 {last}:1", [(first, 0), (last, 1)]
+        ),
+    }[kind]
+    return backend
+
+
+def test_pairs_in_the_templates_of_encoders():
+    bert, roberta = (SubwordTokenizer(pair_backend(kind)) for kind in ("bert", "roberta"))
+    assert encode_pair(bert, "a b", "c", 16) == ([0, 3, 4, 1, 5, 1], [0, 0, 0, 0, 1, 1])
+    assert encode_pair(roberta, "a b", "c", 16) == ([0, 3, 4, 1, 1, 5, 1], [0] * 7)
+    for tokenizer in (bert, roberta):
+        assert encode_pair(tokenizer, "a b", None, 16) == ([0, 3, 4, 1], [0] * 4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta"])
+def test_pairs_are_cut_as_transformers_cuts_them(kind):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = SubwordTokenizer(pair_backend(kind))
+    theirs = PreTrainedTokenizerFast(tokenizer_object=pair_backend(kind))
+    first, second = map(list, zip(*PAIRS, strict=True))  # as lists: alone, an empty second text counts as none there
+    for length in (6, 7, 8, 9, 12, 64):
+        for texts in (second, None):
+            expected = theirs(first, texts, truncation="longest_first", max_length=length, return_token_type_ids=True)
+            made = tokenizer.encode_pairs(first, texts, length)
+            assert [ids for ids, _ in made] == expected["input_ids"]
+            assert [types for _, types in made] == expected["token_type_ids"]
+        assert made == [encode_pair(tokenizer, text, None, length) for text in first]
+    assert tokenizer.encode("a b c d a b") == [3, 4, 5, 6, 3, 4]  # the cut left the tokenizer as it was
+
+
+def test_pairs_of_a_fetched_checkpoint():
+    from transformers import AutoTokenizer
+
+    from lowrank_jax.interop.sources import cache_folder
+
+    folder = cache_folder("minilm-l6")
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("run: python scripts/fetch_weights.py minilm-l6")
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    first = ["The sailors rode the breeze clear of the rocks.", "naïve 日本語 🙂", "", '"Unbalanced, he said. ' * 20]
+    second = ["It rained; they sailed.", "Xyzzyx [SEP] [MASK]", "unaffable", "a " * 30]
+    for length in (8, 9, 16, 128):
+        for pairs in (second, None):
+            expected = theirs(first, pairs, truncation="longest_first", max_length=length)
+            made = ours.encode_pairs(first, pairs, length)
+            assert [ids for ids, _ in made] == expected["input_ids"]
+            assert [types for _, types in made] == expected["token_type_ids"]
+
+
+def test_pairs_without_a_template(subwords):
+    tokenizer = ByteTokenizer()
+    assert encode_pair(tokenizer, "ab", "c", 16) == ([256, 97, 98, 257, 99, 257], [0] * 6)
+    assert encode_pair(tokenizer, "ab", None, 16) == ([256, 97, 98, 257], [0] * 4)
+    assert encode_pair(tokenizer, "abcd", None, 4)[0] == [256, 97, 98, 257]
+    ids, types = encode_pair(subwords, "the cat", "a fig", 64)
+    assert ids == [0, *subwords.encode("the cat"), 1, *subwords.encode("a fig"), 1]
+    assert types == [0] * len(ids)
+
+    class Bare(ByteTokenizer):
+        bos_id = eos_id = None
+
+    assert encode_pair(Bare(), "ab", "c", 16)[0] == [97, 98, 99]
+
+
+def test_pairs_without_a_template_are_cut_as_those_with_one():
+    with_template = SubwordTokenizer(pair_backend("bert"))
+    without = SubwordTokenizer(pair_backend("bert"), bos_id=0, eos_id=1)
+    from tokenizers import processors
+
+    without.backend.post_processor = processors.ByteLevel(trim_offsets=False)  # GPT-2's: adds nothing
+    for length in range(5, 16):
+        for pair in PAIRS:
+            assert encode_pair(without, *pair, length)[0] == encode_pair(with_template, *pair, length)[0]
+
+
+def test_a_length_without_room_is_refused():
+    with pytest.raises(UserError, match="a length of 4 is too short for tokenizer 'bytes', which adds 3 special"):
+        encode_pair(ByteTokenizer(), "a", "b", 4)
+    tokenizer = SubwordTokenizer(pair_backend("roberta"), name="toy")
+    with pytest.raises(UserError, match="tokenizer 'toy', which adds 4 special tokens; use at least 6"):
+        encode_pair(tokenizer, "a", "b", 5)
+    with pytest.raises(UserError, match="use at least 3"):
+        encode_pair(tokenizer, "a", None, 2)

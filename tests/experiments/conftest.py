@@ -56,7 +56,8 @@ def program(monkeypatch, capfd):
         finally:  # the next call starts with no flag set; absl's flagsaver would drop grain's flags for ever
             for flag in [f for f in flags.FLAGS if f.partition(".")[0] == "config"]:
                 delattr(flags.FLAGS, flag)
-            for flag in flags.FLAGS.flags_by_module_dict().get(module.__name__, ()):
+            defined = flags.FLAGS.flags_by_module_dict()
+            for flag in [*defined.get(module.__name__, ()), *defined.get("experiments.main", ())]:
                 flag.unparse()
             flags.FLAGS.unparse_flags()
         return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())

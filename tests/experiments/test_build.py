@@ -69,6 +69,7 @@ MISTAKES = {
     "data file missing": ([], {**TEXT, "task__path": "no.jsonl"}, ["no.jsonl: no such file"]),
     "no biases": ([], {"trainable": "bitfit"}, ["nothing to train", "bias"]),
     "tied head": ([], {"trainable": "head"}, ["nothing to train", "params/head"]),
+    "no layer to freeze": ([], {"trainable": "ft-top2"}, ['"ft-top2" leaves nothing of 2 layers', '"full"']),
     "unknown rules": ([], {"trainable": "adapter"}, ["config.trainable='adapter'", "adapters"]),
     "evaluation too late": (["--config.train.eval_steps=(2,9)"], {}, ["train.eval_steps [9]", "train.steps 6"]),
     "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["train.eval_steps [0]", "first step"]),
@@ -309,3 +310,53 @@ def test_no_tokenizer_no_task(toy):
     assert build(config, seq_len=16).task is None
     with pytest.raises(UserError, match=r"config\.seed is -1"):
         build(dataclasses.replace(config, seed=-1))
+
+
+def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
+    """Trained and kept apart; the exported model has the whole stack."""
+    from experiments.export import export_run
+    from lowrank_jax.core.segments import join_layers
+    from lowrank_jax.interop.sources import BaseConfig, load_base
+
+    config = config_of(toy, base__name="pico-llama", adapter__method="none", trainable="ft-top2", mesh__fsdp=8)
+    experiment = build(dataclasses.replace(config, export=dataclasses.replace(config.export, merged="float32")))
+    state, frozen, fingerprint = experiment.load()
+    (segment,) = state.trainable["params"]
+    assert segment == "layers_2_3"
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(state.trainable)} == {2}
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, experiment.abstract_state)
+    tokens, weights = (experiment.abstract_batch[name] for name in ("tokens", "weights"))
+    batch = {"tokens": np.random.default_rng(0).integers(0, 256, tokens.shape).astype(tokens.dtype)}
+    batch |= {"weights": np.ones(weights.shape, weights.dtype)}
+    before = jax.device_get(combine(state.trainable, frozen)["params"])
+    for _ in range(2):  # the first has the warm-up's rate, 0
+        state, metrics = experiment.step(state, frozen, experiment.place(batch))
+    assert metrics["finite"]
+    whole = join_layers(jax.device_get(combine(state.trainable, frozen)["params"]))
+    kernels = {p: x for p, x in flatten(whole).items() if p.endswith("mlp/up/kernel")}
+    for path, leaf in kernels.items():
+        moved = np.abs(leaf - flatten(join_layers(before))[path]).max((1, 2)) > 0
+        np.testing.assert_array_equal(moved, [False, False, True, True])
+    export_run(tmp_path, experiment, state, frozen, fingerprint)
+    again = load_base(BaseConfig(str(tmp_path / "model"))).params
+    for path, leaf in flatten(whole).items():
+        np.testing.assert_array_equal(flatten(again)[path], leaf)
+    from lowrank_jax.checkpoints.adapters_only import load_adapter
+    from lowrank_jax.core.segments import overlay
+
+    kept, _, _ = load_adapter(tmp_path / "adapter", fingerprint)
+    laid = flatten(overlay(join_layers(before), kept["params"]))
+    for path, leaf in flatten(whole).items():
+        np.testing.assert_array_equal(laid[path], leaf)
+
+
+def test_a_run_of_several_families(toy):
+    """config.adapters are sections beside config.adapter; all of their sites are trained."""
+    config = complete_file("configs/mora_uuid.py")
+    plain = to_plain(config)
+    plain |= {"base": {"name": "toy-llama", "random_init": True}, "adapters": [{"method": "houlsby", "rank": 3}]}
+    plain["adapter"] = {"method": "lora", "rank": 2, "targets": ["query", "attention/out"]}
+    experiment = build(unpack_run(plain))
+    assert experiment.plan.methods == "lora and houlsby"
+    assert experiment.parameters["trainable"] == experiment.plan.parameters
+    assert experiment.compile() is not None

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAMS = ("run", "sweep", "tables", "bench", "plan")
+PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -60,6 +60,16 @@ def test_bench_prints_one_line_of_json(start, tmp_path):
     assert record["losses"][1] < record["losses"][0]
     assert record["peak_gib"] > record["step_gib"] > 0
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_bench_of_trials_counts_the_tokens_of_all(start):
+    config = "configs/bench.py:shape=toy-llama,method=lora,rank=2,batch=4,seq=16,dtype=float32"
+    process = start("bench", f"--config={config}", "--steps=10", "--trials=3")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    record = json.loads(out.splitlines()[-1])
+    assert (record["trials"], record["batch"]) == (3, [4, 16])
+    assert record["tokens_per_second"] == pytest.approx(3 * 64 / record["ms"] * 1e3, rel=0.01)
 
 
 def test_bench_steps_are_at_least_ten(start):

@@ -221,3 +221,21 @@ def test_content_hash_forgets_defaults_and_remembers_the_rest():
     for other in ({"mora": {"padding": "zero"}}, {"dropout": 0.1}):
         assert schema.content_hash({**plain, "adapter": {"rank": 4, **other}}) != schema.content_hash(plain)
     assert schema.content_hash({**plain, "train": {"stop_at": 5}}) == schema.content_hash(plain)
+
+
+def test_further_adapters():
+    """Unpacked as the first is; none of them leaves a recorded run's name as it was."""
+    plain = {"task": {"name": "uuid"}, "base": {"name": "toy-llama"}, "adapter": {"rank": 4}}
+    assert schema.unpack_run(plain).adapters == ()
+    assert schema.content_hash({**plain, "adapters": []}) == schema.content_hash(plain)
+    both = {**plain, "adapters": [{"method": "houlsby", "rank": 8}]}
+    (further,) = schema.unpack_run(both).adapters
+    assert (further.method, further.rank) == ("houlsby", 8)
+    assert schema.content_hash(both) != schema.content_hash(plain)
+    explicit = {**plain, "adapters": [{"method": "houlsby", "alpha": 16.0, "bottleneck": {"drop_layers": 0}}]}
+    assert schema.content_hash(explicit) == schema.content_hash(both)  # rank 8 and these are the defaults
+    assert schema.unpack_run(ConfigDict({**plain, "adapters": (ConfigDict({"method": "lin"}),)})).adapters[0].rank == 8
+    for wrong, words in ((3, "config.adapters=3"), ([{"rnk": 3}], "config.adapters[0].rnk"), ({}, "config.adapters")):
+        with pytest.raises(UserError) as error:
+            schema.unpack_run({**plain, "adapters": wrong})
+        assert words in str(error.value)

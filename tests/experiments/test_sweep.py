@@ -23,7 +23,7 @@ def get_config(arg=None):
     return {
         "experiment": "mora_uuid", "name": None, "seed": 0,
         "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
-        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0}, "adapter": {"rank": rank},
+        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0}, "adapter": {"method": "lora" if rank else "none", "rank": rank},
     }
 """
 
@@ -360,12 +360,87 @@ def test_dry_run_runs_nothing(place):
 
 @pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
 def test_the_shipped_grids_fit_the_config(grid):
-    """Every full row has at least two trials, and each trial is the row's own first steps."""
+    """Every full row has at least two trials, each the row's own first steps, or a fixed rate that was tried too."""
     made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
     full = [cell for cell in made.cells.values() if cell.stage == "full"]
-    assert full
-    assert all(len(cell.trials) >= 2 for cell in full)
+    fixed = [cell for cell in full if not cell.trials]
+    assert len(full) > len(fixed)
+    assert all(len(cell.trials) >= 2 for cell in full if cell not in fixed)
+    rate = lambda cell: (cell.arg, cell.overrides["optimizer.learning_rate"])  # noqa: E731
+    assert {rate(cell) for cell in fixed} <= {rate(cell) for cell in made.cells.values() if cell.stage == "rates"}
     for cell in full:
         for trial in (made.cells[name] for name in cell.trials):
             assert trial.steps < cell.steps <= cell.plain["train"]["steps"]
             assert trial.plain["schedule"] == cell.plain["schedule"]
+
+
+# Writes what experiments.trials would: a result for every cell of its file.
+FAKE_TRIALS = """
+import json, os, sys
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+work, cells = flags["workdir"], json.load(open(flags["cells"]))
+with open(f"{work}/groups.txt", "a") as log:
+    log.write(" ".join(cell["name"] for cell in cells) + "\\n")
+for cell in cells:
+    if os.path.exists(f"{work}/behave.json"):
+        sys.exit(3)
+    os.makedirs(f"{work}/{cell['name']}", exist_ok=True)
+    rate = cell["config"]["optimizer"]["learning_rate"]
+    result = {"name": cell["name"], "status": "finished", "labels": cell["config"]["labels"], "config": cell["config"],
+              "losses": [[1, rate]], "wall_seconds": 5.0}
+    json.dump(result, open(f"{work}/{cell['name']}/result.json", "w"))
+"""
+
+
+def groups(place):
+    return [line.split() for line in (place / "runs" / "groups.txt").read_text().splitlines()]
+
+
+@pytest.fixture
+def trials(place, monkeypatch):
+    (place / "fake_trials.py").write_text(FAKE_TRIALS)
+    monkeypatch.setattr(sweep, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    return place
+
+
+def test_together_trains_cells_that_may_share_a_program(trials):
+    """Rates of one method go together, at most so many; a lone cell is a run; stages still wait."""
+    grid, first, said = make(trials)
+    first.together = 2
+    states = first.run(grid.select())
+    assert len(states) == 7 and set(states.values()) == {"finished"}
+    assert [len(group) for group in groups(trials)] == [2, 2], groups(trials)
+    assert all(len({name.split("-lr")[0] for name in group}) == 1 for group in groups(trials))
+    assert len(ran(trials)) == 3  # the third rate of fft, and the two full rows, which no other cell is like
+    assert "[1-2/7]" in said[0] and "and 1 more together" in said[0]
+    grid, second, _ = make(trials)
+    second.together = 8
+    assert set(second.run(grid.select()).values()) == {"finished"}
+    assert len(groups(trials)) == 2 and len(ran(trials)) == 3
+
+
+def test_a_group_that_fails_is_left_for_the_next_sweep(trials):
+    behave(trials, **{"x": "y"})
+    grid, first, _ = make(trials)
+    first.together = 8
+    states = first.run(grid.select("method=lora"))
+    assert sum(state == "failed: exit status 3" for state in states.values()) == 2
+    (trials / "runs" / "behave.json").unlink()
+    grid, second, _ = make(trials)
+    second.together = 8
+    assert set(second.run(grid.select("method=lora")).values()) == {"finished"}
+    assert groups(trials)[0] == groups(trials)[1]
+
+
+def test_a_cell_that_another_sweep_holds_is_left_out_of_the_group(trials):
+    grid, first, _ = make(trials)
+    first.together = 8
+    held = [name for name in grid.cells if "fft" in name and "rates" in name][1]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_LOCK, str(trials / "runs" / f"{held}.lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    states = first.run(grid.select("method=fft"))
+    holder.wait()
+    assert set(states.values()) == {"finished"}
+    assert held not in groups(trials)[0] and held in ran(trials)

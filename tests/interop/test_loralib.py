@@ -1,4 +1,4 @@
-"""loralib state dicts: Linear and MergedLinear, in and out, beside loralib's own layers."""
+"""loralib state dicts: Linear, Embedding and MergedLinear, in and out, beside loralib's own layers."""
 
 import dataclasses
 
@@ -59,6 +59,7 @@ class Model(torch.nn.Module):
         torch.manual_seed(seed)
         self.h = torch.nn.ModuleList(Block(list(enable)) for _ in range(LAYERS))
         self.top = loralib.Linear(D, 4, r=RANK, lora_alpha=ALPHA, bias=False)
+        self.wte = loralib.Embedding(20, D, r=RANK, lora_alpha=ALPHA)
         layers = params["layers"]
         with torch.no_grad():
             for i, block in enumerate(self.h):
@@ -67,6 +68,7 @@ class Model(torch.nn.Module):
                 block.fc.weight.copy_(torch.tensor(layers["up"]["kernel"][i].T))
                 block.fc.bias.copy_(torch.tensor(layers["up"]["bias"][i]))
             self.top.weight.copy_(torch.tensor(params["head"]["kernel"].T))
+            self.wte.weight.copy_(torch.tensor(params["embed"]["embedding"]))
             for name, parameter in self.named_parameters():
                 if "lora_" in name:
                     parameter.copy_(torch.randn_like(parameter))
@@ -75,16 +77,18 @@ class Model(torch.nn.Module):
         """Merged kernels, [in, out]."""
         self.eval()
         blocks = [(b.c_attn.weight, b.fc.weight.T) for b in self.h]
-        return *(np.stack([k.detach().numpy() for k in kind]) for kind in zip(*blocks, strict=True)), self.top.weight.T
+        stacked = (np.stack([k.detach().numpy() for k in kind]) for kind in zip(*blocks, strict=True))
+        return *stacked, self.top.weight.T, self.wte.weight
 
 
 def check_merged(variables, plan, model):
-    merged, (attention, up, head) = merge(variables, plan), model.kernels()
+    merged, (attention, up, head, table) = merge(variables, plan), model.kernels()
     ours = np.concatenate([merged["layers"][name]["kernel"] for name in ("query", "key", "value")], -1)
     for one, other in (
         (ours, attention),
         (merged["layers"]["up"]["kernel"], up),
         (merged["head"]["kernel"], head.detach()),
+        (merged["embed"]["embedding"], table.detach()),
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -96,7 +100,7 @@ def test_in(params, enable):
     model = Model(params, enable)
     adapter = load_loralib(loralib.lora_state_dict(model), params, ROWS, LAYERS, ALPHA, enable)
     names = {s.path.rpartition("/")[2] for s in adapter.plan.sites}
-    assert names == {"head", "up"} | {n for n, on in zip(("query", "key", "value"), enable, strict=True) if on}
+    assert names == {"embed", "head", "up"} | {n for n, on in zip(("query", "key", "value"), enable, strict=True) if on}
     assert adapter.changed == ()
     check_merged(adapter.variables, adapter.plan, model)
 
@@ -115,7 +119,7 @@ def test_trained_biases_come_along(params):
 
 
 def test_out(params):
-    plan = make_plan(params, AdapterConfig(rank=RANK, alpha=ALPHA, targets=("query|value", "up", "head")))
+    plan = make_plan(params, AdapterConfig(rank=RANK, alpha=ALPHA, targets=("query|value", "up", "head", "embed")))
     made, rng = create(plan, jax.random.key(0)), np.random.default_rng(0)
     made["adapters"] = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), made["adapters"])
     made["scales"]["layers"]["up"]["scale"] = np.float32([ALPHA / RANK, 1.0])
@@ -142,8 +146,8 @@ def test_refused(params):
         load({k: v for k, v in state.items() if k != "h.1.fc.lora_B"})
     with pytest.raises(UserError, match=r"unknown: other.lora_A"):
         load({**state, "other.lora_A": np.ones((1, 1)), "other.lora_B": np.ones((1, 1))})
-    with pytest.raises(UserError, match=r"wte has a loralib.Embedding, and no family here adapts a table"):
-        load({**state, "wte.lora_A": np.ones((1, 20)), "wte.lora_B": np.ones((D, 1))})
+    with pytest.raises(UserError, match=r"wte: lora_A \[1, 21\] and lora_B \[12, 1\] do not fit .* 20 x 12"):
+        load({**state, "wte.lora_A": np.ones((1, 21)), "wte.lora_B": np.ones((D, 1))})
     with pytest.raises(UserError, match=r"does not fit this base; .*"):
         load({})
     mora = make_plan(params, AdapterConfig("mora", 1, targets=("up",)))

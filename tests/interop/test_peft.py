@@ -41,6 +41,7 @@ OPTIONS = {
     "exclude": {"target_modules": ALL, "exclude_modules": ["k_proj", "model.layers.1.mlp.up_proj"]},
     "regex": {"target_modules": r".*\.layers\.[12]\.(self_attn\.q_proj|mlp\.down_proj)"},
     "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 3}},
     "saved": {
         "target_modules": ["q_proj"],
         "modules_to_save": ["lm_head", "input_layernorm", "classifier"],
@@ -192,6 +193,20 @@ def test_gradients_are_pefts(base, table, trained, tokens, untied_folder, name):
     assert seen == len(theirs)
 
 
+def test_two_configurations_of_one_family_share_a_folder(base, table, tmp_path, tokens, helpers, untied_folder):
+    configs = [
+        AdapterConfig(rank=2, alpha=6.0, targets=("query",)),
+        AdapterConfig(rank=3, alpha=5.0, targets=("embed",)),
+    ]
+    plan, rng = make_plan(base.params, configs), np.random.default_rng(0)
+    made = create(plan, jax.random.key(0))
+    made["adapters"] = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), made["adapters"])
+    variables = {"params": base.params, **made}
+    save_peft(tmp_path, plan, variables, *table)
+    expected = np.asarray(attach(base.model, plan)(variables, tokens))
+    assert gap(helpers.torch_logits(in_peft(untied_folder, tmp_path), tokens), expected) < 1e-5
+
+
 def test_padded_ranks_and_left_out_layers_stay_what_they_are(base, table, trained, tokens):
     for name in ("patterns", "layers"):
         adapter = read(trained(name)[0], base, table)
@@ -220,6 +235,42 @@ def test_bfloat16_tensors_are_read(base, table, trained, tokens, spoiled):
     path = folder / "adapter_model.safetensors"
     save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
     assert gap(ours(base, read(folder, base, table), tokens), trained("lora")[1]) < 2e-2
+
+
+def test_an_embedding_beside_a_tied_head(helpers, tokens, tmp_path):
+    """PEFT leaves the head's product alone, and so do we; merging, which would not, is refused."""
+    import peft
+
+    from lowrank_jax.adapters import merge
+
+    model = helpers.make(True)
+    model.save_pretrained(tmp_path / "base")
+    options = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "v_proj"], use_rslora=True)
+    model = peft.get_peft_model(model, options).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "in")
+    base = load_base(BaseConfig(str(tmp_path / "base")))
+    rows, layers = llama.hf_table(base.config), base.config.num_hidden_layers
+    adapter = load_peft(tmp_path / "in", base.params, rows, layers)
+    assert adapter.changed == ()
+    assert [site.path for site in adapter.plan.sites] == ["embed", "layers/attention/value"]
+    expected = helpers.torch_logits(model, tokens)
+    assert gap(ours(base, adapter, tokens), expected) < 1e-5
+    save_peft(tmp_path / "out", adapter.plan, adapter.variables, rows, layers)
+    assert gap(helpers.torch_logits(in_peft(tmp_path / "base", tmp_path / "out"), tokens), expected) < 1e-5
+    with pytest.raises(UserError, match=r"embed is multiplied with by a tied head too.*head of its own"):
+        merge(adapter.variables, adapter.plan)
+
+
+def test_an_untied_embedding_merges(base, table, trained, tokens):
+    from lowrank_jax.adapters import merge
+
+    adapter = read(trained("embedding")[0], base, table)
+    merged = np.asarray(base.model.apply({"params": merge(adapter.variables, adapter.plan)}, tokens))
+    assert gap(merged, trained("embedding")[1]) < 1e-5
 
 
 # --- GPT-2: one fused module is three of ours ---
@@ -357,6 +408,7 @@ def rename(old, new):
         ({"config": {"use_quantum": True, "lora_bias": True}}, r"lora_bias, use_quantum is not supported here"),
         ({"config": {"use_dora": True}}, r"missing: .*lora_magnitude_vector"),
         ({"config": {"init_lora_weights": "corda"}}, r"init_lora_weights 'corda' changes the base"),
+        ({"config": {"target_modules": ["embed_tokens"], "use_dora": True}}, r"an embedding, which has no dora here"),
         ({"config": {"target_modules": ["c_attn"]}}, r"\('c_attn',\) matches no module of this base"),
         ({"config": {"bias": "some"}}, r"bias 'some' is not one of"),
         ({"config": {"modules_to_save": ["lm_head"]}}, r"missing: base_model.model.lm_head.weight"),
@@ -409,6 +461,10 @@ def test_what_has_no_form_in_peft_is_not_written(base, table, tmp_path):
         save_peft(tmp_path / "out", plan, {**variables, **changes.pop("variables", {})}, *table, **changes)
 
     query = {"rank": 2, "targets": ("query",)}
+    with pytest.raises(UserError, match="PEFT's LoRA has no houlsby; keep that adapter in our own format"):
+        save([AdapterConfig(**query), AdapterConfig("houlsby", 2)])
+    with pytest.raises(UserError, match="one PEFT folder cannot hold lora and dora together"):
+        save([AdapterConfig(**query), AdapterConfig("dora", 2, targets=("value",))])
     with pytest.raises(UserError, match="LoftQ adapter belongs to a 4-bit residual"):
         save(AdapterConfig(init="loftq", **query))
     with pytest.raises(UserError, match="a trained embed/embedding cannot be told from a shared head"):

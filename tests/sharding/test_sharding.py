@@ -28,7 +28,10 @@ def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     model = Llama(CONFIG)
     tokens = jax.random.randint(jax.random.key(0), (16, 12), 0, 64)
     params = model.init(jax.random.key(1), tokens)["params"]
-    plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=("all-linear",)))
+    configs = [adapters.AdapterConfig(one, rank=2, targets=("all-linear",)) for one in method.split("+")]
+    if "lin" in method:
+        configs.append(adapters.AdapterConfig("lora", rank=2, targets=("embed",)))
+    plan = adapters.make_plan(params, configs)
     variables = shard_tree({"params": params, **adapters.create(plan, jax.random.key(2))}, mesh)
     learnt, frozen = partition(variables, trainable_rules(trainable))
     tx = make_optimizer(OptimizerConfig(learning_rate=1e-2))
@@ -45,7 +48,7 @@ def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     return state, metrics, frozen
 
 
-@pytest.mark.parametrize(("method", "trainable"), [("lora", "adapters"), ("mora", "adapters"), ("none", "full")])
+@pytest.mark.parametrize(("method", "trainable"), [("lora", "adapters"), ("mora", "adapters"), ("none", "full"), ("mora+lin", "adapters")])
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_sharded_steps_equal_one_device(method, trainable, sizes):
     alone, metrics_alone, _ = run(make_mesh(devices=jax.devices()[:1]), method, trainable)
@@ -66,6 +69,12 @@ def test_adapters_inherit_their_kernels_axes():
     assert leaf_spec("adapters/layers/mlp/down/a", (2, 48, 4), mesh) == P(None, "tensor", None)
     assert leaf_spec("adapters/layers/mlp/up/m", (2, 9, 9), mesh) == P()
     assert leaf_spec("params/layers/mlp_norm/scale", (2, 32), mesh) == P()
+    assert leaf_spec("adapters/embed/a", (64, 4), mesh) == P("tensor", None)
+    assert leaf_spec("adapters/embed/word/b", (4, 32), mesh) == P(None, "fsdp")
+    assert leaf_spec("adapters/layers/mlp/down_kernel", (2, 32, 4), mesh) == P(None, "fsdp", None)
+    assert leaf_spec("adapters/layers/attention/up_kernel", (2, 4, 32), mesh) == P(None, None, "fsdp")
+    for name in ("down_bias", "up_bias", "norm_scale"):
+        assert leaf_spec(f"adapters/layers/mlp/{name}", (2, 32), mesh) == P()
     # 33 does not divide by 2: that axis stays whole, the other is split
     assert leaf_spec("params/layers/mlp/up/kernel", (2, 33, 48), mesh) == P(None, None, "tensor")
 

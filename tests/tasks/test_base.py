@@ -5,7 +5,8 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.tokenizers import ByteTokenizer
-from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task, make_features, pad_id, round_up
+from lowrank_jax.tasks.base import GenerationTask, LabelTask, LikelihoodTask, Task, make_features, pad_id, round_up
+from lowrank_jax.tasks.glue import GlueConfig
 from lowrank_jax.tasks.registry import TASKS, build_task, task_config
 from lowrank_jax.tasks.text import TextConfig
 from lowrank_jax.tasks.uuid import UuidConfig
@@ -42,9 +43,13 @@ def test_small_helpers():
     assert [round_up(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
 
 
-def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path):
+def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue):
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
-    configs = {"uuid": UuidConfig(pairs=2), "text": TextConfig(path=str(tmp_path / "a.jsonl"), seq_len=8)}
+    configs = {
+        "uuid": UuidConfig(pairs=2),
+        "text": TextConfig(path=str(tmp_path / "a.jsonl"), seq_len=8),
+        "glue": GlueConfig(data_dir=str(tiny_glue), allow_partial=True),
+    }
     assert set(configs) == set(TASKS)
     for name, config in configs.items():
         task = build_task(name, config, ByteTokenizer())
@@ -53,7 +58,14 @@ def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path):
         assert task_config(name) is type(config)
         assert isinstance(task, GenerationTask) == (name == "uuid")
         assert isinstance(task, LikelihoodTask) == (name == "text")
+        assert isinstance(task, LabelTask) == (name == "glue")
         made = task.features(task.train_source()[0])
+        if name == "glue":
+            assert {k: v.dtype for k, v in made.items()} == {
+                **dict.fromkeys(("tokens", "types", "labels"), np.int32),
+                "weights": np.float32,
+            }
+            continue
         assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
             "tokens": ((task.seq_len,), np.int32),
             "weights": ((task.seq_len,), np.float32),

@@ -4,10 +4,11 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.builders.lock import folder_lock
 from lowrank_jax.data.builders.uuid_pairs.pairs import VERSION, config_name, generate_pairs
 
 CHECKED_ROWS = 64  # rows compared with the generator at each opening; reading all 10,000 would double the start-up
@@ -32,7 +33,7 @@ def load_pairs(pairs: int, seed: int, data_dir: str | os.PathLike | None = None)
     source, fault = _open(root, pairs, seed, expected)
     if source is None:
         try:
-            with _lock(folder):
+            with folder_lock(folder):
                 source, fault = _open(root, pairs, seed, expected)  # another process may have built it while we waited
                 if source is None:
                     _remove_leftovers(folder)
@@ -113,17 +114,6 @@ def _prepare(root: Path, pairs: int, seed: int) -> None:
             raise
         except Exception as error:  # array_record's writer reports a full disk as a RuntimeError or ValueError
             raise OSError(_short(error)) from error
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One builder at a time for `folder`; the lock goes with its process, so a killed one leaves none behind."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -1,0 +1,167 @@
+"""Several runs of one config in one program: seeds, or a sweep's cells, as trials over one resident base.
+
+python -m experiments.trials --config=configs/lora_glue.py:task=mrpc,model=minilm-l6,method=lora --seeds=0,1,2
+"""
+
+import dataclasses
+import hashlib
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.main import define_run_flags, launch, load_config
+from lowrank_jax.core.errors import UserError
+
+flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
+flags.DEFINE_string("cells", None, 'JSON file of the runs instead of --config: [{"name": ..., "config": {...}}].')
+define_run_flags()
+for _flag in ("workdir", "fresh"):
+    flags.declare_key_flag(_flag)  # shown by --help
+FLAGS = flags.FLAGS
+INTERRUPTED = 130
+
+
+def main(_) -> int:
+    """Trains what is not finished yet and prints every run's scores and their median; returns the exit status."""
+    started = time.time()
+    named = wanted_runs()
+
+    from experiments import runs
+
+    pending = []
+    for name, plain in named:
+        folder = runs.run_folder(FLAGS.workdir, name)
+        there = folder.exists() and not FLAGS.fresh
+        if not (there and runs.open_run(folder, plain) == "finished"):
+            pending.append((name, plain))
+    status = train(pending, started) if pending else 0
+    results = [runs.read_result(runs.run_folder(FLAGS.workdir, name) / runs.RESULT) for name, _ in named]
+    print(report([result for result in results if result]), flush=True)
+    return status
+
+
+def wanted_runs() -> list[tuple[str, dict]]:
+    """(name, plain config) of every run asked for."""
+    from experiments import runs
+    from experiments.together import check_alike, parse_seeds, with_seed
+
+    if FLAGS.cells:
+        listed = runs.read_json(FLAGS.cells, remedy="write it with experiments.sweep --together")
+        named = [(cell["name"], cell["config"]) for cell in listed]
+    elif FLAGS.seeds:
+        _, plain = load_config()
+        plains = [with_seed(plain, seed) for seed in parse_seeds(FLAGS.seeds)]
+        named = [(runs.run_name(plain), plain) for plain in plains]
+    else:
+        raise UserError("give --config with --seeds=0,1,2, or --cells")
+    check_alike([plain for _, plain in named])
+    return named
+
+
+def train(named: Sequence[tuple[str, dict]], started: float) -> int:
+    """Runs the trials to their end and writes each one's record."""
+    import jax
+
+    from experiments import export, figures, runs
+    from experiments.schema import unpack_run
+    from experiments.trial_group import TrialGroup
+    from lowrank_jax.checkpoints.manager import Checkpoints
+    from lowrank_jax.train import memory, tracking
+    from lowrank_jax.train.trial_loop import TrialsJob, fit_trials
+
+    if jax.process_count() > 1:
+        raise UserError("experiments.trials runs in one process; start one on each host, with its own share of the cells")
+    names, plains = [name for name, _ in named], [plain for _, plain in named]
+
+    # ---- everything that can be checked on shapes ----
+    group = TrialGroup([unpack_run(plain) for plain in plains])
+    lead = group.lead
+    print(lead.plan)
+    print(f"{len(names)} trials of {lead.parameters['trainable']:,} trainable parameters, one base, {group.mesh.size} device(s)")
+    compile_started = time.perf_counter()
+    compiled = group.compile()
+    compile_seconds = time.perf_counter() - compile_started
+    memory.check_fits(compiled)
+    folders = [runs.run_folder(FLAGS.workdir, name) for name in names]
+    for folder, plain in zip(folders, plains, strict=True):
+        runs.open_run(folder, plain, FLAGS.fresh)
+
+    # ---- weights, and where an earlier session stopped ----
+    state, frozen, fingerprint = group.load()
+    hashes = [runs.content_hash(plain) for plain in plains]
+    place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
+    if FLAGS.fresh and place.exists():
+        import shutil
+
+        shutil.rmtree(place)
+    first, train_seconds = 0, 0.0
+    checkpoint = lead.config.checkpoint
+    with Checkpoints(place / runs.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}) as checkpoints:
+        if checkpoints.latest():
+            rest = group.abstract_state._asdict()
+            trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
+            state, train_seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
+            print(f"resumed at step {first}")
+        trackers = [
+            tracking.Tracker(folder, name, plain, one.config.tracking, resumed_step=first)
+            for folder, name, plain, one in zip(folders, names, plains, group.each, strict=True)
+        ]
+        try:
+            outcome = fit_trials(
+                TrialsJob(
+                    state=state,
+                    frozen=frozen,
+                    step=group.stepper(compiled),
+                    batches=group.batches(),
+                    place=group.place,
+                    evaluate=group.evaluator(),
+                    configs=[one.config.train for one in group.each],
+                    checkpoints=checkpoints,
+                    checkpoint_every=checkpoint.every,
+                    trackers=trackers,
+                    first=first,
+                    train_seconds=train_seconds,
+                ),
+                bucketed=group.bucketed,
+            )
+            # ---- the records ----
+            for i, (folder, one) in enumerate(zip(folders, group.each, strict=True)):
+                if outcome.statuses[i] == "finished":
+                    export.export_run(folder, one, *group.trial(outcome.state, frozen, i), fingerprint)
+                result = runs.finish_run(
+                    folder, names[i], plains[i], outcome.statuses[i], one.parameters, started, outcome.train_seconds,
+                    outcome.messages[i], compile_seconds=compile_seconds, seq_len=one.task.seq_len,
+                    base={"name": one.base.name, "fingerprint": fingerprint}, together=len(names), **one.remarks(),
+                )  # fmt: skip
+                trackers[i].summary({"status": outcome.statuses[i], **runs.last_evaluation(result)})
+                if result["losses"]:
+                    trackers[i].image("curves", figures.draw_run(result, folder / "curves.png"))
+        finally:
+            for tracker in trackers:
+                tracker.close()
+    return INTERRUPTED if "interrupted" in outcome.statuses else 0
+
+
+def report(results: Sequence[dict]) -> str:
+    """One line a run, then last, best and median of each score over the runs that finished."""
+    from experiments import runs
+
+    lines = [f"{result['name']}: {result['status']}; {result.get('message') or runs.summary(result)}" for result in results]
+    done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
+    names = [name for name in runs.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
+    for name in names:
+        last = [runs.last_evaluation(result)[name] for result in done]
+        best = [max(evaluation[name] for evaluation in result["evaluations"]) for result in done]
+        shown = ", ".join(f"{value:.4f}" for value in last)
+        lines.append(
+            f"{name}: last {shown}; median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best step)"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,1 @@
+"""The GLUE data sets."""

@@ -1,0 +1,46 @@
+"""Texts and pairs as ids, encoded once: rows of any length in one flat array, read by index."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lowrank_jax.data.tokenizers import Tokenizer
+
+CHUNK = 8192  # rows encoded at once: Python's lists of ids take some ten times the arrays' memory
+
+
+class EncodedRows:
+    """Random access to {"tokens": int32 [n], "types": int32 [n], "label": scalar}, n of each row its own.
+
+    Args:
+      tokens, types: int32 [sum of lengths], all rows in turn.
+      lengths: int32 [rows].
+      labels: int32 or float32 [rows].
+    """
+
+    def __init__(self, tokens: np.ndarray, types: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
+        self.tokens, self.types, self.lengths, self.labels = tokens, types, lengths, labels
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        end = self._ends[index]
+        place = slice(end - self.lengths[index], end)
+        return {"tokens": self.tokens[place], "types": self.types[place], "label": self.labels[index]}
+
+
+def encode_rows(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, labels: np.ndarray, max_len: int
+) -> EncodedRows:
+    """Encodes texts or pairs with the tokenizer's template, at most `max_len` tokens each; see `encode_pairs`."""
+    tokens, types, lengths = [], [], []
+    for start in range(0, len(first), CHUNK):
+        part = slice(start, start + CHUNK)
+        rows = tokenizer.encode_pairs(first[part], None if second is None else second[part], max_len)
+        tokens.append(np.concatenate([np.array(ids, np.int32) for ids, _ in rows]))
+        types.append(np.concatenate([np.array(kinds, np.int32) for _, kinds in rows]))
+        lengths += [len(ids) for ids, _ in rows]
+    return EncodedRows(np.concatenate(tokens), np.concatenate(types), np.array(lengths, np.int32), labels)

@@ -1,0 +1,1 @@
+"""Scores, as thin wrappers over kept libraries."""

@@ -1,0 +1,44 @@
+"""Scores of predicted classes: accuracy, F1 and Matthews' correlation, from scikit-learn."""
+
+from types import ModuleType
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Share of predictions that are right.
+
+    Args:
+      predictions, labels: classes [n].
+    """
+    return float(_metrics().accuracy_score(labels, predictions))
+
+
+def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of class 1, 2 TP / (2 TP + FP + FN); 0 where class 1 is neither predicted nor there.
+
+    Args:
+      predictions, labels: classes 0 and 1, [n].
+    """
+    return float(_metrics().f1_score(labels, predictions, zero_division=0.0))
+
+
+def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews' correlation, (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)).
+
+    Where that is 0 / 0, as for a constant prediction, it is 0.
+
+    Args:
+      predictions, labels: classes [n].
+    """
+    return float(_metrics().matthews_corrcoef(labels, predictions))
+
+
+def _metrics() -> ModuleType:
+    try:
+        import sklearn.metrics
+    except ImportError as error:
+        raise UserError(f"scores of classes need scikit-learn ({error}); pip install scikit-learn") from error
+    return sklearn.metrics

@@ -1,0 +1,218 @@
+"""GLUE (arXiv 1804.07461): the eight tasks of LoRA's Table 2, and WNLI, scored as that table does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.data.builders.glue.source import has_split, load_glue
+from lowrank_jax.data.builders.glue.specs import GLUE
+from lowrank_jax.data.encoded import EncodedRows, encode_rows
+from lowrank_jax.metrics.classification import accuracy, f1, matthews
+from lowrank_jax.metrics.correlation import pearson, spearman
+from lowrank_jax.tasks.base import check_config, pad_id
+
+SMALLEST_BUCKET = 32
+MATTHEWS, WITH_F1 = ("cola",), ("mrpc", "qqp")
+
+
+@dataclass(frozen=True)
+class GlueConfig:
+    """Which data set, how much of it, and how long its rows may be.
+
+    Attributes:
+      task: a name of `specs.GLUE`.
+      seq_len: most tokens of a row, special ones included; pairs lose the end of their longer text first.
+      buckets: lengths that batches are padded to, ascending up to seq_len; None: seq_len, its half, its quarter, ...
+        down to 32.
+      train_examples: size of the low-data training sets (Tables 16 and 17); None takes all. A plain random sample, not
+        balanced over classes; with one subset_seed a smaller one is part of a larger one.
+      subset_seed: of that sample.
+      data_dir: folder of the tsv files; see `load_glue`.
+      allow_partial: runs on files that hold another number of rows than the official one, and on MNLI with one of its
+        two dev sets; `GlueTask.notes` says which.
+      max_dev_examples: dev rows that are scored, evenly spaced, of each dev set; None takes all.
+    """
+
+    task: str = "cola"
+    seq_len: int = 128
+    buckets: tuple[int, ...] | None = None
+    train_examples: int | None = None
+    subset_seed: int = 0
+    data_dir: str | None = None
+    allow_partial: bool = False
+    max_dev_examples: int | None = None
+
+    def __post_init__(self):
+        if self.task not in GLUE:
+            raise unknown_name("GLUE task", self.task, GLUE)
+        optional = {name: getattr(self, name) for name in ("train_examples", "max_dev_examples")}
+        given = {name: value for name, value in optional.items() if value is not None}
+        check_config(self, {"seq_len": self.seq_len, **given})
+        if not 0 <= self.subset_seed < 2**32:
+            raise UserError(f"GlueConfig.subset_seed is {self.subset_seed}; it must be from 0 to 2**32 - 1")
+        if self.buckets is not None:
+            object.__setattr__(self, "buckets", tuple(self.buckets))  # a list as a ConfigDict or JSON gives it
+            check_config(self, {f"buckets[{i}]": length for i, length in enumerate(self.buckets)})
+            if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1:] != (self.seq_len,):
+                raise UserError(f"GlueConfig.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
+
+
+    @property
+    def head(self) -> str:
+        """"classification", or "regression" for STS-B."""
+        return "classification" if GLUE[self.task].labels else "regression"
+
+    @property
+    def num_labels(self) -> int:
+        """Classes; 1 for STS-B."""
+        return len(GLUE[self.task].labels) or 1
+
+
+class GlueTask:
+    """The task over one tokenizer; reads, checks and encodes every row at the start.
+
+    Attributes:
+      head: "classification", or "regression" for STS-B.
+      num_labels, label_names: classes by number; 1 and ("score",) for STS-B.
+      seq_len, buckets: lengths that batches are padded to.
+      pad: feature that is padded -> what it is filled with.
+      partial: whether any split is not the official one.
+      notes: a line for each such split, and for a subset; a run's record keeps them.
+    """
+
+    name = "glue"
+
+    def __init__(self, config: GlueConfig, tokenizer: Any):
+        self.config, spec = config, GLUE[config.task]
+        self.head, self.num_labels = config.head, config.num_labels
+        self.label_names = spec.labels or ("score",)
+        self.seq_len, self.buckets = config.seq_len, config.buckets or default_buckets(config.seq_len)
+        self.pad = {"tokens": pad_id(tokenizer), "types": 0}
+        notes, self.partial = [], False
+        self._splits: dict[str, EncodedRows] = {}
+        for split in spec.splits:
+            if config.allow_partial and self._missing_dev(split):
+                self.partial = True
+                notes.append(f"{config.task} {split}: no file")
+                continue
+            rows, note = load_glue(config.task, split, config.data_dir, config.allow_partial)
+            if note:
+                self.partial = True
+                notes.append(note)
+            kept, note = self._keep(split, len(rows))
+            if note:
+                notes.append(note)
+            first, second = ([texts[i] for i in kept] if texts else None for texts in (rows.first, rows.second))
+            name = split.removeprefix("dev").removeprefix("_")  # "train", ""; "matched", "mismatched"
+            self._splits[name] = encode_rows(tokenizer, first, second, rows.labels[kept], config.seq_len)
+        self.notes = tuple(notes)
+
+    def train_source(self) -> EncodedRows:
+        """Rows {"tokens", "types", "label"}."""
+        return self._splits["train"]
+
+    def validation_sources(self) -> dict[str, EncodedRows]:
+        """{"": dev}, or for MNLI {"matched": dev, "mismatched": dev}."""
+        return {name: rows for name, rows in self._splits.items() if name != "train"}
+
+    def features(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """{"tokens": int32 [n], "types": int32 [n], "labels": int32 or float32, "weights": 1}; n is the row's own."""
+        return {
+            "tokens": example["tokens"],
+            "types": example["types"],
+            "labels": example["label"],
+            "weights": np.float32(1),
+        }
+
+    def lengths(self, source: EncodedRows) -> np.ndarray:
+        """Tokens of each row, int32 [len(source)]."""
+        return source.lengths
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the model's outputs on the whole of `validation_sources`.
+
+        "main" is the number of Table 2: Matthews' correlation for CoLA, Pearson's for STS-B, accuracy over both dev
+        sets together for MNLI, accuracy for the rest. "distinct" counts the classes that were predicted (1 is a
+        collapsed run), "spread" is the standard deviation of predicted scores (0 is one). "nonfinite" counts rows with
+        an output that is NaN or infinite; such an output is taken as 0 in the rest.
+
+        Args:
+          outputs: split -> float [n, num_labels] logits, or [n, 1] or [n] scores, in the source's order.
+
+        Returns:
+          CoLA {"matthews", "accuracy"}; MRPC, QQP {"accuracy", "f1"}; STS-B {"pearson", "spearman"}; MNLI {"matched",
+          "mismatched", "overall"}, or the one of the two that is there; the rest {"accuracy"}; and the above.
+        """
+        sources = self.validation_sources()
+        if outputs.keys() != sources.keys():
+            raise ValueError(f"outputs of {sorted(outputs)} for the splits {sorted(sources)}")
+        arrays = {name: np.asarray(outputs[name], np.float32).reshape(len(outputs[name]), -1) for name in sources}
+        for name, array in arrays.items():
+            if array.shape != (len(sources[name]), self.num_labels):
+                wanted = (len(sources[name]), self.num_labels)
+                raise ValueError(f"outputs {array.shape} of the split {name!r}; wanted {wanted}")
+        joined = np.concatenate([arrays[name] for name in sources])
+        labels = np.concatenate([sources[name].labels for name in sources])
+        finite = np.isfinite(joined)
+        joined, nonfinite = np.where(finite, joined, 0), float(np.sum(~finite.all(axis=1)))
+        if self.head == "regression":
+            return {**_score_regression(joined[:, 0], labels), "nonfinite": nonfinite}
+        predictions = np.argmax(joined, axis=1)
+        metrics = self._score_classes(predictions, labels)
+        return {**metrics, "distinct": float(len(np.unique(predictions))), "nonfinite": nonfinite}
+
+    def _score_classes(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        total = accuracy(predictions, labels)
+        sources = self.validation_sources()
+        if "" not in sources:
+            ends = np.cumsum([len(rows) for rows in sources.values()])[:-1]
+            parts = zip(sources, np.split(predictions, ends), np.split(labels, ends), strict=True)
+            each = {name: accuracy(*part) for name, *part in parts}
+            return {**each, **({"overall": total} if len(each) > 1 else {}), "main": total}
+        if self.config.task in MATTHEWS:
+            correlation = matthews(predictions, labels)
+            return {"matthews": correlation, "accuracy": total, "main": correlation}
+        metrics = {"accuracy": total, "main": total}
+        return {**metrics, "f1": f1(predictions, labels)} if self.config.task in WITH_F1 else metrics
+
+    def _missing_dev(self, split: str) -> bool:
+        """One of MNLI's dev sets, where the folder holds only the other."""
+        task, folder = self.config.task, self.config.data_dir
+        others = [s for s in GLUE[task].splits if s.startswith("dev_") and s != split]
+        return split.startswith("dev_") and not has_split(task, split, folder) and has_split(task, others[0], folder)
+
+    def _keep(self, split: str, total: int) -> tuple[np.ndarray, str | None]:
+        """(indices of the rows that are used, a note where these are not all)."""
+        wanted = self.config.train_examples if split == "train" else self.config.max_dev_examples
+        if wanted is None:
+            return np.arange(total), None
+        field = "train_examples" if split == "train" else "max_dev_examples"
+        if wanted > total:
+            raise UserError(f"task.{field}={wanted} is more than the {total} rows of {split}; lower it or unset it")
+        if split != "train":
+            return np.arange(wanted) * total // wanted, f"{self.config.task} {split}: {wanted} of {total} rows scored"
+        # RandomState's stream is the same in every numpy; default_rng's may change.
+        kept = np.random.RandomState(self.config.subset_seed).permutation(total)[:wanted]
+        return kept, f"{self.config.task} train: {wanted} of {total} rows, subset_seed={self.config.subset_seed}"
+
+
+def default_buckets(seq_len: int) -> tuple[int, ...]:
+    """seq_len, its half, its quarter, ..., not below 32; ascending."""
+    lengths = [seq_len]
+    while lengths[0] % 2 == 0 and lengths[0] // 2 >= SMALLEST_BUCKET:
+        lengths.insert(0, lengths[0] // 2)
+    return tuple(lengths)
+
+
+def _score_regression(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    correlation = pearson(predictions, labels)
+    return {
+        "pearson": correlation,
+        "spearman": spearman(predictions, labels),
+        "main": correlation,
+        "spread": float(np.std(predictions)),
+    }

@@ -1,0 +1,137 @@
+"""Many trials in one program: states stacked on a leading axis over one resident frozen base.
+
+Trials differ in seed, learning rate, schedule, alpha (all arrays) and, for LoRA, in rank: A and B are padded with zeros to
+the widest rank. x [A 0] [B; 0] = x A B, and both gradients of the padding are zero, so it stays zero under AdamW.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Array, Tree
+from lowrank_jax.train.state import TrainState
+from lowrank_jax.train.step import Objective, make_step
+
+TRIAL = "trial"
+SHARED = "params"  # the part of a frozen tree that all trials read
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Equal trees -> one whose leaves have a leading trial axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def take(tree: Any, index: int) -> Any:
+    """Trial `index` of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def widen(tree: Tree, shapes: Tree) -> dict[str, Any]:
+    """Leaves padded with zeros at the end of each axis to the widest trial's shapes.
+
+    Args:
+      tree: arrays.
+      shapes: the same paths, each leaf at least as large along every axis.
+
+    Raises:
+      UserError: other paths, or a leaf that does not fit: the trials are not of one program.
+    """
+    wide, narrow = dict(flatten(shapes)), dict(flatten(tree))
+    if wide.keys() != narrow.keys():
+        raise UserError(f"trials train other leaves: {sorted(wide.keys() ^ narrow.keys())[:3]}; run them apart")
+    for path, leaf in narrow.items():
+        missing = [big - small for big, small in zip(wide[path].shape, leaf.shape, strict=True)]
+        if min(missing, default=0) < 0:
+            raise UserError(f"{path} of a trial is {leaf.shape}, the widest {wide[path].shape}; run them apart")
+        narrow[path] = jnp.pad(leaf, [(0, more) for more in missing]) if any(missing) else leaf
+    return unflatten(narrow)
+
+
+def narrow(tree: Tree, shapes: Tree) -> dict[str, Any]:
+    """The inverse of `widen`: each leaf cut to its own trial's shape."""
+    own = flatten(shapes)
+    return unflatten({p: leaf[tuple(slice(n) for n in own[p].shape)] for p, leaf in flatten(tree).items()})
+
+
+def frozen_axes(frozen: Tree) -> dict[str, int | None]:
+    """The prefix of a shared frozen tree for `jax.vmap`: the params have no trial axis, scales and adapters have one."""
+    return {name: None if name == SHARED else 0 for name in frozen}
+
+
+def share(frozen: Sequence[Tree]) -> dict[str, Any]:
+    """One frozen tree of many: the first's params, which are all the same, and the rest stacked."""
+    return {name: tree if name == SHARED else stack([one[name] for one in frozen]) for name, tree in frozen[0].items()}
+
+
+def schedule_table(shape: optax.Schedule, steps: int, width: int) -> np.ndarray:
+    """shape(0), ..., shape(steps - 1) as float32, then zeros up to `width`: a schedule that is an array.
+
+    Raises:
+      ValueError: width below steps.
+    """
+    if width < steps:
+        raise ValueError(f"a table of {width} for {steps} steps")
+    return np.pad(np.asarray(jax.vmap(shape)(jnp.arange(steps)), np.float32) * np.ones(steps, np.float32), (0, width - steps))
+
+
+def make_trial_step(
+    objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
+) -> Callable[[TrainState, Tree, dict[str, Array], Array, Array], tuple[TrainState, dict[str, Any]]]:
+    """`make_step` of one trial, with its schedule as a table; a trial past its last step stays as it is.
+
+    Returns:
+      step(state, frozen, batch, table [steps] float32, last [] int32) -> (state, metrics).
+    """
+
+    def step(state, frozen, batch, table, last):
+        plain = make_step(objective, optimizer, lambda count: table[count], accumulate)
+        new, metrics = plain(state, frozen, batch)
+        active = state.step < last
+        return jax.tree.map(lambda after, before: jnp.where(active, after, before), new, state), metrics
+
+    return step
+
+
+def trial_mesh(trials: int, devices: Sequence[Any]) -> Mesh:
+    """A mesh of the one axis "trial" over the most devices that divide the trials evenly."""
+    used = max(n for n in range(1, len(devices) + 1) if trials % n == 0)
+    return jax.make_mesh((used,), (TRIAL,), axis_types=(AxisType.Auto,), devices=list(devices)[:used])
+
+
+def together(step: Callable, axes: Any, mesh: Mesh) -> Any:
+    """The step of all trials at once, jitted: each device runs its own trials and exchanges nothing with the others.
+
+    Args:
+      step: of `make_trial_step`.
+      axes: of `frozen_axes`.
+      mesh: of `trial_mesh`.
+    """
+    stacked = jax.vmap(step, in_axes=(0, axes, 0, 0, 0))
+    if mesh.size > 1:
+        trial, frozen = PartitionSpec(TRIAL), {n: PartitionSpec() if a is None else PartitionSpec(TRIAL) for n, a in axes.items()}
+        stacked = jax.shard_map(
+            stacked, mesh=mesh, in_specs=(trial, frozen, trial, trial, trial), out_specs=trial, check_vma=False
+        )
+    split = NamedSharding(mesh, PartitionSpec(TRIAL))
+    return jax.jit(stacked, donate_argnums=0, out_shardings=split)
+
+
+def place(tree: Any, mesh: Mesh, shared: bool = False) -> Any:
+    """A tree on the trial mesh: stacked leaves split over it, shared ones whole on every device."""
+    spec = PartitionSpec() if shared else PartitionSpec(TRIAL)
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def place_frozen(frozen: Tree, mesh: Mesh) -> dict[str, Any]:
+    """`share`'s tree on the trial mesh."""
+    return {name: place(tree, mesh, shared=axis is None) for (name, tree), axis in zip(frozen.items(), frozen_axes(frozen).values(), strict=True)}
+
+

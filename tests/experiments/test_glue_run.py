@@ -1,0 +1,113 @@
+"""The real loop over labelled tasks at toy size: runs, seeds in one program, a start from another task's adapter."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import runs
+from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.interop.sources import BaseConfig, export_params, load_base
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg=None):
+    task = arg or "mrpc"
+    return ConfigDict({{
+        "experiment": "lora_glue", "name": None, "seed": 0,
+        "labels": {{"method": "lora", "rank": 2, "task": task, "stage": "full"}},
+        "trainable": "adapters+head",
+        "base": {{"name": "{base}", "fresh": ("head/.*",)}},
+        "adapter": {{"method": "lora", "rank": 2, "targets": ("query", "value")}},
+        "task": {{"name": "glue", "task": task, "seq_len": 64, "data_dir": "{data}", "allow_partial": True}},
+        "optimizer": {{"learning_rate": 1e-2}},
+        "schedule": {{"kind": "linear", "warmup_fraction": 0.1}},
+        "train": {{"epochs": 4, "batch_size": 4}},
+        "mesh": {{"data": 1, "fsdp": 1, "tensor": -1}},
+        "tracking": {{"wandb": "disabled"}},
+    }})
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_glue):
+    """A config file over a toy BERT on disk, without a head, and GLUE of 8 rows."""
+    folder = tmp_path_factory.mktemp("encoder")
+    base = load_base(BaseConfig("toy-bert", random_init=True), key=jax.random.PRNGKey(3))
+    export_params(base.params, base.config, folder / "toy", "float32", tokenizer=ByteTokenizer())
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(base=folder / "toy", data=tiny_glue))
+    return path
+
+
+def one(folder):
+    """The only run below a folder."""
+    (result,) = [runs.read_result(path) for path in folder.glob("*/result.json")]
+    return result
+
+
+@pytest.mark.parametrize(("task", "metric"), [("cola", "matthews"), ("stsb", "pearson"), ("mnli", "overall")])
+def test_a_run_of_each_kind(program, tmp_path, config, task, metric):
+    """Epochs in steps, an evaluation after each, the head counted, and what the record says of the data."""
+    ended = program("run", f"--config={config}:{task}", f"--workdir={tmp_path}")
+    assert ended.status == 0, ended.err
+    result = one(tmp_path)
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [2, 4, 6, 8]
+    assert all(metric in evaluation and evaluation["nonfinite"] == 0 for evaluation in result["evaluations"])
+    labels = {"cola": 2, "stsb": 1, "mnli": 3}[task]
+    assert result["parameters"]["head"] == 33 * labels
+    assert result["parameters"]["trainable"] - result["parameters"]["head"] == 2 * 2 * 2 * (32 + 32)
+    assert result["partial"] and "8" in " ".join(result["notes"])
+
+
+def test_seeds_together_are_the_seeds_alone(program, tmp_path, config):
+    """Each seed has its own fresh head, order of rows, lengths of batches and dropout."""
+    ended = program("trials", f"--config={config}:rte", f"--workdir={tmp_path / 'together'}", "--seeds=0,1,2")
+    assert ended.status == 0, ended.err
+    for seed in range(3):
+        alone = program("run", f"--config={config}:rte", f"--workdir={tmp_path / 'alone'}", f"--config.seed={seed}")
+        assert alone.status == 0, alone.err
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert len(names) == 3
+    for name in names:
+        ours, theirs = (runs.read_result(tmp_path / kind / name / "result.json") for kind in ("together", "alone"))
+        np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=2e-4)
+        assert [e["main"] for e in ours["evaluations"]] == [e["main"] for e in theirs["evaluations"]]
+        found, expected = (
+            load_file(tmp_path / kind / name / "adapter" / "adapter.safetensors") for kind in ("together", "alone")
+        )
+        for path, leaf in expected.items():
+            np.testing.assert_allclose(found[path], leaf, atol=2e-4, err_msg=path)
+
+
+def test_a_run_starts_from_another_tasks_adapter(program, tmp_path, config):
+    """MRPC from MNLI's adapter: its LoRA leaves as they were, its three-way head left behind unless asked for."""
+    mnli = program("run", f"--config={config}:mnli", f"--workdir={tmp_path}", "--name=mnli")
+    assert mnli.status == 0, mnli.err
+    start = f"--config.start.adapter={tmp_path / 'mnli' / 'adapter'}"
+    words = (f"--config={config}:mrpc", f"--workdir={tmp_path}", start)
+    warm = program("run", *words, "--name=warm", "--config.optimizer.learning_rate=1e-12")
+    assert warm.status == 0, warm.err
+    before, after = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("mnli", "warm"))
+    names = [name for name in before if "layers/attention" in name and not name.startswith("scales")]
+    assert names
+    for name in names:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-8)
+    head = program("run", *words, "--name=head", "--config.start.head=adapter")
+    assert head.status == 2 and "head/out/kernel is (32, 3), the run has (32, 2)" in head.err and "fresh" in head.err
+    missing = program("run", f"--config={config}:mrpc", f"--workdir={tmp_path}", "--config.start.adapter=/no/where")
+    assert missing.status == 2 and "no adapter in /no/where" in missing.err
+    lost = program("run", f"--config={config}:mrpc", f"--workdir={tmp_path}", "--config.start.head=adapter")
+    assert lost.status == 2 and "start.adapter names none" in lost.err
+
+
+def test_an_interrupted_run_of_many_lengths_goes_on_bit_for_bit(program, tmp_path, config, saved):
+    """Stopped by its config after 5 of 8 steps, then run to the end: the state of an uninterrupted run."""
+    words = (f"--config={config}:mrpc", "--config.checkpoint.every=1", "--config.checkpoint.keep=9")
+    whole = program("run", *words, f"--workdir={tmp_path / 'whole'}", "--name=run")
+    part = program("run", *words, f"--workdir={tmp_path / 'part'}", "--name=run", "--config.train.stop_at=5")
+    assert (whole.status, part.status) == (0, 0), whole.err + part.err
+    rest = program("run", *words, f"--workdir={tmp_path / 'part'}", "--name=run")
+    assert rest.status == 0, rest.err
+    assert saved(tmp_path / "part" / "run", 8) == saved(tmp_path / "whole" / "run", 8)

@@ -1,0 +1,167 @@
+"""experiments.trials: trials of one program are the runs they would have been alone, on one device and on several."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import runs
+from experiments.together import check_alike, group_key, parse_seeds
+from lowrank_jax.core.errors import UserError
+
+STEPS = 50
+SAME = dict(base__name="pico-llama", base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)")
+
+
+def words(toy, folder, **changes):
+    """The command line of a toy program without a name, for several runs name themselves."""
+    return [word for word in toy(folder, **{**SAME, **changes}) if not word.startswith("--name=")]
+
+
+def cells_file(folder, program, toy, changes):
+    """A cells file of runs "cell0", "cell1", ... that differ by `changes`, made from what a run writes of its config."""
+    from experiments.main import complete_file
+    from experiments.schema import to_plain
+
+    cells = []
+    for number, change in enumerate(changes):
+        config = complete_file("configs/mora_uuid.py:method=lora")
+        for word in words(toy, folder, **change):
+            key, _, value = word.removeprefix("--").partition("=")
+            if key.startswith("config."):
+                *path, last = key.removeprefix("config.").split(".")
+                node = config
+                for section in path:
+                    node = node[section]
+                kind = type(node[last]) if node[last] is not None else int
+                with config.unlocked():
+                    node[last] = tuple(json.loads(f"[{value[1:-1].rstrip(',')}]")) if kind is tuple else (
+                        value == "True" if kind is bool else kind(value)
+                    )
+        cells.append({"name": f"cell{number}", "config": to_plain(config)})
+    path = folder / "cells.json"
+    path.write_text(json.dumps(cells))
+    return path
+
+
+def losses(folder):
+    return dict(runs.read_result(folder / runs.RESULT)["losses"])
+
+
+def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
+    """Ranks, rates, alphas, seeds and an early stop: losses, scores and adapters of 4 trials and of 4 runs."""
+    changes = [
+        dict(adapter__rank=4, optimizer__learning_rate=3e-3, seed=0),
+        dict(adapter__rank=2, optimizer__learning_rate=1e-3, seed=1, adapter__alpha=4.0),
+        dict(adapter__rank=4, optimizer__learning_rate=1e-2, seed=1, train__stop_at=30),
+        dict(adapter__rank=1, optimizer__learning_rate=3e-3, seed=2, schedule__warmup_steps=9),
+    ]
+    cells = cells_file(tmp_path, program, toy, changes)
+    ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")
+    assert ended.status == 0, ended.err
+    for number, change in enumerate(changes):
+        alone = program(
+            "run", *words(toy, tmp_path / "alone", config="configs/mora_uuid.py:method=lora", **change),
+            f"--name=cell{number}",
+        )  # fmt: skip
+        assert alone.status == 0, alone.err
+        folders = [tmp_path / kind / f"cell{number}" for kind in ("together", "alone")]
+        ours, theirs = (losses(folder) for folder in folders)
+        assert ours.keys() == theirs.keys() and max(ours) == change.get("train__stop_at", STEPS)
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+        found, expected = (load_file(folder / "adapter" / "adapter.safetensors") for folder in folders)
+        assert found.keys() == expected.keys()
+        for name, leaf in expected.items():
+            np.testing.assert_allclose(found[name], leaf, atol=2e-4, err_msg=name)
+        evaluations = [runs.read_result(folder / runs.RESULT)["evaluations"] for folder in folders]
+        assert evaluations[0] == evaluations[1]
+    assert runs.read_result(folders[0] / runs.RESULT)["together"] == 4
+
+
+def test_seeds_of_a_config_and_what_is_finished_is_kept(program, toy, tmp_path):
+    settings = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=4, train__eval_steps="()")
+    first = program("trials", *settings, "--seeds=0,1,2")
+    assert first.status == 0, first.err
+    assert first.out.count("finished") == 3 and "median" in first.out
+    again = program("trials", *settings, "--seeds=0:4")
+    assert again.status == 0 and "1 trials of" in again.out and again.out.count("finished") == 4
+
+
+def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_path, monkeypatch, records):
+    """Stopped by a signal after 3 of 6 steps, then resumed: the records of an uninterrupted group."""
+    from lowrank_jax.train import trial_loop
+
+    settings = words(toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)")
+    assert program("trials", *settings, "--seeds=0,1").status == 0
+
+    class Stop(trial_loop.StopRequest):
+        def requested(self, step):
+            return step == 3
+
+    settings[settings.index(f"--workdir={tmp_path / 'whole'}")] = f"--workdir={tmp_path / 'parts'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_loop, "StopRequest", Stop)
+        stopped = program("trials", *settings, "--seeds=0,1")
+    assert stopped.status == 130 and stopped.out.count("interrupted") == 2
+    resumed = program("trials", *settings, "--seeds=0,1")
+    assert resumed.status == 0 and "resumed at step 3" in resumed.out
+    for folder in (tmp_path / "whole").iterdir():
+        if folder.name.startswith("mora"):
+            assert records(folder) == records(tmp_path / "parts" / folder.name)
+
+
+def test_a_trial_that_diverges_leaves_the_others(program, toy, tmp_path):
+    changes = [dict(optimizer__learning_rate=3e-3), dict(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)]
+    changes = [{**change, "train__steps": 8, "train__eval_steps": "()", "optimizer__clip_norm": 0.0} for change in changes]
+    ended = program("trials", f"--cells={cells_file(tmp_path, program, toy, changes)}", f"--workdir={tmp_path}")
+    results = [runs.read_result(tmp_path / f"cell{i}" / runs.RESULT) for i in range(2)]
+    assert [result["status"] for result in results] == ["finished", "diverged"], ended.err
+    assert "lower optimizer.learning_rate" in results[1]["message"] and max(losses(tmp_path / "cell0")) == 8
+
+
+def plain(**changes):
+    """A plain config of few keys."""
+    base = {"base": {"name": "b", "random_init": False}, "trainable": "adapters", "seed": 0, "optimizer": {"learning_rate": 1.0, "b1": 0.9}}
+    base |= {"adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "init": "kaiming_uniform"}, "train": {"steps": 9}}
+    for path, value in changes.items():
+        *sections, last = path.split("__")
+        node = base
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    return base
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        (dict(seed=3), True),
+        (dict(optimizer__learning_rate=0.5, adapter__alpha=1.0), True),
+        (dict(adapter__rank=2), True),
+        (dict(train__stop_at=5), True),
+        (dict(optimizer__b1=0.5), False),
+        (dict(train__steps=10), False),
+        (dict(base__name="c"), False),
+    ],
+)
+def test_what_may_share_a_program(changes, alike):
+    assert (group_key(plain()) == group_key(plain(**changes))) == alike
+    if not alike:
+        with pytest.raises(UserError, match="cannot share a program"):
+            check_alike([plain(), plain(**changes)])
+
+
+def test_ranks_of_mora_and_of_pissa_and_seeds_of_a_random_base_do_not():
+    for change in (dict(adapter__method="mora"), dict(adapter__init="pissa")):
+        assert group_key(plain(**change)) != group_key(plain(**change, adapter__rank=2))
+    random = dict(base__random_init=True)
+    assert group_key(plain(**random)) != group_key(plain(**random, seed=1))
+    assert group_key(plain(**random, trainable="full")) == group_key(plain(**random, trainable="full", seed=1))
+
+
+def test_seeds_are_read():
+    assert parse_seeds("0,3") == [0, 3] and parse_seeds("2:5") == [2, 3, 4]
+    for wrong in ("", "a", "1,1", "-1", "3:3"):
+        with pytest.raises(UserError, match="--seeds="):
+            parse_seeds(wrong)

@@ -1,0 +1,146 @@
+"""What is trained, by name: counts of the published shapes, and that a cut stack computes and learns as a whole one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.segments import join_layers, split_layers
+from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.models.bert import Bert, BertConfig, with_head
+from lowrank_jax.models.deberta import Deberta, DebertaConfig
+from lowrank_jax.models.deberta import with_head as with_deberta_head
+from lowrank_jax.models.gpt2 import GPT2, GPT2Config
+from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.registry import get_model
+from lowrank_jax.train.state import TRAINABLE, init_state, layer_cuts, trainable_rules
+
+SHAPE = dict(
+    vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
+    max_position_embeddings=32,
+)  # fmt: skip
+TOKENS = jax.random.randint(jax.random.key(3), (2, 7), 0, 50)
+MODELS = {
+    "bert": Bert(BertConfig(**SHAPE)),
+    "deberta": Deberta(DebertaConfig(**SHAPE, position_buckets=8, conv_kernel_size=3)),
+    "gpt2": GPT2(GPT2Config(**SHAPE)),
+    "llama": Llama(dataclasses.replace(get_model("toy-llama"), num_hidden_layers=4)),
+}
+
+
+def params_of(name, labels=2):
+    config = get_model(name)
+    if name.startswith("gpt"):
+        model = GPT2(config)
+    elif name.startswith("deberta"):
+        model = Deberta(with_deberta_head(config, "classification", labels))
+    else:
+        model = Bert(with_head(config, "classification", labels))
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
+def trained(name, choice):
+    layers = get_model(name).num_hidden_layers
+    params = split_layers(params_of(name), layer_cuts(choice, layers))
+    trainable, frozen = partition({"params": params}, trainable_rules(choice))
+    assert count(trainable) + count(frozen) == count(params_of(name))
+    return count(trainable)
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "roberta-large", "deberta-v2-xxlarge", "gpt2-medium"])
+def test_the_last_two_layers_are_counted_exactly(name):
+    """A block: 4 d^2 + 2 d f of products, 9 d + f of biases and norms with f = 4 d, so 12 d^2 + 13 d."""
+    d = get_model(name).hidden_size
+    assert trained(name, "ft-top2") == 2 * (12 * d * d + 13 * d)
+    if name == "gpt2-medium":
+        assert trained(name, "ft-top2") == 25_192_448  # Table 3 prints 25.19M
+
+
+@pytest.mark.parametrize(
+    ("name", "outside"), [("roberta-base", 1), ("roberta-large", 1), ("deberta-v2-xxlarge", 5)]
+)
+def test_bitfit_trains_every_bias(name, outside):
+    """11 d a layer; outside the layers the embeddings' norm, and DeBERTa's relative table, convolution, its norm and
+    the pooler. The head's own biases are counted apart."""
+    config = get_model(name)
+    d, heads = config.hidden_size, 2 + (config.hidden_size if name.startswith("roberta") else 0)
+    expected = 11 * d * config.num_hidden_layers + outside * d
+    assert trained(name, "bitfit") == expected + heads
+    if name == "roberta-base":
+        assert expected == 102_144  # Table 2 prints 0.1M
+
+
+def test_a_head_alone_and_beside():
+    d = get_model("roberta-base").hidden_size
+    head = (d * d + d) + (2 * d + 2)  # RoBERTa's has a dense layer
+    assert trained("roberta-base", "head") == head
+    assert trained("roberta-base", "ft-top2+head") == head + trained("roberta-base", "ft-top2")
+    biases = d + 2
+    assert trained("roberta-base", "bitfit+head") == trained("roberta-base", "bitfit") + head - biases
+    assert trained("roberta-base", "full") == count(params_of("roberta-base"))
+
+
+def outputs(model, params):
+    return jax.tree.leaves(model.apply({"params": params}, TOKENS))[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cuts", [(2,), (1, 3)])
+def test_a_cut_stack_computes_what_the_whole_one_does(name, cuts):
+    model = MODELS[name]
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    cut = model.clone(cuts=cuts)
+    shapes = jax.eval_shape(cut.init, jax.random.key(0), TOKENS)["params"]
+    split = split_layers(params, cuts)
+    assert jax.tree.map(jnp.shape, split) == jax.tree.map(jnp.shape, dict(shapes))
+    np.testing.assert_allclose(
+        jax.jit(lambda p: outputs(cut, p))(split), jax.jit(lambda p: outputs(model, p))(params), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_the_last_two_layers_learn(name):
+    """Gradients and moments exist for them alone, equal those of full training, and no backward pass is made below."""
+    model, choice = MODELS[name], "ft-top2"
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    cuts = layer_cuts(choice, 4)
+    cut = model.clone(cuts=cuts)
+    trainable, frozen = partition({"params": split_layers(params, cuts)}, trainable_rules(choice))
+    assert set(trainable["params"]) == {"layers_2_3"}
+
+    weights = jax.random.normal(jax.random.key(1), jax.eval_shape(lambda: outputs(model, params)).shape)
+
+    def loss(trainable):
+        return (outputs(cut, combine(trainable, frozen)["params"]) * weights).sum()
+
+    grads = jax.jit(jax.grad(loss))(trainable)
+    whole = jax.jit(jax.grad(lambda p: (outputs(model, p) * weights).sum()))(params)
+    for path, leaf in flatten(grads["params"]["layers_2_3"]).items():
+        expected = flatten(whole["layers"])[path][2:]
+        np.testing.assert_allclose(leaf, expected, atol=1e-5 * float(np.abs(expected).max()) + 1e-5, err_msg=path)
+    state = init_state(trainable, optax.scale_by_adam(), 1e-3, 0)
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * count(trainable)
+    updated = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+    joined = flatten(join_layers(combine(updated, frozen)["params"]))
+    for path, leaf in flatten(params).items():
+        moved = np.abs(joined[path] - leaf)
+        below = moved[:2] if path.startswith("layers/") else moved
+        assert not np.any(below), path
+    scans = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(trainable).jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert len(scans) == 3  # forward below, forward above, backward above
+
+
+def test_names_and_refusals():
+    assert {"full", "bitfit", "head", "adapters", "ft-top2"} <= TRAINABLE.keys()
+    assert layer_cuts("full", 12) == layer_cuts((("params/.*", True),), 12) == ()
+    assert layer_cuts("ft-top2", 12) == (10,)
+    with pytest.raises(UserError, match=r'trainable "ft-top2" leaves nothing of 2 layers to freeze; use "full"'):
+        layer_cuts("ft-top2", 2)
+    with pytest.raises(UserError, match="unknown trainable 'ft-top'; did you mean ft-top2"):
+        trainable_rules("ft-top")
