@@ -105,7 +105,7 @@ class BaseConfig:
       name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
-      remat, attention, scan_unroll: see `models.llama.Llama`.
+      remat, attention, scan_unroll: see `models.causal.CausalLM`.
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
