@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.trees import combine
 from lowrank_jax.data.pipeline import bucketed_pass, one_pass
-from lowrank_jax.models.llama import init_cache
+from lowrank_jax.models.causal import init_cache
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.tasks.base import GenerationTask, LabelTask, LikelihoodTask
 from lowrank_jax.train.evaluate import in_order, make_generator, make_loss_evaluator, make_predictor

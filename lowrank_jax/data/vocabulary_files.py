@@ -20,8 +20,8 @@ def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
     """The `tokenizers.Tokenizer` of the folder's vocabulary files.
 
     Args:
-      settings: of tokenizer_config.json; do_lower_case, strip_accents and tokenize_chinese_chars for WordPiece, and
-        add_prefix_space for byte pairs, with transformers' defaults.
+      settings: of config.json and tokenizer_config.json; do_lower_case, strip_accents and tokenize_chinese_chars for
+        WordPiece, add_prefix_space and model_type for byte pairs, with transformers' defaults.
 
     Raises:
       UserError: the files cannot be read.
@@ -37,17 +37,20 @@ def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
 
 
 def _byte_pairs(folder: Path, settings: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.BPE.from_file(*(str(folder / name) for name in BYTE_PAIRS)))
     space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = decoders.ByteLevel()
+    if settings.get("model_type") == "roberta":  # GPT-2's frame nothing
+        first, last = ((token, _id(tokenizer, token)) for token in ("<s>", "</s>"))
+        tokenizer.post_processor = processors.RobertaProcessing(last, first, add_prefix_space=space)
     return tokenizer
 
 
 def _word_pieces(folder: Path, settings: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordPiece.from_file(str(folder / WORD_PIECES), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -57,4 +60,13 @@ def _word_pieces(folder: Path, settings: dict[str, Any]) -> Any:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    first, last = ((token, _id(tokenizer, token)) for token in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.BertProcessing(last, first)
     return tokenizer
+
+
+def _id(tokenizer: Any, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"no {token} in the vocabulary")
+    return found

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.tokenizers import Tokenizer
-from lowrank_jax.interop import partial
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row
-from lowrank_jax.interop.partial import STRICT, Exceptions
 from lowrank_jax.interop.readers import Reader
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
@@ -103,24 +99,6 @@ def checkpoint_table(reader: Reader, config: BertConfig) -> tuple[tuple[Row, ...
         ("gamma", "beta") if old else ("weight", "bias"),
     )
     return rows, TIED if config.head == "masked-lm" else ()
-
-
-def load_params(
-    reader: Reader,
-    config: BertConfig,
-    dtype: Any = jnp.float32,
-    sharding_fn=None,
-    exceptions: Exceptions = STRICT,
-    key: Any = None,
-) -> dict[str, Any]:
-    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions, which it returns.
-
-    Raises:
-      UserError: keys or shapes that do not fit the config, or a damaged file.
-    """
-    rows, ignored = checkpoint_table(reader, config)
-    layers = config.num_hidden_layers
-    return partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key)[0]
 
 
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> BertConfig:

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.tokenizers import Tokenizer
-from lowrank_jax.interop import partial
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
-from lowrank_jax.interop.partial import STRICT, Exceptions
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.models.deberta import DebertaConfig
 
@@ -95,23 +91,6 @@ def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, 
         raise UserError(f"{reader.path}: DeBERTa is not read from GGUF; use a checkpoint in HF's layout")
     keys = reader.keys()
     return hf_table(config, PREFIX if any(key.startswith(PREFIX) for key in keys) else ""), HF_IGNORED
-
-
-def load_params(
-    reader: Reader,
-    config: DebertaConfig,
-    dtype: Any = jnp.float32,
-    sharding_fn=None,
-    exceptions: Exceptions = STRICT,
-    key: Any = None,
-) -> dict[str, Any]:
-    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions.
-
-    Raises:
-      UserError: keys or shapes that do not fit the config, or a damaged file.
-    """
-    rows, ignored = checkpoint_table(reader, config)
-    return partial.load(reader, rows, config.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)[0]
 
 
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> DebertaConfig:

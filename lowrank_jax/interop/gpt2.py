@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.data.tokenizers import Tokenizer
-from lowrank_jax.interop import partial
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
-from lowrank_jax.interop.partial import STRICT, Exceptions
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.models.gpt2 import GPT2Config
 
@@ -111,23 +108,6 @@ def checkpoint_table(reader: Reader, config: GPT2Config) -> tuple[tuple[Row, ...
     keys = reader.keys()
     prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
     return hf_table(config, prefix), HF_IGNORED + (HF_TIED if config.tie_word_embeddings else ())
-
-
-def load_params(
-    reader: Reader,
-    config: GPT2Config,
-    dtype: Any = jnp.float32,
-    sharding_fn=None,
-    exceptions: Exceptions = STRICT,
-    key: Any = None,
-) -> dict[str, Any]:
-    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions.
-
-    Raises:
-      UserError: keys or shapes that do not fit the config, or a damaged file.
-    """
-    rows, ignored = checkpoint_table(reader, config)
-    return partial.load(reader, rows, config.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)[0]
 
 
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> GPT2Config:

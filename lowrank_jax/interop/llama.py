@@ -4,16 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.tokenizers import Tokenizer
-from lowrank_jax.interop import partial
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform, unpermute
-from lowrank_jax.interop.partial import STRICT, Exceptions
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.llama import LlamaConfig
@@ -79,23 +76,6 @@ def checkpoint_table(reader: Reader, config: LlamaConfig) -> tuple[tuple[Row, ..
     if isinstance(reader, GGUFReader):
         return gguf_table(config), ()
     return hf_table(config), HF_IGNORED + (HF_TIED if config.tie_word_embeddings else ())
-
-
-def load_params(
-    reader: Reader,
-    config: LlamaConfig,
-    dtype: Any = jnp.float32,
-    sharding_fn=None,
-    exceptions: Exceptions = STRICT,
-    key: Any = None,
-) -> dict[str, Any]:
-    """The checkpoint's weights as our params; see `partial.load` for strictness and its exceptions.
-
-    Raises:
-      UserError: keys or shapes that do not fit the config, or a damaged file.
-    """
-    rows, ignored = checkpoint_table(reader, config)
-    return partial.load(reader, rows, config.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)[0]
 
 
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> LlamaConfig:

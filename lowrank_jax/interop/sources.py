@@ -20,7 +20,7 @@ from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import ShardingFn
-from lowrank_jax.interop.partial import Exceptions, draw_params
+from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params
 from lowrank_jax.interop.readers import SINGLE, TORCH_SINGLE, GGUFReader, Reader, open_checkpoint, read_json
 from lowrank_jax.models.bert import Bert, BertConfig
 from lowrank_jax.models.bert import with_head as bert_with_head
@@ -105,7 +105,7 @@ class BaseConfig:
       name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
-      remat, attention, scan_unroll: see `models.llama.Llama`.
+      remat, attention, scan_unroll: see `models.causal.CausalLM`.
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
@@ -173,7 +173,8 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
         shape, tokenizer = _shape_and_tokenizer(config, path, reader)
-        params, notes, fresh = _load_params(config, reader, shape, model_dtype, sharding_fn, key)
+        exceptions = Exceptions(config.fresh, config.unused)
+        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key)
         mark = fingerprint({path: leaf for path, leaf in flatten(params).items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
@@ -229,6 +230,25 @@ def param_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Path below "params" -> shape, without building the model."""
     rows = architecture_of(config).interop.hf_table(config)
     return {row.target: row.target_shape(config.num_hidden_layers) for row in rows}
+
+
+def load_params(
+    reader: Reader,
+    config: Any,
+    dtype: Any = jnp.float32,
+    sharding_fn: ShardingFn | None = None,
+    exceptions: Exceptions = STRICT,
+    key: jax.Array | None = None,
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """A checkpoint's weights as params of any architecture, a line for each exception, and the paths drawn fresh.
+
+    Raises:
+      UserError: see `partial.load`.
+    """
+    rows, ignored = architecture_of(config).interop.checkpoint_table(reader, config)
+    layers = config.num_hidden_layers
+    fresh = tuple(row.target for row in partial.split(reader, rows, layers, exceptions)[1])
+    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key), fresh
 
 
 def export_params(params: Any, config: Any, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:
@@ -351,14 +371,6 @@ def _headed(config: BaseConfig, shape: Any) -> Any:
     if config.classifier_dropout is None:
         return shape
     return dataclasses.replace(shape, classifier_dropout=config.classifier_dropout)
-
-
-def _load_params(config: BaseConfig, reader: Reader, shape: Any, dtype: Any, sharding_fn: Any, key: Any):
-    rows, ignored = architecture_of(shape).interop.checkpoint_table(reader, shape)
-    exceptions = Exceptions(config.fresh, config.unused)
-    fresh = tuple(row.target for row in partial.split(reader, rows, shape.num_hidden_layers, exceptions)[1])
-    loaded = partial.load(reader, rows, shape.num_hidden_layers, dtype, sharding_fn, ignored, exceptions, key)
-    return *loaded, fresh
 
 
 def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tuple[Any, Tokenizer | None]:

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import Attention, allowed_keys
+from lowrank_jax.models.attention import Attention
+from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-from lowrank_jax.models.llama import default_positions
-from lowrank_jax.models.stack import add_layers, run_layers
+from lowrank_jax.models.stack import add_layers
 
 COUNTS = (
     "vocab_size",
@@ -60,7 +59,7 @@ class GPT2Config:
 
     @property
     def num_key_value_heads(self) -> int:
-        """For `llama.init_cache`, which makes this model's cache too."""
+        """For `causal.init_cache`, which makes this model's cache too."""
         return self.num_attention_heads
 
     @property
@@ -113,25 +112,10 @@ class Block(nn.Module):
         return (x + MLP(c.intermediate_size, name="mlp", **types)(y), cache), None
 
 
-class GPT2(nn.Module):
-    """tokens -> float32 logits. Arguments and results are those of `llama.Llama`.
-
-    Attributes:
-      config: the shape.
-      dtype: compute type; param_dtype: type that parameters are created in.
-      remat: what the backward pass recomputes, a name of `stack.REMAT`.
-      scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
-      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
-    """
+class GPT2(CausalLM):
+    """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`."""
 
     config: GPT2Config
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_unroll: int = 1
-    attention: str = "auto"
-    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -142,48 +126,6 @@ class GPT2(nn.Module):
         if not c.tie_word_embeddings:
             self.head = Linear(c.vocab_size, float32_output=True, **types)
 
-    def __call__(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
-    ) -> Any:
-        """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
-        if cache is None:
-            return self.logits(self.hidden(tokens, positions, mask))
-        hidden, cache = self.hidden(tokens, positions, mask, cache)
-        return self.logits(hidden), cache
-
-    def hidden(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
-    ) -> Any:
-        """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
-
-        Args:
-          tokens: int32 [B, T].
-          positions: int32 [T] or [B, T], rows of the position table; by default the count of valid tokens before each,
-            or 0, 1, ... without a mask.
-          mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
-          cache: from `llama.init_cache`; tokens fill its slots from index on, and its index moves on by T.
-
-        Raises:
-          UserError: more tokens than the model has positions.
-        """
-        c, (batch, length) = self.config, tokens.shape
-        if length > c.max_position_embeddings:
-            raise UserError(
-                f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
-            )
-        slots = length if cache is None else cache["key"].shape[2]
-        if mask is not None and mask.shape != (batch, slots):
-            raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
-        index = None if cache is None else cache["index"]
-        if positions is None:
-            positions = default_positions(length, mask, index)
-        x = self.embed(tokens) + self.position(positions)
-        allowed = allowed_keys(length, mask, index, slots)
-        numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
-        x, cache = run_layers(self, (x, cache), None, allowed, numbers)
-        x = self.final_norm(x)
-        return x if cache is None else (x, {**cache, "index": index + length})
-
-    def logits(self, hidden: Array) -> Array:
-        """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
-        return self.embed.logits(hidden) if self.config.tie_word_embeddings else self.head(hidden)
+    def start(self, tokens: Array, positions: Array) -> tuple[Array, None]:
+        """The words' vectors plus those of their rows of the position table."""
+        return self.embed(tokens) + self.position(positions), None

@@ -44,11 +44,20 @@ def theirs_encode(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def check_pairs(ours, theirs):
+    first, second = ["the cat", "a log"], ["the dog sat on the mat", "12"]
+    for pairs in (second, None):
+        expected = theirs(first, pairs, truncation="longest_first", max_length=12, return_token_type_ids=True)
+        made = ours.encode_pairs(first, pairs, 12)
+        assert [ids for ids, _ in made] == expected["input_ids"]
+        assert [types for _, types in made] == expected["token_type_ids"]
+
+
 @pytest.mark.parametrize(
     ("kind", "ids"),
     [
         ("GPT2Tokenizer", {"bos_token_id": 5, "eos_token_id": 5}),
-        ("RobertaTokenizer", {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
+        ("RobertaTokenizer", {"model_type": "roberta", "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
     ],
 )
 def test_byte_pairs_equal_transformers(byte_pairs, kind, ids):
@@ -64,6 +73,8 @@ def test_byte_pairs_equal_transformers(byte_pairs, kind, ids):
     assert ours.pad_id == ids.get("pad_token_id", ours.eos_id)
     assert ours.vocab_size == 296
     assert ours.encode("the<mask>cat").count(4) == 1
+    if kind == "RobertaTokenizer":
+        check_pairs(ours, theirs)
     assert ours.decode([ours.bos_id, *ours.encode("the cat"), ours.eos_id, ours.pad_id]) == "the cat"
 
 
@@ -75,6 +86,7 @@ def test_word_pieces_equal_transformers(word_pieces, settings):
     ours, theirs = load_tokenizer(word_pieces), transformers.BertTokenizer.from_pretrained(word_pieces)
     for text in [*TEXTS, "the [MASK] sat"]:
         assert ours.encode(text) == theirs_encode(theirs, text)
+    check_pairs(ours, theirs)
     assert (ours.pad_id, ours.bos_id, ours.eos_id) == (0, None, None)
     assert ours.decode([2, *ours.encode("the cat sat"), 3, 0]) == "the cat sat"
 
@@ -101,6 +113,13 @@ def test_damaged_files(byte_pairs, name):
     with pytest.raises(UserError, match="vocabulary files cannot be read") as error:
         load_tokenizer(byte_pairs)
     assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_without_its_marks(word_pieces):
+    vocabulary = (word_pieces / "vocab.txt").read_text().replace("[CLS]", "[CSL]")
+    (word_pieces / "vocab.txt").write_text(vocabulary)
+    with pytest.raises(UserError, match=r"no \[CLS\] in the vocabulary"):
+        load_tokenizer(word_pieces)
 
 
 def test_half_of_the_files_is_no_tokenizer(byte_pairs):

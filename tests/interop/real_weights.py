@@ -16,7 +16,7 @@ import numpy as np
 
 from lowrank_jax.decoding.greedy import greedy, left_pad
 from lowrank_jax.interop.sources import Base, BaseConfig, cache_folder, load_base
-from lowrank_jax.models.llama import init_cache
+from lowrank_jax.models.causal import init_cache
 
 TEXTS = {
     "farm": "The sun rises in the east and sets in the west. Every morning the farmer walks to the field, feeds the "

@@ -9,9 +9,10 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.interop.deberta import config_from_hf, config_to_hf, export_params, hf_table, load_params
+from lowrank_jax.interop.deberta import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.partial import Exceptions
 from lowrank_jax.interop.readers import INDEX, open_checkpoint
+from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.deberta import SHAPES, Deberta, with_head
 
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 24))
@@ -60,7 +61,7 @@ def folder(tmp_path_factory):
 
 def load(folder, **options):
     config = config_from_hf(json.loads((folder / "config.json").read_text()))
-    return load_params(open_checkpoint(folder), config, **options), config
+    return load_params(open_checkpoint(folder), config, **options)[0], config
 
 
 def outputs(model):
@@ -140,7 +141,7 @@ def test_a_fresh_classifier_is_named(folder):
     with pytest.raises(UserError, match=r"missing: pooler.dense.weight, .*classifier.bias.*base.fresh"):
         load_params(open_checkpoint(folder), config)
     fresh = Exceptions(fresh=("pooler/.*", "head/.*"))
-    params = load_params(open_checkpoint(folder), config, exceptions=fresh, key=jax.random.key(0))
+    params = load_params(open_checkpoint(folder), config, exceptions=fresh, key=jax.random.key(0))[0]
     assert params["head"]["out"]["kernel"].shape == (32, 2)
     assert np.isfinite(Deberta(config).apply({"params": params}, TOKENS.astype(np.int32), MASK)).all()
 

@@ -9,8 +9,9 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.interop.gpt2 import config_from_hf, config_to_hf, export_params, hf_table, load_params
+from lowrank_jax.interop.gpt2 import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.readers import INDEX, open_checkpoint
+from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.gpt2 import GPT2, SHAPES
 
 TOKENS = np.random.default_rng(0).integers(0, 259, (2, 24)).astype(np.int32)
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
 def load(folder, **options):
     config = config_from_hf(json.loads((folder / "config.json").read_text()))
-    return load_params(open_checkpoint(folder), config, **options), config
+    return load_params(open_checkpoint(folder), config, **options)[0], config
 
 
 def close(folder, model):

@@ -17,7 +17,7 @@ from lowrank_jax.interop import llama
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import hf_modules
 from lowrank_jax.interop.peft_export import save_peft
-from lowrank_jax.interop.sources import BaseConfig, load_base
+from lowrank_jax.interop.sources import BaseConfig, load_base, load_params
 
 torch.set_num_threads(1)
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -299,7 +299,7 @@ def gpt2(tmp_path_factory):
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     ours = gpt2.config_from_hf(json.loads((folder / "config.json").read_text()))
     reader = open_checkpoint(folder)
-    return folder, gpt2.hf_table(ours), ours.num_hidden_layers, gpt2.load_params(reader, ours)
+    return folder, gpt2.hf_table(ours), ours.num_hidden_layers, load_params(reader, ours)[0]
 
 
 def gpt2_logits(folder, adapter_folder):

@@ -13,6 +13,7 @@ from lowrank_jax.interop import bert, gpt2
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_export import save_peft
 from lowrank_jax.interop.readers import open_checkpoint
+from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 
@@ -41,8 +42,7 @@ def model(request, tmp_path_factory):
     torch_model(kind).save_pretrained(folder)
     room = {"gpt2": gpt2, "bert": bert}[kind]
     config = room.config_from_hf(json.loads((folder / "config.json").read_text()))
-    params = room.load_params(open_checkpoint(folder), config)
-    params = params[0] if isinstance(params, tuple) else params
+    params = load_params(open_checkpoint(folder), config)[0]
     ours = GPT2(config) if kind == "gpt2" else Bert(config)
     return kind, folder, ours, params, room.hf_table(config), config.num_hidden_layers
 

@@ -7,7 +7,8 @@ import pytest
 
 from lowrank_jax import adapters
 from lowrank_jax.data.tokenizers import ByteTokenizer
-from lowrank_jax.models.llama import Llama, init_cache
+from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
 from lowrank_jax.sharding.rules import shard_tree

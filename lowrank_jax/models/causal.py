@@ -1,0 +1,107 @@
+"""What causal language models share: positions from masks, layers with or without a cache, tied and untied logits."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array
+from lowrank_jax.models.attention import allowed_keys
+from lowrank_jax.models.stack import run_layers
+
+
+class CausalLM(nn.Module):
+    """tokens -> float32 logits. A model sets up embed, its layers, final_norm and, untied, head; and gives `start`.
+
+    Attributes:
+      config: the shape: max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here.
+      dtype: compute type; param_dtype: type that parameters are created in.
+      remat: what the backward pass recomputes, a name of `stack.REMAT`.
+      scan_unroll: layers per iteration of the compiled loop.
+      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+    attention: str = "auto"
+    cuts: tuple[int, ...] = ()
+
+    def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
+        """tokens [B, T], positions [T] or [B, T] -> what the layers begin with: x [B, T, D], rotary tables or None."""
+        raise NotImplementedError
+
+    def __call__(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
+        if cache is None:
+            return self.logits(self.hidden(tokens, positions, mask))
+        hidden, cache = self.hidden(tokens, positions, mask, cache)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+    ) -> Any:
+        """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
+          mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
+          cache: from `init_cache`; tokens fill its slots from index on, and its index moves on by T.
+
+        Raises:
+          UserError: more tokens than the model has positions.
+        """
+        c, (batch, length) = self.config, tokens.shape
+        if length > c.max_position_embeddings:
+            raise UserError(
+                f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
+            )
+        slots = length if cache is None else cache["key"].shape[2]
+        if mask is not None and mask.shape != (batch, slots):
+            raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
+        index = None if cache is None else cache["index"]
+        if positions is None:
+            positions = default_positions(length, mask, index)
+        x, rotary = self.start(tokens, positions)
+        allowed = allowed_keys(length, mask, index, slots)
+        numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+        x, cache = run_layers(self, (x, cache), rotary, allowed, numbers)
+        x = self.final_norm(x)
+        return x if cache is None else (x, {**cache, "index": index + length})
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
+        return self.embed.logits(hidden) if self.config.tie_word_embeddings else self.head(hidden)
+
+
+def default_positions(length: int, mask: Array | None, index: Array | None) -> Array:
+    """Positions of the tokens at slots index .. index + length: valid tokens before each; 0 at left padding."""
+    if mask is None:
+        positions = jnp.arange(length, dtype=jnp.int32)
+        return positions if index is None else positions + index
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    return positions if index is None else lax.dynamic_slice_in_dim(positions, index, length, axis=1)
+
+
+def init_cache(config: Any, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
+    """Empty key/value cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index": int32 0}.
+
+    Raises:
+      UserError: a length beyond the model's positions.
+    """
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"prompt and new tokens take {length} slots and the model has {config.max_position_embeddings} positions; "
+            "shorten the prompts, ask for fewer new tokens, or pad to a smaller multiple"
+        )
+    shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_dim)
+    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype), "index": jnp.zeros((), jnp.int32)}
