@@ -16,7 +16,9 @@ from experiments.main import launch, load_config
 flags.DEFINE_integer("seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
-flags.DEFINE_integer("trials", 1, "Trials in one program, which differ in their rates; see experiments.trials.", lower_bound=1)
+flags.DEFINE_integer(
+    "trials", 1, "Trials in one program, which differ in their rates; see experiments.trials.", lower_bound=1
+)
 flags.DEFINE_string("trace", None, "Folder for a profile of three more steps.")
 FLAGS = flags.FLAGS
 

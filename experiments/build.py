@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.segments import split_layers
-from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.core.trees import count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
@@ -29,8 +30,6 @@ from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import label_objective, make_step, next_token_objective
-
-HEAD = "head"  # the top of an encoder's fresh leaves below "params"
 
 
 @dataclasses.dataclass
@@ -64,12 +63,13 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Scalars that are trained and that are not; "head" is the trained ones' share in an encoder's head."""
+        """Scalars that are trained and that are not; "head": of the trained, those of a fresh head (and pooler)."""
         frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
         trainable = self.abstract_state.trainable
         counts = {"trainable": count(trainable), "frozen": count(frozen)}
         if isinstance(self.task, LabelTask):
-            counts["head"] = count(trainable.get("params", {}).get(HEAD, {}))
+            flat = flatten(trainable.get("params", {}))
+            counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
 
     def remarks(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Experiment:
         fingerprint = base.fingerprint
         trainable, frozen = self.split(base)
         del base  # what is trained was copied: its first copy goes before the moments come
-        return self.begin(apply_start(self.config.start, trainable, fingerprint)), frozen, fingerprint
+        return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
 
     def load_base(self) -> Base:
         """The weights onto their shards; a fresh head drawn by the run's seed."""
@@ -127,6 +127,9 @@ class Experiment:
         init = functools.partial(init_state, optimizer=self.optimizer, learning_rate=rate, seed=seed)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable)
+
+    def _is_fresh(self, path: str) -> bool:
+        return is_fresh(self.config, path)
 
     def base_key(self) -> jax.Array:
         """What draws a random or partly fresh base."""
@@ -199,7 +202,7 @@ def build(
 
     apply_fn = adapters.attach(base.model, plan)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
-    check_start(config.start, trainable)
+    check_start(config.start, trainable, functools.partial(is_fresh, config))
 
     if seq_len is None and task is None:
         if base.tokenizer is None and not config.base.random_init:
@@ -249,6 +252,11 @@ def batch_shapes(task: Task | None, batch: int, seq_len: int | None = None) -> d
     labels = jnp.float32 if task.head == "regression" else jnp.int32
     features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
     return {**features, "labels": ((batch,), labels), "weights": ((batch,), jnp.float32)}
+
+
+def is_fresh(config: RunConfig, path: str) -> bool:
+    """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
+    return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
 
 
 def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:

@@ -52,8 +52,8 @@ def draw_run(result: dict, path: str | Path) -> Path:
       result: as result.json holds it.
       path: of the PNG.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 3.6))
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(6, 3.6))
     axes.plot(*zip(*result["losses"], strict=True), color="#000000", linewidth=1.4)
     axes.set(xlabel="optimizer step", ylabel="training loss", title=result["name"])
     axes.title.set_fontsize(9)
@@ -67,8 +67,8 @@ def draw_run(result: dict, path: str | Path) -> Path:
             right.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=name)
         right.set(ylim=(-0.02, 1.02))
         right.legend(loc="center right", fontsize=8, frameon=False)
-    _save_small(figure, Path(path))
-    pyplot.close(figure)
+    save_small(figure, Path(path))
+    plots.close(figure)
     return Path(path)
 
 
@@ -127,9 +127,9 @@ def _accuracy_panels(rows: Sequence[Any]) -> tuple[Callable, Callable]:
 
 def _two_panels(path: Path, ours: str, quantity: str, panels: tuple[Callable, Callable], chance: bool = False) -> Path:
     """Ours left, the paper right, one vertical scale, each with its own steps from 0."""
-    pyplot = _pyplot()
+    plots = pyplot()
     theirs = f"paper: {mora.BASE_MODEL}" + ("" if chance else " (digitised)")
-    figure, both = pyplot.subplots(1, 2, figsize=(9, 4.2), sharey=True)
+    figure, both = plots.subplots(1, 2, figsize=(9, 4.2), sharey=True)
     for axes, fill, title in zip(both, panels, (ours, theirs), strict=True):
         fill(axes)
         axes.set_title(title, fontsize=10)
@@ -155,22 +155,22 @@ def _two_panels(path: Path, ours: str, quantity: str, panels: tuple[Callable, Ca
     both[0].set_ylabel(quantity)
     both[0].set_ylim(bottom=0)
     figure.tight_layout()
-    _save_small(figure, path)
-    pyplot.close(figure)
+    save_small(figure, path)
+    plots.close(figure)
     return path
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """matplotlib's pyplot without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plots
 
-    return pyplot
+    return plots
 
 
-def _save_small(figure: Any, path: Path) -> None:
+def save_small(figure: Any, path: Path) -> None:
     """PNG with a palette: a third of the size, with no difference to the eye."""
     import io
 

@@ -30,10 +30,10 @@ COMMIT_VARIABLE = "LOWRANK_JAX_COMMIT"  # "1a2b3c" or "1a2b3c+dirty", for copies
 
 
 def run_name(plain: dict) -> str:
-    """The default name of a run: experiment, scale, method, rank, rate, seed, stage (unless full), content hash."""
+    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash."""
     labels = plain.get("labels") or {}
     rate = (plain.get("optimizer") or {}).get("learning_rate")
-    parts = [plain.get("experiment") or "run", labels.get("scale"), labels.get("method")]
+    parts = [plain.get("experiment") or "run", *(labels.get(name) for name in ("scale", "model", "task", "method"))]
     parts.append(f"r{labels['rank']}" if labels.get("rank") is not None else None)
     parts.append(f"lr{rate:g}" if isinstance(rate, int | float) else "lrbest" if rate is not None else None)
     parts.append(f"seed{plain.get('seed', 0)}")

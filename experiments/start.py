@@ -1,6 +1,7 @@
 """A run that starts from an adapter trained elsewhere: MRPC, RTE and STS-B from MNLI's (Hu et al., appendix D.1)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,7 +11,7 @@ from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 
-HEAD = "params/head/"
+PARAMS = "params/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,8 @@ class StartConfig:
 
     Attributes:
       adapter: folder of a saved adapter (a run's `adapter/`) of the same base and plan; None: as the family starts.
-      head: what becomes of the head that was trained with it. `fresh` leaves it there and draws this task's own, which
-        is the only way from MNLI's three classes to two or to a score; `adapter` takes it over, classes being equal.
+      head: what becomes of the head (and of a pooler that was drawn with it). `fresh` leaves it there and draws this
+        task's own, the only way from MNLI's three classes to two or to a score; `adapter` takes it, for equal classes.
     """
 
     adapter: str | None = None
@@ -31,21 +32,22 @@ class StartConfig:
             raise UserError("start.head is 'adapter' and start.adapter names none; give the folder of a saved adapter")
 
 
-def check_start(config: StartConfig, abstract: Any) -> None:
+def check_start(config: StartConfig, abstract: Any, is_fresh: Callable[[str], bool]) -> None:
     """Reads the adapter and compares it with the leaves that are to be trained, before any long work.
 
     Raises:
       UserError: see `apply_start`, but for the base's fingerprint, which only the weights have.
     """
     if config.adapter:
-        _leaves(config, abstract, None)
+        _leaves(config, abstract, is_fresh, None)
 
 
-def apply_start(config: StartConfig, trainable: Any, fingerprint: str) -> Any:
+def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], bool], fingerprint: str) -> Any:
     """The trainable tree with the adapter's leaves in it, in their own sharding and dtype.
 
     Args:
       trainable: fresh, laid out on the mesh.
+      is_fresh: path below "params" -> whether the leaf belongs to the head.
       fingerprint: of the base.
 
     Raises:
@@ -53,19 +55,25 @@ def apply_start(config: StartConfig, trainable: Any, fingerprint: str) -> Any:
     """
     if not config.adapter:
         return trainable
-    flat, given = dict(flatten(trainable)), _leaves(config, trainable, fingerprint)
+    flat, given = dict(flatten(trainable)), _leaves(config, trainable, is_fresh, fingerprint)
     for path, value in given.items():
         flat[path] = jax.device_put(jnp.asarray(value, flat[path].dtype), flat[path].sharding)
     return unflatten(flat)
 
 
-def _leaves(config: StartConfig, wanted: Any, fingerprint: str | None) -> dict[str, Any]:
+def _leaves(
+    config: StartConfig, wanted: Any, is_fresh: Callable[[str], bool], fingerprint: str | None
+) -> dict[str, Any]:
     """The adapter's leaves by path, without its head unless the config takes that too."""
+
+    def heads(path):
+        return path.startswith(PARAMS) and is_fresh(path.removeprefix(PARAMS))
+
     trained, _, _ = load_adapter(config.adapter, fingerprint)
     given, shapes = dict(flatten(trained)), {path: leaf.shape for path, leaf in flatten(wanted).items()}
     if config.head == "fresh":
-        given = {path: leaf for path, leaf in given.items() if not path.startswith(HEAD)}
-        shapes = {path: shape for path, shape in shapes.items() if not path.startswith(HEAD)}
+        given = {path: leaf for path, leaf in given.items() if not heads(path)}
+        shapes = {path: shape for path, shape in shapes.items() if not heads(path)}
     wrong = [f"{path} is only in the {'run' if path in shapes else 'adapter'}" for path in given.keys() ^ shapes.keys()]
     wrong += [
         f"{path} is {tuple(given[path].shape)}, the run has {tuple(shape)}"
@@ -73,7 +81,9 @@ def _leaves(config: StartConfig, wanted: Any, fingerprint: str | None) -> dict[s
         if path in given and tuple(given[path].shape) != tuple(shape)
     ]
     if wrong:
-        heads = any(HEAD in line for line in wrong)
-        remedy = "start.head=fresh draws this task's own head" if heads else "use the adapter section it was made with"
+        of_head = all(heads(line.split(" ")[0]) for line in wrong)
+        remedy = (
+            "start.head=fresh draws this task's own head" if of_head else "use the adapter section it was made with"
+        )
         raise UserError(f"start.adapter {config.adapter} does not fit: {'; '.join(sorted(wrong)[:3])}; {remedy}")
     return given

@@ -122,9 +122,10 @@ class Sweep:
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
             one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
-            if one and len(ready) < self.together and not self.recorded(one):
-                if not ready or group_key(one.plain) == group_key(ready[0][1].plain):
-                    ready.append((other, one))
+            if one is None or len(ready) >= self.together or self.recorded(one):
+                pass
+            elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
+                ready.append((other, one))
             if not ready:
                 break  # the cell itself is done, or has nothing to run with
         locks = [(pair, runs.claim(self.workdir / f"{pair[1].name}.lock")) for pair in ready]

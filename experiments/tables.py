@@ -1,25 +1,26 @@
 """Turns recorded results into the papers' tables, ours beside theirs.
 
 python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
+python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables ledger
 """
 
 import dataclasses
-import os
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import runs
+from experiments import glue_table, glue_text, runs
+from experiments.layout import clock, lay_out, number
 from experiments.papers import ledger, mora
+from experiments.records import at_step, load_results, rate_of, stage_of
 from experiments.schema import config_hash, diff
 from lowrank_jax.core.errors import UserError
 
 ACCURACY, EXACT = "char_accuracy", "exact_match"  # as tasks.uuid scores them
-TABLES = ("mora_table2", "ledger")
+TABLES = ("mora_table2", "lora_table2", "ledger")
 NAMES = {"fft": "FFT", "lora": "LoRA", "mora": "MoRA"}
 # Rows that a table has at each scale, run or not.
 ROWS = {
@@ -81,27 +82,6 @@ class Table:
         return sorted({*mora.TABLE2_STEPS, *ours[-1:]})
 
 
-def load_results(folders: Iterable[str | Path]) -> list[dict]:
-    """Every record below the folders: result.json of run folders, and recorded NAME.json files; one per name.
-
-    Raises:
-      UserError: a folder does not exist.
-    """
-    found: dict[str, dict] = {}
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise UserError(f"--results: there is no folder {str(folder)!r}")
-        for place, subfolders, files in os.walk(folder):
-            subfolders.sort()
-            if runs.CONFIG in files or runs.RESULT in files:
-                files, subfolders[:] = [name for name in files if name == runs.RESULT], []  # not into checkpoints
-            for name in sorted(files):
-                result = runs.read_result(Path(place, name)) if name.endswith(".json") else None
-                if result and isinstance(result.get("labels"), dict) and "name" in result:
-                    found.setdefault(result["name"], result)
-    return list(found.values())
-
-
 def mora_table2(results: Sequence[dict], scale: str) -> list[Table]:
     """Table 2 at one scale, one table for each setting that has full runs; the one with most rows first.
 
@@ -132,11 +112,6 @@ def is_of(result: dict, scale: str) -> bool:
     return experiment == "mora_uuid" and result["labels"].get("scale") == scale
 
 
-def stage_of(result: dict) -> str:
-    """labels.stage; a run by hand is a full one."""
-    return result["labels"].get("stage") or "full"
-
-
 def key_of(result: dict) -> tuple[str, int | None, str]:
     """(method, rank, variant)."""
     labels = result["labels"]
@@ -159,18 +134,18 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> Row:
     method, rank, variant = key
     blank = Row(method, rank, variant)
     full = [r for r in group if stage_of(r) == "full"]
-    tried = tuple(sorted({rate for r in group if (rate := _rate(r)) is not None}))
+    tried = tuple(sorted({rate for r in group if (rate := rate_of(r)) is not None}))
     if not full:
         why = EMPTY.get((scale, method, rank), "not run" if not tried else f"not run (only {len(tried)} rates tried)")
         return dataclasses.replace(blank, tried=tried, note=why)
     # A run that a signal stopped shows how far it came, and says so; it gives way to any finished one.
     ended = [r for r in full if r["status"] == "finished"] or [r for r in full if r["status"] == "interrupted"]
     if not ended:
-        states = sorted({f"{r['status']}{_last_step(r)}, lr {_rate(r):g}" for r in full})
+        states = sorted({f"{r['status']}{at_step(r)}, lr {rate_of(r):g}" for r in full})
         return dataclasses.replace(blank, tried=tried, note="; ".join(states))
     by_rate: dict[float, list[dict]] = {}
     for result in ended:
-        by_rate.setdefault(_rate(result), []).append(result)
+        by_rate.setdefault(rate_of(result), []).append(result)
     # Of several full rates the one with most seeds, then the sweep's own rule.
     rate, best = min(by_rate.items(), key=lambda item: (-len(item[1]), _mean_loss(item[1]), -item[0]))
     accuracy: dict[int, list[float]] = {}
@@ -178,9 +153,9 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> Row:
         for evaluation in result.get("evaluations") or []:
             if evaluation.get(ACCURACY) is not None:
                 accuracy.setdefault(evaluation["step"], []).append(100 * evaluation[ACCURACY])
-    lost = [r for r in full if _rate(r) == rate and r not in best]
+    lost = [r for r in full if rate_of(r) == rate and r not in best]
     stopped = [r for r in best if r["status"] == "interrupted"]
-    notes = [f"stopped{_last_step(stopped[0])}, to be resumed"] if stopped else []
+    notes = [f"stopped{at_step(stopped[0])}, to be resumed"] if stopped else []
     notes += [f"and {len(lost)} seeds {lost[0]['status']}"] if lost else []
     notes += [] if accuracy else ["no evaluation recorded"]
     exact = [100 * r["evaluations"][-1][EXACT] for r in best if _has_exact(r)]
@@ -217,21 +192,21 @@ def render(table: Table, form: str = "text") -> str:
     what = "accuracy %, ours | paper" if table.same_steps else "accuracy %, ours, then the paper's"
     title = f"MoRA Table 2, {table.scale} scale" + (f", {table.base}" if table.base else "") + table.setting
     title = f"{title}: {what}"
-    return "\n".join([title, "", _lay_out(lines, form), "", *_captions(table)])
+    return "\n".join([title, "", lay_out(lines, form), "", *_captions(table)])
 
 
 def _cells(row: Row, table: Table) -> list[str]:
     paper = mora.TABLE2.get((row.method, row.rank)) if not row.variant else None
     theirs = dict(zip(mora.TABLE2_STEPS, paper or (), strict=bool(paper)))
-    cells = [NAMES.get(row.method, row.method) + (f" {row.variant}" if row.variant else ""), _text(row.rank, "d")]
-    cells += [_text(row.parameters, ",d"), _rates(row)]
+    cells = [NAMES.get(row.method, row.method) + (f" {row.variant}" if row.variant else ""), number(row.rank, "d")]
+    cells += [number(row.parameters, ",d"), _rates(row)]
     for step in table.steps:
-        mine = _text(row.accuracy.get(step), ".1f")
-        cells.append(f"{mine} | {_text(theirs.get(step), '.1f')}" if step in mora.TABLE2_STEPS else mine)
+        mine = number(row.accuracy.get(step), ".1f")
+        cells.append(f"{mine} | {number(theirs.get(step), '.1f')}" if step in mora.TABLE2_STEPS else mine)
     if not table.same_steps:
-        cells += [_text(theirs.get(step), ".1f") for step in mora.TABLE2_STEPS]
-    wall = "-" if row.wall_seconds is None else _clock(row.wall_seconds)
-    return [*cells, _text(row.exact, ".1f"), wall, str(row.seeds) if row.seeds else "-", row.note]
+        cells += [number(theirs.get(step), ".1f") for step in mora.TABLE2_STEPS]
+    wall = "-" if row.wall_seconds is None else clock(row.wall_seconds)
+    return [*cells, number(row.exact, ".1f"), wall, str(row.seeds) if row.seeds else "-", row.note]
 
 
 def _captions(table: Table) -> list[str]:
@@ -250,40 +225,14 @@ def _captions(table: Table) -> list[str]:
     return lines
 
 
-def _lay_out(lines: list[list[str]], form: str) -> str:
-    if form == "markdown":
-        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        rows = ["| " + " | ".join(line) + " |" for line in lines]
-        return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
-
-
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _rates(row: Row) -> str:
     if row.rate is None:
         return "-"
     return f"{row.rate:g}" + (f" ({', '.join(f'{rate:g}' for rate in row.tried)})" if len(row.tried) > 1 else "")
 
 
-def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _rate(result: dict) -> float | None:
-    return (result["config"].get("optimizer") or {}).get("learning_rate")
-
-
 def _mean_loss(results: Sequence[dict]) -> float:
     return statistics.fmean(runs.final_loss(result) for result in results)
-
-
-def _last_step(result: dict) -> str:
-    return f" at step {result['losses'][-1][0]}" if result.get("losses") else ""
 
 
 def _has_exact(result: dict) -> bool:
@@ -315,7 +264,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "results", ["experiments/results"], "Folders searched for results, with commas: experiments/results,runs"
     )
-    flags.DEFINE_enum("scale", "laptop", list(ROWS), "Scale of the runs to show")
+    flags.DEFINE_enum("scale", "laptop", list(ROWS), "Scale of the runs to show (mora_table2)")
+    flags.DEFINE_string("model", "minilm-l6", "Base model of the runs to show (lora_table2)")
     flags.DEFINE_enum("format", "text", ["text", "markdown"], "How the table is printed")
     flags.DEFINE_string("figures", None, "Folder to draw the figures into (PNG)")
 
@@ -327,6 +277,9 @@ def tables_main(names: Sequence[str], options) -> None:
     if names[0] == "ledger":
         print(ledger.render())
         return
+    if names[0] == "lora_table2":
+        _print_lora(options)
+        return
     tables = mora_table2(load_results(options.results), options.scale)
     print("\n\n".join(render(table, options.format) for table in tables))
     if options.figures:
@@ -336,6 +289,16 @@ def tables_main(names: Sequence[str], options) -> None:
             stem = f"{table.scale}_" if number == 1 else f"{table.scale}{number}_"
             for path in figures.draw(table, options.figures, stem):
                 print(f"drew {path}")
+
+
+def _print_lora(options) -> None:
+    table = glue_table.lora_table2(load_results(options.results), options.model)
+    print(glue_text.render(table, options.format))
+    if options.figures:
+        from experiments import glue_figure  # matplotlib
+
+        if path := glue_figure.draw(table, options.figures):
+            print(f"drew {path}")
 
 
 def main(argv: Sequence[str]) -> int:

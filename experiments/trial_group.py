@@ -1,15 +1,15 @@
 """Runs that share a program: built once on shapes, their states stacked over one base."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, build, by_length, params_sharding
+from experiments.build import Experiment, build, by_length, is_fresh, params_sharding
 from experiments.evaluators import make_trials_evaluator
 from experiments.schema import RunConfig
 from experiments.start import apply_start
@@ -55,7 +55,9 @@ class TrialGroup:
         self.step = trials.together(step, self._axes, self.mesh)
         lasts = [one.config.train.last_step for one in self.each]
         tables = [
-            trials.schedule_table(make_shape(one.config.schedule, one.config.train.steps), one.config.train.steps, width)
+            trials.schedule_table(
+                make_shape(one.config.schedule, one.config.train.steps), one.config.train.steps, width
+            )
             for one in self.each
             for width in [max(other.config.train.steps for other in self.each) + 1]
         ]
@@ -84,7 +86,9 @@ class TrialGroup:
             trainable, rest = one.split(self._redrawn(base, one))
             if len(self.each) > 1 and frozen:
                 rest = {**rest, trials.SHARED: frozen[0].get(trials.SHARED)} if trials.SHARED in rest else rest
-            trainable = apply_start(one.config.start, trainable, base.fingerprint)
+            trainable = apply_start(
+                one.config.start, trainable, functools.partial(is_fresh, one.config), base.fingerprint
+            )
             wide = trials.widen(trainable, self.lead.abstract_state.trainable)
             states.append(one.begin(wide))
             frozen.append(rest)
@@ -117,7 +121,9 @@ class TrialGroup:
 
         own = {n: tree if self._axes[n] is None else trials.take(tree, index) for n, tree in frozen.items()}
         # The optimizer's moments stay: nothing that looks at one trial reads them.
-        single = TrainState(state.step[index], trials.take(state.trainable, index), None, state.learning_rate[index], None)
+        single = TrainState(
+            state.step[index], trials.take(state.trainable, index), None, state.learning_rate[index], None
+        )
         return home(single._replace(opt_state=())), home(own)
 
     def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:
@@ -125,7 +131,9 @@ class TrialGroup:
         if config.adapter != self.lead.config.adapter:
             return build(config, seq_len=seq_len, task=self.lead.task, devices=device)
         train = config.train.over(len(self.lead.task.train_source())) if self.lead.task else config.train
-        return dataclasses.replace(self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base))
+        return dataclasses.replace(
+            self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base)
+        )
 
     def _redrawn(self, base: Base, one: Experiment) -> Base:
         """The base with the fresh leaves of the trial's own seed."""
@@ -136,8 +144,8 @@ class TrialGroup:
         held = flatten(self.lead.abstract_frozen.get(trials.SHARED, {}))
         if frozen := sorted(set(new) & set(held)):
             raise UserError(
-                f"seeds {self.lead.config.seed} and {one.config.seed} draw other frozen weights ({frozen[0]}); run them "
-                "apart, or train what is drawn"
+                f"seeds {self.lead.config.seed} and {one.config.seed} draw other frozen weights ({frozen[0]}); run "
+                "them apart, or train what is drawn"
             )
         return dataclasses.replace(base, params=unflatten({**flat, **new}))
 

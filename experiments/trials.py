@@ -3,13 +3,11 @@
 python -m experiments.trials --config=configs/lora_glue.py:task=mrpc,model=minilm-l6,method=lora --seeds=0,1,2
 """
 
-import dataclasses
 import hashlib
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -74,14 +72,19 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
     from lowrank_jax.train.trial_loop import TrialsJob, fit_trials
 
     if jax.process_count() > 1:
-        raise UserError("experiments.trials runs in one process; start one on each host, with its own share of the cells")
+        raise UserError(
+            "experiments.trials runs in one process; start one on each host, with its own share of the cells"
+        )
     names, plains = [name for name, _ in named], [plain for _, plain in named]
 
     # ---- everything that can be checked on shapes ----
     group = TrialGroup([unpack_run(plain) for plain in plains])
     lead = group.lead
     print(lead.plan)
-    print(f"{len(names)} trials of {lead.parameters['trainable']:,} trainable parameters, one base, {group.mesh.size} device(s)")
+    print(
+        f"{len(names)} trials of {lead.parameters['trainable']:,} trainable parameters over one base on "
+        f"{group.mesh.size} device(s)"
+    )
     compile_started = time.perf_counter()
     compiled = group.compile()
     compile_seconds = time.perf_counter() - compile_started
@@ -100,7 +103,9 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
         shutil.rmtree(place)
     first, train_seconds = 0, 0.0
     checkpoint = lead.config.checkpoint
-    with Checkpoints(place / runs.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}) as checkpoints:
+    with Checkpoints(
+        place / runs.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}
+    ) as checkpoints:
         if checkpoints.latest():
             rest = group.abstract_state._asdict()
             trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
@@ -150,7 +155,9 @@ def report(results: Sequence[dict]) -> str:
     """One line a run, then last, best and median of each score over the runs that finished."""
     from experiments import runs
 
-    lines = [f"{result['name']}: {result['status']}; {result.get('message') or runs.summary(result)}" for result in results]
+    lines = [
+        f"{result['name']}: {result['status']}; {result.get('message') or runs.summary(result)}" for result in results
+    ]
     done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
     names = [name for name in runs.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
     for name in names:
@@ -158,7 +165,7 @@ def report(results: Sequence[dict]) -> str:
         best = [max(evaluation[name] for evaluation in result["evaluations"]) for result in done]
         shown = ", ".join(f"{value:.4f}" for value in last)
         lines.append(
-            f"{name}: last {shown}; median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best step)"
+            f"{name}: last {shown}; median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
         )
     return "\n".join(lines)
 

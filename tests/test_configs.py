@@ -40,7 +40,7 @@ def unpacked(name, **changes):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    assert found == {"mora_uuid", "bench", "pico_pretrain"}
+    assert found == {"mora_uuid", "bench", "pico_pretrain", "lora_glue"}  # the last in test_configs_glue.py
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,7 +110,7 @@ def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
 
 
 def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
-    """Where the weights have been fetched: 67 tokens a pair on average (letters may join), 74 in the longest of 10,000."""
+    """Where the weights have been fetched: 67 tokens a pair on average, as letters may join; 74 in the longest."""
     from lowrank_jax.interop import sources
 
     if CACHE is None:
@@ -121,7 +121,8 @@ def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
         pytest.skip("smollm2-135m has not been fetched")
     experiment = build(unpacked("configs/mora_uuid.py:scale=gpu", task__pairs=200, task__eval_pairs=20))
     weights = np.stack([experiment.task.features(row)["weights"] for row in experiment.task.train_source()])
-    assert 66 < weights.sum(axis=1).mean() + 1 < 68 and experiment.task.seq_len <= 74  # + 1: the first is no target
+    assert 66 < weights.sum(axis=1).mean() + 1 < 68
+    assert experiment.task.seq_len <= 74
 
 
 @pytest.mark.parametrize("method", ["lora", "mora", "fft"])
@@ -158,10 +159,15 @@ def test_grids_are_made_of_configs_that_exist():
     """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
     from experiments.defaults import wrong_key
 
+    files = {"uuid": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
-        for _, cells in grid.stages():
+        stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]
+        keys = {cell["arg"]: set() for _, cells in stages for cell in cells}
+        for _, cells in stages:
             for cell in cells:
-                config = complete_file(f"configs/mora_uuid.py:{cell['arg']}")
-                for key in cell.get("overrides", {}):
-                    assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
+                keys[cell["arg"]] |= cell.get("overrides", {}).keys()
+        for arg, names in keys.items():
+            config = complete_file(f"configs/{files[path.stem.split('_')[0]]}.py:{arg}")
+            for key in names:
+                assert wrong_key(config, f"config.{key}") is None, (path.stem, key)

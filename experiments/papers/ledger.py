@@ -1,4 +1,4 @@
-"""Where MoRA's paper and its official code (kongds/MoRA, commit de5df31) disagree, and which reading we take."""
+"""Where the papers and their official code disagree, and which reading we take: MoRA, and LoRA on GLUE."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ class Disagreement(NamedTuple):
     switch: str
 
 
-LEDGER = (
+# Jiang et al.; kongds/MoRA, commit de5df31.
+MORA = (
     Disagreement(
         "size of the square",
         "floor(sqrt((d + k) r))",
@@ -93,12 +94,91 @@ LEDGER = (
     ),
 )
 
+# Hu et al., what concerns GLUE; microsoft/LoRA, commit c4593f0, examples/NLU.
+LORA = (
+    Disagreement(
+        "size of DeBERTa-XXL's LoRA",
+        "Table 10: r=8, alpha 8; its 4.7M parameters are those of r=16",
+        "r=16, alpha 32",
+        "both readings; take reading=code for the 4.7M",
+        "adapter.rank, adapter.alpha = 8, 8 | 16, 32",
+    ),
+    Disagreement(
+        "RoBERTa-base's alpha",
+        "8 (Table 9)",
+        "16, with r=8",
+        "both readings",
+        "adapter.alpha = 8 | 16",
+    ),
+    Disagreement(
+        "batch",
+        "Tables 9 and 10 print what the code gives to each process",
+        "8 processes of that size (2 on RoBERTa-base's CoLA)",
+        "both readings: the printed number, or the product",
+        "train.batch_size",
+    ),
+    Disagreement(
+        "weight decay on RoBERTa",
+        "not in Table 9",
+        "0.1",
+        "0 | 0.1 by the reading",
+        "optimizer.weight_decay = 0 | 0.1",
+    ),
+    Disagreement(
+        "start of A",
+        "a Gaussian of unstated std",
+        "uniform within 1/sqrt(d_in) on RoBERTa, N(0, 0.02^2) on DeBERTa",
+        "reading=paper N(0, 0.02^2); reading=code as the code; MiniLM as loralib and PEFT, uniform",
+        "adapter.init = gaussian | kaiming_uniform",
+    ),
+    Disagreement(
+        "warm-up on DeBERTa-XXL",
+        "a tenth of the steps",
+        "a number of steps for each task (a tenth on MRPC alone)",
+        "both readings",
+        "schedule.warmup_fraction | schedule.warmup_steps",
+    ),
+    Disagreement(
+        "RoBERTa-large on SST-2, CoLA, STS-B",
+        "batch 4, 4, 8; rate 4e-4, 2e-4, 2e-4; STS-B 30 epochs; 128, 128, 512 tokens",
+        "batch 8, 4, 4; rate 4e-4, 3e-4, 3e-4; STS-B 10 epochs; 512, 128, 128 tokens",
+        "both readings",
+        "train.batch_size, optimizer.learning_rate, train.epochs, task.seq_len",
+    ),
+    Disagreement(
+        "MNLI's head in a warm start",
+        "the LoRA modules of MNLI start MRPC, RTE and STS-B",
+        "the file holds the head too; it is read leniently, which takes no other shapes",
+        "the adapter alone; the task's head is drawn fresh (STS-B's could not fit either)",
+        "start.head = fresh | adapter",
+    ),
+    Disagreement(
+        "trainable parameters on GLUE",
+        "the head is not counted (RoBERTa-base LoRA: 0.3M)",
+        "top README 0.8M, with the head; the NLU README 0.3M",
+        "without the head; records hold both",
+        "none",
+    ),
+    Disagreement(
+        "the score of a run",
+        "its best epoch on dev, then the median of 5 seeds",
+        "an evaluation each epoch (DeBERTa: each 10 to 500 steps), seed 0",
+        "the last epoch's, with the best epoch's beside it",
+        "none",
+    ),
+)
+LEDGERS = {"MoRA (Jiang et al.)": MORA, "LoRA on GLUE (Hu et al.)": LORA}
+LEDGER = MORA + LORA
+
 
 def render() -> str:
-    """The ledger as text, one block a point."""
-    blocks = []
-    for number, point in enumerate(LEDGER, 1):
-        lines = [f"{number:2}. {point.name}"]
-        lines += [f"    {field:7}{getattr(point, field)}" for field in point._fields[1:]]
-        blocks.append("\n".join(lines))
+    """The ledgers as text, one block a point."""
+    blocks, number = [], 0
+    for paper, points in LEDGERS.items():
+        blocks.append(paper)
+        for point in points:
+            number += 1
+            lines = [f"{number:2}. {point.name}"]
+            lines += [f"    {field:7}{getattr(point, field)}" for field in point._fields[1:]]
+            blocks.append("\n".join(lines))
     return "\n".join(blocks)

@@ -4,6 +4,7 @@ A rule freezes or trains whole leaves, so layers that are to differ must lie in 
 layout of the run alone: files, fingerprints and exports keep "layers".
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -31,11 +32,11 @@ def segments(layers: int, cuts: Sequence[int] = ()) -> tuple[tuple[str, int, int
       UserError: cuts that do not rise within the stack.
     """
     bounds = (0, *cuts, layers)
-    if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+    if any(low >= high for low, high in itertools.pairwise(bounds)):
         raise UserError(f"cuts {list(cuts)} do not divide {layers} layers; give rising numbers from 1 to {layers - 1}")
     if not cuts:
         return ((STACK, 0, layers),)
-    return tuple((f"{STACK}_{low}_{high - 1}", low, high) for low, high in zip(bounds, bounds[1:], strict=False))
+    return tuple((f"{STACK}_{low}_{high - 1}", low, high) for low, high in itertools.pairwise(bounds))
 
 
 def split_layers(tree: Tree, cuts: Sequence[int]) -> dict[str, Any]:

@@ -221,9 +221,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _frame(
-    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_len: int
-) -> list[Encoding]:
+def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
     """BOS a EOS, or BOS a EOS b EOS, without the marks that the tokenizer lacks."""
     bos, eos = ([] if mark is None else [mark] for mark in (tokenizer.bos_id, tokenizer.eos_id))
     room = max_len - len(bos) - len(eos) * (1 if second is None else 2)

@@ -1,4 +1,4 @@
-"""Subword tokenizers rebuilt from what older checkpoints carry: vocab.json with merges.txt, or WordPiece's vocab.txt."""
+"""Subword tokenizers rebuilt from older checkpoints' files: vocab.json with merges.txt, or WordPiece's vocab.txt."""
 
 from pathlib import Path
 from typing import Any

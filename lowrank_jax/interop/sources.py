@@ -109,6 +109,7 @@ class BaseConfig:
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
+      classifier_dropout: rate in front of that head; None is the checkpoint's own.
       fresh, unused: what the checkpoint may lack or hold beside; see `partial.Exceptions`.
     """
 
@@ -121,6 +122,7 @@ class BaseConfig:
     random_init: bool = False
     head: str = AUTO
     num_labels: int = 2
+    classifier_dropout: float | None = None
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = UNUSED
 
@@ -365,7 +367,10 @@ def _headed(config: BaseConfig, shape: Any) -> Any:
     change = architecture_of(shape).with_head
     if change is None:
         raise UserError(f"{config.name} is no encoder and takes no head {config.head!r}; leave base.head at {AUTO!r}")
-    return change(shape, config.head, config.num_labels)
+    shape = change(shape, config.head, config.num_labels)
+    if config.classifier_dropout is None:
+        return shape
+    return dataclasses.replace(shape, classifier_dropout=config.classifier_dropout)
 
 
 def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tuple[Any, Tokenizer | None]:

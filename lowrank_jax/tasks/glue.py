@@ -60,10 +60,9 @@ class GlueConfig:
             if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1:] != (self.seq_len,):
                 raise UserError(f"GlueConfig.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
 
-
     @property
     def head(self) -> str:
-        """"classification", or "regression" for STS-B."""
+        """ "classification", or "regression" for STS-B."""
         return "classification" if GLUE[self.task].labels else "regression"
 
     @property

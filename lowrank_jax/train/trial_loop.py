@@ -167,7 +167,10 @@ class _Records:
         """What the progress bar says: the losses' range."""
         if self.losses is None:
             return {}
-        return {"loss": f"{np.nanmin(self.losses):.4f}..{np.nanmax(self.losses):.4f}", "diverged": str(len(self.diverged))}
+        return {
+            "loss": f"{np.nanmin(self.losses):.4f}..{np.nanmax(self.losses):.4f}",
+            "diverged": str(len(self.diverged)),
+        }
 
     def _read(self) -> None:
         step, metrics = self.pending.popleft()

@@ -1,10 +1,9 @@
 """Many trials in one program: states stacked on a leading axis over one resident frozen base.
 
-Trials differ in seed, learning rate, schedule, alpha (all arrays) and, for LoRA, in rank: A and B are padded with zeros to
-the widest rank. x [A 0] [B; 0] = x A B, and both gradients of the padding are zero, so it stays zero under AdamW.
+Trials differ in seed, learning rate, schedule, alpha (all arrays) and, for LoRA, in rank: A and B are padded with zeros
+to the widest rank. x [A 0] [B; 0] = x A B, and both gradients of the padding are zero, so it stays zero under AdamW.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +61,7 @@ def narrow(tree: Tree, shapes: Tree) -> dict[str, Any]:
 
 
 def frozen_axes(frozen: Tree) -> dict[str, int | None]:
-    """The prefix of a shared frozen tree for `jax.vmap`: the params have no trial axis, scales and adapters have one."""
+    """The prefix of a shared frozen tree for `jax.vmap`: None for the params, 0 for scales and adapters."""
     return {name: None if name == SHARED else 0 for name in frozen}
 
 
@@ -79,7 +78,9 @@ def schedule_table(shape: optax.Schedule, steps: int, width: int) -> np.ndarray:
     """
     if width < steps:
         raise ValueError(f"a table of {width} for {steps} steps")
-    return np.pad(np.asarray(jax.vmap(shape)(jnp.arange(steps)), np.float32) * np.ones(steps, np.float32), (0, width - steps))
+    return np.pad(
+        np.asarray(jax.vmap(shape)(jnp.arange(steps)), np.float32) * np.ones(steps, np.float32), (0, width - steps)
+    )
 
 
 def make_trial_step(
@@ -116,7 +117,10 @@ def together(step: Callable, axes: Any, mesh: Mesh) -> Any:
     """
     stacked = jax.vmap(step, in_axes=(0, axes, 0, 0, 0))
     if mesh.size > 1:
-        trial, frozen = PartitionSpec(TRIAL), {n: PartitionSpec() if a is None else PartitionSpec(TRIAL) for n, a in axes.items()}
+        trial, frozen = (
+            PartitionSpec(TRIAL),
+            {n: PartitionSpec() if a is None else PartitionSpec(TRIAL) for n, a in axes.items()},
+        )
         stacked = jax.shard_map(
             stacked, mesh=mesh, in_specs=(trial, frozen, trial, trial, trial), out_specs=trial, check_vma=False
         )
@@ -132,6 +136,7 @@ def place(tree: Any, mesh: Mesh, shared: bool = False) -> Any:
 
 def place_frozen(frozen: Tree, mesh: Mesh) -> dict[str, Any]:
     """`share`'s tree on the trial mesh."""
-    return {name: place(tree, mesh, shared=axis is None) for (name, tree), axis in zip(frozen.items(), frozen_axes(frozen).values(), strict=True)}
-
-
+    return {
+        name: place(tree, mesh, shared=axis is None)
+        for (name, tree), axis in zip(frozen.items(), frozen_axes(frozen).values(), strict=True)
+    }

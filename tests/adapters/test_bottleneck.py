@@ -10,15 +10,24 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters import (
-    AdapterConfig, BottleneckConfig, attach, check, create, describe, make_plan, merge, read_configs,
+    AdapterConfig,
+    BottleneckConfig,
+    attach,
+    check,
+    create,
+    describe,
+    make_plan,
+    merge,
+    read_configs,
 )  # fmt: skip
 from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.models.bert import Bert, BertConfig
+from lowrank_jax.models.causal import init_cache
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
-from lowrank_jax.models.llama import Llama, init_cache
+from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 
 D, LAYERS, RANK = 16, 3, 4
@@ -215,9 +224,7 @@ def test_gradients_are_those_of_finite_differences(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_dropout_acts_on_the_branch(method):
     """Without dropout in the model, and W_up at zero, a key changes nothing; with W_up moved it does."""
-    config = dataclasses.replace(
-        MODELS["bert"]().config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
+    config = dataclasses.replace(MODELS["bert"]().config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = Bert(config)
     for moved in (False, True):
         plan, variables = adapted("bert", AdapterConfig(method, RANK, dropout=0.5), moved)
@@ -386,8 +393,8 @@ def test_what_does_not_fit_is_named():
     refuse(r"leaves nothing of lin's \['layers/mlp'\]", method="lin", exclude=("mlp",))
     with pytest.raises(UserError, match=r"houlsby has its place behind attention/out or mlp/down.*its kernels: up"):
         make_plan({"up": {"kernel": jnp.zeros((4, 4))}}, AdapterConfig("houlsby", 2))
+    loop = {"mlp": {"down": {"kernel": jnp.zeros((4, 4))}}}
     with pytest.raises(UserError, match=r"mlp has no stacked layers; lower it"):
-        loop = {"mlp": {"down": {"kernel": jnp.zeros((4, 4))}}}
         make_plan(loop, AdapterConfig("lin", 2, bottleneck=BottleneckConfig(drop_layers=1)))
     with pytest.raises(UserError, match=r"unknown adapter.bottleneck.activation 'reul'; did you mean relu"):
         BottleneckConfig("reul")

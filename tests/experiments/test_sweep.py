@@ -23,7 +23,8 @@ def get_config(arg=None):
     return {
         "experiment": "mora_uuid", "name": None, "seed": 0,
         "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
-        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0}, "adapter": {"method": "lora" if rank else "none", "rank": rank},
+        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0},
+        "adapter": {"method": "lora" if rank else "none", "rank": rank},
     }
 """
 
@@ -408,15 +409,18 @@ def test_together_trains_cells_that_may_share_a_program(trials):
     grid, first, said = make(trials)
     first.together = 2
     states = first.run(grid.select())
-    assert len(states) == 7 and set(states.values()) == {"finished"}
+    assert len(states) == 7
+    assert set(states.values()) == {"finished"}
     assert [len(group) for group in groups(trials)] == [2, 2], groups(trials)
     assert all(len({name.split("-lr")[0] for name in group}) == 1 for group in groups(trials))
     assert len(ran(trials)) == 3  # the third rate of fft, and the two full rows, which no other cell is like
-    assert "[1-2/7]" in said[0] and "and 1 more together" in said[0]
+    assert "[1-2/7]" in said[0]
+    assert "and 1 more together" in said[0]
     grid, second, _ = make(trials)
     second.together = 8
     assert set(second.run(grid.select()).values()) == {"finished"}
-    assert len(groups(trials)) == 2 and len(ran(trials)) == 3
+    assert len(groups(trials)) == 2
+    assert len(ran(trials)) == 3
 
 
 def test_a_group_that_fails_is_left_for_the_next_sweep(trials):
@@ -443,4 +447,5 @@ def test_a_cell_that_another_sweep_holds_is_left_out_of_the_group(trials):
     states = first.run(grid.select("method=fft"))
     holder.wait()
     assert set(states.values()) == {"finished"}
-    assert held not in groups(trials)[0] and held in ran(trials)
+    assert held not in groups(trials)[0]
+    assert held in ran(trials)

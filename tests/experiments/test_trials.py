@@ -20,7 +20,7 @@ def words(toy, folder, **changes):
 
 
 def cells_file(folder, program, toy, changes):
-    """A cells file of runs "cell0", "cell1", ... that differ by `changes`, made from what a run writes of its config."""
+    """A cells file of runs "cell0", "cell1", ... that differ by `changes`."""
     from experiments.main import complete_file
     from experiments.schema import to_plain
 
@@ -36,8 +36,10 @@ def cells_file(folder, program, toy, changes):
                     node = node[section]
                 kind = type(node[last]) if node[last] is not None else int
                 with config.unlocked():
-                    node[last] = tuple(json.loads(f"[{value[1:-1].rstrip(',')}]")) if kind is tuple else (
-                        value == "True" if kind is bool else kind(value)
+                    node[last] = (
+                        tuple(json.loads(f"[{value[1:-1].rstrip(',')}]"))
+                        if kind is tuple
+                        else (value == "True" if kind is bool else kind(value))
                     )
         cells.append({"name": f"cell{number}", "config": to_plain(config)})
     path = folder / "cells.json"
@@ -68,7 +70,8 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
         assert alone.status == 0, alone.err
         folders = [tmp_path / kind / f"cell{number}" for kind in ("together", "alone")]
         ours, theirs = (losses(folder) for folder in folders)
-        assert ours.keys() == theirs.keys() and max(ours) == change.get("train__stop_at", STEPS)
+        assert ours.keys() == theirs.keys()
+        assert max(ours) == change.get("train__stop_at", STEPS)
         np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
         found, expected = (load_file(folder / "adapter" / "adapter.safetensors") for folder in folders)
         assert found.keys() == expected.keys()
@@ -83,16 +86,21 @@ def test_seeds_of_a_config_and_what_is_finished_is_kept(program, toy, tmp_path):
     settings = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=4, train__eval_steps="()")
     first = program("trials", *settings, "--seeds=0,1,2")
     assert first.status == 0, first.err
-    assert first.out.count("finished") == 3 and "median" in first.out
+    assert first.out.count("finished") == 3
+    assert "median" in first.out
     again = program("trials", *settings, "--seeds=0:4")
-    assert again.status == 0 and "1 trials of" in again.out and again.out.count("finished") == 4
+    assert again.status == 0
+    assert "1 trials of" in again.out
+    assert again.out.count("finished") == 4
 
 
 def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_path, monkeypatch, records):
     """Stopped by a signal after 3 of 6 steps, then resumed: the records of an uninterrupted group."""
     from lowrank_jax.train import trial_loop
 
-    settings = words(toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)")
+    settings = words(
+        toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)"
+    )
     assert program("trials", *settings, "--seeds=0,1").status == 0
 
     class Stop(trial_loop.StopRequest):
@@ -103,9 +111,11 @@ def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(trial_loop, "StopRequest", Stop)
         stopped = program("trials", *settings, "--seeds=0,1")
-    assert stopped.status == 130 and stopped.out.count("interrupted") == 2
+    assert stopped.status == 130
+    assert stopped.out.count("interrupted") == 2
     resumed = program("trials", *settings, "--seeds=0,1")
-    assert resumed.status == 0 and "resumed at step 3" in resumed.out
+    assert resumed.status == 0
+    assert "resumed at step 3" in resumed.out
     for folder in (tmp_path / "whole").iterdir():
         if folder.name.startswith("mora"):
             assert records(folder) == records(tmp_path / "parts" / folder.name)
@@ -113,16 +123,24 @@ def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_pa
 
 def test_a_trial_that_diverges_leaves_the_others(program, toy, tmp_path):
     changes = [dict(optimizer__learning_rate=3e-3), dict(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)]
-    changes = [{**change, "train__steps": 8, "train__eval_steps": "()", "optimizer__clip_norm": 0.0} for change in changes]
+    changes = [
+        {**change, "train__steps": 8, "train__eval_steps": "()", "optimizer__clip_norm": 0.0} for change in changes
+    ]
     ended = program("trials", f"--cells={cells_file(tmp_path, program, toy, changes)}", f"--workdir={tmp_path}")
     results = [runs.read_result(tmp_path / f"cell{i}" / runs.RESULT) for i in range(2)]
     assert [result["status"] for result in results] == ["finished", "diverged"], ended.err
-    assert "lower optimizer.learning_rate" in results[1]["message"] and max(losses(tmp_path / "cell0")) == 8
+    assert "lower optimizer.learning_rate" in results[1]["message"]
+    assert max(losses(tmp_path / "cell0")) == 8
 
 
 def plain(**changes):
     """A plain config of few keys."""
-    base = {"base": {"name": "b", "random_init": False}, "trainable": "adapters", "seed": 0, "optimizer": {"learning_rate": 1.0, "b1": 0.9}}
+    base = {
+        "base": {"name": "b", "random_init": False},
+        "trainable": "adapters",
+        "seed": 0,
+        "optimizer": {"learning_rate": 1.0, "b1": 0.9},
+    }
     base |= {"adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "init": "kaiming_uniform"}, "train": {"steps": 9}}
     for path, value in changes.items():
         *sections, last = path.split("__")
@@ -161,7 +179,8 @@ def test_ranks_of_mora_and_of_pissa_and_seeds_of_a_random_base_do_not():
 
 
 def test_seeds_are_read():
-    assert parse_seeds("0,3") == [0, 3] and parse_seeds("2:5") == [2, 3, 4]
+    assert parse_seeds("0,3") == [0, 3]
+    assert parse_seeds("2:5") == [2, 3, 4]
     for wrong in ("", "a", "1,1", "-1", "3:3"):
         with pytest.raises(UserError, match="--seeds="):
             parse_seeds(wrong)

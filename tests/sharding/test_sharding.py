@@ -48,7 +48,9 @@ def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     return state, metrics, frozen
 
 
-@pytest.mark.parametrize(("method", "trainable"), [("lora", "adapters"), ("mora", "adapters"), ("none", "full"), ("mora+lin", "adapters")])
+@pytest.mark.parametrize(
+    ("method", "trainable"), [("lora", "adapters"), ("mora", "adapters"), ("none", "full"), ("mora+lin", "adapters")]
+)
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_sharded_steps_equal_one_device(method, trainable, sizes):
     alone, metrics_alone, _ = run(make_mesh(devices=jax.devices()[:1]), method, trainable)

@@ -154,10 +154,10 @@ def test_mnli_with_one_dev_set(tmp_path, tiny_glue):
     assert "mnli dev_mismatched: no file" in task.notes
     scores = task.score({"matched": one_hot(labels_of(task)["matched"], 3)})
     assert scores == {"matched": 1, "main": 1, "distinct": 3, "nonfinite": 0}
-    with pytest.raises(UserError, match="train.tsv: has 8 rows, officially 392702"):
+    with pytest.raises(UserError, match=r"train\.tsv: has 8 rows, officially 392702"):
         GlueTask(GlueConfig(**config), BYTES)
     (tmp_path / "MNLI" / "dev_matched.tsv").unlink()
-    with pytest.raises(UserError, match="has no dev_matched.tsv"):
+    with pytest.raises(UserError, match=r"has no dev_matched\.tsv"):
         GlueTask(GlueConfig(**config, allow_partial=True), BYTES)
 
 

@@ -68,7 +68,5 @@ def test_epochs_become_steps_with_an_evaluation_each():
     assert LoopConfig(epochs=2, batch_size=64).over(8).steps == 1
     with pytest.raises(UserError, match=r"stop_at is 900; it must lie in \[0, 688\]"):
         LoopConfig(epochs=3, batch_size=16, stop_at=900).over(3668)
-    with pytest.raises(UserError, match="train.epochs is -1"):
+    with pytest.raises(UserError, match=r"train\.epochs is -1"):
         LoopConfig(epochs=-1)
-
-

@@ -61,9 +61,7 @@ def test_the_last_two_layers_are_counted_exactly(name):
         assert trained(name, "ft-top2") == 25_192_448  # Table 3 prints 25.19M
 
 
-@pytest.mark.parametrize(
-    ("name", "outside"), [("roberta-base", 1), ("roberta-large", 1), ("deberta-v2-xxlarge", 5)]
-)
+@pytest.mark.parametrize(("name", "outside"), [("roberta-base", 1), ("roberta-large", 1), ("deberta-v2-xxlarge", 5)])
 def test_bitfit_trains_every_bias(name, outside):
     """11 d a layer; outside the layers the embeddings' norm, and DeBERTa's relative table, convolution, its norm and
     the pooler. The head's own biases are counted apart."""

@@ -1,0 +1,22 @@
+"""Tables as aligned text or Markdown, and the texts of their cells."""
+
+
+def lay_out(lines: list[list[str]], form: str) -> str:
+    """Lines of cells, the header first, in `form` "text" or "markdown"."""
+    if form == "markdown":
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
+
+
+def number(value: float | None, form: str) -> str:
+    """The number in a format, or a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def clock(seconds: float) -> str:
+    """Seconds, or minutes from 2 on."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
