@@ -128,10 +128,16 @@ class Sweep:
                 ready.append((other, one))
             if not ready:
                 break  # the cell itself is done, or has nothing to run with
-        locks = [(pair, runs.claim(self.workdir / f"{pair[1].name}.lock")) for pair in ready]
-        mine = [(pair, lock) for pair, lock in locks if lock is not None and not self.recorded(pair[1])]
+        if not ready or ready[0][0] is not cell:
+            return self.attempt(cell, total, remaining)
+        first = runs.claim(self.workdir / f"{ready[0][1].name}.lock")
+        if first is None:  # its owner is claiming the rest of its group: taking one of them now would split it
+            return None
+        locks = [(ready[0], first)]
+        locks += [(pair, runs.claim(self.workdir / f"{pair[1].name}.lock")) for pair in ready[1:]]
         try:
-            if not mine or mine[0][0][0] is not cell or len(mine) < 2:
+            mine = [(pair, lock) for pair, lock in locks if lock is not None and not self.recorded(pair[1])]
+            if len(mine) < 2 or mine[0][0][0] is not cell:
                 for _, lock in locks:
                     if lock is not None:
                         lock.close()
