@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import tables
+from experiments import glue_table, glue_text, tables
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -41,3 +41,11 @@ def test_tables_are_those_of_the_recorded_results(scale):
         tables.mora_table2(tables.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
     )
     assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
+
+
+def test_glue_rows_are_those_of_the_recorded_results():
+    """Ours of LoRA's Table 2, as `experiments.tables` prints them."""
+    results = tables.load_results([ROOT / "experiments" / "results"])
+    printed = glue_text.render(glue_table.lora_table2(results, "minilm-l6"), "markdown")
+    ours = next(block for block in printed.split("\n\n") if block.startswith("| method"))
+    assert len(ours.splitlines()) > 2 and ours in TEXT
