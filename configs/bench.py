@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seq=512,
         remat="none",
         unroll=1,
+        fused=False,
         chunk_tokens=0,
         attention="auto",
         dtype=("bfloat16", "float32"),
@@ -46,6 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "random_init": True,
         "remat": choice.remat,
         "scan_unroll": choice.unroll,
+        "fused": choice.fused,
         "attention": choice.attention,
     }
     config.adapter = {

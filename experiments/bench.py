@@ -91,6 +91,7 @@ def main(_) -> None:
         "losses": [round(losses[0], 4), round(losses[-1], 4)],
         "remat": config.base.remat,
         "scan_unroll": config.base.scan_unroll,
+        "fused": config.base.fused,
         "dtype": jnp.dtype(config.base.dtype).name,
         **environment_record(),
     }

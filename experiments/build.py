@@ -15,9 +15,10 @@ from experiments.schema import RunConfig
 from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fused import Groups, fuse, separate
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.segments import split_layers
-from lowrank_jax.core.trees import count, partition
+from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
@@ -43,6 +44,7 @@ class Experiment:
       plan: the adapters' sites.
       task: examples and scores; None for a bench on random tokens.
       apply_fn: the model with its adapters attached.
+      groups: frozen kernels that lie side by side (`base.fused`), else none.
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
       step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
     """
@@ -53,6 +55,7 @@ class Experiment:
     plan: adapters.Plan
     task: Task | None
     apply_fn: ApplyFn
+    groups: Groups
     rules: Any
     optimizer: Any
     objective: Any
@@ -119,7 +122,13 @@ class Experiment:
             shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
             variables |= jax.jit(create, out_shardings=shardings)(*given)
             variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
-        return partition(variables, self.rules)
+        trainable, frozen = partition(variables, self.rules)
+        return trainable, frozen | {"params": fuse(frozen["params"], self.groups)} if self.groups else frozen
+
+    def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
+        """All variables of a state, each kernel under its own name."""
+        variables = combine(state.trainable, frozen)
+        return variables | {"params": separate(variables["params"], self.groups)}
 
     def begin(self, trainable: Any) -> TrainState:
         """The state before the first step; the trainable tree is donated."""
@@ -192,6 +201,10 @@ def build(
         shardings = flatten(tree_shardings(created, mesh))
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
+    model, groups = _fused_model(base, config)
+    if groups:
+        frozen = frozen | {"params": fuse(frozen.get("params", {}), groups)}
+        variables = combine(trainable, frozen)
     abstract_state = jax.eval_shape(
         functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable
     )
@@ -200,8 +213,8 @@ def build(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, layout
     )
 
-    apply_fn = adapters.attach(base.model, plan)
-    adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
+    apply_fn = adapters.attach(model, plan, groups)
+    adapters.check(model, plan, variables, jnp.zeros((1, 8), jnp.int32), groups=groups)
     check_start(config.start, trainable, functools.partial(is_fresh, config))
 
     if seq_len is None and task is None:
@@ -227,7 +240,7 @@ def build(
         for name, (shape, dtype) in batch_shapes(task, config.train.batch_size, seq_len).items()
     }
     return Experiment(
-        config, mesh, base, plan, task, apply_fn, rules, optimizer, objective,
+        config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted,
     )  # fmt: skip
 
@@ -238,6 +251,19 @@ def _in_segments(base: Base, config: RunConfig) -> Base:
     if not cuts:
         return base
     return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))
+
+
+def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
+    """The model that runs, and which kernels it reads side by side."""
+    if not config.base.fused:
+        return base.model, {}
+    if not hasattr(base.model, "fused_groups"):
+        raise UserError(
+            f"base.fused serves Llama; {config.base.name} is a {type(base.model).__name__}; set it to false"
+        )
+    if config.mesh.tensor > 1:
+        raise UserError("base.fused joins columns that mesh.tensor splits; set one of them back (false, or 1)")
+    return base.model.clone(fused=True), base.model.fused_groups()
 
 
 def batch_shapes(task: Task | None, batch: int, seq_len: int | None = None) -> dict[str, tuple[tuple, Any]]:

@@ -44,7 +44,7 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
             {"name": experiment.base.name, "fingerprint": fingerprint},
         )
     if config.merged:
-        params = join_layers(adapters.merge(combine(state.trainable, frozen), plan))
+        params = join_layers(adapters.merge(experiment.variables(state, frozen), plan))
         export_params(
             params, experiment.base.config, folder / "model", config.merged, tokenizer=experiment.base.tokenizer
         )

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec, Family
+from lowrank_jax.adapters.groups import Group, find_groups
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fused import Groups
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 
 
-def attach(model: nn.Module, plan: Plan) -> ApplyFn:
+def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyFn:
     """apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) with y = x W + delta(x) at the plan's sites.
 
     A family that is more than a delta on the kernel (`Family.apply`) makes y from x, x W and the frozen kernel; one of
@@ -23,15 +25,25 @@ def attach(model: nn.Module, plan: Plan) -> ApplyFn:
 
     `variables` holds "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
+
+    Args:
+      model, plan: the model, and the sites among its modules.
+      groups: kernels that the model reads side by side, as in `core.fused`; the plan and the adapters keep the parts'
+        own paths.
+
+    Raises:
+      UserError: a family that `groups` cannot serve.
     """
-    return _attach(model, plan, visited=None)
+    return _attach(model, plan, None, groups)
 
 
-def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs: Any) -> None:
+def check(
+    model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, groups: Groups | None = None, **kwargs: Any
+) -> None:
     """Traces the model once on shapes and makes sure that every adapter of the plan is read.
 
     Args:
-      model, plan: as in `attach`.
+      model, plan, groups: as in `attach`.
       variables: arrays or ShapeDtypeStructs, as for the apply_fn.
       inputs, kwargs: one call's arguments; keyword arguments without a shape (`method`, flags) are passed as they are.
 
@@ -43,7 +55,7 @@ def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs:
     if strays := sorted(flatten(variables.get("adapters", {})).keys() - known):
         raise UserError(f"the plan has no site for the adapters at {strays[:5]}; they belong to another plan")
     visited: set[str] = set()
-    apply_fn = _attach(model, plan, visited)
+    apply_fn = _attach(model, plan, visited, groups)
     arrays = {k: v for k, v in kwargs.items() if all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(v))}
     options = {k: v for k, v in kwargs.items() if k not in arrays}
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
@@ -51,8 +63,10 @@ def check(model: nn.Module, plan: Plan, variables: Tree, *inputs: Any, **kwargs:
         raise UserError(f"no module of the model reads the adapters at {unread}; the model calls {sorted(visited)}")
 
 
-def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
-    sites = {site.path: site for site in plan.sites}
+def _attach(model: nn.Module, plan: Plan, visited: set[str] | None, groups: Groups | None) -> ApplyFn:
+    grouped = find_groups(plan, groups or {})
+    members = {site.path for group in grouped.values() for site in group.sites if site}
+    sites = {site.path: site for site in plan.sites if site.path not in members}
     dtype = getattr(model, "dtype", None)
 
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
@@ -63,8 +77,12 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
             out = next_fun(*args, **kwargs)
             module = context.module
             path = "/".join(module.path)
-            if context.method_name != "__call__" or path not in sites:
+            if context.method_name != "__call__" or (path not in sites and path not in grouped):
                 return out
+            if path in grouped:
+                if visited is not None:
+                    visited.update(site.path for site in grouped[path].sites if site)
+                return _grouped(module, grouped[path], args[0], out, training, dtype)
             if visited is not None:
                 visited.add(path)
             spec, family = sites[path].spec, sites[path].family
@@ -76,9 +94,9 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None) -> ApplyFn:
             y = _adapted(module, family, spec, leaf, x, y, spec.dropout if training else 0.0)
             return (y, *others) if isinstance(out, tuple) else y
 
-        if sites:
+        if plan.sites:
             given = {name: tree for name, tree in variables.items() if name != "scales"}  # folded into the adapters
-            variables = {**given, "adapters": _prepare(variables, plan, dtype)}
+            variables = {**given, "adapters": _prepare(variables, plan, dtype, grouped)}
         with nn.intercept_methods(interceptor):
             return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
 
@@ -110,6 +128,17 @@ def _adapted(
     return y + update
 
 
+def _grouped(module: nn.Module, group: Group, x: Array, y: Array, training: bool, dtype: Any) -> Array:
+    """The output of a fused module with the updates of its parts."""
+    leaf = {name: _read(module, name, shape) for name, shape in group.shapes().items()}
+    if dtype is not None:
+        _refuse_rounded(leaf, y.dtype, group.path)
+    read = x.astype(y.dtype)
+    if training and group.dropout:
+        read = _drop(module, read, group.dropout)
+    return y + group.delta(leaf, read)
+
+
 def _drop(module: nn.Module, x: Array, rate: float) -> Array:
     """Inverted dropout: entries survive with probability 1 - rate and grow by 1 / (1 - rate)."""
     if not module.has_rng("dropout"):
@@ -120,7 +149,7 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _prepare(variables: Tree, plan: Plan, dtype: Any) -> dict[str, Any]:
+def _prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group]) -> dict[str, Any]:
     """The adapters as the branches use them: scales folded in; those of stacked kernels in the model's compute dtype.
 
     Layers without an adapter (AdapterDrop) get one of zeros here, as the scan runs over all layers alike: it computes
@@ -151,6 +180,13 @@ def _prepare(variables: Tree, plan: Plan, dtype: Any) -> dict[str, Any]:
             if spec.dropped:
                 value = jnp.concatenate([jnp.zeros((spec.dropped, *value.shape[1:]), value.dtype), value])
             prepared[f"{path}/{name}"] = value
+    for path, group in grouped.items():
+        leaves = {
+            site.path: {name: prepared.pop(f"{site.path}/{name}") for name in site.family.shapes(site.spec)}
+            for site in group.sites
+            if site
+        }
+        prepared |= {f"{path}/{name}": value for name, value in group.prepare(leaves).items()}
     return unflatten(prepared)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import jax
@@ -176,6 +176,9 @@ class Family:
         module's "kernel" and "product", the kernel's product with x (the dropped x, with dropout).
       fold: with `apply`: (kernel, leaf, spec, scale) -> the merged kernel in float32.
       unfold: with `apply`: (merged kernel, leaf, spec, scale, norms) -> the kernel in float32.
+      join: None, or (leaves of sites that read one input, None where a site is missing; columns of each) -> the leaf of
+        one site for all, such that its delta is theirs side by side. Leaves are `prepare`'s, stack axes in front.
+      joins: [spec] -> whether `join` pays there.
       needs_kernel: spec -> whether `init` starts from the kernel.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
@@ -191,6 +194,8 @@ class Family:
     apply: Callable[[Leaf, Leaf, Array, Array, AdapterSpec, Any], Array] | None = None
     fold: Callable[[Array, Leaf, AdapterSpec, Any], Array] | None = None
     unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
+    join: Callable[[Sequence[Leaf | None], Sequence[int]], dict[str, Array]] | None = None
+    joins: Callable[[Sequence[AdapterSpec]], bool] = lambda specs: True
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
     place: Literal["kernel", "table", "output", "norm"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()

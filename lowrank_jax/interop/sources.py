@@ -106,6 +106,7 @@ class BaseConfig:
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
       remat, attention, scan_unroll: see `models.causal.CausalLM`.
+      fused: frozen kernels that read one input lie side by side while training; see `core.fused`.
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
@@ -119,6 +120,7 @@ class BaseConfig:
     remat: str = "none"
     attention: str = "auto"
     scan_unroll: int = 1
+    fused: bool = False
     random_init: bool = False
     head: str = AUTO
     num_labels: int = 2

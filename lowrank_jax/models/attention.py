@@ -15,18 +15,21 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.layers import Linear
 
 ATTENTION = ("auto", "xla", "cudnn")
+QKV = ("query", "key", "value")
 
 
 class Attention(nn.Module):
     """softmax(rot(Q) rot(K)^T / sqrt(head_dim)) V with K and V shared by groups of query heads, then a projection.
 
-    Projections are the Linears query, key, value, out; heads are flattened into their feature axis.
+    Projections are the Linears query, key, value, out; heads are flattened into their feature axis. `fused`, the first
+    three are one, qkv.
 
     Attributes:
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
       use_bias: the projections have biases.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
       implementation: "auto", "xla" or "cudnn"; see `pick_implementation`.
+      fused: one product for query, key and value; see `core.fused`.
     """
 
     heads: int
@@ -36,6 +39,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     implementation: str = "auto"
+    fused: bool = False
 
     @nn.compact
     def __call__(
@@ -56,9 +60,8 @@ class Attention(nn.Module):
         Returns:
           [B, T, D] and the cache with this layer's T new keys and values written at `index` (which does not move).
         """
-        query = self.project(x, self.heads, "query")
-        key = self.project(x, self.kv_heads, "key")
-        value = checkpoint_name(self.project(x, self.kv_heads, "value"), "value")
+        query, key, value = self.projections(x)
+        value = checkpoint_name(value, "value")
         # Rotation is linear, so the backward pass needs only its output: that is what gets the name.
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
         query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
@@ -75,10 +78,15 @@ class Attention(nn.Module):
         y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
         return self.linear(x.shape[-1], "out")(y), cache
 
-    def project(self, x: Array, heads: int, name: str) -> Array:
-        """[B, T, D] -> [B, T, heads, head_dim] through the Linear called `name`."""
-        y = self.linear(heads * self.head_dim, name)(x)
-        return y.reshape(*y.shape[:-1], heads, self.head_dim)
+    def projections(self, x: Array) -> list[Array]:
+        """Query, key and value, [B, T, heads, head_dim] each."""
+        heads = dict(zip(QKV, (self.heads, self.kv_heads, self.kv_heads), strict=True))
+        if self.fused:
+            y = self.linear(sum(heads.values()) * self.head_dim, "qkv")(x)
+            parts = jnp.split(y, [self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim], axis=-1)
+        else:
+            parts = [self.linear(count * self.head_dim, name)(x) for name, count in heads.items()]
+        return [y.reshape(*y.shape[:-1], -1, self.head_dim) for y in parts]
 
     def linear(self, features: int, name: str) -> Linear:
         """The Linear called `name`."""

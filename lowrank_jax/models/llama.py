@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fused import Groups
+from lowrank_jax.core.segments import segments
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import Attention, RopeScaling, rotary_tables
+from lowrank_jax.models.attention import QKV, Attention, RopeScaling, rotary_tables
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
 from lowrank_jax.models.stack import add_layers
@@ -73,17 +76,21 @@ class LlamaConfig:
 
 
 class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) * W_up x)."""
+    """W_down(silu(W_gate x) * W_up x); `fused`, gate and up are one Linear, gate_up."""
 
     features: int
     dtype: Any
     param_dtype: Any
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate = checkpoint_name(Linear(self.features, name="gate", **types)(x), "gate")
-        up = checkpoint_name(Linear(self.features, name="up", **types)(x), "up")
+        if self.fused:
+            gate, up = jnp.split(Linear(2 * self.features, name="gate_up", **types)(x), 2, axis=-1)
+        else:
+            gate, up = (Linear(self.features, name=name, **types)(x) for name in ("gate", "up"))
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         return Linear(x.shape[-1], name="down", **types)(nn.silu(gate) * up)
 
 
@@ -94,33 +101,52 @@ class Block(nn.Module):
     dtype: Any
     param_dtype: Any
     attention: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, carry: tuple[Array, dict | None], rotary: Any, allowed: Array | None, layer: Array | None):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, cache = carry
         heads = (c.num_attention_heads, c.num_key_value_heads, c.head_dim)
-        attention = Attention(*heads, implementation=self.attention, name="attention", **types)
+        attention = Attention(*heads, implementation=self.attention, fused=self.fused, name="attention", **types)
         y = RMSNorm(c.rms_norm_eps, name="attention_norm", **types)(x)
         y, cache = attention(y, rotary, allowed, cache, layer)
         # Named after the sum: the backward pass needs the sum alone, to redo the norm.
         x = checkpoint_name(x + y, "attention_out")
         y = RMSNorm(c.rms_norm_eps, name="mlp_norm", **types)(x)
-        return (x + SwiGLU(c.intermediate_size, name="mlp", **types)(y), cache), None
+        return (x + SwiGLU(c.intermediate_size, fused=self.fused, name="mlp", **types)(y), cache), None
 
 
 class Llama(CausalLM):
-    """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`."""
+    """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`.
+
+    Attributes:
+      fused: products that read one input are one, of the kernels that `fused_groups` names; see `core.fused`.
+    """
 
     config: LlamaConfig
+    fused: bool = False
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
-        add_layers(self, Block, c, self.dtype, self.param_dtype, self.attention)
+        add_layers(self, Block, c, self.dtype, self.param_dtype, self.attention, self.fused)
         self.final_norm = RMSNorm(c.rms_norm_eps, **types)
         if not c.tie_word_embeddings:
             self.head = Linear(c.vocab_size, float32_output=True, **types)
+
+    def fused_groups(self) -> Groups:
+        """Which kernels a fused copy of this model reads side by side."""
+        c = self.config
+        heads = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
+        qkv = [(name, count * c.head_dim) for name, count in zip(QKV, heads, strict=True)]
+        found = {}
+        for layers, _, _ in segments(c.num_hidden_layers, self.cuts):
+            found[f"{layers}/attention/qkv"] = tuple((f"{layers}/attention/{name}", columns) for name, columns in qkv)
+            found[f"{layers}/mlp/gate_up"] = tuple(
+                (f"{layers}/mlp/{name}", c.intermediate_size) for name in ("gate", "up")
+            )
+        return found
 
     def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
         """The words' vectors, and the rotations of queries and keys."""

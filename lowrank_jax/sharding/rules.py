@@ -15,7 +15,7 @@ BOTTLENECK = {"down_kernel": ("fsdp", None), "up_kernel": (None, "fsdp")}
 # The spec of the last two axes [d_in, d_out]; a layer axis in front is never split. Column-parallel products split
 # their output, row-parallel ones their input, so one all-reduce a block is enough along "tensor".
 KERNEL_RULES: Rules = (
-    (r".*/(query|key|value|gate|up)/kernel", ("fsdp", "tensor")),
+    (r".*/(query|key|value|qkv|gate|up|gate_up)/kernel", ("fsdp", "tensor")),
     (r".*/(out|down)/kernel", ("tensor", "fsdp")),
     (r"(.*/)?head/kernel", ("fsdp", "tensor")),
     (r"(.*/)?embed(/word)?/embedding", ("tensor", "fsdp")),

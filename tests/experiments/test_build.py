@@ -360,3 +360,42 @@ def test_a_run_of_several_families(toy):
     assert experiment.plan.methods == "lora and houlsby"
     assert experiment.parameters["trainable"] == experiment.plan.parameters
     assert experiment.compile() is not None
+
+
+@pytest.mark.parametrize("argument", ["method=lora", "method=mora"])
+def test_a_fused_base_trains_as_the_plain_one(toy, argument):
+    """`base.fused` over a mesh of 8: the same losses and adapters, and every kernel back under its own name."""
+    file = f"configs/mora_uuid.py:{argument}"
+    plain, fused = (build(config_of(toy, file, mesh__fsdp=2, base__fused=on)) for on in (False, True))
+    runs = {}
+    for name, experiment in (("plain", plain), ("fused", fused)):
+        state, frozen, fingerprint = experiment.load()
+        assert jax.tree.map(lambda x: x.shape, frozen) == jax.tree.map(lambda x: x.shape, experiment.abstract_frozen)
+        stream, losses = experiment.batches(), []
+        for _ in range(3):
+            state, metrics = experiment.step(state, frozen, experiment.place(next(stream)))
+            losses.append(float(metrics["loss"]))
+        runs[name] = losses, experiment.variables(state, frozen), fingerprint
+    assert runs["plain"][2] == runs["fused"][2]
+    np.testing.assert_allclose(runs["fused"][0], runs["plain"][0], rtol=1e-5)
+    want, got = (flatten(runs[name][1]) for name in ("plain", "fused"))
+    assert want.keys() == got.keys()
+    assert "params/layers/attention/qkv/kernel" in {f"params/{path}" for path in flatten(frozen["params"])}
+    for path, leaf in want.items():
+        np.testing.assert_allclose(got[path], leaf, atol=2e-5, err_msg=path)
+
+
+FUSED_MISTAKES = {
+    "trained": ({"trainable": "full", "adapter__method": "none"}, "no frozen layers/attention/query/kernel"),
+    "split columns": ({"mesh__tensor": 2}, "base.fused joins columns that mesh.tensor splits"),
+    "another model": ({"base__name": "gpt2", "adapter__targets": "('all-linear',)"}, "base.fused serves Llama"),
+}
+
+
+@pytest.mark.parametrize("case", FUSED_MISTAKES)
+def test_what_cannot_be_fused(run, no_work, case):
+    changes, words = FUSED_MISTAKES[case]
+    ended = run(base__fused=True, **changes)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert words in ended.err

@@ -1,0 +1,99 @@
+"""Adapters of kernels that a model has fused: one branch at the wide product for all of its parts."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.adapters.base import Leaf
+from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fused import Groups
+from lowrank_jax.core.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The sites among the parts of a fused kernel W = [W_1 W_2 ...].
+
+    Attributes:
+      path: of the fused module.
+      sites: of each part, None where it has no adapter.
+      columns: of each part.
+    """
+
+    path: str
+    sites: tuple[Site | None, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def dropout(self) -> float:
+        """Rate on the branch's input: one mask for all parts, as loralib's MergedLinear draws it."""
+        return next(site.spec.dropout for site in self.sites if site)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: shape} of what `delta` reads, of one layer."""
+        each = [site.family.shapes(site.spec) if site else None for site in self.sites]
+        if joined := self._joint_shapes(each):
+            return joined
+        return {f"{i}_{name}": shape for i, found in enumerate(each) if found for name, shape in found.items()}
+
+    def prepare(self, leaves: Mapping[str, Leaf]) -> dict[str, Array]:
+        """The parts' prepared leaves (by site path, stacked over layers) -> what `delta` reads."""
+        each = [leaves[site.path] if site else None for site in self.sites]
+        if self._joint():
+            return dict(self._joint()(each, self.columns))
+        return {f"{i}_{name}": leaf for i, found in enumerate(each) if found for name, leaf in found.items()}
+
+    def delta(self, leaf: Leaf, x: Array) -> Array:
+        """[delta_1(x) delta_2(x) ...], zero at parts without an adapter; x [.., d_in] -> [.., sum of columns]."""
+        first = next(site for site in self.sites if site)
+        if self._joint():
+            return first.family.delta(leaf, x, first.spec, 1.0)
+        parts = []
+        for i, (site, columns) in enumerate(zip(self.sites, self.columns, strict=True)):
+            if site is None:
+                parts.append(jnp.zeros((*x.shape[:-1], columns), x.dtype))
+            else:
+                own = {name: leaf[f"{i}_{name}"] for name in site.family.shapes(site.spec)}
+                parts.append(site.family.delta(own, x, site.spec, 1.0))
+        return jnp.concatenate(parts, axis=-1)
+
+    def _joint(self):
+        """The family's `join`, where it has one that pays for these sites."""
+        sites = [site for site in self.sites if site]
+        family = sites[0].family
+        same = all(site.family is family for site in sites)
+        return family.join if same and family.join and family.joins([site.spec for site in sites]) else None
+
+    def _joint_shapes(self, each):
+        if not self._joint():
+            return None
+        structs = [
+            found and {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in found.items()}
+            for found in each
+        ]
+        made = jax.eval_shape(lambda leaves: self._joint()(leaves, self.columns), structs)
+        return {name: leaf.shape for name, leaf in made.items()}
+
+
+def find_groups(plan: Plan, groups: Groups) -> dict[str, Group]:
+    """The fused modules that carry adapters, by path.
+
+    Raises:
+      UserError: a family that needs a part's own kernel or product; unlike dropout rates at parts of one module.
+    """
+    sites = {site.path: site for site in plan.sites}
+    found = {}
+    for path, members in groups.items():
+        group = Group(path, tuple(sites.get(member) for member, _ in members), tuple(n for _, n in members))
+        adapted = [site for site in group.sites if site]
+        for site in adapted:
+            if site.family.place != "kernel" or site.family.apply is not None:
+                raise UserError(f"{site.config.method} at {site.path} reads that kernel alone; set base.fused to false")
+        if len({site.spec.dropout for site in adapted}) > 1:
+            raise UserError(f"the adapters of {path} have unlike dropout rates; set base.fused to false")
+        if adapted:
+            found[path] = group
+    return found

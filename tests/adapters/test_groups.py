@@ -1,0 +1,136 @@
+"""Kernels that lie side by side compute what they compute apart: outputs, adapters' gradients, and the way back."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax import adapters
+from lowrank_jax.adapters import lora
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fused import fuse, separate
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.registry import get_model
+
+CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_layers=3)  # grouped heads: k, v are narrow
+MODEL = Llama(CONFIG)
+GROUPS = MODEL.fused_groups()
+TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 259)
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0), TOKENS)["params"]
+
+
+def adapted(**config):
+    """Plan and adapters of which no leaf is zero."""
+    plan = adapters.make_plan(PARAMS, adapters.AdapterConfig(**config))
+    made = adapters.create(plan, jax.random.key(2), PARAMS)
+    leaves, tree = jax.tree.flatten(made["adapters"])
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return plan, {**made, "adapters": jax.tree.unflatten(tree, noise)}
+
+
+def loss(apply_fn, params, rngs=None):
+    def of(trained, scales):
+        logits = apply_fn({"params": params, "adapters": trained, "scales": scales}, TOKENS, rngs=rngs)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), TOKENS[:, 1:, None], -1).mean()
+
+    return jax.jit(jax.value_and_grad(of))
+
+
+CASES = {
+    "lora": dict(method="lora", targets=("all-linear",)),
+    "lora on query and value": dict(method="lora", targets=("query", "value")),
+    "lora on up": dict(method="lora", targets=("up",), scaling="rslora"),
+    "ranks by pattern": dict(method="lora", targets=("all-linear",), rank_pattern=(("key", 3),)),
+    "mora sharing": dict(method="mora", targets=("all-linear",), rank=4),
+    "mora rotation": dict(
+        method="mora", targets=("query", "gate"), rank=4, mora=adapters.MoraConfig(compression="rotation")
+    ),
+}
+
+
+@pytest.mark.parametrize("remat", ["none", "projections"])
+@pytest.mark.parametrize("case", CASES)
+def test_fused_equals_plain(case, remat):
+    plan, variables = adapted(**CASES[case])
+    given = (variables["adapters"], variables["scales"])
+    want, want_grads = loss(adapters.attach(MODEL, plan), PARAMS)(*given)
+    fast = MODEL.clone(fused=True, remat=remat)
+    got, grads = loss(adapters.attach(fast, plan, GROUPS), fuse(PARAMS, GROUPS))(*given)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for path, leaf in flatten(want_grads).items():
+        assert np.abs(leaf).max() > 0
+        np.testing.assert_allclose(flatten(grads)[path], leaf, atol=2e-5 * np.abs(leaf).max(), err_msg=path)
+
+
+def test_a_rank_too_wide_to_be_joined_is_served_apart(monkeypatch):
+    monkeypatch.setattr(lora, "JOINED_RANK", 8)  # three sites of 8 are 24
+    test_fused_equals_plain("lora", "none")
+
+
+def test_two_thin_products_serve_a_fused_kernel():
+    """LoRA on q, k, v, gate, up, down and out: 4 branches of two products instead of 7."""
+    plan, variables = adapted(**CASES["lora"])
+
+    def products(model, groups, params):
+        apply_fn = adapters.attach(model, plan, groups)
+        program = jax.make_jaxpr(lambda v: apply_fn(v, TOKENS))({**variables, "params": params})
+        return str(program).count("dot_general")
+
+    plain, fused = products(MODEL, None, PARAMS), products(MODEL.clone(fused=True), GROUPS, fuse(PARAMS, GROUPS))
+    assert plain - fused == 3 * 3  # three kernels less: each a product of its own and two of its branch
+
+
+class Wide(nn.Module):
+    """One fused kernel of two parts."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Linear(8, name="both")(x)
+
+
+def test_one_mask_drops_the_input_of_a_fused_kernel():
+    """The branch's input is dropped at the rate and scaled up: its mean over keys is that without dropout."""
+    groups = {"both": (("left", 4), ("right", 4))}
+    x = jax.random.normal(jax.random.key(0), (1, 6))
+    params = {name: {"kernel": jnp.zeros((6, 4))} for name in ("left", "right")}
+    plan = adapters.make_plan(params, adapters.AdapterConfig(targets=("left", "right"), rank=4, dropout=0.5))
+    made = adapters.create(plan, jax.random.key(1))
+    ones = jax.tree.map(jnp.ones_like, made["adapters"])
+    apply_fn = adapters.attach(Wide(), plan, groups)
+    values = {**made, "adapters": ones, "params": fuse(params, groups)}
+    keys = jax.random.split(jax.random.key(2), 4096)
+    each = jax.jit(jax.vmap(lambda key: apply_fn(values, x, rngs={"dropout": key})))(keys)
+    plain = apply_fn(values, x)
+    assert len(np.unique(each[:, 0, 0])) > 32  # of 2^6 masks
+    np.testing.assert_allclose(each[:, :, :4], each[:, :, 4:])
+    np.testing.assert_allclose(each.mean(0), plain, atol=0.05 * float(each.std()) * 3)
+
+
+def test_separate_is_the_inverse():
+    back = separate(fuse(PARAMS, GROUPS), GROUPS)
+    assert flatten(back).keys() == flatten(PARAMS).keys()
+    jax.tree.map(np.testing.assert_array_equal, back, PARAMS)
+
+
+def test_shapes_fuse_as_arrays_do():
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), PARAMS)
+    want = {path: leaf.shape for path, leaf in flatten(fuse(PARAMS, GROUPS)).items()}
+    assert {path: leaf.shape for path, leaf in flatten(fuse(shapes, GROUPS)).items()} == want
+
+
+def test_refusals():
+    plan, _ = adapted(method="dora", targets=("query",))
+    with pytest.raises(UserError, match="dora at layers/attention/query reads that kernel alone"):
+        adapters.attach(MODEL.clone(fused=True), plan, GROUPS)
+    two = [adapters.AdapterConfig(targets=(name,), dropout=rate) for name, rate in (("query", 0.1), ("key", 0.0))]
+    with pytest.raises(UserError, match="unlike dropout rates"):
+        adapters.attach(MODEL.clone(fused=True), adapters.make_plan(PARAMS, two), GROUPS)
+    trained = {path: leaf for path, leaf in flatten(PARAMS).items() if not path.endswith("query/kernel")}
+    with pytest.raises(UserError, match="no frozen layers/attention/query/kernel"):
+        fuse({"layers": {"attention": {}}} | trained, GROUPS)
