@@ -22,7 +22,8 @@ from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
-from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base, resolve
+from lowrank_jax.interop.locate import resolve
+from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task

@@ -22,7 +22,8 @@ from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import CONFIG
-from lowrank_jax.interop.sources import DTYPES, KNOWN, Base, BaseConfig, architecture_of, export_params, load_base
+from lowrank_jax.interop.locate import KNOWN
+from lowrank_jax.interop.sources import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 TOKENS = 16  # that the drift is measured on

@@ -111,13 +111,13 @@ def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
 
 def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
     """Where the weights have been fetched: 67 tokens a pair on average, as letters may join; 74 in the longest."""
-    from lowrank_jax.interop import sources
+    from lowrank_jax.interop import locate
 
     if CACHE is None:
         monkeypatch.delenv("LOWRANK_JAX_CACHE")
     else:
         monkeypatch.setenv("LOWRANK_JAX_CACHE", CACHE)
-    if not sources.cache_folder("smollm2-135m").is_dir():
+    if not locate.cache_folder("smollm2-135m").is_dir():
         pytest.skip("smollm2-135m has not been fetched")
     experiment = build(unpacked("configs/mora_uuid.py:scale=gpu", task__pairs=200, task__eval_pairs=20))
     weights = np.stack([experiment.task.features(row)["weights"] for row in experiment.task.train_source()])

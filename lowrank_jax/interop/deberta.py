@@ -10,14 +10,18 @@ from lowrank_jax.interop.fields import checked, number
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.models.deberta import DebertaConfig
+from lowrank_jax.models.heads import SEQUENCE_HEADS
 
 PREFIX = "deberta."  # of the encoder, in files of a model with a head and in Microsoft's
-# Published files carry what pre-training alone used, and transformers reads none of it either: the masked-word and
-# replaced-word heads, and positions that only the former saw.
-HF_IGNORED = (
-    r"(lm|mask)_predictions\..*",
-    r"(deberta\.)?embeddings\.(position_embeddings\.weight|position_ids)",
-)
+# Published files carry what pre-training alone used, and transformers reads none of it either: the replaced-word head,
+# positions that only the masked-word head saw, and, unless it is asked for, that head.
+HF_IGNORED = (r"mask_predictions\..*", r"(deberta\.)?embeddings\.(position_embeddings\.weight|position_ids)")
+UNASKED = (r"lm_predictions\..*",)
+TIED = (r"cls\.predictions\.decoder\.(weight|bias)",)  # copies of the word table and of the head's own bias
+LM_HEADS = {  # where the masked-word head's bias lies: where its product and norm do
+    "cls.predictions": "cls.predictions.transform",  # transformers' own spelling
+    "lm_predictions.lm_head": "lm_predictions.lm_head",  # Microsoft's, which transformers calls not legacy
+}
 
 _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
     "attention/query": "attention.self.query_proj",
@@ -32,15 +36,17 @@ _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
 _UNSHARED = {"c2p": ("attention/position_key", "pos_key_proj"), "p2c": ("attention/position_query", "pos_query_proj")}
 _CLASSES = {  # HF's class name -> head
     "DebertaV2Model": "none",
+    "DebertaV2ForMaskedLM": "masked-lm",
     "DebertaV2ForSequenceClassification": "classification",
 }
 
 
-def hf_table(config: DebertaConfig, prefix: str | None = None) -> tuple[Row, ...]:
-    """Key table of HF's DebertaV2Model and DebertaV2ForSequenceClassification; kernels are [out, in] there.
+def hf_table(config: DebertaConfig, prefix: str | None = None, lm_head: str = "cls.predictions") -> tuple[Row, ...]:
+    """Key table of HF's DebertaV2Model and its classes with a head; kernels are [out, in] there.
 
     Args:
       prefix: of the encoder's keys, "" or "deberta."; None is what transformers writes: none without a head.
+      lm_head: where a masked-lm head lies, a name of LM_HEADS.
     """
     if prefix is None:
         prefix = "" if config.head == "none" else PREFIX
@@ -75,14 +81,18 @@ def hf_table(config: DebertaConfig, prefix: str | None = None) -> tuple[Row, ...
             norm(f"layers/{ours}", theirs)
         else:
             linear(f"layers/{ours}", theirs, {"mlp/up": (ffn, d), "mlp/down": (d, ffn)}.get(ours, (d, d)))
-    if config.head != "none":
+    if config.head == "masked-lm":
+        linear("head/dense", f"{LM_HEADS[lm_head]}.dense", (d, d))
+        norm("head/norm", f"{LM_HEADS[lm_head]}.LayerNorm")
+        rows.append(Row(f"{lm_head}.bias", "head/bias", (config.vocab_size,)))
+    elif config.head in SEQUENCE_HEADS:
         linear("pooler", "pooler.dense", (d, d))
         linear("head/out", "classifier", (config.num_labels, d))
     return tuple(rows)
 
 
 def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table in the file's own spelling (prefix or none), and the keys that it ignores.
+    """The key table in the file's own spelling (prefix or none; of a masked-lm head), and the keys that it ignores.
 
     Raises:
       UserError: a GGUF file.
@@ -90,7 +100,9 @@ def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, 
     if isinstance(reader, GGUFReader):
         raise UserError(f"{reader.path}: DeBERTa is not read from GGUF; use a checkpoint in HF's layout")
     keys = reader.keys()
-    return hf_table(config, PREFIX if any(key.startswith(PREFIX) for key in keys) else ""), HF_IGNORED
+    lm_head = next((name for name in LM_HEADS if any(key.startswith(f"{name}.") for key in keys)), "cls.predictions")
+    rows = hf_table(config, PREFIX if any(key.startswith(PREFIX) for key in keys) else "", lm_head)
+    return rows, HF_IGNORED + (TIED if config.head == "masked-lm" else UNASKED)
 
 
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> DebertaConfig:
@@ -120,6 +132,9 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         f"pooler_hidden_act {values.get('pooler_hidden_act')}": values.get("pooler_hidden_act", "gelu") != "gelu",
         "pooler_hidden_size": number(values, "pooler_hidden_size", int, where, hidden) != hidden,
         "quantization_config": values.get("quantization_config"),
+        "an untied masked-lm head": head == "masked-lm"
+        and values.get("legacy", True)
+        and not values.get("tie_word_embeddings", True),
         f"problem_type {values.get('problem_type')}": values.get("problem_type") == "multi_label_classification",
     }
     if found := [feature for feature, present in refused.items() if present]:
@@ -128,7 +143,7 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
     problem = values.get("problem_type") or ("regression" if labels == 1 else "")  # as transformers decides
     if head == "classification" and problem == "regression":
         head = "regression"
-    labels = 2 if head == "none" else labels  # the default; files without a head may say anything
+    labels = labels if head in SEQUENCE_HEADS else 2  # the default; files without such a head may say anything
     rate = values.get("cls_dropout")
     return checked(
         where,
@@ -161,9 +176,9 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
 def config_to_hf(config: DebertaConfig, dtype: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """A DebertaConfig as HF's config.json, in the fields that transformers 4 and 5 both read."""
     own = ("head", "num_labels", "classifier_dropout", "pos_att_type")
-    with_head = config.head != "none"
+    classes = {head: name for name, head in _CLASSES.items()}
     values = {
-        "architectures": ["DebertaV2ForSequenceClassification" if with_head else "DebertaV2Model"],
+        "architectures": [classes["classification" if config.head in SEQUENCE_HEADS else config.head]],
         "model_type": "deberta-v2",
         **{name: getattr(config, name) for name in DebertaConfig.__dataclass_fields__ if name not in own},
         "relative_attention": True,
@@ -176,7 +191,7 @@ def config_to_hf(config: DebertaConfig, dtype: str, tokenizer: Tokenizer | None 
     }
     if config.classifier_dropout is not None:
         values["cls_dropout"] = config.classifier_dropout
-    if with_head:
+    if config.head in SEQUENCE_HEADS:
         kinds = {"classification": "single_label_classification", "regression": "regression"}
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
         values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}

@@ -39,7 +39,11 @@ def third(part: int) -> Transform:
     def backward(x):
         raise ValueError("a third of c_attn is no tensor of the checkpoint; export with join and fused_table")
 
-    return Transform(forward, backward, lambda shape: (*shape[:-1], shape[-1] // 3))
+    def where(inside, shape):
+        start = part * shape[-1] // 3
+        return *inside[:-1], slice(start + inside[-1].start, start + inside[-1].stop)
+
+    return Transform(forward, backward, lambda shape: (*shape[:-1], shape[-1] // 3), where)
 
 
 def hf_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:

@@ -1,6 +1,9 @@
 """An ordered table of checkpoint keys, and strict, streamed loading through it into stacked leaves."""
 
 import dataclasses
+import functools
+import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,23 +16,35 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.interop.readers import Reader
+from lowrank_jax.interop.readers import Part, Reader
 
 LAYER = "{layer}"
+BLOCK = 2**21  # values of a tensor that the host holds at a time: 8 MiB of float32
+Bounds = tuple[range, ...]  # of a part of a leaf, along each of its axes
 ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> where it lives
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A pair of inverse array functions: `forward` from the checkpoint's layout to ours, `backward` the other way."""
+    """A pair of inverse array functions between the checkpoint's layout and ours.
+
+    Attributes:
+      forward: the checkpoint's array -> ours; backward: the inverse.
+      shape: the checkpoint's shape -> ours.
+      where: (a part of our array, the checkpoint's shape) -> the part of the checkpoint's array with the same values;
+        None: a part of ours is no part of theirs, and the tensor is read whole.
+      transposed: such a part has its axes in reverse order there.
+    """
 
     forward: Callable[[np.ndarray], np.ndarray]
     backward: Callable[[np.ndarray], np.ndarray]
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # the checkpoint's shape -> ours
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    where: Callable[[Part, tuple[int, ...]], Part] | None = None
+    transposed: bool = False
 
 
-IDENTITY = Transform(lambda x: x, lambda x: x, lambda shape: shape)
-TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1])
+IDENTITY = Transform(lambda x: x, lambda x: x, lambda shape: shape, lambda part, _: part)
+TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1], lambda part, _: part[::-1], True)
 
 
 def unpermute(heads: int) -> Transform:
@@ -116,13 +131,14 @@ def load(
     sharding_fn: ShardingFn | None = None,
     ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Checkpoint -> params: checks everything, then streams one tensor at a time into stacked leaves.
+    """Checkpoint -> params: checks everything, then streams blocks of the tensors into the shards of stacked leaves.
 
-    A leaf is built where it lives, layer by layer, so the host holds one tensor at a time: as it is read, and in
-    `dtype` where that is another type. It is copied to its devices from there.
+    A leaf's shards are filled on their devices, block by block, so the host holds BLOCK values at a time (as read, and
+    in `dtype` where that is another type) whatever the sharding, and a process reads its own devices' shards. Torch's
+    .bin and the q and k that llama.cpp permutes are read a whole tensor at a time.
 
     Args:
-      dtype: of the loaded leaves; cast tensor by tensor.
+      dtype: of the loaded leaves; cast block by block.
       sharding_fn: (path, shape) -> NamedSharding of a finished leaf; None puts it on the default device.
 
     Raises:
@@ -135,22 +151,115 @@ def load(
 def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:
     shape = row.target_shape(layers)
     sharding = sharding_fn(row.target, shape) if sharding_fn else None
-    if LAYER not in row.source:
-        return jax.block_until_ready(place(_read(reader, row, row.source, dtype), sharding))
-    # A stack of layers on the host would be one more copy of the leaf, and two until the runtime lets go of the last.
-    one = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
-    leaf = jnp.zeros(shape, dtype, device=sharding)
-    for layer, key in enumerate(row.sources(layers)):
+    local, shards = (sharding.shard_shape(shape), _addressable(sharding, shape)) if sharding else (shape, 1)
+    read_whole = not _is_read_in_parts(reader, row)
+    held: dict[str, np.ndarray] = {}  # the tensor that was read last, where it is read whole
+
+    def read(bounds: Bounds) -> np.ndarray:
+        layer, inner = (bounds[0].start, bounds[1:]) if LAYER in row.source else (0, bounds)
+        key, part = row.sources(layers)[layer], tuple(slice(along.start, along.stop) for along in inner)
+        if read_whole and key not in held:
+            held.clear()
+            held[key] = _cast(reader, row, key, None, dtype)
+        found = held[key][part] if read_whole else _cast(reader, row, key, row.transform.where(part, row.shape), dtype)
+        return found if inner is bounds else found[None]
+
+    rows = max(local) if read_whole else BLOCK // shards // math.prod(row.shape[1:])
+    blocks = list(_blocks(row, local, rows))
+    if len(blocks) == 1:
+        return jax.block_until_ready(_place(read, shape, local, *blocks[0], sharding))
+    bits = _changed_as(jnp.dtype(dtype), sharding)
+    # Blocks joined on the host would be one more copy of the leaf, and two until the runtime lets go of the last.
+    leaf, update = jnp.zeros(shape, bits, device=sharding), _updater(sharding)
+    for start, block in blocks:
+        placed = _place(lambda bounds: read(bounds).view(bits), shape, local, start, block, sharding)
         # Blocked: reading runs ahead of a slow device otherwise, and what waits is held by the host.
-        leaf = jax.block_until_ready(put(leaf, place(_read(reader, row, key, dtype), one), layer, 0))
-    return leaf
+        leaf = jax.block_until_ready(update(leaf, placed, start))
+    return leaf if bits == dtype else _view(leaf, dtype, sharding)
 
 
-def _read(reader: Reader, row: Row, key: str, dtype: Any) -> np.ndarray:
-    """One tensor in our layout (a view where only that differs) and in `dtype`."""
+def _is_read_in_parts(reader: Reader, row: Row) -> bool:
+    """False too of what is no more than a block: all shards are cut from one reading."""
+    return reader.reads_parts and row.transform.where is not None and math.prod(row.shape) > BLOCK
+
+
+def _addressable(sharding: NamedSharding, shape: tuple[int, ...]) -> int:
+    """How many different shards this process's devices hold."""
+    parts = sharding.addressable_devices_indices_map(shape).values()
+    return len({tuple((along.start, along.stop) for along in part) for part in parts})
+
+
+def _blocks(row: Row, shard: tuple[int, ...], rows: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(start, shape) of the blocks that fill a shard: of one layer, and of so many of the file's whole rows.
+
+    All have one shape, for which XLA compiles once: the last one goes over a part of the one before it again.
+    """
+    lengths = [1 if axis == 0 and LAYER in row.source else length for axis, length in enumerate(shard)]
+    along = len(shard) - 1 if row.transform.transposed else len(shard) - len(row.shape)
+    lengths[along] = min(max(rows, 1), shard[along])
+    starts = [range(0, size - length, length) for size, length in zip(shard, lengths, strict=True)]
+    ends = [size - length for size, length in zip(shard, lengths, strict=True)]
+    for start in itertools.product(*([*line, end] for line, end in zip(starts, ends, strict=True))):
+        yield start, tuple(lengths)
+
+
+def _place(
+    read: Callable[[Bounds], np.ndarray],
+    shape: tuple[int, ...],
+    shard: tuple[int, ...],
+    start: tuple[int, ...],
+    block: tuple[int, ...],
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """The block at `start` of each shard, on its devices: an array of blocks in the place of shards."""
+    if sharding is None:  # jnp.asarray makes one more copy on its way
+        return jax.device_put(read(tuple(range(at, at + size) for at, size in zip(start, block, strict=True))))
+    read = functools.cache(read)  # devices that share a shard share its reading
+
+    def of_shard(part):
+        first = [(along.start or 0) // size for along, size in zip(part, block, strict=True)]
+        first = [number * size + at for number, size, at in zip(first, shard, start, strict=True)]
+        return read(tuple(range(at, at + size) for at, size in zip(first, block, strict=True)))
+
+    blocks = tuple(whole // size * part for whole, size, part in zip(shape, shard, block, strict=True))
+    return jax.make_array_from_callback(blocks, sharding, of_shard)
+
+
+@functools.lru_cache
+def _updater(sharding: NamedSharding | None) -> Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array]:
+    """(leaf, blocks of `_place`, start) -> leaf with the block at `start` of each shard, in place."""
+    update = jax.lax.dynamic_update_slice
+    if sharding is None:
+        return jax.jit(update, donate_argnums=0)
+    specs = (sharding.spec, sharding.spec, PartitionSpec())
+    update = jax.shard_map(update, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False)
+    return jax.jit(update, donate_argnums=0, out_shardings=sharding)
+
+
+def _changed_as(dtype: jnp.dtype, sharding: NamedSharding | None) -> jnp.dtype:
+    """Bits on the CPU: there XLA passes the whole of a bfloat16 array through float32 to change a part of it."""
+    devices = sharding.device_set if sharding else jnp.zeros(0).devices()
+    on_cpu = any(device.platform == "cpu" for device in devices)
+    return jnp.dtype("uint16") if on_cpu and dtype.itemsize == 2 else dtype
+
+
+def _view(leaf: jax.Array, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
+    """The same memory of CPU devices as another type of its size; XLA's own cast would hold both."""
+    parts = [(np.asarray(part.data).view(dtype), part.device) for part in leaf.addressable_shards]
+    if sharding is None:
+        return jax.device_put(parts[0][0])
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [jax.device_put(*part) for part in parts])
+
+
+def _cast(reader: Reader, row: Row, key: str, part: Part | None, dtype: Any) -> np.ndarray:
+    """A part of a tensor, or all of it, in our layout (a view where only that differs) and in `dtype`."""
+    tensor = reader.read(key, part)
     with np.errstate(over="ignore"):
-        tensor = row.transform.forward(reader.read(key)).astype(dtype, copy=False)
+        if part is None:
+            tensor = row.transform.forward(tensor)
+        elif row.transform.transposed:
+            tensor = tensor.T
+        tensor = tensor.astype(dtype, copy=False)
     if not is_finite(tensor):
         name = jnp.dtype(dtype).name
         raise UserError(f"{reader.path}: {key} is not finite in {name}; use float32 or download it again")
@@ -161,13 +270,6 @@ def is_finite(tensor: np.ndarray) -> bool:
     """False for NaN (a damaged file) and inf (float16 ends at 65504); a sum carries both, and needs no mask."""
     with np.errstate(invalid="ignore"):  # inf - inf
         return bool(np.isfinite(np.sum(tensor, dtype=np.float32)))
-
-
-def place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """A host array as a jax array in its sharding; each process copies only the parts of its own devices."""
-    if sharding is None:
-        return jax.device_put(array)  # jnp.asarray makes one more copy on its way
-    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str, np.ndarray]]:

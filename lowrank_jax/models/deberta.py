@@ -17,7 +17,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import ATTENTION
 from lowrank_jax.models.bert import Mlp
-from lowrank_jax.models.heads import SEQUENCE_HEADS, SequenceHead, check_head
+from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout
 from lowrank_jax.models.stack import add_layers, run_layers
 
@@ -46,7 +46,7 @@ class DebertaConfig:
       share_att_key: positions go through the content's query and key products; else through their own.
       norm_rel_ebd: "layer_norm" of the relative table, or "none".
       conv_kernel_size: 0: no convolution; else odd.
-      head: "none", "classification" or "regression"; num_labels: its classes.
+      head: a name of `heads.HEADS`; num_labels: its classes (1 for regression).
       classifier_dropout: None is hidden_dropout_prob. All dropout acts only in calls with a "dropout" key.
 
     Raises:
@@ -102,8 +102,6 @@ class DebertaConfig:
         if self.norm_rel_ebd not in ("layer_norm", "none"):
             raise unknown_name("norm_rel_ebd", self.norm_rel_ebd, ("layer_norm", "none"))
         check_head(self.head)
-        if self.head not in ("none", *SEQUENCE_HEADS):
-            raise UserError(f"DeBERTa has no {self.head} head here; choose one of none, {', '.join(SEQUENCE_HEADS)}")
         if self.head == "regression" and self.num_labels != 1:
             raise UserError(f"a regression head gives one score, not num_labels {self.num_labels}; set it to 1")
         for name in RATES:
@@ -282,7 +280,9 @@ class Deberta(nn.Module):
             self.conv = Conv(c, **types)
             self.conv_norm = LayerNorm(c.layer_norm_eps, **types)
         add_layers(self, Block, c, self.dtype, self.param_dtype)
-        if c.head != "none":
+        if c.head == "masked-lm":
+            self.head = MaskedLMHead(c.vocab_size, c.hidden_act, c.layer_norm_eps, **types)
+        elif c.head in SEQUENCE_HEADS:
             self.pooler = Linear(c.hidden_size, use_bias=True, **types)
             rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
             self.head = SequenceHead(c.num_labels, rate=rate, **types)
@@ -290,11 +290,14 @@ class Deberta(nn.Module):
     def __call__(self, tokens: Array, mask: Array | None = None) -> Any:
         """Float32 logits [B, labels], or scores [B] of regression, from gelu(W x + b) of the first token.
 
-        Without a head: (hidden [B, T, D], None), as DeBERTa pools only for a head. Arguments as in `hidden`.
+        Logits [B, T, V] of masked-lm. Without a head: (hidden [B, T, D], None), as DeBERTa pools only for a sequence's
+        head. Arguments as in `hidden`.
         """
         c, hidden = self.config, self.hidden(tokens, mask)
         if c.head == "none":
             return hidden, None
+        if c.head == "masked-lm":
+            return self.head(hidden, self.embed.logits)
         logits = self.head(ACTIVATIONS["gelu"](self.pooler(hidden[:, 0])))
         return logits[:, 0] if c.head == "regression" else logits
 

@@ -177,7 +177,7 @@ def test_pairs_are_cut_as_transformers_cuts_them(kind):
 def test_pairs_of_a_fetched_checkpoint():
     from transformers import AutoTokenizer
 
-    from lowrank_jax.interop.sources import cache_folder
+    from lowrank_jax.interop.locate import cache_folder
 
     folder = cache_folder("minilm-l6")
     if not (folder / "tokenizer.json").is_file():

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.interop.sources import Base, BaseConfig, cache_folder, load_base
+from lowrank_jax.interop.locate import cache_folder
+from lowrank_jax.interop.sources import Base, BaseConfig, load_base
 from lowrank_jax.models.causal import init_cache
 
 TEXTS = {

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.sources import KnownWeights
+from lowrank_jax.interop.locate import KnownWeights
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_weights.py"
 GGUF = b"GGUF and then some"

@@ -7,7 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop import keymap
+from lowrank_jax.interop.gpt2 import third
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, check, load, unload, unpermute
+from lowrank_jax.interop.llama import config_from_gguf, gguf_table
 from lowrank_jax.interop.readers import SafetensorsReader, open_checkpoint
 
 ROWS = (
@@ -120,6 +123,79 @@ def test_a_leaf_split_along_its_layers(tmp_path):
     assert kernel.sharding == split
     for layer in range(4):
         np.testing.assert_array_equal(kernel[layer], tensors[f"block.{layer}.w"].T)
+
+
+WIDE = (
+    Row("embed", "embed/table", (64, 8)),
+    Row("head", "head/kernel", (64, 8), TRANSPOSE),
+    Row("conv", "conv/filters", (8, 4, 3), TRANSPOSE),
+    *(Row("qkv", f"fused/{name}", (16, 24), third(i)) for i, name in enumerate("qkv")),
+    Row("block.{layer}.w", "layers/w/kernel", (8, 40), TRANSPOSE),
+    Row("block.{layer}.p", "layers/p/kernel", (8, 16), unpermute(2)),
+    Row("block.{layer}.f", "layers/f/kernel", (16, 24), third(1)),
+    Row("block.{layer}.g", "layers/norm/scale", (6,)),
+)
+MESHES = {"fsdp": (1, 4, 1), "both": (1, 2, 2), "some hold the same": (2, 2, 1)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("axis", [0, 1, -1, None])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_any_sharding_reads_blocks_and_holds_the_same(tmp_path, monkeypatch, mesh, axis, dtype):
+    """No reading of a tensor that can be cut is larger than a block, and what devices share is read once."""
+    monkeypatch.setattr(keymap, "BLOCK", 96)
+    rng, layers = np.random.default_rng(0), 4
+    tensors = {k: rng.normal(size=row.shape).astype(np.float32) for row in WIDE for k in row.sources(layers)}
+    reader, reads = reader_of(tmp_path, tensors), []
+    read = reader.read
+    monkeypatch.setattr(reader, "read", lambda key, part=None: (reads.append((key, part)), read(key, part))[1])
+    mesh = jax.make_mesh(MESHES[mesh], ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+    def sharding_fn(path, shape):
+        spec = [None] * len(shape)
+        if axis is not None and axis < len(shape) and shape[axis] % 4 == 0:
+            spec[axis] = ("fsdp", "tensor") if axis == 0 else "fsdp"
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    params = load(reader, WIDE, layers, dtype, sharding_fn)
+    for row in WIDE:
+        leaf = params
+        for name in row.target.split("/"):
+            leaf = leaf[name]
+        parts = [row.transform.forward(tensors[key]).astype(dtype) for key in row.sources(layers)]
+        expected = np.stack(parts) if "{layer}" in row.source else parts[0]
+        assert leaf.sharding == sharding_fn(row.target, leaf.shape)
+        np.testing.assert_array_equal(np.asarray(leaf), expected, err_msg=row.target)
+    sizes = {"embed": 0, "head": 0, "block.1.w": 0}
+    for key, part in reads:
+        size = read(key, part).size
+        assert size <= 96 or ".p" in key  # whose rows are in another order
+        if key in sizes:
+            sizes[key] += size
+    for key, size in sizes.items():
+        assert tensors[key].size <= size < 1.5 * tensors[key].size, key  # a last block goes over rows again
+
+
+def test_blocks_without_a_mesh(tmp_path, monkeypatch):
+    tensors = weights()
+    expected = load(reader_of(tmp_path, tensors), ROWS, 3, "bfloat16")
+    monkeypatch.setattr(keymap, "BLOCK", 7)
+    found = load(reader_of(tmp_path, tensors), ROWS, 3, "bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    kinds = [jax.tree.map(lambda x: (x.sharding, x.dtype), params) for params in (found, expected)]
+    assert kinds[0] == kinds[1]
+    tensors["block.2.w"][5, 1] = np.inf
+    with pytest.raises(UserError, match=r"block.2.w is not finite"):
+        load(reader_of(tmp_path, tensors), ROWS, 3)
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_1"])
+def test_blocks_of_gguf(helpers, untied, tmp_path, monkeypatch, kind):
+    reader = open_checkpoint(helpers.gguf(untied, tmp_path / "toy.gguf", kind))
+    config = config_from_gguf(reader)
+    expected = load(reader, gguf_table(config), 3)
+    monkeypatch.setattr(keymap, "BLOCK", 300)
+    jax.tree.map(np.testing.assert_array_equal, load(reader, gguf_table(config), 3), expected)
 
 
 def test_unload_refuses_another_tree(tmp_path):

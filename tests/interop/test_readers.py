@@ -27,6 +27,9 @@ def test_safetensors_dtypes(tmp_path, dtype):
     assert reader.metadata["note"] == "hello"
     assert reader.read("x").dtype == dtype
     np.testing.assert_array_equal(reader.read("x"), value)
+    part = reader.read("x", (slice(0, 2), slice(1, 3)))
+    assert part.dtype == dtype
+    np.testing.assert_array_equal(part, value[:, 1:])
 
 
 def test_integer_tensor_is_refused_when_read(tmp_path):
@@ -100,6 +103,11 @@ def test_gguf_types(helpers, untied, tmp_path, kind):
     found = reader.read("blk.1.ffn_up.weight")
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
     assert not np.may_share_memory(found, reader._reader.data)  # no part of the file, which may change later
+    part = reader.read("blk.1.ffn_up.weight", (slice(5, 40), slice(3, 30)))
+    np.testing.assert_array_equal(part, found[5:40, 3:30])
+    assert not np.may_share_memory(part, reader._reader.data)
+    norm = reader.read("output_norm.weight")
+    np.testing.assert_array_equal(reader.read("output_norm.weight", (slice(2, 9),)), norm[2:9])
     assert reader.metadata["llama.block_count"] == 3
     assert reader.metadata.get("llama.nothing", 7) == 7
 
@@ -197,6 +205,9 @@ def test_torch_file(tmp_path):
         if key != "position_ids":
             assert reader.read(key).dtype.name == str(value.dtype).removeprefix("torch.")
             np.testing.assert_array_equal(reader.read(key).astype(np.float64), value.detach().double().numpy())
+            if value.ndim == 2:
+                inside = (slice(1, 2), slice(0, 2))
+                np.testing.assert_array_equal(reader.read(key, inside), reader.read(key)[1:2, :2])
     with pytest.raises(UserError, match="position_ids is stored as int64") as error:
         reader.read("position_ids")
     one_line(error)

@@ -12,7 +12,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import nbytes
 from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer
-from lowrank_jax.interop import sources
+from lowrank_jax.interop import locate, sources
 from lowrank_jax.interop.llama import export_params
 from lowrank_jax.interop.sources import BaseConfig, abstract_base, fingerprint, load_base
 from lowrank_jax.models.registry import MODELS, get_model
@@ -138,7 +138,7 @@ def test_loading_into_a_mesh(untied_folder):
 
 def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwords):
     pico = load_base(BaseConfig("pico-llama", random_init=True), jax.random.key(0))
-    monkeypatch.setattr(sources, "shipped_folder", lambda: tmp_path / "pico")
+    monkeypatch.setattr(locate, "shipped_folder", lambda: tmp_path / "pico")
     with pytest.raises(UserError, match=r"pico-llama's weights are missing"):
         load_base(BaseConfig("pico-llama"))
     assert abstract_base(BaseConfig("pico-llama")).source == "registry"
@@ -265,7 +265,7 @@ def test_hub_errors_are_one_line_with_the_remedies(monkeypatch):
 def test_no_network_is_said_in_seconds(monkeypatch, tmp_path, answers):
     import huggingface_hub.constants
 
-    monkeypatch.setattr(sources, "HUB_TIMEOUT", 1.0)
+    monkeypatch.setattr(locate, "HUB_TIMEOUT", 1.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:

@@ -61,7 +61,14 @@ def from_torch(config, state):
     if config.conv_kernel_size:
         flat["conv/filters"] = np.einsum("oik->kio", state["encoder.conv.conv.weight"])
         flat["conv/bias"] = state["encoder.conv.conv.bias"]
-    if config.head != "none":
+    if config.head == "masked-lm":
+        place = "cls.predictions"
+        flat["head/dense/kernel"] = state[f"{place}.transform.dense.weight"].T
+        flat["head/dense/bias"] = state[f"{place}.transform.dense.bias"]
+        flat["head/norm/scale"] = state[f"{place}.transform.LayerNorm.weight"]
+        flat["head/norm/bias"] = state[f"{place}.transform.LayerNorm.bias"]
+        flat["head/bias"] = state[f"{place}.bias"]
+    elif config.head != "none":
         flat["pooler/kernel"], flat["pooler/bias"] = state["pooler.dense.weight"].T, state["pooler.dense.bias"]
         flat["head/out/kernel"], flat["head/out/bias"] = state["classifier.weight"].T, state["classifier.bias"]
     return {"params": unflatten({path: jnp.asarray(leaf) for path, leaf in flat.items()})}
@@ -76,7 +83,8 @@ def torch_deberta(config, seed=0):
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in own}
     fields |= {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0}
     fields["pos_att_type"] = list(config.pos_att_type)
-    kind = transformers.DebertaV2Model if config.head == "none" else transformers.DebertaV2ForSequenceClassification
+    kinds = {"none": transformers.DebertaV2Model, "masked-lm": transformers.DebertaV2ForMaskedLM}
+    kind = kinds.get(config.head, transformers.DebertaV2ForSequenceClassification)
     model = kind(transformers.DebertaV2Config(**fields, num_labels=config.num_labels)).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -140,7 +148,7 @@ def test_the_shortest_sequences(length):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("head", ["classification", "regression"])
+@pytest.mark.parametrize("head", ["classification", "regression", "masked-lm"])
 def test_heads_equal_transformers(head):
     torch = pytest.importorskip("torch")
     config = with_head(TOY, head, 3)
@@ -151,6 +159,8 @@ def test_heads_equal_transformers(head):
     ours = Deberta(config).apply(from_torch(config, original.state_dict()), jnp.asarray(tokens), jnp.asarray(mask))
     theirs = theirs[:, 0] if head == "regression" else theirs
     assert ours.dtype == jnp.float32
+    if head == "masked-lm":
+        ours, theirs = ours[mask], theirs[mask]
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -301,7 +311,7 @@ def test_bfloat16_runs_close_to_float32():
         ({"pos_att_type": ("c2c",)}, "did you mean"),
         ({"norm_rel_ebd": "layernorm"}, "did you mean layer_norm"),
         ({"hidden_act": "gelu2"}, "did you mean gelu"),
-        ({"head": "masked-lm"}, "no masked-lm head"),
+        ({"head": "masked"}, "did you mean masked-lm"),
         ({"head": "regression"}, "set it to 1"),
         ({"hidden_dropout_prob": 1.0}, "below 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),

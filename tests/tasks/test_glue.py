@@ -234,7 +234,7 @@ def test_a_length_without_room(build):
 
 def test_real_mrpc_with_the_checkpoints_tokenizer(data_folder):
     from lowrank_jax.data.tokenizers import load_tokenizer
-    from lowrank_jax.interop.sources import cache_folder
+    from lowrank_jax.interop.locate import cache_folder
 
     folder = cache_folder("minilm-l6")
     if not (folder / "tokenizer.json").is_file() or not (data_folder / "glue-mrpc").is_dir():
