@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.interop.sources import CONFIG_FILES, KNOWN, KnownWeights, cache_folder
+from lowrank_jax.interop.hub import CONFIG_FILES
+from lowrank_jax.interop.sources import KNOWN, KnownWeights, cache_folder
 
 RECORD = "SOURCE.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)

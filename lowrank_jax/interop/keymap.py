@@ -17,6 +17,7 @@ from lowrank_jax.interop.readers import Reader
 
 LAYER = "{layer}"
 ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> where it lives
+FinishFn = Callable[[str, jax.Array], Any]  # (path, leaf) as it was read or drawn -> the leaf as it is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,7 @@ def load(
     dtype: Any = jnp.float32,
     sharding_fn: ShardingFn | None = None,
     ignored: Sequence[str] = (),
+    finish: FinishFn = lambda path, leaf: leaf,
 ) -> dict[str, Any]:
     """Checkpoint -> params: checks everything, then streams one tensor at a time into stacked leaves.
 
@@ -123,13 +125,14 @@ def load(
 
     Args:
       dtype: of the loaded leaves; cast tensor by tensor.
-      sharding_fn: (path, shape) -> NamedSharding of a finished leaf; None puts it on the default device.
+      sharding_fn: (path, shape) -> NamedSharding of a read leaf; None puts it on the default device.
+      finish: called with each leaf before the next is read; what it returns is kept.
 
     Raises:
       UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
     """
     check(reader, rows, layers, ignored)
-    return unflatten({row.target: _leaf(reader, row, layers, dtype, sharding_fn) for row in rows})
+    return unflatten({row.target: finish(row.target, _leaf(reader, row, layers, dtype, sharding_fn)) for row in rows})
 
 
 def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:

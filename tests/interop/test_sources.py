@@ -12,9 +12,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import nbytes
 from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer
-from lowrank_jax.interop import sources
+from lowrank_jax.interop import hub, sources
+from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.llama import export_params
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, fingerprint, load_base
+from lowrank_jax.interop.sources import BaseConfig, abstract_base, load_base
 from lowrank_jax.models.registry import MODELS, get_model
 
 
@@ -265,7 +266,7 @@ def test_hub_errors_are_one_line_with_the_remedies(monkeypatch):
 def test_no_network_is_said_in_seconds(monkeypatch, tmp_path, answers):
     import huggingface_hub.constants
 
-    monkeypatch.setattr(sources, "HUB_TIMEOUT", 1.0)
+    monkeypatch.setattr(hub, "TIMEOUT", 1.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:
