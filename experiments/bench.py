@@ -92,6 +92,7 @@ def main(_) -> None:
         "remat": config.base.remat,
         "scan_unroll": config.base.scan_unroll,
         "dtype": jnp.dtype(config.base.dtype).name,
+        "quantize": config.base.quantize,
         **environment_record(),
     }
     if jax.process_index() == 0:

@@ -16,6 +16,7 @@ from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import NONE
 from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import count, partition
 from lowrank_jax.core.types import ApplyFn
@@ -71,6 +72,11 @@ class Experiment:
             flat = flatten(trainable.get("params", {}))
             counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
+
+    def base_record(self, fingerprint: str) -> dict[str, str]:
+        """What a record and an adapter say of the base: {"name", "fingerprint"}, and "quantize" where it is."""
+        record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
+        return record if kind == NONE else {**record, "quantize": kind}
 
     def remarks(self) -> dict[str, Any]:
         """What a record must say of the data: {"partial", "notes"} of a labelled task, else nothing."""
@@ -202,7 +208,7 @@ def build(
 
     apply_fn = adapters.attach(base.model, plan)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
-    check_start(config.start, trainable, functools.partial(is_fresh, config))
+    check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 
     if seq_len is None and task is None:
         if base.tokenizer is None and not config.base.random_init:

@@ -23,7 +23,7 @@ QUANTIZE = (NONE, INT8, NF4)
 BLOCK = 64  # weights along d_in that share one scale in nf4
 GROUP = 256  # scales along d_out that share one factor
 LEVELS = (  # of nf4: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (appendix E)
-    *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0),
     *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
 )
 TINY = float(np.finfo(np.float32).tiny)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import Quantized
 from lowrank_jax.interop.readers import Reader
 
 LAYER = "{layer}"
@@ -177,9 +178,12 @@ def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str,
     """Params -> (key, array in the checkpoint's layout), tensor by tensor; the inverse of `load`.
 
     Raises:
+      UserError: a kernel is quantised.
       ValueError: the tree's paths or shapes are not the table's.
     """
     flat = flatten(params)
+    if codes := [path for path, leaf in flat.items() if isinstance(leaf, Quantized)]:
+        raise UserError(f"{codes[0]} is held as codes, which files of weights do not hold; give dense_tree(params)")
     expected = {row.target: row.target_shape(layers) for row in rows}
     actual = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     if expected != actual:
