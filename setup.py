@@ -38,6 +38,7 @@ TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
+    "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
 ]

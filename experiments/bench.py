@@ -93,6 +93,7 @@ def main(_) -> None:
         "scan_unroll": config.base.scan_unroll,
         "fused": config.base.fused,
         "dtype": jnp.dtype(config.base.dtype).name,
+        "quantize": config.base.quantize,
         **environment_record(),
     }
     if jax.process_index() == 0:

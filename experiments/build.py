@@ -17,6 +17,7 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups, fuse, separate
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import NONE
 from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn
@@ -75,6 +76,11 @@ class Experiment:
             flat = flatten(trainable.get("params", {}))
             counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
+
+    def base_record(self, fingerprint: str) -> dict[str, str]:
+        """What a record and an adapter say of the base: {"name", "fingerprint"}, and "quantize" where it is."""
+        record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
+        return record if kind == NONE else {**record, "quantize": kind}
 
     def remarks(self) -> dict[str, Any]:
         """What a record must say of the data: {"partial", "notes"} of a labelled task, else nothing."""
@@ -216,7 +222,7 @@ def build(
 
     apply_fn = adapters.attach(model, plan, groups)
     adapters.check(model, plan, variables, jnp.zeros((1, 8), jnp.int32), groups=groups)
-    check_start(config.start, trainable, functools.partial(is_fresh, config))
+    check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 
     if seq_len is None and task is None:
         if base.tokenizer is None and not config.base.random_init:
@@ -261,6 +267,10 @@ def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
     if not hasattr(base.model, "fused_groups"):
         raise UserError(
             f"base.fused serves Llama; {config.base.name} is a {type(base.model).__name__}; set it to false"
+        )
+    if config.base.quantize != NONE:
+        raise UserError(
+            "base.fused joins kernels that base.quantize holds as codes; set one of them back (false, or none)"
         )
     if config.mesh.tensor > 1:
         raise UserError("base.fused joins columns that mesh.tensor splits; set one of them back (false, or 1)")

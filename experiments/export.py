@@ -23,7 +23,9 @@ class ExportConfig:
     Attributes:
       adapter: the trained leaves alone, with their scales and the base's fingerprint, in `adapter/`. Full fine-tuning
         has no adapter: it is kept by its checkpoint and by `merged`.
-      merged: dtype of the merged model in Hugging Face's layout in `model/`; "" writes none.
+      merged: dtype of the merged model in Hugging Face's layout in `model/`; "" writes none. Of a quantised base, what
+        its codes stand for with the update, as arrays on the device; scripts/merge_adapter.py merges into the
+        published weights instead, on the host.
     """
 
     adapter: bool = True
@@ -41,7 +43,7 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
             state.trainable,
             adapters.describe(plan),
             scales,
-            {"name": experiment.base.name, "fingerprint": fingerprint},
+            experiment.base_record(fingerprint),
         )
     if config.merged:
         params = join_layers(adapters.merge(experiment.variables(state, frozen), plan))

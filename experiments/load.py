@@ -21,6 +21,7 @@ from lowrank_jax.core.errors import UserError
 flags.DEFINE_string("make", None, "Folder to write a random bfloat16 Llama of about 2 GB to; nothing is measured then.")
 flags.DEFINE_string("base", None, "Base model to read, as in base.name.")
 flags.DEFINE_string("dtype", "bfloat16", "Type the leaves are held in.")
+flags.DEFINE_string("quantize", "none", "How the layers' kernels are held, as in base.quantize.")
 flags.DEFINE_integer("fsdp", 1, "Devices that share each leaf.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file whose list of records this one is added to.")
 FLAGS = flags.FLAGS
@@ -56,18 +57,18 @@ def main(_) -> None:
     jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' own memory is no part of the load
     started = time.perf_counter()
     with ResidentPeak() as peak:
-        base = load_base(BaseConfig(FLAGS.base, dtype=FLAGS.dtype), sharding_fn=sharding_fn)
+        base = load_base(BaseConfig(FLAGS.base, dtype=FLAGS.dtype, quantize=FLAGS.quantize), sharding_fn=sharding_fn)
         jax.block_until_ready(base.params)
     seconds = time.perf_counter() - started
     leaves = jax.tree.leaves(base.params)
-    itemsize = jnp.dtype(FLAGS.dtype).itemsize
-    shard = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize for leaf in leaves)
+    shard = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     # A CPU device's memory is the host's: the params are what it must hold.
     held = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.device.platform == "cpu")
     record = {
         "base": Path(base.name).name,
         "parameters": count(base.params),
         "dtype": FLAGS.dtype,
+        "quantize": FLAGS.quantize,
         "fsdp": FLAGS.fsdp,
         "seconds": round(seconds, 2),
         "params_gib": round(nbytes(base.params) / GIB, 3),

@@ -102,7 +102,7 @@ def main(_) -> int:
                 result = runs.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
-                    base={"name": experiment.base.name, "fingerprint": fingerprint}, **experiment.remarks(),
+                    base=experiment.base_record(fingerprint), **experiment.remarks(),
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
                 if result["losses"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import NONE
 
 PARAMS = "params/"
 
@@ -20,6 +21,7 @@ class StartConfig:
 
     Attributes:
       adapter: folder of a saved adapter (a run's `adapter/`) of the same base and plan; None: as the family starts.
+        The base may be held otherwise than it was (base.quantize): its fingerprint is that of the weights as published.
       head: what becomes of the head (and of a pooler that was drawn with it). `fresh` leaves it there and draws this
         task's own, the only way from MNLI's three classes to two or to a score; `adapter` takes it, for equal classes.
     """
@@ -32,14 +34,20 @@ class StartConfig:
             raise UserError("start.head is 'adapter' and start.adapter names none; give the folder of a saved adapter")
 
 
-def check_start(config: StartConfig, abstract: Any, is_fresh: Callable[[str], bool]) -> None:
+def check_start(config: StartConfig, abstract: Any, is_fresh: Callable[[str], bool], quantize: str = NONE) -> None:
     """Reads the adapter and compares it with the leaves that are to be trained, before any long work.
+
+    Says so where it was trained beside a base that was held in another way than this one, by `quantize`.
 
     Raises:
       UserError: see `apply_start`, but for the base's fingerprint, which only the weights have.
     """
-    if config.adapter:
-        _leaves(config, abstract, is_fresh, None)
+    if not config.adapter:
+        return
+    _leaves(config, abstract, is_fresh, None)
+    then = load_adapter(config.adapter)[2]["base"].get("quantize", NONE)
+    if then != quantize and jax.process_index() == 0:
+        print(f"start.adapter {config.adapter}: trained with base.quantize={then}, goes on with {quantize}", flush=True)
 
 
 def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], bool], fingerprint: str) -> Any:

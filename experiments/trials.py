@@ -140,7 +140,7 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
                 result = runs.finish_run(
                     folder, names[i], plains[i], outcome.statuses[i], one.parameters, started, outcome.train_seconds,
                     outcome.messages[i], compile_seconds=compile_seconds, seq_len=one.task.seq_len,
-                    base={"name": one.base.name, "fingerprint": fingerprint}, together=len(names), **one.remarks(),
+                    base=one.base_record(fingerprint), together=len(names), **one.remarks(),
                 )  # fmt: skip
                 trackers[i].summary({"status": outcome.statuses[i], **runs.last_evaluation(result)})
                 if result["losses"]:

@@ -13,6 +13,7 @@ from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 
 
@@ -203,9 +204,11 @@ def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
 def _frozen(module: nn.Module, x: Array, y: Array, dropped: bool) -> dict[str, Array]:
     """What `Family.apply` reads of the module: its kernel and the kernel's product with x, without a bias."""
     kernel, bias = (module.get_variable("params", name) for name in ("kernel", "bias"))
+    whole = dense(kernel, x.dtype) if isinstance(kernel, Quantized) else kernel
     if dropped:
-        return {"kernel": kernel, "product": x @ kernel.astype(x.dtype)}
-    return {"kernel": kernel, "product": y if bias is None else y - bias.astype(y.dtype)}
+        product = multiply(x, kernel) if isinstance(kernel, Quantized) else x @ kernel.astype(x.dtype)
+        return {"kernel": whole, "product": product}
+    return {"kernel": whole, "product": y if bias is None else y - bias.astype(y.dtype)}
 
 
 def _read(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:

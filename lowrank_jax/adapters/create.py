@@ -13,6 +13,7 @@ from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import Quantized, dense
 from lowrank_jax.core.types import PRNGKey, Tree
 
 
@@ -26,10 +27,11 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
       plan: the sites.
       key: of all random starts.
       params: the base as published, for what starts from the kernels (`needs_params`). Where that changes what is
-        frozen (`inits.FROM_KERNEL`), the model runs on `residual(params, plan)`.
+        frozen (`inits.FROM_KERNEL`), the model runs on `residual(params, plan)`. Quantised kernels are read as the
+        weights that their codes stand for.
 
     Raises:
-      UserError: the plan needs params and there are none.
+      UserError: the plan needs params and there are none; a start that leaves a residual, of a quantised kernel.
     """
     adapters, scales = {}, {}
     kernels = flatten(params) if params is not None else {}
@@ -45,9 +47,10 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
                     "give them: create(plan, key, params)"
                 )
             kernel = kernels[site.weight]
-            stack = (keys, kernel.reshape(layers, *kernel.shape[-2:]))
+            _check_residual(site.path, kernel, spec)
+            stack = (keys, jax.tree.map(lambda part, n=layers: part.reshape(n, *part.shape[-2:]), kernel))
             # One layer at a time: a decomposition needs several float32 copies of its kernel.
-            stacked = jax.lax.map(lambda one, f=family, spec=spec: f.init(one[0], spec, one[1]), stack)
+            stacked = jax.lax.map(lambda one, f=family, spec=spec: f.init(one[0], spec, dense(one[1])), stack)
         else:
             stacked = jax.vmap(lambda k, f=family, spec=spec: f.init(k, spec))(keys)
         for name, leaf in stacked.items():
@@ -66,12 +69,25 @@ def residual(params: Tree, plan: Plan) -> dict[str, Any]:
 
     A function of the published params alone, so an adapter on disk needs no copy of it. Leaves keep their dtype; with
     any other start the tree is returned with the leaves that it came with.
+
+    Raises:
+      UserError: the kernel of such a start is quantised.
     """
     flat = dict(flatten(params))
     for site in plan.sites:
         if site.family.needs_kernel(site.spec) and inits.changes_base(site.spec):
+            _check_residual(site.path, flat[site.weight], site.spec)
             flat[site.weight] = _residual_site(flat[site.weight], site.spec, site.family.scale(site.spec))
     return unflatten(flat)
+
+
+def _check_residual(path: str, kernel: Any, spec: AdapterSpec) -> None:
+    """Refuses to factorise codes: the residual would be rounded a second time, and miss what the first one lost."""
+    if isinstance(kernel, Quantized) and inits.changes_base(spec):
+        raise UserError(
+            f"adapter.init {spec.init!r} starts from the published {path}, and the base holds {kernel.kind} codes of "
+            "it; set base.quantize=none, or another adapter.init"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

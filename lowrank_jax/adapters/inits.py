@@ -13,15 +13,11 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.quantized import BLOCK, LEVELS, TINY, nearest_level
 from lowrank_jax.core.types import Array, PRNGKey
 
 FROM_KERNEL = ("pissa", "olora", "loftq")
 LOFTQ_STEPS = 5  # quantise, then factorise what that lost, in turn: the LoftQ paper's T
-BLOCK = 64  # weights that share one factor, as in QLoRA
-NF4 = (  # QLoRA's 4-bit levels: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero
-    *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
-    *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
-)
 
 
 def check(spec: AdapterSpec) -> None:
@@ -88,9 +84,8 @@ def round_nf4(kernel: Array) -> Array:
     """
     flat = kernel.astype(jnp.float32).T.reshape(-1)
     blocks = jnp.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK)
-    largest = jnp.maximum(jnp.abs(blocks).max(1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    levels = jnp.asarray(NF4, jnp.float32)
-    nearest = levels[jnp.searchsorted((levels[1:] + levels[:-1]) / 2, blocks / largest)]
+    largest = jnp.maximum(jnp.abs(blocks).max(1, keepdims=True), TINY)
+    nearest = jnp.asarray(LEVELS, jnp.float32)[nearest_level(blocks / largest)]
     return (nearest * largest).reshape(-1)[: flat.size].reshape(kernel.shape[::-1]).T
 
 

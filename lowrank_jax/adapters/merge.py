@@ -13,6 +13,7 @@ from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.plan import PRE_NORM, Plan, Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import dense, dense_tree
 from lowrank_jax.core.types import Tree
 
 
@@ -24,7 +25,8 @@ def merge(variables: Tree, plan: Plan) -> dict[str, Any]:
       plan: the plan that created them.
 
     Returns:
-      A params tree in the dtypes of `variables["params"]`.
+      A params tree in the dtypes of `variables["params"]`. Of a quantised base, all kernels come back as arrays, in
+      the dtype that they had before: what their codes stand for, which the adapter was trained beside, plus the update.
 
     Raises:
       UserError: a sum is not finite: a diverged adapter must not spoil the base, and a float16 kernel ends at 65,504;
@@ -57,7 +59,7 @@ def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = No
         if f"{site.path}/norms" in flat_norms:
             leaf["norms"] = flat_norms[f"{site.path}/norms"]
         params[site.weight] = _fold_site(params[site.weight], leaf, scale, site.family, site.spec, sign)
-    return unflatten(params)
+    return dense_tree(unflatten(params))
 
 
 def check_merges(plan: Plan, paths: Iterable[str]) -> None:
@@ -104,7 +106,7 @@ def site_delta(variables: Tree, plan: Plan, site: Site) -> jax.Array:
     spec, family = site.spec, site.family
     start = jnp.zeros((*spec.stack, spec.d_in, spec.d_out), jnp.float32)
     if family.fold is not None:
-        start = flatten(variables["params"])[site.weight].astype(jnp.float32)
+        start = dense(flatten(variables["params"])[site.weight], jnp.float32)
     return _fold_site(start, *_leaves(variables, site), family, spec, 1.0) - (0 if family.fold is None else start)
 
 
@@ -139,12 +141,13 @@ def _fold_site(
 
     def fold_layer(layer):
         w, leaf, scale = layer
+        whole = dense(w, jnp.float32)
         if family.fold is None:
-            folded = w.astype(jnp.float32) + sign * family.delta_kernel(leaf, spec, scale)
+            folded = whole + sign * family.delta_kernel(leaf, spec, scale)
         elif sign > 0:
-            folded = family.fold(w, leaf, spec, scale)
+            folded = family.fold(whole, leaf, spec, scale)
         else:
-            folded = family.unfold(w, leaf, spec, scale, leaf["norms"])
+            folded = family.unfold(whole, leaf, spec, scale, leaf["norms"])
         return folded.astype(w.dtype)
 
     return _over_layers(fold_layer, spec, kernel, leaf, scale)
@@ -154,7 +157,7 @@ def _fold_site(
 def _norms_site(kernel: jax.Array, leaf: dict[str, jax.Array], scale: jax.Array, spec: AdapterSpec) -> jax.Array:
     def norms(layer):
         w, leaf, scale = layer
-        return dora.column_norms(w.astype(jnp.float32), leaf, scale)
+        return dora.column_norms(dense(w, jnp.float32), leaf, scale)
 
     return _over_layers(norms, spec, kernel, leaf, scale)
 

@@ -39,7 +39,7 @@ def save_adapter(
       config: JSON-able: method, rank, alpha, targets and the like; a list of several families'.
       scales: {path below "scales": factor, or list with one factor per layer}: what multiplies the branch, kept in
         float32 beside the weights, so that a reader need not know how alpha and rank make it.
-      base: {"name", "fingerprint"} of the frozen model.
+      base: {"name", "fingerprint"} of the frozen model, and "quantize" where it was held as codes.
 
     Raises:
       UserError: the folder cannot be written; what was there before is kept.
@@ -55,7 +55,7 @@ def save_adapter(
     weights = save(tensors, metadata={"format": "lowrank_jax", "format_version": str(FORMAT_VERSION)})
     description = {
         "format_version": FORMAT_VERSION,
-        "base": {"name": base["name"], "fingerprint": base["fingerprint"]},
+        "base": {"name": base["name"], "fingerprint": base["fingerprint"]} | _quantize(base),
         "config": config if isinstance(config, list) else dict(config),
         "leaves": {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in tensors.items()},
         "sha256": hashlib.sha256(weights).hexdigest(),
@@ -138,9 +138,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "use the newer lowrank_jax that wrote it"
         )
     try:
-        return description | {"base": {key: str(description["base"][key]) for key in ("name", "fingerprint")}}
+        base = description["base"]
+        return description | {"base": {key: str(base[key]) for key in ("name", "fingerprint")} | _quantize(base)}
     except (KeyError, TypeError) as error:
         raise _damaged(folder, DESCRIPTION, error) from error
+
+
+def _quantize(base: Mapping[str, str]) -> dict[str, str]:
+    return {"quantize": str(base["quantize"])} if "quantize" in base else {}
 
 
 def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, np.ndarray]:

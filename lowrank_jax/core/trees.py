@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import first_match, flatten, unflatten
+from lowrank_jax.core.quantized import Quantized, refuse_training
 from lowrank_jax.core.types import Rules, Tree
 
 FROZEN = (".*", False)
@@ -28,7 +29,7 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
       it, which would delete the caller's; and frozen, the caller's own arrays.
 
     Raises:
-      UserError: a path matches no rule, or no path is trainable.
+      UserError: a path matches no rule, no path is trainable, or a trainable kernel is quantised.
     """
     trainable, frozen = {}, {}
     for path, leaf in flatten(variables).items():
@@ -36,6 +37,7 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
         if decision is None:
             raise UserError(f"no trainable rule matches {path!r}; end the rules with ('.*', False) to freeze the rest")
         if decision:
+            refuse_training(path, leaf)
             trainable[path] = as_master(leaf)
         else:
             frozen[path] = leaf
@@ -80,10 +82,11 @@ def cast_leaf(leaf: Any, dtype: Any) -> Any:
 
 
 def count(tree: Tree) -> int:
-    """Number of scalars in the tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    """Number of scalars in the tree; a quantised kernel counts its weights."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes of the tree's leaves."""
+    """Bytes of the tree's leaves; of a quantised kernel, those of its codes and scales."""
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -2,13 +2,16 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.paths import flatten, unflatten
+
+Sample = tuple[tuple[int, ...], bytes]
 
 
 def fingerprint(params: Any) -> str:
@@ -18,13 +21,23 @@ def fingerprint(params: Any) -> str:
     Args:
       params: the tree below "params".
     """
-    digest = hashlib.sha256()
-    for path, leaf in flatten(params).items():
-        indices = np.linspace(0, math.prod(leaf.shape) - 1, 16).astype(np.int64)
-        points = tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, leaf.shape))
-        digest.update(f"{path}{tuple(leaf.shape)}".encode())
-        digest.update(_values_at(leaf, points).astype(np.float32).astype(jnp.bfloat16).tobytes())
-    return digest.hexdigest()
+    return digest({path: sample(leaf) for path, leaf in flatten(params).items()})
+
+
+def sample(leaf: Any) -> Sample:
+    """What the fingerprint reads of one leaf: its shape and 16 values."""
+    indices = np.linspace(0, math.prod(leaf.shape) - 1, 16).astype(np.int64)
+    points = tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, leaf.shape))
+    return tuple(leaf.shape), _values_at(leaf, points).astype(np.float32).astype(jnp.bfloat16).tobytes()
+
+
+def digest(samples: Mapping[str, Sample]) -> str:
+    """The fingerprint of a tree from the `sample` of each leaf by path, taken before the leaf was changed."""
+    found = hashlib.sha256()
+    for path, (shape, values) in flatten(unflatten(samples)).items():  # in the order of a tree's leaves
+        found.update(f"{path}{shape}".encode())
+        found.update(values)
+    return found.hexdigest()
 
 
 def _values_at(leaf: Any, points: tuple[np.ndarray, ...]) -> np.ndarray:

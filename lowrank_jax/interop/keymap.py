@@ -16,12 +16,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import Quantized
 from lowrank_jax.interop.readers import Part, Reader
 
 LAYER = "{layer}"
 BLOCK = 2**21  # values of a tensor that the host holds at a time: 8 MiB of float32
 Bounds = tuple[range, ...]  # of a part of a leaf, along each of its axes
 ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> where it lives
+FinishFn = Callable[[str, jax.Array], Any]  # (path, leaf) as it was read or drawn -> the leaf as it is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,7 @@ def load(
     dtype: Any = jnp.float32,
     sharding_fn: ShardingFn | None = None,
     ignored: Sequence[str] = (),
+    finish: FinishFn = lambda path, leaf: leaf,
 ) -> dict[str, Any]:
     """Checkpoint -> params: checks everything, then streams blocks of the tensors into the shards of stacked leaves.
 
@@ -139,13 +142,14 @@ def load(
 
     Args:
       dtype: of the loaded leaves; cast block by block.
-      sharding_fn: (path, shape) -> NamedSharding of a finished leaf; None puts it on the default device.
+      sharding_fn: (path, shape) -> NamedSharding of a read leaf; None puts it on the default device.
+      finish: called with each leaf before the next is read; what it returns is kept.
 
     Raises:
       UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
     """
     check(reader, rows, layers, ignored)
-    return unflatten({row.target: _leaf(reader, row, layers, dtype, sharding_fn) for row in rows})
+    return unflatten({row.target: finish(row.target, _leaf(reader, row, layers, dtype, sharding_fn)) for row in rows})
 
 
 def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:
@@ -276,9 +280,12 @@ def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str,
     """Params -> (key, array in the checkpoint's layout), tensor by tensor; the inverse of `load`.
 
     Raises:
+      UserError: a kernel is quantised.
       ValueError: the tree's paths or shapes are not the table's.
     """
     flat = flatten(params)
+    if codes := [path for path, leaf in flat.items() if isinstance(leaf, Quantized)]:
+        raise UserError(f"{codes[0]} is held as codes, which files of weights do not hold; give dense_tree(params)")
     expected = {row.target: row.target_shape(layers) for row in rows}
     actual = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     if expected != actual:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.interop import keymap
-from lowrank_jax.interop.keymap import Row, ShardingFn
+from lowrank_jax.interop.keymap import FinishFn, Row, ShardingFn
 from lowrank_jax.interop.readers import Reader
 
 INIT_STD = 0.02
@@ -51,11 +51,13 @@ def load(
     ignored: Sequence[str] = (),
     exceptions: Exceptions = STRICT,
     key: jax.Array | None = None,
+    finish: FinishFn | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`keymap.load` with its exceptions: params, and one line each for what was drawn and what was left unread.
 
     Args:
       key: for the fresh leaves: N(0, 0.02^2), biases zero, norms one.
+      finish: as in `keymap.load`, for fresh leaves too.
 
     Raises:
       UserError: see `keymap.load`; the rest of the checkpoint fits no less strictly.
@@ -66,12 +68,13 @@ def load(
         unread = keymap.check(reader, rows, layers, patterns)
     except UserError as error:
         raise UserError(f"{error}; name what is meant in base.fresh (our paths) or base.unused (its keys)") from None
-    params = flatten(keymap.load(reader, rows, layers, dtype, sharding_fn, patterns))
+    kept = {"finish": finish} if finish else {}
+    params = flatten(keymap.load(reader, rows, layers, dtype, sharding_fn, patterns, **kept))
     if fresh:
         if key is None:
             raise ValueError(f"drawing {[row.target for row in fresh]} needs a key")
         shapes = {row.target: row.target_shape(layers) for row in fresh}
-        params.update(flatten(draw_params(shapes, key, dtype, sharding_fn)))
+        params.update(flatten(draw_params(shapes, key, dtype, sharding_fn, finish)))
     found = (("drawn fresh", [row.target for row in fresh]), ("not read", unread))
     notes = tuple(f"{reader.path}: {what}: {', '.join(sorted(names))}" for what, names in found if names)
     return unflatten(params), notes
@@ -88,7 +91,11 @@ def split(
 
 
 def draw_params(
-    shapes: Mapping[str, tuple[int, ...]], key: jax.Array, dtype: Any, sharding_fn: ShardingFn | None = None
+    shapes: Mapping[str, tuple[int, ...]],
+    key: jax.Array,
+    dtype: Any,
+    sharding_fn: ShardingFn | None = None,
+    finish: FinishFn | None = None,
 ) -> Any:
     """Params from N(0, 0.02^2), norms one, biases zero, drawn on the devices where they stay.
 
@@ -99,12 +106,13 @@ def draw_params(
       shapes: path below "params" -> shape.
       dtype: of the params.
       sharding_fn: (path, shape) -> Sharding.
+      finish: called with each leaf before the next is drawn; what it returns is kept. None draws them in one program.
     """
 
     def draw(key, shape):
         return (jax.random.normal(key, shape, jnp.float32) * INIT_STD).astype(dtype)
 
-    def init(key):
+    def init(key, shapes):
         leaves = {}
         for path, shape in shapes.items():
             leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))  # independent of the other leaves
@@ -117,8 +125,13 @@ def draw_params(
                 leaves[path] = draw(leaf_key, shape)
         return leaves
 
-    shardings = {path: sharding_fn(path, shape) for path, shape in shapes.items()} if sharding_fn else None
-    return unflatten(jax.jit(init, out_shardings=shardings)(key))
+    def run(shapes):
+        shardings = {path: sharding_fn(path, shape) for path, shape in shapes.items()} if sharding_fn else None
+        return jax.jit(lambda key: init(key, shapes), out_shardings=shardings)(key)
+
+    if finish is None:
+        return unflatten(run(shapes))
+    return unflatten({path: finish(path, run({path: shape})[path]) for path, shape in shapes.items()})
 
 
 def _any(patterns: Sequence[str], name: str) -> bool:

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
+from lowrank_jax.core.quantized import NONE, check_kind
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
-from lowrank_jax.interop.fingerprint import fingerprint
+from lowrank_jax.interop.fingerprint import digest, fingerprint, sample
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
-from lowrank_jax.interop.keymap import ShardingFn
+from lowrank_jax.interop.hold import abstract_leaf, hold_leaf
+from lowrank_jax.interop.keymap import FinishFn, ShardingFn
 from lowrank_jax.interop.locate import SHIPPED, is_here, resolve
 from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params
 from lowrank_jax.interop.readers import GGUFReader, Reader, open_checkpoint, read_json
@@ -59,6 +61,7 @@ class BaseConfig:
       name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
+      quantize: "int8" or "nf4" holds the layers' kernels as codes, see `core.quantized`; "none" in `dtype`.
       remat, attention, scan_unroll: see `models.causal.CausalLM`.
       fused: frozen kernels that read one input lie side by side while training; see `core.fused`.
       random_init: random weights in the shape of a registered name, instead of pretrained ones.
@@ -71,6 +74,7 @@ class BaseConfig:
     name: str
     revision: str | None = None
     dtype: str = "float32"
+    quantize: str = NONE
     remat: str = "none"
     attention: str = "auto"
     scan_unroll: int = 1
@@ -90,7 +94,8 @@ class Base:
     Attributes:
       params: the tree below "params"; ShapeDtypeStructs from `abstract_base`.
       tokenizer: None when the weights come without one.
-      fingerprint: of the params that were read, not of a fresh head; None from `abstract_base`.
+      fingerprint: of the params as they were read, before they were quantised, and not of a fresh head; None from
+        `abstract_base`.
       source: where the weights came from, for a run's records.
       notes: a line for what was drawn fresh and one for what was not read, if anything.
       fresh: paths below "params" that were drawn and not read: all, with random_init.
@@ -118,20 +123,27 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
       UserError: nothing by that name, no network, another architecture, damaged files, or a tokenizer that is too
         large; all but damaged tensors are found before a weight is read.
     """
-    model_dtype = _dtype(config.dtype)
+    model_dtype, samples = _dtype(config.dtype), {}
+    check_kind(config.quantize)
+
+    def finish(path, leaf):
+        samples[path] = sample(leaf)
+        return hold_leaf(path, leaf, config.quantize, sharding_fn)
+
     if config.random_init:
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "random"
         if key is None:
             raise ValueError("random_init needs a key")
-        params, notes = random_params(shape, key, model_dtype, sharding_fn), ()
-        fresh, mark = tuple(flatten(params)), fingerprint(params)
+        one_by_one = finish if config.quantize != NONE else None  # which takes a program a leaf, twice the time
+        params, notes = draw_params(param_shapes(shape), key, model_dtype, sharding_fn, one_by_one), ()
+        fresh, mark = tuple(flatten(params)), digest(samples) if samples else fingerprint(params)
     else:
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
         shape, tokenizer = _shape_and_tokenizer(config, path, reader)
         exceptions = Exceptions(config.fresh, config.unused)
-        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key)
-        mark = fingerprint({path: leaf for path, leaf in flatten(params).items() if path not in fresh})
+        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, finish)
+        mark = digest({path: one for path, one in samples.items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
     model = build_model(config, shape)
@@ -143,8 +155,12 @@ def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) ->
     flat = flatten(base.params)
     if not base.fresh:
         return {}
-    dtype = flat[base.fresh[0]].dtype
-    return dict(flatten(draw_params({path: flat[path].shape for path in base.fresh}, key, dtype, sharding_fn)))
+
+    def finish(path, leaf):
+        return hold_leaf(path, leaf, getattr(flat[path], "kind", NONE), sharding_fn)
+
+    shapes, dtype = {path: flat[path].shape for path in base.fresh}, flat[base.fresh[0]].dtype
+    return dict(flatten(draw_params(shapes, key, dtype, sharding_fn, finish)))
 
 
 def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Base:
@@ -153,6 +169,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     A registered name that is not here yet takes its registered shape; a Hub name fetches config and tokenizer only.
     """
     model_dtype = _dtype(config.dtype)
+    check_kind(config.quantize)
     if config.random_init or (config.name in MODELS and not is_here(config.name)):
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
     else:
@@ -164,8 +181,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
             shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path))
     params = {}
     for leaf_path, leaf_shape in param_shapes(shape).items():
-        sharding = sharding_fn(leaf_path, leaf_shape) if sharding_fn else None
-        params[leaf_path] = jax.ShapeDtypeStruct(leaf_shape, model_dtype, sharding=sharding)
+        params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn)
     return Base(config.name, build_model(config, shape), shape, unflatten(params), tokenizer, None, source)
 
 
@@ -195,6 +211,7 @@ def load_params(
     sharding_fn: ShardingFn | None = None,
     exceptions: Exceptions = STRICT,
     key: jax.Array | None = None,
+    finish: FinishFn | None = None,
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """A checkpoint's weights as params of any architecture, a line for each exception, and the paths drawn fresh.
 
@@ -204,7 +221,7 @@ def load_params(
     rows, ignored = architecture_of(config).interop.checkpoint_table(reader, config)
     layers = config.num_hidden_layers
     fresh = tuple(row.target for row in partial.split(reader, rows, layers, exceptions)[1])
-    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key), fresh
+    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key, finish), fresh
 
 
 def export_params(params: Any, config: Any, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import Array
 
 KERNEL_INIT = nn.initializers.lecun_normal()
@@ -31,6 +32,8 @@ ACTIVATIONS = {  # HF's names
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
+    A kernel that is held as codes (`core.quantized`) is dequantised here, one layer of a scan at a time.
+
     Attributes:
       features: width of the output.
       use_bias: adds a bias [features].
@@ -47,9 +50,14 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = matmul_float32(x, kernel, 0) if self.float32_output else x @ kernel
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Quantized):  # its parts are no array of the kernel's shape, which `param` asks for
+            kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
+        x = x.astype(self.dtype)
+        if self.float32_output:
+            y = matmul_float32(x, dense(kernel, self.dtype), 0)
+        else:
+            y = multiply(x, kernel) if isinstance(kernel, Quantized) else x @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(y.dtype)

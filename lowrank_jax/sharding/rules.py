@@ -59,10 +59,16 @@ def _axes(rules: Rules, path: str) -> tuple[str | None, ...]:
 
 
 def tree_shardings(tree: Tree, mesh: Mesh, rules: Rules = KERNEL_RULES) -> dict[str, Any]:
-    """The NamedSharding of every leaf of a variable tree ({"params": ..., "adapters": ..., "scales": ...})."""
-    return unflatten(
-        {p: NamedSharding(mesh, leaf_spec(p, leaf.shape, mesh, rules)) for p, leaf in flatten(tree).items()}
-    )
+    """The NamedSharding of every leaf of a variable tree ({"params": ..., "adapters": ..., "scales": ...}).
+
+    The codes and scales of a quantised kernel take its axes, each as far as the mesh divides them.
+    """
+    return unflatten({path: leaf_shardings(path, leaf, mesh, rules) for path, leaf in flatten(tree).items()})
+
+
+def leaf_shardings(path: str, leaf: Any, mesh: Mesh, rules: Rules = KERNEL_RULES) -> Any:
+    """The NamedSharding of the leaf at `path`; of a quantised kernel, those of its parts, in the same class."""
+    return jax.tree.map(lambda part: NamedSharding(mesh, leaf_spec(path, part.shape, mesh, rules)), leaf)
 
 
 def state_shardings(state: Any, trainable_shardings: Mapping[str, Any], mesh: Mesh) -> Any:

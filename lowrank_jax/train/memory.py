@@ -13,7 +13,10 @@ import jax
 from lowrank_jax.core.errors import UserError
 
 GIB = 2**30
-REMEDIES = "lower train.batch_size, raise train.accumulate, set base.remat, shorten the sequences, or use more devices"
+REMEDIES = (
+    "lower train.batch_size, raise train.accumulate, set base.remat or base.quantize, shorten the sequences, or use "
+    "more devices"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lowrank_jax.adapters import AdapterConfig, attach, create, inits, make_plan
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.quantized import LEVELS
 
 torch.set_num_threads(1)
 D_IN, D_OUT, RANK, ALPHA = 24, 40, 4, 12.0
@@ -96,8 +97,8 @@ def test_nf4_rounds_to_the_nearest_level_of_its_block(kernel):
     rounded = np.asarray(inits.round_nf4(jnp.asarray(kernel)))
     blocks = kernel.T.reshape(-1, 64)
     largest = np.abs(blocks).max(1, keepdims=True)
-    distance = np.abs((blocks / largest)[..., None] - np.float32(inits.NF4))
-    expected = (np.float32(inits.NF4)[distance.argmin(-1)] * largest).reshape(D_OUT, D_IN).T
+    distance = np.abs((blocks / largest)[..., None] - np.float32(LEVELS))
+    expected = (np.float32(LEVELS)[distance.argmin(-1)] * largest).reshape(D_OUT, D_IN).T
     np.testing.assert_allclose(rounded, expected, atol=1e-6)
     np.testing.assert_allclose(inits.round_nf4(rounded), rounded, atol=1e-6)
     odd = jnp.asarray(kernel[:, :7])  # 168 weights: the last block is not full

@@ -387,6 +387,7 @@ def test_a_fused_base_trains_as_the_plain_one(toy, argument):
 
 FUSED_MISTAKES = {
     "trained": ({"trainable": "full", "adapter__method": "none"}, "no frozen layers/attention/query/kernel"),
+    "codes": ({"base__quantize": "int8"}, "base.fused joins kernels that base.quantize holds as codes"),
     "split columns": ({"mesh__tensor": 2}, "base.fused joins columns that mesh.tensor splits"),
     "another model": ({"base__name": "gpt2", "adapter__targets": "('all-linear',)"}, "base.fused serves Llama"),
 }

@@ -13,8 +13,9 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import nbytes
 from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer
 from lowrank_jax.interop import locate, sources
+from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.llama import export_params
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, fingerprint, load_base
+from lowrank_jax.interop.sources import BaseConfig, abstract_base, load_base
 from lowrank_jax.models.registry import MODELS, get_model
 
 

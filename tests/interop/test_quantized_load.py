@@ -1,0 +1,121 @@
+"""A base that is quantised while it is read: the layers' kernels alone, leaf by leaf, with the published fingerprint."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.quantized import Quantized, dense_tree, dequantize, quantize
+from lowrank_jax.core.trees import count, nbytes
+from lowrank_jax.interop import hold
+from lowrank_jax.interop.sources import BaseConfig, abstract_base, export_params, load_base, redraw
+from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
+from lowrank_jax.sharding.rules import leaf_spec
+
+PICO = BaseConfig("pico-llama")
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_base(PICO)
+
+
+def by_rules(mesh):
+    return lambda path, shape: NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
+
+
+def described(tree):
+    return {
+        (path, i): (part.shape, part.dtype, part.sharding)
+        for path, leaf in flatten(tree).items()
+        for i, part in enumerate(jax.tree.leaves(leaf))
+    }
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_layers_kernels_are_codes_of_the_published_ones(published, kind):
+    base = load_base(BaseConfig("pico-llama", quantize=kind))
+    assert base.fingerprint == published.fingerprint
+    held = flatten(base.params)
+    codes = {path for path, leaf in held.items() if isinstance(leaf, Quantized)}
+    assert codes == {path for path in held if path.startswith("layers/") and path.endswith("/kernel")}
+    for path, leaf in flatten(published.params).items():
+        assert held[path].shape == leaf.shape
+        if path in codes:
+            np.testing.assert_allclose(dequantize(held[path]), dequantize(quantize(leaf, kind)), atol=1e-6)
+        else:
+            np.testing.assert_array_equal(held[path], leaf)
+    assert count(base.params) == count(published.params)
+    assert nbytes(base.params) < nbytes(published.params) / (2.5 if kind == "int8" else 3.5)
+
+
+@pytest.mark.parametrize(("kind", "random"), [("nf4", False), ("int8", True)])
+def test_shapes_without_weights_are_those_with_them(kind, random):
+    """On a mesh, where codes and scales take the kernel's axes as far as they divide."""
+    sharding_fn = by_rules(make_mesh(MeshConfig(2, 2, 2)))
+    config = BaseConfig("toy-llama" if random else "pico-llama", dtype="bfloat16", quantize=kind, random_init=random)
+    base = load_base(config, jax.random.key(0), sharding_fn)
+    assert described(abstract_base(config, sharding_fn).params) == described(base.params)
+    query = flatten(base.params)["layers/attention/query/kernel"]
+    assert query.codes.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert query.dtype == jnp.bfloat16
+
+
+def test_one_leaf_is_whole_at_a_time(monkeypatch):
+    """Each kernel is quantised before the next is read: the published ones are gone by then."""
+    import gc
+    import weakref
+
+    whole, most = [], []
+
+    def watched(kernel, kind):
+        if not isinstance(kernel, jax.core.Tracer):
+            raise AssertionError("quantised outside of jit")
+        return quantize(kernel, kind)
+
+    def held(path, leaf, *rest, inner=hold.hold_leaf):
+        gc.collect()
+        most.append(sum(ref() is not None for ref in whole))
+        if "kernel" in path and path.startswith("layers/"):
+            whole.append(weakref.ref(leaf))
+        return inner(path, leaf, *rest)
+
+    monkeypatch.setattr(hold, "quantize", watched)
+    monkeypatch.setattr("lowrank_jax.interop.sources.hold_leaf", held)
+    load_base(BaseConfig("pico-llama", quantize="int8"))
+    assert len(whole) == 7
+    assert max(most) == 0
+
+
+def test_random_weights_are_codes_of_the_same_draw():
+    key = jax.random.key(3)
+    plain = load_base(BaseConfig("toy-llama", random_init=True), key)
+    base = load_base(BaseConfig("toy-llama", random_init=True, quantize="nf4"), key)
+    assert base.fingerprint == plain.fingerprint
+    kernel = flatten(plain.params)["layers/mlp/up/kernel"]
+    np.testing.assert_allclose(
+        dequantize(flatten(base.params)["layers/mlp/up/kernel"]), dequantize(quantize(kernel, "nf4")), atol=1e-6
+    )
+    again = redraw(base, key)
+    assert jax.tree.structure(again["layers/mlp/up/kernel"]) == jax.tree.structure(
+        flatten(base.params)["layers/mlp/up/kernel"]
+    )
+    np.testing.assert_array_equal(
+        again["layers/mlp/up/kernel"].codes, flatten(base.params)["layers/mlp/up/kernel"].codes
+    )
+
+
+def test_files_of_weights_hold_no_codes(tmp_path):
+    base = load_base(BaseConfig("pico-llama", quantize="int8"))
+    with pytest.raises(UserError, match=r"layers/.* is held as codes"):
+        export_params(base.params, base.config, tmp_path / "model")
+    export_params(dense_tree(base.params), base.config, tmp_path / "model")
+
+
+def test_an_unknown_kind_is_named_before_anything_is_read():
+    for start in (abstract_base, load_base):
+        with pytest.raises(UserError, match="unknown base.quantize 'int4'; did you mean int8"):
+            start(BaseConfig("no/where", quantize="int4"))

@@ -1,0 +1,79 @@
+"""The step beside a base of codes: what it costs in memory, and the same numbers on a mesh."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax import adapters
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.quantized import Quantized, quantize
+from lowrank_jax.core.trees import count, nbytes, partition
+from lowrank_jax.interop.sources import random_params
+from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from lowrank_jax.sharding.rules import shard_tree
+from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
+from lowrank_jax.train.schedule import ScheduleConfig, make_shape
+from lowrank_jax.train.state import init_state
+from lowrank_jax.train.step import make_step, next_token_objective
+
+# 19 million weights, 98% of them in kernels of 24 layers, under 16 tokens.
+WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_embeddings=64)
+SMALL = LlamaConfig(64, 128, 256, 2, 4, tie_word_embeddings=True, max_position_embeddings=32)
+
+
+@functools.cache
+def held(shape, kind, dtype):
+    flat = flatten(random_params(shape, jax.random.key(0), dtype))
+    codes = jax.jit(lambda w: quantize(w, kind))
+    return unflatten({p: codes(x) if p.endswith("/kernel") else x for p, x in flat.items()})
+
+
+def setup(params, shape, remat, dtype, mesh=None, method="lora"):
+    model = Llama(shape, remat=remat, dtype=dtype, param_dtype=dtype)
+    plan = adapters.make_plan(params, adapters.AdapterConfig(method, rank=2, targets=("all-linear",)))
+    variables = {"params": params, **jax.jit(functools.partial(adapters.create, plan))(jax.random.key(2), params)}
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
+    batch = {"tokens": jnp.asarray(tokens), "weights": jnp.ones(tokens.shape)}
+    if mesh is not None:
+        variables, batch = shard_tree(variables, mesh), jax.device_put(batch, batch_sharding(mesh))
+    learnt, frozen = partition(variables)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
+    step = make_step(next_token_objective(adapters.attach(model, plan)), optimizer, make_shape(ScheduleConfig(), 10))
+    return jax.jit(step, donate_argnums=0), init_state(learnt, optimizer, 1e-2, 0), frozen, batch
+
+
+@pytest.mark.parametrize(("kind", "remat", "method"), [
+    ("nf4", "none", "lora"), ("int8", "none", "mora"), ("nf4", "projections", "dora"),
+])  # fmt: skip
+def test_no_buffer_holds_more_than_a_layer_of_weights(kind, remat, method):
+    """Neither dequantised weights kept for the backward pass, nor a copy of the codes, nor a gradient of either."""
+    params = held(WIDE, kind, jnp.float32)
+    step, state, frozen, batch = setup(params, WIDE, remat, jnp.float32, method=method)
+    batch = jax.tree.map(lambda x: x[:2], batch)
+    compiled = step.lower(state, frozen, batch).compile()
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes < 4 * count(params) / 3
+    assert memory.temp_size_in_bytes < 4 * count(params) / 3  # activations, and a few kernels of one layer
+    assert memory.output_size_in_bytes <= nbytes(state) * 1.01 + 4096
+    # Arguments, and what the loops pass through, are all that is as large as the codes of one kernel of all layers.
+    smallest = min(leaf.codes.size for leaf in flatten(params["layers"]).values() if isinstance(leaf, Quantized))
+    results = re.findall(r" = \w+\[(24,[\d,]+)\]\S* ([\w-]+)\(", compiled.as_text())
+    large = {made for shape, made in results if math.prod(map(int, shape.split(","))) >= smallest}
+    assert large == {"parameter", "get-tuple-element"}
+
+
+def test_a_mesh_gives_the_same_step():
+    params = held(SMALL, "nf4", jnp.float32)
+    losses = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2))):
+        step, state, frozen, batch = setup(params, SMALL, "none", jnp.float32, mesh)
+        _, metrics = step(state, frozen, batch)
+        losses.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert frozen["params"]["layers"]["attention"]["query"]["kernel"].codes.sharding.spec[1:] == ("fsdp", "tensor")
