@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
+from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import fingerprint
@@ -105,12 +106,18 @@ class Base:
     fresh: tuple[str, ...] = ()
 
 
-def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: ShardingFn | None = None) -> Base:
+def load_base(
+    config: BaseConfig,
+    key: jax.Array | None = None,
+    sharding_fn: ShardingFn | None = None,
+    report: Report | None = None,
+) -> Base:
     """Loads or draws the base's weights, leaf by leaf, in `config.dtype`; prints what was drawn or left unread.
 
     Args:
       key: for random_init and fresh leaves.
       sharding_fn: (path below "params", shape) -> Sharding of that leaf; None is the default device.
+      report: is told of the values that are read.
 
     Raises:
       UserError: nothing by that name, no network, another architecture, damaged files, or a tokenizer that is too
@@ -128,7 +135,7 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
         reader = open_checkpoint(path)
         shape, tokenizer = _shape_and_tokenizer(config, path, reader)
         exceptions = Exceptions(config.fresh, config.unused)
-        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key)
+        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, report)
         mark = fingerprint({path: leaf for path, leaf in flatten(params).items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
@@ -193,6 +200,7 @@ def load_params(
     sharding_fn: ShardingFn | None = None,
     exceptions: Exceptions = STRICT,
     key: jax.Array | None = None,
+    report: Report | None = None,
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """A checkpoint's weights as params of any architecture, a line for each exception, and the paths drawn fresh.
 
@@ -202,7 +210,7 @@ def load_params(
     rows, ignored = architecture_of(config).interop.checkpoint_table(reader, config)
     layers = config.num_hidden_layers
     fresh = tuple(row.target for row in partial.split(reader, rows, layers, exceptions)[1])
-    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key), fresh
+    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key, report), fresh
 
 
 def export_params(params: Any, config: Any, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:
