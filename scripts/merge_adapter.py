@@ -1,9 +1,11 @@
 """Merges an adapter (ours, PEFT's or the MoRA fork's) into its base and writes the model in Hugging Face's layout."""
 
 import argparse
+import contextlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_configs, residual
 from lowrank_jax.adapters.merge import check_merges
@@ -20,9 +23,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
+from lowrank_jax.core.types import Report
+from lowrank_jax.interop.locate import KNOWN
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import CONFIG
-from lowrank_jax.interop.locate import KNOWN
 from lowrank_jax.interop.sources import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -33,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="The sum is made in float32 and cast once; the drift that the cast costs is printed.",
+        epilog="The sum is made in float32 and cast once; the drift that the cast costs is printed. On a terminal, a "
+        "bar shows how far reading, merging and writing are.",
     )
     parser.add_argument(
         "--base", required=True, metavar="NAME_OR_FOLDER", help="as in a config: name, folder, Hub name"
@@ -73,19 +78,34 @@ def run(
         print(f"[{step}/4 {time.monotonic() - started:6.1f} s] {text}", flush=True)
 
     say(1, f"loading {base_name} in float32")
-    base = load_base(BaseConfig(base_name, revision=revision))
+    with progress("reading", " values") as report:
+        base = load_base(BaseConfig(base_name, revision=revision), report=report)
     say(2, f"loading the adapter in {adapter} and adding it")
     plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
     check_merges(plan, flatten(variables["params"]))
     check(base.model, plan, variables, _tokens(base))
-    params = merge(variables, plan)
+    with progress("merging", " kernels") as report:
+        params = merge(variables, plan, report)
     say(3, "comparing the merged model with base and adapter")
     drift = measure_drift(base, plan, variables, params, dtype)
     print(f"{'':14}largest difference of a logit / largest logit, written as {dtype}: {drift:.2e}")
     say(4, f"writing {to}")
-    export_params(params, base.config, to, dtype, shard_size=limit, tokenizer=base.tokenizer)
+    with progress("writing", " values") as report:
+        export_params(params, base.config, to, dtype, shard_size=limit, tokenizer=base.tokenizer, report=report)
     print(f"{to} holds {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
     return drift
+
+
+@contextlib.contextmanager
+def progress(what: str, unit: str) -> Iterator[Report]:
+    """A bar on stderr while the block runs, moved by the report that it is given; nothing where nobody watches."""
+    with tqdm(desc=what, unit=unit, unit_scale=True, disable=None, leave=False, dynamic_ncols=True) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        yield report
 
 
 def read_size(text: str | None) -> int | None:

@@ -1,11 +1,17 @@
 """scripts/merge_adapter.py as a new user runs it: transformers loads what it writes, with equal logits."""
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.util
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import jax
@@ -13,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, residual
+from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, merge, residual
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.trees import count
 from lowrank_jax.interop import llama
 from lowrank_jax.interop.peft_export import save_peft
 from lowrank_jax.interop.sources import BaseConfig, load_base
@@ -117,6 +124,66 @@ def test_as_a_command(base, tmp_path):
     assert "error: nowhere holds neither adapter.json (ours) nor adapter_config.json (PEFT's)" in failed.stderr
 
 
+def on_a_terminal(arguments, cwd):
+    """(exit status, stdout, what a terminal of 80 columns as stderr is sent)."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=cwd) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while block := os.read(ours, 4096):
+                shown += block
+        printed = process.stdout.read()
+    os.close(ours)
+    return process.returncode, printed.decode(), shown.decode()
+
+
+def test_bars_on_a_terminal_alone(base, adapter, tmp_path):
+    arguments = ["--base", base.name, "--adapter", adapter("lora")[0], "--shard_size", "20KB"]
+    status, printed, shown = on_a_terminal([*arguments, "--to", tmp_path / "out"], tmp_path)
+    assert status == 0
+    for what, unit in (("reading", "values"), ("merging", "kernels"), ("writing", "values")):
+        assert re.search(rf"{what}: +\d+%.*{unit}/s", shown), what
+    assert "reading" not in printed
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--to", str(tmp_path / "quiet")]
+    quiet = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert quiet.stderr == ""
+    assert "[4/4" in quiet.stdout
+
+
+def test_reports_end_where_they_said(base, tmp_path):
+    def told(run):
+        calls = []
+        run(lambda done, total: calls.append((done, total)))
+        assert len({total for _, total in calls}) == 1
+        assert sum(done for done, _ in calls) == calls[0][1]
+        assert all(done >= 0 for done, _ in calls)
+        return len(calls), calls[0][1]
+
+    size, tensors = count(base.params), 9 * 2 + 3  # of 2 layers; embedding, last norm and head
+    assert told(lambda report: load_base(BaseConfig(base.name), report=report)) == (tensors, size)
+    calls = told(lambda report: llama.export_params(base.params, base.config, tmp_path / "out", report=report))
+    assert calls == (tensors + 1, 2 * size)  # each tensor, then the one file
+    plan = make_plan(base.params, CONFIGS["lora"])
+    variables = {"params": base.params, **create(plan, jax.random.key(0))}
+    assert told(lambda report: merge(variables, plan, report)) == (7, 7)
+
+
+def test_a_full_disk_is_one_line(script, base, adapter, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    arguments = ["--base", base.name, "--adapter", str(adapter("lora")[0]), "--to", str(tmp_path / "out")]
+    assert script.main(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "No space left on device; free some space or name another folder" in text
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
     def error(**changes):
         options = {"base": base.name, "adapter": adapter("lora")[0], "to": tmp_path / "out", **changes}
@@ -129,6 +196,7 @@ def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
     assert "is no size; give one such as 2GB" in error(shard_size="big")
     assert "exists and is not empty" in error(to=adapter("lora")[0])
     assert "was trained on" in error(base="pico-llama")
+    assert "did you mean pico-llama" in error(base="pico-lama")
     assert "with other weights" in error(base="pico-llama", adapter=adapter("lora")[1])
 
 

@@ -14,15 +14,16 @@ from lowrank_jax.adapters.plan import PRE_NORM, Plan, Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.quantized import dense, dense_tree
-from lowrank_jax.core.types import Tree
+from lowrank_jax.core.types import Report, Tree
 
 
-def merge(variables: Tree, plan: Plan) -> dict[str, Any]:
+def merge(variables: Tree, plan: Plan, report: Report | None = None) -> dict[str, Any]:
     """The params with every site's update added; no latency is left at inference.
 
     Args:
       variables: {"params", "adapters", "scales"}.
       plan: the plan that created them.
+      report: is told of the sites.
 
     Returns:
       A params tree in the dtypes of `variables["params"]`. Of a quantised base, all kernels come back as arrays, in
@@ -32,7 +33,7 @@ def merge(variables: Tree, plan: Plan) -> dict[str, Any]:
       UserError: a sum is not finite: a diverged adapter must not spoil the base, and a float16 kernel ends at 65,504;
         a family that no weight can hold; a table that a tied head multiplies with.
     """
-    return _checked(fold(variables, plan), plan)
+    return _checked(fold(variables, plan), plan, report)
 
 
 def unmerge(variables: Tree, plan: Plan, norms: Tree | None = None) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def site_delta(variables: Tree, plan: Plan, site: Site) -> jax.Array:
     return _fold_site(start, *_leaves(variables, site), family, spec, 1.0) - (0 if family.fold is None else start)
 
 
-def _checked(params: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def _checked(params: dict[str, Any], plan: Plan, report: Report | None = None) -> dict[str, Any]:
     flat = flatten(params)
     for site in plan.sites:
         kernel = flat[site.weight]
@@ -119,6 +120,8 @@ def _checked(params: dict[str, Any], plan: Plan) -> dict[str, Any]:
                 f"{site.path} with its update holds NaN or infinity in {kernel.dtype}; merge an earlier checkpoint, or "
                 "a base that is held as bfloat16 or float32"
             )
+        if report is not None:
+            report(1, len(plan.sites))
     return params
 
 

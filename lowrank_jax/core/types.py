@@ -9,4 +9,5 @@ Array = jax.Array
 PRNGKey = jax.Array
 Tree = Mapping[str, Any]  # nested dicts with arrays (or ShapeDtypeStructs) as leaves
 Rules = Sequence[tuple[str, Any]]  # (regular expression, value) pairs; the first that matches a whole path wins
+Report = Callable[[int, int], None]  # is told of long work: (done since the last call, all there is to do)
 ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) -> outputs

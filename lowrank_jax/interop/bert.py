@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
@@ -181,10 +182,11 @@ def export_params(
     dtype: str = "float32",
     shard_size: int | None = None,
     tokenizer: Tokenizer | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Writes the encoder and its head in HF's layout; see `export.write_checkpoint`."""
-    rows, values = hf_table(config), config_to_hf(config, dtype, tokenizer)
-    return write_checkpoint(params, rows, config.num_hidden_layers, values, folder, dtype, shard_size, tokenizer)
+    rows, layers, values = hf_table(config), config.num_hidden_layers, config_to_hf(config, dtype, tokenizer)
+    return write_checkpoint(params, rows, layers, values, folder, dtype, shard_size, tokenizer, report)
 
 
 def _kind(head: str) -> str:

@@ -1,8 +1,9 @@
 """Writes params in HF's layout, whole or in shards: config.json, safetensors and the tokenizer."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import BYTE_CLASS, ByteTokenizer, Tokenizer, save_tokenizer
 from lowrank_jax.interop import keymap
 from lowrank_jax.interop.keymap import Row
@@ -28,6 +30,7 @@ def write_checkpoint(
     dtype: str = "float32",
     shard_size: int | None = None,
     tokenizer: Tokenizer | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Writes a model in HF's layout; transformers loads the folder.
 
@@ -40,6 +43,7 @@ def write_checkpoint(
       dtype: "float32", "bfloat16" or "float16", of the written tensors.
       shard_size: bytes per file; None writes one file, which holds the whole model in host memory for a moment.
       tokenizer: written beside the weights when given.
+      report: is told of the values, each counted twice: when it is fetched, and when its file is written.
 
     Raises:
       UserError: unknown dtype, a value that float16 cannot hold, or the disk refuses (full, read-only).
@@ -50,12 +54,19 @@ def write_checkpoint(
     if dtype not in EXPORT_DTYPES:
         raise unknown_name("export dtype", dtype, EXPORT_DTYPES)
     folder = Path(folder)
+    total = 2 * sum(math.prod(row.shape) * len(row.sources(layers)) for row in rows)
+
+    def advance(values: int) -> None:
+        if report is not None:
+            report(values, total)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for shard in _shards(params, rows, layers, dtype, shard_size):
+        for shard in _shards(params, rows, layers, dtype, shard_size, advance):
             files.append((folder / f".part-{len(files)}", list(shard), sum(x.nbytes for x in shard.values())))
             save_file(shard, files[-1][0], metadata={"format": "pt"})
+            advance(sum(x.size for x in shard.values()))
         count = len(files)
         names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
         for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
@@ -86,7 +97,9 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {**values, "tokenizer_class": BYTE_CLASS} if isinstance(tokenizer, ByteTokenizer) else values
 
 
-def _shards(params, rows, layers: int, dtype: str, shard_size: int | None) -> Iterator[dict[str, np.ndarray]]:
+def _shards(
+    params, rows, layers: int, dtype: str, shard_size: int | None, advance: Callable[[int], None]
+) -> Iterator[dict[str, np.ndarray]]:
     shard, used = {}, 0
     for key, tensor in keymap.unload(params, rows, layers):
         with np.errstate(over="ignore"):
@@ -98,6 +111,7 @@ def _shards(params, rows, layers: int, dtype: str, shard_size: int | None) -> It
             shard, used = {}, 0
         shard[key] = tensor
         used += tensor.nbytes
+        advance(tensor.size)
     yield shard
 
 

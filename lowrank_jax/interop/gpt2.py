@@ -7,6 +7,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import checked, number
@@ -175,8 +176,9 @@ def export_params(
     dtype: str = "float32",
     shard_size: int | None = None,
     tokenizer: Tokenizer | None = None,
+    report: Report | None = None,
 ) -> Path:
     """Writes a GPT-2 in HF's layout; transformers loads the folder. See `export.write_checkpoint`."""
     hf = config_to_hf(config, dtype, tokenizer)
     rows, layers = fused_table(config), config.num_hidden_layers
-    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer)
+    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer, report)

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.quantized import Quantized
+from lowrank_jax.core.types import Report
 from lowrank_jax.interop.readers import Part, Reader
 
 LAYER = "{layer}"
@@ -133,6 +134,7 @@ def load(
     sharding_fn: ShardingFn | None = None,
     ignored: Sequence[str] = (),
     finish: FinishFn = lambda path, leaf: leaf,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Checkpoint -> params: checks everything, then streams blocks of the tensors into the shards of stacked leaves.
 
@@ -144,15 +146,30 @@ def load(
       dtype: of the loaded leaves; cast block by block.
       sharding_fn: (path, shape) -> NamedSharding of a read leaf; None puts it on the default device.
       finish: called with each leaf before the next is read; what it returns is kept.
+      report: is told of the leaves' values.
 
     Raises:
       UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
     """
     check(reader, rows, layers, ignored)
-    return unflatten({row.target: finish(row.target, _leaf(reader, row, layers, dtype, sharding_fn)) for row in rows})
+    total = sum(math.prod(row.target_shape(layers)) for row in rows)
+
+    def advance(values: int) -> None:
+        if report is not None:
+            report(values, total)
+
+    leaves = ((row.target, _leaf(reader, row, layers, dtype, sharding_fn, advance)) for row in rows)
+    return unflatten({path: finish(path, leaf) for path, leaf in leaves})
 
 
-def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: ShardingFn | None) -> jax.Array:
+def _leaf(
+    reader: Reader,
+    row: Row,
+    layers: int,
+    dtype: Any,
+    sharding_fn: ShardingFn | None,
+    advance: Callable[[int], None],
+) -> jax.Array:
     shape = row.target_shape(layers)
     sharding = sharding_fn(row.target, shape) if sharding_fn else None
     local, shards = (sharding.shard_shape(shape), _addressable(sharding, shape)) if sharding else (shape, 1)
@@ -170,15 +187,19 @@ def _leaf(reader: Reader, row: Row, layers: int, dtype: Any, sharding_fn: Shardi
 
     rows = max(local) if read_whole else BLOCK // shards // math.prod(row.shape[1:])
     blocks = list(_blocks(row, local, rows))
-    if len(blocks) == 1:
-        return jax.block_until_ready(_place(read, shape, local, *blocks[0], sharding))
+    size, count = math.prod(shape), len(blocks)
+    if count == 1:
+        leaf = jax.block_until_ready(_place(read, shape, local, *blocks[0], sharding))
+        advance(size)
+        return leaf
     bits = _changed_as(jnp.dtype(dtype), sharding)
     # Blocks joined on the host would be one more copy of the leaf, and two until the runtime lets go of the last.
     leaf, update = jnp.zeros(shape, bits, device=sharding), _updater(sharding)
-    for start, block in blocks:
+    for number, (start, block) in enumerate(blocks):
         placed = _place(lambda bounds: read(bounds).view(bits), shape, local, start, block, sharding)
         # Blocked: reading runs ahead of a slow device otherwise, and what waits is held by the host.
         leaf = jax.block_until_ready(update(leaf, placed, start))
+        advance(size * (number + 1) // count - size * number // count)
     return leaf if bits == dtype else _view(leaf, dtype, sharding)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Report
 from lowrank_jax.interop import keymap
 from lowrank_jax.interop.keymap import FinishFn, Row, ShardingFn
 from lowrank_jax.interop.readers import Reader
@@ -52,6 +53,7 @@ def load(
     exceptions: Exceptions = STRICT,
     key: jax.Array | None = None,
     finish: FinishFn | None = None,
+    report: Report | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`keymap.load` with its exceptions: params, and one line each for what was drawn and what was left unread.
 
@@ -69,7 +71,7 @@ def load(
     except UserError as error:
         raise UserError(f"{error}; name what is meant in base.fresh (our paths) or base.unused (its keys)") from None
     kept = {"finish": finish} if finish else {}
-    params = flatten(keymap.load(reader, rows, layers, dtype, sharding_fn, patterns, **kept))
+    params = flatten(keymap.load(reader, rows, layers, dtype, sharding_fn, patterns, report=report, **kept))
     if fresh:
         if key is None:
             raise ValueError(f"drawing {[row.target for row in fresh]} needs a key")

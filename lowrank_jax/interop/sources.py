@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.quantized import NONE, check_kind
+from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
 from lowrank_jax.interop.fingerprint import digest, fingerprint, sample
@@ -112,12 +113,18 @@ class Base:
     fresh: tuple[str, ...] = ()
 
 
-def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: ShardingFn | None = None) -> Base:
+def load_base(
+    config: BaseConfig,
+    key: jax.Array | None = None,
+    sharding_fn: ShardingFn | None = None,
+    report: Report | None = None,
+) -> Base:
     """Loads or draws the base's weights, leaf by leaf, in `config.dtype`; prints what was drawn or left unread.
 
     Args:
       key: for random_init and fresh leaves.
       sharding_fn: (path below "params", shape) -> Sharding of that leaf; None is the default device.
+      report: is told of the values that are read.
 
     Raises:
       UserError: nothing by that name, no network, another architecture, damaged files, or a tokenizer that is too
@@ -142,7 +149,7 @@ def load_base(config: BaseConfig, key: jax.Array | None = None, sharding_fn: Sha
         reader = open_checkpoint(path)
         shape, tokenizer = _shape_and_tokenizer(config, path, reader)
         exceptions = Exceptions(config.fresh, config.unused)
-        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, finish)
+        params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, finish, report)
         mark = digest({path: one for path, one in samples.items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
@@ -212,6 +219,7 @@ def load_params(
     exceptions: Exceptions = STRICT,
     key: jax.Array | None = None,
     finish: FinishFn | None = None,
+    report: Report | None = None,
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """A checkpoint's weights as params of any architecture, a line for each exception, and the paths drawn fresh.
 
@@ -221,7 +229,7 @@ def load_params(
     rows, ignored = architecture_of(config).interop.checkpoint_table(reader, config)
     layers = config.num_hidden_layers
     fresh = tuple(row.target for row in partial.split(reader, rows, layers, exceptions)[1])
-    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key, finish), fresh
+    return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key, finish, report), fresh
 
 
 def export_params(params: Any, config: Any, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:

@@ -117,7 +117,7 @@ def test_starts_that_factorise_the_kernel_are_refused(params, init):
 def test_kernels_are_not_trained_and_biases_may_be(params):
     flat = flatten({"params": params})
     for rules in ("full", ((".*/kernel", True), (".*", False))):
-        with pytest.raises(UserError, match="cannot be trained; set base.quantize=none"):
+        with pytest.raises(UserError, match=r"cannot be trained; set base\.quantize=none"):
             partition({"params": params}, trainable_rules(rules))
     with_bias = unflatten({**flat, "params/layers/attention/query/bias": jnp.zeros((2, 96))})
     learnt, _ = partition(with_bias, trainable_rules("bitfit"))

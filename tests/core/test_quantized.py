@@ -26,7 +26,7 @@ def weights(shape, scale=0.02):
 
 
 def unpack(kernel):
-    """Codes [*stack, padded d_in, d_out] by the documented layout: row 2i in the low half of row i, 2i + 1 in the high."""
+    """Codes [*stack, padded d_in, d_out] as documented: row 2i in the low half of row i, row 2i + 1 in the high."""
     packed = np.asarray(kernel.codes)
     out = np.empty((*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1]), np.uint8)
     out[..., 0::2, :], out[..., 1::2, :] = packed & 15, packed >> 4

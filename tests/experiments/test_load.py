@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from experiments.load import ResidentPeak
-from lowrank_jax.interop.keymap import TRANSPOSE, Row, load
+from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, load
 from lowrank_jax.interop.readers import open_checkpoint
 
 
@@ -46,6 +46,23 @@ def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices):
         leaf = load(reader, [row], 40, dtype, sharding_fn)["layers"]["w"]["kernel"]
     assert leaf.nbytes == 40 * 2**20 * leaf.dtype.itemsize
     assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # a tensor is a fortieth
+
+
+@pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE], ids=["embedding", "head"])
+def test_the_host_holds_less_than_a_shard_of_an_unstacked_leaf(tmp_path, transform):
+    """Shards of 40 MiB, cut across the file's rows and along them."""
+    row = Row("w", "w/kernel", (40 * 1024, 1024), transform)
+    save_file({"w": np.ones(row.shape, np.float32)}, tmp_path / "model.safetensors")
+    reader = open_checkpoint(tmp_path)
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    load(reader, [row], 1, "float32", lambda path, shape: spec)  # what is compiled stays
+    gc.collect()
+    with ResidentPeak() as peak:
+        leaf = load(reader, [row], 1, "float32", lambda path, shape: spec)["w"]["kernel"]
+    shard = leaf.nbytes // 4
+    assert leaf.addressable_shards[0].data.nbytes == shard == 40 * 2**20
+    assert 3.6 * shard < peak.bytes < (4 + 0.9) * shard
 
 
 def test_load_wants_a_base(program):

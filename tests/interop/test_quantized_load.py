@@ -1,4 +1,4 @@
-"""A base that is quantised while it is read: the layers' kernels alone, leaf by leaf, with the published fingerprint."""
+"""A base that is quantised while it is read: the kernels of layers alone, by leaf, and the published fingerprint."""
 
 import jax
 import jax.numpy as jnp
@@ -117,5 +117,5 @@ def test_files_of_weights_hold_no_codes(tmp_path):
 
 def test_an_unknown_kind_is_named_before_anything_is_read():
     for start in (abstract_base, load_base):
-        with pytest.raises(UserError, match="unknown base.quantize 'int4'; did you mean int8"):
+        with pytest.raises(UserError, match=r"unknown base\.quantize 'int4'; did you mean int8"):
             start(BaseConfig("no/where", quantize="int4"))
