@@ -29,10 +29,13 @@ from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, re
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task
 from lowrank_jax.tasks.registry import build_task
+from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import label_objective, make_step, next_token_objective
+
+EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
 
 
 @dataclasses.dataclass
@@ -72,7 +75,7 @@ class Experiment:
         frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
         trainable = self.abstract_state.trainable
         counts = {"trainable": count(trainable), "frozen": count(frozen)}
-        if isinstance(self.task, LabelTask):
+        if head_of(self.config):
             flat = flatten(trainable.get("params", {}))
             counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
@@ -185,7 +188,7 @@ def build(
 
     Args:
       config: unpacked.
-      seq_len: for a bench on random tokens: T, and no task is built.
+      seq_len: for a bench on random tokens: T, and no task is built; epochs are then of EXAMPLES rows.
       task: one that an equal task section and tokenizer made already.
       devices: those of the mesh; None takes all.
 
@@ -234,17 +237,16 @@ def build(
             raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
         check_vocabulary(base.tokenizer, base.config.vocab_size)
         task = build_task(config.task_name, config.task, base.tokenizer)
-    if task is not None:
-        config = dataclasses.replace(config, train=config.train.over(len(task.train_source())))
-    if isinstance(task, LabelTask):
-        objective = label_objective(apply_fn, task.head == "regression", hasattr(base.config, "type_vocab_size"))
+    config = dataclasses.replace(config, train=in_steps(config.train, task))
+    if head := head_of(config):
+        objective = label_objective(apply_fn, head == "regression", hasattr(base.config, "type_vocab_size"))
     else:
         objective = next_token_objective(apply_fn, config.train.chunk_tokens)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     abstract_batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in batch_shapes(task, config.train.batch_size, seq_len).items()
+        for name, (shape, dtype) in batch_shapes(head, config.train.batch_size, seq_len or task.seq_len).items()
     }
     return Experiment(
         config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
@@ -277,16 +279,21 @@ def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
     return base.model.clone(fused=True), base.model.fused_groups()
 
 
-def batch_shapes(task: Task | None, batch: int, seq_len: int | None = None) -> dict[str, tuple[tuple, Any]]:
+def in_steps(train: LoopConfig, task: Task | None) -> LoopConfig:
+    """The length in steps alone; a bench on random tokens, which has no task, takes epochs of EXAMPLES rows."""
+    return train.over(EXAMPLES if task is None else len(task.train_source()))
+
+
+def batch_shapes(head: str | None, batch: int, seq_len: int) -> dict[str, tuple[tuple, Any]]:
     """Name -> (shape, dtype) of a batch at its longest.
 
     Args:
-      task: None for a bench on random tokens, which gives its own seq_len.
+      head: of a labelled task, "classification" or "regression"; None where the targets are among the tokens.
     """
-    rows = (batch, seq_len or task.seq_len)
-    if not isinstance(task, LabelTask):
+    rows = (batch, seq_len)
+    if head is None:
         return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
-    labels = jnp.float32 if task.head == "regression" else jnp.int32
+    labels = jnp.float32 if head == "regression" else jnp.int32
     features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
     return {**features, "labels": ((batch,), labels), "weights": ((batch,), jnp.float32)}
 
@@ -320,9 +327,14 @@ def _buckets(task: Task) -> dict[str, Any]:
     return {"lengths": task.lengths(task.train_source()), "buckets": task.buckets, "pad": task.pad}
 
 
+def head_of(config: RunConfig) -> str | None:
+    """The head that the config's task is scored by, "classification" or "regression"; None for other tasks."""
+    return getattr(config.task, "head", None)
+
+
 def _with_head(config: RunConfig) -> RunConfig:
     """The config whose base has the head that its task is scored by."""
-    head = getattr(config.task, "head", None)
+    head = head_of(config)
     if head is None:
         return config
     if config.base.head not in (AUTO, head):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, build, by_length, is_fresh, params_sharding
+from experiments.build import Experiment, build, by_length, in_steps, is_fresh, params_sharding
 from experiments.evaluators import make_trials_evaluator
 from experiments.schema import RunConfig
 from experiments.start import apply_start
@@ -130,7 +130,7 @@ class TrialGroup:
         """The experiment of a trial; built anew only where its adapters differ from the lead's."""
         if config.adapter != self.lead.config.adapter:
             return build(config, seq_len=seq_len, task=self.lead.task, devices=device)
-        train = config.train.over(len(self.lead.task.train_source())) if self.lead.task else config.train
+        train = in_steps(config.train, self.lead.task)
         return dataclasses.replace(
             self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base)
         )

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.products import trained_matmul
 from lowrank_jax.core.types import Array, PRNGKey
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -57,9 +58,10 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float, activat
     name = activation if spec.bottleneck.activation == "family" else spec.bottleneck.activation
     if norm:
         x = layer_norm(x, leaf["norm_scale"], leaf["norm_bias"])
-    hidden = checkpoint_name(x @ leaf["down_kernel"].astype(x.dtype) + leaf["down_bias"].astype(x.dtype), "adapter")
+    hidden = trained_matmul(x, leaf["down_kernel"].astype(x.dtype)) + leaf["down_bias"].astype(x.dtype)
+    hidden = checkpoint_name(hidden, "adapter")
     up, bias = ((leaf[part] * scale).astype(x.dtype) for part in ("up_kernel", "up_bias"))
-    return ACTIVATIONS[name](hidden) @ up + bias
+    return trained_matmul(ACTIVATIONS[name](hidden), up) + bias
 
 
 def layer_norm(x: Array, scale: Array, bias: Array) -> Array:

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.adapters import mora_maps as maps
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.products import trained_matmul
 from lowrank_jax.core.types import Array, PRNGKey
 
 # scheme -> (f_comp, f_decomp); the names typeN are the official code's.
@@ -67,12 +68,12 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     if options.compression in GROUPINGS:
         compress, decompress = GROUPINGS[options.compression]
         hidden = checkpoint_name(compress(x, size, options.padding), "adapter")
-        return decompress(hidden @ m.astype(x.dtype), spec.d_out)
+        return decompress(trained_matmul(hidden, m.astype(x.dtype)), spec.d_out)
     # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
     count = min(-(-spec.d_in // size), -(-spec.d_out // size))
     blocks = maps.split_blocks(x, size, count, options.padding)
     if options.compression == "decoupling":
-        return maps.join_blocks(blocks @ m.astype(x.dtype), spec.d_out)
+        return maps.join_blocks(trained_matmul(blocks, m.astype(x.dtype)), spec.d_out)
     squares = maps.rotated_squares(m, count, options.layout).astype(x.dtype)
     return maps.join_blocks(jnp.einsum("...np,npq->...nq", blocks, squares), spec.d_out)
 

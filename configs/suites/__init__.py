@@ -1,0 +1,1 @@
+"""Rows of recorded speed tables, for experiments.bench --suite."""

@@ -1,0 +1,144 @@
+"""Training steps on one GPU beside HF PEFT, bfloat16 base of random weights, adapters on all seven projections, AdamW.
+
+    python -m experiments.bench --suite=h100 --peer=FOLDER/peer_peft.py
+
+A row is one configuration in processes of its own: `words` go to experiments.bench, `peer` to the peer's script (None:
+the peer has nothing like it), `env` is set for ours. A claim compares medians:
+
+* speed (tokens/s), time (ms), memory (most GiB) of ours over those of `to`: "peer", or another row's ours; memory over
+  `times` of them where so many processes would stand side by side; without `to`, memory in GiB as it is;
+* loss: the difference of the first step's losses, where both sides have the same weights and tokens;
+* start (seconds from the command to the end of the first step, nothing cached) and warm (how many times sooner with the
+  first start's compilation cache) of a row with `start`.
+
+`least` and `most` are what is aimed at (README, "Speed"). Aims of MoRA are LoRA's time at equal parameters; its FLOPs
+over LoRA's are in the table beside them: 1.00 for sharing, 1.06 (r=8) and 1.25 (r=256) for rotation.
+"""
+
+PEER = None  # its script comes with --peer: the package imports no torch
+PEER_NAME = "HF PEFT + torch.compile"
+
+SEVEN_B = "--config=configs/bench.py:shape=llama2-7b"
+SMALL = "--config=configs/bench.py:shape=smollm2-135m"
+LONG = ("--steps=10", "--warmup=2")  # steps of a second and more
+PEER_7B = ("--shape=7b", "--batch=8", "--seq=512", "--rank=8", "--compile", "--steps=20")
+PEER_LONG = ("--shape=7b", "--batch=16", "--seq=1024", "--rank=8", "--remat", "--compile", "--steps=10")
+PEER_SMALL = ("--shape=135m", "--vocab=49152", "--batch=64", "--seq=64", "--rank=8", "--compile", "--steps=30")
+# With 1,024 tokens' logits at a time, 4,096 x 32,000 float32 logits and their gradient (1 GiB) are never whole.
+FAST, LOW_MEMORY = "remat=projections", "remat=projections,chunk_tokens=1024"
+
+
+def _adapter(method: str, rank: int) -> str:
+    return f"{SEVEN_B},batch=8,seq=512,{method},rank={rank},{FAST}"
+
+
+def _beside(row: str, most: float) -> tuple[dict, ...]:
+    return (dict(what="time", to=row, most=most),)
+
+
+ROWS = (
+    dict(
+        name="7b-lora-8",
+        work="LLaMA-2-7B shape, LoRA r=8, 8 x 512",
+        words=(_adapter("method=lora", 8),),
+        peer=PEER_7B,
+        claims=(dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0)),
+    ),
+    dict(
+        name="7b-lora-8-low-memory",
+        work="the same, low memory",
+        words=(f"{SEVEN_B},batch=8,seq=512,method=lora,rank=8,{LOW_MEMORY}",),
+        peer=PEER_7B,
+        claims=(dict(what="speed", to="peer", least=1.0), dict(what="memory", to="peer", most=0.8)),
+    ),
+    dict(
+        name="7b-lora-8-long",
+        work="LLaMA-2-7B shape, LoRA r=8, 16 x 1024, remat=full",
+        words=(f"{SEVEN_B},batch=16,seq=1024,method=lora,rank=8,remat=full", *LONG),
+        peer=PEER_LONG,
+        claims=(dict(what="speed", to="peer", least=1.25),),
+    ),
+    dict(
+        name="7b-mora-sharing-8",
+        work="LLaMA-2-7B shape, MoRA sharing r=8, 8 x 512",
+        words=(_adapter("method=mora,compression=sharing", 8),),
+        claims=_beside("7b-lora-8", 1.0),
+    ),
+    dict(
+        name="7b-mora-rotation-8",
+        work="LLaMA-2-7B shape, MoRA rotation r=8, 8 x 512",
+        words=(_adapter("method=mora,compression=rotation", 8),),
+        claims=_beside("7b-lora-8", 1.1),
+    ),
+    dict(
+        name="7b-lora-256",
+        work="LLaMA-2-7B shape, LoRA r=256, 8 x 512",
+        words=(_adapter("method=lora", 256),),
+        claims=_beside("7b-lora-8", 1.2),
+    ),
+    dict(
+        name="7b-mora-sharing-256",
+        work="LLaMA-2-7B shape, MoRA sharing r=256, 8 x 512",
+        words=(_adapter("method=mora,compression=sharing", 256),),
+        claims=_beside("7b-lora-256", 1.0),
+    ),
+    dict(
+        name="7b-mora-rotation-256",
+        work="LLaMA-2-7B shape, MoRA rotation r=256, 8 x 512",
+        words=(_adapter("method=mora,compression=rotation", 256),),
+        claims=_beside("7b-lora-256", 1.35),
+    ),
+    dict(
+        name="smollm2-64x64",
+        work="SmolLM2-135M shape, LoRA r=8, 64 x 64",
+        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8", "--steps=30"),
+        peer=PEER_SMALL,
+        claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
+    ),
+    dict(
+        name="smollm2-64x64-unrolled",
+        work="the same, all 30 layers unrolled",
+        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,unroll=30", "--steps=30"),
+        peer=PEER_SMALL,
+        claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
+    ),
+    dict(
+        name="smollm2-16x64",
+        work="SmolLM2-135M shape, LoRA r=8, 16 x 64: one run",
+        words=(f"{SMALL},batch=16,seq=64,method=lora,rank=8", "--steps=30"),
+    ),
+    dict(
+        name="smollm2-8-trials",
+        work="SmolLM2-135M shape, 8 trials of 16 x 64 in one program, beside 8 runs in turn (memory: 8 processes)",
+        words=(f"{SMALL},batch=16,seq=64,method=lora,rank=8", "--trials=8", "--steps=30"),
+        claims=(
+            dict(what="speed", to="smollm2-16x64", least=3.0),
+            dict(what="memory", to="smollm2-16x64", times=8, most=0.4),
+        ),
+    ),
+    *(
+        dict(
+            name=f"7b-{kind}",
+            work=f"LLaMA-2-7B shape, {kind} base, LoRA r=8, 4 x 512",
+            words=(
+                f"{SEVEN_B},batch=4,seq=512,method=lora,rank=8,{LOW_MEMORY}",
+                f"--config.base.quantize={kind}",
+            ),
+            claims=(dict(what="memory", most=12.0),),
+        )
+        for kind in ("int8", "nf4")
+    ),
+    *(
+        dict(
+            name=f"{name}-start",
+            work=f"{what}: from the command to the first step",
+            words=(words, "--steps=10", "--warmup=1"),
+            start=True,
+            claims=(dict(what="start", most=seconds), dict(what="warm", least=3.0)),
+        )
+        for name, what, words, seconds in (
+            ("7b", "LLaMA-2-7B shape, 8 x 512", _adapter("method=lora", 8), 45.0),
+            ("smollm2", "SmolLM2-135M shape, 64 x 64", f"{SMALL},batch=64,seq=64,method=lora,rank=8", 15.0),
+        )
+    ),
+)

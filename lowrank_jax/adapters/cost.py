@@ -1,0 +1,56 @@
+"""FLOPs of a training step in products with weights: the base's and each adapter's, from shapes alone."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.adapters.base import AdapterSpec, Family
+from lowrank_jax.adapters.plan import Plan
+from lowrank_jax.core.flops import product_flops
+
+
+def adapter_flops(plan: Plan, tokens: int) -> int:
+    """Forward and backward pass of every site's update over `tokens` rows, gradients of leaf and input included.
+
+    LoRA: 6 (d_in + d_out) r a row; MoRA's groups 6 p^2, its rotation 6 p^2 a block (Jiang et al., section 4.2).
+    """
+    return sum(_site(site.family, site.spec, tokens) * math.prod(site.spec.stack) for site in plan.sites)
+
+
+def kernel_flops(shapes: list[tuple[int, ...]], tokens: int, trained: bool = False) -> int:
+    """y = x W and dL/dx = dL/dy W^T of kernels over `tokens` rows: 4 a weight, and 2 more for a trained one's gradient.
+
+    Args:
+      shapes: [..., d_in, d_out] each; leading axes are layers.
+    """
+    return (6 if trained else 4) * tokens * sum(map(math.prod, shapes))
+
+
+def _site(family: Family, spec: AdapterSpec, tokens: int) -> int:
+    leaf = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in family.shapes(spec).items()}
+    if family.place == "table":
+        rows = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+        return product_flops(
+            lambda leaf, rows: _pull(lambda leaf: family.delta(leaf, rows, spec, 1.0), leaf), leaf, rows
+        )
+    x = jax.ShapeDtypeStruct((tokens, spec.d_in), jnp.float32)
+    if family.apply is None:
+        return product_flops(lambda leaf, x: _pull(lambda leaf, x: family.delta(leaf, x, spec, 1.0), leaf, x), leaf, x)
+    kernel = jax.ShapeDtypeStruct((spec.d_in, spec.d_out), jnp.float32)
+    y = jax.ShapeDtypeStruct((tokens, spec.d_out), jnp.float32)
+
+    def whole(leaf, kernel, x, y):
+        def update(leaf, x, y):
+            return family.apply(leaf, {"kernel": kernel, "product": y}, x, y, spec, 1.0)
+
+        return _pull(update, leaf, x, y)
+
+    return product_flops(whole, leaf, kernel, x, y)
+
+
+def _pull(fn: Any, *args: Any) -> Any:
+    """The gradients of fn for a cotangent of its own value: no work beside the passes themselves."""
+    value, pullback = jax.vjp(fn, *args)
+    return pullback(value)

@@ -1,0 +1,34 @@
+"""x W for a trained W: the product whose weight gradient is one product over all rows."""
+
+import jax
+from jax import lax
+
+from lowrank_jax.core.types import Array
+
+
+@jax.custom_vjp
+def trained_matmul(x: Array, weight: Array) -> Array:
+    """x W, with dL/dW = X^T G over the rows of x and dL/dy as matrices.
+
+    jax sums over the axes of x [B, T, d_in] as they are; XLA's CPU backend then copies dL/dy into [d_out, B T] for each
+    weight, 70 of 330 ms of a step of pico-llama (8 x 128 tokens, LoRA r=8 at seven sites). Reshaping x before the
+    product would do too, but each site would save a copy of the input that query, key and value share.
+
+    Args:
+      x: [..., d_in].
+      weight: [d_in, d_out], of x's dtype.
+    """
+    return x @ weight
+
+
+def _forward(x, weight):
+    return x @ weight, (x, weight)
+
+
+def _backward(residuals, g):
+    x, weight = residuals
+    rows, grows = (value.reshape(-1, value.shape[-1]) for value in (x, g))
+    return g @ weight.T, lax.dot_general(rows, grows, (((0,), (0,)), ((), ())))
+
+
+trained_matmul.defvjp(_forward, _backward)

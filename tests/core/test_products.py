@@ -1,0 +1,44 @@
+"""The product with a trained matrix: plain x W in value and gradient, without transposed copies of its cotangent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.core.products import trained_matmul
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 5), (2, 3, 5)])
+def test_equals_the_plain_product(lead):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w = jax.random.normal(keys[0], (*lead, 7)), jax.random.normal(keys[1], (7, 3))
+    g = jax.random.normal(keys[2], (*lead, 3))
+    got, pull = jax.vjp(trained_matmul, x, w)
+    want, plain = jax.vjp(jnp.matmul, x, w)
+    np.testing.assert_array_equal(got, want)
+    for ours, theirs in zip(pull(g), plain(g), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_under_vmap_over_trials_and_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (4, 2, 5, 7), jnp.bfloat16)
+    w = jax.random.normal(jax.random.key(1), (4, 7, 3), jnp.bfloat16)
+
+    def gradient(product):
+        return jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.sin(product(x, w)).astype(jnp.float32))))(w, x)
+
+    ours, theirs = gradient(trained_matmul), gradient(jnp.matmul)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=0.1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
+def test_the_cotangent_is_not_transposed():
+    """[48, 8 x 16] of dL/dy [8, 16, 48]: there for the plain product, or the test sees nothing."""
+    x, w = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 48), jnp.float32)
+
+    def compiled(product):
+        return jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(product(x, w))))).lower(w, x).compile().as_text()
+
+    assert "f32[48,128]" in compiled(jnp.matmul)
+    assert "f32[48,128]" not in compiled(trained_matmul)

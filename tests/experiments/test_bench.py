@@ -1,0 +1,112 @@
+"""What a bench gives a step to do: batches of every kind of task, their FLOPs, and the same work as the CPU's peer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.bench_work import random_batch, step_flops
+from experiments.build import build
+from experiments.main import complete_file
+from experiments.schema import to_plain, unpack_run
+from experiments.trial_group import TrialGroup
+from lowrank_jax.interop.sources import BaseConfig, export_params, load_base
+
+ROOT = Path(__file__).parents[2]
+TOY = "shape=toy-llama,rank=2,batch=8,seq=16,dtype=float32"
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def config_of(name, **changes):
+    config = complete_file(f"configs/{name}")
+    with config.unlocked():
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return unpack_run(to_plain(config))
+
+
+def step_once(group, batch):
+    """Loss of the first step, by the program as the bench runs it."""
+    step = group.stepper(group.compile())
+    state, frozen, _ = group.load()
+    return step(state, frozen, group.place(batch))[1]["loss"]
+
+
+@pytest.mark.parametrize(("task", "first"), [("mnli", np.log(3)), ("stsb", None)])
+def test_a_labelled_task_without_its_data(task, first):
+    """Labels of the task's own kind; a fresh head of small weights begins at the loss of chance."""
+    config = config_of(f"lora_glue.py:task={task},batch=8", base__name="toy-bert", base__random_init=True)
+    experiment = build(config, seq_len=12)
+    batch = random_batch(experiment)
+    assert {name: x.shape for name, x in batch.items()} == {
+        "tokens": (8, 12), "types": (8, 12), "mask": (8, 12), "labels": (8,), "weights": (8,),
+    }  # fmt: skip
+    assert {name: x.dtype for name, x in batch.items()} == {n: x.dtype for n, x in experiment.abstract_batch.items()}
+    if first is None:
+        assert 0 <= batch["labels"].min() < batch["labels"].max() <= 5
+        assert len({*batch["labels"]}) == 8
+        first = np.square(batch["labels"]).mean()
+    else:
+        assert {*batch["labels"]} <= {*range(config.task.num_labels)}
+    assert step_once(experiment, batch) == pytest.approx(first, rel=0.2)
+    assert experiment.parameters["head"] > 0
+
+
+def test_trials_of_a_labelled_task():
+    config = config_of("lora_glue.py:task=rte,batch=8", base__name="toy-bert", base__random_init=True)
+    group = TrialGroup([config, config], seq_len=12)
+    batch = random_batch(group.lead, 2)
+    assert (batch["tokens"].shape, batch["labels"].shape) == ((2, 8, 12), (2, 8))
+    assert step_once(group, batch).shape == (2,)
+
+
+def test_random_tokens_are_those_of_one_seed():
+    experiment = build(config_of(f"bench.py:{TOY}"), seq_len=16)
+    batch = random_batch(experiment)
+    np.testing.assert_array_equal(batch["tokens"], np.random.default_rng(0).integers(0, 259, (8, 16), np.int32))
+    assert batch["weights"].min() == 1
+    assert batch["tokens"].dtype == np.int32
+
+
+def test_flops_of_a_step():
+    """toy-llama: two layers of kernels [32, 32], [32, 16] twice, [32, 32], and an MLP of 48; a tied head of 259."""
+    kernels = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    lora = 2 * 2 * (2 * 64 + 2 * 48 + 3 * 80)
+    lora_step, full_step = (
+        step_flops(build(config_of(f"bench.py:{TOY},method={method}"), seq_len=16), tokens=7)
+        for method in ("lora", "fft")
+    )
+    assert lora_step == 7 * (4 * (kernels + 259 * 32) + 6 * lora)
+    assert full_step == 7 * 6 * (kernels + 259 * 32)
+
+
+def test_an_encoders_head_reads_one_token_a_row():
+    config = config_of("lora_glue.py:task=mrpc,method=head", base__name="toy-bert", base__random_init=True)
+    assert step_flops(build(config, seq_len=12), tokens=7) == 7 * 4 * 2 * (4 * 32 * 32 + 2 * 32 * 48)
+
+
+def test_the_peer_does_the_same_work(tmp_path):
+    """HF PEFT on the same weights and tokens: as many trained scalars, and the same loss before its first update."""
+    pytest.importorskip("peft")
+    base = load_base(BaseConfig("toy-llama", random_init=True), key=jax.random.PRNGKey(1))
+    export_params(base.params, base.config, tmp_path / "toy", "float32", tokenizer=base.tokenizer)
+    words = ["--batch=8", "--seq=16", "--rank=2", "--steps=2", "--warmup=1"]
+    script = ROOT / "tests" / "interop" / "peft_step.py"
+    done = subprocess.run(
+        [sys.executable, str(script), f"--weights={tmp_path / 'toy'}", *words],
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    config = config_of(f"bench.py:{TOY}", base__name=str(tmp_path / "toy"), base__random_init=False)
+    ours = build(config, seq_len=16)
+    assert theirs["trainable"] == ours.parameters["trainable"]
+    assert theirs["losses"][0] == pytest.approx(float(step_once(ours, random_batch(ours))), abs=2e-4)
+    assert theirs["losses"][1] < theirs["losses"][0]
+    assert theirs["tokens_per_second"] == pytest.approx(8 * 16 / theirs["ms"] * 1e3, rel=0.01)

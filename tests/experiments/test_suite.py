@@ -1,0 +1,252 @@
+"""The suite of speed rows: what is run, kept and compared, with processes faked; and one row for real."""
+
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import runs, suite, suite_table
+from experiments.suite_rows import load_suite
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ROWS = """
+PEER, PEER_NAME = None, "the peer"
+ROWS = (
+    dict(name="lora", work="LoRA", words=("--config=lora",), peer=("--fast",),
+         claims=(dict(what="speed", to="peer", least=2.0), dict(what="memory", to="peer", most=0.4))),
+    dict(name="same", work="LoRA again", words=("--config=lora",), peer=("--fast", "--low"), claims=()),
+    dict(name="mora", work="MoRA", words=("--config=mora",), env={"XLA_FLAGS": "--b"},
+         claims=(dict(what="time", to="lora", most=1.1),)),
+    dict(name="trials", work="8 trials", words=("--config=lora", "--trials=8"),
+         claims=(dict(what="speed", to="lora", least=3.0), dict(what="memory", to="lora", times=8, most=0.4))),
+    dict(name="int8", work="int8", words=("--config=int8",), claims=(dict(what="memory", most=12.0),)),
+    dict(name="start", work="start", words=("--config=lora", "--steps=10"), start=True,
+         claims=(dict(what="start", most=15.0), dict(what="warm", least=3.0))),
+)
+"""
+PLACE = {
+    "hardware": {"platform": "gpu", "devices": {"H100": 1}, "cpu": "Xeon", "cores": 16},
+    "versions": {"jax": "0.11.2"},
+    "git": {"commit": "1a2b3c", "dirty": False},
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """The suite of ROWS."""
+    (tmp_path / "toy.py").write_text(ROWS)
+    return load_suite(str(tmp_path / "toy.py"))
+
+
+@pytest.fixture
+def measured(monkeypatch, rows, tmp_path):
+    """measured(repeats, only=None, again=False, ...) -> data: the suite with processes that are answered here.
+
+    `measured.calls` are the processes; `measured.answers` what each side says at its first, second, ... run.
+    """
+
+    def record(**values):
+        return {"record": {"tokens_per_second": 1000, "flops_per_token": 100, **values}, "seconds": 1.0}
+
+    def call(repeats, only=None, again=False, peer=True, deadline=float("inf")):
+        kept = suite.Record(tmp_path / "toy_suite.json", rows)
+        chosen = rows.select(only)
+        kept.forget(chosen if again else ())
+        suite.measure(chosen, kept, Path("peer.py") if peer else None, repeats, deadline)
+        return runs.read_json(tmp_path / "toy_suite.json", "")
+
+    def run_process(argv, env):
+        words = " ".join(argv[1:]).removeprefix("-m experiments.bench ")
+        filled = Path(env["JAX_COMPILATION_CACHE_DIR"]).exists() if "JAX_COMPILATION_CACHE_DIR" in env else None
+        call.calls.append(words)
+        if "int8" in words:
+            return {"error": "unknown config key", "seconds": 1.0}
+        if words.startswith("peer.py"):
+            return {"record": {"ms": 50.0, "tokens_s": 400, "peak_gib": 4.0}, "seconds": 1.0}
+        if filled is not None:
+            Path(env["JAX_COMPILATION_CACHE_DIR"]).mkdir(exist_ok=True)
+            return {**record(ms=20.0, peak_gib=2.0, **PLACE), "start_seconds": 4.0 if filled else 14.0}
+        if words == "--config=lora":
+            return record(ms=next(call.lora), peak_gib=2.0, **PLACE)
+        values = {
+            "--config=mora": dict(ms=22.0, peak_gib=2.0, flops_per_token=106, **PLACE),
+            "--config=lora --trials=8": dict(ms=40.0, tokens_per_second=3500, peak_gib=4.0, **PLACE),
+        }
+        return record(**values[words])
+
+    call.calls, call.lora = [], itertools.cycle([19.0, 20.0, 90.0])
+    monkeypatch.setattr(suite, "run_process", run_process)
+    return call
+
+
+def test_rows_and_peer_in_turn_and_shared_commands_once(measured):
+    measured(repeats=2)
+    once = [
+        "--config=lora", "peer.py --fast", "peer.py --fast --low", "--config=mora", "--config=lora --trials=8",
+        "--config=int8", "--config=lora --steps=10", "--config=lora --steps=10",
+    ]  # fmt: skip
+    # What was refused once is not tried again.
+    assert measured.calls == [*once, *(words for words in once if words != "--config=int8")]
+
+
+def test_medians_and_claims(measured):
+    data = measured(repeats=3)
+    found = {row["name"]: row for row in data["rows"]}
+    assert found["lora"]["sides"]["ours"] | {"compile_seconds": 0} == {
+        "repeats": 3, "ms": 20.0, "tokens_per_second": 1000, "peak_gib": 2.0, "flops_per_token": 100,
+        "compile_seconds": 0,
+    }  # fmt: skip
+
+    def claims(name):
+        return [(c["what"], c["value"], c["met"]) for c in found[name]["claims"]]
+
+    assert claims("lora") == [("speed", 2.5, True), ("memory", 0.5, False)]
+    assert claims("mora") == [("time", 1.1, True)]
+    assert found["mora"]["flops_ratio"] == 1.06
+    assert claims("trials") == [("speed", 3.5, True), ("memory", 0.25, True)]
+    assert claims("int8") == [("memory", None, None)]
+    assert claims("start") == [("start", 14.0, True), ("warm", 3.5, True)]
+    assert found["same"]["sides"]["ours"] == found["lora"]["sides"]["ours"]
+    assert [place.keys() for place in data["places"]] == [PLACE.keys(), {"versions"}]
+
+
+def test_the_table_says_all_of_it(measured):
+    data = measured(repeats=1, peer=False)
+    data["peer_note"] = "no --peer was given"
+    text = suite_table.render(data)
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert "19.0 ms, 1,000 tok/s" in lines["LoRA"]
+    assert "time 1.16x of lora (<= 1.1: missed)" in lines["MoRA"]
+    assert lines["MoRA"].endswith("1.06")
+    assert "memory 0.25x of 8 lora (<= 0.4: met)" in lines["8 trials"]
+    assert "not available" in lines["int8"]
+    assert "cold 14.0 s, warm 4.0 s" in lines["start"]
+    assert "H100 (Xeon, 16 cores); jax 0.11.2; commit 1a2b3c." in text
+    assert "Not available: int8 (ours): unknown config key" in text
+    assert "Without the peer: no --peer was given." in text
+    assert suite_table.render(data, "markdown").startswith("| work | the peer | ours | ratio |")
+
+
+def test_it_goes_on_where_it_was_and_starts_again_if_told(measured):
+    measured(repeats=1, only="lora|mora")
+    before = list(measured.calls)
+    data = measured(repeats=1)
+    added = measured.calls[len(before) :]
+    assert before == ["--config=lora", "peer.py --fast", "--config=mora"]
+    assert not {*before} & {*added}
+    again = len(measured.calls)
+    data = measured(repeats=1, only="mora", again=True)
+    assert measured.calls[again:] == ["--config=mora"]
+    assert sum(one["command"].endswith("--config=mora") for one in data["measurements"]) == 1
+    assert len(data["measurements"]) == len({(m["command"], m["side"], m["repeat"]) for m in data["measurements"]})
+
+
+def test_half_a_start_is_measured_whole(measured, tmp_path):
+    """A warm start needs the cold one's cache, which is gone."""
+    data = measured(repeats=1, only="start")
+    data["measurements"] = [one for one in data["measurements"] if one["side"] == "cold"]
+    runs.write_json(tmp_path / "toy_suite.json", data)
+    measured(repeats=1, only="start")
+    assert len(measured.calls) == 4
+
+
+def test_time_that_is_up(measured, rows, tmp_path, capsys):
+    suite.measure(rows.rows, suite.Record(tmp_path / "none.json", rows), None, 1, deadline=0.0)
+    assert measured.calls == []
+    assert "goes on from here" in capsys.readouterr().out
+
+
+def test_commands_that_the_suite_no_longer_has_are_dropped(measured, tmp_path):
+    measured(repeats=1, only="mora")
+    path = tmp_path / "toy_suite.json"
+    data = runs.read_json(path, "")
+    data["measurements"][0]["command"] += " --older"
+    runs.write_json(path, data)
+    data = measured(repeats=1, only="mora")
+    assert [one["command"] for one in data["measurements"]] == [
+        "XLA_FLAGS=--b python -m experiments.bench --config=mora"
+    ]
+
+
+def program(text):
+    return suite.run_process([sys.executable, "-c", text], {"XLA_FLAGS": "--b", "OTHER": "1"})
+
+
+def test_a_process_and_what_is_kept_of_it(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a")
+    text = "import json, os, time; print('hello'); print(json.dumps({'ms': 1, 'first_step_at': time.time(), "
+    found = program(text + "'flags': os.environ['XLA_FLAGS'], 'other': os.environ['OTHER']}))")
+    assert found["record"] == {"ms": 1, "flags": "--a --b", "other": "1"}
+    assert 0 <= found["start_seconds"] <= found["seconds"] + 0.1
+    said = f"import sys; print('error: {ROOT}/x is gone', file=sys.stderr); sys.exit(2)"
+    assert program(said)["error"] == ".../x is gone"
+    assert program("print('no record')")["error"] == "ended with status 0 and said nothing"
+    monkeypatch.setattr(suite, "LIMIT_SECONDS", 0.1)
+    assert program("import time; time.sleep(9)")["error"] == "not done after 0.1 s"
+
+
+def test_peers(rows, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"no file 'gone.py'"):
+        suite.find_peer(rows, "gone.py")
+    assert suite.find_peer(rows, None) == (None, "no --peer was given")
+    monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: None)
+    assert suite.find_peer(rows, str(tmp_path / "toy.py"))[1].startswith("torch is not installed")
+    monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: name)
+    assert suite.find_peer(rows, str(tmp_path / "toy.py")) == (tmp_path / "toy.py", "")
+
+
+def test_mistakes_are_one_line(rows, tmp_path):
+    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, h100, or a file"):
+        load_suite("h10")
+    with pytest.raises(UserError, match=r"--only=x matches none of lora, same, mora"):
+        rows.select("x")
+    with pytest.raises(UserError, match=r"--only=\( is no regular expression"):
+        rows.select("(")
+    mistakes = {"two rows 'lora'": ('"same"', '"lora"'), "is no row": ('to="lora"', 'to="x"')}
+    for message, change in mistakes.items():
+        text = ROWS.replace(*change)
+        (tmp_path / "bad.py").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_suite(str(tmp_path / "bad.py"))
+    runs.write_json(tmp_path / "other_suite.json", {"suite": "other"})
+    with pytest.raises(UserError, match="no record of the suite toy"):
+        suite.Record(tmp_path / "other_suite.json", rows)
+    with pytest.raises(UserError, match=r"there is no 'gone'"):
+        suite_table.load_suites(["gone"])
+    with pytest.raises(UserError, match="holds no record"):
+        suite_table.load_suites([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["h100", "cpu"])
+def test_rows_of_the_shipped_suites_are_words_of_bench(name):
+    """Each flag is one of the program's, and each config argument one of configs/bench.py."""
+    from experiments.main import load_file
+
+    source = (ROOT / "experiments" / "bench.py").read_text()
+    known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source), "config"}
+    for row in load_suite(name).rows:
+        for word in row.words:
+            flag, _, value = word.removeprefix("--").partition("=")
+            assert flag.split(".")[0] in known, word
+            if flag == "config":
+                assert load_file(str(ROOT / value)).experiment == "bench"
+        assert {claim["what"] for claim in row.claims} <= {"speed", "time", "memory", "loss", "start", "warm"}
+
+
+def test_one_row_for_real_and_its_table(start, tmp_path):
+    words = "--config=configs/bench.py:shape=toy-llama,rank=2,batch=4,seq=16,dtype=float32"
+    (tmp_path / "real.py").write_text(
+        f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(name='toy', work='toy', words=({words!r}, '--steps=10')),)\n"
+    )
+    options = [f"--suite={tmp_path / 'real.py'}", f"--results={tmp_path / 'real_suite.json'}"]
+    out, err = start("bench", *options, "--repeats=1").communicate(timeout=120)
+    assert "without the peer: no --peer was given" in out, err
+    (measured,) = json.loads((tmp_path / "real_suite.json").read_text())["measurements"]
+    assert measured["start_seconds"] > measured["record"]["first_step_seconds"] > 0
+    printed, _ = start("bench", *options, "--table").communicate(timeout=60)
+    assert out.endswith(printed)
+    assert f"{measured['record']['ms']:.1f} ms" in printed
