@@ -13,6 +13,7 @@ from experiments.bench_work import random_batch, step_flops
 from experiments.build import build
 from experiments.main import complete_file
 from experiments.schema import to_plain, unpack_run
+from experiments.suite_rows import load_suite
 from experiments.trial_group import TrialGroup
 from lowrank_jax.interop.sources import BaseConfig, export_params, load_base
 
@@ -90,6 +91,43 @@ def test_flops_of_a_step():
 def test_an_encoders_head_reads_one_token_a_row():
     config = config_of("lora_glue.py:task=mrpc,method=head", base__name="toy-bert", base__random_init=True)
     assert step_flops(build(config, seq_len=12), tokens=7) == 7 * 4 * 2 * (4 * 32 * 32 + 2 * 32 * 48)
+
+
+def settings():
+    """What the rows of the suites change about how a step is computed, as arguments of configs/bench.py."""
+    found = set()
+    for name in ("h100", "cpu"):
+        for row in load_suite(name).rows:
+            (argument,) = [word.partition(":")[2] for word in row.words if word.startswith("--config=")]
+            pairs = dict(pair.split("=") for pair in argument.split(","))
+            pairs = {key: value for key, value in pairs.items() if key in ("remat", "unroll", "chunk_tokens")}
+            if "chunk_tokens" in pairs:
+                pairs["chunk_tokens"] = "24"  # of 8 x 16 tokens
+            found.add(",".join(f"{key}={value}" for key, value in sorted(pairs.items())))
+    return sorted(found - {""})
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return moments("")
+
+
+def moments(setting):
+    """Loss, and AdamW's moments after two steps."""
+    experiment = build(config_of(f"bench.py:{TOY},{setting}"), seq_len=16)
+    step, (state, frozen, _) = experiment.stepper(experiment.compile()), experiment.load()
+    batch = experiment.place(random_batch(experiment))
+    for _ in range(2):
+        state, metrics = step(state, frozen, batch)
+    return [metrics["loss"], *jax.tree.leaves(state.opt_state)]
+
+
+@pytest.mark.parametrize("setting", settings())
+def test_the_suites_settings_change_nothing_but_rounding(setting, plain_step):
+    for ours, plain in zip(moments(setting), plain_step, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-6 * np.abs(plain).max() + 1e-9)
 
 
 def test_the_peer_does_the_same_work(tmp_path):
