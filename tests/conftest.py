@@ -16,8 +16,8 @@ if "xla_force_host_platform_device_count" not in _FLAGS:
 if "xla_cpu_experimental_ynn_fusion_type" not in _FLAGS:  # wrong results: see experiments.main.set_xla_flags
     os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
 
-# Compilation is most of the suite: without LLVM's optimisations test_sharding and test_groups took 74 s instead of 122 s.
-# XLA's own passes, and so what the tests read of programs and their memory, are the same.
+# Compilation is most of the suite: without LLVM's optimisations test_sharding and test_groups took 74 s instead of
+# 122 s. XLA's own passes, and so what the tests read of programs and their memory, are the same.
 if "xla_backend_optimization_level" not in _FLAGS:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 

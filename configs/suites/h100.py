@@ -32,15 +32,18 @@ def _adapter(method: str, rank: int) -> str:
     return f"{SEVEN_B},batch=8,seq=512,{method},rank={rank},{FAST}"
 
 
-def _beside(row: str, most: float) -> tuple[dict, ...]:
-    return (dict(what="time", to=row, most=most),)
-
-
 ROWS = (
     dict(
         name="7b-lora-8",
         work="LLaMA-2-7B shape, LoRA r=8, 8 x 512",
         words=(_adapter("method=lora", 8),),
+        peer=PEER_7B,
+        claims=(dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0)),
+    ),
+    dict(
+        name="7b-lora-8-fused",
+        work="the same, products of one input joined",
+        words=(f"{_adapter('method=lora', 8)},fused=True",),
         peer=PEER_7B,
         claims=(dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0)),
     ),
@@ -58,35 +61,20 @@ ROWS = (
         peer=PEER_LONG,
         claims=(dict(what="speed", to="peer", least=1.25),),
     ),
-    dict(
-        name="7b-mora-sharing-8",
-        work="LLaMA-2-7B shape, MoRA sharing r=8, 8 x 512",
-        words=(_adapter("method=mora,compression=sharing", 8),),
-        claims=_beside("7b-lora-8", 1.0),
-    ),
-    dict(
-        name="7b-mora-rotation-8",
-        work="LLaMA-2-7B shape, MoRA rotation r=8, 8 x 512",
-        words=(_adapter("method=mora,compression=rotation", 8),),
-        claims=_beside("7b-lora-8", 1.1),
-    ),
-    dict(
-        name="7b-lora-256",
-        work="LLaMA-2-7B shape, LoRA r=256, 8 x 512",
-        words=(_adapter("method=lora", 256),),
-        claims=_beside("7b-lora-8", 1.2),
-    ),
-    dict(
-        name="7b-mora-sharing-256",
-        work="LLaMA-2-7B shape, MoRA sharing r=256, 8 x 512",
-        words=(_adapter("method=mora,compression=sharing", 256),),
-        claims=_beside("7b-lora-256", 1.0),
-    ),
-    dict(
-        name="7b-mora-rotation-256",
-        work="LLaMA-2-7B shape, MoRA rotation r=256, 8 x 512",
-        words=(_adapter("method=mora,compression=rotation", 256),),
-        claims=_beside("7b-lora-256", 1.35),
+    *(
+        dict(
+            name=f"7b-{method.lower().replace(' ', '-')}-{rank}",
+            work=f"LLaMA-2-7B shape, {method} r={rank}, 8 x 512",
+            words=(_adapter(f"method={method.lower().replace(' ', ',compression=')}", rank),),
+            claims=(dict(what="time", to=f"7b-lora-{beside}", most=most),),
+        )
+        for method, rank, beside, most in (
+            ("LoRA", 256, 8, 1.2),
+            ("MoRA sharing", 8, 8, 1.0),
+            ("MoRA rotation", 8, 8, 1.1),
+            ("MoRA sharing", 256, 256, 1.0),
+            ("MoRA rotation", 256, 256, 1.35),
+        )
     ),
     dict(
         name="smollm2-64x64",

@@ -1,7 +1,7 @@
 """Adapters of kernels that a model has fused: one branch at the wide product for all of its parts."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -35,21 +35,23 @@ class Group:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of what `delta` reads, of one layer."""
         each = [site.family.shapes(site.spec) if site else None for site in self.sites]
-        if joined := self._joint_shapes(each):
-            return joined
+        if join := self._join():
+            structs = [found and {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in found.items()} for found in each]
+            made = jax.eval_shape(lambda leaves: join(leaves, self.columns), structs)
+            return {name: leaf.shape for name, leaf in made.items()}
         return {f"{i}_{name}": shape for i, found in enumerate(each) if found for name, shape in found.items()}
 
     def prepare(self, leaves: Mapping[str, Leaf]) -> dict[str, Array]:
         """The parts' prepared leaves (by site path, stacked over layers) -> what `delta` reads."""
         each = [leaves[site.path] if site else None for site in self.sites]
-        if self._joint():
-            return dict(self._joint()(each, self.columns))
+        if join := self._join():
+            return join(each, self.columns)
         return {f"{i}_{name}": leaf for i, found in enumerate(each) if found for name, leaf in found.items()}
 
     def delta(self, leaf: Leaf, x: Array) -> Array:
         """[delta_1(x) delta_2(x) ...], zero at parts without an adapter; x [.., d_in] -> [.., sum of columns]."""
-        first = next(site for site in self.sites if site)
-        if self._joint():
+        if self._join():
+            first = next(site for site in self.sites if site)
             return first.family.delta(leaf, x, first.spec, 1.0)
         parts = []
         for i, (site, columns) in enumerate(zip(self.sites, self.columns, strict=True)):
@@ -60,22 +62,13 @@ class Group:
                 parts.append(site.family.delta(own, x, site.spec, 1.0))
         return jnp.concatenate(parts, axis=-1)
 
-    def _joint(self):
-        """The family's `join`, where it has one that pays for these sites."""
+    def _join(self) -> Callable[..., dict[str, Array]] | None:
+        """The family's `join`, where all sites are of one family that has it and it pays."""
         sites = [site for site in self.sites if site]
         family = sites[0].family
-        same = all(site.family is family for site in sites)
-        return family.join if same and family.join and family.joins([site.spec for site in sites]) else None
-
-    def _joint_shapes(self, each):
-        if not self._joint():
+        if family.join is None or any(site.family is not family for site in sites):
             return None
-        structs = [
-            found and {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in found.items()}
-            for found in each
-        ]
-        made = jax.eval_shape(lambda leaves: self._joint()(leaves, self.columns), structs)
-        return {name: leaf.shape for name, leaf in made.items()}
+        return family.join if family.joins([site.spec for site in sites]) else None
 
 
 def find_groups(plan: Plan, groups: Groups) -> dict[str, Group]:

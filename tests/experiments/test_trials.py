@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -9,9 +10,23 @@ from safetensors.numpy import load_file
 from experiments import runs
 from experiments.together import check_alike, group_key, parse_seeds
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.interop.sources import export_params, random_params
+from lowrank_jax.models.registry import get_model
 
 STEPS = 50
-SAME = dict(base__name="pico-llama", base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)")
+SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def saved_base(tmp_path_factory):
+    """A toy Llama on disk is the base of all: the seed of a random one would draw other frozen weights a trial."""
+    shape, folder = get_model("toy-llama"), tmp_path_factory.mktemp("base") / "toy"
+    params = random_params(shape, jax.random.key(0), "float32")
+    export_params(params, shape, folder, "float32", tokenizer=ByteTokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAME, "base__name", folder)
+        yield
 
 
 def words(toy, folder, **changes):
@@ -55,9 +70,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     """Ranks, rates, alphas, seeds, warm-ups and an early stop: losses, scores and adapters of trials and of runs."""
     changes = [
         dict(adapter__rank=4, optimizer__learning_rate=3e-3, seed=0),
-        dict(
-            adapter__rank=2, optimizer__learning_rate=1e-3, seed=1, adapter__alpha=4.0, schedule__warmup_steps=9
-        ),
+        dict(adapter__rank=2, optimizer__learning_rate=1e-3, seed=1, adapter__alpha=4.0, schedule__warmup_steps=9),
         dict(adapter__rank=1, optimizer__learning_rate=2e-3, seed=2, train__stop_at=30),
     ]
     cells = cells_file(tmp_path, program, toy, changes)
