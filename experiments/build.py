@@ -29,6 +29,7 @@ from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, re
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task
 from lowrank_jax.tasks.registry import build_task
+from lowrank_jax.train.compiler import compiler_options
 from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
@@ -243,7 +244,8 @@ def build(
     else:
         objective = next_token_objective(apply_fn, config.train.chunk_tokens)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    options = compiler_options(base.config.hidden_size, groups, mesh.devices.flat[0])
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options or None)
     abstract_batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, (shape, dtype) in batch_shapes(head, config.train.batch_size, seq_len or task.seq_len).items()

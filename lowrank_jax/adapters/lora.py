@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.products import trained_matmul
+from lowrank_jax.core.saved import saved_product
 from lowrank_jax.core.types import Array, PRNGKey
 
 # An H100 reads and writes an output's 2 + 2 bytes in the time of 526 multiply-adds (3.0 TB/s, 790 TFLOP/s); half that.
@@ -43,7 +43,7 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     B is scaled as a float32 master: a scale such as 8/3 rounded to bfloat16 would be off by 0.2% of what a merge adds.
     """
     del spec
-    hidden = checkpoint_name(trained_matmul(x, leaf["a"].astype(x.dtype)), "adapter")
+    hidden = saved_product(trained_matmul(x, leaf["a"].astype(x.dtype)), "adapter")
     return trained_matmul(hidden, (leaf["b"] * scale).astype(x.dtype))
 
 

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.saved import saved_product
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.layers import Linear
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
           [B, T, D] and the cache with this layer's T new keys and values written at `index` (which does not move).
         """
         query, key, value = self.projections(x)
-        value = checkpoint_name(value, "value")
+        value = saved_product(value, "value")
         # Rotation is linear, so the backward pass needs only its output: that is what gets the name.
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
         query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")

@@ -175,7 +175,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         up = checkpoint_name(Linear(c.intermediate_size, use_bias=True, name="up", **types)(x), "up")
-        y = Linear(c.hidden_size, use_bias=True, name="down", **types)(ACTIVATIONS[c.hidden_act](up))
+        hidden = checkpoint_name(ACTIVATIONS[c.hidden_act](up), "hidden")
+        y = Linear(c.hidden_size, use_bias=True, name="down", **types)(hidden)
         return dropout(self, y, c.hidden_dropout_prob)
 
 

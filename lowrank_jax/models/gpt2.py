@@ -88,7 +88,7 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         types = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
         up = checkpoint_name(Linear(self.features, name="up", **types)(x), "up")
-        return Linear(x.shape[-1], name="down", **types)(ACTIVATIONS["gelu_new"](up))
+        return Linear(x.shape[-1], name="down", **types)(checkpoint_name(ACTIVATIONS["gelu_new"](up), "hidden"))
 
 
 class Block(nn.Module):

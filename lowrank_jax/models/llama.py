@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups
+from lowrank_jax.core.saved import saved_product
 from lowrank_jax.core.segments import segments
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import QKV, Attention, RopeScaling, rotary_tables
@@ -86,12 +87,12 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if self.fused:
-            gate, up = jnp.split(Linear(2 * self.features, name="gate_up", **types)(x), 2, axis=-1)
+        if self.fused:  # named before the split: the halves would be copied to be saved
+            both = saved_product(Linear(2 * self.features, name="gate_up", **types)(x), "gate_up")
+            gate, up = jnp.split(both, 2, axis=-1)
         else:
-            gate, up = (Linear(self.features, name=name, **types)(x) for name in ("gate", "up"))
-        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-        return Linear(x.shape[-1], name="down", **types)(nn.silu(gate) * up)
+            gate, up = (saved_product(Linear(self.features, name=name, **types)(x), name) for name in ("gate", "up"))
+        return Linear(x.shape[-1], name="down", **types)(checkpoint_name(nn.silu(gate) * up, "hidden"))
 
 
 class Block(nn.Module):

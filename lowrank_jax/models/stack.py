@@ -15,7 +15,7 @@ _policies = jax.checkpoint_policies
 # Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of the norms, cheap
 # functions of saved values, and of `down` in a pre-norm block, which only feeds the next block's input, which the scan
 # keeps. A post-norm block names the sum that its last norm reads "mlp_out": without it the product would run again.
-PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "mlp_out")
+PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "gate_up", "mlp_out")
 ADAPTER = "adapter"  # what `adapters` name at each site: LoRA's x A, MoRA's groups' sums
 
 
@@ -42,6 +42,8 @@ POLICIES: dict[str, Callable[..., bool]] = {
     # (8,192 or 22,016), which for MoRA nothing else in the backward pass needs. MoRA's decoupling and rotation work on
     # all of the input, have no narrow inside, and save nothing. Recomputes norms and the activation.
     "projections": _save(*PROJECTIONS, ADAPTER),
+    # and what `down` reads, for its adapter's gradient: s (2 D + 2 A + 2 H + 3 F) + 4 N (115,328). Recomputes norms.
+    "activations": _save(*PROJECTIONS, ADAPTER, "hidden"),
 }
 REMAT = ("none", *POLICIES)
 
@@ -64,8 +66,11 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
     if unroll < 1:
         raise UserError(f"scan_unroll is {unroll}; it must be at least 1")
     if remat != "none":
-        # A loop keeps XLA from merging the recomputed values with the first ones; without a loop, barriers must.
-        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=unroll >= layers)
+        # A loop keeps XLA from merging the recomputed values with the first ones; without a loop, barriers must. They
+        # stand before the call's arguments, not the variables and keys: a layer's slice behind one is a copy of its
+        # weights (LLaMA-2-7B shape: 128 copies and 2.1 GiB).
+        barriers = (False, False, True, True, True, True) if unroll >= layers else False
+        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=barriers)
     return nn.scan(
         block,
         variable_axes={"params": 0, "adapters": 0, "scales": 0},

@@ -98,7 +98,23 @@ def test_none_saves_more_than_projections():
     def total(remat):
         return sum(math.prod(shape) * n for shape, n in saved(remat).items())
 
-    assert total("full") < total("attention") < total("projections") < total("none")
+    assert total("full") < total("attention") < total("projections") < total("activations") < total("none")
+
+
+def test_activations_saves_what_down_reads_too():
+    assert saved("activations") == saved("projections") | {(48,): 3}
+
+
+def test_no_weights_behind_the_barriers_of_unrolled_layers():
+    step = jax.jit(jax.grad(lambda v: loss(v, remat="projections", scan_unroll=3)))
+    text = step.lower(VARIABLES).as_text()
+    barriers = [line for line in text.splitlines() if "optimization_barrier" in line]
+    assert any("2x7x32x" in line for line in barriers)  # the block's input: without, nothing would be recomputed
+    kernels = [leaf.shape[1:] for path, leaf in flatten(VARIABLES).items() if path.endswith("kernel")]
+    assert (32, 48) in kernels
+    for line in barriers:
+        for shape in kernels:
+            assert f"tensor<{'x'.join(map(str, shape))}xf32>" not in line
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")

@@ -1,0 +1,30 @@
+"""The compiler options of a training step, by the device and the shape of its products."""
+
+import os
+from typing import Any
+
+import jax
+
+from lowrank_jax.core.fused import Groups
+
+TRITON = "xla_gpu_enable_triton_gemm"
+WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
+
+
+def compiler_options(width: int, groups: Groups, device: Any = None) -> dict[str, bool]:
+    """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
+
+    GPUs, wide products of fused kernels: no Triton products. Where XLA's autotuner takes cuBLAS in Triton's place, each
+    layer's weights are copied out of the stack first (LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a
+    step; without Triton's candidates 227, and 2.5 s to compile instead of 9). Narrow ones stay with Triton: a step of
+    SmolLM2-135M, layers unrolled, 64 x 64 tokens, takes 29 ms with cuBLAS alone and 19 with Triton.
+
+    Args:
+      width: features of the residual stream.
+      groups: the kernels that lie side by side (`core.fused`); without, Triton stays: not measured.
+      device: the step's; None for the first local one.
+    """
+    device = device or jax.local_devices()[0]
+    if device.platform != "gpu" or not groups or width < WIDE or TRITON in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {TRITON: False}
