@@ -28,6 +28,9 @@ PEER_SMALL = ("--shape=135m", "--vocab=49152", "--batch=64", "--seq=64", "--rank
 # where 4,096 x 32,000 float32 logits and their gradient (1 GiB) are never whole, 24.6; as a scan 25.0.
 SCAN = "remat=projections,fused=True"
 UNROLLED = "fused=True,unroll=32"
+# Kernels launched one by one: a CUDA graph of the step would be brought up to date before each (speed.md).
+NO_GRAPHS = "--xla_gpu_enable_command_buffer="
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 FAST, LOW_MEMORY = f"remat=activations,{UNROLLED}", f"remat=projections,{UNROLLED},chunk_tokens=256"
 
 
@@ -44,15 +47,22 @@ ROWS = (
         claims=(dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0)),
     ),
     dict(
+        name="7b-lora-8-no-graphs",
+        work="the same, no CUDA graphs",
+        words=(_adapter("method=lora", 8),),
+        env={"XLA_FLAGS": NO_GRAPHS},
+        claims=(dict(what="time", to="7b-lora-8"),),
+    ),
+    dict(
         name="7b-lora-8-scan",
-        work="the same, a scan over the layers",
+        work="LLaMA-2-7B shape, LoRA r=8, 8 x 512, a scan over the layers",
         words=(_adapter("method=lora", 8, SCAN),),
         peer=PEER_7B,
         claims=(dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0)),
     ),
     dict(
         name="7b-lora-8-low-memory",
-        work="the same, low memory",
+        work="LLaMA-2-7B shape, LoRA r=8, 8 x 512, low memory",
         words=(_adapter("method=lora", 8, LOW_MEMORY),),
         peer=PEER_7B,
         claims=(dict(what="speed", to="peer", least=1.0), dict(what="memory", to="peer", most=0.8)),
@@ -92,6 +102,13 @@ ROWS = (
         words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True,unroll=30", "--steps=30"),
         peer=PEER_SMALL,
         claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
+    ),
+    dict(
+        name="smollm2-64x64-unrolled-no-graphs",
+        work="the same, no CUDA graphs, no Triton products",
+        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True,unroll=30", "--steps=30"),
+        env={"XLA_FLAGS": f"{NO_GRAPHS} {NO_TRITON}"},
+        claims=(dict(what="time", to="smollm2-64x64-unrolled"),),
     ),
     dict(
         name="smollm2-16x64",
