@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,25 @@ def toy_words(folder, config=CONFIG, name="run", **changes) -> list[str]:
     settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
     words = [f"--config={config}", f"--workdir={folder}", f"--name={name}"]
     return words + [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
+
+
+@pytest.fixture
+def curves():
+    """For a test that wants a run's real figure."""
+
+
+@pytest.fixture(autouse=True)
+def quick_curves(request, monkeypatch):
+    """A dot for each run's figure, which takes 0.4 s to draw, unless the test asks for `curves`."""
+
+    def dot(_result, path):
+        from PIL import Image
+
+        Image.new("RGB", (1, 1)).save(path)
+        return path
+
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr("experiments.figures.draw_run", dot)
 
 
 @pytest.fixture
@@ -77,10 +97,17 @@ def run(program, tmp_path):
     return call
 
 
+@pytest.fixture(scope="session")
+def one_device() -> dict[str, str]:
+    """The environment without the simulated devices; XLA's other flags stay."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags}
+
+
 @pytest.fixture
-def start(tmp_path):
+def start(one_device):
     """start("run", word, ...) -> Popen of a program in its own process, on one CPU device."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"XLA_FLAGS": ""}
+    environment = {k: v for k, v in one_device.items() if not k.startswith("WANDB_")}
     started = []
 
     def call(name, *words, **settings):

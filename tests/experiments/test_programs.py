@@ -1,7 +1,6 @@
 """The programs in processes of their own: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -114,29 +113,29 @@ def wait_for(path, process):
 
 def test_killed_and_told_to_stop_a_run_ends_with_the_same_bits(start, toy, saved, records, tmp_path):
     """kill -9 after the first checkpoints, then SIGTERM, with dropout and accumulation."""
-    changes = dict(adapter__dropout=0.1, train__accumulate=2, train__steps=400, checkpoint__every=100)
+    changes = dict(adapter__dropout=0.1, train__accumulate=2, train__steps=200, checkpoint__every=50)
 
     def begin(name):
         return start("run", *toy(tmp_path, name=name, **changes))
 
-    finished(begin("straight"))
-    folder = tmp_path / "run"
+    straight, folder = begin("straight"), tmp_path / "run"  # beside the others: they share nothing
     killed = begin("run")
-    wait_for(folder / "checkpoints" / "100", killed)
+    wait_for(folder / "checkpoints" / "50", killed)
     killed.kill()
     killed.communicate()
     assert not (folder / "result.json").exists()
     told = begin("run")
-    wait_for(folder / "checkpoints" / "200", told)
+    wait_for(folder / "checkpoints" / "100", told)
     told.send_signal(signal.SIGTERM)
     out, err = told.communicate(timeout=100)
     assert told.returncode == 130, err
     step = max(int(path.name) for path in (folder / "checkpoints").iterdir())
-    assert 200 <= step < 400
+    assert 100 <= step < 200
     assert out.endswith(f"run: interrupted; stopped by a signal after step {step}; run it again to resume\n")
     assert "Traceback" not in err
     assert "finished" in finished(begin("run"))
-    assert saved(folder, 400) == saved(tmp_path / "straight", 400)
+    finished(straight)
+    assert saved(folder, 200) == saved(tmp_path / "straight", 200)
     assert records(folder) == records(tmp_path / "straight")
 
 
@@ -153,14 +152,14 @@ launch(run.main)
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(one_device):
     """two(word, ...) -> [(status, out, err)] of two processes with one device each that make one run."""
 
     def call(*words):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": ""}
+        environment = {**one_device, "PYTHONPATH": str(ROOT), "NPROC": "8"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         workers = [
             subprocess.Popen([sys.executable, "-c", TWO, str(port), index, *words], cwd=ROOT, env=environment, **pipes)

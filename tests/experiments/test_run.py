@@ -26,11 +26,14 @@ def write(path, rows):
 # ---- what a finished run leaves ----
 
 
-def test_a_run_leaves_its_records(run, records):
+def test_a_run_leaves_its_records(run, records, curves):
+    from PIL import Image
+
     ended = run("--config.train.eval_steps=(3,)")
     assert ended.status == 0, ended.err
     written = {path.name for path in ended.folder.iterdir()}
     assert written >= {"config.json", "metrics.jsonl", "result.json", "checkpoints", "adapter"}
+    assert min(Image.open(ended.folder / "curves.png").size) > 100
     assert not {name for name in written if name.endswith(".tmp")}
     assert {path.name for path in (ended.folder / "checkpoints").iterdir()} == {"2", "4", "6"}
 

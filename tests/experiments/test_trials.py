@@ -15,7 +15,7 @@ from lowrank_jax.interop.sources import export_params, random_params
 from lowrank_jax.models.registry import get_model
 
 STEPS = 50
-SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)")
+SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)", checkpoint__every=25)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +99,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
 
 
 def test_seeds_of_a_config_and_what_is_finished_is_kept(program, toy, tmp_path):
-    settings = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=4, train__eval_steps="()")
+    settings = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=2, train__eval_steps="()")
     first = program("trials", *settings, "--seeds=0,1,2")
     assert first.status == 0, first.err
     assert first.out.count("finished") == 3
@@ -111,12 +111,13 @@ def test_seeds_of_a_config_and_what_is_finished_is_kept(program, toy, tmp_path):
 
 
 def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_path, monkeypatch, records):
-    """Stopped by a signal after 3 of 6 steps, then resumed: the records of an uninterrupted group."""
+    """Stopped by a signal after 3 of 5 steps, then resumed: the records of an uninterrupted group."""
     from lowrank_jax.train import trial_loop
 
     settings = words(
-        toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)"
-    )
+        toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=5, train__eval_steps="(4,)",
+        checkpoint__every=4,
+    )  # fmt: skip
     assert program("trials", *settings, "--seeds=0,1").status == 0
 
     class Stop(trial_loop.StopRequest):

@@ -24,7 +24,7 @@ def setup(method="lora", trainable="adapters", optimizer=OptimizerConfig(learnin
           dropout=0.0, chunk_tokens=0):  # fmt: skip
     model = Llama(config or get_model("toy-llama"))
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
-    params = model.init(jax.random.key(1), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
     plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=TARGETS, dropout=dropout))
     variables = {"params": params, **adapters.create(plan, jax.random.key(2))}
     learnt, frozen = partition(variables, trainable_rules(trainable))
