@@ -113,11 +113,11 @@ def one_device():
 
 @pytest.fixture
 def start(one_device):
-    """start("run", word, ...) -> Popen of a program in its own process, on one CPU device."""
+    """start("run", word, ...) -> Popen of a program in its own process, on one CPU device; start(None, code, ...)."""
     started = []
 
     def call(name, *words, **settings):
-        command = [sys.executable, "-m", f"experiments.{name}", *map(str, words)]
+        command = [sys.executable, *(("-m", f"experiments.{name}") if name else ("-c",)), *map(str, words)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, cwd=ROOT, env=one_device | settings, **pipes))
         return started[-1]
