@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
-# toy-llama, random; 20 pairs in batches of 8, so every batch is another; a checkpoint after each second of 6 steps.
+# toy-llama, random; 20 pairs in batches of 8, so every batch is another; 6 steps and a checkpoint after the last.
 TOY = {
     "base.name": "toy-llama",
     "base.random_init": True,
@@ -23,8 +23,8 @@ TOY = {
     "task.eval_pairs": 2,
     "train.batch_size": 8,
     "train.steps": 6,
-    "train.eval_steps": "()",
-    "checkpoint.every": 2,
+    "train.eval_steps": "(2,)",
+    "checkpoint.every": 0,
     "checkpoint.keep": 9,
     "schedule.warmup_steps": 1,
     "tracking.wandb": "disabled",
@@ -98,22 +98,47 @@ def run(program, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def one_device() -> dict[str, str]:
-    """The environment without the simulated devices; XLA's other flags stay."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    return {**os.environ, "XLA_FLAGS": flags}
+def kept(tmp_path_factory):
+    """(folder for all tests, {key: an ended run in it}); see `straight`."""
+    return tmp_path_factory.mktemp("kept"), {}
+
+
+@pytest.fixture
+def straight(program, kept, tmp_path):
+    """straight(name) -> (status, out, err, folder) of a copy of one uninterrupted toy run, a checkpoint each 2 steps.
+
+    The run is made once a session: its first user pays for it, and each has a copy of its own to spoil.
+    """
+
+    def call(name="run"):
+        folder, ended = kept
+        if "run" not in ended:
+            ended["run"] = program("run", *toy_words(folder, checkpoint__every=2))
+            assert ended["run"].status == 0, ended["run"].err
+        shutil.copytree(folder / "run", tmp_path / name)
+        return SimpleNamespace(**vars(ended["run"]), folder=tmp_path / name)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """Environment of a process with one CPU device that compiles as fast as these tests do; it sets YNN's flag."""
+    left_out = ("--xla_force_host_platform_device_count", "--xla_cpu_experimental_ynn_fusion_type")
+    words = [word for word in os.environ["XLA_FLAGS"].split() if not word.startswith(left_out)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return kept | {"XLA_FLAGS": " ".join(words), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
 def start(one_device):
-    """start("run", word, ...) -> Popen of a program in its own process, on one CPU device."""
-    environment = {k: v for k, v in one_device.items() if not k.startswith("WANDB_")}
+    """start("run", word, ...) -> Popen of a program in its own process, on one CPU device; start(None, code, ...)."""
     started = []
 
     def call(name, *words, **settings):
-        command = [sys.executable, "-m", f"experiments.{name}", *map(str, words)]
+        command = [sys.executable, *(("-m", f"experiments.{name}") if name else ("-c",)), *map(str, words)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment | settings, **pipes))
+        started.append(subprocess.Popen(command, cwd=ROOT, env=one_device | settings, **pipes))
         return started[-1]
 
     yield call

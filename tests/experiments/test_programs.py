@@ -63,9 +63,7 @@ def test_bench_prints_one_line_of_json(start, tmp_path):
 
 def test_bench_of_trials_counts_the_tokens_of_all(start):
     config = "configs/bench.py:shape=toy-llama,method=lora,rank=2,batch=4,seq=16,dtype=float32"
-    process = start("bench", f"--config={config}", "--steps=10", "--trials=3")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    out = finished(start("bench", f"--config={config}", "--steps=10", "--warmup=2", "--trials=3"))
     record = json.loads(out.splitlines()[-1])
     assert (record["trials"], record["batch"]) == (3, [4, 16])
     assert record["tokens_per_second"] == pytest.approx(3 * 64 / record["ms"] * 1e3, rel=0.01)
@@ -111,31 +109,47 @@ def wait_for(path, process):
         time.sleep(0.005)
 
 
+TWICE = """
+from experiments import run
+from experiments.main import launch
+
+def twice(argv):
+    run.main(argv)
+    run.FLAGS.name = "run"
+    return run.main(argv)
+
+launch(twice)
+"""
+
+
 def test_killed_and_told_to_stop_a_run_ends_with_the_same_bits(start, toy, saved, records, tmp_path):
     """kill -9 after the first checkpoints, then SIGTERM, with dropout and accumulation."""
-    changes = dict(adapter__dropout=0.1, train__accumulate=2, train__steps=200, checkpoint__every=50)
-
-    def begin(name):
-        return start("run", *toy(tmp_path, name=name, **changes))
-
-    straight, folder = begin("straight"), tmp_path / "run"  # beside the others: they share nothing
-    killed = begin("run")
-    wait_for(folder / "checkpoints" / "50", killed)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{n} times {n} is {n * n}"}) + "\n" for n in range(20)))
+    changes = dict(
+        config="configs/mora_uuid.py:data=text,method=lora", task__path=rows, task__pairs=None, task__eval_pairs=None,
+        task__seq_len=32, adapter__dropout=0.1, train__accumulate=2, train__steps=60, train__eval_steps="()",
+        checkpoint__every=10,
+    )  # fmt: skip
+    folder, straight = tmp_path / "run", toy(tmp_path, name="straight", **changes)
+    killed = start(None, TWICE, *straight)  # the run that is killed starts in the process that finished another
+    wait_for(folder / "checkpoints" / "10", killed)
     killed.kill()
     killed.communicate()
+    assert (tmp_path / "straight" / "result.json").exists()
     assert not (folder / "result.json").exists()
-    told = begin("run")
-    wait_for(folder / "checkpoints" / "100", told)
+
+    told = start("run", *toy(tmp_path, **changes))
+    wait_for(folder / "checkpoints" / "30", told)
     told.send_signal(signal.SIGTERM)
     out, err = told.communicate(timeout=100)
     assert told.returncode == 130, err
     step = max(int(path.name) for path in (folder / "checkpoints").iterdir())
-    assert 100 <= step < 200
+    assert 30 <= step < 60
     assert out.endswith(f"run: interrupted; stopped by a signal after step {step}; run it again to resume\n")
     assert "Traceback" not in err
-    assert "finished" in finished(begin("run"))
-    finished(straight)
-    assert saved(folder, 200) == saved(tmp_path / "straight", 200)
+    assert "finished" in finished(start("run", *toy(tmp_path, **changes)))
+    assert saved(folder, 60) == saved(tmp_path / "straight", 60)
     assert records(folder) == records(tmp_path / "straight")
 
 
@@ -159,7 +173,7 @@ def two(one_device):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        environment = {**one_device, "PYTHONPATH": str(ROOT), "NPROC": "8"}
+        environment = one_device | {"NPROC": "8"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         workers = [
             subprocess.Popen([sys.executable, "-c", TWO, str(port), index, *words], cwd=ROOT, env=environment, **pipes)
@@ -176,9 +190,9 @@ def two(one_device):
     return call
 
 
-def test_two_processes_make_one_run(program, two, toy, records, tmp_path):
+def test_two_processes_make_one_run(straight, two, toy, records, tmp_path):
     """Process 0 alone writes and speaks; the losses are those of one process."""
-    assert program("run", *toy(tmp_path, name="alone")).status == 0
+    straight("alone")
     (status, out, err), (other_status, other_out, other_err) = two(*toy(tmp_path, name="pair"))
     assert (status, other_status) == (0, 0), (err, other_err)
     assert "on 2 cpu device(s)" in out

@@ -15,7 +15,7 @@ from experiments import build as build_module
 from lowrank_jax.core.errors import UserError
 
 TEXT = "configs/mora_uuid.py:data=text"
-OWN = dict(config=TEXT, task__pairs=None, task__eval_pairs=None, task__seq_len=32)
+OWN = dict(config=TEXT, task__pairs=None, task__eval_pairs=None, task__seq_len=32, train__eval_steps="()")
 
 
 def write(path, rows):
@@ -26,14 +26,18 @@ def write(path, rows):
 # ---- what a finished run leaves ----
 
 
-def test_a_run_leaves_its_records(run, records, curves):
-    from PIL import Image
+def rewind(folder, step):
+    """The folder as a kill after the checkpoint of `step` leaves it."""
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
 
-    ended = run("--config.train.eval_steps=(3,)")
-    assert ended.status == 0, ended.err
+
+def test_a_run_leaves_its_records(straight, records):
+    ended = straight()
     written = {path.name for path in ended.folder.iterdir()}
-    assert written >= {"config.json", "metrics.jsonl", "result.json", "checkpoints", "adapter"}
-    assert min(Image.open(ended.folder / "curves.png").size) > 100
+    assert written >= {"config.json", "metrics.jsonl", "result.json", "checkpoints", "adapter", "curves.png"}
     assert not {name for name in written if name.endswith(".tmp")}
     assert {path.name for path in (ended.folder / "checkpoints").iterdir()} == {"2", "4", "6"}
 
@@ -46,7 +50,7 @@ def test_a_run_leaves_its_records(run, records, curves):
     assert steps[-1]["loss"] < steps[1]["loss"]
     raw = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(line["tokens_per_second"] > 0 for line in raw if "loss" in line)
-    assert [line["step"] for line in lines if "eval/char_accuracy" in line] == [3, 6]
+    assert [line["step"] for line in lines if "eval/char_accuracy" in line] == [2, 6]
 
     result = json.loads((ended.folder / "result.json").read_text())
     config = json.loads((ended.folder / "config.json").read_text())
@@ -56,7 +60,7 @@ def test_a_run_leaves_its_records(run, records, curves):
     assert result["parameters"]["frozen"] == 23_808
     assert f"{result['parameters']['trainable']:,} trainable" in ended.out
     assert result["losses"] == [[line["step"], round(line["loss"], 6)] for line in steps]
-    assert [evaluation["step"] for evaluation in result["evaluations"]] == [3, 6]
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [2, 6]
     assert {"char_accuracy", "exact_match"} < result["evaluations"][0].keys()
     assert 0 < result["train_seconds"] < result["wall_seconds"]
     assert result["compile_seconds"] > 0
@@ -65,6 +69,17 @@ def test_a_run_leaves_its_records(run, records, curves):
     assert len(result["base"]["fingerprint"]) == 64
     assert "run: finished; loss" in ended.out
     assert ended.out.count("step needs") == 1
+
+
+def test_the_figure_of_a_run(straight, curves, tmp_path):
+    from PIL import Image
+
+    from experiments import figures
+
+    result = json.loads((straight().folder / "result.json").read_text())
+    drawn = Image.open(figures.draw_run(result, tmp_path / "drawn.png"))
+    assert min(drawn.size) > 100
+    assert len(drawn.getcolors()) > 3  # ground, axes, the loss and the scores
 
 
 @pytest.mark.parametrize("method", ["mora", "lora"])
@@ -119,12 +134,6 @@ def test_full_fine_tuning_keeps_a_model_and_no_adapter(run):
     assert result["parameters"] == {"trainable": 23_808, "frozen": 0}
 
 
-def test_a_trace_of_chosen_steps(run):
-    ended = run("--profile_steps=2:3")
-    assert ended.status == 0, ended.err
-    assert list((ended.folder / "profile").rglob("*.xplane.pb"))
-
-
 def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
     pytest.importorskip("wandb")
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -141,31 +150,39 @@ def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
 # ---- going on ----
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"adapter__dropout": 0.2, "train__accumulate": 2, "train__batch_size": 16}],
-    ids=["plain", "dropout"],
-)
-def test_stop_and_resume_is_bit_equal(run, saved, records, changes):
-    """At a checkpoint, by train.stop_at; and between two of them, by a SIGTERM that saves."""
+def test_stop_and_resume_is_bit_equal(run, saved, records):
+    """At a checkpoint, by train.stop_at; and between two of them, by a SIGTERM that saves.
+
+    With dropout and accumulation: keys and micro-batches must go on too. A resume without them is bit-equal after a
+    damaged checkpoint and after a full disk, below.
+    """
+    changes = dict(adapter__dropout=0.2, train__accumulate=2, train__batch_size=16)
     straight = run(name="straight", **changes)
-    early = run(train__stop_at=2, **changes)
-    assert (straight.status, early.status) == (0, 0), early.err
-    place = build_module.Experiment.place
+    assert straight.status == 0, straight.err
+    place, batches = build_module.Experiment.place, []
+
+    def seeing(self, batch):
+        batches.append(batch["tokens"].tobytes())
+        return place(self, batch)
 
     def stopping(self, batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        return place(self, batch)
+        return seeing(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module.Experiment, "place", seeing)
+        early = run(train__stop_at=2, **changes)
+        assert early.status == 0, early.err
         patch.setattr(build_module.Experiment, "place", stopping)
         told = run(**changes)
-    assert told.status == 130
-    assert told.out.endswith("run: interrupted; stopped by a signal after step 3; run it again to resume\n")
-    assert "Traceback" not in told.err
-    assert json.loads((told.folder / "result.json").read_text())["status"] == "interrupted"
-    rest = run(**changes)
-    assert rest.status == 0, rest.err
+        assert told.status == 130
+        assert told.out.endswith("run: interrupted; stopped by a signal after step 3; run it again to resume\n")
+        assert "Traceback" not in told.err
+        assert json.loads((told.folder / "result.json").read_text())["status"] == "interrupted"
+        patch.setattr(build_module.Experiment, "place", seeing)
+        rest = run(**changes)
+        assert rest.status == 0, rest.err
+    assert len(batches) == len(set(batches)) == 6  # else a resume that repeated or skipped one could be equal too
     assert saved(rest.folder, 6) == saved(straight.folder, 6)
     assert [line for line in records(rest.folder) if "loss" in line] == [
         line for line in records(straight.folder) if "loss" in line
@@ -173,19 +190,6 @@ def test_stop_and_resume_is_bit_equal(run, saved, records, changes):
     results = [json.loads((folder / "result.json").read_text()) for folder in (rest.folder, straight.folder)]
     assert results[0]["losses"] == results[1]["losses"]
     assert results[0]["evaluations"][-1] == results[1]["evaluations"][-1]
-
-
-def test_every_batch_is_another(run, monkeypatch):
-    """What the bit-equal tests rest on: a resume that repeated or skipped a batch would change the losses."""
-    seen, place = [], build_module.Experiment.place
-    monkeypatch.setattr(
-        build_module.Experiment,
-        "place",
-        lambda self, batch: seen.append(batch["tokens"].tobytes()) or place(self, batch),
-    )
-    run(train__stop_at=4)
-    run()
-    assert len(seen) == len(set(seen)) == 6
 
 
 def test_resume_on_another_mesh(run, records, tmp_path):
@@ -202,8 +206,8 @@ def test_resume_on_another_mesh(run, records, tmp_path):
     assert len(ours) == 6
 
 
-def test_a_kill_between_the_last_checkpoint_and_the_record(run, records):
-    ended = run()
+def test_a_kill_between_the_last_checkpoint_and_the_record(run, straight, records):
+    ended = straight()
     before = json.loads((ended.folder / "result.json").read_text())
     (ended.folder / "result.json").unlink()
     again = run()
@@ -211,14 +215,14 @@ def test_a_kill_between_the_last_checkpoint_and_the_record(run, records):
     after = json.loads((ended.folder / "result.json").read_text())
     for key in ("status", "losses", "evaluations", "train_seconds"):
         assert after[key] == before[key], key
-    assert len(records(ended.folder)) == 7
+    assert len(records(ended.folder)) == 8
 
 
 # ---- names ----
 
 
-def test_a_finished_run_says_so(run):
-    ended = run()
+def test_a_finished_run_says_so(run, straight):
+    ended = straight()
     stamp = (ended.folder / "metrics.jsonl").stat().st_mtime_ns
     again = run(tracking__project="another", checkpoint__keep=3)  # bookkeeping: still the same run
     assert (again.status, again.err) == (0, "")
@@ -227,8 +231,8 @@ def test_a_finished_run_says_so(run):
     assert (ended.folder / "metrics.jsonl").stat().st_mtime_ns == stamp
 
 
-def test_another_config_is_refused_and_fresh_starts_again(run):
-    first = run()
+def test_another_config_is_refused_and_fresh_starts_again(run, straight):
+    first = straight()
     refused = run(optimizer__learning_rate=0.5, seed=3)
     assert refused.status == 2
     assert "holds a run of another config (optimizer.learning_rate: 0.003 -> 0.5; seed: 0 -> 3)" in refused.err
@@ -236,20 +240,21 @@ def test_another_config_is_refused_and_fresh_starts_again(run):
     assert json.loads((first.folder / "config.json").read_text())["seed"] == 0
     fresh = run("--fresh", optimizer__learning_rate=0.5, seed=3)
     assert fresh.status == 0, fresh.err
-    assert {path.name for path in (fresh.folder / "checkpoints").iterdir()} == {"2", "4", "6"}
+    assert {path.name for path in (fresh.folder / "checkpoints").iterdir()} == {"6"}
     assert json.loads((fresh.folder / "result.json").read_text())["config"]["seed"] == 3
 
 
-def test_a_fresh_run_that_cannot_start_costs_no_earlier_run(run):
-    first = run()
+def test_a_fresh_run_that_cannot_start_costs_no_earlier_run(run, straight):
+    first = straight()
     broken = run("--fresh", train__batch_size=9)
     assert broken.status == 2
     assert json.loads((first.folder / "result.json").read_text())["status"] == "finished"
 
 
 def test_a_run_that_cannot_start_leaves_no_folder(run):
-    assert run(train__batch_size=9).status == 2
-    assert run().status == 0
+    ended = run(train__batch_size=9)
+    assert ended.status == 2
+    assert not ended.folder.exists()
 
 
 def test_half_written_folders(run, tmp_path):
@@ -271,12 +276,13 @@ def test_half_written_folders(run, tmp_path):
     assert (tmp_path / "other" / "thesis.tex").exists()
 
 
-def test_the_default_name_tells_the_setting(run, program, toy, tmp_path):
+def test_the_default_name_tells_the_setting_and_not_the_traced_steps(program, toy, tmp_path):
     words = [word for word in toy(tmp_path) if not word.startswith("--name")]
-    ended = program("run", *words)
+    ended = program("run", *words, "--profile_steps=2:3")
     assert ended.status == 0, ended.err
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("mora_uuid-laptop-mora-r4-lr0.003-seed0-")
+    assert list((folder / "profile").rglob("*.xplane.pb"))
     assert program("run", *words).out.startswith(f"{folder.name}: finished already")
 
 
@@ -294,7 +300,7 @@ def error_line(ended) -> str:
 
 
 def test_a_diverging_run_says_where_it_was_good(run, saved):
-    ended = run(optimizer__learning_rate=1e30)
+    ended = run(optimizer__learning_rate=1e30, checkpoint__every=2)
     line = error_line(ended)
     assert "loss nan, gradient norm nan at step 3; the last good checkpoint is step 2;" in line
     assert "lower optimizer.learning_rate" in line
@@ -318,24 +324,24 @@ def test_a_poisoned_base_stops_at_the_first_step(run, monkeypatch):
     assert "at step 1; no checkpoint was saved before it" in error_line(run())
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, saved):
-    straight = run(name="straight")
-    early = run(train__stop_at=4)
-    (early.folder / "result.json").unlink()
-    whole = early.folder / "checkpoints" / "4"
-    for path in [path for path in whole.rglob("*") if path.is_file() and "d/" in str(path)]:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, straight, saved):
+    whole = straight("whole")
+    broken = straight()
+    (broken.folder / "result.json").unlink()
+    last = broken.folder / "checkpoints" / "6"
+    for path in [path for path in last.rglob("*") if path.is_file() and "d/" in str(path)]:
         path.write_bytes(path.read_bytes()[:-7] + bytes(7))
     line = error_line(run())
-    assert f"delete {whole}: step 2 is whole and is taken next" in line
-    shutil.rmtree(whole)
+    assert f"delete {last}: step 4 is whole and is taken next" in line
+    shutil.rmtree(last)
     assert run().status == 0
-    assert saved(early.folder, 6) == saved(straight.folder, 6)
+    assert saved(broken.folder, 6) == saved(whole.folder, 6)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(run, saved):
+def test_a_full_disk_leaves_the_earlier_checkpoint(run, straight, saved):
     """A limit on the size of files, from step 3 on, stands in for the full disk."""
-    straight = run(name="straight")
-    assert run(train__stop_at=2).status == 0
+    whole = straight("whole")
+    rewind(straight().folder, 2)
     place, free = build_module.Experiment.place, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def filling(self, batch):
@@ -345,7 +351,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(run, saved):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module.Experiment, "place", filling)
         try:
-            full = run()
+            full = run(checkpoint__every=2)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, free)
     line = error_line(full)
@@ -353,7 +359,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(run, saved):
     assert "untouched: [2]" in line
     again = run()
     assert again.status == 0, again.err
-    assert saved(again.folder, 6) == saved(straight.folder, 6)
+    assert saved(again.folder, 6) == saved(whole.folder, 6)
 
 
 # ---- a user's own data ----

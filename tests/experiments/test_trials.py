@@ -15,7 +15,7 @@ from lowrank_jax.interop.sources import export_params, random_params
 from lowrank_jax.models.registry import get_model
 
 STEPS = 50
-SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)", checkpoint__every=25)
+SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)", checkpoint__every=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,44 +98,40 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     assert runs.read_result(folders[0] / runs.RESULT)["together"] == 3
 
 
-def test_seeds_of_a_config_and_what_is_finished_is_kept(program, toy, tmp_path):
-    settings = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=2, train__eval_steps="()")
-    first = program("trials", *settings, "--seeds=0,1,2")
-    assert first.status == 0, first.err
-    assert first.out.count("finished") == 3
-    assert "median" in first.out
-    again = program("trials", *settings, "--seeds=0:4")
-    assert again.status == 0
-    assert "1 trials of" in again.out
-    assert again.out.count("finished") == 4
-
-
-def test_an_interrupted_group_goes_on_as_if_it_had_not_been(program, toy, tmp_path, monkeypatch, records):
-    """Stopped by a signal after 3 of 5 steps, then resumed: the records of an uninterrupted group."""
+def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program, toy, tmp_path, monkeypatch, records):
+    """Two seeds stopped by a signal after 3 of 6 steps, then resumed: the records of an uninterrupted pair."""
     from lowrank_jax.train import trial_loop
 
-    settings = words(
-        toy, tmp_path / "whole", config="configs/mora_uuid.py:method=lora", train__steps=5, train__eval_steps="(4,)",
-        checkpoint__every=4,
-    )  # fmt: skip
-    assert program("trials", *settings, "--seeds=0,1").status == 0
+    def pair(kind, seeds="0,1"):
+        changes = dict(config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)")
+        return program("trials", *words(toy, tmp_path / kind, **changes), f"--seeds={seeds}")
+
+    whole = pair("whole")
+    assert whole.status == 0, whole.err
+    assert whole.out.count("finished") == 2
+    assert "median" in whole.out
 
     class Stop(trial_loop.StopRequest):
         def requested(self, step):
             return step == 3
 
-    settings[settings.index(f"--workdir={tmp_path / 'whole'}")] = f"--workdir={tmp_path / 'parts'}"
     with monkeypatch.context() as patch:
         patch.setattr(trial_loop, "StopRequest", Stop)
-        stopped = program("trials", *settings, "--seeds=0,1")
+        stopped = pair("parts")
     assert stopped.status == 130
     assert stopped.out.count("interrupted") == 2
-    resumed = program("trials", *settings, "--seeds=0,1")
+    resumed = pair("parts")
     assert resumed.status == 0
     assert "resumed at step 3" in resumed.out
-    for folder in (tmp_path / "whole").iterdir():
-        if folder.name.startswith("mora"):
-            assert records(folder) == records(tmp_path / "parts" / folder.name)
+    folders = [folder for folder in (tmp_path / "whole").iterdir() if folder.name.startswith("mora")]
+    assert len(folders) == 2
+    for folder in folders:
+        assert records(folder) == records(tmp_path / "parts" / folder.name)
+
+    again = pair("whole", "0:3")
+    assert again.status == 0
+    assert "1 trials of" in again.out
+    assert again.out.count("finished") == 3
 
 
 def test_a_trial_that_diverges_leaves_the_others(program, toy, tmp_path):
