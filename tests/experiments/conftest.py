@@ -23,12 +23,15 @@ TOY = {
     "task.eval_pairs": 2,
     "train.batch_size": 8,
     "train.steps": 6,
-    "train.eval_steps": "(2,)",
+    "train.eval_steps": "()",
     "checkpoint.every": 0,
     "checkpoint.keep": 9,
     "schedule.warmup_steps": 1,
     "tracking.wandb": "disabled",
 }
+
+
+EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
 
 def toy_words(folder, config=CONFIG, name="run", **changes) -> list[str]:
@@ -90,7 +93,7 @@ def run(program, tmp_path):
     """run("--fresh", name="run", train__steps=9, ...) -> (status, out, err, folder) of a toy run in tmp_path."""
 
     def call(*words, **changes):
-        ended = program("run", *toy_words(tmp_path, **changes), *words)
+        ended = program("run", *toy_words(tmp_path, **EVALUATED | changes), *words)
         ended.folder = tmp_path / changes.get("name", "run")
         return ended
 
@@ -113,7 +116,7 @@ def straight(program, kept, tmp_path):
     def call(name="run"):
         folder, ended = kept
         if "run" not in ended:
-            ended["run"] = program("run", *toy_words(folder, checkpoint__every=2))
+            ended["run"] = program("run", *toy_words(folder, checkpoint__every=2, **EVALUATED))
             assert ended["run"].status == 0, ended["run"].err
         shutil.copytree(folder / "run", tmp_path / name)
         return SimpleNamespace(**vars(ended["run"]), folder=tmp_path / name)

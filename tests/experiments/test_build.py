@@ -43,7 +43,11 @@ MISTAKES = {
     "no integer": (["--config.train.steps=many"], {}, ["--config.train.steps=many", "int"]),
     "a fraction": (["--config.train.steps=2.5"], {}, ["--config.train.steps=2.5", "'2.5'"]),
     "no boolean": (["--config.base.random_init=maybe"], {}, ["--config.base.random_init=maybe"]),
-    "no list of integers": (["--config.train.eval_steps=(2,'a')"], {}, ["config.train.eval_steps[1]='a'", "an int"]),
+    "no list of integers": (
+        ["--config.train.eval_steps=(2,'a')"],
+        {"train__eval_steps": "()"},
+        ["config.train.eval_steps[1]='a'", "an int"],
+    ),
     "no such choice": ([], {"schedule__kind": "lin"}, ["config.schedule.kind='lin'", "'linear', 'cosine'"]),
     "not finite": ([], {"optimizer__learning_rate": "nan"}, ["config.optimizer.learning_rate=nan"]),
     "no config file": ([], {"config": "configs/mora_uid.py"}, ["no config file configs/mora_uid.py"]),

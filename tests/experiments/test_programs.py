@@ -193,7 +193,9 @@ def two(one_device):
 def test_two_processes_make_one_run(straight, two, toy, records, tmp_path):
     """Process 0 alone writes and speaks; the losses are those of one process."""
     straight("alone")
-    (status, out, err), (other_status, other_out, other_err) = two(*toy(tmp_path, name="pair"))
+    (status, out, err), (other_status, other_out, other_err) = two(
+        *toy(tmp_path, name="pair", train__eval_steps="(2,)")
+    )
     assert (status, other_status) == (0, 0), (err, other_err)
     assert "on 2 cpu device(s)" in out
     assert "pair: finished" in out

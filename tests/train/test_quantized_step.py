@@ -45,7 +45,8 @@ def setup(params, shape, remat, dtype, mesh=None, method="lora"):
     learnt, frozen = partition(variables)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     step = make_step(next_token_objective(adapters.attach(model, plan)), optimizer, make_shape(ScheduleConfig(), 10))
-    return jax.jit(step, donate_argnums=0), init_state(learnt, optimizer, 1e-2, 0), frozen, batch
+    state = jax.jit(lambda tree: init_state(tree, optimizer, 1e-2, 0))(learnt)
+    return jax.jit(step, donate_argnums=0), state, frozen, batch
 
 
 @pytest.mark.parametrize(("kind", "remat", "method"), [
