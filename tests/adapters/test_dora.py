@@ -91,7 +91,7 @@ def test_forward_merge_and_gradients_equal_peft(rslora):
         leaf = {"a": jnp.asarray(a), "b": jnp.asarray(b), "m": jnp.asarray(m)}
         run = lambda leaf: ours(leaf, jnp.asarray(w), bias, jnp.asarray(x), spec, scale)  # noqa: E731
         np.testing.assert_allclose(run(leaf), theirs.detach().numpy(), rtol=1e-10, atol=1e-10)
-        grads = jax.grad(lambda leaf: (run(leaf) ** 2).sum())(leaf)
+        grads = jax.jit(jax.grad(lambda leaf: (run(leaf) ** 2).sum()))(leaf)
     for name, parameter in (
         ("a", layer.lora_A.default.weight),
         ("b", layer.lora_B.default.weight),

@@ -94,7 +94,7 @@ def test_cached_pieces_equal_the_whole():
     for start, stop in ((0, 3), (3, 4), (4, 6)):
         rotary = rotary_tables(jnp.arange(start, stop), 8, 1e4)
         allowed = allowed_keys(stop - start, None, cache["index"], 7)
-        y, cache = module.apply(variables, x[:, start:stop], rotary, allowed, cache, jnp.int32(1))
+        y, cache = jax.jit(module.apply)(variables, x[:, start:stop], rotary, allowed, cache, jnp.int32(1))
         cache["index"] += stop - start
         parts.append(y)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=1e-6)

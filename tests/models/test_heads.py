@@ -45,8 +45,8 @@ def test_masked_lm_head():
 def test_heads_on_an_encoder(name, head):
     config, tokens = with_head(get_model(name), head, 3), jnp.ones((2, 5), jnp.int32)
     model = Bert(config, dtype=jnp.bfloat16)
-    variables = cast(model.init(jax.random.key(0), tokens), jnp.bfloat16)
-    y = model.apply(variables, tokens)
+    variables = cast(jax.jit(model.init)(jax.random.key(0), tokens), jnp.bfloat16)
+    y = jax.jit(model.apply)(variables, tokens)
     assert y.shape == {"classification": (2, 3), "regression": (2,), "masked-lm": (2, 5, 259)}[head]
     assert y.dtype == jnp.float32
     paths = flatten(variables["params"])
@@ -56,7 +56,7 @@ def test_heads_on_an_encoder(name, head):
 
 def test_masked_lm_logits_follow_the_word_table():
     config, tokens = with_head(get_model("toy-bert"), "masked-lm"), jnp.ones((1, 5), jnp.int32)
-    variables = Bert(config).init(jax.random.key(0), tokens)
-    grads = jax.grad(lambda v: Bert(config).apply(v, tokens)[..., 7].sum())(variables)
+    variables = jax.jit(Bert(config).init)(jax.random.key(0), tokens)
+    grads = jax.jit(jax.grad(lambda v: Bert(config).apply(v, tokens)[..., 7].sum()))(variables)
     row = grads["params"]["embed"]["word"]["embedding"][7]  # token 7 is not in the input: only the head reads its row
     assert np.abs(row).max() > 0

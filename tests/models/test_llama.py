@@ -165,11 +165,12 @@ def test_bfloat16_runs_close_to_float32_and_gives_float32_logits(tied):
     def loss(variables, dtype):
         return jnp.square(Llama(config, dtype=dtype).apply(variables, tokens)).mean()
 
-    logits = Llama(config, dtype=jnp.bfloat16).apply(half, tokens)
+    logits = jax.jit(Llama(config, dtype=jnp.bfloat16).apply)(half, tokens)
     assert logits.dtype == jnp.float32
-    full = Llama(config).apply(variables, tokens)
+    full = jax.jit(Llama(config).apply)(variables, tokens)
     assert np.abs(logits - full).max() < 0.05 * np.abs(full).max()
-    g16, g32 = jax.grad(loss)(half, jnp.bfloat16), jax.grad(loss)(variables, jnp.float32)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    g16, g32 = gradient(half, jnp.bfloat16), gradient(variables, jnp.float32)
     for path, leaf in flatten(g16).items():
         assert leaf.dtype == jnp.bfloat16
         other = flatten(g32)[path]

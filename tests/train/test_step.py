@@ -26,10 +26,10 @@ def setup(method="lora", trainable="adapters", optimizer=OptimizerConfig(learnin
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
     params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
     plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=TARGETS, dropout=dropout))
-    variables = {"params": params, **adapters.create(plan, jax.random.key(2))}
+    variables = {"params": params, **jax.jit(lambda key: adapters.create(plan, key))(jax.random.key(2))}
     learnt, frozen = partition(variables, trainable_rules(trainable))
     tx = make_optimizer(optimizer)
-    state = init_state(learnt, tx, optimizer.learning_rate, seed=0)
+    state = jax.jit(lambda tree: init_state(tree, tx, optimizer.learning_rate, seed=0))(learnt)
     objective = next_token_objective(adapters.attach(model, plan), chunk_tokens)
     step = make_step(objective, tx, make_shape(ScheduleConfig("constant"), 100), accumulate)
     weights = jnp.asarray(np.random.default_rng(0).integers(0, 2, tokens.shape), jnp.float32)
