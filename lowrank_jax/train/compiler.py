@@ -3,15 +3,13 @@
 import os
 from typing import Any
 
-import jax
-
 from lowrank_jax.core.fused import Groups
 
 TRITON = "xla_gpu_enable_triton_gemm"
 WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
-def compiler_options(width: int, groups: Groups, device: Any = None) -> dict[str, bool]:
+def compiler_options(width: int, groups: Groups, device: Any) -> dict[str, bool]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
 
     GPUs, wide products of fused kernels: no Triton products. Where XLA's autotuner takes cuBLAS in Triton's place, each
@@ -22,9 +20,8 @@ def compiler_options(width: int, groups: Groups, device: Any = None) -> dict[str
     Args:
       width: features of the residual stream.
       groups: the kernels that lie side by side (`core.fused`); without, Triton stays: not measured.
-      device: the step's; None for the first local one.
+      device: one of the step's.
     """
-    device = device or jax.local_devices()[0]
     if device.platform != "gpu" or not groups or width < WIDE or TRITON in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {TRITON: False}

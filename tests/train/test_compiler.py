@@ -20,8 +20,8 @@ def test_wide_fused_products_on_a_gpu_are_not_tritons(monkeypatch):
 
 @pytest.mark.parametrize(
     ("width", "groups", "device"),
-    [(WIDE - 1, GROUPS, GPU), (WIDE, {}, GPU), (WIDE, GROUPS, jax.devices()[0]), (WIDE, GROUPS, None)],
-    ids=["narrow", "plain", "cpu", "default"],
+    [(WIDE - 1, GROUPS, GPU), (WIDE, {}, GPU), (WIDE, GROUPS, jax.devices()[0])],
+    ids=["narrow", "plain", "cpu"],
 )
 def test_other_steps_are_left_alone(width, groups, device, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
