@@ -1,5 +1,8 @@
 """Leaves by path and ordered path rules."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -70,3 +73,16 @@ def test_unknown_name_says_one_line_with_a_remedy():
     assert "did you mean pico-llama?" in str(close)
     assert "known: a, b" in str(far)
     assert "\n" not in str(close) + str(far)
+
+
+def test_flatten_keeps_no_leaf_alive():
+    """Without a garbage collection: the leaves are gigabytes, and collections come when they come."""
+    leaf = np.zeros(3)
+    alive = weakref.ref(leaf)
+    gc.disable()
+    try:
+        flatten({"a": {"b": leaf}})
+        del leaf
+        assert alive() is None
+    finally:
+        gc.enable()
