@@ -79,38 +79,21 @@ def rotation_tables(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotate(blocks: Array, layout: str) -> Array:
-    """Block i turned by R_i (Eq. 9): the plain form that `rotated_squares` is tested against. [..., n, p]."""
+    """Block i turned by R_i, in float32 at least (Eq. 9); [..., n, p]."""
     cos, sin = rotation_tables(blocks.shape[-1], blocks.shape[-2])
-    u, v = _halves(blocks, layout, axis=-1)
-    return _unhalve(u * cos - v * sin, v * cos + u * sin, layout, axis=-1)
+    u, v = (half.astype(jnp.promote_types(half.dtype, jnp.float32)) for half in _halves(blocks, layout))
+    return _unhalve(u * cos - v * sin, v * cos + u * sin, layout).astype(blocks.dtype)
 
 
-def rotated_squares(m: Array, count: int, layout: str) -> Array:
-    """P^i = R_i M for every block (Eq. 11), [p, p] -> [count, p, p] with block_i @ P^i = rotate(block_i) @ M.
-
-    Turning the square costs count * p^2 products; turning the input costs d_in for every token, forward and backward.
-    """
-    cos, sin = rotation_tables(m.shape[0], count)
-    u, v = _halves(m, layout, axis=0)
-    cos, sin = cos[:, :, None].astype(m.dtype), sin[:, :, None].astype(m.dtype)
-    return _unhalve(cos * u + sin * v, cos * v - sin * u, layout, axis=-2)
-
-
-def _halves(x: Array, layout: str, axis: int) -> tuple[Array, Array]:
-    """The two coordinates of every rotated pair, along `axis`."""
+def _halves(x: Array, layout: str) -> tuple[Array, Array]:
+    """The two coordinates of every rotated pair."""
     if layout == "half":
-        return tuple(jnp.split(x, 2, axis=axis))
-    index = [slice(None)] * x.ndim
-    index[axis] = slice(0, None, 2)
-    u = x[tuple(index)]
-    index[axis] = slice(1, None, 2)
-    return u, x[tuple(index)]
+        return tuple(jnp.split(x, 2, axis=-1))
+    return x[..., 0::2], x[..., 1::2]
 
 
-def _unhalve(u: Array, v: Array, layout: str, axis: int) -> Array:
+def _unhalve(u: Array, v: Array, layout: str) -> Array:
     """The inverse of `_halves`."""
     if layout == "half":
-        return jnp.concatenate([u, v], axis=axis)
-    axis = axis % u.ndim
-    paired = jnp.stack([u, v], axis=axis + 1)
-    return paired.reshape(*u.shape[:axis], 2 * u.shape[axis], *u.shape[axis + 1 :])
+        return jnp.concatenate([u, v], axis=-1)
+    return jnp.stack([u, v], axis=-1).reshape(*u.shape[:-1], 2 * u.shape[-1])

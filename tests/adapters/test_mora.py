@@ -52,7 +52,6 @@ def merged(spec, official):
 
 
 turn = jax.jit(maps.rotate, static_argnums=1)
-turn_square = jax.jit(maps.rotated_squares, static_argnums=(1, 2))
 
 # --- golden values of the official code, run in float64 ---
 
@@ -216,16 +215,30 @@ def test_rank_of_the_update(name, shape):
 
 @pytest.mark.parametrize("layout", ["half", "pairs"])
 @pytest.mark.parametrize(("size", "count"), [(2, 1), (2, 5), (6, 3), (16, 4)])
-def test_turning_the_square_is_turning_the_input(layout, size, count):
+def test_a_rotation_is_its_matrix(layout, size, count):
+    """Block i times the block-diagonal matrix of [[cos, sin], [-sin, cos]] at i theta_j (Eq. 9 and 10)."""
+    blocks = np.random.default_rng(0).normal(size=(4, count, size)).astype(np.float32)
+    first = np.arange(size // 2) if layout == "half" else np.arange(0, size, 2)
+    second = first + (size // 2 if layout == "half" else 1)
+    matrices = np.zeros((count, size, size))
+    for i in range(count):
+        angles = i * 10000.0 ** (-2 * np.arange(size // 2) / size)
+        matrices[i, first, first] = matrices[i, second, second] = np.cos(angles)
+        matrices[i, first, second], matrices[i, second, first] = np.sin(angles), -np.sin(angles)
+    np.testing.assert_allclose(turn(blocks, layout), np.einsum("bnp,npq->bnq", blocks, matrices), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [7, 8, 12])
+def test_products_of_other_sizes_than_eights_are_exact(size):
+    """The square is lengthened with zeros for the product, which changes nothing in it or in its gradients."""
     rng = np.random.default_rng(0)
-    blocks = jnp.asarray(rng.normal(size=(4, count, size)), jnp.float32)
-    m = jnp.asarray(rng.normal(size=(size, size)), jnp.float32)
-    squares, expected = jax.jit(lambda x, m: (maps.rotated_squares(m, count, layout), maps.rotate(x, layout) @ m))(
-        blocks, m
-    )
-    assert squares.shape == (count, size, size)
-    np.testing.assert_allclose(np.einsum("bnp,npq->bnq", blocks, squares), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(squares[0], m)
+    x, m, g = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 3, size), (size, size), (5, 3, size)))
+    for made, plain in zip(
+        jax.jit(lambda: jax.vjp(mora._product, x, m)[1](g) + (mora._product(x, m),))(),
+        jax.jit(lambda: jax.vjp(jnp.matmul, x, m)[1](g) + (x @ m,))(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(made, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_rotation_keeps_norms_and_the_first_block():
@@ -243,9 +256,6 @@ def test_the_layouts_differ_by_a_permutation():
     order = np.arange(size).reshape(2, size // 2).T.reshape(-1)  # half coordinate that sits at each pairs position
     x = jax.random.normal(jax.random.key(0), (count, size))
     np.testing.assert_allclose(turn(x[:, order], "pairs"), turn(x, "half")[:, order], rtol=1e-6)
-    m = jax.random.normal(jax.random.key(1), (size, size))
-    pairs = turn_square(m[order], count, "pairs")
-    np.testing.assert_allclose(pairs, turn_square(m, count, "half")[:, order], rtol=1e-6)
 
 
 # --- learning ---
