@@ -7,15 +7,15 @@ import pytest
 
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.compiler import TRITON, WIDE, compiler_options
+from lowrank_jax.train.compiler import GRAPHS, TRITON, WIDE, compiler_options
 
 GPU = SimpleNamespace(platform="gpu")
 GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
 
 
-def test_wide_fused_products_on_a_gpu_are_not_tritons(monkeypatch):
+def test_wide_fused_steps_on_a_gpu_have_no_triton_products_and_no_graphs(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(WIDE, GROUPS, GPU) == {TRITON: False}
+    assert compiler_options(WIDE, GROUPS, GPU) == {TRITON: False, GRAPHS: ""}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,9 @@ def test_other_steps_are_left_alone(width, groups, device, monkeypatch):
     assert compiler_options(width, groups, device) == {}
 
 
-def test_what_xla_flags_name_is_the_users(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--{TRITON}=true")
-    assert compiler_options(WIDE, GROUPS, GPU) == {}
+@pytest.mark.parametrize(
+    ("flag", "left"), [(f"--{TRITON}=true", {GRAPHS: ""}), (f"--{GRAPHS}=FUSION", {TRITON: False})]
+)
+def test_what_xla_flags_name_is_the_users(flag, left, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flag)
+    assert compiler_options(WIDE, GROUPS, GPU) == left
