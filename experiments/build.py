@@ -53,6 +53,8 @@ class Experiment:
       groups: frozen kernels that lie side by side (`base.fused`), else none.
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
       step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      options: of the compiler, for the step; None where it has XLA's own.
+      programs: what `load` has jitted, which `dataclasses.replace` hands on.
     """
 
     config: RunConfig
@@ -69,6 +71,8 @@ class Experiment:
     abstract_frozen: Any
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     step: Any
+    options: dict[str, bool | str] | None
+    programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -131,7 +135,7 @@ class Experiment:
             create = functools.partial(adapters.create, self.plan)
             given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
             shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
-            variables |= jax.jit(create, out_shardings=shardings)(*given)
+            variables |= self._program("create", create, out_shardings=shardings)(*given)
             variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
         trainable, frozen = partition(variables, self.rules)
         return trainable, frozen | {"params": fuse(frozen["params"], self.groups)} if self.groups else frozen
@@ -143,10 +147,20 @@ class Experiment:
 
     def begin(self, trainable: Any) -> TrainState:
         """The state before the first step; the trainable tree is donated."""
-        rate, seed = self.config.optimizer.learning_rate, self.config.seed
-        init = functools.partial(init_state, optimizer=self.optimizer, learning_rate=rate, seed=seed)
+
+        def init(trainable, rate, key):
+            return init_state(trainable, self.optimizer, rate, seed=0)._replace(key=key)
+
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(trainable)
+        rate = np.float32(self.config.optimizer.learning_rate)
+        jitted = self._program("begin", init, out_shardings=shardings, donate_argnums=0)
+        return jitted(trainable, rate, jax.random.PRNGKey(self.config.seed))
+
+    def _program(self, name: str, fn: Callable, **options: Any) -> Any:
+        """The jitted function of a name; trials that are alike share it and its compilation."""
+        if name not in self.programs:
+            self.programs[name] = jax.jit(fn, **options)
+        return self.programs[name]
 
     def _is_fresh(self, path: str) -> bool:
         return is_fresh(self.config, path)
@@ -244,15 +258,16 @@ def build(
     else:
         objective = next_token_objective(apply_fn, config.train.chunk_tokens)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
-    options = compiler_options(base.config.hidden_size, groups, mesh.devices.flat[0])
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options or None)
+    unrolled = config.base.scan_unroll >= base.config.num_hidden_layers
+    options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     abstract_batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, (shape, dtype) in batch_shapes(head, config.train.batch_size, seq_len or task.seq_len).items()
     }
     return Experiment(
         config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
-        abstract_state, frozen, abstract_batch, jitted,
+        abstract_state, frozen, abstract_batch, jitted, options,
     )  # fmt: skip
 
 

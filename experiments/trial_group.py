@@ -52,7 +52,7 @@ class TrialGroup:
         self._axes = trials.frozen_axes(self.lead.abstract_frozen)
         self.abstract_state = self._stacked(self.lead.abstract_state)
         step = trials.make_trial_step(self.lead.objective, self.lead.optimizer, self.lead.config.train.accumulate)
-        self.step = trials.together(step, self._axes, self.mesh)
+        self.step = trials.together(step, self._axes, self.mesh, self.lead.options)
         lasts = [one.config.train.last_step for one in self.each]
         tables = [
             trials.schedule_table(

@@ -28,10 +28,10 @@ PEER_SMALL = ("--shape=135m", "--vocab=49152", "--batch=64", "--seq=64", "--rank
 # where 4,096 x 32,000 float32 logits and their gradient (1 GiB) are never whole, 24.6; as a scan 25.0.
 SCAN = "remat=projections,fused=True"
 UNROLLED = "fused=True,unroll=32"
-# Kernels launched one by one: a CUDA graph of the step would be brought up to date before each (speed.md).
-NO_GRAPHS = "--xla_gpu_enable_command_buffer="
-NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 FAST, LOW_MEMORY = f"remat=activations,{UNROLLED}", f"remat=projections,{UNROLLED},chunk_tokens=256"
+SMALL_UNROLLED = "method=lora,rank=8,fused=True,unroll=30"
+TRIALS_LOW = f"{SMALL_UNROLLED},remat=attention,chunk_tokens=128"
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # its autotuner takes most of a short compilation (speed.md)
 AHEAD = (dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0))
 
 
@@ -46,13 +46,6 @@ ROWS = (
         words=(_adapter("method=lora", 8),),
         peer=PEER_7B,
         claims=AHEAD,
-    ),
-    dict(
-        name="7b-lora-8-no-graphs",
-        work="the same, no CUDA graphs",
-        words=(_adapter("method=lora", 8),),
-        env={"XLA_FLAGS": NO_GRAPHS},
-        claims=(dict(what="time", to="7b-lora-8"),),
     ),
     dict(
         name="7b-lora-8-scan",
@@ -93,37 +86,42 @@ ROWS = (
     dict(
         name="smollm2-64x64",
         work="SmolLM2-135M shape, LoRA r=8, 64 x 64",
+        words=(f"{SMALL},batch=64,seq=64,{SMALL_UNROLLED}", "--steps=30"),
+        peer=PEER_SMALL,
+        claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
+    ),
+    dict(
+        name="smollm2-64x64-scan",
+        work="the same, a scan over the layers",
         words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8", "--steps=30"),
-        peer=PEER_SMALL,
-        claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
-    ),
-    dict(
-        name="smollm2-64x64-unrolled",
-        work="the same, all 30 layers unrolled",
-        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True,unroll=30", "--steps=30"),
-        peer=PEER_SMALL,
-        claims=(dict(what="speed", to="peer", least=5.0), dict(what="memory", to="peer")),
-    ),
-    dict(
-        name="smollm2-64x64-unrolled-no-graphs",
-        work="the same, no CUDA graphs, no Triton products",
-        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True,unroll=30", "--steps=30"),
-        env={"XLA_FLAGS": f"{NO_GRAPHS} {NO_TRITON}"},
-        claims=(dict(what="time", to="smollm2-64x64-unrolled"),),
+        claims=(dict(what="time", to="smollm2-64x64"),),
     ),
     dict(
         name="smollm2-16x64",
         work="SmolLM2-135M shape, LoRA r=8, 16 x 64: one run",
-        words=(f"{SMALL},batch=16,seq=64,method=lora,rank=8", "--steps=30"),
+        words=(f"{SMALL},batch=16,seq=64,{SMALL_UNROLLED}", "--steps=30"),
     ),
     dict(
-        name="smollm2-8-trials",
-        work="SmolLM2-135M shape, 8 trials of 16 x 64 in one program, beside 8 runs in turn (memory: 8 processes)",
-        words=(f"{SMALL},batch=16,seq=64,method=lora,rank=8", "--trials=8", "--steps=30"),
-        claims=(
-            dict(what="speed", to="smollm2-16x64", least=3.0),
-            dict(what="memory", to="smollm2-16x64", times=8, most=0.4),
-        ),
+        name="smollm2-16x64-scan",
+        work="the same, a scan over the layers (the configs' default)",
+        words=(f"{SMALL},batch=16,seq=64,method=lora,rank=8", "--steps=30"),
+    ),
+    *(
+        dict(
+            name=name,
+            work=f"SmolLM2-135M shape, 8 trials of 16 x 64 in one program{how}, beside 8 such runs in turn"
+            " (memory: 8 processes)",
+            words=(f"{SMALL},batch=16,seq=64,{words}", "--trials=8", "--steps=30"),
+            claims=(
+                dict(what="speed", to=beside, least=3.0),
+                dict(what="memory", to=beside, times=8, most=0.4),
+            ),
+        )
+        for name, how, words, beside in (
+            ("smollm2-8-trials", "", f"{SMALL_UNROLLED},remat=projections,chunk_tokens=256", "smollm2-16x64"),
+            ("smollm2-8-trials-low-memory", ", low memory", TRIALS_LOW, "smollm2-16x64"),
+            ("smollm2-8-trials-scan", ", a scan over the layers", "method=lora,rank=8", "smollm2-16x64-scan"),
+        )
     ),
     *(
         dict(
@@ -143,12 +141,19 @@ ROWS = (
             name=f"{name}-start",
             work=f"{what}: from the command to the first step",
             words=(words, "--steps=10", "--warmup=1"),
+            env=env,
             start=True,
             claims=(dict(what="start", most=seconds), dict(what="warm", least=3.0)),
         )
-        for name, what, words, seconds in (
-            ("7b", "LLaMA-2-7B shape, 8 x 512", _adapter("method=lora", 8, SCAN), 45.0),
-            ("smollm2", "SmolLM2-135M shape, 64 x 64", f"{SMALL},batch=64,seq=64,method=lora,rank=8", 15.0),
+        for name, what, words, env, seconds in (
+            ("7b", "LLaMA-2-7B shape, 8 x 512, a scan", _adapter("method=lora", 8, SCAN), {}, 45.0),
+            (
+                "smollm2",
+                "SmolLM2-135M shape, 64 x 64, a scan without Triton products",
+                f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True",
+                {"XLA_FLAGS": NO_TRITON},
+                15.0,
+            ),
         )
     ),
 )

@@ -14,7 +14,8 @@ from lowrank_jax.core.flops import product_flops
 def adapter_flops(plan: Plan, tokens: int) -> int:
     """Forward and backward pass of every site's update over `tokens` rows, gradients of leaf and input included.
 
-    LoRA: 6 (d_in + d_out) r a row; MoRA's groups 6 p^2, its rotation 6 p^2 a block (Jiang et al., section 4.2).
+    LoRA: 6 (d_in + d_out) r a row; MoRA's groups 6 p^2, its rotation 6 p^2 a block (Jiang et al., section 4.2), with p
+    rounded up to a multiple of 8 as the products are.
     """
     return sum(_site(site.family, site.spec, tokens) * math.prod(site.spec.stack) for site in plan.sites)
 

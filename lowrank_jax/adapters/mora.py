@@ -69,22 +69,27 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     size, options = m.shape[0], spec.mora
     if options.compression in GROUPINGS:
         compress, decompress = GROUPINGS[options.compression]
-        hidden = checkpoint_name(compress(x, size, options.padding), "adapter")
-        return decompress(_product(hidden, m), spec.d_out)
+        return decompress(_product(compress(x, size, options.padding), m, "adapter"), spec.d_out)
     # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
     count = min(-(-spec.d_in // size), -(-spec.d_out // size))
     blocks = maps.split_blocks(x, size, count, options.padding)
-    if options.compression in ROTATIONS:
-        blocks = maps.rotate(blocks, options.layout)
-    return maps.join_blocks(_product(blocks, m), spec.d_out)
+    if options.compression == "decoupling":
+        return maps.join_blocks(_product(blocks, m), spec.d_out)
+    return maps.join_blocks(_product(maps.rotate(blocks, options.layout), m, "rotated"), spec.d_out)
 
 
-def _product(x: Array, m: Array) -> Array:
-    """x M in x's dtype; both are lengthened with zeros to a multiple of ALIGNED and the product is cut."""
+def _product(x: Array, m: Array, name: str | None = None) -> Array:
+    """x M in x's dtype; both are lengthened with zeros to a multiple of ALIGNED and the product is cut.
+
+    Args:
+      name: of what M reads, for `models.stack.POLICIES`.
+    """
     size, missing = m.shape[0], -m.shape[0] % ALIGNED
     if missing:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
         m = jnp.pad(m, (0, missing))
+    if name:
+        x = checkpoint_name(x, name)
     return trained_matmul(x, m.astype(x.dtype))[..., :size]
 
 

@@ -3,12 +3,16 @@
 Equation numbers are those of Jiang et al., arXiv 2405.12130. Every map is linear and acts on the last axis.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.core.types import Array
 
 ROTATION_BASE = 10000.0
+RUN = 16  # 4,096 columns are one run of squares of 256 or 348 (r=8), 11,008 are two and a rest
 
 
 def pad_to(x: Array, length: int, padding: str) -> Array:
@@ -34,7 +38,7 @@ def extend(z: Array, d_out: int) -> Array:
 def sum_strided(x: Array, size: int, padding: str) -> Array:
     """c_i = x_i + x_{i+p} + x_{i+2p} + ... (Eq. 6 with the official type 1's groups)."""
     blocks = -(-x.shape[-1] // size)
-    return pad_to(x, blocks * size, padding).reshape(*x.shape[:-1], blocks, size).sum(-2)
+    return _sum_blocks(pad_to(x, blocks * size, padding).reshape(*x.shape[:-1], blocks, size), blocks)
 
 
 def sum_adjacent(x: Array, size: int, padding: str) -> Array:
@@ -50,8 +54,33 @@ def sum_adjacent(x: Array, size: int, padding: str) -> Array:
 def tile(z: Array, d_out: int) -> Array:
     """y_i = z_{i mod p} (Eq. 7 with strided groups)."""
     copies = -(-d_out // z.shape[-1])
-    y = jnp.broadcast_to(z[..., None, :], (*z.shape[:-1], copies, z.shape[-1]))
-    return y.reshape(*z.shape[:-1], copies * z.shape[-1])[..., :d_out]
+    return _copies(z, copies).reshape(*z.shape[:-1], copies * z.shape[-1])[..., :d_out]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _copies(z: Array, count: int) -> Array:
+    """[..., p] -> [..., n, p]; the adjoint of `_sum_blocks`."""
+    return jnp.broadcast_to(z[..., None, :], (*z.shape[:-1], count, z.shape[-1]))
+
+
+_copies.defvjp(lambda z, count: (_copies(z, count), None), lambda count, _, g: (_sum_blocks(g, count),))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_blocks(blocks: Array, count: int) -> Array:
+    """[..., n, p] -> [..., p], summed in float32 at least; the adjoint of `_copies`.
+
+    RUN blocks are added by name and only their sums by a reduction, whose kernel on a GPU reads one column a thread.
+    """
+    *lead, _, size = blocks.shape
+    wide = blocks.astype(jnp.promote_types(blocks.dtype, jnp.float32))
+    whole = count // RUN * RUN
+    runs = wide[..., :whole, :].reshape(*lead, whole // RUN, RUN, size)
+    sums = [sum(runs[..., i, :] for i in range(RUN)).sum(-2)] if whole else []
+    return sum(sums + [wide[..., i, :] for i in range(whole, count)]).astype(blocks.dtype)
+
+
+_sum_blocks.defvjp(lambda blocks, count: (_sum_blocks(blocks, count), None), lambda count, _, g: (_copies(g, count),))
 
 
 def repeat(z: Array, d_out: int) -> Array:

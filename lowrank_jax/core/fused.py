@@ -4,6 +4,7 @@ One wide product reads its input once, forward and backward, where three read it
 plans, adapters, files, fingerprints and exports know the kernels by their own names.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ def fuse(params: Tree, groups: Groups) -> dict[str, Any]:
       UserError: a member's kernel is not there (it is trained, or of another model), or a member has more leaves.
     """
     flat = dict(flatten(params))
+    parts = {}
     for path, members in groups.items():
         leaves = []
         for member, columns in members:
@@ -38,8 +40,8 @@ def fuse(params: Tree, groups: Groups) -> dict[str, Any]:
             if kernel.shape[-1] != columns:
                 raise UserError(f"{member}/kernel has {kernel.shape[-1]} columns where the model has {columns}")
             leaves.append(kernel)
-        flat[f"{path}/kernel"] = _side_by_side(leaves)
-    return unflatten(flat)
+        parts[f"{path}/kernel"] = leaves
+    return unflatten(flat | _side_by_side(parts))
 
 
 def separate(params: Tree, groups: Groups) -> dict[str, Any]:
@@ -53,9 +55,19 @@ def separate(params: Tree, groups: Groups) -> dict[str, Any]:
     return unflatten(flat)
 
 
-def _side_by_side(leaves: list) -> Any:
-    first = leaves[0]
-    if isinstance(first, jax.ShapeDtypeStruct):
-        shape = (*first.shape[:-1], sum(leaf.shape[-1] for leaf in leaves))
-        return jax.ShapeDtypeStruct(shape, first.dtype, sharding=first.sharding)
-    return jax.jit(lambda *parts: jnp.concatenate(parts, axis=-1), out_shardings=first.sharding)(*leaves)
+def _side_by_side(parts: dict[str, list]) -> dict[str, Any]:
+    first = {path: leaves[0] for path, leaves in parts.items()}
+    if all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in first.values()):
+        shapes = {path: (*first[path].shape[:-1], sum(x.shape[-1] for x in leaves)) for path, leaves in parts.items()}
+        return {
+            path: jax.ShapeDtypeStruct(shapes[path], leaf.dtype, sharding=leaf.sharding) for path, leaf in first.items()
+        }
+    return _join(tuple((path, leaf.sharding) for path, leaf in first.items()))(parts)
+
+
+@functools.cache  # trials of one base are laid out alike, one after the other
+def _join(shardings: tuple[tuple[str, Any], ...]) -> Any:
+    def join(parts):
+        return {path: jnp.concatenate(leaves, axis=-1) for path, leaves in parts.items()}
+
+    return jax.jit(join, out_shardings=dict(shardings))

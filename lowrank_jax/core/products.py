@@ -19,15 +19,17 @@ def trained_matmul(x: Array, weight: Array) -> Array:
       x: [..., d_in].
       weight: [d_in, d_out], of x's dtype.
     """
-    return lax.optimization_barrier(x @ weight)
+    return x @ weight
 
 
 def _forward(x, weight):
-    return trained_matmul(x, weight), (x, weight)
+    return x @ weight, (x, weight)
 
 
 def _backward(residuals, g):
     x, weight = residuals
+    # The barrier is for XLA's GPU backend: the frozen product's dL/dx then adds this one to itself as it is written,
+    # instead of being read and written again by the thin product (0.2 GB a layer of LLaMA-2-7B at 8 x 512 tokens).
     rows, grows = (value.reshape(-1, value.shape[-1]) for value in (x, g))
     return lax.optimization_barrier(g @ weight.T), lax.dot_general(rows, grows, (((0,), (0,)), ((), ())))
 

@@ -21,14 +21,23 @@ def fingerprint(params: Any) -> str:
     Args:
       params: the tree below "params".
     """
-    return digest({path: sample(leaf) for path, leaf in flatten(params).items()})
+    flat = flatten(params)
+    values = _values({path: (leaf, _points(leaf.shape)) for path, leaf in flat.items()})
+    return digest({path: _sample(leaf, values[path]) for path, leaf in flat.items()})
 
 
 def sample(leaf: Any) -> Sample:
     """What the fingerprint reads of one leaf: its shape and 16 values."""
-    indices = np.linspace(0, math.prod(leaf.shape) - 1, 16).astype(np.int64)
-    points = tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, leaf.shape))
-    return tuple(leaf.shape), _values_at(leaf, points).astype(np.float32).astype(jnp.bfloat16).tobytes()
+    return _sample(leaf, _values({"": (leaf, _points(leaf.shape))})[""])
+
+
+def _points(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    indices = np.linspace(0, math.prod(shape) - 1, 16).astype(np.int64)
+    return tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, shape))
+
+
+def _sample(leaf: Any, values: np.ndarray) -> Sample:
+    return tuple(leaf.shape), values.astype(np.float32).astype(jnp.bfloat16).tobytes()
 
 
 def digest(samples: Mapping[str, Sample]) -> str:
@@ -40,14 +49,23 @@ def digest(samples: Mapping[str, Sample]) -> str:
     return found.hexdigest()
 
 
-def _values_at(leaf: Any, points: tuple[np.ndarray, ...]) -> np.ndarray:
-    if not isinstance(leaf, jax.Array):
-        return leaf[points]
-    sharding = leaf.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):  # replicated, so that every process of a pod can read them
-        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return np.asarray(jax.jit(_gather, out_shardings=sharding)(leaf, points))
+def _values(leaves: Mapping[str, tuple[Any, tuple[np.ndarray, ...]]]) -> dict[str, np.ndarray]:
+    """The values of each leaf at its points; those on devices are read by one program, for each takes a compilation."""
+    values = {path: leaf[points] for path, (leaf, points) in leaves.items() if not isinstance(leaf, jax.Array)}
+    held = {path: given for path, given in leaves.items() if path not in values}
+    if held:
+        shardings = {path: _whole(leaf.sharding) for path, (leaf, _) in held.items()}
+        read = jax.jit(_gather, out_shardings=shardings)(held)
+        values |= {path: np.asarray(x) for path, x in read.items()}
+    return values
 
 
-def _gather(leaf, points):
-    return leaf[points]
+def _whole(sharding: Any) -> Any:
+    """Replicated, so that every process of a pod can read the values."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
+
+
+def _gather(leaves):
+    return {path: leaf[points] for path, (leaf, points) in leaves.items()}

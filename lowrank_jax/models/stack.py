@@ -17,6 +17,7 @@ _policies = jax.checkpoint_policies
 # keeps. A post-norm block names the sum that its last norm reads "mlp_out": without it the product would run again.
 PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "gate_up", "mlp_out")
 ADAPTER = "adapter"  # what `adapters` name at each site: LoRA's x A, MoRA's groups' sums
+ROTATED = "rotated"  # and the blocks that MoRA has rotated, as wide as the input
 
 
 def _flash_attention(primitive, *_, **__) -> bool:
@@ -42,8 +43,9 @@ POLICIES: dict[str, Callable[..., bool]] = {
     # (8,192 or 22,016), which for MoRA nothing else in the backward pass needs. MoRA's decoupling and rotation work on
     # all of the input, have no narrow inside, and save nothing. Recomputes norms and the activation.
     "projections": _save(*PROJECTIONS, ADAPTER),
-    # and what `down` reads, for its adapter's gradient: s (2 D + 2 A + 2 H + 3 F) + 4 N (115,328). Recomputes norms.
-    "activations": _save(*PROJECTIONS, ADAPTER, "hidden"),
+    # and what `down` reads, for its adapter's gradient: s (2 D + 2 A + 2 H + 3 F) + 4 N (115,328); and what MoRA's
+    # rotation has turned, s n p for n blocks (p = 256 and 348: 33,280). Recomputes norms.
+    "activations": _save(*PROJECTIONS, ADAPTER, "hidden", ROTATED),
 }
 REMAT = ("none", *POLICIES)
 

@@ -7,27 +7,36 @@ from lowrank_jax.core.fused import Groups
 
 TRITON = "xla_gpu_enable_triton_gemm"
 GRAPHS = "xla_gpu_enable_command_buffer"
+SLICES = "xla_gpu_enable_dynamic_slice_fusion"
 WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
-def compiler_options(width: int, groups: Groups, device: Any) -> dict[str, bool | str]:
+def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
 
     GPUs, wide products of fused kernels: no Triton products. Where XLA's autotuner takes cuBLAS in Triton's place, each
     layer's weights are copied out of the stack first (LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a
-    step; without Triton's candidates 227, and 2.5 s to compile instead of 9). Narrow ones stay with Triton: a step of
-    SmolLM2-135M, layers unrolled, 64 x 64 tokens, takes 29 ms with cuBLAS alone and 19 with Triton.
+    step; without Triton's candidates 227, and 2.5 s to compile instead of 9). Nor CUDA graphs: as products read their
+    weights within the stack, XLA brings the whole graph up to date before every step (unrolled, one H200: 214.6 ms,
+    without graphs 211.6).
 
-    Nor CUDA graphs there: some buffer's address changes with every step, and the whole graph is brought up to date
-    before it starts (the same step unrolled, one H200: 214.6 ms, without graphs 211.6). Narrow steps are too short to
-    launch their kernels one by one: a scan over SmolLM2-135M takes 54 ms so, and 32 with graphs.
+    Narrow products of fused kernels, layers unrolled: the step is too short to launch kernels one by one or to touch
+    the graph, so weights are copied out of the stack (0.3 GB, 0.2 ms) and a graph is replayed as it is. SmolLM2-135M,
+    64 x 64 tokens, one H200: 26.3 ms, 16.3 with such copies. Triton's products gain nothing there (16.4 ms) and take 54
+    s to compile instead of 14.
 
     Args:
       width: features of the residual stream.
       groups: the kernels that lie side by side (`core.fused`); without, XLA's defaults stay: not measured.
+      unrolled: whether the layers are no loop.
       device: one of the step's.
     """
-    if device.platform != "gpu" or not groups or width < WIDE:
+    if device.platform != "gpu" or not groups:
         return {}
+    chosen: dict[str, bool | str] = {}
+    if width >= WIDE:
+        chosen = {TRITON: False, GRAPHS: ""}
+    elif unrolled:
+        chosen = {TRITON: False, SLICES: False}
     given = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in {TRITON: False, GRAPHS: ""}.items() if name not in given}
+    return {name: value for name, value in chosen.items() if name not in given}

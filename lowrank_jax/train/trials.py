@@ -107,13 +107,14 @@ def trial_mesh(trials: int, devices: Sequence[Any]) -> Mesh:
     return jax.make_mesh((used,), (TRIAL,), axis_types=(AxisType.Auto,), devices=list(devices)[:used])
 
 
-def together(step: Callable, axes: Any, mesh: Mesh) -> Any:
+def together(step: Callable, axes: Any, mesh: Mesh, options: Any = None) -> Any:
     """The step of all trials at once, jitted: each device runs its own trials and exchanges nothing with the others.
 
     Args:
       step: of `make_trial_step`.
       axes: of `frozen_axes`.
       mesh: of `trial_mesh`.
+      options: of `compiler_options`.
     """
     stacked = jax.vmap(step, in_axes=(0, axes, 0, 0, 0))
     if mesh.size > 1:
@@ -125,7 +126,7 @@ def together(step: Callable, axes: Any, mesh: Mesh) -> Any:
             stacked, mesh=mesh, in_specs=(trial, frozen, trial, trial, trial), out_specs=trial, check_vma=False
         )
     split = NamedSharding(mesh, PartitionSpec(TRIAL))
-    return jax.jit(stacked, donate_argnums=0, out_shardings=split)
+    return jax.jit(stacked, donate_argnums=0, out_shardings=split, compiler_options=options)
 
 
 def place(tree: Any, mesh: Mesh, shared: bool = False) -> Any:

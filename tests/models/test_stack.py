@@ -83,7 +83,7 @@ SEVEN = {"rank": 3, "targets": ("all-linear",)}
     ("adapter", "inside"),
     [
         (adapters.AdapterConfig("lora", **SEVEN), {(3,): 7}),
-        (adapters.AdapterConfig("mora", **SEVEN), {(15,): 5, (12,): 2}),  # sqrt(3 (in + out)), rounded
+        (adapters.AdapterConfig("mora", **SEVEN), {(16,): 7}),  # sqrt(3 (in + out)) is 15 or 12; in eights
         (adapters.AdapterConfig("mora", **SEVEN, mora=adapters.MoraConfig("rotation")), {}),
     ],
     ids=["lora", "mora", "rotation"],
@@ -103,6 +103,15 @@ def test_none_saves_more_than_projections():
 
 def test_activations_saves_what_down_reads_too():
     assert saved("activations") == saved("projections") | {(48,): 3}
+
+
+def test_activations_saves_what_a_rotation_has_turned():
+    """Blocks of p neighbours as the square reads them, their p in eights; what query, key and value share is one value
+    of the program (the compiler's work) and three of the policy's."""
+    rotation = adapters.AdapterConfig("mora", **SEVEN, mora=adapters.MoraConfig("rotation"))
+    more = {shape: n for shape, n in saved("activations", rotation).items() if shape not in saved("activations")}
+    assert {shape[-1] for shape in more} == {16}
+    assert sum(more.values()) == 7
 
 
 def test_no_weights_behind_the_barriers_of_unrolled_layers():

@@ -7,25 +7,32 @@ import pytest
 
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.compiler import GRAPHS, TRITON, WIDE, compiler_options
+from lowrank_jax.train.compiler import GRAPHS, SLICES, TRITON, WIDE, compiler_options
 
 GPU = SimpleNamespace(platform="gpu")
 GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
 
 
-def test_wide_fused_steps_on_a_gpu_have_no_triton_products_and_no_graphs(monkeypatch):
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_wide_fused_steps_on_a_gpu_have_no_triton_products_and_no_graphs(unrolled, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(WIDE, GROUPS, GPU) == {TRITON: False, GRAPHS: ""}
+    assert compiler_options(WIDE, GROUPS, unrolled, GPU) == {TRITON: False, GRAPHS: ""}
+
+
+def test_narrow_unrolled_steps_on_a_gpu_replay_their_graph(monkeypatch):
+    """Weights copied out of the stack have one address in every step; slices that products read in place do not."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert compiler_options(WIDE - 1, GROUPS, True, GPU) == {TRITON: False, SLICES: False}
 
 
 @pytest.mark.parametrize(
-    ("width", "groups", "device"),
-    [(WIDE - 1, GROUPS, GPU), (WIDE, {}, GPU), (WIDE, GROUPS, jax.devices()[0])],
-    ids=["narrow", "plain", "cpu"],
+    ("width", "groups", "unrolled", "device"),
+    [(WIDE - 1, GROUPS, False, GPU), (WIDE, {}, True, GPU), (WIDE, GROUPS, True, jax.devices()[0])],
+    ids=["narrow scan", "plain", "cpu"],
 )
-def test_other_steps_are_left_alone(width, groups, device, monkeypatch):
+def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(width, groups, device) == {}
+    assert compiler_options(width, groups, unrolled, device) == {}
 
 
 @pytest.mark.parametrize(
@@ -33,4 +40,4 @@ def test_other_steps_are_left_alone(width, groups, device, monkeypatch):
 )
 def test_what_xla_flags_name_is_the_users(flag, left, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flag)
-    assert compiler_options(WIDE, GROUPS, GPU) == left
+    assert compiler_options(WIDE, GROUPS, True, GPU) == left
