@@ -1,9 +1,11 @@
 """From a config to the parts of a run: first on shapes alone, then, once everything fits, with the weights."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -101,9 +103,30 @@ class Experiment:
         """Whether the model reads token types: DeBERTa does not."""
         return hasattr(self.base.config, "type_vocab_size")
 
-    def compile(self) -> Any:
-        """The compiled step, without running anything; for batches of several lengths, that of the longest."""
-        return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+    def compile(self, ahead: bool = False) -> Any:
+        """The compiled step, without running anything; for batches of several lengths, that of the longest.
+
+        Args:
+          ahead: `load` follows; see `load_ahead`.
+        """
+        with self.load_ahead() if ahead else contextlib.nullcontext():
+            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+
+    @contextlib.contextmanager
+    def load_ahead(self) -> Iterator[None]:
+        """Compiles what `load` runs on the trainable tree on a second thread, beside what the caller compiles."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            ready = pool.submit(self._compile_load)
+            yield
+            ready.result()
+
+    def _compile_load(self) -> None:
+        key = jax.eval_shape(jax.random.PRNGKey, 0)
+        if self.plan.sites:
+            given = (key, self.base.params) if adapters.needs_params(self.plan) else (key,)
+            self._create(given).lower(*given).compile()
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        self._begin().lower(self.abstract_state.trainable, rate, key).compile()
 
     def stepper(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics) for batches of every length.
@@ -132,10 +155,8 @@ class Experiment:
         _, adapter_key = self._keys()
         variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
-            create = functools.partial(adapters.create, self.plan)
             given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
-            shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
-            variables |= self._program("create", create, out_shardings=shardings)(*given)
+            variables |= self._create(given)(*given)
             variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
         trainable, frozen = partition(variables, self.rules)
         return trainable, frozen | {"params": fuse(frozen["params"], self.groups)} if self.groups else frozen
@@ -147,14 +168,20 @@ class Experiment:
 
     def begin(self, trainable: Any) -> TrainState:
         """The state before the first step; the trainable tree is donated."""
+        rate = np.float32(self.config.optimizer.learning_rate)
+        return self._begin()(trainable, rate, jax.random.PRNGKey(self.config.seed))
 
+    def _create(self, given: tuple) -> Any:
+        create = functools.partial(adapters.create, self.plan)
+        shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
+        return self._program("create", create, out_shardings=shardings)
+
+    def _begin(self) -> Any:
         def init(trainable, rate, key):
             return init_state(trainable, self.optimizer, rate, seed=0)._replace(key=key)
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        rate = np.float32(self.config.optimizer.learning_rate)
-        jitted = self._program("begin", init, out_shardings=shardings, donate_argnums=0)
-        return jitted(trainable, rate, jax.random.PRNGKey(self.config.seed))
+        return self._program("begin", init, out_shardings=shardings, donate_argnums=0)
 
     def _program(self, name: str, fn: Callable, **options: Any) -> Any:
         """The jitted function of a name; trials that are alike share it and its compilation."""

@@ -60,7 +60,7 @@ def main(_) -> int:
             flush=True,
         )
     compile_started = time.perf_counter()
-    compiled = experiment.compile()
+    compiled = experiment.compile(ahead=True)
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
     if not earlier:  # only now: a config that fails leaves no folder behind, and with --fresh costs no earlier run

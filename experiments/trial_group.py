@@ -1,5 +1,6 @@
 """Runs that share a program: built once on shapes, their states stacked over one base."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -64,14 +65,15 @@ class TrialGroup:
         self._tables = self.place(np.stack(tables))
         self._lasts = self.place(np.asarray(lasts, np.int32))
 
-    def compile(self) -> Any:
-        """The compiled step of all trials, for the longest batch."""
+    def compile(self, ahead: bool = False) -> Any:
+        """The compiled step of all trials, for the longest batch; `ahead` as in `Experiment.compile`."""
         frozen = {
             name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
             for name, axis in self._axes.items()
         }
         batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
-        return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
+        with self.lead.load_ahead() if ahead else contextlib.nullcontext():
+            return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
 
     def stepper(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics)."""

@@ -86,7 +86,7 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
         f"{group.mesh.size} device(s)"
     )
     compile_started = time.perf_counter()
-    compiled = group.compile()
+    compiled = group.compile(ahead=True)
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
     folders = [runs.run_folder(FLAGS.workdir, name) for name in names]

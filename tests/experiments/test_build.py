@@ -216,6 +216,16 @@ def test_what_is_loaded_is_what_was_planned(toy, argument):
     assert {name: x.shape for name, x in experiment.abstract_batch.items()} == {"tokens": (8, 74), "weights": (8, 74)}
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_load_runs_is_compiled_beside_the_step(toy, caplog, ahead):
+    experiment = build(config_of(toy, "configs/mora_uuid.py:method=lora,rank=3"))
+    experiment.compile(ahead=ahead)
+    with jax.log_compiles():
+        experiment.load()
+    for name in ("jit(create)", "jit(init)"):
+        assert (f"Finished XLA compilation of {name}" in caplog.text) is not ahead
+
+
 def test_methods_share_the_base_and_seeds_do_not(toy):
     prints = {}
     for argument, seed in (("method=lora", 0), ("method=mora", 0), ("method=mora", 1)):
