@@ -3,6 +3,7 @@
 python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]
+python -m experiments.tables quantized
 python -m experiments.tables ledger
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import glue_table, glue_text, runs, suite_table
+from experiments import glue_table, glue_text, quantized_table, runs, suite_table
 from experiments.layout import clock, lay_out, number
 from experiments.papers import ledger, mora
 from experiments.records import at_step, load_results, rate_of, stage_of
@@ -21,7 +22,7 @@ from experiments.schema import config_hash, diff
 from lowrank_jax.core.errors import UserError
 
 ACCURACY, EXACT = "char_accuracy", "exact_match"  # as tasks.uuid scores them
-TABLES = ("mora_table2", "lora_table2", "speed", "ledger")
+TABLES = ("mora_table2", "lora_table2", "speed", "quantized", "ledger")
 NAMES = {"fft": "FFT", "lora": "LoRA", "mora": "MoRA"}
 # Rows that a table has at each scale, run or not.
 ROWS = {
@@ -284,6 +285,9 @@ def tables_main(names: Sequence[str], options) -> None:
     if names[0] == "speed":
         suites = suite_table.load_suites(options.results)
         print("\n\n".join(suite_table.render(suite, options.format) for suite in suites))
+        return
+    if names[0] == "quantized":
+        print(quantized_table.render(quantized_table.quantized(load_results(options.results)), options.format))
         return
     tables = mora_table2(load_results(options.results), options.scale)
     print("\n\n".join(render(table, options.format) for table in tables))

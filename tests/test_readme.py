@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import glue_table, glue_text, tables
+from experiments import glue_table, glue_text, quantized_table, suite_table, tables
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -41,6 +41,13 @@ def test_tables_are_those_of_the_recorded_results(scale):
         tables.mora_table2(tables.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
     )
     assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
+
+
+def test_speeds_are_those_of_the_recorded_results():
+    for suite in suite_table.load_suites([ROOT / "experiments" / "results" / "speed" / "h100_suite.json"]):
+        assert suite_table.render(suite, "markdown").split("\n\n")[0] in TEXT
+    rows = quantized_table.quantized(tables.load_results([ROOT / "experiments" / "results"]))
+    assert quantized_table.render(rows, "markdown").split("\n\n")[0] in TEXT
 
 
 def test_glue_rows_are_those_of_the_recorded_results():

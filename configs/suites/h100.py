@@ -116,8 +116,7 @@ ROWS = (
     *(
         dict(
             name=name,
-            work=f"SmolLM2-135M shape, 8 trials of 16 x 64 in one program{how}, beside 8 such runs in turn"
-            " (memory: 8 processes)",
+            work=f"SmolLM2-135M shape, 8 trials of 16 x 64 in one program{how}",
             words=(f"{SMALL},batch=16,seq=64,{words}", "--trials=8", "--steps=30"),
             claims=(
                 dict(what="speed", to=beside, least=3.0),
