@@ -6,9 +6,8 @@ from typing import Any
 from experiments.layout import lay_out, number
 from experiments.schema import BOOKKEEPING, config_hash
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.quantized import NONE
 
-KIND = "base.quantize"
+KIND, NONE = "base.quantize", "none"  # core.quantized.NONE, whose module imports jax
 AIMS = {"int8": 0.01, "nf4": 0.03}  # of the loss: how much more a quantised base may lose
 LAST = 10  # recorded training losses that are averaged
 

@@ -38,8 +38,8 @@ POLICIES: dict[str, Callable[..., bool]] = {
     # and attention's output: s (D + A) + 4 N (16,512). Recomputes products and norms, not cuDNN's attention.
     "attention": _save("attention"),
     # and the products: s (2 D + 2 A + 2 H + 2 F) + 4 N (93,312), and the narrow inside of each adapted site: s r for
-    # LoRA (7 sites of rank 8: 112; of 256: 3,584), s p for MoRA with a square of p for groups or truncation (4,136;
-    # 23,380; 0.5 and 2.9 GiB over 32 layers of 8 x 512 tokens). To recompute one is to read its whole input again
+    # LoRA (7 sites of rank 8: 112; of 256: 3,584), s p for MoRA with a square of p for groups or truncation (4,160;
+    # 23,392; 0.5 and 2.9 GiB over 32 layers of 8 x 512 tokens). To recompute one is to read its whole input again
     # (8,192 or 22,016), which for MoRA nothing else in the backward pass needs. MoRA's decoupling and rotation work on
     # all of the input, have no narrow inside, and save nothing. Recomputes norms and the activation.
     "projections": _save(*PROJECTIONS, ADAPTER),
