@@ -41,3 +41,11 @@ def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch
 def test_what_xla_flags_name_is_the_users(flag, left, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flag)
     assert compiler_options(WIDE, GROUPS, True, GPU) == left
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("width", [WIDE, WIDE - 1])
+def test_xla_knows_the_options(width):
+    """It refuses a name that it does not know, as it may after an update."""
+    options = compiler_options(width, GROUPS, True, GPU)
+    assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2.0
