@@ -178,7 +178,7 @@ class Family:
       unfold: with `apply`: (merged kernel, leaf, spec, scale, norms) -> the kernel in float32.
       join: None, or (leaves of sites that read one input, None where a site is missing; columns of each) -> the leaf of
         one site for all, such that its delta is theirs side by side. Leaves are `prepare`'s, stack axes in front.
-      joins: [spec] -> whether `join` pays there.
+      joins: (specs, columns of all parts) -> whether `join` serves them and pays.
       needs_kernel: spec -> whether `init` starts from the kernel.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
@@ -195,7 +195,7 @@ class Family:
     fold: Callable[[Array, Leaf, AdapterSpec, Any], Array] | None = None
     unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
     join: Callable[[Sequence[Leaf | None], Sequence[int]], dict[str, Array]] | None = None
-    joins: Callable[[Sequence[AdapterSpec]], bool] = lambda specs: True
+    joins: Callable[[Sequence[AdapterSpec], Sequence[int]], bool] = lambda specs, columns: True
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
     place: Literal["kernel", "table", "output", "norm"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()

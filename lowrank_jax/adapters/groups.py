@@ -68,7 +68,7 @@ class Group:
         family = sites[0].family
         if family.join is None or any(site.family is not family for site in sites):
             return None
-        return family.join if family.joins([site.spec for site in sites]) else None
+        return family.join if family.joins([site.spec for site in sites], self.columns) else None
 
 
 def find_groups(plan: Plan, groups: Groups) -> dict[str, Group]:

@@ -76,8 +76,9 @@ def join(leaves: Sequence[Leaf | None], columns: Sequence[int]) -> dict[str, Arr
     return {"a": jnp.concatenate([leaf["a"] for leaf in leaves if leaf], -1), "b": jnp.concatenate(rows, -2)}
 
 
-def joins(specs: Sequence[AdapterSpec]) -> bool:
+def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
     """Whether the zeros of a block-diagonal B are free: up to JOINED_RANK its bytes bound the branch, not FLOPs."""
+    del columns
     return sum(spec.rank for spec in specs) <= JOINED_RANK
 
 

@@ -4,6 +4,7 @@ M is stored as a Flax kernel ([in, out]): the transpose of the matrix in the pap
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -64,33 +65,54 @@ def init(key: PRNGKey, spec: AdapterSpec) -> dict[str, Array]:
 
 
 def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Array:
-    """scale * f_decomp(f_comp(x) M); x [..., d_in] -> [..., d_out]."""
+    """scale * f_decomp(f_comp(x) M); x [..., d_in] -> [..., d_out], or [..., k d_out] where k squares are joined."""
     m = leaf["m"] * scale
     size, options = m.shape[0], spec.mora
     if options.compression in GROUPINGS:
         compress, decompress = GROUPINGS[options.compression]
-        return decompress(_product(compress(x, size, options.padding), m, "adapter"), spec.d_out)
+        parts = decompress(_product(compress(x, size, options.padding), m, "adapter"), spec.d_out)
+        return parts.reshape(*x.shape[:-1], -1)
     # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
     count = min(-(-spec.d_in // size), -(-spec.d_out // size))
     blocks = maps.split_blocks(x, size, count, options.padding)
     if options.compression == "decoupling":
-        return maps.join_blocks(_product(blocks, m), spec.d_out)
-    return maps.join_blocks(_product(maps.rotate(blocks, options.layout), m, "rotated"), spec.d_out)
+        return maps.join_blocks(_product(blocks, m)[..., 0, :], spec.d_out)
+    return maps.join_blocks(_product(maps.rotate(blocks, options.layout), m, "rotated")[..., 0, :], spec.d_out)
 
 
 def _product(x: Array, m: Array, name: str | None = None) -> Array:
-    """x M in x's dtype; both are lengthened with zeros to a multiple of ALIGNED and the product is cut.
+    """[x M_1, x M_2, ...] in x's dtype for M = [M_1 M_2 ...]; x [..., p], M [p, k p] -> [..., k, p].
+
+    x and every square are lengthened with zeros to a multiple of ALIGNED, and the products cut.
 
     Args:
-      name: of what M reads, for `models.stack.POLICIES`.
+      name: of what the squares read, for `models.stack.POLICIES`.
     """
     size, missing = m.shape[0], -m.shape[0] % ALIGNED
+    squares = m.reshape(size, -1, size)
     if missing:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-        m = jnp.pad(m, (0, missing))
+        squares = jnp.pad(squares, ((0, missing), (0, 0), (0, missing)))
     if name:
         x = checkpoint_name(x, name)
-    return trained_matmul(x, m.astype(x.dtype))[..., :size]
+    y = trained_matmul(x, squares.reshape(size + missing, -1).astype(x.dtype))
+    return y.reshape(*y.shape[:-1], squares.shape[1], size + missing)[..., :size]
+
+
+def join(leaves: Sequence[Leaf | None], columns: Sequence[int]) -> dict[str, Array]:
+    """M = [M_1 M_2 ...] for sites that read one compressed input; zeros for None."""
+    del columns
+    first = next(leaf["m"] for leaf in leaves if leaf)
+    return {"m": jnp.concatenate([leaf["m"] if leaf else jnp.zeros_like(first) for leaf in leaves], axis=-1)}
+
+
+def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
+    """Whether all parts compress and decompress alike, on groups or by truncation.
+
+    Blocks (decoupling, rotation) would come out by block and not by part: a copy of the whole output.
+    """
+    alike = {(square_size(spec), spec.mora) for spec in specs}
+    return len(alike) == len(set(columns)) == 1 and specs[0].mora.compression in GROUPINGS
 
 
 def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
@@ -104,4 +126,4 @@ def scale(spec: AdapterSpec) -> float:
     return 1.0
 
 
-FAMILY = Family("mora", shapes, init, delta, prepare, scale)
+FAMILY = Family("mora", shapes, init, delta, prepare, scale, join=join, joins=joins)

@@ -23,9 +23,14 @@ TRIAL = "trial"
 SHARED = "params"  # the part of a frozen tree that all trials read
 
 
-def stack(trees: Sequence[Any]) -> Any:
-    """Equal trees -> one whose leaves have a leading trial axis."""
+@jax.jit
+def _stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Equal trees -> one whose leaves have a leading trial axis; one program, for each leaf's would be compiled."""
+    return _stack(list(trees))
 
 
 def take(tree: Any, index: int) -> Any:

@@ -48,6 +48,7 @@ CASES = {
     "lora on up": dict(method="lora", targets=("up",), scaling="rslora"),
     "ranks by pattern": dict(method="lora", targets=("all-linear",), rank_pattern=(("key", 3),)),
     "mora sharing": dict(method="mora", targets=("all-linear",), rank=4),
+    "mora sharing on up": dict(method="mora", targets=("up",), rank=4),
     "mora rotation": dict(
         method="mora", targets=("query", "gate"), rank=4, mora=adapters.MoraConfig(compression="rotation")
     ),
@@ -84,6 +85,15 @@ def test_two_thin_products_serve_a_fused_kernel():
 
     plain, fused = products(MODEL, None, PARAMS), products(MODEL.clone(fused=True), GROUPS, fuse(PARAMS, GROUPS))
     assert plain - fused == 3 * 3  # three kernels less: each a product of its own and two of its branch
+
+
+def test_one_square_product_serves_gate_and_up():
+    plan, variables = adapted(**CASES["mora sharing"])
+    apply_fn = adapters.attach(MODEL.clone(fused=True), plan, GROUPS)
+    program = jax.make_jaxpr(lambda v: apply_fn(v, TOKENS))({**variables, "params": fuse(PARAMS, GROUPS)})
+    plain = jax.make_jaxpr(lambda v: adapters.attach(MODEL, plan)(v, TOKENS))({**variables, "params": PARAMS})
+    # Three kernels less, and one square; key and value are narrower than query here, so these stay apart.
+    assert str(plain).count("dot_general") - str(program).count("dot_general") == 3 + 1
 
 
 class Wide(nn.Module):

@@ -1,5 +1,6 @@
 """MoRA against golden values of the official code, an independent numpy reference, its merged kernel, and the paper."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -228,13 +229,39 @@ def test_a_rotation_is_its_matrix(layout, size, count):
     np.testing.assert_allclose(turn(blocks, layout), np.einsum("bnp,npq->bnq", blocks, matrices), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_joined_squares_are_products_of_their_own(size):
+    rng = np.random.default_rng(0)
+    x, *squares = (jnp.asarray(rng.normal(size=(size, size)), jnp.float32) for _ in range(4))
+    joined = mora.join([{"m": squares[0]}, None, {"m": squares[2]}], (9, 9, 9))["m"]
+    y = jax.jit(mora._product)(x, joined)
+    np.testing.assert_allclose(y[:, 0], x @ squares[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(y[:, 1], 0)
+    np.testing.assert_allclose(y[:, 2], x @ squares[2], rtol=1e-5, atol=1e-5)
+
+
+def test_what_can_be_joined():
+    wide, narrow = spec_of(16, 24, 2, compression="sharing"), spec_of(16, 8, 2, compression="sharing")
+    assert mora.joins([wide, wide], (24, 24))
+    assert not mora.joins([wide, narrow], (24, 8))
+    assert not mora.joins([wide], (24, 8))  # a part of another width without an adapter
+    assert not mora.joins([wide, dataclasses.replace(wide, rank=1)], (24, 24))
+    assert not mora.joins([wide, spec_of(16, 24, 2, compression="type3")], (24, 24))
+    rotation = spec_of(16, 24, 2, compression="rotation")
+    assert not mora.joins([rotation, rotation], (24, 24))
+
+
 @pytest.mark.parametrize("size", [7, 8, 12])
 def test_products_of_other_sizes_than_eights_are_exact(size):
     """The square is lengthened with zeros for the product, which changes nothing in it or in its gradients."""
     rng = np.random.default_rng(0)
     x, m, g = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 3, size), (size, size), (5, 3, size)))
+
+    def one_square(x, m):
+        return mora._product(x, m)[..., 0, :]
+
     for made, plain in zip(
-        jax.jit(lambda: jax.vjp(mora._product, x, m)[1](g) + (mora._product(x, m),))(),
+        jax.jit(lambda: jax.vjp(one_square, x, m)[1](g) + (one_square(x, m),))(),
         jax.jit(lambda: jax.vjp(jnp.matmul, x, m)[1](g) + (x @ m,))(),
         strict=True,
     ):
