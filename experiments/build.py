@@ -26,7 +26,7 @@ from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
 from lowrank_jax.interop.locate import resolve
-from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base
+from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base, random_program
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task
@@ -38,6 +38,7 @@ from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import label_objective, make_step, next_token_objective
 
+ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
 
 
@@ -114,19 +115,26 @@ class Experiment:
 
     @contextlib.contextmanager
     def load_ahead(self) -> Iterator[None]:
-        """Compiles what `load` runs on the trainable tree on a second thread, beside what the caller compiles."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            ready = pool.submit(self._compile_load)
+        """Compiles what `load` runs on other threads, beside what the caller compiles."""
+        works = (self._compile_base, self._compile_create, self._compile_begin)
+        with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+            ready = [pool.submit(work) for work in works]
             yield
-            ready.result()
+            for one in ready:
+                one.result()
 
-    def _compile_load(self) -> None:
-        key = jax.eval_shape(jax.random.PRNGKey, 0)
+    def _compile_base(self) -> None:
+        if program := random_program(self.config.base, params_sharding(self.mesh)):
+            program.lower(ABSTRACT_KEY).compile()
+
+    def _compile_create(self) -> None:
         if self.plan.sites:
-            given = (key, self.base.params) if adapters.needs_params(self.plan) else (key,)
+            given = (ABSTRACT_KEY, self.base.params) if adapters.needs_params(self.plan) else (ABSTRACT_KEY,)
             self._create(given).lower(*given).compile()
+
+    def _compile_begin(self) -> None:
         rate = jax.ShapeDtypeStruct((), jnp.float32)
-        self._begin().lower(self.abstract_state.trainable, rate, key).compile()
+        self._begin().lower(self.abstract_state.trainable, rate, ABSTRACT_KEY).compile()
 
     def stepper(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics) for batches of every length.

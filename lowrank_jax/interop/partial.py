@@ -1,6 +1,7 @@
 """The named exceptions to strict loading: leaves drawn fresh (a new classifier) and keys left unread (a pooler)."""
 
 import dataclasses
+import functools
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -111,29 +112,40 @@ def draw_params(
       finish: called with each leaf before the next is drawn; what it returns is kept. None draws them in one program.
     """
 
-    def draw(key, shape):
+    def run(shapes):
+        return draw_program(shapes, dtype, sharding_fn)(key)
+
+    if finish is None:
+        return unflatten(run(shapes))
+    return unflatten({path: finish(path, run({path: shape})[path]) for path, shape in shapes.items()})
+
+
+def draw_program(shapes: Mapping[str, tuple[int, ...]], dtype: Any, sharding_fn: ShardingFn | None = None) -> Any:
+    """The jitted key -> {path: leaf} of `draw_params`; the same one for equal arguments."""
+    shardings = tuple(sharding_fn(path, shape) for path, shape in shapes.items()) if sharding_fn else None
+    return _draw_program(tuple(shapes.items()), jnp.dtype(dtype), shardings)
+
+
+@functools.cache
+def _draw_program(shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: Any, shardings: tuple | None) -> Any:
+    def normal(key, shape):
         return (jax.random.normal(key, shape, jnp.float32) * INIT_STD).astype(dtype)
 
-    def init(key, shapes):
+    def draw(key):
         leaves = {}
-        for path, shape in shapes.items():
+        for path, shape in shapes:
             leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))  # independent of the other leaves
             name = path.rpartition("/")[2]
             if name in ("scale", "bias"):
                 leaves[path] = jnp.full(shape, name == "scale", dtype)
             elif path.startswith("layers/"):
-                leaves[path] = jax.lax.map(lambda k, s=shape[1:]: draw(k, s), jax.random.split(leaf_key, shape[0]))
+                leaves[path] = jax.lax.map(lambda k, s=shape[1:]: normal(k, s), jax.random.split(leaf_key, shape[0]))
             else:
-                leaves[path] = draw(leaf_key, shape)
+                leaves[path] = normal(leaf_key, shape)
         return leaves
 
-    def run(shapes):
-        shardings = {path: sharding_fn(path, shape) for path, shape in shapes.items()} if sharding_fn else None
-        return jax.jit(lambda key: init(key, shapes), out_shardings=shardings)(key)
-
-    if finish is None:
-        return unflatten(run(shapes))
-    return unflatten({path: finish(path, run({path: shape})[path]) for path, shape in shapes.items()})
+    paths = [path for path, _ in shapes]
+    return jax.jit(draw, out_shardings=dict(zip(paths, shardings, strict=True)) if shardings else None)
 
 
 def _any(patterns: Sequence[str], name: str) -> bool:

@@ -20,7 +20,7 @@ from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.hold import abstract_leaf, hold_leaf
 from lowrank_jax.interop.keymap import FinishFn, ShardingFn
 from lowrank_jax.interop.locate import SHIPPED, is_here, resolve
-from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params
+from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params, draw_program
 from lowrank_jax.interop.readers import GGUFReader, Reader, open_checkpoint, read_json
 from lowrank_jax.models.bert import Bert, BertConfig
 from lowrank_jax.models.bert import with_head as bert_with_head
@@ -155,6 +155,13 @@ def load_base(
         print(note, flush=True)
     model = build_model(config, shape)
     return Base(config.name, model, shape, params, tokenizer, mark, source, notes, fresh)
+
+
+def random_program(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Any:
+    """The jitted key -> leaves that `load_base` runs, to compile ahead; None where it reads or quantises leaf by leaf."""
+    if not config.random_init or config.quantize != NONE:
+        return None
+    return draw_program(param_shapes(_headed(config, get_model(config.name))), _dtype(config.dtype), sharding_fn)
 
 
 def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) -> dict[str, Any]:

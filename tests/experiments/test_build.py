@@ -15,6 +15,7 @@ from experiments.schema import to_plain, unpack_run
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, nbytes
+from lowrank_jax.interop import partial
 
 TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
 
@@ -218,11 +219,13 @@ def test_what_is_loaded_is_what_was_planned(toy, argument):
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_what_load_runs_is_compiled_beside_the_step(toy, caplog, ahead):
-    experiment = build(config_of(toy, "configs/mora_uuid.py:method=lora,rank=3"))
+    config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", base__name="toy-llama", base__random_init=True)
+    experiment = build(config)
+    partial._draw_program.cache_clear()  # toy bases of other tests
     experiment.compile(ahead=ahead)
     with jax.log_compiles():
         experiment.load()
-    for name in ("jit(create)", "jit(init)"):
+    for name in ("jit(draw)", "jit(create)", "jit(init)"):
         assert (f"Finished XLA compilation of {name}" in caplog.text) is not ahead
 
 
