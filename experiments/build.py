@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluators import make_evaluator
+from experiments.lengths import by_length
 from experiments.schema import RunConfig
 from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
@@ -353,23 +354,6 @@ def batch_shapes(head: str | None, batch: int, seq_len: int) -> dict[str, tuple[
 def is_fresh(config: RunConfig, path: str) -> bool:
     """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
     return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
-
-
-def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
-    """A step for batches of every length: tokens [..., T] pick the program, which is compiled at its first batch.
-
-    Args:
-      jitted: of the step, whose last arguments from the third on are batch-like.
-      compiled: T -> program; grows.
-    """
-
-    def step(state, frozen, batch, *more):
-        length = batch["tokens"].shape[-1]
-        if length not in compiled:
-            compiled[length] = jitted.lower(state, frozen, batch, *more).compile()
-        return compiled[length](state, frozen, batch, *more)
-
-    return step
 
 
 def _buckets(task: Task) -> dict[str, Any]:

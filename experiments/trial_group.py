@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, build, by_length, in_steps, is_fresh, params_sharding
+from experiments.build import Experiment, build, in_steps, is_fresh, params_sharding
 from experiments.evaluators import make_trials_evaluator
+from experiments.lengths import by_length
 from experiments.schema import RunConfig
 from experiments.start import apply_start
 from lowrank_jax.core.errors import UserError

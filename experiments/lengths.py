@@ -1,0 +1,21 @@
+"""A step for batches of several lengths: one program for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
+    """A step for batches of every length: tokens [..., T] pick the program, which is compiled at its first batch.
+
+    Args:
+      jitted: of the step, whose last arguments from the third on are batch-like.
+      compiled: T -> program; grows.
+    """
+
+    def step(state, frozen, batch, *more):
+        length = batch["tokens"].shape[-1]
+        if length not in compiled:
+            compiled[length] = jitted.lower(state, frozen, batch, *more).compile()
+        return compiled[length](state, frozen, batch, *more)
+
+    return step
