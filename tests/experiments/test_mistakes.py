@@ -1,0 +1,183 @@
+"""Every mistake in a config or in its data is one line, before any weight is read."""
+
+import json
+
+import pytest
+
+from experiments import build as build_module
+
+TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
+
+# What the user changes -> words of the one line. The mesh has 8 devices along "data".
+MISTAKES = {
+    "unknown key": (["--config.optimizer.learing_rate=1"], {}, ["config.optimizer.learing_rate", "learning_rate"]),
+    "unknown section": (["--config.optimiser.b1=1"], {}, ["unknown config key config.optimiser", "optimizer"]),
+    "no integer": (["--config.train.steps=many"], {}, ["--config.train.steps=many", "int"]),
+    "a fraction": (["--config.train.steps=2.5"], {}, ["--config.train.steps=2.5", "'2.5'"]),
+    "no boolean": (["--config.base.random_init=maybe"], {}, ["--config.base.random_init=maybe"]),
+    "no list of integers": (
+        ["--config.train.eval_steps=(2,'a')"],
+        {"train__eval_steps": "()"},
+        ["config.train.eval_steps[1]='a'", "an int"],
+    ),
+    "no such choice": ([], {"schedule__kind": "lin"}, ["config.schedule.kind='lin'", "'linear', 'cosine'"]),
+    "not finite": ([], {"optimizer__learning_rate": "nan"}, ["config.optimizer.learning_rate=nan"]),
+    "no config file": ([], {"config": "configs/mora_uid.py"}, ["no config file configs/mora_uid.py"]),
+    "a folder as config": ([], {"config": "configs"}, ["no config file configs"]),
+    "unknown config argument": ([], {"config": "configs/mora_uuid.py:metod=lora"}, ["'metod'", "method"]),
+    "no such config choice": ([], {"config": "configs/mora_uuid.py:method=lor"}, ["method=lor", "mora, lora, fft"]),
+    "unknown flag": (["--nam=x"], {}, ["'nam'", "name"]),
+    "stray word": (["fast"], {}, ["unknown argument 'fast'"]),
+    "rank 0": ([], {"adapter__rank": 0}, ["adapter.rank is 0", "at least 1"]),
+    "square too large": ([], {"adapter__rank": 400}, ["layers/attention/key", "rank 400", "lower adapter.rank"]),
+    "targets": (["--config.adapter.targets=('queery',)"], {}, ["'queery'", "did you mean query"]),
+    "base missing": ([], {"base__name": "/no/where", "base__random_init": False}, ["no base model at /no/where"]),
+    "unknown base": ([], {"base__name": "picolama", "base__random_init": False}, ["'picolama'", "pico-llama"]),
+    "unknown shape": ([], {"base__name": "picolama"}, ["'picolama'", "pico-llama"]),
+    "base without tokenizer": ([], {"base__name": "llama2-7b"}, ["llama2-7b comes without a tokenizer", "pico-llama"]),
+    "batch": ([], {"train__batch_size": 12}, ["batch_size 12", "8 batch shards", "use 8 or 16"]),
+    "micro-batch": ([], {"train__accumulate": 3}, ["batch_size 8", "3 accumulation steps", "use 24"]),
+    "mesh": ([], {"mesh__data": 3}, ["'data': 3", "needs 3 devices, 8 are here"]),
+    "mesh with a rest": ([], {"mesh__fsdp": 3}, ["'fsdp': 3", "8 are here"]),
+    "mesh of 0": ([], {"mesh__data": 0}, ["'data': 0", "sizes are positive"]),
+    "warm-up": ([], {"schedule__warmup_steps": 6}, ["schedule.warmup_steps is 6", "[0, 6)"]),
+    "no data file named": ([], TEXT, ["path is empty"]),
+    "data file missing": ([], {**TEXT, "task__path": "no.jsonl"}, ["no.jsonl: no such file"]),
+    "no biases": ([], {"trainable": "bitfit"}, ["nothing to train", "bias"]),
+    "tied head": ([], {"trainable": "head"}, ["nothing to train", "params/head"]),
+    "no layer to freeze": ([], {"trainable": "ft-top2"}, ['"ft-top2" leaves nothing of 2 layers', '"full"']),
+    "unknown rules": ([], {"trainable": "adapter"}, ["config.trainable='adapter'", "adapters"]),
+    "evaluation too late": (["--config.train.eval_steps=(2,9)"], {}, ["train.eval_steps [9]", "train.steps 6"]),
+    "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["train.eval_steps [0]", "first step"]),
+    "negative rhythm": ([], {"train__eval_every": -1}, ["train.eval_every is -1"]),
+    "profile": (["--profile_steps=2-3"], {}, ["train.profile_steps is '2-3'", "10:15"]),
+    "profile backwards": (["--profile_steps=3:2"], {}, ["'3:2'", "10:15"]),
+    "profile too late": (["--profile_steps=7:9"], {}, ["7:9", "last step, 6"]),
+    "stop after the end": ([], {"train__stop_at": 7}, ["train.stop_at is 7", "[0, 6]"]),
+    "seed": ([], {"seed": -1}, ["config.seed is -1"]),
+    "run name": ([], {"name": "../x"}, ["run name '../x'"]),
+    "dtype": ([], {"base__dtype": "float31"}, ["'float31'", "float32"]),
+    "dtype of the merged model": ([], {"export__merged": "float31"}, ["config.export.merged='float31'", "'bfloat16'"]),
+    "no place": (["--workdir=/dev/null/x"], {}, ["cannot write /dev/null/x/run"]),
+}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails where weights are read."""
+    monkeypatch.setattr(build_module.Experiment, "load", lambda self: pytest.fail("weights were loaded"))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_before_any_weight_is_read(run, no_work, case):
+    words, changes, parts = MISTAKES[case]
+    ended = run(*words, **changes)
+    assert ended.status == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1, ended.err
+    for part in parts:
+        assert part in ended.err
+    assert not ended.folder.exists() or case == "run name"
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def local_base(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+
+    def make(config):
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+def test_a_base_of_another_architecture(run, no_work, local_base):
+    folder = local_base(
+        {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "d_model": 32, "vocab_size": 300}
+    )
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert ended.err.startswith(f"error: {folder}/config.json: ")
+    assert "mamba" in ended.err.lower()
+    assert ended.err.count("\n") == 1
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwords):
+    from lowrank_jax.data.tokenizers import save_tokenizer
+
+    size = subwords.vocab_size
+    folder = local_base({**LLAMA, "vocab_size": size - 1})
+    save_tokenizer(subwords, folder)
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert f"has {size} ids but the model's vocabulary is {size - 1}; use the tokenizer" in ended.err
+
+
+def test_a_base_without_tokenizer_or_weights(run, local_base):
+    folder = local_base(LLAMA)
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert "comes without a tokenizer; put its tokenizer.json beside the weights" in ended.err
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByteTokenizer"}')
+    ended = run(base__name=folder, base__random_init=False)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"txt": "a"}', ['line 2: needs either the key "text"', '"txt"']),
+        ('{"text": "a"', ["line 2: not JSON"]),
+        ('{"prompt": "a", "completion": "b"}', ["line 2", "separate runs"]),
+    ],
+)
+@pytest.mark.parametrize("where", ["path", "validation_path"])
+def test_bad_rows_name_file_and_line(run, no_work, tmp_path, where, row, words):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"text": "some text"}\n')
+    bad.write_text(f'{{"text": "some text"}}\n{row}\n')
+    paths = {"task__path": good} | {f"task__{where}": bad}
+    ended = run(**TEXT, **paths)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert str(bad) in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def test_what_does_not_fit_the_memory(run, no_work, monkeypatch):
+    from lowrank_jax.train import memory
+
+    monkeypatch.setattr(memory, "device_limit", lambda device=None: 1000)
+    ended = run()
+    assert ended.status == 2
+    assert "step needs 0.01 of 0.00 GiB" in ended.out
+    assert "lower train.batch_size" in ended.err
+    assert not ended.folder.exists()
+
+
+FUSED_MISTAKES = {
+    "trained": ({"trainable": "full", "adapter__method": "none"}, "no frozen layers/attention/query/kernel"),
+    "codes": ({"base__quantize": "int8"}, "base.fused joins kernels that base.quantize holds as codes"),
+    "split columns": ({"mesh__tensor": 2}, "base.fused joins columns that mesh.tensor splits"),
+    "another model": ({"base__name": "gpt2", "adapter__targets": "('all-linear',)"}, "base.fused serves Llama"),
+}
+
+
+@pytest.mark.parametrize("case", FUSED_MISTAKES)
+def test_what_cannot_be_fused(run, no_work, case):
+    changes, words = FUSED_MISTAKES[case]
+    ended = run(base__fused=True, **changes)
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
+    assert words in ended.err
