@@ -38,13 +38,17 @@ def chunked_next_token_loss(
 ) -> LossSums:
     """`next_token_loss(logits_fn(hidden), ...)`, in value and gradient, with one chunk of logits in memory at a time.
 
-    The backward pass computes each chunk's logits again (jax.checkpoint): one more product with the head, for
-    B T V floats less (8 x 512 x 32,000 in float32: 524 MB, and as much for their gradient).
+    Where gradients are asked for, a chunk's are taken as soon as its logits exist,
+
+        d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - onehot(target[b, t])),
+
+    and the backward pass only scales them: no logits are kept or computed twice (8 x 512 x 32,000 in float32: 524 MB,
+    and as much for their gradient; a product with the head more where they are computed twice).
 
     Args:
       hidden: [B, T, D], the input of the head.
       logits_fn: [B, t, D] -> logits [B, t, V].
-      tokens, weights: as in `next_token_loss`.
+      tokens, weights: as in `next_token_loss`; in chunks no gradient flows to the weights.
       chunk_tokens: about how many tokens a chunk holds, over the whole batch; 0 forms all logits at once.
     """
     batch, length, _ = hidden.shape
@@ -60,25 +64,74 @@ def chunked_next_token_loss(
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))  # weight 0: the padding is no target
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def add(sums, chunk):
-        hidden, targets, weights = chunk
-        return jax.tree.map(jnp.add, sums, _sums(logits_fn(hidden), targets, weights)), None
+    parts = chunks(hidden[:, :-1])
+    pure_fn, head = jax.closure_convert(logits_fn, parts[0])
+    targets = (chunks(tokens[:, 1:]), chunks(jax.lax.stop_gradient(weights)[:, 1:]))
+    return _loss_in_chunks(pure_fn)(parts, tuple(head), targets)
 
+
+def _loss_in_chunks(logits_fn: Callable[..., Array]) -> Callable[..., LossSums]:
+    """(hidden [count, B, size, D], what else logits_fn takes, (targets, weights) [count, B, size]) -> sums."""
     zero = jnp.zeros((), jnp.float32)
-    sums, _ = jax.lax.scan(
-        add, LossSums(zero, zero, zero), (chunks(hidden[:, :-1]), chunks(tokens[:, 1:]), chunks(weights[:, 1:]))
-    )
-    return sums
+    nothing = LossSums(zero, zero, zero)
+
+    @jax.custom_vjp
+    def loss(parts, head, targets):
+        def add(sums, chunk):
+            hidden, (tokens, weights) = chunk
+            return jax.tree.map(jnp.add, sums, _sums(logits_fn(hidden, *head), tokens, weights)), None
+
+        return jax.lax.scan(add, nothing, (parts, targets))[0]
+
+    def forward(parts, head, targets):
+        # A frozen head's gradient is neither formed nor kept.
+        trained = [x.perturbed for x in head]
+        parts, head, targets = jax.tree.map(lambda x: x.value, (parts, head, targets))
+        fixed = [x for x, moves in zip(head, trained, strict=True) if not moves]
+
+        def logits_of(hidden, moving):
+            sources = {True: iter(moving), False: iter(fixed)}
+            return logits_fn(hidden, *(next(sources[moves]) for moves in trained))
+
+        def add(carry, chunk):
+            sums, of_head = carry
+            hidden, (tokens, weights) = chunk
+            logits, pull = jax.vjp(logits_of, hidden, moving)
+            of_hidden, of_chunk = pull(_gradient(logits, tokens, weights))
+            sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights))
+            return (sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden
+
+        moving = [x for x, moves in zip(head, trained, strict=True) if moves]
+        start = (nothing, jax.tree.map(jnp.zeros_like, moving))
+        (sums, of_head), of_parts = jax.lax.scan(add, start, (parts, targets))
+        of_head = iter(of_head)
+        return sums, (of_parts, tuple(next(of_head) if moves else None for moves in trained))
+
+    def backward(gradients, given):
+        if isinstance(given.loss, jax.custom_derivatives.SymbolicZero):
+            return None, None, None
+        return *jax.tree.map(lambda x: (given.loss * x).astype(x.dtype), gradients), None
+
+    loss.defvjp(forward, backward, symbolic_zeros=True)
+    return loss
+
+
+def _gradient(logits: Array, targets: Array, weights: Array) -> Array:
+    """Of `_sums(logits, targets, weights).loss` by the logits, in their dtype."""
+    wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    return (weights[..., None] * (jax.nn.softmax(wide) - _is_target(wide, targets))).astype(logits.dtype)
 
 
 def _sums(logits: Array, targets: Array, weights: Array) -> LossSums:
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
-    # Compared with an iota and not gathered: the gather's gradient is a scatter into a second [B, T, V] array, this one
-    # fuses with the softmax, and it needs no gather where the vocabulary is sharded.
-    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-    target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
     # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
     correct = target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    # Compared with an iota and not gathered: the gather's gradient is a scatter into a second [B, T, V] array, this one
+    # fuses with the softmax, and it needs no gather where the vocabulary is sharded.
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]

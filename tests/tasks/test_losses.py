@@ -1,5 +1,7 @@
 """Losses: against torch, chunked against plain in value and gradient, and without gathers on a mesh."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,43 @@ def test_runs_under_vmap_over_trials():
     losses = jax.vmap(lambda k: chunked_next_token_loss(hidden, lambda h: h @ k, tokens, weights, 6).loss)(kernels)
     expected = [next_token_loss(hidden @ k, tokens, weights).loss for k in kernels]
     np.testing.assert_allclose(losses, jnp.stack(expected), rtol=1e-5)
+
+
+def test_a_trained_bias_beside_a_frozen_kernel():
+    hidden, kernel, tokens, weights = draw()
+    bias = jnp.linspace(-1, 1, V)
+
+    def loss(chunk_tokens, hidden, bias):
+        return chunked_next_token_loss(hidden, lambda h: h @ kernel + bias, tokens, weights, chunk_tokens).loss
+
+    @jax.jit
+    def gradients(kernel, hidden, bias):  # a frozen kernel is a traced value too
+        def loss(hidden, bias):
+            return chunked_next_token_loss(hidden, lambda h: h @ kernel + bias, tokens, weights, 6).loss
+
+        return jax.grad(loss, (0, 1))(hidden, bias), jax.grad(loss, 1)(hidden, bias)
+
+    expected = jax.grad(loss, (1, 2))(0, hidden, bias)
+    both, of_bias = gradients(kernel, hidden, bias)
+    for got, wanted in zip((*both, of_bias), (*expected, expected[1]), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_what_is_counted_has_no_gradient_in_chunks():
+    hidden, kernel, tokens, weights = draw()
+
+    def count(hidden, weights):
+        sums = chunked_next_token_loss(hidden, lambda h: h @ kernel, tokens, weights, 6)
+        return sums.correct + sums.weight
+
+    for gradient in jax.grad(count, (0, 1))(hidden, weights):
+        assert not np.any(gradient)
+
+
+def test_a_chunks_logits_are_computed_once():
+    text = compiled(16, 4, 65, 1000).as_text()
+    assert len(re.findall(r" dot\(| custom-call\(.*matmul", text)) == 2  # h W and g W^T, in one loop
+    assert len(re.findall(r" while\(", text)) == 1
 
 
 def compiled(chunk_tokens, batch, length, vocab, shardings=None):
