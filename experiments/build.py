@@ -19,11 +19,12 @@ from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups, fuse, separate
+from lowrank_jax.core.layers import compile_unstack, reading_layers, restack, unstack
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.quantized import NONE
 from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import combine, count, partition
-from lowrank_jax.core.types import ApplyFn
+from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
 from lowrank_jax.interop.locate import resolve
@@ -101,6 +102,11 @@ class Experiment:
         return {"partial": self.task.partial, "notes": list(self.task.notes)}
 
     @property
+    def unrolled(self) -> bool:
+        """Whether the compiled step has no loop over the layers."""
+        return self.config.base.scan_unroll >= self.base.config.num_hidden_layers
+
+    @property
     def takes_types(self) -> bool:
         """Whether the model reads token types: DeBERTa does not."""
         return hasattr(self.base.config, "type_vocab_size")
@@ -117,7 +123,7 @@ class Experiment:
     @contextlib.contextmanager
     def load_ahead(self) -> Iterator[None]:
         """Compiles what `load` runs on other threads, beside what the caller compiles."""
-        works = (self._compile_base, self._compile_create, self._compile_begin)
+        works = (self._compile_base, self._compile_create, self._compile_begin, self._compile_layers)
         with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
             ready = [pool.submit(work) for work in works]
             yield
@@ -137,6 +143,9 @@ class Experiment:
         rate = jax.ShapeDtypeStruct((), jnp.float32)
         self._begin().lower(self.abstract_state.trainable, rate, ABSTRACT_KEY).compile()
 
+    def _compile_layers(self) -> None:
+        compile_unstack(self.abstract_frozen.get("params", {}))
+
     def stepper(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics) for batches of every length.
 
@@ -151,6 +160,7 @@ class Experiment:
         fingerprint = base.fingerprint
         trainable, frozen = self.split(base)
         del base  # what is trained was copied: its first copy goes before the moments come
+        frozen |= lay_out(frozen.pop("params", {}), self.groups, self.unrolled)
         return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
 
     def load_base(self) -> Base:
@@ -160,20 +170,19 @@ class Experiment:
         return _in_segments(base, self.config)
 
     def split(self, base: Base) -> tuple[Any, Any]:
-        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed."""
+        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before `lay_out`."""
         _, adapter_key = self._keys()
         variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
             given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
             variables |= self._create(given)(*given)
             variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
-        trainable, frozen = partition(variables, self.rules)
-        return trainable, frozen | {"params": fuse(frozen["params"], self.groups)} if self.groups else frozen
+        return partition(variables, self.rules)
 
     def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
-        """All variables of a state, each kernel under its own name."""
+        """All variables of a state, each kernel under its own name and stacked."""
         variables = combine(state.trainable, frozen)
-        return variables | {"params": separate(variables["params"], self.groups)}
+        return variables | {"params": separate(restack(variables["params"]), self.groups)}
 
     def begin(self, trainable: Any) -> TrainState:
         """The state before the first step; the trainable tree is donated."""
@@ -263,9 +272,9 @@ def build(
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
     model, groups = _fused_model(base, config)
-    if groups:
-        frozen = frozen | {"params": fuse(frozen.get("params", {}), groups)}
-        variables = combine(trainable, frozen)
+    unrolled = config.base.scan_unroll >= base.config.num_hidden_layers
+    frozen |= lay_out(frozen.pop("params", {}), groups, unrolled)
+    variables = combine(trainable, frozen)
     abstract_state = jax.eval_shape(
         functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable
     )
@@ -274,8 +283,9 @@ def build(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, layout
     )
 
-    apply_fn = adapters.attach(model, plan, groups)
-    adapters.check(model, plan, variables, jnp.zeros((1, 8), jnp.int32), groups=groups)
+    apply_fn = reading_layers(adapters.attach(model, plan, groups))
+    stacked = variables | {"params": jax.eval_shape(restack, variables["params"])}
+    adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
     check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 
     if seq_len is None and task is None:
@@ -294,7 +304,6 @@ def build(
     else:
         objective = next_token_objective(apply_fn, config.train.chunk_tokens)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
-    unrolled = config.base.scan_unroll >= base.config.num_hidden_layers
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     abstract_batch = {
@@ -305,6 +314,24 @@ def build(
         config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted, options,
     )  # fmt: skip
+
+
+def lay_out(params: Tree, groups: Groups, unrolled: bool) -> dict[str, Any]:
+    """{"params": frozen parameters as the step reads them}; nothing where none is frozen.
+
+    Kernels of a group lie side by side; layers that are no loop are arrays of their own.
+
+    Args:
+      params: arrays or ShapeDtypeStructs. A base may not fit twice: hand over the only reference to arrays.
+      groups, unrolled: of the experiment.
+    """
+    if groups:
+        params = fuse(params, groups)
+    if unrolled:
+        flat = flatten(params)
+        del params
+        params = unstack(flat)
+    return {"params": params} if params else {}
 
 
 def _in_segments(base: Base, config: RunConfig) -> Base:

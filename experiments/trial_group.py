@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, build, in_steps, is_fresh, params_sharding
+from experiments.build import Experiment, build, in_steps, is_fresh, lay_out, params_sharding
 from experiments.evaluators import make_trials_evaluator
 from experiments.lengths import by_length
 from experiments.schema import RunConfig
@@ -95,8 +95,11 @@ class TrialGroup:
             wide = trials.widen(trainable, self.lead.abstract_state.trainable)
             states.append(one.begin(wide))
             frozen.append(rest)
-        state = trials.place(trials.stack(states), self.mesh)
-        return state, trials.place_frozen(trials.share(frozen), self.mesh), base.fingerprint
+        state, shared = trials.place(trials.stack(states), self.mesh), trials.share(frozen)
+        fingerprint = base.fingerprint
+        del base, rest, frozen  # the shared parameters are laid out anew, and a base may not fit twice
+        shared |= lay_out(shared.pop(trials.SHARED, {}), self.lead.groups, self.lead.unrolled)
+        return state, trials.place_frozen(shared, self.mesh), fingerprint
 
     def batches(self) -> list[Batches]:
         """The trials' streams; equal seeds share one."""

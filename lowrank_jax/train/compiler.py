@@ -14,16 +14,16 @@ WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
 
-    GPUs, wide products of fused kernels: no Triton products. Where XLA's autotuner takes cuBLAS in Triton's place, each
-    layer's weights are copied out of the stack first (LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a
-    step; without Triton's candidates 227, and 2.5 s to compile instead of 9). Nor CUDA graphs: as products read their
-    weights within the stack, XLA brings the whole graph up to date before every step (unrolled, one H200: 214.6 ms,
-    without graphs 211.6).
+    GPUs, fused kernels, no Triton products: where XLA's autotuner takes cuBLAS in Triton's place, each layer's weights
+    are copied out of the stack first (a scan, LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a step;
+    without Triton's candidates 227, and 2.5 s to compile instead of 9). Narrow scans keep them: not measured.
 
-    Narrow products of fused kernels, layers unrolled: the step is too short to launch kernels one by one or to touch
-    the graph, so weights are copied out of the stack (0.3 GB, 0.2 ms) and a graph is replayed as it is. SmolLM2-135M,
-    64 x 64 tokens, one H200: 26.3 ms, 16.3 with such copies. Triton's products gain nothing there (16.4 ms) and take 54
-    s to compile instead of 14.
+    Wide scans: no CUDA graphs. As products read their weights within the stack, XLA brings the whole graph up to date
+    before every step (unrolled, one H200: 214.6 ms, without graphs 211.6).
+
+    Unrolled, where every layer's weights are an array of its own (`core.layers`): no products that read slices in
+    place, which would be the adapters' alone. They cost more before a step than their copies in it (0.02 to 1 GB in one
+    kernel), and without them a graph is replayed as it is (SmolLM2-135M, 64 x 64 tokens, one H200: 26.3 ms, 16.3).
 
     Args:
       width: features of the residual stream.
@@ -34,9 +34,9 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
     if device.platform != "gpu" or not groups:
         return {}
     chosen: dict[str, bool | str] = {}
-    if width >= WIDE:
-        chosen = {TRITON: False, GRAPHS: ""}
-    elif unrolled:
+    if unrolled:
         chosen = {TRITON: False, SLICES: False}
+    elif width >= WIDE:
+        chosen = {TRITON: False, GRAPHS: ""}
     given = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in chosen.items() if name not in given}
