@@ -11,6 +11,7 @@ import pytest
 from experiments.build import build
 from experiments.main import complete_file
 from experiments.schema import to_plain, unpack_run
+from lowrank_jax.core import layers
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, nbytes
@@ -35,11 +36,15 @@ def config_of(toy, name="configs/mora_uuid.py", **changes):
 # ---- shapes and weights ----
 
 
-@pytest.mark.parametrize("argument", ["method=lora", "method=mora", "method=fft"])
-def test_what_is_loaded_is_what_was_planned(toy, argument):
+@pytest.mark.parametrize(
+    ("argument", "unroll"), [("method=lora", 1), ("method=mora", 1), ("method=fft", 1), ("method=lora", 2)]
+)
+def test_what_is_loaded_is_what_was_planned(toy, argument, unroll):
     """Shapes, dtypes and shardings of every leaf, with weights split over fsdp and tensor; the step takes them."""
     mesh = dict.fromkeys(("mesh__data", "mesh__fsdp", "mesh__tensor"), 2)
-    config = config_of(toy, f"configs/mora_uuid.py:{argument}", base__dtype="bfloat16", **mesh)
+    config = config_of(
+        toy, f"configs/mora_uuid.py:{argument}", base__dtype="bfloat16", base__scan_unroll=unroll, **mesh
+    )
     experiment = build(config)
     state, frozen, _ = experiment.load()
 
@@ -49,20 +54,51 @@ def test_what_is_loaded_is_what_was_planned(toy, argument):
     assert looks(state) == looks(experiment.abstract_state)
     assert looks(frozen) == looks(experiment.abstract_frozen)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.trainable)} == {"float32"}
-    kernels = combine(state.trainable, frozen)["params"]["layers"]["mlp"]
-    assert kernels["gate"]["kernel"].sharding.shard_shape((2, 32, 48)) == (2, 16, 24)
+    kernel = combine(state.trainable, frozen)["params"]["layers"]["mlp"]["gate"]["kernel"]
+    if unroll == 1:
+        assert kernel.sharding.shard_shape((2, 32, 48)) == (2, 16, 24)
+    else:  # an array a layer
+        assert [layer.sharding.shard_shape((32, 48)) for layer in kernel.each] == [(16, 24)] * 2
     assert {name: x.shape for name, x in experiment.abstract_batch.items()} == {"tokens": (8, 74), "weights": (8, 74)}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_layers_apart_are_the_run_of_a_loop(toy, fused):
+    """The same losses, scores, adapters and exports: where the frozen kernels lie is the run's own affair."""
+
+    def run(**layout):
+        config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", **layout)
+        experiment = build(config, devices=jax.devices()[:1])
+        state, frozen, fingerprint = experiment.load()
+        size, batches, losses = nbytes(frozen), experiment.batches(), []
+        for _ in range(3):
+            state, metrics = experiment.step(state, frozen, experiment.place(next(batches)))
+            losses.append(float(metrics["loss"]))
+        return losses, experiment.evaluator()(state, frozen), experiment.variables(state, frozen), size, fingerprint
+
+    apart, loop = run(base__scan_unroll=2, base__fused=fused), run()
+    assert apart[0] == pytest.approx(loop[0], rel=1e-5)
+    assert apart[1] == loop[1]
+    assert apart[3:] == loop[3:]
+    ours, theirs = flatten(apart[2]), flatten(loop[2])
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(leaf, theirs[path], atol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_what_load_runs_is_compiled_beside_the_step(toy, caplog, ahead):
-    config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", base__name="toy-llama", base__random_init=True)
+    config = config_of(
+        toy, "configs/mora_uuid.py:method=lora,rank=3", base__name="toy-llama", base__random_init=True,
+        base__scan_unroll=2,
+    )  # fmt: skip
     experiment = build(config)
     partial._draw_program.cache_clear()  # toy bases of other tests
+    layers._split.cache_clear()
     experiment.compile(ahead=ahead)
     with jax.log_compiles():
         experiment.load()
-    for name in ("jit(draw)", "jit(create)", "jit(init)"):
+    for name in ("jit(draw)", "jit(create)", "jit(init)", "jit(split)"):
         assert (f"Finished XLA compilation of {name}" in caplog.text) is not ahead
 
 
