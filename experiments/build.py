@@ -18,13 +18,13 @@ from experiments.schema import RunConfig
 from experiments.start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.fused import Groups, fuse, separate
-from lowrank_jax.core.layers import compile_unstack, reading_layers, restack, unstack
+from lowrank_jax.core.fused import Groups, separate
+from lowrank_jax.core.layers import compile_unstack, lay_out, reading_layers, restack
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.quantized import NONE
 from lowrank_jax.core.segments import split_layers
 from lowrank_jax.core.trees import combine, count, partition
-from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
 from lowrank_jax.interop.locate import resolve
@@ -314,24 +314,6 @@ def build(
         config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted, options,
     )  # fmt: skip
-
-
-def lay_out(params: Tree, groups: Groups, unrolled: bool) -> dict[str, Any]:
-    """{"params": frozen parameters as the step reads them}; nothing where none is frozen.
-
-    Kernels of a group lie side by side; layers that are no loop are arrays of their own.
-
-    Args:
-      params: arrays or ShapeDtypeStructs. A base may not fit twice: hand over the only reference to arrays.
-      groups, unrolled: of the experiment.
-    """
-    if groups:
-        params = fuse(params, groups)
-    if unrolled:
-        flat = flatten(params)
-        del params
-        params = unstack(flat)
-    return {"params": params} if params else {}
 
 
 def _in_segments(base: Base, config: RunConfig) -> Base:

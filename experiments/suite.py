@@ -110,12 +110,12 @@ def run_side(row: Row, side: str, peer: Path | None, cache: Path) -> dict[str, A
     Args:
       cache: folder of a start's compilations, empty where `side` is COLD.
     """
+    if side == PEER:
+        return run_process([sys.executable, str(peer), *row.peer], row.peer_env)
     env = dict(row.env)
     if side in (COLD, WARM):
         # 0 s: jax keeps compilations of a second and more by default, and a start has many short ones.
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    if side == PEER:
-        return run_process([sys.executable, str(peer), *row.peer], env)
     return run_process([sys.executable, "-m", "experiments.bench", *row.words], env)
 
 

@@ -22,7 +22,8 @@ class Row:
       name, work: for --only, and for the table.
       words: arguments of experiments.bench.
       peer: arguments of the peer's script; None where the peer has nothing like it.
-      env: variables that are set for both sides; XLA_FLAGS are added to those that are there.
+      env: variables that are set for both sides, those of jax and XLA for ours alone; XLA_FLAGS are added to those that
+        are there.
       start: measured is the start, with an empty and with a filled compilation cache.
       claims: what the table compares, as `suite_table.summarise` reads it.
     """
@@ -36,13 +37,17 @@ class Row:
     claims: tuple[dict, ...] = ()
 
     @property
+    def peer_env(self) -> dict[str, str]:
+        """What is set for the peer."""
+        return {name: value for name, value in self.env.items() if not name.startswith(("JAX_", "XLA_"))}
+
+    @property
     def commands(self) -> dict[str, str]:
         """Side -> what identifies its measurement: rows of one command share it."""
-        env = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
-        ours = " ".join([*env, shlex.join(["python", "-m", "experiments.bench", *self.words])])
+        ours = _command(self.env, "-m", "experiments.bench", *self.words)
         sides = dict.fromkeys((COLD, WARM) if self.start else (OURS,), ours)
         if self.peer is not None:
-            sides[PEER] = " ".join([*env, shlex.join(["python", "PEER", *self.peer])])
+            sides[PEER] = _command(self.peer_env, "PEER", *self.peer)
         return sides
 
 
@@ -68,6 +73,11 @@ class Suite:
         if not chosen:
             raise UserError(f"--only={only} matches none of {', '.join(row.name for row in self.rows)}")
         return chosen
+
+
+def _command(env: Mapping[str, str], *words: str) -> str:
+    given = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
+    return " ".join([*given, shlex.join(["python", *words])])
 
 
 def load_suite(name: str) -> Suite:

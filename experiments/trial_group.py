@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.build import Experiment, build, in_steps, is_fresh, lay_out, params_sharding
+from experiments.build import Experiment, build, in_steps, is_fresh, params_sharding
 from experiments.evaluators import make_trials_evaluator
 from experiments.lengths import by_length
 from experiments.schema import RunConfig
 from experiments.start import apply_start
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.layers import lay_out
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.interop.sources import Base, redraw

@@ -78,6 +78,7 @@ ROWS = (
         work="LLaMA-2-7B shape, LoRA r=8, 16 x 1024, remat=projections",
         words=(f"{SEVEN_B},batch=16,seq=1024,method=lora,rank=8,remat=projections,chunk_tokens=512,{UNROLLED}", *LONG),
         peer=PEER_LONG,
+        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"},  # of 80 GB; jax takes 0.75 by itself
         claims=(dict(what="speed", to="peer", least=1.25), dict(what="memory", to="peer")),
     ),
     *(

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.adapters import mora_maps as maps
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.products import trained_matmul
+from lowrank_jax.core.products import formed_gradient, trained_matmul
 from lowrank_jax.core.types import Array, PRNGKey
 
 # scheme -> (f_comp, f_decomp); the names typeN are the official code's.
@@ -71,13 +71,14 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     if options.compression in GROUPINGS:
         compress, decompress = GROUPINGS[options.compression]
         parts = decompress(_product(compress(x, size, options.padding), m, "adapter"), spec.d_out)
-        return parts.reshape(*x.shape[:-1], -1)
-    # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
-    count = min(-(-spec.d_in // size), -(-spec.d_out // size))
-    blocks = maps.split_blocks(x, size, count, options.padding)
-    if options.compression == "decoupling":
-        return maps.join_blocks(_product(blocks, m)[..., 0, :], spec.d_out)
-    return maps.join_blocks(_product(maps.rotate(blocks, options.layout), m, "rotated")[..., 0, :], spec.d_out)
+    else:
+        # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
+        count = min(-(-spec.d_in // size), -(-spec.d_out // size))
+        blocks = maps.split_blocks(x, size, count, options.padding)
+        turned = options.compression in ROTATIONS
+        z = _product(maps.rotate(blocks, options.layout), m, "rotated") if turned else _product(blocks, m)
+        parts = maps.join_blocks(jnp.moveaxis(z, -2, -3), spec.d_out)
+    return formed_gradient(parts.reshape(*x.shape[:-1], -1))
 
 
 def _product(x: Array, m: Array, name: str | None = None) -> Array:
@@ -107,12 +108,15 @@ def join(leaves: Sequence[Leaf | None], columns: Sequence[int]) -> dict[str, Arr
 
 
 def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
-    """Whether all parts compress and decompress alike, on groups or by truncation.
+    """Whether all parts compress and decompress alike.
 
-    Blocks (decoupling, rotation) would come out by block and not by part: a copy of the whole output.
+    Blocks (decoupling, rotation) come out by block and then by part, and are copied into the order of the columns, as
+    the parts' outputs are where they are not joined. Their products are as large as the input, so none is made for a
+    part without an adapter.
     """
     alike = {(square_size(spec), spec.mora) for spec in specs}
-    return len(alike) == len(set(columns)) == 1 and specs[0].mora.compression in GROUPINGS
+    whole = specs[0].mora.compression in GROUPINGS or len(specs) == len(columns)
+    return whole and len(alike) == len(set(columns)) == 1
 
 
 def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:

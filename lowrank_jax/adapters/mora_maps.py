@@ -53,25 +53,8 @@ def sum_adjacent(x: Array, size: int, padding: str) -> Array:
 
 def tile(z: Array, d_out: int) -> Array:
     """y_i = z_{i mod p} (Eq. 7 with strided groups)."""
-    return _tile(z, z.shape[-1], d_out)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _tile(z: Array, size: int, d_out: int) -> Array:
-    copies = -(-d_out // size)
-    return _copies(z, copies).reshape(*z.shape[:-1], copies * size)[..., :d_out]
-
-
-def _tile_gradient(size: int, d_out: int, _, g: Array) -> tuple[Array]:
-    # The barrier is for XLA's GPU backend, which else computes g again for every block that it adds up: that of query,
-    # key and value is a rotation away from what attention returns (LLaMA-2-7B shape, 8 x 512 tokens, one H100: 256 us a
-    # layer, where reading what the frozen product reads takes 40).
-    g, copies = jax.lax.optimization_barrier(g), -(-d_out // size)
-    blocks = jnp.pad(g, [(0, 0)] * (g.ndim - 1) + [(0, copies * size - d_out)])
-    return (_sum_blocks(blocks.reshape(*g.shape[:-1], copies, size), copies),)
-
-
-_tile.defvjp(lambda z, size, d_out: (_tile(z, size, d_out), None), _tile_gradient)
+    copies = -(-d_out // z.shape[-1])
+    return _copies(z, copies).reshape(*z.shape[:-1], copies * z.shape[-1])[..., :d_out]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lowrank_jax.core.fused import Groups, fuse
 from lowrank_jax.core.paths import SEPARATOR, flatten, unflatten
 from lowrank_jax.core.quantized import Quantized
 from lowrank_jax.core.segments import NAME, STACK
@@ -30,6 +31,26 @@ class Layers:
     """
 
     each: tuple[Any, ...]
+
+
+def lay_out(params: Tree, groups: Groups, unrolled: bool) -> dict[str, Any]:
+    """{"params": frozen parameters as a step reads them}; nothing where none is frozen.
+
+    Args:
+      params: arrays or ShapeDtypeStructs. A base may not fit twice: hand over the only reference to arrays.
+      groups: whose kernels come to lie side by side (`core.fused`).
+      unrolled: the layers are no loop, and become arrays of their own.
+
+    Raises:
+      UserError: a kernel of a group is not there; see `core.fused.fuse`.
+    """
+    if groups:
+        params = fuse(params, groups)
+    if unrolled:
+        flat = flatten(params)
+        del params
+        params = unstack(flat)
+    return {"params": params} if params else {}
 
 
 def unstack(flat: dict[str, Any]) -> dict[str, Any]:

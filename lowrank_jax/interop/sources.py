@@ -158,7 +158,7 @@ def load_base(
 
 
 def random_program(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Any:
-    """The jitted key -> leaves that `load_base` runs, to compile ahead; None where it reads or quantises leaf by leaf."""
+    """The jitted key -> leaves that `load_base` runs, to compile ahead; None where it reads or quantises by leaf."""
     if not config.random_init or config.quantize != NONE:
         return None
     return draw_program(param_shapes(_headed(config, get_model(config.name))), _dtype(config.dtype), sharding_fn)

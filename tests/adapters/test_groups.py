@@ -52,6 +52,12 @@ CASES = {
     "mora rotation": dict(
         method="mora", targets=("query", "gate"), rank=4, mora=adapters.MoraConfig(compression="rotation")
     ),
+    **{
+        f"mora {name} everywhere": dict(
+            method="mora", targets=("all-linear",), rank=4, mora=adapters.MoraConfig(compression=name)
+        )
+        for name in ("rotation", "decoupling")
+    },
 }
 
 

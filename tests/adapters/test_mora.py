@@ -248,7 +248,9 @@ def test_what_can_be_joined():
     assert not mora.joins([wide, dataclasses.replace(wide, rank=1)], (24, 24))
     assert not mora.joins([wide, spec_of(16, 24, 2, compression="type3")], (24, 24))
     rotation = spec_of(16, 24, 2, compression="rotation")
-    assert not mora.joins([rotation, rotation], (24, 24))
+    assert mora.joins([rotation, rotation], (24, 24))
+    assert not mora.joins([rotation], (24, 24))  # half of the product would be of zeros
+    assert mora.joins([wide], (24, 24))
 
 
 @pytest.mark.parametrize("size", [7, 8, 12])

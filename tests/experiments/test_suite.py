@@ -42,6 +42,19 @@ def rows(tmp_path):
     return load_suite(str(tmp_path / "toy.py"))
 
 
+def test_what_is_set_for_jax_is_not_set_for_the_peer(tmp_path):
+    """A peer's process is the same with and without it, so one measurement serves both rows."""
+    (tmp_path / "toy.py").write_text(
+        ROWS.replace('dict(name="same",', 'dict(name="same", env={"XLA_FLAGS": "--b", "OTHER": "1"},')
+    )
+    row = next(row for row in load_suite(str(tmp_path / "toy.py")).rows if row.name == "same")
+    assert row.commands == {
+        "ours": "OTHER=1 XLA_FLAGS=--b python -m experiments.bench --config=lora",
+        "peer": "OTHER=1 python PEER --fast --low",
+    }
+    assert row.peer_env == {"OTHER": "1"}
+
+
 @pytest.fixture
 def measured(monkeypatch, rows, tmp_path):
     """measured(repeats, only=None, again=False, ...) -> data: the suite with processes that are answered here.
