@@ -117,13 +117,13 @@ def _flops_ratio(row: Row, sides: Mapping[str, Mapping[str, dict]]) -> float | N
 
 
 def render(data: Mapping[str, Any], form: str = "text") -> str:
-    """The table of a result file, as aligned text or Markdown, from the file alone.
+    """The table of a result file, as aligned text or Markdown, from the file alone; rows of which ours was measured.
 
     Args:
       data: as `suite.Record` writes it.
       form: "text" or "markdown".
     """
-    rows = [row for row in data["rows"] if any(side.get("error") != MISSING for side in row["sides"].values())]
+    rows = [row for row in data["rows"] if any(s.get("error") != MISSING for n, s in row["sides"].items() if n != PEER)]
     header = ["work", data["peer"], "ours", "ratio", "memory, GiB", "FLOP ratio"]
     lines = [header, *map(_cells, rows)]
     return "\n".join([lay_out(lines, form), "", *_captions(data, len(data["rows"]) - len(rows))])
