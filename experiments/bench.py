@@ -14,7 +14,7 @@ import time
 
 from absl import flags
 
-from experiments.main import launch, load_config
+from experiments.main import launch, load_config, start_devices
 
 flags.DEFINE_integer("seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
@@ -48,6 +48,7 @@ def main(_) -> None:
 def bench() -> None:
     """Prints the record of one step."""
     config, _plain = load_config()
+    start_devices()
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def set_xla_flags() -> None:
     present = os.environ.get("XLA_FLAGS", "")
     if YNN_FLAG not in present and __version__.startswith(("0.10.", "0.11.")):  # an unknown flag ends the process
         os.environ["XLA_FLAGS"] = f"{present} {YNN_FLAG}=".strip()
+
+
+def start_devices() -> None:
+    """Starts jax's devices on another thread, beside what the caller imports next: a CUDA context takes its time.
+
+    Not before jax.distributed is initialised. What goes wrong is raised again where the devices are asked for.
+    """
+    import jax
+
+    def start():
+        with contextlib.suppress(RuntimeError):
+            jax.devices()
+
+    threading.Thread(target=start, name="devices").start()
 
 
 def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments.main import define_run_flags, launch, load_config
+from experiments.main import define_run_flags, launch, load_config, start_devices
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
@@ -26,6 +26,8 @@ def main(_) -> int:
     # Imported after the flags are parsed: --help and a wrong flag answer at once.
     import jax
 
+    if not FLAGS.multihost:
+        start_devices()
     from experiments import export, figures, runs
     from experiments.build import build
     from lowrank_jax.checkpoints.manager import Checkpoints

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.main import define_run_flags, launch, load_config
+from experiments.main import define_run_flags, launch, load_config, start_devices
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
@@ -64,6 +64,7 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
     """Runs the trials to their end and writes each one's record."""
     import jax
 
+    start_devices()
     from experiments import export, figures, runs
     from experiments.schema import unpack_run
     from experiments.trial_group import TrialGroup

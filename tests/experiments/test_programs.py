@@ -5,14 +5,36 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from experiments.main import start_devices
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_devices_start_on_another_thread_which_says_nothing(wrong, monkeypatch, capfd):
+    """Where there are none, whoever asks for them next raises; the thread is no second traceback."""
+    asked = []
+
+    def devices():
+        asked.append(threading.current_thread().name)
+        if wrong:
+            raise RuntimeError("no device")
+
+    monkeypatch.setattr("jax.devices", devices)
+    start_devices()
+    for thread in threading.enumerate():
+        if thread.name == "devices":
+            thread.join()
+    assert asked == ["devices"]
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
