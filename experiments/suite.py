@@ -27,7 +27,7 @@ def suite_main(options: Any) -> None:
     """Measures what is missing of the chosen rows, writing the file after every process, and prints the table.
 
     Args:
-      options: flags of experiments.bench: suite, results, table, only, again, repeats, peer, seconds, format.
+      options: flags of experiments.bench: suite, results, table, join, only, again, repeats, peer, seconds, format.
 
     Raises:
       UserError: an unknown suite, row or file; no row at all could be measured.
@@ -38,6 +38,11 @@ def suite_main(options: Any) -> None:
     if options.table:
         if not path.is_file():
             raise UserError(f"there is no {path} to print; run the suite without --table")
+        print(suite_table.render(record.data, options.format))
+        return
+    if options.join:
+        for other in options.join:
+            record.take(other)
         print(suite_table.render(record.data, options.format))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child ends too
@@ -198,12 +203,30 @@ class Record:
             if side == PEER:
                 place = {"versions": {name: _version(name) for name in PEER_PACKAGES}}
             entry |= {"record": record, "place": place}
-        places = self.data["places"]
-        others = [one for one in self.data["measurements"] if _key(one) != _key(entry)]
-        others = [{**one, "place": places[one["place"]]} if "place" in one else one for one in others]
-        self.data["places"], self.data["measurements"] = _share_places([*others, entry])
+        self._put([entry])
+
+    def take(self, path: str | Path) -> None:
+        """Every measurement of another record of the suite, in place of those of the same processes; writes the file.
+
+        Raises:
+          UserError: there is no such file, or it is of another suite.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"--join: there is no {str(path)!r}")
+        self._put(_in_full(Record(path, self.suite).data))
+
+    def _put(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        keys = {_key(entry) for entry in entries}
+        others = [one for one in _in_full(self.data) if _key(one) not in keys]
+        self.data["places"], self.data["measurements"] = _share_places([*others, *entries])
         self.data["rows"] = suite_table.summarise(self.suite.rows, self.data["measurements"])
         runs.write_json(self.path, self.data)
+
+
+def _in_full(data: Mapping[str, Any]) -> list[dict]:
+    """The measurements of a record, each with its place instead of the number of it."""
+    places = data["places"]
+    return [{**one, "place": places[one["place"]]} if "place" in one else one for one in data["measurements"]]
 
 
 def _share_places(measurements: Sequence[Mapping[str, Any]]) -> tuple[list[dict], list[dict]]:

@@ -185,6 +185,29 @@ def test_commands_that_the_suite_no_longer_has_are_dropped(measured, tmp_path):
     ]
 
 
+def test_records_of_two_cards_become_one(measured, rows, tmp_path):
+    """Each with its own place; where both have a process, the one that is taken in stays."""
+    measured(repeats=2, only="mora|lora")
+    other = {**PLACE, "hardware": {**PLACE["hardware"], "devices": {"H200": 1}}}
+    card = suite.Record(tmp_path / "card_suite.json", rows)
+    for repeat in range(2):
+        for words, ms in (("--config=mora", 30.0), ("--config=lora --trials=8", 40.0)):
+            env = "XLA_FLAGS=--b " if words == "--config=mora" else ""
+            found = {"record": {"ms": ms, "tokens_per_second": 1, **other}, "seconds": 1.0}
+            card.add(f"{env}python -m experiments.bench {words}", "ours", repeat, found)
+    whole = suite.Record(tmp_path / "toy_suite.json", rows)
+    whole.take(tmp_path / "card_suite.json")
+    data = runs.read_json(tmp_path / "toy_suite.json", "")
+    found = {row["name"]: row["sides"]["ours"].get("ms") for row in data["rows"] if "ours" in row["sides"]}
+    assert found == {"lora": 19.5, "same": 19.5, "mora": 30.0, "trials": 40.0, "int8": None}
+    places = {tuple(place["hardware"]["devices"]) for place in data["places"] if "hardware" in place}
+    assert places == {("H100",), ("H200",)}
+    of_mora = [one["place"] for one in data["measurements"] if "mora" in one["command"]]
+    assert all("H200" in data["places"][place]["hardware"]["devices"] for place in of_mora)
+    with pytest.raises(UserError, match=r"--join: there is no 'gone.json'"):
+        whole.take("gone.json")
+
+
 def program(text):
     return suite.run_process([sys.executable, "-c", text], {"XLA_FLAGS": "--b", "OTHER": "1"})
 
