@@ -76,7 +76,7 @@ class Experiment:
     abstract_frozen: Any
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     step: Any
-    options: dict[str, bool | str] | None
+    options: dict[str, bool | int | str] | None
     programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

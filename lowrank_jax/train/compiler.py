@@ -8,15 +8,19 @@ from lowrank_jax.core.fused import Groups
 TRITON = "xla_gpu_enable_triton_gemm"
 GRAPHS = "xla_gpu_enable_command_buffer"
 SLICES = "xla_gpu_enable_dynamic_slice_fusion"
+MERGE = "xla_gpu_dot_merger_threshold_mb"
 WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
-def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | str]:
+def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | int | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
 
     GPUs, fused kernels, no Triton products: where XLA's autotuner takes cuBLAS in Triton's place, each layer's weights
     are copied out of the stack first (a scan, LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a step;
     without Triton's candidates 227, and 2.5 s to compile instead of 9). Narrow scans keep them: not measured.
+
+    Nor products merged that read one input: at rank 256 XLA puts a frozen kernel and its adapter side by side, which is
+    a copy of the kernel a layer (LLaMA-2-7B shape, by the compiled program: 65 GB a step).
 
     Wide scans: no CUDA graphs. As products read their weights within the stack, XLA brings the whole graph up to date
     before every step (unrolled, one H200: 214.6 ms, without graphs 211.6).
@@ -33,10 +37,10 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
     """
     if device.platform != "gpu" or not groups:
         return {}
-    chosen: dict[str, bool | str] = {}
+    chosen: dict[str, bool | int | str] = {MERGE: 0}
     if unrolled:
-        chosen = {TRITON: False, SLICES: False}
+        chosen |= {TRITON: False, SLICES: False}
     elif width >= WIDE:
-        chosen = {TRITON: False, GRAPHS: ""}
+        chosen |= {TRITON: False, GRAPHS: ""}
     given = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in chosen.items() if name not in given}

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.compiler import GRAPHS, SLICES, TRITON, WIDE, compiler_options
+from lowrank_jax.train.compiler import GRAPHS, MERGE, SLICES, TRITON, WIDE, compiler_options
 
 GPU = SimpleNamespace(platform="gpu")
 GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
@@ -17,18 +17,23 @@ GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
 def test_unrolled_fused_steps_on_a_gpu_replay_their_graph(width, monkeypatch):
     """Weights of a layer have one address in every step; slices that products read in place do not."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(width, GROUPS, True, GPU) == {TRITON: False, SLICES: False}
+    assert compiler_options(width, GROUPS, True, GPU) == {MERGE: 0, TRITON: False, SLICES: False}
+
+
+def test_narrow_fused_scans_on_a_gpu_keep_triton_and_graphs(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert compiler_options(WIDE - 1, GROUPS, False, GPU) == {MERGE: 0}
 
 
 def test_wide_fused_scans_on_a_gpu_have_no_triton_products_and_no_graphs(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(WIDE, GROUPS, False, GPU) == {TRITON: False, GRAPHS: ""}
+    assert compiler_options(WIDE, GROUPS, False, GPU) == {MERGE: 0, TRITON: False, GRAPHS: ""}
 
 
 @pytest.mark.parametrize(
     ("width", "groups", "unrolled", "device"),
-    [(WIDE - 1, GROUPS, False, GPU), (WIDE, {}, True, GPU), (WIDE, GROUPS, True, jax.devices()[0])],
-    ids=["narrow scan", "plain", "cpu"],
+    [(WIDE, {}, True, GPU), (WIDE, GROUPS, True, jax.devices()[0])],
+    ids=["plain", "cpu"],
 )
 def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -36,7 +41,8 @@ def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("flag", "left"), [(f"--{TRITON}=true", {GRAPHS: ""}), (f"--{GRAPHS}=FUSION", {TRITON: False})]
+    ("flag", "left"),
+    [(f"--{TRITON}=true", {MERGE: 0, GRAPHS: ""}), (f"--{GRAPHS}=FUSION --{MERGE}=8", {TRITON: False})],
 )
 def test_what_xla_flags_name_is_the_users(flag, left, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flag)
