@@ -33,7 +33,7 @@ from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, re
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task
 from lowrank_jax.tasks.registry import build_task
-from lowrank_jax.train.compiler import compiler_options
+from lowrank_jax.train.compiler import compiler_options, loss_unroll
 from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
@@ -302,7 +302,7 @@ def build(
     if head := head_of(config):
         objective = label_objective(apply_fn, head == "regression", hasattr(base.config, "type_vocab_size"))
     else:
-        objective = next_token_objective(apply_fn, config.train.chunk_tokens)
+        objective = next_token_objective(apply_fn, config.train.chunk_tokens, loss_unroll(mesh.devices.flat[0]))
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)

@@ -34,7 +34,12 @@ def next_token_loss(logits: Array, tokens: Array, weights: Array) -> LossSums:
 
 
 def chunked_next_token_loss(
-    hidden: Array, logits_fn: Callable[[Array], Array], tokens: Array, weights: Array, chunk_tokens: int
+    hidden: Array,
+    logits_fn: Callable[[Array], Array],
+    tokens: Array,
+    weights: Array,
+    chunk_tokens: int,
+    unroll: int = 1,
 ) -> LossSums:
     """`next_token_loss(logits_fn(hidden), ...)`, in value and gradient, with one chunk of logits in memory at a time.
 
@@ -50,6 +55,7 @@ def chunked_next_token_loss(
       logits_fn: [B, t, D] -> logits [B, t, V].
       tokens, weights: as in `next_token_loss`; in chunks no gradient flows to the weights.
       chunk_tokens: about how many tokens a chunk holds, over the whole batch; 0 forms all logits at once.
+      unroll: chunks an iteration of the compiled loop; see `train.compiler.loss_unroll`.
     """
     batch, length, _ = hidden.shape
     if not chunk_tokens or chunk_tokens >= batch * (length - 1):
@@ -67,10 +73,10 @@ def chunked_next_token_loss(
     parts = chunks(hidden[:, :-1])
     pure_fn, head = jax.closure_convert(logits_fn, parts[0])
     targets = (chunks(tokens[:, 1:]), chunks(jax.lax.stop_gradient(weights)[:, 1:]))
-    return _loss_in_chunks(pure_fn)(parts, tuple(head), targets)
+    return _loss_in_chunks(pure_fn, unroll)(parts, tuple(head), targets)
 
 
-def _loss_in_chunks(logits_fn: Callable[..., Array]) -> Callable[..., LossSums]:
+def _loss_in_chunks(logits_fn: Callable[..., Array], unroll: int) -> Callable[..., LossSums]:
     """(hidden [count, B, size, D], what else logits_fn takes, (targets, weights) [count, B, size]) -> sums."""
     zero = jnp.zeros((), jnp.float32)
     nothing = LossSums(zero, zero, zero)
@@ -94,16 +100,16 @@ def _loss_in_chunks(logits_fn: Callable[..., Array]) -> Callable[..., LossSums]:
             return logits_fn(hidden, *(next(sources[moves]) for moves in trained))
 
         def add(carry, chunk):
-            sums, of_head = carry
-            hidden, (tokens, weights) = chunk
+            # The barriers keep chunks of one iteration apart: the next one's logits wait for this one's gradient.
+            (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
             of_hidden, of_chunk = pull(_gradient(logits, tokens, weights))
             sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights))
-            return (sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden
+            return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
         start = (nothing, jax.tree.map(jnp.zeros_like, moving))
-        (sums, of_head), of_parts = jax.lax.scan(add, start, (parts, targets))
+        (sums, of_head), of_parts = jax.lax.scan(add, start, (parts, targets), unroll=unroll)
         of_head = iter(of_head)
         return sums, (of_parts, tuple(next(of_head) if moves else None for moves in trained))
 

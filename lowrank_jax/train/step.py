@@ -17,12 +17,13 @@ from lowrank_jax.train.state import TrainState
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
 
 
-def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0) -> Objective:
+def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
     """Sum over targets of -log p(token_t | tokens_<t), weighted.
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
       chunk_tokens: how many positions' float32 logits exist at a time; 0 for all.
+      unroll: chunks an iteration of the compiled loop.
     """
 
     def objective(variables, batch, rngs):
@@ -32,7 +33,7 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0) -> Objective:
             return apply_fn(variables, chunk, rngs=rngs, method="logits")
 
         loss, weight, correct = chunked_next_token_loss(
-            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens
+            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens, unroll=unroll
         )
         return loss, {"weight": weight, "correct": correct}
 

@@ -61,8 +61,10 @@ def test_extreme_logits_stay_finite():
     )
 
 
-@pytest.mark.parametrize("chunk_tokens", [0, 1, 3, 4, 9, 10, 29, 30, 1000])
-def test_chunks_change_neither_value_nor_gradient(chunk_tokens):
+@pytest.mark.parametrize(
+    ("chunk_tokens", "unroll"), [*((n, 1) for n in (0, 1, 3, 4, 9, 10, 29, 30, 1000)), (3, 4), (1, 20)]
+)
+def test_chunks_change_neither_value_nor_gradient(chunk_tokens, unroll):
     hidden, kernel, tokens, weights = draw()
 
     def plain(hidden, kernel):
@@ -70,7 +72,7 @@ def test_chunks_change_neither_value_nor_gradient(chunk_tokens):
         return sums.loss, sums
 
     def chunked(hidden, kernel):
-        sums = chunked_next_token_loss(hidden, lambda h: h @ kernel, tokens, weights, chunk_tokens)
+        sums = chunked_next_token_loss(hidden, lambda h: h @ kernel, tokens, weights, chunk_tokens, unroll)
         return sums.loss, sums
 
     (_, expected), gradients = jax.value_and_grad(plain, (0, 1), has_aux=True)(hidden, kernel)

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.compiler import GRAPHS, MERGE, SLICES, TRITON, WIDE, compiler_options
+from lowrank_jax.train.compiler import GRAPHS, MERGE, SLICES, TRITON, WIDE, compiler_options, loss_unroll
 
 GPU = SimpleNamespace(platform="gpu")
 GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
@@ -47,6 +47,11 @@ def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch
 def test_what_xla_flags_name_is_the_users(flag, left, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flag)
     assert compiler_options(WIDE, GROUPS, False, GPU) == left
+
+
+def test_the_losss_loop_is_unrolled_on_gpus_alone():
+    assert loss_unroll(GPU) == 8
+    assert loss_unroll(jax.devices("cpu")[0]) == 1
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
