@@ -11,6 +11,7 @@ import pytest
 from experiments.build import build
 from experiments.main import complete_file
 from experiments.schema import to_plain, unpack_run
+from experiments.trial_group import TrialGroup
 from lowrank_jax.core import layers
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
@@ -84,6 +85,32 @@ def test_layers_apart_are_the_run_of_a_loop(toy, fused):
     assert ours.keys() == theirs.keys()
     for path, leaf in ours.items():
         np.testing.assert_allclose(leaf, theirs[path], atol=1e-5, err_msg=path)
+
+
+def test_trials_share_layers_apart(toy):
+    """Two rates in one program, layers unrolled: each as its own run with a loop has it."""
+
+    def configs(**layout):
+        config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", **layout)
+        optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in (1e-3, 1e-2)]
+        return [dataclasses.replace(config, optimizer=one) for one in optimizers]
+
+    group = TrialGroup(configs(base__scan_unroll=2, base__fused=True), seq_len=None)
+    step = group.stepper(group.compile())
+    state, frozen, _ = group.load()
+    batches, got = group.batches(), []
+    for _ in range(3):
+        rows = [next(batches[0])] * 2  # of one seed
+        state, metrics = step(state, frozen, group.place({n: np.stack([row[n] for row in rows]) for n in rows[0]}))
+        got.append(np.asarray(metrics["loss"]))
+    for i, config in enumerate(configs()):
+        alone = build(config, devices=jax.devices()[:1])
+        state, frozen, _ = alone.load()
+        stream, want = alone.batches(), []
+        for _ in range(3):
+            state, metrics = alone.step(state, frozen, alone.place(next(stream)))
+            want.append(float(metrics["loss"]))
+        np.testing.assert_allclose([row[i] for row in got], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
