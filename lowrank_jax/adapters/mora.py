@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.adapters import mora_maps as maps
@@ -74,7 +75,9 @@ def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float) -> Arra
     else:
         # Blocks whose output would be cut away at d_out are not computed: the official code computes and drops them.
         count = min(-(-spec.d_in // size), -(-spec.d_out // size))
-        blocks = maps.split_blocks(x, size, count, options.padding)
+        # The barrier is for XLA's GPU backend, which else turns what x is made of: gate and up, for `down`, instead of
+        # their product, twice as much to read.
+        blocks = maps.split_blocks(lax.optimization_barrier(x), size, count, options.padding)
         turned = options.compression in ROTATIONS
         z = _product(maps.rotate(blocks, options.layout), m, "rotated") if turned else _product(blocks, m)
         parts = maps.join_blocks(jnp.moveaxis(z, -2, -3), spec.d_out)
