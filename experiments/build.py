@@ -29,6 +29,7 @@ from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.data.tokenizers import check_vocabulary
 from lowrank_jax.interop.locate import resolve
 from lowrank_jax.interop.sources import AUTO, Base, abstract_base, load_base, random_program
+from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
 from lowrank_jax.tasks.base import LabelTask, Task
@@ -104,7 +105,7 @@ class Experiment:
     @property
     def unrolled(self) -> bool:
         """Whether the compiled step has no loop over the layers."""
-        return self.config.base.scan_unroll >= self.base.config.num_hidden_layers
+        return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
 
     @property
     def takes_types(self) -> bool:
@@ -272,7 +273,7 @@ def build(
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
     model, groups = _fused_model(base, config)
-    unrolled = config.base.scan_unroll >= base.config.num_hidden_layers
+    unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
     frozen |= lay_out(frozen.pop("params", {}), groups, unrolled)
     variables = combine(trainable, frozen)
     abstract_state = jax.eval_shape(

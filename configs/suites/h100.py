@@ -33,7 +33,7 @@ FAST, LOW_MEMORY = (
     f"remat=projections,{UNROLLED},chunk_tokens=256",
 )
 SMALL_UNROLLED = "method=lora,rank=8,fused=True,unroll=30"
-# By the compiler's count 3.3 GiB of eight trials, where a single run has 1.06.
+# By the compiler's count 3.4 GiB of eight trials, where a single run has 1.06.
 TRIALS = f"{SMALL_UNROLLED},remat=projections,chunk_tokens=48"
 TRIALS_LOW = f"{SMALL_UNROLLED},remat=attention,chunk_tokens=32"
 NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # its autotuner takes most of a short compilation (speed.md)

@@ -50,6 +50,11 @@ POLICIES: dict[str, Callable[..., bool]] = {
 REMAT = ("none", *POLICIES)
 
 
+def is_unrolled(unroll: int, layers: int) -> bool:
+    """Whether `scan_layers` leaves no loop in the compiled program."""
+    return unroll >= layers
+
+
 def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll: int = 1) -> type[nn.Module]:
     """The module class that applies `layers` copies of `block`, their variables stacked on axis 0.
 
@@ -71,7 +76,7 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
         # A loop keeps XLA from merging the recomputed values with the first ones; without a loop, barriers must. They
         # stand before the call's arguments, not the variables and keys: a layer's slice behind one is a copy of its
         # weights (LLaMA-2-7B shape: 128 copies and 2.1 GiB).
-        barriers = (False, False, True, True, True, True) if unroll >= layers else False
+        barriers = (False, False, True, True, True, True) if is_unrolled(unroll, layers) else False
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=barriers)
     return nn.scan(
         block,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax.core.products import trained_matmul
+from lowrank_jax.core.products import formed_gradient, trained_matmul
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 5), (2, 3, 5)])
@@ -42,3 +42,15 @@ def test_the_cotangent_is_not_transposed():
 
     assert "f32[48,128]" in compiled(jnp.matmul)
     assert "f32[48,128]" not in compiled(trained_matmul)
+
+
+def test_a_formed_gradient_is_the_gradient_and_stands_before_its_readers():
+    x = jnp.arange(6.0).reshape(2, 3)
+
+    def loss(x, form):
+        return jnp.sum(jnp.sin(form(x)) ** 2)
+
+    np.testing.assert_array_equal(jax.grad(loss)(x, formed_gradient), jax.grad(loss)(x, lambda y: y))
+    assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: jax.grad(loss)(x, formed_gradient))(x))
+    many = jax.vmap(jax.grad(lambda x: loss(x, formed_gradient)))(jnp.stack([x, -x]))  # trials
+    np.testing.assert_allclose(many[1], jax.grad(loss)(-x, lambda y: y), rtol=1e-6)

@@ -15,7 +15,7 @@ from experiments.main import start_devices
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan")
+PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan", "kernels")
 
 
 @pytest.mark.parametrize("wrong", [False, True])

@@ -54,9 +54,11 @@ def test_the_losss_loop_is_unrolled_on_gpus_alone():
     assert loss_unroll(jax.devices("cpu")[0]) == 1
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize("unrolled", [True, False])
-def test_xla_knows_the_options(unrolled):
-    """It refuses a name that it does not know, as it may after an update."""
+def test_xla_knows_the_options(unrolled, monkeypatch):
+    """On a CPU too it refuses a name that it does not know, as it may after an update."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     options = compiler_options(WIDE, GROUPS, unrolled, GPU)
     assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2.0
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        jax.jit(lambda x: x + 1, compiler_options={**options, "xla_gpu_gone": 0})(1.0)
