@@ -26,8 +26,8 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
     before every step (unrolled, one H200: 214.6 ms, without graphs 211.6).
 
     Unrolled, where every layer's weights are an array of its own (`core.layers`): no products that read slices in
-    place, which would be the adapters' alone. They cost more before a step than their copies in it (0.04 to 1.3 GB in one
-    kernel), and without them a graph is replayed as it is (SmolLM2-135M, 64 x 64 tokens, one H200: 26.3 ms, 16.3).
+    place, which would be the adapters' alone. They cost more before a step than their copies in it (0.04 to 1.3 GB in
+    one kernel), and without them a graph is replayed as it is (SmolLM2-135M, 64 x 64 tokens, one H200: 26.3 ms, 16.3).
 
     Args:
       width: features of the residual stream.

@@ -49,7 +49,7 @@ def test_the_newest_of_a_folder(tmp_path):
     assert find(str(tmp_path)).name == "new.xplane.pb"
     assert find(str(tmp_path / "plugins" / "old.xplane.pb")).name == "old.xplane.pb"
     for place in (None, str(tmp_path / "gone")):
-        with pytest.raises(UserError, match="make one with experiments.bench"):
+        with pytest.raises(UserError, match=r"make one with experiments\.bench"):
             find(place)
 
 
