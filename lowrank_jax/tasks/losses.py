@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from lowrank_jax.core.types import Array
 
@@ -73,11 +74,22 @@ def chunked_next_token_loss(
     parts = chunks(hidden[:, :-1])
     pure_fn, head = jax.closure_convert(logits_fn, parts[0])
     targets = (chunks(tokens[:, 1:]), chunks(jax.lax.stop_gradient(weights)[:, 1:]))
-    return _loss_in_chunks(pure_fn, unroll)(parts, tuple(head), targets)
+    read = _read(pure_fn, parts[0], *head)[1:]
+    return _loss_in_chunks(pure_fn, read, unroll)(parts, tuple(head), targets)
 
 
-def _loss_in_chunks(logits_fn: Callable[..., Array], unroll: int) -> Callable[..., LossSums]:
-    """(hidden [count, B, size, D], what else logits_fn takes, (targets, weights) [count, B, size]) -> sums."""
+def _read(fn: Callable[..., Array], *arguments: Array) -> list[bool]:
+    """Which of the arguments the function's value depends on."""
+    return partial_eval.dce_jaxpr(jax.make_jaxpr(fn)(*arguments).jaxpr, True)[1]
+
+
+def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: int) -> Callable[..., LossSums]:
+    """(hidden [count, B, size, D], what else logits_fn takes, (targets, weights) [count, B, size]) -> sums.
+
+    Args:
+      read: which of what else it takes its logits depend on.
+      unroll: as in `chunked_next_token_loss`.
+    """
     zero = jnp.zeros((), jnp.float32)
     nothing = LossSums(zero, zero, zero)
 
@@ -90,8 +102,9 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], unroll: int) -> Callable[..
         return jax.lax.scan(add, nothing, (parts, targets))[0]
 
     def forward(parts, head, targets):
-        # A frozen head's gradient is neither formed nor kept.
-        trained = [x.perturbed for x in head]
+        # A frozen head's gradient is neither formed nor kept, nor zeros for what is trained in the layers below: a
+        # model's "logits" is handed all of its variables, and the loop would hold a sum for each.
+        trained = [x.perturbed and is_read for x, is_read in zip(head, read, strict=True)]
         parts, head, targets = jax.tree.map(lambda x: x.value, (parts, head, targets))
         fixed = [x for x, moves in zip(head, trained, strict=True) if not moves]
 

@@ -138,6 +138,26 @@ def test_a_chunks_logits_are_computed_once():
     assert program.count(" scan[") == 1
 
 
+def test_no_sums_are_kept_for_what_the_head_does_not_read():
+    hidden, kernel, tokens, weights = draw()
+    layer = jnp.linspace(-1, 1, D * 5 * 7).reshape(5, 7, D)
+
+    def loss(layer, kernel, chunk_tokens):
+        def head(hidden):
+            jnp.stack(list(layer))  # as a model's "logits", which is handed the layers' variables too
+            return hidden @ kernel
+
+        return chunked_next_token_loss(hidden * jnp.sum(layer), head, tokens, weights, chunk_tokens).loss
+
+    program = jax.make_jaxpr(jax.grad(loss, (0, 1)), static_argnums=2)(layer, kernel, 6)
+    (loop,) = (eqn for eqn in program.eqns if eqn.primitive.name == "scan")
+    kept = [x.aval.shape for x in loop.outvars[: loop.params["num_carry"]]]
+    assert kernel.shape in kept
+    assert layer.shape not in kept
+    for got, wanted in zip(*(jax.grad(loss, (0, 1))(layer, kernel, size) for size in (6, 0)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 def compiled(chunk_tokens, batch, length, vocab, shardings=None):
     def gradient(hidden, kernel, tokens, weights):
         def loss(hidden):
