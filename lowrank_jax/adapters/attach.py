@@ -13,6 +13,7 @@ from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.products import formed_apart
 from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 
@@ -75,11 +76,14 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None, groups: Grou
         training = isinstance(rngs, Mapping) and "dropout" in rngs
 
         def interceptor(next_fun, args, kwargs, context):
-            out = next_fun(*args, **kwargs)
             module = context.module
             path = "/".join(module.path)
             if context.method_name != "__call__" or (path not in sites and path not in grouped):
-                return out
+                return next_fun(*args, **kwargs)
+            if args and (grouped.get(path) or sites[path]).apart:
+                out = formed_apart(lambda x: next_fun(x, *args[1:], **kwargs), args[0])
+            else:
+                out = next_fun(*args, **kwargs)
             if path in grouped:
                 if visited is not None:
                     visited.update(site.path for site in grouped[path].sites if site)

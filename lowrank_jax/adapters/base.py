@@ -179,6 +179,8 @@ class Family:
       join: None, or (leaves of sites that read one input, None where a site is missing; columns of each) -> the leaf of
         one site for all, such that its delta is theirs side by side. Leaves are `prepare`'s, stack axes in front.
       joins: (specs, columns of all parts) -> whether `join` serves them and pays.
+      apart: spec -> whether delta and its gradient are something narrow repeated, which whatever reads the sum with
+        x W, or with its gradient, adds at less cost than it is written at (`core.products.formed_apart`).
       needs_kernel: spec -> whether `init` starts from the kernel.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
@@ -196,6 +198,7 @@ class Family:
     unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
     join: Callable[[Sequence[Leaf | None], Sequence[int]], dict[str, Array]] | None = None
     joins: Callable[[Sequence[AdapterSpec], Sequence[int]], bool] = lambda specs, columns: True
+    apart: Callable[[AdapterSpec], bool] = lambda spec: False
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
     place: Literal["kernel", "table", "output", "norm"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()

@@ -32,6 +32,11 @@ class Group:
         """Rate on the branch's input: one mask for all parts, as loralib's MergedLinear draws it."""
         return next(site.spec.dropout for site in self.sites if site)
 
+    @property
+    def apart(self) -> bool:
+        """`Family.apart`, of all parts that have an adapter."""
+        return all(site.apart for site in self.sites if site)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of what `delta` reads, of one layer."""
         each = [site.family.shapes(site.spec) if site else None for site in self.sites]

@@ -122,6 +122,11 @@ def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
     return whole and len(alike) == len(set(columns)) == 1
 
 
+def apart(spec: AdapterSpec) -> bool:
+    """Groups and truncation have a narrow inside; blocks are as wide as what they are added to, and copied anyway."""
+    return spec.mora.compression in GROUPINGS
+
+
 def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
     """scale * M in `dtype`."""
     return {"m": (leaf["m"] * scale[..., None, None]).astype(dtype)}
@@ -133,4 +138,4 @@ def scale(spec: AdapterSpec) -> float:
     return 1.0
 
 
-FAMILY = Family("mora", shapes, init, delta, prepare, scale, join=join, joins=joins)
+FAMILY = Family("mora", shapes, init, delta, prepare, scale, join=join, joins=joins, apart=apart)

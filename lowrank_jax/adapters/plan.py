@@ -42,6 +42,11 @@ class Site:
         return TABLES[self.config.method] if self.table else get_family(self.config.method)
 
     @property
+    def apart(self) -> bool:
+        """`Family.apart` of this site."""
+        return self.family.apart(self.spec)
+
+    @property
     def weight(self) -> str:
         """Path below "params" of the weight that the update can be folded into; of families that merge."""
         return f"{self.path}/{'embedding' if self.table else 'kernel'}"

@@ -110,6 +110,24 @@ class Wide(nn.Module):
         return Linear(8, name="both")(x)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_frozen_product_stands_apart_where_the_update_is_narrow(grouped):
+    """A barrier at what the frozen product wrote for MoRA by groups, and none for LoRA, whose update cuBLAS adds."""
+    names = ("left", "right") if grouped else ("both",)
+    x = jnp.ones((3, 12))
+    params = {name: {"kernel": jnp.ones((12, 8 // len(names)))} for name in names}
+    groups = {"both": (("left", 4), ("right", 4))} if grouped else None
+
+    def barriers(**config):
+        plan = adapters.make_plan(params, adapters.AdapterConfig(targets=names, rank=1, **config))
+        values = {**adapters.create(plan, jax.random.key(1)), "params": fuse(params, groups or {})}
+        program = jax.jit(adapters.attach(Wide(), plan, groups)).lower(values, x).as_text()
+        return sum("optimization_barrier" in line and "tensor<3x8xf32>" in line for line in program.splitlines())
+
+    assert barriers(method="mora") == barriers(method="mora", mora=adapters.MoraConfig(compression="type4")) == 1
+    assert barriers(method="lora") == 0
+
+
 def test_one_mask_drops_the_input_of_a_fused_kernel():
     """The branch's input is dropped at the rate and scaled up: its mean over keys is that without dropout."""
     groups = {"both": (("left", 4), ("right", 4))}

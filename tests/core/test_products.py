@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax.core.products import formed_gradient, trained_matmul
+from lowrank_jax.core.products import formed_apart, formed_gradient, trained_matmul
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 5), (2, 3, 5)])
@@ -54,3 +54,21 @@ def test_a_formed_gradient_is_the_gradient_and_stands_before_its_readers():
     assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: jax.grad(loss)(x, formed_gradient))(x))
     many = jax.vmap(jax.grad(lambda x: loss(x, formed_gradient)))(jnp.stack([x, -x]))  # trials
     np.testing.assert_allclose(many[1], jax.grad(loss)(-x, lambda y: y), rtol=1e-6)
+
+
+def test_what_is_formed_apart_is_the_sum_and_stands_before_it_in_both_directions():
+    x = jnp.arange(6.0).reshape(2, 3)
+
+    def loss(x, call):
+        return jnp.sum(jnp.sin(call(jnp.tanh, x) + jnp.sum(x)) ** 2)
+
+    def plain(fn, x):
+        return fn(x)
+
+    assert loss(x, formed_apart) == loss(x, plain)
+    np.testing.assert_allclose(jax.grad(loss)(x, formed_apart), jax.grad(loss)(x, plain), rtol=1e-6)
+    for fn, barriers in ((loss, 1), (jax.grad(loss), 2)):
+        program = jax.jit(fn, static_argnums=1).lower(x, formed_apart).as_text()
+        assert program.count("optimization_barrier") == barriers
+    many = jax.vmap(jax.grad(lambda x: loss(x, formed_apart)))(jnp.stack([x, -x]))  # trials
+    np.testing.assert_allclose(many[1], jax.grad(loss)(-x, plain), rtol=1e-6)
