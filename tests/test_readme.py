@@ -34,6 +34,22 @@ def test_named_files_exist():
     assert not [name for name in sorted(names) if not (ROOT / name).exists()]
 
 
+def test_every_part_has_its_section():
+    """Results are pasted by scripts, one of which once took four sections with it."""
+    sections = {
+        "Adapters",
+        "LoRA's Table 2",
+        "MoRA's Table 2",
+        "Pretrained models",
+        "Running experiments",
+        "In twelve lines",
+        "Speed",
+        "The house",
+    }
+    found = re.findall(r"^## (.*)$", TEXT, re.M)
+    assert not [name for name in sorted(sections) if not any(one.startswith(name) for one in found)]
+
+
 @pytest.mark.parametrize("scale", ["laptop", "gpu"])
 def test_tables_are_those_of_the_recorded_results(scale):
     """Every row that `experiments.tables` prints stands in the README."""
