@@ -61,12 +61,4 @@ def formed_apart(fn: Callable[[Array], Array], x: Array) -> Array:
     Where that term is something narrow repeated, whatever reads the sum had better add it: MoRA's sharing moves 203
     instead of 223 GB a step so (LLaMA-2-7B shape, 8 x 512 tokens, by the compiled program).
     """
-    return _formed(fn(formed_gradient(x)))
-
-
-@jax.custom_vjp
-def _formed(y: Array) -> Array:
-    return lax.optimization_barrier(y)
-
-
-_formed.defvjp(lambda y: (lax.optimization_barrier(y), None), lambda _, g: (g,))
+    return lax.optimization_barrier(fn(formed_gradient(x)))
