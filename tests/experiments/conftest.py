@@ -186,3 +186,35 @@ def records():
         return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
     return read
+
+
+GRID_CONFIG = """
+def get_config(arg=None):
+    words = dict(part.split("=") for part in (arg or "").split(",") if part)
+    rank = int(words["rank"]) if "rank" in words else None
+    return {
+        "experiment": "mora_uuid", "name": None, "seed": 0,
+        "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
+        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0},
+        "adapter": {"method": "lora" if rank else "none", "rank": rank},
+    }
+"""
+
+# Two stages: five trials of rates, then a full row of each argument.
+GRID = """
+RATES = {"method=fft": (1e-4, 3e-4, 1e-3), "method=lora,rank=8": (1e-3, 3e-3)}
+
+def stages():
+    rates = [dict(arg=arg, overrides={"optimizer.learning_rate": rate, "train.stop_at": 20})
+             for arg, grid in RATES.items() for rate in grid]
+    full = [dict(arg=arg, overrides={"optimizer.learning_rate": "best:rates"}) for arg in RATES]
+    return [("rates", rates), ("full", full)]
+"""
+
+
+@pytest.fixture
+def grid_files(tmp_path):
+    """A folder with config.py and grid.py of seven cells."""
+    (tmp_path / "config.py").write_text(GRID_CONFIG)
+    (tmp_path / "grid.py").write_text(GRID)
+    return tmp_path

@@ -11,32 +11,9 @@ from pathlib import Path
 import pytest
 
 from experiments import runs, sweep
-from experiments.grid import Grid, best_value
-from lowrank_jax.core.errors import UserError
+from experiments.grid import Grid
 
 ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-def get_config(arg=None):
-    words = dict(part.split("=") for part in (arg or "").split(",") if part)
-    rank = int(words["rank"]) if "rank" in words else None
-    return {
-        "experiment": "mora_uuid", "name": None, "seed": 0,
-        "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
-        "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0},
-        "adapter": {"method": "lora" if rank else "none", "rank": rank},
-    }
-"""
-
-GRID = """
-RATES = {"method=fft": (1e-4, 3e-4, 1e-3), "method=lora,rank=8": (1e-3, 3e-3)}
-
-def stages():
-    rates = [dict(arg=arg, overrides={"optimizer.learning_rate": rate, "train.stop_at": 20})
-             for arg, grid in RATES.items() for rate in grid]
-    full = [dict(arg=arg, overrides={"optimizer.learning_rate": "best:rates"}) for arg in RATES]
-    return [("rates", rates), ("full", full)]
-"""
 
 # Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
 FAKE_RUN = """
@@ -81,9 +58,8 @@ time.sleep(1)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    for name, text in (("config.py", CONFIG), ("grid.py", GRID), ("fake_run.py", FAKE_RUN)):
-        (tmp_path / name).write_text(text)
+def place(grid_files, tmp_path, monkeypatch):
+    (tmp_path / "fake_run.py").write_text(FAKE_RUN)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(sweep, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
@@ -122,18 +98,6 @@ def test_stages_choose_the_best_rate_then_everything_is_skipped(place):
     assert set(second.run(grid.select()).values()) == {"finished"}
     assert len(ran(place)) == 7
     assert all(line.endswith("finished already") for line in said)
-
-
-def test_a_tie_takes_the_larger_rate_and_divergence_never_wins():
-    def result(rate, losses, status="finished"):
-        return {"status": status, "losses": losses, "config": {"optimizer": {"learning_rate": rate}}}
-
-    flat = [[step, 1.0] for step in range(1, 31)]
-    late = [[step, 9.0 if step <= 10 else 1.0] for step in range(1, 31)]  # only the last 20 steps count
-    path = "optimizer.learning_rate"
-    assert best_value([result(1e-3, flat), result(3e-3, late), result(1e-2, flat, "diverged")], path) == 3e-3
-    assert best_value([result(1e-3, flat), result(1e-2, [[1, 0.5], [2, None]])], path) == 1e-3
-    assert best_value([result(1e-2, flat, "diverged"), result(1e-3, [])], path) is None
 
 
 def test_failures_go_on_and_are_resumed_by_the_next_sweep(place):
@@ -271,17 +235,6 @@ def test_results_folder_records_cells_and_counts_as_done(place):
     assert not (elsewhere / "ran.txt").exists()
 
 
-def test_only_and_cell_bring_the_trials_they_need(place):
-    grid, _sweep, _said = make(place)
-    full = [name for name, cell in grid.cells.items() if cell.stage == "full"]
-    assert [cell.stage for cell in grid.select(name=full[0])] == ["rates"] * 3 + ["full"]
-    assert {cell.arg for cell in grid.select(only="lora")} == {"method=lora,rank=8"}
-    assert len(grid.select(only="rates-")) == 5
-    for wrong in (dict(name="nothing"), dict(only="nothing"), dict(only="(")):
-        with pytest.raises(UserError):
-            grid.select(**wrong)
-
-
 def test_command_and_argument(place):
     grid, only, _said = make(place, arg=":scale=gpu,method=fft")
     cell = next(cell for cell in grid.select() if cell.arg == "method=lora,rank=8")
@@ -295,37 +248,6 @@ def test_command_and_argument(place):
     assert command[6:] == [f"--name={cell.name}", f"--workdir={place / 'runs'}"]
     values = [True, None, [300, 500], "x", 1e-4, 3]
     assert [sweep.as_flag(value) for value in values] == ["true", "None", "(300, 500)", "x", "0.0001", "3"]
-
-
-@pytest.mark.parametrize(
-    ("cell", "words"),
-    [
-        ({"overrides": {"optimizer.learning_rat": 1.0}}, "override 'optimizer.learning_rat'"),
-        ({"overrides": {"optimizer.learning_rate": "high"}}, "is a str"),
-        ({"overrides": {"train.steps": 1.5}}, "is a float"),
-        ({"overrides": {"optimizer.learning_rate": "best:rates"}}, "best:rates"),
-        ({"args": ""}, "['args']"),
-    ],
-)
-def test_bad_grids(place, cell, words):
-    (place / "bad.py").write_text(f"def cells():\n    return [{cell!r}]\n")
-    with pytest.raises(UserError) as error:
-        make(place, "bad.py")
-    assert words in str(error.value)
-    (place / "empty.py").write_text("x = 1\n")
-    with pytest.raises(UserError, match="neither"):
-        make(place, "empty.py")
-    with pytest.raises(UserError, match="there is no file"):
-        make(place, "absent.py")
-
-
-def test_cells_alone_are_one_full_stage_and_repeats_are_one(place):
-    (place / "flat.py").write_text(
-        "def cells():\n    return [dict(arg='rank=8'), dict(arg='rank=8', overrides={'seed': 1})] * 2\n"
-    )
-    grid, _sweep, _said = make(place, "flat.py")
-    assert [cell.stage for cell in grid.cells.values()] == ["full", "full"]
-    assert all("-lr0.001-" in name for name in grid.cells)
 
 
 def test_wandb_file_runs_the_same_cells(place, monkeypatch):
@@ -357,22 +279,6 @@ def test_dry_run_runs_nothing(place):
     assert ran(place) == []
     assert out.count("to run") == 5
     assert out.count("waits for") == 2
-
-
-@pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
-def test_the_shipped_grids_fit_the_config(grid):
-    """Every full row has at least two trials, each the row's own first steps, or a fixed rate that was tried too."""
-    made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
-    full = [cell for cell in made.cells.values() if cell.stage == "full"]
-    fixed = [cell for cell in full if not cell.trials]
-    assert len(full) > len(fixed)
-    assert all(len(cell.trials) >= 2 for cell in full if cell not in fixed)
-    rate = lambda cell: (cell.arg, cell.overrides["optimizer.learning_rate"])  # noqa: E731
-    assert {rate(cell) for cell in fixed} <= {rate(cell) for cell in made.cells.values() if cell.stage == "rates"}
-    for cell in full:
-        for trial in (made.cells[name] for name in cell.trials):
-            assert trial.steps < cell.steps <= cell.plain["train"]["steps"]
-            assert trial.plain["schedule"] == cell.plain["schedule"]
 
 
 # Writes what experiments.trials would: a result for every cell of its file.

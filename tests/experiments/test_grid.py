@@ -1,0 +1,84 @@
+"""experiments.grid: cells and the trials they need, the rate a stage chooses, bad grids, and the grids that ship."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import Grid, best_value
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(folder, grid="grid.py"):
+    return Grid(str(folder / "config.py"), str(folder / grid))
+
+
+def test_a_tie_takes_the_larger_rate_and_divergence_never_wins():
+    def result(rate, losses, status="finished"):
+        return {"status": status, "losses": losses, "config": {"optimizer": {"learning_rate": rate}}}
+
+    flat = [[step, 1.0] for step in range(1, 31)]
+    late = [[step, 9.0 if step <= 10 else 1.0] for step in range(1, 31)]  # only the last 20 steps count
+    path = "optimizer.learning_rate"
+    assert best_value([result(1e-3, flat), result(3e-3, late), result(1e-2, flat, "diverged")], path) == 3e-3
+    assert best_value([result(1e-3, flat), result(1e-2, [[1, 0.5], [2, None]])], path) == 1e-3
+    assert best_value([result(1e-2, flat, "diverged"), result(1e-3, [])], path) is None
+
+
+def test_only_and_cell_bring_the_trials_they_need(grid_files):
+    grid = make(grid_files)
+    full = [name for name, cell in grid.cells.items() if cell.stage == "full"]
+    assert [cell.stage for cell in grid.select(name=full[0])] == ["rates"] * 3 + ["full"]
+    assert {cell.arg for cell in grid.select(only="lora")} == {"method=lora,rank=8"}
+    assert len(grid.select(only="rates-")) == 5
+    for wrong in (dict(name="nothing"), dict(only="nothing"), dict(only="(")):
+        with pytest.raises(UserError):
+            grid.select(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ({"overrides": {"optimizer.learning_rat": 1.0}}, "override 'optimizer.learning_rat'"),
+        ({"overrides": {"optimizer.learning_rate": "high"}}, "is a str"),
+        ({"overrides": {"train.steps": 1.5}}, "is a float"),
+        ({"overrides": {"optimizer.learning_rate": "best:rates"}}, "best:rates"),
+        ({"args": ""}, "['args']"),
+    ],
+)
+def test_bad_grids(grid_files, cell, words):
+    (grid_files / "bad.py").write_text(f"def cells():\n    return [{cell!r}]\n")
+    with pytest.raises(UserError) as error:
+        make(grid_files, "bad.py")
+    assert words in str(error.value)
+    (grid_files / "empty.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="neither"):
+        make(grid_files, "empty.py")
+    with pytest.raises(UserError, match="there is no file"):
+        make(grid_files, "absent.py")
+
+
+def test_cells_alone_are_one_full_stage_and_repeats_are_one(grid_files):
+    (grid_files / "flat.py").write_text(
+        "def cells():\n    return [dict(arg='rank=8'), dict(arg='rank=8', overrides={'seed': 1})] * 2\n"
+    )
+    grid = make(grid_files, "flat.py")
+    assert [cell.stage for cell in grid.cells.values()] == ["full", "full"]
+    assert all("-lr0.001-" in name for name in grid.cells)
+
+
+@pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
+def test_the_shipped_grids_fit_the_config(grid):
+    """Every full row has at least two trials, each the row's own first steps, or a fixed rate that was tried too."""
+    made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))
+    full = [cell for cell in made.cells.values() if cell.stage == "full"]
+    fixed = [cell for cell in full if not cell.trials]
+    assert len(full) > len(fixed)
+    assert all(len(cell.trials) >= 2 for cell in full if cell not in fixed)
+    rate = lambda cell: (cell.arg, cell.overrides["optimizer.learning_rate"])  # noqa: E731
+    assert {rate(cell) for cell in fixed} <= {rate(cell) for cell in made.cells.values() if cell.stage == "rates"}
+    for cell in full:
+        for trial in (made.cells[name] for name in cell.trials):
+            assert trial.steps < cell.steps <= cell.plain["train"]["steps"]
+            assert trial.plain["schedule"] == cell.plain["schedule"]
