@@ -10,7 +10,7 @@ PEER = "tests/interop/peft_step.py"  # needs the extra [parity]
 PEER_NAME = "HF PEFT"
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 OURS = (
-    "--config=configs/bench.py:shape=pico-llama,method=lora,rank=8,batch=8,seq=128,dtype=float32",
+    "--config=configs/bench.py:shape=pico-llama,method=lora,rank=8,batch=8,seq=128,dtype=float32,remat=projections",
     "--config.base.random_init=False",
     "--steps=30",
 )

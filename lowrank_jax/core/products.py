@@ -33,7 +33,15 @@ def _backward(residuals, g):
     # The barrier is for XLA's GPU backend: the frozen product's dL/dx then adds this one to itself as it is written,
     # instead of being read and written again by the thin product (0.2 GB a layer of LLaMA-2-7B at 8 x 512 tokens).
     rows, grows = (value.reshape(-1, value.shape[-1]) for value in (x, g))
-    return lax.optimization_barrier(g @ weight.T), lax.dot_general(rows, grows, (((0,), (0,)), ((), ())))
+    return lax.optimization_barrier(g @ weight.T), _over_rows(rows, grows)
+
+
+def _over_rows(x, g):
+    if jax.default_backend() == "cpu" and x.shape[-1] > g.shape[-1]:
+        # XLA's CPU backend makes a tall X^T G (A's gradient) at a quarter of G^T X's speed: [256, 8] over 1024 rows in
+        # 0.21 and 0.06 ms on two cores. Without the barrier it turns the one back into the other.
+        return lax.optimization_barrier(_over_rows(g, x)).T
+    return lax.dot_general(x, g, (((0,), (0,)), ((), ())))
 
 
 trained_matmul.defvjp(_forward, _backward)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import pick_implementation
+from lowrank_jax.models.attention import attend, pick_implementation
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
 from lowrank_jax.models.stack import add_layers, run_layers
@@ -157,9 +157,7 @@ class SelfAttention(nn.Module):
             kernel = pick_implementation(
                 self.implementation, self.dtype, head_dim, masked=allowed is not None, cached=False
             )
-            y = jax.nn.dot_product_attention(query, key, value, mask=allowed, implementation=kernel)
-            if kernel == "xla":  # as in `attention.Attention`
-                y = checkpoint_name(y, "attention")
+            y = attend(query, key, value, allowed, causal=False, kernel=kernel)
         y = Linear(c.hidden_size, use_bias=True, name="out", **types)(y.reshape(x.shape))
         return dropout(self, y, c.hidden_dropout_prob)
 
@@ -206,7 +204,7 @@ class Bert(nn.Module):
       dtype: compute type; param_dtype: type that parameters are created in.
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      attention: "auto", "xla", "cudnn" or "heads_first"; see `attention.pick_implementation`.
       cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 

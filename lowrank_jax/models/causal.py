@@ -21,7 +21,7 @@ class CausalLM(nn.Module):
       dtype: compute type; param_dtype: type that parameters are created in.
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla" or "cudnn"; see `attention.pick_implementation`.
+      attention: "auto", "xla", "cudnn" or "heads_first"; see `attention.pick_implementation`.
       cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
     """
 

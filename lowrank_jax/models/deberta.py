@@ -269,7 +269,7 @@ class Deberta(nn.Module):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.attention not in ATTENTION:
             raise unknown_name("attention", self.attention, ATTENTION)
-        if self.attention == "cudnn":
+        if self.attention not in ("auto", "xla"):
             raise UserError('DeBERTa\'s attention adds scores of positions; set attention to "auto" or "xla"')
         self.embed = Embedding(c.vocab_size, c.hidden_size, **types)
         self.embed_norm = LayerNorm(c.layer_norm_eps, **types)

@@ -1,5 +1,7 @@
 """The product with a trained matrix: plain x W in value and gradient, without transposed copies of its cotangent."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,34 @@ def test_the_cotangent_is_not_transposed():
 
     assert "f32[48,128]" in compiled(jnp.matmul)
     assert "f32[48,128]" not in compiled(trained_matmul)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
+@pytest.mark.parametrize(("shape", "made"), [((32, 8), (8, 32)), ((8, 32), (8, 32))])
+def test_the_gradient_of_a_tall_weight_is_made_wide(shape, made):
+    x, w = jax.ShapeDtypeStruct((128, shape[0]), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def products(product):
+        step = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(product(x, w)))))
+        return re.findall(
+            r"= (f32\[\S+\])\{\S+ dot\(.*lhs_contracting_dims=\{0\}", step.lower(w, x).compile().as_text()
+        )
+
+    assert products(trained_matmul) == [f"f32[{made[0]},{made[1]}]"]
+    assert products(jnp.matmul) == [f"f32[{shape[0]},{shape[1]}]"]  # or there is nothing to do by hand any more
+
+
+def test_other_platforms_keep_the_plain_product_of_a_tall_weight(monkeypatch):
+    x, w = jnp.ones((16, 6)), jnp.ones((6, 2))
+
+    def traced():
+        return str(jax.make_jaxpr(lambda w, x: jax.vjp(trained_matmul, x, w)[1](x[:, :2]))(w, x))
+
+    barriers = {}
+    for platform in ("cpu", "gpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        barriers[platform] = traced().count("optimization_barrier")
+    assert barriers == {"cpu": 2, "gpu": 1, "tpu": 1}
 
 
 def test_a_formed_gradient_is_the_gradient_and_stands_before_its_readers():

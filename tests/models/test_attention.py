@@ -7,7 +7,14 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models import attention
-from lowrank_jax.models.attention import Attention, allowed_keys, pick_implementation, rotary_tables, rotate
+from lowrank_jax.models.attention import (
+    Attention,
+    allowed_keys,
+    attend,
+    pick_implementation,
+    rotary_tables,
+    rotate,
+)
 
 
 def test_rotation_is_the_complex_product():
@@ -116,11 +123,49 @@ def test_cached_pieces_equal_the_whole():
         (9.0, "xla", jnp.bfloat16, 128, False, False, "xla"),
         (9.0, "cudnn", jnp.bfloat16, 128, True, False, "cudnn"),
         (9.0, "cudnn", jnp.bfloat16, 128, True, True, "xla"),
+        (9.0, "heads_first", jnp.bfloat16, 128, True, False, "heads_first"),
+        (9.0, "heads_first", jnp.bfloat16, 128, True, True, "xla"),
     ],
 )
 def test_choice_of_kernel(monkeypatch, capability, name, dtype, head_dim, masked, cached, want):
     monkeypatch.setattr(attention, "compute_capability", lambda: capability)
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
     assert pick_implementation(name, dtype, head_dim, masked=masked, cached=cached) == want
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_choice_of_kernel_on_a_cpu(monkeypatch, masked):
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "cpu")
+    for name, cached, want in (("auto", False, "heads_first"), ("auto", True, "xla"), ("xla", False, "xla")):
+        assert pick_implementation(name, jnp.float32, 64, masked=masked, cached=cached) == want
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+@pytest.mark.parametrize("allowed", ["causal", "all", "keys", "pairs", "nothing"])
+def test_heads_first_equals_jax(dtype, kv_heads, allowed):
+    keys = jax.random.split(jax.random.key(3), 3)
+    query, key, value = (
+        jax.random.normal(k, (2, 5, n, 8), dtype) for k, n in zip(keys, (6, kv_heads, kv_heads), strict=True)
+    )
+    lengths = jnp.arange(5) < jnp.array([[5], [3]])
+    mask = {
+        "keys": lengths[:, None, None, :],
+        "pairs": lengths[:, None, None, :] & jnp.tri(5, dtype=bool),
+        "nothing": jnp.zeros((2, 1, 1, 5), bool),
+    }.get(allowed)
+
+    def outputs(kernel):
+        def attention_of(*x):
+            return attend(*x, mask, causal=allowed == "causal", kernel=kernel)
+
+        y, pullback = jax.vjp(attention_of, query, key, value)
+        return y, *pullback(jnp.cos(y))
+
+    for ours, jaxs in zip(outputs("heads_first"), outputs("xla"), strict=True):
+        assert (ours.dtype, ours.shape) == (dtype, jaxs.shape)
+        close = dict(atol=2e-6) if dtype == jnp.float32 else dict(atol=3e-2, rtol=2e-2)  # values of up to 5
+        np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (ours, jaxs)), **close)
 
 
 def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
