@@ -4,6 +4,7 @@
 
 Both sides run in processes of their own, in turn, with the same tokens: the losses of the first step must agree. Rows
 as in configs/suites/h100.py. Transparent huge pages (`env`, for both sides) are what scripts/environment.sh asks for.
+Ours has remat=projections, which keeps less: on a CPU to write what is kept costs more than to make it again.
 """
 
 PEER = "tests/interop/peft_step.py"  # needs the extra [parity]

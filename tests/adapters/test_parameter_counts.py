@@ -29,10 +29,18 @@ def parameters(name, method, rank, drop=0, **options):
         ("roberta-large", 8, 786_432),
         ("deberta-v2-xxlarge", 8, 2_359_296),
         ("deberta-v2-xxlarge", 16, 4_718_592),
+        ("gpt2-medium", 4, 393_216),
+        ("gpt2-large", 4, 737_280),
+        ("gpt3-175b", 1, 4_718_592),
+        ("gpt3-175b", 4, 18_874_368),
+        ("gpt3-175b", 64, 301_989_888),
     ],
 )
 def test_lora_has_the_papers_parameters(name, rank, count):
-    assert parameters(name, "lora", rank) == count
+    """2 (matrices) 2 d r a layer: query and value alone are adapted."""
+    plan = make_plan(shapes_of(name), AdapterConfig("lora", rank))
+    assert [site.path.rpartition("/")[2] for site in plan.sites] == ["query", "value"]
+    assert plan.parameters == count
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "roberta-large", "deberta-v2-xxlarge"])
