@@ -167,7 +167,7 @@ class Experiment:
     def load_base(self) -> Base:
         """The weights onto their shards; a fresh head drawn by the run's seed."""
         base_key, _ = self._keys()
-        base = load_base(self.config.base, key=base_key, sharding_fn=params_sharding(self.mesh))
+        base = load_base(self.config.base, base_key, params_sharding(self.mesh), planned=self.base.config)
         return _in_segments(base, self.config)
 
     def split(self, base: Base) -> tuple[Any, Any]:

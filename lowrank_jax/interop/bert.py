@@ -7,15 +7,13 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
-from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row
 from lowrank_jax.interop.readers import Reader
+from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 from lowrank_jax.models.layers import ACTIVATIONS
-
-# A masked-lm head's copies of the word table and of its own bias, which transformers ties too.
-TIED = (r"cls\.predictions\.decoder\.(weight|bias)", r"lm_head\.decoder\.(weight|bias)")
 
 _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
     "attention/query": "attention.self.query",
@@ -92,18 +90,30 @@ def hf_table(config: BertConfig, prefix: str | None = None, norm: tuple[str, str
 def checkpoint_table(reader: Reader, config: BertConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The key table in the file's own spelling (prefix or none; LayerNorm.gamma of old files), and what it ignores."""
     keys = reader.keys()
-    prefix = f"{config.model_type}."
     old = any(key.endswith("LayerNorm.gamma") for key in keys)
-    rows = hf_table(
-        config,
-        prefix if any(key.startswith(prefix) for key in keys) else "",
-        ("gamma", "beta") if old else ("weight", "bias"),
-    )
-    return rows, TIED if config.head == "masked-lm" else ()
+    rows = hf_table(config, _prefix(reader, config), ("gamma", "beta") if old else ("weight", "bias"))
+    return rows, copies(config, head_pairs(reader, config))
 
 
-def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> BertConfig:
+def head_pairs(reader: Reader, config: BertConfig) -> tuple[Pair, ...]:
+    """A masked-lm head's copies of the word table and of its own bias, in the file's own spelling."""
+    if config.head != "masked-lm":
+        return ()
+    head = _HEADS[config.model_type, config.head]["head"]
+    table = f"{_prefix(reader, config)}embeddings.word_embeddings.weight"
+    return (f"{head}.decoder.weight", table), (f"{head}.decoder.bias", f"{head}.bias")
+
+
+def _prefix(reader: Reader, config: BertConfig) -> str:
+    prefix, keys = f"{config.model_type}.", reader.keys()
+    return prefix if any(key.startswith(prefix) for key in keys) else ""
+
+
+def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", notes: Notes | None = None) -> BertConfig:
     """HF's config.json as a BertConfig, with the head that its architecture names.
+
+    Args:
+      notes: takes a line for each field whose places disagree; see `fields`.
 
     Raises:
       UserError: another architecture, a feature that this encoder lacks, or a missing or ill-typed field.
@@ -114,18 +124,19 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
     if head is None:
         known = ", ".join(f"{'|'.join(_HF_NAMES.values())}{end}" for end in _CLASSES)
         raise UserError(f"{where}: {name} is not read; known: {known}")
+    layers = number(values, "num_hidden_layers", int, where)
     refused = {
         "position_embedding_type": values.get("position_embedding_type") not in (None, "absolute"),
         "is_decoder": values.get("is_decoder"),
         "add_cross_attention": values.get("add_cross_attention"),
-        "quantization_config": values.get("quantization_config"),
-        "an untied masked-lm head": head == "masked-lm" and not values.get("tie_word_embeddings", True),
+        **refused_everywhere(values, layers, where, notes),
+        "an untied masked-lm head": head == "masked-lm" and not flag(values, "tie_word_embeddings", where, True),
         f"hidden_act {values.get('hidden_act')}": values.get("hidden_act", "gelu") not in ACTIVATIONS,
         f"problem_type {values.get('problem_type')}": values.get("problem_type") == "multi_label_classification",
     }
     if found := [feature for feature, present in refused.items() if present]:
         raise UserError(f"{where}: {', '.join(found)} is not supported by this encoder; choose a base without it")
-    labels = len(values.get("id2label") or ()) or number(values, "num_labels", int, where, 2)
+    labels = label_count(values, where, notes)
     if (
         head == "classification"
         and (values.get("problem_type") or ("regression" if labels == 1 else "")) == "regression"
@@ -137,7 +148,8 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         where,
         BertConfig,
         **{field: number(values, field, int, where) for field in ("vocab_size", "hidden_size", "intermediate_size")},
-        **{field: number(values, field, int, where) for field in ("num_hidden_layers", "num_attention_heads")},
+        num_hidden_layers=layers,
+        num_attention_heads=number(values, "num_attention_heads", int, where),
         max_position_embeddings=number(values, "max_position_embeddings", int, where, 512),
         type_vocab_size=number(values, "type_vocab_size", int, where, 2),
         layer_norm_eps=number(values, "layer_norm_eps", float, where, 1e-12),

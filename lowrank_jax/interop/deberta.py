@@ -7,9 +7,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
-from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
 from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.deberta import DebertaConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 
@@ -18,7 +19,6 @@ PREFIX = "deberta."  # of the encoder, in files of a model with a head and in Mi
 # positions that only the masked-word head saw, and, unless it is asked for, that head.
 HF_IGNORED = (r"mask_predictions\..*", r"(deberta\.)?embeddings\.(position_embeddings\.weight|position_ids)")
 UNASKED = (r"lm_predictions\..*",)
-TIED = (r"cls\.predictions\.decoder\.(weight|bias)",)  # copies of the word table and of the head's own bias
 LM_HEADS = {  # where the masked-word head's bias lies: where its product and norm do
     "cls.predictions": "cls.predictions.transform",  # transformers' own spelling
     "lm_predictions.lm_head": "lm_predictions.lm_head",  # Microsoft's, which transformers calls not legacy
@@ -102,12 +102,30 @@ def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, 
         raise UserError(f"{reader.path}: DeBERTa is not read from GGUF; use a checkpoint in HF's layout")
     keys = reader.keys()
     lm_head = next((name for name in LM_HEADS if any(key.startswith(f"{name}.") for key in keys)), "cls.predictions")
-    rows = hf_table(config, PREFIX if any(key.startswith(PREFIX) for key in keys) else "", lm_head)
-    return rows, HF_IGNORED + (TIED if config.head == "masked-lm" else UNASKED)
+    left_out = copies(config, head_pairs(reader, config)) if config.head == "masked-lm" else UNASKED
+    return hf_table(config, _prefix(reader), lm_head), HF_IGNORED + left_out
 
 
-def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> DebertaConfig:
+def head_pairs(reader: Reader, config: DebertaConfig) -> tuple[Pair, ...]:
+    """A masked-lm head's copies of the word table and of its own bias, in the file's own spelling."""
+    if config.head != "masked-lm":
+        return ()
+    table = f"{_prefix(reader)}embeddings.word_embeddings.weight"
+    return ("cls.predictions.decoder.weight", table), ("cls.predictions.decoder.bias", "cls.predictions.bias")
+
+
+def _prefix(reader: Reader) -> str:
+    keys = reader.keys()
+    return PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
+
+
+def config_from_hf(
+    values: dict[str, Any], where: str | Path = "config.json", notes: Notes | None = None
+) -> DebertaConfig:
     """HF's config.json as a DebertaConfig, with the head that its architecture names.
+
+    Args:
+      notes: takes a line for each field whose places disagree; see `fields`.
 
     Raises:
       UserError: another architecture, a feature that this DeBERTa lacks, or a missing or ill-typed field.
@@ -120,6 +138,7 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         raise UserError(f"{where}: {name} is not read; known: {', '.join(_CLASSES)}")
     hidden = number(values, "hidden_size", int, where)
     heads = number(values, "num_attention_heads", int, where)
+    layers = number(values, "num_hidden_layers", int, where)
     terms, norms = (_parts(values, field, where) for field in ("pos_att_type", "norm_rel_ebd"))
     refused = {
         "relative_attention false": not values.get("relative_attention", False),
@@ -132,15 +151,15 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         "pooler_dropout": number(values, "pooler_dropout", float, where, 0.0) > 0,
         f"pooler_hidden_act {values.get('pooler_hidden_act')}": values.get("pooler_hidden_act", "gelu") != "gelu",
         "pooler_hidden_size": number(values, "pooler_hidden_size", int, where, hidden) != hidden,
-        "quantization_config": values.get("quantization_config"),
+        **refused_everywhere(values, layers, where, notes),
         "an untied masked-lm head": head == "masked-lm"
         and values.get("legacy", True)
-        and not values.get("tie_word_embeddings", True),
+        and not flag(values, "tie_word_embeddings", where, True),
         f"problem_type {values.get('problem_type')}": values.get("problem_type") == "multi_label_classification",
     }
     if found := [feature for feature, present in refused.items() if present]:
         raise UserError(f"{where}: {', '.join(found)} is not supported by this DeBERTa; choose a base without it")
-    labels = len(values.get("id2label") or ()) or number(values, "num_labels", int, where, 2)
+    labels = label_count(values, where, notes)
     problem = values.get("problem_type") or ("regression" if labels == 1 else "")  # as transformers decides
     if head == "classification" and problem == "regression":
         head = "regression"
@@ -152,7 +171,7 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         vocab_size=number(values, "vocab_size", int, where),
         hidden_size=hidden,
         intermediate_size=number(values, "intermediate_size", int, where),
-        num_hidden_layers=number(values, "num_hidden_layers", int, where),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=number(values, "max_position_embeddings", int, where, 512),
         max_relative_positions=number(values, "max_relative_positions", int, where, -1),

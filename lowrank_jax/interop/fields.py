@@ -1,4 +1,8 @@
-"""Fields of a checkpoint's config, read with their types checked; every complaint names the file."""
+"""Fields of a checkpoint's config, read with their types checked and from all their places; complaints name the file.
+
+A field that has an old and a new place, or two names, is taken from where transformers 5 takes it. Where the others say
+something else, a note names both.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -6,6 +10,8 @@ from typing import Any, TypeVar
 from lowrank_jax.core.errors import UserError
 
 Config = TypeVar("Config")
+Notes = list[str]  # a line for each field whose places disagree
+FULL = ("full_attention", "attention")  # layer_types' name, and the one before it
 
 
 def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default: Any = None) -> Any:
@@ -19,6 +25,80 @@ def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
         raise UserError(f"{where}: {name} must be {'a whole number' if kind is int else 'a number'}, not {value!r}")
     return kind(value)
+
+
+def flag(values: Mapping[str, Any], name: str, where: Any, default: bool) -> bool:
+    """values[name] as a bool; an absent or null one is `default`.
+
+    Raises:
+      UserError: anything else, such as the text "false".
+    """
+    value = values.get(name)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {name} must be true or false, not {value!r}")
+    return value
+
+
+def section(values: Mapping[str, Any], name: str, where: Any) -> dict[str, Any]:
+    """values[name] as an object; an absent or null one is empty.
+
+    Raises:
+      UserError: anything else.
+    """
+    value = values.get(name)
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {name} must be an object with named values, not {value!r}")
+    return value
+
+
+def chosen(where: Any, notes: Notes | None, *places: tuple[str, Any]) -> Any:
+    """The first value that is there, of one field's (name, value) by place; notes the others that say otherwise."""
+    there = [(name, value) for name, value in places if value is not None]
+    for name, value in there[1:]:
+        if value != there[0][1] and notes is not None:
+            taken = f"{there[0][0]} {there[0][1]!r}"
+            notes.append(f"{where}: {taken} is read, as transformers 5 does, and {name} {value!r} is not")
+    return there[0][1] if there else None
+
+
+def renamed(values: Mapping[str, Any], names: Mapping[str, str], where: Any, notes: Notes | None) -> dict[str, Any]:
+    """The values with each of `names` {its own name: the general one} under its own; the general name counts first."""
+    found = {own: chosen(where, notes, (general, values.get(general)), (own, values.get(own)))
+             for own, general in names.items()}  # fmt: skip
+    return {**values, **{own: value for own, value in found.items() if value is not None}}
+
+
+def label_count(values: Mapping[str, Any], where: Any, notes: Notes | None) -> int:
+    """Classes of a sequence head: num_labels, otherwise the length of id2label, otherwise 2."""
+    by_name = len(section(values, "id2label", where)) or None
+    count = chosen(where, notes, ("num_labels", values.get("num_labels")), ("the length of id2label", by_name))
+    return number({"num_labels": count}, "num_labels", int, where, 2)
+
+
+def refused_everywhere(values: Mapping[str, Any], layers: int, where: Any, notes: Notes | None) -> dict[str, bool]:
+    """Features that no model here has: {name: whether the config asks for it}.
+
+    What layer_types says counts before sliding_window and attention_chunk_size, its old places.
+
+    Raises:
+      UserError: layer_types is no list of one name a layer.
+    """
+    types = values.get("layer_types")
+    if types is not None and (not isinstance(types, list) or len(types) != layers):
+        raise UserError(f"{where}: layer_types must be a list of one name for each of the {layers} layers")
+    found = {name: bool(values.get(name)) for name in ("quantization_config", "compression_config", "per_layer_config")}
+    found["a nested text_config"] = values.get("text_config") is not None
+    found["layer_types other than full_attention"] = any(kind not in FULL for kind in types or ())
+    old = {name: values.get(name) for name in ("sliding_window", "attention_chunk_size")}
+    if not values.get("use_sliding_window", True):
+        del old["sliding_window"]
+    if types is None:
+        return found | {name: value is not None for name, value in old.items()}
+    for name, value in old.items():
+        chosen(where, notes, ("layer_types", "full_attention"), (name, value))
+    return found
 
 
 def checked(where: Any, make: Callable[..., Config], **fields: Any) -> Config:

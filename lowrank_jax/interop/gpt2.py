@@ -10,15 +10,22 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
-from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.gpt2 import GPT2Config
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "gpt2")
 PREFIX = "transformer."  # GPT2LMHeadModel's; GPT2Model, and the files that OpenAI's weights came in, have none
 HF_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # causal masks in old files
-HF_TIED = ("lm_head.weight",)  # a copy of the embedding
+HF_HEAD = "lm_head.weight"
+HF_NAMES = {  # GPT-2's own: the general name, which transformers reads as well, and before it
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
 FUSED = ("query", "key", "value")  # in c_attn's order
 JOINED = "layers/attention/qkv"  # where `join` puts them
 
@@ -78,7 +85,7 @@ def fused_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
     rows.append(Row(f"{prefix}ln_f.weight", "final_norm/scale", (d,)))
     rows.append(Row(f"{prefix}ln_f.bias", "final_norm/bias", (d,)))
     if not config.tie_word_embeddings:
-        rows.append(Row("lm_head.weight", "head/kernel", (vocab, d), TRANSPOSE))
+        rows.append(Row(HF_HEAD, "head/kernel", (vocab, d), TRANSPOSE))
     return tuple(rows)
 
 
@@ -110,13 +117,26 @@ def checkpoint_table(reader: Reader, config: GPT2Config) -> tuple[tuple[Row, ...
     """
     if isinstance(reader, GGUFReader):
         raise UserError(f"{reader.path}: GPT-2 is not read from GGUF; use a checkpoint in HF's layout")
+    return hf_table(config, _prefix(reader)), HF_IGNORED + copies(config, head_pairs(reader, config))
+
+
+def head_pairs(reader: Reader, config: GPT2Config) -> tuple[Pair, ...]:
+    """The head and the table that a tied one is, in the file's own spelling."""
+    return ((HF_HEAD, f"{_prefix(reader)}wte.weight"),)
+
+
+def _prefix(reader: Reader) -> str:
     keys = reader.keys()
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
-    return hf_table(config, prefix), HF_IGNORED + (HF_TIED if config.tie_word_embeddings else ())
+    return PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
 
 
-def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> GPT2Config:
+def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", notes: Notes | None = None) -> GPT2Config:
     """HF's config.json as a GPT2Config.
+
+    A general name (hidden_size, HF_NAMES) counts before GPT-2's own, as in transformers; n_ctx is read by neither.
+
+    Args:
+      notes: takes a line for each field whose names disagree.
 
     Raises:
       UserError: another architecture, a feature that this GPT-2 lacks, or a missing or ill-typed field.
@@ -124,12 +144,16 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
     names = values.get("architectures") or [values.get("model_type") or "a config without architectures"]
     if names[0] not in ARCHITECTURES:
         raise UserError(f"{where}: {names[0]} is not a GPT-2; only GPT2LMHeadModel checkpoints are read")
+    values = renamed(values, HF_NAMES, where, notes)
+    layers = number(values, "n_layer", int, where)
+    positions = number(values, "n_positions", int, where, 1024)
+    chosen(where, notes, ("n_positions", positions), ("n_ctx", values.get("n_ctx")))
     activation = values.get("activation_function", "gelu_new")
     refused = {
         "scale_attn_weights false": not values.get("scale_attn_weights", True),
         "scale_attn_by_inverse_layer_idx": values.get("scale_attn_by_inverse_layer_idx"),
         "add_cross_attention": values.get("add_cross_attention"),
-        "quantization_config": values.get("quantization_config"),
+        **refused_everywhere(values, layers, where, notes),
         f"activation_function {activation}": activation not in ("gelu_new", "gelu_pytorch_tanh"),
     }
     if found := [name for name, present in refused.items() if present]:
@@ -140,12 +164,12 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
         GPT2Config,
         vocab_size=number(values, "vocab_size", int, where),
         hidden_size=hidden,
-        num_hidden_layers=number(values, "n_layer", int, where),
+        num_hidden_layers=layers,
         num_attention_heads=number(values, "n_head", int, where),
         intermediate_size=number(values, "n_inner", int, where, 4 * hidden),
-        max_position_embeddings=number(values, "n_positions", int, where, 1024),
+        max_position_embeddings=positions,
         layer_norm_epsilon=number(values, "layer_norm_epsilon", float, where, 1e-5),
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", True)),
+        tie_word_embeddings=flag(values, "tie_word_embeddings", where, True),
     )
 
 

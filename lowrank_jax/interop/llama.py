@@ -10,15 +10,16 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.export import special_ids, write_checkpoint
-from lowrank_jax.interop.fields import checked, number
+from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, section
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform, unpermute
 from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.llama import LlamaConfig
 
 # Keys that hold no weight: rotary buffers of old files.
 HF_IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-HF_TIED = ("lm_head.weight",)  # a copy of the embedding, which transformers ignores too
+HF_TABLE, HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _NAMES = {  # ours: (HF's, GGUF's)
     "attention_norm/scale": ("input_layernorm", "attn_norm"),
@@ -35,7 +36,7 @@ _NAMES = {  # ours: (HF's, GGUF's)
 
 def hf_table(config: LlamaConfig) -> tuple[Row, ...]:
     """Key table of HF's LlamaForCausalLM; kernels are [out, in] there."""
-    return _table(config, 0, "model.layers.{layer}.", ("model.embed_tokens", "model.norm", "lm_head"), {})
+    return _table(config, 0, "model.layers.{layer}.", (HF_TABLE, "model.norm.weight", HF_HEAD), {})
 
 
 def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
@@ -44,7 +45,7 @@ def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
         "attention/query/kernel": unpermute(config.num_attention_heads),
         "attention/key/kernel": unpermute(config.num_key_value_heads),
     }
-    return _table(config, 1, "blk.{layer}.", ("token_embd", "output_norm", "output"), permuted)
+    return _table(config, 1, "blk.{layer}.", ("token_embd.weight", "output_norm.weight", "output.weight"), permuted)
 
 
 def _table(config, column: int, prefix: str, outer: tuple[str, str, str], special: dict[str, Transform]):
@@ -61,7 +62,7 @@ def _table(config, column: int, prefix: str, outer: tuple[str, str, str], specia
         "mlp/up/kernel": (ffn, d),
         "mlp/down/kernel": (d, ffn),
     }
-    embed, norm, head = (f"{name}.weight" for name in outer)
+    embed, norm, head = outer
     rows = [Row(embed, "embed/embedding", (vocab, d))]
     for ours, names in _NAMES.items():
         default = TRANSPOSE if ours.endswith("kernel") else IDENTITY
@@ -73,14 +74,24 @@ def _table(config, column: int, prefix: str, outer: tuple[str, str, str], specia
 
 
 def checkpoint_table(reader: Reader, config: LlamaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table of the file's format, and the keys that it ignores."""
+    """The key table of the file's format, and the keys that it ignores: copies of what they are tied to among them."""
     if isinstance(reader, GGUFReader):
         return gguf_table(config), ()
-    return hf_table(config), HF_IGNORED + (HF_TIED if config.tie_word_embeddings else ())
+    return hf_table(config), HF_IGNORED + copies(config, head_pairs(reader, config))
 
 
-def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") -> LlamaConfig:
+def head_pairs(reader: Reader, config: LlamaConfig) -> tuple[Pair, ...]:
+    """The head and the table that a tied one is; none of GGUF, where the config is made from the keys."""
+    return () if isinstance(reader, GGUFReader) else ((HF_HEAD, HF_TABLE),)
+
+
+def config_from_hf(
+    values: dict[str, Any], where: str | Path = "config.json", notes: Notes | None = None
+) -> LlamaConfig:
     """HF's config.json as a LlamaConfig.
+
+    Args:
+      notes: takes a line for each field whose places disagree; the rotation's are those of `_rope`.
 
     Raises:
       UserError: another architecture, a feature that this Llama lacks, or a missing or ill-typed field.
@@ -88,37 +99,36 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json") ->
     names = values.get("architectures") or [values.get("model_type") or "a config without architectures"]
     if names[0] not in ("LlamaForCausalLM", "llama"):
         raise UserError(f"{where}: {names[0]} is not a Llama; only LlamaForCausalLM checkpoints are read")
-    rope = values.get("rope_parameters") or {}  # transformers 5; before it: rope_theta and rope_scaling
-    scaling = values.get("rope_scaling") or {}
-    scaling = next((part for part in (rope, scaling) if _rope_type(part) != "default" or "factor" in part), None)
+    layers = number(values, "num_hidden_layers", int, where)
+    rope = _rope(values, where, notes)
+    is_scaled = rope["rope_type"] != "default" or "factor" in rope
     refused = {
-        "rope_scaling": scaling and _rope_type(scaling) != "llama3",
+        "rope_scaling": is_scaled and rope["rope_type"] != "llama3",
         "attention_bias": values.get("attention_bias"),
         "mlp_bias": values.get("mlp_bias"),
-        "sliding_window": values.get("sliding_window") is not None and values.get("use_sliding_window", True),
-        "quantization_config": values.get("quantization_config"),
-        "partial_rotary_factor": values.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) != 1.0,
+        **refused_everywhere(values, layers, where, notes),
+        "partial_rotary_factor": number(rope, "partial_rotary_factor", float, where, 1.0) != 1.0,
         f"hidden_act {values.get('hidden_act')}": values.get("hidden_act", "silu") not in ("silu", "swish"),
     }
     if found := [name for name, present in refused.items() if present]:
         raise UserError(f"{where}: {', '.join(found)} is not supported by this Llama; choose a base without it")
 
     heads = number(values, "num_attention_heads", int, where)
-    hidden = number(values, "hidden_size", int, where)
+    head_dim = None if values.get("head_dim") is None else number(values, "head_dim", int, where)
     return checked(
         where,
         LlamaConfig,
         vocab_size=number(values, "vocab_size", int, where),
-        hidden_size=hidden,
+        hidden_size=number(values, "hidden_size", int, where),
         intermediate_size=number(values, "intermediate_size", int, where),
-        num_hidden_layers=number(values, "num_hidden_layers", int, where),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=number(values, "num_key_value_heads", int, where, heads),
-        head_dim=number(values, "head_dim", int, where, hidden // max(heads, 1)),
-        rope_theta=number(values, "rope_theta", float, where, rope.get("rope_theta", 1e4)),
-        rope_scaling=scaling and _rope_scaling(scaling, where),
+        head_dim=head_dim,
+        rope_theta=number(rope, "rope_theta", float, where, 1e4),
+        rope_scaling=_rope_scaling(rope, where) if is_scaled else None,
         rms_norm_eps=number(values, "rms_norm_eps", float, where, 1e-6),
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+        tie_word_embeddings=flag(values, "tie_word_embeddings", where, False),
         max_position_embeddings=number(values, "max_position_embeddings", int, where, 2048),
     )
 
@@ -135,7 +145,7 @@ def config_from_gguf(reader: GGUFReader) -> LlamaConfig:
         raise UserError(f"{where}: {architecture!r} is not a Llama; only GGUF files of architecture 'llama' are read")
     keys = set(reader.keys())
     refused = {
-        "rope scaling": meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in keys,
+        "rope scaling": _gguf_scaled(meta) or "rope_freqs.weight" in keys,
         "a mixture of experts": meta.get("llama.expert_count", 0),
         "a sliding window": meta.get("llama.attention.sliding_window", 0),
         "attention_bias": "blk.0.attn_q.bias" in keys,
@@ -197,13 +207,61 @@ def export_params(
     return write_checkpoint(params, rows, layers, values, folder, dtype, shard_size, tokenizer, report)
 
 
-def _rope_type(part: dict[str, Any]) -> str:
-    return part.get("rope_type", part.get("type", "default"))
+def _rope(values: dict[str, Any], where: Any, notes: Notes | None) -> dict[str, Any]:
+    """The rotation's fields from all their places, as transformers 5 reads them.
+
+    A rope_scaling that is not empty is taken whole, with the rope_theta of the top, and rope_parameters left alone.
+    Inside what is taken, rope_theta and partial_rotary_factor come before those of the top, and rope_type before type;
+    but an original_max_position_embeddings of the top comes before the one inside, and max_position_embeddings stands
+    in for both.
+
+    Raises:
+      UserError: parameters that differ by layer type.
+    """
+    parts = {name: section(values, name, where) for name in ("rope_parameters", "rope_scaling")}
+    for name, part in parts.items():
+        if nested := [kind for kind, value in part.items() if isinstance(value, dict)]:
+            raise UserError(
+                f"{where}: {name} differs by layer type ({', '.join(nested)}), and this Llama rotates all layers "
+                "alike; choose a base without it"
+            )
+    if not parts["rope_scaling"]:
+        return _whole_rope(parts["rope_parameters"], "rope_parameters", values, where, notes)
+    if parts["rope_parameters"]:
+        new, old = (_whole_rope(part, name, values, where, None) for name, part in parts.items())
+        for name in sorted(old.keys() & new.keys()):
+            chosen(where, notes, (f"rope_scaling.{name}", old[name]), (f"rope_parameters.{name}", new[name]))
+    return _whole_rope(parts["rope_scaling"], "rope_scaling", values, where, notes)
+
+
+def _whole_rope(part: dict[str, Any], place: str, values: dict[str, Any], where: Any, notes: Notes | None) -> dict:
+    """One place's fields with those of the top."""
+
+    def pick(name: str, *others: tuple[str, Any], default: Any = None) -> Any:
+        found = chosen(where, notes, (f"{place}.{name}", part.get(name)), *others)
+        return default if found is None else found
+
+    rope = {name: value for name, value in part.items() if value is not None and name != "type"}
+    rope["rope_type"] = pick("rope_type", (f"{place}.type", part.get("type")), default="default")
+    for name, default in (("rope_theta", 1e4), ("partial_rotary_factor", 1.0)):
+        rope[name] = pick(name, (name, values.get(name)), default=default)
+    if rope["rope_type"] == "llama3":
+        name = "original_max_position_embeddings"
+        found = chosen(where, notes, (name, values.get(name)), (f"{place}.{name}", part.get(name)))
+        rope[name] = values.get("max_position_embeddings", 2048) if found is None else found
+    return rope
 
 
 def _rope_scaling(values: dict[str, Any], where) -> RopeScaling:
     kinds = {name: int if name.startswith("original") else float for name in RopeScaling.__dataclass_fields__}
     return checked(where, RopeScaling, **{name: number(values, name, kind, where) for name, kind in kinds.items()})
+
+
+def _gguf_scaled(meta: Any) -> bool:
+    """As llama.cpp decides: by the type, and without one by the factor, whose old place is rope.scale_linear."""
+    if (kind := meta.get("llama.rope.scaling.type")) is not None:
+        return kind != "none"
+    return any(meta.get(f"llama.rope.{name}", 1.0) not in (0.0, 1.0) for name in ("scaling.factor", "scale_linear"))
 
 
 def _shortest(value: float) -> float:

@@ -3,7 +3,7 @@
 import json
 import mmap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,9 @@ class Reader(Protocol):
     def shape(self, key: str) -> tuple[int, ...]:
         """The tensor's shape; reads no data."""
 
+    def is_one(self, first: str, second: str) -> bool:
+        """Whether two names are one tensor of the file, which needs no reading to know."""
+
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         """The tensor, or a part, as float64, float32, float16 or (ml_dtypes) bfloat16; quantised ones as float32."""
 
@@ -51,7 +54,7 @@ class SafetensorsReader:
 
     reads_parts = True
 
-    def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
+    def __init__(self, path: Path, files: Sequence[Path], index: Mapping[str, Path] | None = None):
         from safetensors import SafetensorError, safe_open
 
         self.path = Path(path)
@@ -78,6 +81,9 @@ class SafetensorsReader:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._home[key][1]
 
+    def is_one(self, first: str, second: str) -> bool:
+        return first == second
+
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         from safetensors import SafetensorError, safe_open
 
@@ -103,7 +109,7 @@ class TorchReader:
 
     reads_parts = False
 
-    def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None):
+    def __init__(self, path: Path, files: Sequence[Path], index: Mapping[str, Path] | None = None):
         self.path = Path(path)
         self.metadata: dict[str, Any] = {}
         self._keys: list[str] = []
@@ -121,6 +127,9 @@ class TorchReader:
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self._home[key][1].shape
+
+    def is_one(self, first: str, second: str) -> bool:
+        return self._home[first] == self._home[second]  # the same view of the same storage
 
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         file, tensor = self._home[key]
@@ -167,6 +176,9 @@ class GGUFReader:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(int(n) for n in reversed(self._tensors[key].shape))  # GGUF lists the fastest axis first
 
+    def is_one(self, first: str, second: str) -> bool:
+        return first == second
+
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         import gguf
 
@@ -208,7 +220,8 @@ def open_checkpoint(path: str | Path) -> Reader:
         torch's pytorch_model.bin or its index and shards.
 
     Raises:
-      UserError: nothing there, nothing readable, more than one choice, or a damaged file.
+      UserError: nothing there, nothing readable, more than one choice (model.safetensors beside an index of other
+        files too), an index that leads out of its folder, or a damaged file.
     """
     path = Path(path)
     if not path.exists():
@@ -226,7 +239,7 @@ def open_checkpoint(path: str | Path) -> Reader:
 
 def _open_folder(folder: Path) -> Reader:
     if (folder / INDEX).is_file():
-        return SafetensorsReader(folder, *_shards(folder, INDEX))
+        return SafetensorsReader(folder, *_shards(folder, INDEX, SINGLE))
     tensors = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if len(tensors) == 1:
         return SafetensorsReader(folder, tensors)
@@ -236,7 +249,7 @@ def _open_folder(folder: Path) -> Reader:
     if several := [file.name for file in tensors + ggufs]:
         raise UserError(f"{folder} holds several checkpoints and no {INDEX}: {', '.join(several[:5])}; name one file")
     if (folder / TORCH_INDEX).is_file():
-        return TorchReader(folder, *_shards(folder, TORCH_INDEX))
+        return TorchReader(folder, *_shards(folder, TORCH_INDEX, TORCH_SINGLE))
     if (folder / TORCH_SINGLE).is_file():
         return TorchReader(folder, [folder / TORCH_SINGLE])
     if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth")):
@@ -244,15 +257,34 @@ def _open_folder(folder: Path) -> Reader:
     raise UserError(f"{folder} holds none of .safetensors, .gguf, {TORCH_SINGLE}")
 
 
-def _shards(folder: Path, name: str) -> tuple[list[Path], dict[str, str]]:
+def _shards(folder: Path, name: str, single: str) -> tuple[list[Path], dict[str, Path]]:
+    """The shards that an index names, and each tensor's; `single` is the file that would hold the whole checkpoint."""
     index = read_json(folder / name).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
         raise UserError(f"{folder / name} has no weight_map; download it again")
-    return [folder / file for file in sorted(set(index.values()))], index
+    if outside := sorted({file for file in index.values() if not _is_inside(file)}):
+        raise UserError(
+            f"{folder / name} names {outside[0]!r}, which is outside its folder; download the checkpoint again, or "
+            "put all its shards into one folder and their names into the index"
+        )
+    home = {key: folder / file for key, file in index.items()}
+    files = sorted(set(home.values()))
+    if (folder / single).is_file() and folder / single not in files:
+        raise UserError(
+            f"{folder} holds {single} and {name}, which names other files; delete the one that is stale, or name "
+            f"{folder / single} as the base to read that"
+        )
+    return files, home
 
 
-def _check_shard(file: Path, held: set[str], index: dict[str, str] | None, index_name: str) -> None:
-    if index and (absent := sorted(k for k, name in index.items() if name == file.name and k not in held)):
+def _is_inside(file: str) -> bool:
+    """Of a name in an index: no absolute path and no step upwards, on any system. Where a link leads is not asked."""
+    kinds = PurePosixPath(file), PureWindowsPath(file)
+    return not any(path.anchor or ".." in path.parts for path in kinds)
+
+
+def _check_shard(file: Path, held: set[str], index: Mapping[str, Path] | None, index_name: str) -> None:
+    if index and (absent := sorted(k for k, home in index.items() if home == file and k not in held)):
         raise UserError(f"{file} lacks {', '.join(absent[:3])}, which {index_name} expects in it; download it again")
 
 

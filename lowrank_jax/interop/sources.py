@@ -14,7 +14,8 @@ from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.quantized import NONE, check_kind
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
-from lowrank_jax.interop import bert, deberta, gpt2, llama, partial
+from lowrank_jax.interop import bert, deberta, gpt2, llama, partial, tied
+from lowrank_jax.interop.fields import Notes
 from lowrank_jax.interop.fingerprint import digest, fingerprint, sample
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.hold import abstract_leaf, hold_leaf
@@ -40,7 +41,7 @@ class Architecture:
     """How checkpoints of HF's model_types become a model."""
 
     model_types: tuple[str, ...]
-    interop: ModuleType  # config_from_hf, hf_table, checkpoint_table, export_params
+    interop: ModuleType  # config_from_hf, hf_table, checkpoint_table, head_pairs, export_params
     config: type
     model: type
     with_head: Callable[[Any, str, int], Any] | None = None  # encoders: (config, head, num_labels) -> config
@@ -98,7 +99,8 @@ class Base:
       fingerprint: of the params as they were read, before they were quantised, and not of a fresh head; None from
         `abstract_base`.
       source: where the weights came from, for a run's records.
-      notes: a line for what was drawn fresh and one for what was not read, if anything.
+      notes: a line for each field of the config whose places disagree, for a head that the config calls tied and that
+        differs, for what was drawn fresh, and for what was not read, if anything.
       fresh: paths below "params" that were drawn and not read: all, with random_init.
     """
 
@@ -118,6 +120,7 @@ def load_base(
     key: jax.Array | None = None,
     sharding_fn: ShardingFn | None = None,
     report: Report | None = None,
+    planned: Any = None,
 ) -> Base:
     """Loads or draws the base's weights, leaf by leaf, in `config.dtype`; prints what was drawn or left unread.
 
@@ -125,10 +128,11 @@ def load_base(
       key: for random_init and fresh leaves.
       sharding_fn: (path below "params", shape) -> Sharding of that leaf; None is the default device.
       report: is told of the values that are read.
+      planned: the shape that `abstract_base` gave, which is by config.json alone where no weights were here yet.
 
     Raises:
-      UserError: nothing by that name, no network, another architecture, damaged files, or a tokenizer that is too
-        large; all but damaged tensors are found before a weight is read.
+      UserError: nothing by that name, no network, another architecture, damaged files, a tokenizer that is too large,
+        or a head that was planned as tied and is not; all but damaged tensors are found before a weight is read.
     """
     model_dtype, samples = _dtype(config.dtype), {}
     check_kind(config.quantize)
@@ -147,9 +151,15 @@ def load_base(
     else:
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
-        shape, tokenizer = _shape_and_tokenizer(config, path, reader)
-        exceptions = Exceptions(config.fresh, config.unused)
+        exceptions, said = Exceptions(config.fresh, config.unused), []
+        shape, tokenizer = _shape_and_tokenizer(config, path, reader, said)
+        if planned is not None and tied.is_tied(planned) != tied.is_tied(shape):
+            raise UserError(
+                f"{path}: the weights' head is{'' if tied.is_tied(shape) else ' not'} tied, unlike what was planned by "
+                "config.json; start again if they were downloaded just now, otherwise correct its tie_word_embeddings"
+            )
         params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, finish, report)
+        notes = (*said, *notes)
         mark = digest({path: one for path, one in samples.items() if path not in fresh})
     for note in notes:
         print(note, flush=True)
@@ -181,6 +191,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     """The same as `load_base` with ShapeDtypeStructs as params: reads no weights, for planning.
 
     A registered name that is not here yet takes its registered shape; a Hub name fetches config and tokenizer only.
+    Of weights that are here, a head that the config calls tied is compared with the word table, as `load_base` does.
     """
     model_dtype = _dtype(config.dtype)
     check_kind(config.quantize)
@@ -189,10 +200,10 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     else:
         path, source = resolve(config.name, config.revision, weights=False)
         if path.is_dir() and (path / "config.json").is_file():
-            shape = _headed(config, config_of(path, None))
+            shape = _planned(config, path, source)
             tokenizer = ByteTokenizer() if config.name == SHIPPED else _folder_tokenizer(path)
         else:
-            shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path))
+            shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path), [])
     params = {}
     for leaf_path, leaf_shape in param_shapes(shape).items():
         params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn)
@@ -233,9 +244,14 @@ def load_params(
     Raises:
       UserError: see `partial.load`.
     """
-    rows, ignored = architecture_of(config).interop.checkpoint_table(reader, config)
+    interop = architecture_of(config).interop
+    pairs, (rows, ignored) = interop.head_pairs(reader, config), interop.checkpoint_table(reader, config)
+    if said := tied.fit(reader, config, pairs, exceptions.unused)[1]:
+        raise ValueError(f"the config ties a head that differs; give the one of tied.fit ({said[0]})")
     layers = config.num_hidden_layers
     fresh = tuple(row.target for row in partial.split(reader, rows, layers, exceptions)[1])
+    if "head/kernel" not in fresh:
+        tied.check_head(reader, config, pairs)
     return *partial.load(reader, rows, layers, dtype, sharding_fn, ignored, exceptions, key, finish, report), fresh
 
 
@@ -254,8 +270,11 @@ def random_params(config: Any, key: jax.Array, dtype: Any, sharding_fn: Sharding
     return draw_params(param_shapes(config), key, dtype, sharding_fn)
 
 
-def config_of(path: Path, reader: Reader | None) -> Any:
+def config_of(path: Path, reader: Reader | None, notes: Notes | None = None) -> Any:
     """The config of the checkpoint at `path`: GGUF's metadata, or config.json in or beside it (no reader needed).
+
+    Args:
+      notes: takes a line for each field whose places disagree.
 
     Raises:
       UserError: an architecture that is not in ARCHITECTURES, or what it says of the config.
@@ -267,7 +286,7 @@ def config_of(path: Path, reader: Reader | None) -> Any:
     kind = values.get("model_type")
     for row in ARCHITECTURES:
         if kind in row.model_types:
-            return row.interop.config_from_hf(values, file)
+            return row.interop.config_from_hf(values, file, notes)
     known = ", ".join(name for row in ARCHITECTURES for name in row.model_types)
     raise UserError(f"{file}: model_type {kind!r} is not read here; known: {known}")
 
@@ -285,8 +304,31 @@ def _headed(config: BaseConfig, shape: Any) -> Any:
     return dataclasses.replace(shape, classifier_dropout=config.classifier_dropout)
 
 
-def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader) -> tuple[Any, Tokenizer | None]:
-    name, shape = config.name, _headed(config, config_of(path, reader))
+def _fitted(config: BaseConfig, shape: Any, reader: Reader, notes: Notes) -> Any:
+    """The shape with its head untied where the weights say so; see `tied.fit`."""
+    pairs = architecture_of(shape).interop.head_pairs(reader, shape)
+    shape, said = tied.fit(reader, shape, pairs, config.unused)
+    notes += said
+    return shape
+
+
+def _planned(config: BaseConfig, path: Path, source: str) -> Any:
+    """The shape by config.json alone, or, where the head may be untied and the weights are here, by both."""
+    shape = _headed(config, config_of(path, None))
+    weights = [file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind)]
+    if not weights or not tied.is_tied(shape):
+        return shape
+    try:
+        reader = open_checkpoint(path)
+    except UserError:
+        if source.startswith("hub:"):  # not all of them are here; the download is `load_base`'s
+            return shape
+        raise
+    return _fitted(config, shape, reader, [])
+
+
+def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader, notes: Notes) -> tuple[Any, Tokenizer | None]:
+    name, shape = config.name, _fitted(config, _headed(config, config_of(path, reader, notes)), reader, notes)
     folder = path if path.is_dir() else path.parent
     tokenizer = ByteTokenizer() if name == SHIPPED else _folder_tokenizer(folder)
     if tokenizer is None and isinstance(reader, GGUFReader) and "tokenizer.ggml.model" in reader.metadata:
