@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.readers import INDEX, open_checkpoint, read_json
+from lowrank_jax.interop.readers import INDEX, SINGLE, TORCH_INDEX, TORCH_SINGLE, open_checkpoint, read_json
 
 
 def one_line(error) -> str:
@@ -67,6 +67,72 @@ def test_shards_of_an_index(tmp_path):
     (tmp_path / INDEX).write_text("{}")
     with pytest.raises(UserError, match="no weight_map"):
         open_checkpoint(tmp_path)
+
+
+def write_tensors(path, keys):
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".bin":
+        torch.save({key: torch.full((2,), float(ord(key))) for key in keys}, path)
+    else:
+        save_file({key: np.full(2, ord(key), np.float32) for key in keys}, path)
+
+
+FORMATS = [(SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)]
+
+
+@pytest.mark.parametrize(("single", "index"), FORMATS)
+def test_a_whole_file_beside_an_index_of_others_is_ambiguous(tmp_path, single, index):
+    shard = f"part-1{(tmp_path / single).suffix}"
+    write_tensors(tmp_path / single, "ab")
+    write_tensors(tmp_path / shard, "a")
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(UserError) as error:
+        open_checkpoint(tmp_path)
+    assert f"holds {single} and {index}, which names other files; delete the one that is stale" in one_line(error)
+    assert open_checkpoint(tmp_path / single).keys() == ["a", "b"]  # the remedy that it names
+    for home in ({"a": single, "b": single}, {"a": single, "b": f"./{single}"}):  # an index of that file alone
+        (tmp_path / index).write_text(json.dumps({"weight_map": home}))
+        assert open_checkpoint(tmp_path).keys() == ["a", "b"]
+    write_tensors(tmp_path / single, "b")  # or the file is one of its shards
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"a": shard, "b": single}}))
+    assert sorted(open_checkpoint(tmp_path).keys()) == ["a", "b"]
+
+
+def test_formats_side_by_side_keep_their_order(tmp_path):
+    write_tensors(tmp_path / TORCH_SINGLE, "b")
+    write_tensors(tmp_path / SINGLE, "a")
+    (tmp_path / TORCH_INDEX).write_text(json.dumps({"weight_map": {"b": "part.bin"}}))  # no matter: not looked at
+    assert open_checkpoint(tmp_path).keys() == ["a"]
+
+
+@pytest.mark.parametrize("name", ["../x", "../../x", "sub/../../x", "/{tmp}/x", "..\\x", "C:\\x", "\\\\host\\x", "C:x"])
+@pytest.mark.parametrize(("single", "index"), FORMATS)
+def test_an_index_stays_in_its_folder(tmp_path, single, index, name):
+    suffix = (tmp_path / single).suffix
+    name = name.format(tmp=str(tmp_path).lstrip("/")) + suffix
+    for place in (tmp_path / f"x{suffix}", tmp_path / "a" / f"x{suffix}"):
+        write_tensors(place, "p")
+    (tmp_path / "a" / "b" / "sub").mkdir(parents=True)
+    (tmp_path / "a" / "b" / index).write_text(json.dumps({"weight_map": {"p": name}}))
+    with pytest.raises(UserError, match="which is outside its folder; download the checkpoint again") as error:
+        open_checkpoint(tmp_path / "a" / "b")
+    assert repr(name) in one_line(error)
+
+
+@pytest.mark.parametrize(("single", "index"), FORMATS)
+def test_an_index_may_name_folders_and_links(tmp_path, single, index):
+    suffix = (tmp_path / single).suffix
+    write_tensors(tmp_path / "blobs" / f"x{suffix}", "p")
+    write_tensors(tmp_path / "a" / "sub" / f"y{suffix}", "q")
+    (tmp_path / "a" / f"link{suffix}").symlink_to(tmp_path / "blobs" / f"x{suffix}")  # as the Hub's cache has them
+    home = {"p": f"link{suffix}", "q": f"sub/y{suffix}"}
+    (tmp_path / "a" / index).write_text(json.dumps({"weight_map": home}))
+    assert sorted(open_checkpoint(tmp_path / "a").keys()) == ["p", "q"]
+    (tmp_path / "a" / index).write_text(json.dumps({"weight_map": {**home, "r": f"sub/y{suffix}"}}))
+    with pytest.raises(UserError, match=f"y{suffix} lacks r, which {index} expects in it"):
+        open_checkpoint(tmp_path / "a")
 
 
 def test_folders_that_hold_no_single_checkpoint(tmp_path):
