@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line(script, base, adapter, tmp_path, capsys, monkey
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr("lowrank_jax.interop.export.write_safetensors", full)
     arguments = ["--base", base.name, "--adapter", str(adapter("lora")[0]), "--to", str(tmp_path / "out")]
     assert script.main(arguments) == 2
     text = capsys.readouterr().err

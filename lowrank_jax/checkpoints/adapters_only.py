@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.checkpoints.leaves import misfits
+from lowrank_jax.checkpoints.safetensors_file import safetensors_bytes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
@@ -44,15 +45,13 @@ def save_adapter(
     Raises:
       UserError: the folder cannot be written; what was there before is kept.
     """
-    from safetensors.numpy import save
-
     tensors = {path: _on_host(leaf) for path, leaf in flatten(trainable).items()}
     if not tensors:
         raise UserError(f"nothing was trained, so there is no adapter to write to {folder}")
     if jax.process_index() != 0:
         return
     tensors |= {SCALES + path: np.asarray(scale, np.float32) for path, scale in scales.items()}
-    weights = save(tensors, metadata={"format": "lowrank_jax", "format_version": str(FORMAT_VERSION)})
+    weights = safetensors_bytes(tensors, {"format": "lowrank_jax", "format_version": str(FORMAT_VERSION)})
     description = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base["name"], "fingerprint": base["fingerprint"]} | _quantize(base),

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Report
@@ -48,9 +49,6 @@ def write_checkpoint(
     Raises:
       UserError: unknown dtype, a value that float16 cannot hold, or the disk refuses (full, read-only).
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     if dtype not in EXPORT_DTYPES:
         raise unknown_name("export dtype", dtype, EXPORT_DTYPES)
     folder = Path(folder)
@@ -65,7 +63,7 @@ def write_checkpoint(
         files = []
         for shard in _shards(params, rows, layers, dtype, shard_size, advance):
             files.append((folder / f".part-{len(files)}", list(shard), sum(x.nbytes for x in shard.values())))
-            save_file(shard, files[-1][0], metadata={"format": "pt"})
+            write_safetensors(files[-1][0], shard, {"format": "pt"})
             advance(sum(x.size for x in shard.values()))
         count = len(files)
         names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
@@ -80,7 +78,7 @@ def write_checkpoint(
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", hf_config)
-    except (OSError, SafetensorError, UserError) as error:
+    except (OSError, UserError) as error:
         for part in folder.glob(".part-*"):
             part.unlink(missing_ok=True)
         if isinstance(error, UserError):  # a value that the dtype cannot hold

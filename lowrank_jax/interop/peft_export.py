@@ -16,6 +16,7 @@ import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, Plan
 from lowrank_jax.adapters.plan import Site
+from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
@@ -242,20 +243,17 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
 
 
 def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     if bad := [key for key, value in tensors.items() if not np.isfinite(value).all()]:
         raise UserError(f"{bad[0]} is not finite; export an earlier checkpoint")
     part, text = folder / f".part-{WEIGHTS}", folder / f".part-{CONFIG}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: np.float32(v) for k, v in tensors.items()}, part, metadata={"format": "pt", METADATA: note})
+        write_safetensors(part, {k: np.float32(v) for k, v in tensors.items()}, {"format": "pt", METADATA: note})
         text.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / CONFIG).unlink(missing_ok=True)
         os.replace(part, folder / WEIGHTS)
         os.replace(text, folder / CONFIG)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         part.unlink(missing_ok=True)
         text.unlink(missing_ok=True)
         raise UserError(f"cannot write {folder} ({' '.join(str(error).split())}); free space or name another") from None

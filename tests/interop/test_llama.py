@@ -110,11 +110,11 @@ def test_export_over_an_earlier_one_leaves_no_old_shards(untied_folder, tmp_path
 
 
 def test_a_full_disk_keeps_the_earlier_export(untied_folder, tmp_path, monkeypatch):
-    import safetensors.numpy
+    from lowrank_jax.interop import export
 
     base = load_base(BaseConfig(str(untied_folder)))
     export_params(base.params, base.config, tmp_path)
-    real, calls = safetensors.numpy.save_file, []
+    real, calls = export.write_safetensors, []
 
     def full(*args, **kwargs):
         calls.append(args)
@@ -122,7 +122,7 @@ def test_a_full_disk_keeps_the_earlier_export(untied_folder, tmp_path, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*args, **kwargs)
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(export, "write_safetensors", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         export_params(base.params, base.config, tmp_path, shard_size=20_000)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
