@@ -12,6 +12,7 @@ from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.segments import join_layers
 from lowrank_jax.core.trees import combine
+from lowrank_jax.interop.carried import carry
 from lowrank_jax.interop.sources import export_params
 from lowrank_jax.train.state import TrainState
 
@@ -47,6 +48,6 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
         )
     if config.merged:
         params = join_layers(adapters.merge(experiment.variables(state, frozen), plan))
-        export_params(
-            params, experiment.base.config, folder / "model", config.merged, tokenizer=experiment.base.tokenizer
-        )
+        base = experiment.base
+        beside = carry(base.path, base.tokenizer)
+        export_params(params, base.config, folder / "model", config.merged, tokenizer=base.tokenizer, carried=beside)

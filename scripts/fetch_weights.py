@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.interop.locate import CONFIG_FILES, KNOWN, KnownWeights, cache_folder
+from lowrank_jax.interop.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
 
 RECORD = "SOURCE.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -122,7 +122,7 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
             revision=commit,
             local_dir=part,
             allow_patterns=["*.safetensors", *CONFIG_FILES],
-            ignore_patterns=["*/*"],  # other formats of the same weights
+            ignore_patterns=[*NESTED],
         )
     except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
         if getattr(error, "errno", None) in FULL:

@@ -24,6 +24,7 @@ from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
+from lowrank_jax.interop.carried import carry
 from lowrank_jax.interop.locate import KNOWN
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import CONFIG
@@ -80,6 +81,7 @@ def run(
     say(1, f"loading {base_name} in float32")
     with progress("reading", " values") as report:
         base = load_base(BaseConfig(base_name, revision=revision), report=report)
+    beside = carry(base.path, base.tokenizer)
     say(2, f"loading the adapter in {adapter} and adding it")
     plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
     check_merges(plan, flatten(variables["params"]))
@@ -91,7 +93,8 @@ def run(
     print(f"{'':14}largest difference of a logit / largest logit, written as {dtype}: {drift:.2e}")
     say(4, f"writing {to}")
     with progress("writing", " values") as report:
-        export_params(params, base.config, to, dtype, shard_size=limit, tokenizer=base.tokenizer, report=report)
+        options = {"shard_size": limit, "tokenizer": base.tokenizer, "report": report, "carried": beside}
+        export_params(params, base.config, to, dtype, **options)
     print(f"{to} holds {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
     return drift
 

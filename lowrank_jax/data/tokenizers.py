@@ -2,17 +2,19 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.byte_backend import SETTINGS, byte_backend
 from lowrank_jax.data.vocabulary_files import has_vocabulary, read_vocabulary
 
 # sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> transformers' class that reads it
 PIECE_FILES = {"tokenizer.model": "LlamaTokenizer", "spm.model": "DebertaV2Tokenizer"}
-BYTE_CLASS = "ByteTokenizer"  # `tokenizer_class` in tokenizer_config.json of a byte-level base
+BYTE_CLASS = "ByteTokenizer"
+# In tokenizer_config.json of a byte-level base; older ones have BYTE_CLASS as tokenizer_class, unknown to transformers.
+BYTE_MARK = "lowrank_jax_tokenizer"
 
 Encoding = tuple[list[int], list[int]]  # ids, types
 
@@ -165,7 +167,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     settings = _settings(folder)
-    if settings.get("tokenizer_class") == BYTE_CLASS:
+    if BYTE_CLASS in (settings.get(BYTE_MARK), settings.get("tokenizer_class")):
         return ByteTokenizer()
     if (folder / "tokenizer.json").is_file():
         return _subwords(_read_json(folder / "tokenizer.json"), folder, settings)
@@ -187,25 +189,39 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes what `load_tokenizer` (and transformers, bytes aside) reads back.
+    """Writes what `load_tokenizer` and transformers read back.
 
     Raises:
       UserError: a tokenizer of another kind.
     """
-    folder = Path(folder)
+    for name, content in tokenizer_files(tokenizer).items():
+        (Path(folder) / name).write_bytes(content)
+
+
+def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
+    """{file name: content} of what `save_tokenizer` writes.
+
+    Args:
+      settings: more of tokenizer_config.json; what the tokenizer itself says goes before them.
+
+    Raises:
+      UserError: a tokenizer of another kind.
+    """
     if isinstance(tokenizer, ByteTokenizer):
-        settings = {"tokenizer_class": BYTE_CLASS}
+        own = {BYTE_MARK: BYTE_CLASS, "tokenizer_class": "PreTrainedTokenizerFast", **SETTINGS}
+        files = {"tokenizer.json": byte_backend().to_str(pretty=True).encode()}
     elif isinstance(tokenizer, SubwordTokenizer):
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        settings = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        tokenizer.backend.save(str(folder / "tokenizer.json"))
+        own = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        own["tokenizer_class"] = "PreTrainedTokenizerFast"
+        files = {"tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
     elif isinstance(tokenizer, SentencePieceTokenizer):
-        settings = {"tokenizer_class": PIECE_FILES.get(tokenizer.path.name, "LlamaTokenizer")}
-        shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
+        own = {"tokenizer_class": PIECE_FILES.get(tokenizer.path.name, "LlamaTokenizer")}
+        files = {tokenizer.path.name: tokenizer.path.read_bytes()}
     else:
-        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files into {folder}")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files beside the weights")
+    text = json.dumps({**settings, **own}, indent=2, ensure_ascii=False) + "\n"
+    return {**files, "tokenizer_config.json": text.encode()}
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -14,8 +14,9 @@ from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import BYTE_CLASS, ByteTokenizer, Tokenizer, save_tokenizer
+from lowrank_jax.data.tokenizers import Tokenizer, save_tokenizer
 from lowrank_jax.interop import keymap
+from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.readers import INDEX, SINGLE
 
@@ -32,6 +33,7 @@ def write_checkpoint(
     shard_size: int | None = None,
     tokenizer: Tokenizer | None = None,
     report: Report | None = None,
+    carried: Carried | None = None,
 ) -> Path:
     """Writes a model in HF's layout; transformers loads the folder.
 
@@ -45,6 +47,8 @@ def write_checkpoint(
       shard_size: bytes per file; None writes one file, which holds the whole model in host memory for a moment.
       tokenizer: written beside the weights when given.
       report: is told of the values, each counted twice: when it is fetched, and when its file is written.
+      carried: what the base says beside its weights (see `carried.carry`), its tokenizer included: goes into the
+        folder and into config.json; such files of an earlier export go.
 
     Raises:
       UserError: unknown dtype, a value that float16 cannot hold, or the disk refuses (full, read-only).
@@ -75,7 +79,10 @@ def write_checkpoint(
             weight_map = {key: name for (_, keys, _), name in zip(files, names, strict=True) for key in keys}
             index = {"metadata": {"total_size": sum(size for *_, size in files)}, "weight_map": weight_map}
             _write_json(folder / INDEX, index)
-        if tokenizer is not None:
+        if carried is not None:
+            carried.write(folder)
+            hf_config = carried.config_with(hf_config)
+        elif tokenizer is not None:
             save_tokenizer(tokenizer, folder)
         _write_json(folder / "config.json", hf_config)
     except (OSError, UserError) as error:
@@ -91,8 +98,7 @@ def write_checkpoint(
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What config.json says of the tokenizer: its special ids, None without one."""
     names = ("bos", "eos", "pad")
-    values = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") if tokenizer else None for name in names}
-    return {**values, "tokenizer_class": BYTE_CLASS} if isinstance(tokenizer, ByteTokenizer) else values
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id") if tokenizer else None for name in names}
 
 
 def _shards(

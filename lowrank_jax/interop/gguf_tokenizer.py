@@ -1,12 +1,22 @@
-"""Rebuilds a byte-level BPE tokenizer from the metadata of a GGUF file."""
+"""The tokenizer in the metadata of a GGUF file: rebuilt as byte-level BPE, and what transformers' files say of it."""
 
+import copy
 from typing import Any
+
+import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.tokenizers import SubwordTokenizer
 from lowrank_jax.interop.readers import GGUFReader
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama.cpp's token types
+# transformers' name: GGUF's part of tokenizer.ggml.*_token_id ("seperator" is its spelling)
+SPECIAL = {
+    **{"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"},
+    **{"sep_token": "seperator", "cls_token": "cls", "mask_token": "mask"},
+}
+ENDS = ("eos", "eot", "eom")  # of a text, a turn and a message: all end a generation in llama.cpp
+SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
 def _pre_tokenizers() -> dict[str, list[Any]]:
@@ -59,3 +69,68 @@ def gguf_tokenizer(reader: GGUFReader, name: str) -> SubwordTokenizer:
         return meta.get(f"tokenizer.ggml.{part}_token_id")
 
     return SubwordTokenizer(backend, special("bos"), special("eos"), special("padding"), name)
+
+
+def gguf_framed(tokenizer: SubwordTokenizer, reader: GGUFReader) -> SubwordTokenizer:
+    """The tokenizer with the file's own marks around a text, for those that take a tokenizer.json at its word."""
+    from tokenizers import processors
+
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    added = [n for n, i in ids.items() if i is not None and reader.metadata.get(f"tokenizer.ggml.add_{n}_token")]
+    if not added:
+        return tokenizer
+    backend = copy.deepcopy(tokenizer.backend)
+    marks = {name: backend.id_to_token(ids[name]) for name in added}
+
+    def frame(text, kind):
+        first, last = (f"{marks[name]}:{kind}" if name in marks else "" for name in ("bos", "eos"))
+        return f"{first} {text}:{kind} {last}".split()
+
+    single, pair = frame("$A", 0), [*frame("$A", 0), *frame("$B", 1)]
+    specials = [(mark, ids[name]) for name, mark in marks.items()]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=specials)
+    return SubwordTokenizer(backend, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.name)
+
+
+def gguf_settings(reader: GGUFReader) -> dict[str, Any]:
+    """tokenizer_config.json of what the metadata says: special tokens, chat templates, the longest text."""
+    meta = reader.metadata
+    tokens = meta.get("tokenizer.ggml.tokens") or []
+    ids = {name: meta.get(f"tokenizer.ggml.{part}_token_id") for name, part in SPECIAL.items()}
+    settings = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
+    for name in ("add_bos_token", "add_eos_token"):
+        if (value := meta.get(f"tokenizer.ggml.{name}")) is not None:
+            settings[name] = bool(value)
+    if length := meta.get(f"{meta.get('general.architecture')}.context_length"):
+        settings["model_max_length"] = int(length)
+    if (template := _templates(meta)) is not None:
+        settings["chat_template"] = template
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **settings} if settings else {}
+
+
+def gguf_config(reader: GGUFReader) -> dict[str, Any]:
+    """config.json's special ids of the metadata; `eos_token_id` is a list where several tokens end a text."""
+    meta = reader.metadata
+    found = {name: meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", *ENDS)}
+    ends = list(dict.fromkeys(int(found[name]) for name in ENDS if found[name] is not None))
+    ids = {"bos_token_id": found["bos"], "pad_token_id": found["padding"]}
+    config: dict[str, Any] = {name: int(value) for name, value in ids.items() if value is not None}
+    return config | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})
+
+
+def gguf_generation(reader: GGUFReader) -> dict[str, Any]:
+    """generation_config.json of the metadata: the special ids, and how the model's makers sample from it."""
+    found = {name: reader.metadata.get(f"general.sampling.{part}") for name, part in SAMPLING.items()}
+    shortest = lambda value: float(str(np.float32(value)))  # noqa: E731  0.7 is stored as 0.69999999
+    sampling = {name: int(value) if name == "top_k" else shortest(value) for name, value in found.items() if value}
+    return gguf_config(reader) | ({"do_sample": True, **sampling} if sampling else {})
+
+
+def _templates(meta: Any) -> str | list[dict[str, str]] | None:
+    """One chat template, or those of every name, as tokenizer_config.json has them."""
+    default = meta.get("tokenizer.chat_template")
+    named = {name: meta.get(f"tokenizer.chat_template.{name}") for name in meta.get("tokenizer.chat_templates") or []}
+    if not named:
+        return default
+    found = {**({} if default is None else {"default": default}), **dict(sorted(named.items()))}
+    return [{"name": name, "template": template} for name, template in found.items() if template is not None]

@@ -9,6 +9,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import Tokenizer
+from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
@@ -201,8 +202,9 @@ def export_params(
     shard_size: int | None = None,
     tokenizer: Tokenizer | None = None,
     report: Report | None = None,
+    carried: Carried | None = None,
 ) -> Path:
     """Writes a GPT-2 in HF's layout; transformers loads the folder. See `export.write_checkpoint`."""
     hf = config_to_hf(config, dtype, tokenizer)
     rows, layers = fused_table(config), config.num_hidden_layers
-    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer, report)
+    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer, report, carried)

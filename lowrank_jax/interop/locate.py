@@ -14,7 +14,13 @@ from lowrank_jax.models.registry import MODELS
 
 SHIPPED = "pico-llama"
 HUB_TIMEOUT = 10.0  # seconds
-CONFIG_FILES = ("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model")
+TEMPLATES = "additional_chat_templates"  # the folder where transformers keeps chat templates by name
+CONFIG_FILES = (
+    *("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model"),
+    *("chat_template.jinja", f"{TEMPLATES}/*.jinja"),
+)
+# Nested folders hold other formats of the same weights (original/, onnx/); only the templates are wanted of them.
+NESTED = ("*/*.json", "*/*.safetensors", "*/*.bin", "tokenizer*/*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +114,7 @@ def _download(repository: str, revision: str, weights: bool) -> Path:
     """The repository's folder in the Hub's cache: filled over the network, or, without one, as it is."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    # Nested folders hold other formats of the same weights (original/, onnx/).
-    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": ["*/*"]}
+    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": [*NESTED]}
     try:
         try:
             # The download itself waits for minutes behind a firewall that drops packets; this question does not.

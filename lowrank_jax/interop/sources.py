@@ -102,6 +102,7 @@ class Base:
       notes: a line for each field of the config whose places disagree, for a head that the config calls tied and that
         differs, for what was drawn fresh, and for what was not read, if anything.
       fresh: paths below "params" that were drawn and not read: all, with random_init.
+      path: folder or file that holds the weights; None of random ones.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Base:
     source: str
     notes: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 def load_base(
@@ -134,7 +136,7 @@ def load_base(
       UserError: nothing by that name, no network, another architecture, damaged files, a tokenizer that is too large,
         or a head that was planned as tied and is not; all but damaged tensors are found before a weight is read.
     """
-    model_dtype, samples = _dtype(config.dtype), {}
+    model_dtype, samples, path = _dtype(config.dtype), {}, None
     check_kind(config.quantize)
 
     def finish(path, leaf):
@@ -164,7 +166,7 @@ def load_base(
     for note in notes:
         print(note, flush=True)
     model = build_model(config, shape)
-    return Base(config.name, model, shape, params, tokenizer, mark, source, notes, fresh)
+    return Base(config.name, model, shape, params, tokenizer, mark, source, notes, fresh, path)
 
 
 def random_program(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Any:
@@ -193,7 +195,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     A registered name that is not here yet takes its registered shape; a Hub name fetches config and tokenizer only.
     Of weights that are here, a head that the config calls tied is compared with the word table, as `load_base` does.
     """
-    model_dtype = _dtype(config.dtype)
+    model_dtype, path = _dtype(config.dtype), None
     check_kind(config.quantize)
     if config.random_init or (config.name in MODELS and not is_here(config.name)):
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
@@ -207,7 +209,8 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     params = {}
     for leaf_path, leaf_shape in param_shapes(shape).items():
         params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn)
-    return Base(config.name, build_model(config, shape), shape, unflatten(params), tokenizer, None, source)
+    model = build_model(config, shape)
+    return Base(config.name, model, shape, unflatten(params), tokenizer, None, source, path=path)
 
 
 def build_model(config: BaseConfig, shape: Any) -> Any:

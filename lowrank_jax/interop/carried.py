@@ -1,0 +1,130 @@
+"""What a base's folder or GGUF file says beside its weights, carried over to a model that is exported from it."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.tokenizers import (
+    BYTE_CLASS,
+    PIECE_FILES,
+    ByteTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    has_tokenizer,
+    tokenizer_files,
+)
+from lowrank_jax.data.vocabulary_files import BYTE_PAIRS, WORD_PIECES
+from lowrank_jax.interop.gguf_tokenizer import gguf_config, gguf_framed, gguf_generation, gguf_settings
+from lowrank_jax.interop.locate import TEMPLATES
+from lowrank_jax.interop.readers import GGUFReader, open_checkpoint, read_json
+
+SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
+BESIDE = ("chat_template.jinja", "chat_template.json", GENERATION)
+TOKENIZER = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", *BYTE_PAIRS, WORD_PIECES)
+# Fields of config.json that the export alone decides, whether it writes them or not: types, quantisation, the rotary
+# base in its old and new places, how the head is tied and its keys are spelled, and code that stays behind.
+OURS = (
+    *("architectures", "model_type", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "legacy", "auto_map"),
+)
+THEIRS = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class")  # the export knows less: one end id
+LABELS = ("id2label", "label2id", "num_labels", "_num_labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What goes beside exported weights as it was.
+
+    Attributes:
+      files: {name in the folder: content}.
+      config: the base's fields of config.json.
+    """
+
+    files: Mapping[str, bytes]
+    config: Mapping[str, Any]
+
+    def config_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json of the export: its own fields over the base's, but for special ids and a kept head's labels."""
+        base = {name: value for name, value in self.config.items() if name not in OURS}
+        if base.get("tokenizer_class") == BYTE_CLASS:
+            del base["tokenizer_class"]  # a class that transformers does not know; the tokenizer's files say what it is
+        if not self._same_head(values):
+            base = {name: value for name, value in base.items() if name not in (*LABELS, "problem_type")}
+        kept = {name: base[name] for name in (*THEIRS, *LABELS) if base.get(name) is not None}
+        return {**base, **values, **kept}
+
+    def write(self, folder: Path) -> None:
+        """Writes the files; those of an earlier export that this one lacks are removed.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        earlier = [folder / name for name in (*BESIDE, *TOKENIZER, *PIECE_FILES)]
+        for old in [*earlier, *(folder / TEMPLATES).glob("*.jinja")]:
+            old.unlink(missing_ok=True)
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+
+    def _same_head(self, values: Mapping[str, Any]) -> bool:
+        problem = self.config.get("problem_type")
+        return _head(self.config) == _head(values) and problem in (None, values.get("problem_type"))
+
+
+def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
+    """Reads what lies beside the weights at `path`; nothing of the weights themselves.
+
+    Args:
+      path: folder or file of the base; None of a random one, which has its tokenizer alone.
+      tokenizer: the base's; where its own files are not ones that transformers reads, it is written anew.
+
+    Raises:
+      UserError: the base is gone, or a file of it cannot be read.
+    """
+    if path is None:
+        return Carried({} if tokenizer is None else tokenizer_files(tokenizer), {})
+    folder, reader = path if path.is_dir() else path.parent, open_checkpoint(path)
+    templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
+    files = _read(folder, [*BESIDE, *templates])
+    settings = _json_of(folder, SETTINGS)
+    if isinstance(reader, GGUFReader):
+        config = gguf_config(reader)
+        settings = gguf_settings(reader) | settings
+        if GENERATION not in files and (generation := gguf_generation(reader)):
+            files[GENERATION] = _bytes(generation)
+    else:
+        config = _json_of(folder, "config.json")
+    settings.pop("auto_map", None)  # code files, which are not carried
+    if has_tokenizer(folder) and not isinstance(tokenizer, ByteTokenizer):
+        files |= _read(folder, [*TOKENIZER, *PIECE_FILES])
+        if settings != _json_of(folder, SETTINGS):
+            files[SETTINGS] = _bytes(settings)
+    elif tokenizer is not None:
+        framed = isinstance(reader, GGUFReader) and isinstance(tokenizer, SubwordTokenizer)
+        files |= tokenizer_files(gguf_framed(tokenizer, reader) if framed else tokenizer, **settings)
+    return Carried(files, config)
+
+
+def _head(config: Mapping[str, Any]) -> tuple[str | None, int]:
+    """The class with its head, and the head's labels, of which transformers takes two where the file says nothing."""
+    names = config.get("architectures") or [None]
+    return names[0], len(config.get("id2label") or ()) or config.get("num_labels") or 2
+
+
+def _read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Those of the files that there are."""
+    try:
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}); make the base's files readable") from None
+
+
+def _json_of(folder: Path, name: str) -> dict[str, Any]:
+    return read_json(folder / name) if (folder / name).is_file() else {}
+
+
+def _bytes(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
