@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -101,6 +102,42 @@ def test_transformers_loads_the_merged_model(script, base, adapter, tmp_path, ca
     printed = capsys.readouterr().out
     assert "[4/4" in printed
     assert float(printed.split("written as float32: ")[1].split()[0]) < 1e-5
+
+
+def test_the_merged_pico_llama_speaks_in_transformers(script, tmp_path):
+    """Its bytes load as a tokenizer.json, its end is the model's, and what it writes is what it writes here."""
+    import transformers
+
+    pico = load_base(BaseConfig("pico-llama"))
+    plan = make_plan(pico.params, AdapterConfig(rank=2, targets=("query",)))
+    made = create(plan, jax.random.key(0))
+    leaves = jax.tree.map(lambda x: np.full(x.shape, 0.02, np.float32), made["adapters"])
+    scales = {path: np.asarray(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
+    names = {"name": pico.name, "fingerprint": pico.fingerprint}
+    save_adapter(tmp_path / "adapter", {"adapters": leaves}, describe(plan), scales, names)
+    script.run("pico-llama", tmp_path / "adapter", tmp_path / "out", "float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    given = tokenizer("naïve: 12-34", return_tensors="pt")
+    assert given["input_ids"].tolist() == [pico.tokenizer.encode("naïve: 12-34")]
+    written = model.generate(**given, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(written[0], skip_special_tokens=True) == pico.tokenizer.decode(written[0].tolist())
+    again = load_base(BaseConfig(str(tmp_path / "out")))
+    assert type(again.tokenizer) is type(pico.tokenizer)
+
+
+def test_the_base_s_own_files_come_along(script, base, adapter, tmp_path):
+    folder = shutil.copytree(base.name, tmp_path / "base")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    values = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [7, 9], "attention_dropout": 0.5}
+    (folder / "config.json").write_text(json.dumps(values))
+    script.run(str(folder), adapter("lora")[0], tmp_path / "out", "bfloat16")
+    assert (tmp_path / "out" / "generation_config.json").read_text() == '{"eos_token_id": [7, 9]}'
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (merged["eos_token_id"], merged["attention_dropout"]) == ([7, 9], 0.5)
+    assert (merged["torch_dtype"], merged.get("dtype", "bfloat16")) == ("bfloat16", "bfloat16")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".part")]
 
 
 def test_shards_in_bfloat16_and_their_drift(script, base, adapter, tmp_path):
