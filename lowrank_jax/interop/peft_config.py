@@ -12,6 +12,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MORA_SCHEMES = {1: "type1", 2: "type2", 3: "type3", 4: "type4", 6: "type6"}  # the fork's mora_type, our compression
 STARTS = {"pissa": "pissa", "olora": "olora"}  # that change the base on loading and can be made again
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # that leave it as it is
+CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
+ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # prefix beside a head: transformers' name
 # Fields that change nothing in what a trained adapter computes, and those that are read below.
 KNOWN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
@@ -65,6 +67,17 @@ def hf_modules(rows: Sequence[Row], layers: int, tables: bool = False) -> dict[s
             name = row.source.removesuffix(".weight")
             found[name] = HFModule(name, (row.target.removesuffix("/embedding"),), None, table=True)
     return found
+
+
+def task_of(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+    """(task_type, transformers' class where PEFT finds none by the task) of an architecture, from its key table."""
+    sources = [row.source for row in rows]
+    kind = next((name for prefix, name in ENCODERS.items() if any(s.startswith(prefix) for s in sources)), "")
+    if any(source.startswith(CLASSIFIER) for source in sources):
+        return "SEQ_CLS", f"{kind}ForSequenceClassification"
+    if not any("embeddings.word_embeddings" in source for source in sources):
+        return "CAUSAL_LM", None
+    return (None, f"{kind}ForMaskedLM") if kind else ("FEATURE_EXTRACTION", None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 Ranks that were padded with zeros are cut back, layers without an adapter (scale 0) are left out. Different A of parts
 that are fused in the Hugging Face model (GPT-2's query, key, value) lie side by side there, with B block-diagonal.
+A sequence classifier's head is written whole, trained or not: PEFT asks for it by the task.
 """
 
 import dataclasses
@@ -21,9 +22,11 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop import mora_fork
-from lowrank_jax.interop.keymap import LAYER, Row
+from lowrank_jax.interop.keymap import LAYER, TRANSPOSE, Row
+from lowrank_jax.interop.locate import KNOWN
 from lowrank_jax.interop.peft import MAGNITUDE, METADATA, PREFIX, TABLE
-from lowrank_jax.interop.peft_config import CONFIG, WEIGHTS, HFModule, hf_modules, short_names
+from lowrank_jax.interop.peft_config import CLASSIFIER, CONFIG, WEIGHTS, HFModule, hf_modules, short_names, task_of
+from lowrank_jax.interop.sources import Base, architecture_of
 
 Leaf = dict[str, np.ndarray]
 
@@ -37,17 +40,21 @@ def save_peft(
     base_name: str = "",
     fingerprint: str | None = None,
     trained: Sequence[str] = (),
+    revision: str | None = None,
 ) -> Path:
     """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is whole.
+
+    `export_peft` asks a loaded base for what stands below.
 
     Args:
       folder: an adapter in it is replaced.
       plan: of the adapters.
       variables: {"params", "adapters", "scales"}.
       rows, layers: the base's key table in HF's names and number of layers.
-      base_name: what transformers loads the base by (a Hub name or a folder).
+      base_name: what transformers loads the base by (a Hub name or a folder); PEFT's Auto classes need it.
       fingerprint: of the base; kept in the weights' header, where `load_peft` looks.
       trained: paths below "params" that were trained too; they are written as biases or whole modules.
+      revision: of the base on the Hub.
 
     Raises:
       UserError: the adapter has no form in PEFT, or the folder cannot be written.
@@ -75,10 +82,44 @@ def save_peft(
         tensors |= {f"{PREFIX}{name}.{key}": np.ascontiguousarray(value) for key, value in leaf.items()}
     if not tensors:
         raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
-    bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors)
-    values = _config(config, modules, ranks, scales, base_name) | {"bias": bias, "modules_to_save": whole or None}
+    task, hf_class = task_of(rows)
+    if any(name.startswith(CLASSIFIER) or f"{name}." == CLASSIFIER for name in ranks):
+        task = None  # PEFT takes a head that has an adapter for no other than that
+    bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors, task == "SEQ_CLS")
+    values = _config(config, modules, ranks, scales)
+    values |= {"bias": bias, "modules_to_save": whole or None, "task_type": task}
+    values |= {"base_model_name_or_path": base_name or None, "revision": revision}
+    values["fan_in_fan_out"] = any(name in ranks for name in _conv1d(rows, layers))
+    if task is None:
+        values["auto_mapping"] = {"base_model_class": hf_class, "parent_library": "transformers"}
     note = json.dumps({"fingerprint": fingerprint, "scales": scales})
     return _write(Path(folder), tensors, values, note)
+
+
+def export_peft(
+    folder: str | os.PathLike, plan: Plan, variables: Mapping[str, Tree], base: Base, trained: Sequence[str] = ()
+) -> Path:
+    """`save_peft` for a loaded base: its name, revision and fingerprint, and what was drawn fresh of it.
+
+    Args:
+      folder, plan, variables, trained: as there; fresh leaves, which the base's files lack, count as trained.
+
+    Raises:
+      UserError: as there.
+    """
+    rows, layers = architecture_of(base.config).interop.hf_table(base.config), base.config.num_hidden_layers
+    name, revision, fresh = base.name, None, set(base.fresh)
+    if base.path is None:  # random: there is nothing that PEFT could load it by
+        name, fresh = "", set()
+    elif base.name in KNOWN:
+        name = KNOWN[base.name].repository
+    elif base.source.startswith("hub:"):
+        revision = base.path.name
+    else:
+        file = base.path.resolve()
+        name = str(file if file.is_dir() or file.suffix == ".gguf" else file.parent)
+    kept = sorted({*trained, *fresh})
+    return save_peft(folder, plan, variables, rows, layers, name, base.fingerprint, kept, revision)
 
 
 def _config_of(plan: Plan) -> AdapterConfig:
@@ -168,9 +209,7 @@ def _join(parts: list, widths: list[int]) -> tuple[np.ndarray, np.ndarray, float
     return a, np.concatenate(blocks, axis=1), scale
 
 
-def _config(
-    ours: AdapterConfig, modules, ranks: dict[str, int], scales: dict[str, float], base_name: str
-) -> dict[str, Any]:
+def _config(ours: AdapterConfig, modules, ranks: dict[str, int], scales: dict[str, float]) -> dict[str, Any]:
     """adapter_config.json's fields; the commonest rank and alpha, and patterns for the modules that differ."""
     rslora = ours.scaling == "rslora"
     if ours.method == "mora":
@@ -181,8 +220,6 @@ def _config(
     values = {
         "peft_type": "LORA",
         "auto_mapping": None,
-        "base_model_name_or_path": base_name,
-        "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": ours.init if ours.init in ("pissa", "olora") else True,
         "lora_alpha": alpha,
@@ -190,9 +227,7 @@ def _config(
         "r": rank,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "revision": None,
         "target_modules": short_names(list(ranks), modules),
-        "task_type": None,
         "use_dora": ours.method == "dora",
         "use_rslora": rslora,
     }
@@ -206,8 +241,20 @@ def _whole(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tensors: Leaf) -> tuple[str, list[str]]:
-    """Adds what was trained of the base to `tensors`; returns PEFT's `bias` and `modules_to_save`."""
+def _conv1d(rows: Sequence[Row], layers: int) -> set[str]:
+    """Modules whose weight lies [in, out], as in GPT-2, which PEFT calls fan_in_fan_out."""
+    turned = [row for row in rows if row.target.endswith("/kernel") and row.transform is not TRANSPOSE]
+    return {source.removesuffix(".weight") for row in turned for source in row.sources(layers)}
+
+
+def _beside(
+    flat, rows, layers: int, trained: set[str], adapted: set[str], tensors: Leaf, classifies: bool
+) -> tuple[str, list[str]]:
+    """Adds what was trained of the base to `tensors`; returns PEFT's `bias` and `modules_to_save`.
+
+    Args:
+      classifies: add the classifier too, whole, and call it one module.
+    """
     unknown = trained - {row.target for row in rows}
     if unknown:
         raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
@@ -217,8 +264,9 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
     for row in rows:
         for source in row.sources(layers):
             sources.setdefault(source, []).append(row)
-    changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}}
-    biases = {source for source in sources if source.endswith(".bias")}
+    head = {source for source in sources if classifies and source.startswith(CLASSIFIER)}
+    changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}} - head
+    biases = {source for source in sources if source.endswith(".bias")} - head
     ours = changed & biases
     beside = {source for source in biases if source.removesuffix(".bias") in adapted}
     whole = {source.rpartition(".")[0] for source in changed - ours}
@@ -227,7 +275,7 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         whole |= {source.removesuffix(".bias") for source in ours}
     if both := whole & adapted:
         raise UserError(f"PEFT cannot train {min(both)} and adapt it too; export the merged model")
-    kept = [s for s in sources if s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
+    kept = [s for s in sources if s in head or s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
     for source in kept:
         parts = []
         for row in sources[source]:
@@ -239,7 +287,7 @@ def _beside(flat, rows, layers: int, trained: set[str], adapted: set[str], tenso
         # A part's transform has no inverse: GPT-2's c_attn holds query, key and value side by side, as ours lie.
         value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
         tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
-    return bias, sorted(whole)
+    return bias, sorted({*whole, CLASSIFIER.rstrip(".")} if head else whole)
 
 
 def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
