@@ -1,7 +1,11 @@
 """One run of one config: `python -m experiments.run --config=configs/mora_uuid.py:method=lora`."""
 
+import contextlib
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
@@ -19,7 +23,7 @@ INTERRUPTED = 130  # exit status of a run that a signal stopped after it had sav
 
 
 def main(_) -> int:
-    """Runs, resumes, or says that the run is finished; returns the exit status."""
+    """Says that the run is finished, or claims it and trains; returns the exit status."""
     started = time.time()
     config, plain = load_config({"train.profile_steps": FLAGS.profile_steps})
 
@@ -28,11 +32,8 @@ def main(_) -> int:
 
     if not FLAGS.multihost:
         start_devices()
-    from experiments import export, figures, runs
-    from experiments.build import build
-    from lowrank_jax.checkpoints.manager import Checkpoints
-    from lowrank_jax.core.trees import nbytes
-    from lowrank_jax.train import loop, memory, tracking
+    from experiments import claims, runs
+    from lowrank_jax.train import tracking
 
     if FLAGS.multihost:
         jax.distributed.initialize()
@@ -42,13 +43,36 @@ def main(_) -> int:
     # ---- an earlier run of this name: to be resumed, finished, or another's ----
     name = FLAGS.name or config.name or runs.run_name(plain)
     folder = runs.run_folder(FLAGS.workdir, name)
+    claim = claims.claim_of(folder, "experiments.run")
+    with contextlib.ExitStack() as held:
+
+        def take() -> str:
+            held.enter_context(claims.held([claim]))
+            return look()  # another program may have ended it meanwhile
+
+        def look() -> str:
+            return runs.look(folder, plain, FLAGS.fresh)
+
+        # A finished run is only read, which needs no claim.
+        if decided(look, folder) == "finished" or decided(take, folder) == "finished":
+            if jax.process_index() == 0:
+                result = runs.read_result(folder / runs.RESULT)
+                print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
+            return 0
+        return train(name, folder, config, plain, claim, started)
+
+
+def train(name: str, folder: Path, config: Any, plain: dict, claim: Any, started: float) -> int:
+    """Trains the run of a claimed folder to its end and writes its record; returns the exit status."""
+    import jax
+
+    from experiments import data_record, export, figures, runs
+    from experiments.build import build
+    from lowrank_jax.checkpoints.manager import Checkpoints
+    from lowrank_jax.core.trees import nbytes
+    from lowrank_jax.train import loop, memory, tracking
+
     chief = jax.process_index() == 0
-    earlier = bool(of_chief(folder.exists() and not FLAGS.fresh))
-    if earlier and claim(folder, plain, fresh=False) == "finished":
-        if chief:
-            result = runs.read_result(folder / runs.RESULT)
-            print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
-        return 0
 
     # ---- everything that can be checked on shapes ----
     experiment = build(config)
@@ -65,8 +89,10 @@ def main(_) -> int:
     compiled = experiment.compile(ahead=True)
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
-    if not earlier:  # only now: a config that fails leaves no folder behind, and with --fresh costs no earlier run
-        claim(folder, plain, FLAGS.fresh)
+    known = data_record.of_task(experiment.task)
+    check_alike(data_record.make(plain, known=known) if jax.process_count() > 1 else {})
+    # Only now: a config that fails leaves no folder behind, and with --fresh costs no earlier run.
+    decided(lambda: runs.open_run(folder, plain, FLAGS.fresh, known), folder)
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = experiment.load()
@@ -94,6 +120,7 @@ def main(_) -> int:
                 tracker=tracker,
                 profile_folder=str(folder / "profile"),
                 train_seconds=train_seconds,
+                renew=claim.renew,
             )
             outcome = loop.fit(job)
 
@@ -104,7 +131,7 @@ def main(_) -> int:
                 result = runs.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
-                    base=experiment.base_record(fingerprint), **experiment.remarks(),
+                    base=experiment.base_record(fingerprint), **experiment.remarks(), **runs.data_of(folder),
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
                 if result["losses"]:
@@ -116,23 +143,40 @@ def main(_) -> int:
     return INTERRUPTED if outcome.status == "interrupted" else 0
 
 
-def claim(folder: Path, plain: dict, fresh: bool) -> str:
-    """`runs.open_run` on process 0; every process learns of its refusal, so that none waits for the others for ever."""
+def decided(decide: Callable[[], str], folder: Path) -> str:
+    """What `decide` says on process 0: every process learns of it and of a refusal, so that none waits for ever."""
     import jax
-
-    from experiments import runs
 
     verdicts, refusal = ("refused", "new", "resume", "finished"), UserError(f"process 0 cannot use {folder}")
     verdict = "refused"
     if jax.process_index() == 0:
         try:
-            verdict = runs.open_run(folder, plain, fresh)
+            verdict = decide()
         except UserError as error:
             refusal = error
     verdict = verdicts[of_chief(verdicts.index(verdict))]
     if verdict == "refused":
         raise refusal
     return verdict
+
+
+def check_alike(data: dict) -> None:
+    """Makes sure that every process of the run reads the same data.
+
+    Raises:
+      UserError: on every process, where one of them reads other contents.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    digests = " ".join(data[key]["sha256"] for key in sorted(data))
+    seen = np.unique(process_allgather(np.uint32(zlib.crc32(digests.encode()))))
+    if len(seen) > 1:
+        raise UserError("the processes of this run read other data than each other; give every host the same files")
 
 
 def of_chief(value: int) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import errno
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -16,12 +15,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from experiments import data_record
 from experiments.schema import content_hash, diff, without
 from lowrank_jax.core.errors import UserError
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
+DATA = "data"  # of config.json and result.json: what the run is trained on, by content
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a breakage
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
@@ -53,32 +54,54 @@ def run_folder(workdir: str | Path, name: str) -> Path:
     return Path(workdir) / name
 
 
-def open_run(folder: str | Path, plain: dict, fresh: bool = False) -> str:
-    """Claims a run's folder for a config: "new", "resume" or "finished". Call it on process 0 alone.
-
-    Writes config.json for a new or resumed run. `fresh` first removes that run's folder, and nothing else.
+def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
+    """What a run's folder is to a config, reading only: "new", "resume" or "finished".
 
     Args:
       folder: runs/<name>.
       plain: the config as `schema.to_plain` gives it.
-      fresh: start again from nothing.
+      fresh: to start again from nothing.
+      known: digests of what was read already; see `data_record.make`.
 
     Raises:
-      UserError: the folder holds a run of another config, or no run at all.
+      UserError: the folder holds a run of another config or on other data, or no run at all.
+    """
+    return _look(Path(folder), plain, fresh, known)[0]
+
+
+def open_run(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
+    """`look`, and config.json of a new or resumed run written. Call it on process 0 alone, holding the run's claim.
+
+    `fresh` first removes that run's folder, and nothing else. Says so where a run goes on that has no digests.
     """
     folder = Path(folder)
+    verdict, data = _look(folder, plain, fresh, known)
+    if verdict == "resume" and (names := data_record.unknown(plain, data_of(folder).get(DATA, {}))):
+        print(f"{folder} has no digest of {', '.join(names)}: taken as what the run was trained on so far", flush=True)
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    if verdict != "finished":  # the bookkeeping (labels, tracking, ...) may have changed
+        data = data or data_record.make(plain, known=known)
+        write_json(folder / CONFIG, {**plain, DATA: data} if data else plain)
+    return verdict
+
+
+def data_of(folder: str | Path) -> dict:
+    """{DATA: ...} of a run's config.json, for its result.json; {} where it has none."""
+    there = read_json(Path(folder) / CONFIG, remedy="start again with --fresh")
+    return {DATA: there[DATA]} if DATA in there else {}
+
+
+def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[str, dict]:
+    """(verdict, the data's record, {} of a new run)."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --name")
     entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
     entries = {name for name in entries if not name.endswith(".tmp")}  # left by a kill during the first write
     if entries and CONFIG not in entries:
         raise UserError(f"{folder} exists and is no run (it has no {CONFIG}); choose another --name")
-    if fresh and entries:
-        shutil.rmtree(folder)
-        entries = set()
-    if not entries:
-        write_json(folder / CONFIG, plain)
-        return "new"
+    if fresh or not entries:
+        return "new", {}
     there = read_json(folder / CONFIG, remedy="start again with --fresh, or choose another --name")
     changed = diff(without(there), without(plain))
     if changed:
@@ -86,10 +109,11 @@ def open_run(folder: str | Path, plain: dict, fresh: bool = False) -> str:
         raise UserError(
             f"{folder} holds a run of another config ({shown}); choose another --name, or --fresh to delete that run"
         )
-    if (result := read_result(folder / RESULT)) and result["status"] in ENDED and not falls_short(result, plain):
-        return "finished"
-    write_json(folder / CONFIG, plain)  # the bookkeeping (labels, tracking, ...) may have changed
-    return "resume"
+    result, earlier = read_result(folder / RESULT), there.get(DATA) or {}
+    ended = bool(result) and result["status"] in ENDED and not falls_short(result, plain)
+    now = data_record.make(plain, earlier, known)
+    data_record.check(plain, earlier, now, ended, str(folder))
+    return "finished" if ended else "resume", {**earlier, **now}
 
 
 def falls_short(result: dict, plain: dict) -> bool:
@@ -121,7 +145,7 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     partial.mkdir(parents=True)
     shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
     shutil.copy(source / METRICS, partial / METRICS)
-    write_json(partial / CONFIG, plain)
+    write_json(partial / CONFIG, {**plain, DATA: there[DATA]} if DATA in there else plain)
     os.replace(partial, target)
     return True
 
@@ -293,22 +317,6 @@ def final_loss(result: dict, window: int = LOSS_WINDOW) -> float:
     if any(value is None or not math.isfinite(value) for value in values):
         return math.inf
     return statistics.fmean(values)
-
-
-def claim(path: str | Path) -> IO | None:
-    """Takes an exclusive flock on `path`, or None if another process holds it. Close the file to let go."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")  # noqa: SIM115 (the caller holds it open while it works)
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {error.strerror}; check --workdir") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def environment_record() -> dict:

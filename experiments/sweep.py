@@ -12,6 +12,7 @@ CUDA_VISIBLE_DEVICES and share --workdir.
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its own order of data and its own record.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import runs
+from experiments import claims, data_record, runs
 from experiments.grid import Cell, Grid
 from experiments.together import group_key
 from lowrank_jax.core.errors import UserError
@@ -52,6 +53,7 @@ class Sweep:
         self.workdir, self.results = Path(workdir), Path(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
+        self.holders: dict[str, str] = {}  # name -> who held a cell when it was last asked for
         self.child: subprocess.Popen | None = None
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
@@ -76,7 +78,7 @@ class Sweep:
                     outcome = self.attempt(cell, len(cells), rest)
                 if outcome is None:
                     if cell.name not in told:
-                        self.say(f"{cell.name}: claimed by another sweep; looking again later")
+                        self.say(f"{cell.name}: claimed by {self.holders[cell.name]}; looking again later")
                     told.add(cell.name)
                     left.append(cell)
                 else:
@@ -87,26 +89,31 @@ class Sweep:
         return {cell.name: self.settled[cell.name][0] for cell in cells}
 
     def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
-        """Skips, runs or leaves one cell; None if another sweep holds it."""
+        """Skips, runs or leaves one cell; None if another program holds it."""
         place = f"[{len(self.settled) + 1}/{total}]"
         ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
         if ready is None:
             self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
             return "failed: none of its trials gave a finite loss", None
-        if result := self.recorded(ready):
-            self.say(f"{place} {ready.name}: {result['status']} already")
-            return result["status"], result
-        lock = runs.claim(self.workdir / f"{ready.name}.lock")
-        if lock is None:
-            return None
-        with lock:
-            if result := self.recorded(ready):  # it ended between the look and the claim
-                self.say(f"{place} {ready.name}: {result['status']} by another sweep")
+        try:
+            if result := self.recorded(ready):
+                self.say(f"{place} {ready.name}: {result['status']} already")
                 return result["status"], result
-            self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
-            self.continue_trial(cell.trials, ready)
-            status = self.spawn(ready, lock, mine=self.asked in (None, cell.name))
-            result = self.recorded(ready)
+            claim = self.claim(cell, ready)
+            if claim is None:
+                return None
+            with contextlib.ExitStack() as held:
+                held.callback(claim.release)
+                if result := self.recorded(ready):  # it ended between the look and the claim
+                    self.say(f"{place} {ready.name}: {result['status']} by another program")
+                    return result["status"], result
+                self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
+                self.continue_trial(cell.trials, ready)
+                status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
+                result = self.recorded(ready)
+        except data_record.DataChanged as error:
+            self.say(f"{place} {ready.name}: refused; {error}")
+            return f"failed: {error}", None
         if result:
             self.say(f"{place} {ready.name}: {result['status']} in {clock(result.get('wall_seconds') or 0)}")
             return result["status"], result
@@ -122,7 +129,7 @@ class Sweep:
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
             one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
-            if one is None or len(ready) >= self.together or self.recorded(one):
+            if one is None or len(ready) >= self.together or self.settled_already(one):
                 pass
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
                 ready.append((other, one))
@@ -130,40 +137,49 @@ class Sweep:
                 break  # the cell itself is done, or has nothing to run with
         if not ready or ready[0][0] is not cell:
             return self.attempt(cell, total, remaining)
-        first = runs.claim(self.workdir / f"{ready[0][1].name}.lock")
+        first = self.claim(*ready[0])
         if first is None:  # its owner is claiming the rest of its group: taking one of them now would split it
             return None
-        locks = [(ready[0], first)]
-        locks += [(pair, runs.claim(self.workdir / f"{pair[1].name}.lock")) for pair in ready[1:]]
-        try:
-            mine = [(pair, lock) for pair, lock in locks if lock is not None and not self.recorded(pair[1])]
+        with contextlib.ExitStack() as held:
+            held.callback(first.release)
+            taken = [(ready[0], first)]
+            for pair in ready[1:]:
+                if (claim := self.claim(*pair)) is not None:
+                    held.callback(claim.release)
+                    taken.append((pair, claim))
+            mine = [(pair, claim) for pair, claim in taken if not self.settled_already(pair[1])]
             if len(mine) < 2 or mine[0][0][0] is not cell:
-                for _, lock in locks:
-                    if lock is not None:
-                        lock.close()
+                held.close()
                 return self.attempt(cell, total, remaining)
             names = [one.name for (_, one), _ in mine]
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {names[0]} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
-            status = self.spawn_group([one for (_, one), _ in mine], [lock for _, lock in mine])
+            status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
             for (listed, one), _ in mine:
-                result = self.recorded(one)
                 why = f"exit status {status}" if status else "it ended without a result"
+                try:
+                    result = self.recorded(one)
+                except data_record.DataChanged as error:  # while it was trained
+                    result, why = None, str(error)
                 state = result["status"] if result else f"failed: {why}"
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled[cell.name]
-        finally:
-            for _, lock in locks:
-                if lock is not None:
-                    lock.close()
 
-    def spawn_group(self, cells: Sequence[Cell], locks: Sequence[Any]) -> int:
+    def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
+        """The claim on a cell, taken, or None, and in `holders` who has it."""
+        claim = claims.claim_of(runs.run_folder(self.workdir, ready.name), "experiments.sweep")
+        if claim.take():
+            return claim
+        self.holders[cell.name] = str(claim.holder() or "another process")
+        return None
+
+    def spawn_group(self, cells: Sequence[Cell], held: Sequence[claims.Claim]) -> int:
         """Trains cells in one program to its end."""
         listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
         file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
         runs.write_json(file, listed)
-        return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], locks)
+        return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
 
     def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
         """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
@@ -173,15 +189,31 @@ class Sweep:
                 self.say(f"{cell.name}: goes on from {trial}")
 
     def recorded(self, cell: Cell) -> dict | None:
-        """The result of a cell that ended, from its run folder or the results folder; keeps the latter filled."""
+        """The result of a cell that ended, from its run folder or the results folder; keeps the latter filled.
+
+        Raises:
+          DataChanged: it ended on other data than the cell's config names now.
+        """
         kept = self.results / f"{cell.name}.json" if self.results else None
-        result = runs.read_result(runs.run_folder(self.workdir, cell.name) / runs.RESULT)
+        file = runs.run_folder(self.workdir, cell.name) / runs.RESULT
+        result = runs.read_result(file)
         if result and result["status"] in runs.ENDED:
+            check_data(cell, result, file)
             if kept and runs.read_result(kept) != result:
                 runs.write_json(kept, result)
             return result
         result = runs.read_result(kept) if kept else None
-        return result if result and result["status"] in runs.ENDED else None
+        if not result or result["status"] not in runs.ENDED:
+            return None
+        check_data(cell, result, kept)
+        return result
+
+    def settled_already(self, cell: Cell) -> bool:
+        """Whether `attempt` settles a cell without training: it ended, or is refused."""
+        try:
+            return self.recorded(cell) is not None
+        except data_record.DataChanged:
+            return True
 
     def command(self, cell: Cell) -> list[str]:
         """The program line of one cell."""
@@ -190,16 +222,16 @@ class Sweep:
         changes = [f"--config.{path}={as_flag(value)}" for path, value in cell.overrides.items()]
         return [*RUN_PROGRAM, f"--config={config}", *changes, f"--name={cell.name}", f"--workdir={self.workdir}"]
 
-    def spawn(self, cell: Cell, lock: Any, mine: bool = True) -> int:
+    def spawn(self, cell: Cell, claim: claims.Claim, mine: bool = True) -> int:
         """Runs a cell's process to its end; an interrupt of the sweep first lets it save."""
         # A W&B agent's run id is for the cell it asked for, not for the trials that this cell needed first.
         environment = {key: value for key, value in os.environ.items() if mine or key not in AGENT_VARIABLES}
-        return self.wait(self.command(cell), [lock], environment)
+        return self.wait(self.command(cell), [claim], environment)
 
-    def wait(self, command: Sequence[str], locks: Sequence[Any], environment: dict | None = None) -> int:
-        """Starts a program and waits for it, holding the locks of what it trains."""
-        # The child inherits the locks: if the sweep alone is killed, the cells stay claimed while their program lives.
-        self.child = subprocess.Popen(command, pass_fds=[lock.fileno() for lock in locks], env=environment)
+    def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
+        """Starts a program and waits for it, lending it the claims of what it trains."""
+        # If the sweep alone is killed, the cells stay claimed while their program lives.
+        self.child = subprocess.Popen(command, **claims.lend(held, environment))
         try:
             return self.child.wait()
         except KeyboardInterrupt:  # a terminal's Ctrl-C went to the child too
@@ -221,6 +253,15 @@ class Sweep:
         if not steps:
             return "time left unknown"
         return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"
+
+
+def check_data(cell: Cell, result: dict, file: Path) -> None:
+    """Raises DataChanged where the cell's config names other data now than those of its result in `file`."""
+    earlier = result.get(runs.DATA) or {}
+    if earlier:
+        remedy = f"use another --workdir (and --results), or remove {file} to train the cell again"
+        now = data_record.make(cell.plain, earlier)
+        data_record.check(cell.plain, earlier, now, True, str(file), remedy)
 
 
 def as_flag(value: Any) -> str:
@@ -271,10 +312,14 @@ def define_flags() -> None:
 def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """Prints each cell's state and command (--dry_run)."""
     for place, cell in enumerate(cells, 1):
-        results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
-        ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
-        result = sweep.recorded(ready) if ready else None
-        state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
+        ready = None
+        try:
+            results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
+            ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
+            result = sweep.recorded(ready) if ready else None
+            state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
+        except data_record.DataChanged as error:
+            state = f"refused: {error}"
         print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
         print("    " + " ".join(sweep.command(ready or cell)))
 

@@ -32,7 +32,7 @@ class TrialGroup:
 
     Attributes:
       each: the experiment of every trial, on one device.
-      lead: the one of the widest rank, whose program all share.
+      wide, lead: the trial of the widest rank and its experiment, whose program all share.
       mesh: of the axis "trial".
       bucketed: batches have several lengths.
       abstract_state: stacked shapes with shardings.
@@ -47,8 +47,8 @@ class TrialGroup:
 
     def __init__(self, configs: Sequence[RunConfig], seq_len: int | None = None):
         device = jax.local_devices()[:1]
-        wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
-        self.lead = build(configs[wide], seq_len=seq_len, devices=device)
+        self.wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
+        self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
         self.each = [self._alike(config, device, seq_len) for config in configs]
         self.mesh = trials.trial_mesh(len(configs), jax.local_devices())
         self.bucketed = isinstance(self.lead.task, LabelTask)

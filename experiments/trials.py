@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -28,15 +29,20 @@ def main(_) -> int:
     started = time.time()
     named = wanted_runs()
 
-    from experiments import runs
+    from experiments import claims, runs
 
-    pending = []
-    for name, plain in named:
-        folder = runs.run_folder(FLAGS.workdir, name)
-        there = folder.exists() and not FLAGS.fresh
-        if not (there and runs.open_run(folder, plain) == "finished"):
-            pending.append((name, plain))
-    status = train(pending, started) if pending else 0
+    def unfinished(those):
+        return [
+            (name, plain)
+            for name, plain in those
+            if runs.look(runs.run_folder(FLAGS.workdir, name), plain, FLAGS.fresh) != "finished"
+        ]
+
+    pending, status = unfinished(named), 0
+    held = [claims.claim_of(runs.run_folder(FLAGS.workdir, name), "experiments.trials") for name, _ in pending]
+    with claims.held(held):
+        if pending := unfinished(pending):  # another program may have ended some meanwhile
+            status = train(pending, started, held)
     results = [runs.read_result(runs.run_folder(FLAGS.workdir, name) / runs.RESULT) for name, _ in named]
     print(report([result for result in results if result]), flush=True)
     return status
@@ -60,12 +66,16 @@ def wanted_runs() -> list[tuple[str, dict]]:
     return named
 
 
-def train(named: Sequence[tuple[str, dict]], started: float) -> int:
-    """Runs the trials to their end and writes each one's record."""
+def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[Any]) -> int:
+    """Runs the trials to their end and writes each one's record.
+
+    Args:
+      held: the claims of their runs.
+    """
     import jax
 
     start_devices()
-    from experiments import export, figures, runs
+    from experiments import data_record, export, figures, runs
     from experiments.schema import unpack_run
     from experiments.trial_group import TrialGroup
     from lowrank_jax.checkpoints.manager import Checkpoints
@@ -91,8 +101,10 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
     folders = [runs.run_folder(FLAGS.workdir, name) for name in names]
+    known = data_record.of_task(lead.task)
+    check_data(plains, names, group.wide, known)
     for folder, plain in zip(folders, plains, strict=True):
-        runs.open_run(folder, plain, FLAGS.fresh)
+        runs.open_run(folder, plain, FLAGS.fresh, known)
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = group.load()
@@ -131,6 +143,7 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
                     trackers=trackers,
                     first=first,
                     train_seconds=train_seconds,
+                    renew=lambda: [claim.renew() for claim in held],
                 ),
                 bucketed=group.bucketed,
             )
@@ -141,7 +154,7 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
                 result = runs.finish_run(
                     folder, names[i], plains[i], outcome.statuses[i], one.parameters, started, outcome.train_seconds,
                     outcome.messages[i], compile_seconds=compile_seconds, seq_len=one.task.seq_len,
-                    base=one.base_record(fingerprint), together=len(names), **one.remarks(),
+                    base=one.base_record(fingerprint), together=len(names), **one.remarks(), **runs.data_of(folder),
                 )  # fmt: skip
                 trackers[i].summary({"status": outcome.statuses[i], **runs.last_evaluation(result)})
                 if result["losses"]:
@@ -150,6 +163,21 @@ def train(named: Sequence[tuple[str, dict]], started: float) -> int:
             for tracker in trackers:
                 tracker.close()
     return INTERRUPTED if "interrupted" in outcome.statuses else 0
+
+
+def check_data(plains: Sequence[dict], names: Sequence[str], lead: int, known: dict) -> None:
+    """Makes sure that the trials' configs name one set of data, by content, which the lead's task has read.
+
+    Raises:
+      UserError: names a trial that names other data.
+    """
+    from experiments import data_record
+
+    first = data_record.make(plains[lead], known=known)
+    for name, plain in zip(names, plains, strict=True):
+        other = data_record.make(plain, earlier=first)
+        if wrong := [key for key in first if other.get(key, first[key])["sha256"] != first[key]["sha256"]]:
+            raise UserError(f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them apart")
 
 
 def report(results: Sequence[dict]) -> str:

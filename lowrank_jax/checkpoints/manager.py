@@ -1,5 +1,6 @@
 """Whole training states on disk: trainable tree, optimizer, data cursor; asynchronous saves, bit-equal restores."""
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 
 FORMAT_VERSION = 1
+# What a save meets where another process writes to the same folder: a step that it did not write stands in the way, or
+# its own half-written one is gone.
+TWO_WRITERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(f"cannot use the checkpoint folder {self.folder} ({_reason(error)})") from error
+        self._found = set(self.steps())  # an earlier run's; what else appears is another process's
 
     def save(self, step: int, trainable: Any, rest: Any, cursor: dict[str, Any]) -> None:
         """Starts writing one step and returns as soon as the arrays are copied to the host.
@@ -85,7 +91,8 @@ class Checkpoints:
           cursor: JSON-able position in the data.
 
         Raises:
-          UserError: this save or the one before it could not be written, or an earlier run left this step here.
+          UserError: this save or the one before it could not be written, an earlier run left this step here, or
+            another process writes to the same folder.
         """
         import orbax.checkpoint as ocp
 
@@ -93,6 +100,8 @@ class Checkpoints:
             return
         self.wait()
         if step in self.steps():
+            if step not in self._found:
+                raise UserError(self._second_writer(f"step {step} appeared there"))
             raise UserError(
                 f"{self.folder} already holds step {step} of an earlier run; delete {self._path(step)} to write it anew"
             )
@@ -248,10 +257,20 @@ class Checkpoints:
         self._done.discard(self._saving)
         if not isinstance(error, OSError) and not re.match(r"[A-Z_]{5,}: ", str(error)):
             raise error
+        code = _code(error)
+        if code in TWO_WRITERS:
+            raise UserError(self._second_writer(_reason(error))) from error
+        remedy = "free space there or choose another folder" if code in NO_SPACE else "check the folder and its disk"
         raise UserError(
             f"the checkpoint of step {self._saving} could not be written to {self.folder} ({_reason(error)}); "
-            f"free space there or choose another folder; steps saved before and untouched: {self.steps() or 'none'}"
+            f"{remedy}; steps saved before and untouched: {self.steps() or 'none'}"
         ) from error
+
+    def _second_writer(self, seen: str) -> str:
+        return (
+            f"another process writes to {self.folder} beside this one ({seen}); stop one of the two and delete nothing: "
+            f"the steps there are whole: {self.steps() or 'none'}"
+        )
 
     def _path(self, step: int) -> str:
         return f"{self.folder}/{step}"
@@ -259,6 +278,16 @@ class Checkpoints:
 
 class Damaged(Exception):
     """A step folder that cannot be read whole; `Checkpoints.restore` turns it into a UserError with the remedy."""
+
+
+def _code(error: BaseException) -> int | None:
+    """The errno of a storage fault; tensorstore gives a word at the start, or the system's own words in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    if text.startswith("RESOURCE_EXHAUSTED"):
+        return errno.ENOSPC
+    return next((code for code in (*NO_SPACE, *TWO_WRITERS) if os.strerror(code) in text), None)
 
 
 def _crc(meta: dict) -> int:

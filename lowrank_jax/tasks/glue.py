@@ -81,6 +81,7 @@ class GlueTask:
       pad: feature that is padded -> what it is filled with.
       partial: whether any split is not the official one.
       notes: a line for each such split, and for a subset; a run's record keeps them.
+      contents: split -> digest of all its rows.
     """
 
     name = "glue"
@@ -91,7 +92,7 @@ class GlueTask:
         self.label_names = spec.labels or ("score",)
         self.seq_len, self.buckets = config.seq_len, config.buckets or default_buckets(config.seq_len)
         self.pad = {"tokens": pad_id(tokenizer), "types": 0}
-        notes, self.partial = [], False
+        notes, self.partial, self.contents = [], False, {}
         self._splits: dict[str, EncodedRows] = {}
         for split in spec.splits:
             if config.allow_partial and self._missing_dev(split):
@@ -102,6 +103,7 @@ class GlueTask:
             if note:
                 self.partial = True
                 notes.append(note)
+            self.contents[split] = rows.digest()
             kept, note = self._keep(split, len(rows))
             if note:
                 notes.append(note)

@@ -113,6 +113,7 @@ class Job:
       tracker: records.
       profile_folder: where a trace goes.
       train_seconds: spent before a resume.
+      renew: called before each record and checkpoint; raises where the run may be written no more.
     """
 
     state: TrainState
@@ -127,6 +128,7 @@ class Job:
     tracker: Tracker
     profile_folder: str
     train_seconds: float = 0.0
+    renew: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +211,7 @@ class _Trace:
 
 
 def _save(job: Job, state: TrainState, step: int, seconds: float) -> None:
+    job.renew()
     rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate, "key": state.key}
     cursor = {"batches": job.batches.get_state(), "train_seconds": seconds}
     job.checkpoints.save(step, state.trainable, rest, cursor)
@@ -286,6 +289,7 @@ class _Meter:
             elapsed, tokens = self.seconds - self.rate_mark[0], self.tokens - self.rate_mark[1]
             self.rate_mark = (self.seconds, self.tokens)
             rate = tokens / elapsed if elapsed > 0 else math.nan
+            self.job.renew()
             self.job.tracker.log(step, {**values, "tokens_per_second": rate, "train_seconds": self.seconds})
             self.shown |= {"loss": f"{values['loss']:.4f}", "tok/s": f"{rate:,.0f}"}
             self.bar.set_postfix(self.shown, refresh=False)

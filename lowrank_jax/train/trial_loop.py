@@ -34,6 +34,7 @@ class TrialsJob:
       trackers: records.
       first: steps done before.
       train_seconds: spent on them.
+      renew: called before each record and checkpoint; raises where the runs may be written no more.
     """
 
     state: TrainState
@@ -48,6 +49,7 @@ class TrialsJob:
     trackers: Sequence[Tracker]
     first: int = 0
     train_seconds: float = 0.0
+    renew: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,7 @@ def fit_trials(job: TrialsJob, bucketed: bool = False) -> TrialsOutcome:
 
 
 def _save(job: TrialsJob, state: TrainState, step: int, seconds: float) -> None:
+    job.renew()
     rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate, "key": state.key}
     job.checkpoints.save(step, state.trainable, rest, {"train_seconds": seconds})
 
@@ -161,6 +164,7 @@ class _Records:
     def log(self, trial: int, step: int, values: dict[str, float]) -> None:
         """A record of one trial, unless it diverged before."""
         if trial not in self.diverged:
+            self.job.renew()
             self.job.trackers[trial].log(step, values)
 
     def shown(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.glue.specs import GLUE, SCORES, GlueSpec
+from lowrank_jax.data.digest import text_digest
 from lowrank_jax.data.lines import OPENERS, read_lines
 
 SUFFIXES = ("", *OPENERS)
@@ -33,6 +34,11 @@ class GlueRows:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def digest(self) -> str:
+        """sha256 of the rows, however they are stored."""
+        columns = [self.first] if self.second is None else [self.first, self.second]
+        return text_digest(columns, self.labels.tobytes())
 
 
 def read_folder(task: str, split: str, root: Path) -> GlueRows:
@@ -69,8 +75,17 @@ def read_folder(task: str, split: str, root: Path) -> GlueRows:
 
 def has_files(task: str, split: str, root: Path) -> bool:
     """Whether `read_folder` finds files of `split`, of whatever content."""
+    return bool(files_of(task, split, root))
+
+
+def files_of(task: str, split: str, root: Path) -> list[Path]:
+    """What `read_folder` reads of `split`, of whatever content."""
     folder = _task_folder(task, root)
-    return bool(_split_files(folder, split) or _mrpc_whole(task, folder))
+    if paths := _split_files(folder, split):
+        return paths
+    if whole := _mrpc_whole(task, folder):
+        return [path for path in (whole, _mrpc_id_file(folder)) if path]
+    return []
 
 
 def _task_folder(task: str, root: Path) -> Path:
@@ -108,10 +123,14 @@ def _mrpc_whole(task: str, folder: Path) -> Path | None:
 
 
 def _mrpc_ids(folder: Path) -> Collection[tuple[str, str]]:
-    path = next((path for name in MRPC_IDS if (path := _packed(folder, name))), None)
+    path = _mrpc_id_file(folder)
     if path is None:
         raise UserError(f"{folder} has {MRPC_WHOLE} but no {MRPC_IDS[0]}, which says what is dev; fetch GLUE's file")
     return {tuple(line.split()) for _, line in read_lines(path)}
+
+
+def _mrpc_id_file(folder: Path) -> Path | None:
+    return next((path for name in MRPC_IDS if (path := _packed(folder, name))), None)
 
 
 def _read_columns(path: Path, columns: tuple[str, ...], spec: GlueSpec) -> Iterator[tuple[int, list[str]]]:

@@ -26,7 +26,7 @@ def read_tfds(task: str, split: str) -> GlueRows:
     Raises:
       UserError: TFDS is missing, there is no network at the first use, or the folder cannot be written or read.
     """
-    spec, folder = GLUE[task], os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    spec, folder = GLUE[task], _root()
     try:
         builder = _builder(task)
         folder = Path(builder.data_dir)
@@ -35,7 +35,7 @@ def read_tfds(task: str, split: str) -> GlueRows:
                 builder = _builder(task)  # another process may have prepared it while we waited
                 if not builder.info.splits:
                     _prepare(task, builder)
-        source = builder.as_data_source(split=split.replace("dev", "validation"))
+        source = builder.as_data_source(split=_named(split))
         rows = sorted(source.__getitems__(list(range(len(source)))), key=lambda row: int(row["idx"]))
         texts = [[row[name].decode() for row in rows] for name in spec.features]
     except UserError:
@@ -45,6 +45,19 @@ def read_tfds(task: str, split: str) -> GlueRows:
         raise UserError(f"TFDS cannot give glue/{task} from {folder} ({text}); {REMEDY.format(task=task)}") from error
     labels = np.array([row["label"] for row in rows], np.int32 if spec.labels else np.float32)
     return GlueRows(texts[0], texts[1] if len(texts) == 2 else None, labels, f"{folder} {split}")
+
+
+def prepared_files(task: str, split: str) -> list[Path]:
+    """The array_record files of `split` that TFDS has prepared, without importing it."""
+    return sorted((Path(_root()).expanduser() / "glue" / task).glob(f"*/glue-{_named(split)}.array_record*"))
+
+
+def _root() -> str:
+    return os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+
+
+def _named(split: str) -> str:
+    return split.replace("dev", "validation")
 
 
 def _builder(task: str) -> Any:

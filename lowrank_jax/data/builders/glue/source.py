@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.data.builders.glue.folder import GlueRows, has_files, read_folder
-from lowrank_jax.data.builders.glue.prepared import read_tfds
+from lowrank_jax.data.builders.glue.folder import GlueRows, files_of, has_files, read_folder
+from lowrank_jax.data.builders.glue.prepared import prepared_files, read_tfds
 from lowrank_jax.data.builders.glue.specs import GLUE
 
 FOLDER_VARIABLE = "LOWRANK_JAX_GLUE_DIR"
@@ -54,6 +54,14 @@ def has_split(task: str, split: str, data_dir: str | os.PathLike | None = None) 
     """Whether there is anything of `split` to load; a folder may hold parts, TFDS has every split."""
     folder = _folder(data_dir)
     return folder is None or has_files(task, split, folder)
+
+
+def split_files(task: str, split: str, data_dir: str | os.PathLike | None = None) -> list[Path]:
+    """The files that `load_glue` reads of a split; none where they are not there yet, or no more."""
+    folder = _folder(data_dir)
+    if folder is None:
+        return prepared_files(task, split)
+    return files_of(task, split, folder) if folder.expanduser().is_dir() else []
 
 
 def _folder(data_dir: str | os.PathLike | None) -> Path | None:

@@ -50,7 +50,7 @@ class PairSource:
     """Random access to {"key": str, "value": str} over TFDS's array_record files."""
 
     def __init__(self, source: Sequence, folder: Path):
-        self._source, self._folder = source, folder
+        self._source, self.folder = source, folder
 
     def __len__(self) -> int:
         return len(self._source)
@@ -66,7 +66,7 @@ class PairSource:
         try:
             rows = self._source.__getitems__(indices)
         except Exception as error:  # array_record reports damage in several exception classes
-            raise UserError(f"cannot read {self._folder} ({_short(error)}); delete it and run again") from error
+            raise UserError(f"cannot read {self.folder} ({_short(error)}); delete it and run again") from error
         return [{name: _text(row[name]) for name in ("key", "value")} for row in rows]
 
 
