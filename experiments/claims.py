@@ -66,8 +66,8 @@ class Claim(Protocol):
 class FileClaim:
     """A claim as an flock on a file beside the run's folder, where removing that folder does not touch it.
 
-    The lock goes with the last process that holds it open, however that ends. The file says who holds it, and is removed
-    with the claim; one that a kill left behind is free to take.
+    The lock goes with the last process that holds it open, however that ends. The file says who holds it, and is
+    removed with the claim; one that a kill left behind is free to take.
     """
 
     def __init__(self, path: str | Path, program: str):

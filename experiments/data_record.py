@@ -155,7 +155,7 @@ def _adapter(folder: Path) -> Source:
 
 
 def _base(base: Mapping[str, Any]) -> Iterator[Source]:
-    """A local base: the files of its tokenizer and config, and its weights, which the fingerprint compares at a resume."""
+    """A local base: its tokenizer's and config's files, and its weights, which the fingerprint compares at a resume."""
     from lowrank_jax.data.digest import content_digest, sampled_digest
     from lowrank_jax.interop.locate import KNOWN, SHIPPED
 

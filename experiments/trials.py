@@ -177,7 +177,9 @@ def check_data(plains: Sequence[dict], names: Sequence[str], lead: int, known: d
     for name, plain in zip(names, plains, strict=True):
         other = data_record.make(plain, earlier=first)
         if wrong := [key for key in first if other.get(key, first[key])["sha256"] != first[key]["sha256"]]:
-            raise UserError(f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them apart")
+            raise UserError(
+                f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them apart"
+            )
 
 
 def report(results: Sequence[dict]) -> str:

@@ -161,7 +161,10 @@ class Checkpoints:
         """Steps that are committed on disk, ascending."""
         from orbax.checkpoint.utils import checkpoint_steps
 
-        return sorted(checkpoint_steps(self.folder))
+        try:
+            return sorted(checkpoint_steps(self.folder))
+        except FileNotFoundError:  # the folder was removed beside us
+            return []
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
@@ -268,8 +271,8 @@ class Checkpoints:
 
     def _second_writer(self, seen: str) -> str:
         return (
-            f"another process writes to {self.folder} beside this one ({seen}); stop one of the two and delete nothing: "
-            f"the steps there are whole: {self.steps() or 'none'}"
+            f"another process writes to {self.folder}, or clears it, beside this one ({seen}); stop one of the two and "
+            f"delete nothing: the steps there are whole: {self.steps() or 'none'}"
         )
 
     def _path(self, step: int) -> str:

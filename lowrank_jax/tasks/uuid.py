@@ -6,7 +6,6 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.data.builders.uuid_pairs.pairs import generate_pairs
 from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
 from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_config, check_score_input, make_features, pad_id, round_up
@@ -67,7 +66,7 @@ class UuidTask:
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.stop_id = self._eos[0] if config.add_eos else None
         self._pairs = [(row["key"], row["value"]) for row in self._source.__getitems__(range(len(self._source)))]
-        if self._pairs != generate_pairs(config.pairs, config.seed):  # the config is all that a run's record says of them
+        if self._pairs != self._source.expected:  # a run's record has the seed alone
             raise UserError(f"{self._source.folder} holds other pairs than its seed gives; delete it and run again")
         self._encoded = {key: (self.prompt_tokens(key + ":"), tokenizer.encode(value)) for key, value in self._pairs}
         values = [len(value) for _, value in self._encoded.values()]

@@ -12,7 +12,7 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.glue import prepared
-from lowrank_jax.data.builders.glue.source import FOLDER_VARIABLE, load_glue
+from lowrank_jax.data.builders.glue.source import FOLDER_VARIABLE, load_glue, split_files
 from lowrank_jax.data.builders.glue.specs import GLUE
 
 
@@ -73,6 +73,8 @@ def test_the_rows_are_those_of_the_folder(task, tfds_folder, server, tiny_glue, 
         assert (theirs.first, theirs.second) == (ours.first, ours.second)
         np.testing.assert_array_equal(theirs.labels, ours.labels)
         assert theirs.labels.dtype == ours.labels.dtype
+        assert theirs.digest() == ours.digest()
+        assert [path.name.partition("-")[0] for path in split_files(task, split)] == ["glue"]
         assert f"{task} {split}: {len(ours)} rows, officially" in note
     assert [command for command, _ in asked] == ["HEAD", "GET"]  # once for all splits
 

@@ -1,5 +1,6 @@
 """The programs in processes of their own: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -238,22 +240,37 @@ def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch,
     import jax
     from jax.experimental import multihost_utils
 
-    from experiments import run, runs
+    from experiments import run
     from lowrank_jax.core.errors import UserError
 
-    def open_run(folder, plain, fresh):
+    def decide():
         if verdict == "refused":
             raise UserError("another config")
         return verdict
 
     sent = []
-    monkeypatch.setattr(runs, "open_run", open_run)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda value: sent.append(value) or sent[0])
     for index, words in enumerate(("another config", "process 0 cannot use")):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if verdict == "refused":
             with pytest.raises(UserError, match=words):
-                run.claim(tmp_path, {}, fresh=False)
+                run.decided(decide, tmp_path)
         else:
-            assert run.claim(tmp_path, {}, fresh=False) == verdict
+            assert run.decided(decide, tmp_path) == verdict
+
+
+def test_every_process_reads_the_same_data(monkeypatch):
+    """Hosts with files of one name and other contents would each train on their own."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from experiments import run
+    from lowrank_jax.core.errors import UserError
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for other, alike in (("aa", True), ("ab", False)):
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine, other=other: np.array([mine, zlib.crc32(other.encode())]))
+        with contextlib.nullcontext() if alike else pytest.raises(UserError, match="give every host the same files"):
+            run.check_alike({"task.path.0": {"sha256": "aa"}})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs, sweep
+from experiments import claims, sweep
 from experiments.grid import Grid
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +148,7 @@ def test_a_claimed_cell_is_left_and_looked_at_again(place):
     states = only.run(grid.select())
     assert holder.wait() == 0
     assert set(states.values()) == {"finished"}
-    assert f"{cell.name}: claimed by another sweep; looking again later" in said
+    assert f"{cell.name}: claimed by another process; looking again later" in said
     names = ran(place)
     assert len(names) == len(set(names)) == 7
     # lora's full run did not wait for the claimed trial of fft; fft's did.
@@ -199,9 +199,9 @@ def test_sigterm_reaches_the_run(place):
     stopped.send_signal(signal.SIGTERM)
     stopped.communicate(timeout=20)
     assert stopped.returncode == 128 + signal.SIGTERM
-    held = runs.claim(place / "runs" / f"{ran(place)[0]}.lock")
-    assert held is not None
-    held.close()
+    held = claims.claim_of(place / "runs" / ran(place)[0], "test")
+    assert held.take()
+    held.release()
 
 
 def test_a_killed_sweep_leaves_its_cell_claimed_while_the_run_lives(place):
@@ -213,11 +213,12 @@ def test_a_killed_sweep_leaves_its_cell_claimed_while_the_run_lives(place):
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    lock = place / "runs" / f"{ran(place)[0]}.lock"
-    assert runs.claim(lock) is None
+    claim = claims.claim_of(place / "runs" / ran(place)[0], "test")
+    assert not claim.take()
+    assert str(claim.holder()).startswith(f"experiments.sweep (pid {killed.pid} on ")
     for _ in range(100):
-        if (held := runs.claim(lock)) is not None:
-            held.close()
+        if claim.take():
+            claim.release()
             break
         time.sleep(0.05)
     assert (place / "runs" / ran(place)[0] / "result.json").exists()

@@ -34,6 +34,19 @@ def test_bytes_with_loss_on_the_value():
     np.testing.assert_array_equal(made["weights"], [0] * 37 + [1] * 36 + [0])
 
 
+def test_a_prepared_folder_with_other_pairs_is_refused(tmp_path, monkeypatch):
+    """A run's config says the seed alone: every row read must be the seed's, not those checked at the opening alone."""
+    from lowrank_jax.data.builders.uuid_pairs import uuid_pairs
+
+    def spoilt(pairs, seed):
+        made = generate_pairs(pairs, seed)
+        return [made[0], (made[1][0], made[0][1]), *made[2:]]
+
+    monkeypatch.setattr(uuid_pairs, "generate_pairs", spoilt)
+    with pytest.raises(UserError, match=r"pairs_200_seed_5.* holds other pairs than its seed gives; delete it"):
+        UuidTask(UuidConfig(pairs=200, seed=5, data_dir=str(tmp_path)), BYTES)
+
+
 def test_marks_and_loss_on_all():
     task = build(add_bos=True, add_eos=True, loss_on="all")
     made = task.features(task.train_source()[0])

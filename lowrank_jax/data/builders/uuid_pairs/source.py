@@ -47,10 +47,10 @@ def load_pairs(pairs: int, seed: int, data_dir: str | os.PathLike | None = None)
 
 
 class PairSource:
-    """Random access to {"key": str, "value": str} over TFDS's array_record files."""
+    """Random access to {"key": str, "value": str} over TFDS's array_record files; `expected` are the seed's pairs."""
 
-    def __init__(self, source: Sequence, folder: Path):
-        self._source, self.folder = source, folder
+    def __init__(self, source: Sequence, folder: Path, expected: Sequence[tuple[str, str]]):
+        self._source, self.folder, self.expected = source, folder, expected
 
     def __len__(self) -> int:
         return len(self._source)
@@ -90,7 +90,7 @@ def _open(root: Path, pairs: int, seed: int, expected: list) -> tuple[PairSource
     if not (folder / "dataset_info.json").exists():
         return None, FileNotFoundError(f"{folder} is not prepared")
     try:
-        source = PairSource(_builder(root, pairs, seed).as_data_source(split="train"), folder)
+        source = PairSource(_builder(root, pairs, seed).as_data_source(split="train"), folder, expected)
         indices = sorted({i * (pairs - 1) // (CHECKED_ROWS - 1) for i in range(CHECKED_ROWS)})
         rows = source.__getitems__(indices) if len(source) == pairs else None
     except UserError as error:
