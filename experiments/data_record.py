@@ -1,5 +1,6 @@
 """What a run is trained on, by content: the digests in config.json's "data", and whether they still hold."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -80,6 +81,29 @@ def make(
             continue
         record[source.key] = {"sha256": digest, "files": stamps}
     return record
+
+
+def stamps(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """key -> stamps of what is there now, before it is read; for `check_still`."""
+    from lowrank_jax.data.digest import stamp
+
+    found = {}
+    for source in sources(plain):
+        with contextlib.suppress(OSError):
+            found[source.key] = [stamp(path) for path in source.files]
+    return found
+
+
+def check_still(plain: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Makes sure that the digests to be taken are of what was read.
+
+    Raises:
+      UserError: a file has changed since `before`.
+    """
+    now = stamps(plain)
+    for source in sources(plain):
+        if source.key in before and now.get(source.key) != before[source.key]:
+            raise UserError(f"{source.name} changed while it was read; run again when it is whole")
 
 
 def of_task(task: Any) -> dict[str, str]:

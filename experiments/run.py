@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags, logging
 
+from experiments import claims
 from experiments.main import define_run_flags, launch, load_config, start_devices
 from lowrank_jax.core.errors import UserError
 
@@ -32,7 +33,7 @@ def main(_) -> int:
 
     if not FLAGS.multihost:
         start_devices()
-    from experiments import claims, runs
+    from experiments import runs
     from lowrank_jax.train import tracking
 
     if FLAGS.multihost:
@@ -62,7 +63,7 @@ def main(_) -> int:
         return train(name, folder, config, plain, claim, started)
 
 
-def train(name: str, folder: Path, config: Any, plain: dict, claim: Any, started: float) -> int:
+def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim, started: float) -> int:
     """Trains the run of a claimed folder to its end and writes its record; returns the exit status."""
     import jax
 
@@ -75,6 +76,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: Any, started
     chief = jax.process_index() == 0
 
     # ---- everything that can be checked on shapes ----
+    stamps = data_record.stamps(plain)
     experiment = build(config)
     parameters = experiment.parameters
     if chief:
@@ -91,8 +93,12 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: Any, started
     memory.check_fits(compiled)
     known = data_record.of_task(experiment.task)
     check_alike(data_record.make(plain, known=known) if jax.process_count() > 1 else {})
-    # Only now: a config that fails leaves no folder behind, and with --fresh costs no earlier run.
-    decided(lambda: runs.open_run(folder, plain, FLAGS.fresh, known), folder)
+
+    def open_run() -> str:
+        data_record.check_still(plain, stamps)
+        return runs.open_run(folder, plain, FLAGS.fresh, known)
+
+    decided(open_run, folder)  # only now: a config that fails leaves no folder behind, and costs no earlier run
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = experiment.load()

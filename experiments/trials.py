@@ -8,10 +8,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
+from experiments import claims
 from experiments.main import define_run_flags, launch, load_config, start_devices
 from lowrank_jax.core.errors import UserError
 
@@ -29,7 +29,7 @@ def main(_) -> int:
     started = time.time()
     named = wanted_runs()
 
-    from experiments import claims, runs
+    from experiments import runs
 
     def unfinished(those):
         return [
@@ -66,7 +66,7 @@ def wanted_runs() -> list[tuple[str, dict]]:
     return named
 
 
-def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[Any]) -> int:
+def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[claims.Claim]) -> int:
     """Runs the trials to their end and writes each one's record.
 
     Args:
@@ -89,6 +89,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[Any]
     names, plains = [name for name, _ in named], [plain for _, plain in named]
 
     # ---- everything that can be checked on shapes ----
+    stamps = [data_record.stamps(plain) for plain in plains]
     group = TrialGroup([unpack_run(plain) for plain in plains])
     lead = group.lead
     print(lead.plan)
@@ -103,6 +104,8 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[Any]
     folders = [runs.run_folder(FLAGS.workdir, name) for name in names]
     known = data_record.of_task(lead.task)
     check_data(plains, names, group.wide, known)
+    for plain, before in zip(plains, stamps, strict=True):
+        data_record.check_still(plain, before)
     for folder, plain in zip(folders, plains, strict=True):
         runs.open_run(folder, plain, FLAGS.fresh, known)
 

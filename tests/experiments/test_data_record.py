@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ TEXT = dict(
 
 
 def write(path, word, rows=20):
-    """Rows of one length whatever the word; .gz with the time of packing in it."""
+    """Rows of one length for words of one length; a .gz differs at every packing, as the time is in it."""
     text = "".join(json.dumps({"text": f"{n:02d} {word} {n * n:04d}"}) + "\n" for n in range(rows))
     if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode(), mtime=path.stat().st_mtime_ns // 10**9 - 99 if path.exists() else 9))
+        path.write_bytes(gzip.compress(text.encode(), mtime=time.time_ns() % 2**31))
     else:
         path.write_text(text)
     return path
@@ -92,6 +93,16 @@ def test_a_run_does_not_go_on_on_other_data_of_one_path_and_number_of_rows(text_
     assert text_run().out.startswith("run: finished already")
     text_run.files[1].unlink()  # not needed to say so
     assert text_run().out.startswith("run: finished already")
+
+
+def test_data_that_change_between_the_reading_and_the_digest_are_refused(text_run, tmp_path, monkeypatch):
+    from experiments import build
+    from lowrank_jax.train import memory
+
+    monkeypatch.setattr(memory, "check_fits", lambda _: None)
+    monkeypatch.setattr(build.Experiment, "compile", lambda *_, **__: write(text_run.files[1], "dogs"))
+    assert f"{text_run.files[1]} changed while it was read" in error_line(text_run())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_digests_goes_on_with_a_note_and_fresh_takes_other_data(tmp_path, capfd):
@@ -243,7 +254,7 @@ def test_trials_over_other_data_do_not_share_a_program(tiny_glue, tmp_path):
 
 CONFIG = """
 def get_config(arg=None):
-    return {{"experiment": "e", "seed": 0, "labels": {{"stage": "full"}}, "train": {{"steps": 9}}, "optimizer": {{"learning_rate": 1.0}},
+    return {{"experiment": "e", "seed": 0, "labels": {{"stage": "full"}}, "optimizer": {{"learning_rate": 1.0}},
              "task": {{"name": "text", "path": r"{folder}/" + arg + ".jsonl"}}}}
 """
 GRID = "def cells():\n    return [dict(arg=arg, overrides={}) for arg in ('a', 'b')]\n"
@@ -259,7 +270,8 @@ def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept,
     for cell, arg in zip(cells, "ab", strict=True):
         write(tmp_path / f"{arg}.jsonl", "cats")
         result = {"name": cell.name, "status": "finished", "config": cell.plain, "data": data_record.make(cell.plain)}
-        runs.write_json(tmp_path / "results" / f"{cell.name}.json" if kept else tmp_path / cell.name / runs.RESULT, result)
+        place = tmp_path / "results" / f"{cell.name}.json" if kept else tmp_path / cell.name / runs.RESULT
+        runs.write_json(place, result)
 
     def states(together):
         said = []

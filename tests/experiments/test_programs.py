@@ -271,6 +271,8 @@ def test_every_process_reads_the_same_data(monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for other, alike in (("aa", True), ("ab", False)):
-        monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine, other=other: np.array([mine, zlib.crc32(other.encode())]))
+        monkeypatch.setattr(
+            multihost_utils, "process_allgather", lambda mine, other=other: np.array([mine, zlib.crc32(other.encode())])
+        )
         with contextlib.nullcontext() if alike else pytest.raises(UserError, match="give every host the same files"):
             run.check_alike({"task.path.0": {"sha256": "aa"}})
