@@ -12,7 +12,7 @@ from lowrank_jax.adapters.groups import Group, find_groups
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fused import Groups
-from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.paths import flatten, nearest, unflatten
 from lowrank_jax.core.products import formed_apart
 from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import ApplyFn, Array, Tree
@@ -33,10 +33,14 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyF
       groups: kernels that the model reads side by side, as in `core.fused`; the plan and the adapters keep the parts'
         own paths.
 
+    The first whole call (without `method`) is held to the plan while it is traced: a site that no module of the model
+    reads would silently stay at its start.
+
     Raises:
-      UserError: a family that `groups` cannot serve.
+      UserError: a family that `groups` cannot serve; by the first call: a site that the parameters do not have, or
+        that no module reads.
     """
-    return _attach(model, plan, None, groups)
+    return _attach(model, plan, set(), groups)
 
 
 def check(
@@ -56,16 +60,21 @@ def check(
     known = {f"{site.path}/{name}" for site in plan.sites for name in site.family.shapes(site.spec)}
     if strays := sorted(flatten(variables.get("adapters", {})).keys() - known):
         raise UserError(f"the plan has no site for the adapters at {strays[:5]}; they belong to another plan")
-    visited: set[str] = set()
-    apply_fn = _attach(model, plan, visited, groups)
+    apply_fn = _attach(model, plan, set(), groups, whole=True)
     arrays = {k: v for k, v in kwargs.items() if all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(v))}
     options = {k: v for k, v in kwargs.items() if k not in arrays}
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
-    if unread := sorted({site.path for site in plan.sites} - visited):
-        raise UserError(f"no module of the model reads the adapters at {unread}; the model calls {sorted(visited)}")
 
 
-def _attach(model: nn.Module, plan: Plan, visited: set[str] | None, groups: Groups | None) -> ApplyFn:
+def _attach(
+    model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False
+) -> ApplyFn:
+    """See `attach`.
+
+    Args:
+      visited: sites that were read so far; grows.
+      whole: a call of one method alone must read every site too.
+    """
     grouped = find_groups(plan, groups or {})
     members = {site.path for group in grouped.values() for site in group.sites if site}
     sites = {site.path: site for site in plan.sites if site.path not in members}
@@ -85,11 +94,9 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None, groups: Grou
             else:
                 out = next_fun(*args, **kwargs)
             if path in grouped:
-                if visited is not None:
-                    visited.update(site.path for site in grouped[path].sites if site)
+                visited.update(site.path for site in grouped[path].sites if site)
                 return _grouped(module, grouped[path], args[0], out, training, dtype)
-            if visited is not None:
-                visited.add(path)
+            visited.add(path)
             spec, family = sites[path].spec, sites[path].family
             y, *others = out if isinstance(out, tuple) else (out,)
             leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
@@ -99,13 +106,34 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str] | None, groups: Grou
             y = _adapted(module, family, spec, leaf, x, y, spec.dropout if training else 0.0)
             return (y, *others) if isinstance(out, tuple) else y
 
+        unread = {site.path for site in plan.sites} - visited
+        if unread:
+            _check_params(plan, variables.get("params", {}), grouped)
         if plan.sites:
             given = {name: tree for name, tree in variables.items() if name != "scales"}  # folded into the adapters
             variables = {**given, "adapters": _prepare(variables, plan, dtype, grouped)}
         with nn.intercept_methods(interceptor):
-            return model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
+            outputs = model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
+        if unread and (whole or method is None) and (unread := sorted(unread - visited)):
+            raise UserError(
+                f"no module of the model reads the adapters at {unread}; read are {sorted(visited) or 'none'}: attach "
+                "reaches Flax Linen modules by the paths of their parameters (not those of nnx.bridge.to_linen, nor of "
+                "an nn.jit that was compiled before)"
+            )
+        return outputs
 
     return apply_fn
+
+
+def _check_params(plan: Plan, params: Tree, grouped: Mapping[str, Group]) -> None:
+    """Raises UserError where the plan names a weight that the parameters do not have: it is of another tree."""
+    known = set(flatten(params))
+    members = {site.path for path, group in grouped.items() for site in group.sites if site}
+    weights = [site.weight for site in plan.sites if site.family.merges and site.path not in members]
+    if missing := [weight for weight in weights if weight not in known]:
+        close = nearest(missing[0], known)
+        hint = f"did the plan mean {' or '.join(close)}?" if close else "make the plan from this model's params"
+        raise UserError(f"the plan has a site at {missing[0]!r}, which the parameters do not have; {hint}")
 
 
 def _adapted(

@@ -127,9 +127,12 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
 
     Raises:
       UserError: a target or pattern matches nothing (the near misses are named), the family refuses a shape or finds no
-        place in the model, or two configurations act on one module.
+        place in the model, two configurations act on one module, a kernel's first axes are no layers (split heads, a
+        convolution), or `params` are all variables.
     """
     configs = (config,) if isinstance(config, AdapterConfig) else tuple(config)
+    if isinstance(params.get("params"), Mapping):
+        raise UserError('make_plan takes the "params" tree alone: give it variables["params"], not all variables')
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     kernels = _modules(shapes, "kernel")
     sites: dict[str, Site] = {}
@@ -178,7 +181,34 @@ def _sites(config: AdapterConfig, kernels: dict[str, Shape], shapes: Mapping[str
         for target, _ in getattr(config, name):
             if not any(matches(target, path) for path in chosen):
                 raise UserError(f"adapter.{name} entry {target!r} matches none of the adapted kernels {list(chosen)}")
+    for path, shape in chosen.items():
+        _check_stack(path, shape, kernels, shapes)
     return [_site(config, path, shape, path in tables) for path, shape in chosen.items()]
+
+
+def _check_stack(path: str, shape: Shape, kernels: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> None:
+    """Refuses axes in front of [d_in, d_out] that are no layers, as far as shapes tell.
+
+    A scan stacks every leaf of a layer alike: a bias is then [*stack, d_out], and the kernels of one module have equal
+    axes in front. Flax's attention has kernels [d, heads, d_head] and [heads, d_head, d], a convolution [width, d, d].
+    One kernel by itself without a bias is refused where it is called (`attach`).
+    """
+    stack, parent = shape[:-2], path.rpartition("/")[0]
+    if not stack:
+        return
+    bias = shapes.get(f"{path}/bias")
+    beside = {other: s[:-2] for other, s in kernels.items() if other.rpartition("/")[0] == parent and parent}
+    odd = next((other for other, axes in beside.items() if axes != stack), None)
+    if bias is not None and bias != (*stack, shape[-1]):
+        why = f"its bias {list(bias)} is not stacked as its kernel {list(shape)}"
+    elif odd is not None:
+        why = f"its kernel is {list(shape)} and that of {odd} beside it {list(kernels[odd])}"
+    else:
+        return
+    raise UserError(
+        f"{path}: {why}, hence the first axes are no layers of a scan (split heads, a convolution); name it in "
+        "adapter.exclude"
+    )
 
 
 def _site(config: AdapterConfig, path: str, shape: Shape, table: bool) -> Site:
