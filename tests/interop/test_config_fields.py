@@ -1,4 +1,4 @@
-"""Fields with an old and a new place: read from where transformers 5 reads them, what disagrees named, the rest refused."""
+"""Fields with an old and a new place: read where transformers 5 reads them, what disagrees named, the rest refused."""
 
 import json
 import re
@@ -66,7 +66,10 @@ def toy_llama(helpers):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"rope_theta": 1e4, "rope_parameters": DEFAULT}, ["rope_parameters.rope_theta 500000.0", "rope_theta 10000.0"]),
+        (
+            {"rope_theta": 1e4, "rope_parameters": DEFAULT},
+            ["rope_parameters.rope_theta 500000.0", "rope_theta 10000.0"],
+        ),
         ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, []),
         ({"rope_parameters": DEFAULT, "rope_scaling": None, "rope_theta": 500000}, []),
         ({"rope_scaling": {}, "rope_parameters": DEFAULT}, []),
@@ -83,7 +86,10 @@ def toy_llama(helpers):
         ({"rope_parameters": WITHOUT_LENGTH, "max_position_embeddings": 40}, []),
         (
             {"rope_parameters": LLAMA3, "original_max_position_embeddings": 16},
-            ["original_max_position_embeddings 16 is read", "rope_parameters.original_max_position_embeddings 32 is not"],
+            [
+                "original_max_position_embeddings 16 is read",
+                "rope_parameters.original_max_position_embeddings 32 is not",
+            ],
         ),
         (
             {"partial_rotary_factor": 0.5, "rope_parameters": {**DEFAULT, "partial_rotary_factor": 1.0}},
