@@ -293,7 +293,7 @@ def error_line(ended) -> str:
     """The one line of a mendable error, after the progress bar if there was one."""
     assert ended.status == 2, ended
     assert "Traceback" not in ended.err
-    lines = [line for line in ended.err.replace("\r", "\n").splitlines() if line.strip() and "step/s" not in line]
+    lines = [line for line in ended.err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
     assert len(lines) == 1, ended.err
     assert lines[0].startswith("error: ")
     return lines[0]
