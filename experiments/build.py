@@ -97,10 +97,11 @@ class Experiment:
         return record if kind == NONE else {**record, "quantize": kind}
 
     def remarks(self) -> dict[str, Any]:
-        """What a record must say of the data: {"partial", "notes"} of a labelled task, else nothing."""
+        """What a record must say of the data: {"partial", "notes"} of a labelled task, else the notes there are."""
+        notes = list(getattr(self.task, "notes", ()))
         if not isinstance(self.task, LabelTask):
-            return {}
-        return {"partial": self.task.partial, "notes": list(self.task.notes)}
+            return {"notes": notes} if notes else {}
+        return {"partial": self.task.partial, "notes": notes}
 
     @property
     def unrolled(self) -> bool:
@@ -256,8 +257,6 @@ def build(
     Raises:
       UserError: anything that can be known to be wrong before the weights are read.
     """
-    if config.seed < 0:
-        raise UserError(f"config.seed is {config.seed}; it must be at least 0")
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
     config = _with_head(config)

@@ -14,6 +14,7 @@ import typing
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value
 
 # What a run is called, where it runs and what it writes down: none of it changes what is learned.
 BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
@@ -47,7 +48,7 @@ class RunConfig:
     """
 
     name: str | None
-    seed: int
+    seed: typing.Annotated[int, Range(least=0, most=2**32 - 1)]  # jax keeps no more than its lower 32 bits
     experiment: str
     labels: dict[str, Any]
     trainable: str | tuple[tuple[str, bool], ...]
@@ -64,6 +65,9 @@ class RunConfig:
     tracking: Any
     export: Any
     start: Any
+
+    def __post_init__(self):
+        check_ranges(self, "config")
 
 
 def experiment_types() -> dict[str, Any]:
@@ -132,7 +136,7 @@ def unpack(section: Any, cls: type, where: str) -> Any:
     if isinstance(section, cls):
         return section
     values = _items(section, where)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
@@ -302,6 +306,8 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotation `wanted` has it, or a UserError."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is typing.Annotated:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            check_value(value, wanted, where)
         return _convert(value, args[0], where)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, wanted, args, where)
@@ -343,6 +349,8 @@ def _convert_union(value: Any, wanted: Any, members: tuple, where: str) -> Any:
     for member in members:
         try:
             return _convert(value, member, where)
+        except OutOfRange:  # the right kind: its own message says more than "wanted this or that"
+            raise
         except UserError:
             continue
     raise _wrong(value, wanted, where)

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Array
 
 ALL_LINEAR = "all-linear"
@@ -59,12 +60,11 @@ class BottleneckConfig:
     """
 
     activation: Literal["family", "relu", "swish", "gelu", "tanh"] = "family"
-    drop_layers: int = 0
+    drop_layers: Annotated[int, Range(least=0)] = 0
 
     def __post_init__(self):
         _check_choices(self, "adapter.bottleneck")
-        if self.drop_layers < 0:
-            raise UserError(f"adapter.bottleneck.drop_layers is {self.drop_layers}; it must be at least 0")
+        check_ranges(self, "adapter.bottleneck")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,29 +92,25 @@ class AdapterConfig:
     """
 
     method: Literal["none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin"] = "lora"
-    rank: int = 8
-    alpha: float = 16.0
+    rank: Annotated[int, Range(least=1)] = 8
+    alpha: Annotated[float, Range(above=0)] = 16.0
     scaling: Literal["standard", "rslora", "none"] = "standard"
     targets: tuple[str, ...] = ("query", "value")
     exclude: tuple[str, ...] = ()
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     init: Literal["kaiming_uniform", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "kaiming_uniform"
-    init_std: float = 0.02
-    rank_pattern: tuple[tuple[str, int], ...] = ()
-    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    init_std: Annotated[float, Range(above=0)] = 0.02
+    rank_pattern: tuple[tuple[str, Annotated[int, Range(least=1)]], ...] = ()
+    alpha_pattern: tuple[tuple[str, Annotated[float, Range(above=0)]], ...] = ()
     mora: MoraConfig = MoraConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
 
     def __post_init__(self):
         _check_choices(self, "adapter")
+        check_ranges(self, "adapter")
         for name in ("targets", "exclude"):  # a lone name would be read letter by letter, a list has no hash
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        for rank in (self.rank, *(rank for _, rank in self.rank_pattern)):
-            if rank < 1:
-                raise UserError(f"adapter.rank is {rank}; it must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"adapter.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.method == "mora" and self.init not in ("kaiming_uniform", "gaussian"):
             raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; MoRA's square starts at zero")
         if self.method in ("houlsby", "pfeiffer", "lin") and self.init not in ("kaiming_uniform", "gaussian"):

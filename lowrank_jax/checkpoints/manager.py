@@ -9,13 +9,14 @@ import sys
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import jax
 
 from lowrank_jax.checkpoints.leaves import abstract, checksums, describe, listed, misfits, named, rebuild, storable
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.ranges import Range, check_ranges
 
 FORMAT_VERSION = 1
 # What a save meets where another process writes to the same folder: a step that it did not write stands in the way, or
@@ -33,14 +34,11 @@ class CheckpointConfig:
       keep: the newest saved steps that stay on disk.
     """
 
-    every: int = 0
-    keep: int = 2
+    every: Annotated[int, Range(least=0)] = 0
+    keep: Annotated[int, Range(least=1)] = 2
 
     def __post_init__(self):
-        if self.every < 0:
-            raise UserError(f"checkpoint.every is {self.every}; give a number of steps, or 0 to save only at the end")
-        if self.keep < 1:
-            raise UserError(f"checkpoint.keep is {self.keep}; keep at least 1")
+        check_ranges(self, "checkpoint")
 
 
 class Checkpoints:

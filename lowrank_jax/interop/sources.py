@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.quantized import NONE, check_kind
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Report
 from lowrank_jax.data.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial, tied
@@ -79,14 +80,17 @@ class BaseConfig:
     quantize: str = NONE
     remat: str = "none"
     attention: str = "auto"
-    scan_unroll: int = 1
+    scan_unroll: Annotated[int, Range(least=1)] = 1
     fused: bool = False
     random_init: bool = False
     head: str = AUTO
-    num_labels: int = 2
-    classifier_dropout: float | None = None
+    num_labels: Annotated[int, Range(least=1)] = 2
+    classifier_dropout: Annotated[float, Range(least=0, below=1)] | None = None
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = UNUSED
+
+    def __post_init__(self):
+        check_ranges(self, "base")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.ranges import Range, check_ranges
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+SIZE = Range(least=1, also=(-1,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +25,12 @@ class MeshConfig:
       tensor: heads and hidden units are split.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, SIZE] = -1
+    fsdp: Annotated[int, SIZE] = 1
+    tensor: Annotated[int, SIZE] = 1
+
+    def __post_init__(self):
+        check_ranges(self, "mesh")
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
@@ -35,8 +41,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one of them may be -1")
+    if sizes.count(-1) > 1:
+        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: one of them may be -1, not more")
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // fixed

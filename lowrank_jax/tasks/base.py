@@ -70,7 +70,7 @@ class LabelTask(Task, Protocol):
     buckets: tuple[int, ...]  # ascending; seq_len is the last
     pad: Mapping[str, int]  # feature that is padded -> what it is filled with
     partial: bool  # whether any split is not the official one
-    notes: tuple[str, ...]  # a line for each departure from the official data
+    notes: tuple[str, ...]  # a line for each departure from the official data, and for rows that are cut
 
     def lengths(self, source: Any) -> np.ndarray:
         """Tokens of each row, int32 [len(source)], without reading rows."""
@@ -82,13 +82,11 @@ class LabelTask(Task, Protocol):
         """Metrics of the logits [n, num_labels] (or scores [n, 1]) of each held-out set; "main" is the paper's."""
 
 
-def make_features(
-    tokens: Sequence[int], weights: Sequence[float], seq_len: int, pad_id: int, *, truncate: bool = False
-) -> Features:
+def make_features(tokens: Sequence[int], weights: Sequence[float], seq_len: int, pad_id: int) -> Features:
     """Pads tokens and weights on the right to `seq_len`; the weight of position 0 is 0, as nothing precedes it.
 
     Args:
-      tokens, weights: of one length; with truncate, what lies beyond `seq_len` is cut off.
+      tokens, weights: of one length, at most `seq_len`.
       seq_len: T.
       pad_id: fills the rest, with weight 0.
 
@@ -96,17 +94,16 @@ def make_features(
       {"tokens": int32 [T], "weights": float32 [T]}.
 
     Raises:
-      UserError: more than `seq_len` tokens, without truncate.
+      UserError: more than `seq_len` tokens: what is cut is for the task to say, see `data.cuts`.
     """
     if len(tokens) != len(weights):
         raise ValueError(f"{len(tokens)} tokens but {len(weights)} weights")
-    if len(tokens) > seq_len and not truncate:
-        raise UserError(f"an example has {len(tokens)} tokens, seq_len is {seq_len}; raise it or set truncate=True")
-    count = min(len(tokens), seq_len)
+    if len(tokens) > seq_len:
+        raise UserError(f"an example has {len(tokens)} tokens, seq_len is {seq_len}; raise it")
     padded = np.full(seq_len, pad_id, np.int32)
-    padded[:count] = tokens[:count]
+    padded[: len(tokens)] = tokens
     scored = np.zeros(seq_len, np.float32)
-    scored[1:count] = weights[1:count]
+    scored[1 : len(tokens)] = weights[1:]
     return {"tokens": padded, "weights": scored}
 
 
@@ -124,10 +121,3 @@ def check_score_input(predictions: Sequence[str], targets: Sequence[str]) -> Non
     """Raises ValueError unless there is one prediction per target and at least one of each."""
     if len(predictions) != len(targets) or not targets:
         raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")
-
-
-def check_config(config: Any, positive: Mapping[str, Any]) -> None:
-    """Raises UserError naming the first of `positive` ({field: value}) that is not a whole number above 0."""
-    for name, value in positive.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least 1")

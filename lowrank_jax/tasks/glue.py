@@ -1,20 +1,24 @@
 """GLUE (arXiv 1804.07461): the eight tasks of LoRA's Table 2, and WNLI, scored as that table does."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.glue.source import has_split, load_glue
 from lowrank_jax.data.builders.glue.specs import GLUE
+from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.encoded import EncodedRows, encode_rows
 from lowrank_jax.metrics.classification import accuracy, f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
-from lowrank_jax.tasks.base import check_config, pad_id
+from lowrank_jax.tasks.base import pad_id
 
+log = logging.getLogger(__name__)
 SMALLEST_BUCKET = 32
 MATTHEWS, WITH_F1 = ("cola",), ("mrpc", "qqp")
 
@@ -38,27 +42,22 @@ class GlueConfig:
     """
 
     task: str = "cola"
-    seq_len: int = 128
-    buckets: tuple[int, ...] | None = None
-    train_examples: int | None = None
-    subset_seed: int = 0
+    seq_len: Annotated[int, Range(least=1)] = 128
+    buckets: tuple[Annotated[int, Range(least=1)], ...] | None = None
+    train_examples: Annotated[int, Range(least=1)] | None = None
+    subset_seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0  # what RandomState takes
     data_dir: str | None = None
     allow_partial: bool = False
-    max_dev_examples: int | None = None
+    max_dev_examples: Annotated[int, Range(least=1)] | None = None
 
     def __post_init__(self):
         if self.task not in GLUE:
             raise unknown_name("GLUE task", self.task, GLUE)
-        optional = {name: getattr(self, name) for name in ("train_examples", "max_dev_examples")}
-        given = {name: value for name, value in optional.items() if value is not None}
-        check_config(self, {"seq_len": self.seq_len, **given})
-        if not 0 <= self.subset_seed < 2**32:
-            raise UserError(f"GlueConfig.subset_seed is {self.subset_seed}; it must be from 0 to 2**32 - 1")
+        check_ranges(self, "task")
         if self.buckets is not None:
             object.__setattr__(self, "buckets", tuple(self.buckets))  # a list as a ConfigDict or JSON gives it
-            check_config(self, {f"buckets[{i}]": length for i, length in enumerate(self.buckets)})
             if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1:] != (self.seq_len,):
-                raise UserError(f"GlueConfig.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
+                raise UserError(f"task.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
 
     @property
     def head(self) -> str:
@@ -80,7 +79,7 @@ class GlueTask:
       seq_len, buckets: lengths that batches are padded to.
       pad: feature that is padded -> what it is filled with.
       partial: whether any split is not the official one.
-      notes: a line for each such split, and for a subset; a run's record keeps them.
+      notes: a line for each such split, for a subset, and for rows that seq_len cuts; a run's record keeps them.
       contents: split -> digest of all its rows.
     """
 
@@ -109,7 +108,11 @@ class GlueTask:
                 notes.append(note)
             first, second = ([texts[i] for i in kept] if texts else None for texts in (rows.first, rows.second))
             name = split.removeprefix("dev").removeprefix("_")  # "train", ""; "matched", "mismatched"
-            self._splits[name] = encode_rows(tokenizer, first, second, rows.labels[kept], config.seq_len)
+            made = encode_rows(tokenizer, first, second, rows.labels[kept], config.seq_len)
+            self._splits[name] = made
+            if note := describe_cuts(f"{config.task} {split}", "task.seq_len", config.seq_len, made.whole):
+                log.warning("%s", note)
+                notes.append(note)
         self.notes = tuple(notes)
 
     def train_source(self) -> EncodedRows:

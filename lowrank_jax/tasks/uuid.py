@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
 from lowrank_jax.data.packing import mark
-from lowrank_jax.tasks.base import Features, check_config, check_score_input, make_features, pad_id, round_up
+from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
 
 LOSS_ON = ("value", "all")
 LENGTH = 36  # characters of a UUID
@@ -31,22 +32,20 @@ class UuidConfig:
       data_dir: TFDS folder; None takes TFDS's default.
     """
 
-    pairs: int = 64
-    seed: int = 0
+    pairs: Annotated[int, Range(least=1)] = 64
+    seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
     loss_on: str = "value"
     add_bos: bool = False
     add_eos: bool = False
-    eval_pairs: int | None = None
+    eval_pairs: Annotated[int, Range(least=1)] | None = None
     data_dir: str | None = None
 
     def __post_init__(self):
-        check_config(self, {"pairs": self.pairs})
+        check_ranges(self, "task")
         if self.loss_on not in LOSS_ON:
             raise unknown_name("loss_on", self.loss_on, LOSS_ON)
-        if self.eval_pairs is not None:
-            check_config(self, {"eval_pairs": self.eval_pairs})
-            if self.eval_pairs > self.pairs:
-                raise UserError(f"eval_pairs={self.eval_pairs} is more than pairs={self.pairs}; lower eval_pairs")
+        if self.eval_pairs is not None and self.eval_pairs > self.pairs:
+            raise UserError(f"eval_pairs={self.eval_pairs} is more than pairs={self.pairs}; lower eval_pairs")
 
 
 class UuidTask:

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.tracking import Tracker
@@ -39,32 +40,25 @@ class LoopConfig:
       profile_steps: "first:last" steps traced into the run's folder, "" for none.
     """
 
-    steps: int = 100
-    epochs: int = 0
-    stop_at: int = 0
-    batch_size: int = 64
-    accumulate: int = 1
-    chunk_tokens: int = 0
-    log_every: int = 1
-    eval_every: int = 0
-    eval_steps: tuple[int, ...] = ()
+    steps: Annotated[int, Range(least=1)] = 100
+    epochs: Annotated[int, Range(least=0)] = 0
+    stop_at: Annotated[int, Range(least=0)] = 0
+    batch_size: Annotated[int, Range(least=1)] = 64
+    accumulate: Annotated[int, Range(least=1)] = 1
+    chunk_tokens: Annotated[int, Range(least=0)] = 0
+    log_every: Annotated[int, Range(least=1)] = 1
+    eval_every: Annotated[int, Range(least=0)] = 0
+    eval_steps: tuple[Annotated[int, Range(least=1)], ...] = ()
     profile_steps: str = ""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("epochs", "chunk_tokens", "eval_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
+        check_ranges(self, "train")
         if self.epochs:  # the rest depends on the steps, which `over` finds
             return
-        if not 0 <= self.stop_at <= self.steps:
+        if self.stop_at > self.steps:
             raise UserError(f"train.stop_at is {self.stop_at}; it must lie in [0, {self.steps}], the steps")
         if late := [s for s in self.eval_steps if s > self.steps]:
             raise UserError(f"train.eval_steps {late} lie beyond train.steps {self.steps}")
-        if early := [s for s in self.eval_steps if s < 1]:
-            raise UserError(f"train.eval_steps {early} lie before the first step, 1")
         if (traced := self.profile_range()) and traced[0] > self.last_step:
             raise UserError(f"train.profile_steps {self.profile_steps} lie beyond the last step, {self.last_step}")
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+from typing import Annotated
 
 import optax
 
-from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Tree
 
 NO_DECAY = r".*[/_](bias|scale)"  # a bottleneck's are "up_bias", "norm_scale"
@@ -23,22 +24,15 @@ class OptimizerConfig:
       clip_norm: global gradient norm above which gradients are scaled down; 0 turns clipping off.
     """
 
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    learning_rate: Annotated[float, Range(above=0)] = 1e-3
+    b1: Annotated[float, Range(least=0, below=1)] = 0.9
+    b2: Annotated[float, Range(least=0, below=1)] = 0.999
+    eps: Annotated[float, Range(above=0)] = 1e-8
+    weight_decay: Annotated[float, Range(least=0)] = 0.0
+    clip_norm: Annotated[float, Range(least=0)] = 1.0
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        for name in ("weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
+        check_ranges(self, "optimizer")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import optax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.ranges import Range, check_ranges
 
 Kind = Literal["constant", "linear", "cosine"]
 KINDS = get_args(Kind)
@@ -25,17 +26,14 @@ class ScheduleConfig:
     """
 
     kind: Kind = "linear"
-    warmup_steps: int = 0
-    warmup_fraction: float = 0.0
-    end_fraction: float = 0.0
+    warmup_steps: Annotated[int, Range(least=0)] = 0
+    warmup_fraction: Annotated[float, Range(least=0, below=1)] = 0.0
+    end_fraction: Annotated[float, Range(least=0, most=1)] = 0.0
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise unknown_name("schedule.kind", self.kind, KINDS)
-        if not 0 <= self.end_fraction <= 1:
-            raise UserError(f"schedule.end_fraction is {self.end_fraction}; it must lie in [0, 1]")
-        if not 0 <= self.warmup_fraction < 1:
-            raise UserError(f"schedule.warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)")
+        check_ranges(self, "schedule")
         if self.warmup_steps and self.warmup_fraction:
             raise UserError("schedule.warmup_steps and schedule.warmup_fraction are both given; set one of them to 0")
 
@@ -46,7 +44,7 @@ def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     Raises:
       UserError: the warm-up does not end before the run does.
     """
-    if not 0 <= config.warmup_steps < total_steps:
+    if config.warmup_steps >= total_steps:
         raise UserError(f"schedule.warmup_steps is {config.warmup_steps}; it must lie in [0, {total_steps}), the steps")
     warmup = config.warmup_steps or min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)
     decay_steps = total_steps - warmup

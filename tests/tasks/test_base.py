@@ -1,4 +1,4 @@
-"""Features and the registry: padding, truncation, protocols, bad input."""
+"""Features and the registry: padding, protocols, bad input."""
 
 import numpy as np
 import pytest
@@ -26,10 +26,9 @@ def test_features_of_edge_lengths(length):
     assert made["weights"].sum() == max(length - 1, 0)
 
 
-def test_long_examples_are_refused_or_cut():
-    with pytest.raises(UserError, match="has 5 tokens, seq_len is 4; raise it or set truncate=True"):
+def test_long_examples_are_refused():
+    with pytest.raises(UserError, match="has 5 tokens, seq_len is 4; raise it"):
         make_features(range(5), [1] * 5, 4, 9)
-    assert make_features(range(5), [1] * 5, 4, 9, truncate=True)["tokens"].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="2 tokens but 1 weights"):
         make_features([1, 2], [1], 4, 9)
 

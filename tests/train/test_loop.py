@@ -231,7 +231,7 @@ def test_a_trace_is_closed_when_the_run_diverges(traces):
         ({"stop_at": 101}, r"train\.stop_at is 101"),
         ({"stop_at": -1}, r"train\.stop_at is -1"),
         ({"eval_steps": (50, 101, 200)}, r"eval_steps \[101, 200\] lie beyond"),
-        ({"eval_steps": (0,)}, r"eval_steps \[0\] lie before"),
+        ({"eval_steps": (0,)}, r"eval_steps\[0\] is 0; it must be at least 1"),
         ({"profile_steps": "10"}, r"'10'; write it as 10:15"),
         ({"profile_steps": "15:10"}, "'15:10'"),
         ({"profile_steps": "0:3"}, "'0:3'"),
