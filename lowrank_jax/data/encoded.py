@@ -7,6 +7,7 @@ import numpy as np
 
 from lowrank_jax.data.tokenizers import Tokenizer
 
+WHOLE = 2**31 - 1  # a length that cuts no row
 CHUNK = 8192  # rows encoded at once: Python's lists of ids take some ten times the arrays' memory
 
 
@@ -17,10 +18,19 @@ class EncodedRows:
       tokens, types: int32 [sum of lengths], all rows in turn.
       lengths: int32 [rows].
       labels: int32 or float32 [rows].
+      whole: int32 [rows], the lengths before rows were cut; None where none was.
     """
 
-    def __init__(self, tokens: np.ndarray, types: np.ndarray, lengths: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        types: np.ndarray,
+        lengths: np.ndarray,
+        labels: np.ndarray,
+        whole: np.ndarray | None = None,
+    ):
         self.tokens, self.types, self.lengths, self.labels = tokens, types, lengths, labels
+        self.whole = lengths if whole is None else whole
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -37,10 +47,20 @@ def encode_rows(
 ) -> EncodedRows:
     """Encodes texts or pairs with the tokenizer's template, at most `max_len` tokens each; see `encode_pairs`."""
     tokens, types, lengths = [], [], []
+
+    def encode(indices, length):
+        return tokenizer.encode_pairs(
+            [first[i] for i in indices], None if second is None else [second[i] for i in indices], length
+        )
+
     for start in range(0, len(first), CHUNK):
-        part = slice(start, start + CHUNK)
-        rows = tokenizer.encode_pairs(first[part], None if second is None else second[part], max_len)
+        rows = encode(range(start, min(start + CHUNK, len(first))), max_len)
         tokens.append(np.concatenate([np.array(ids, np.int32) for ids, _ in rows]))
         types.append(np.concatenate([np.array(kinds, np.int32) for _, kinds in rows]))
         lengths += [len(ids) for ids, _ in rows]
-    return EncodedRows(np.concatenate(tokens), np.concatenate(types), np.array(lengths, np.int32), labels)
+    whole = np.array(lengths, np.int32)
+    full = np.flatnonzero(whole == max_len)  # the rows that may have been cut
+    for start in range(0, len(full), CHUNK):
+        part = full[start : start + CHUNK]
+        whole[part] = [len(ids) for ids, _ in encode(part, WHOLE)]
+    return EncodedRows(np.concatenate(tokens), np.concatenate(types), np.array(lengths, np.int32), labels, whole)

@@ -4,14 +4,16 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.jsonl import JsonLines
 from lowrank_jax.data.packing import PackedWindows, encode_array, join_documents, mark, token_dtype
-from lowrank_jax.tasks.base import Features, check_config, make_features, pad_id
+from lowrank_jax.tasks.base import Features, make_features, pad_id
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
@@ -26,12 +28,13 @@ class TextConfig:
       seq_len: tokens per example.
       validation_path: held-out files of the same kind; None: no evaluation.
       packed: True joins all texts and cuts windows, without padding (text rows only); False makes each row an example.
-      truncate: where a row is longer than seq_len, True cuts its end off, False refuses it at the start.
+      truncate: where a row is longer than seq_len, True cuts its end off and says what is lost, False refuses it at the
+        start. Packed text loses nothing: a document goes on in the next window.
       add_bos, add_eos: marks around each text, or around prompt + completion.
     """
 
     path: Paths = ""
-    seq_len: int = 512
+    seq_len: Annotated[int, Range(least=2)] = 512  # one token to read, one to predict
     validation_path: Paths | None = None
     packed: bool = True
     truncate: bool = False
@@ -39,7 +42,7 @@ class TextConfig:
     add_eos: bool = True
 
     def __post_init__(self):
-        check_config(self, {"seq_len": self.seq_len})
+        check_ranges(self, "task")
         for name in ("path", "validation_path"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):  # a list as a ConfigDict or JSON gives it; "" stands for no file
@@ -53,6 +56,9 @@ class TextTask:
 
     Loss is on all tokens of a text, and on the completion (and EOS) alone of a prompt with its completion. Prompt and
     completion are encoded apart and joined, so that decoding can start from exactly what training saw.
+
+    Attributes:
+      notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
     """
 
     name = "text"
@@ -62,10 +68,11 @@ class TextTask:
         self.seq_len = config.seq_len
         self._bos = [mark(tokenizer, "bos")] if config.add_bos else []
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
-        self._train, _ = self._load(config.path)
+        self.notes: tuple[str, ...] = ()
+        self._train, _ = self._load("path")
         self._validation, self._validation_bytes = None, 0
         if config.validation_path:
-            self._validation, self._validation_bytes = self._load(config.validation_path)
+            self._validation, self._validation_bytes = self._load("validation_path")
 
     def train_source(self) -> Sequence[dict[str, Any]]:
         """Windows {"tokens"}, or rows {"tokens", "start"} whose targets begin at token `start`."""
@@ -80,7 +87,7 @@ class TextTask:
         tokens = example["tokens"]
         weights = np.ones(len(tokens), np.float32)
         weights[: example.get("start", 0)] = 0
-        return make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer), truncate=self.config.truncate)
+        return make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer))
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Mean loss per token in nats, its perplexity, and the loss per byte of the scored UTF-8 text.
@@ -95,11 +102,11 @@ class TextTask:
             "bits_per_byte": per_byte / math.log(2),
         }
 
-    def _load(self, path: Paths) -> tuple[Sequence[dict[str, Any]], int]:
-        """(examples, bytes of text that are scored)."""
-        rows = JsonLines(path)
+    def _load(self, field: str) -> tuple[Sequence[dict[str, Any]], int]:
+        """(examples, bytes of text that are scored) of the files that a field of the config names."""
+        rows = JsonLines(getattr(self.config, field))
         if not self.config.packed:
-            return self._examples(rows)
+            return self._examples(rows, f"task.{field}")
         if rows.kind != "text":
             raise UserError(f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts')
         marks = {"add_bos": self.config.add_bos, "add_eos": self.config.add_eos}
@@ -109,30 +116,35 @@ class TextTask:
             scored -= self._bytes(tokens[:1])  # the first token of all has nothing before it
         return PackedWindows(tokens, self.seq_len), scored
 
-    def _examples(self, rows: JsonLines) -> tuple[Sequence[dict[str, Any]], int]:
-        examples, scored, dropped = [], 0, 0
+    def _examples(self, rows: JsonLines, name: str) -> tuple[Sequence[dict[str, Any]], int]:
+        examples, scored, lengths, left_out = [], 0, [], []
         dtype = token_dtype(self.tokenizer.vocab_size)
         for index in range(len(rows)):
             row = rows[index]
             prompt = [*self._bos, *(self.tokenizer.encode(row["prompt"]) if rows.kind == "completion" else [])]
             target = encode_array(row["completion" if rows.kind == "completion" else "text"], self.tokenizer, dtype)
             tokens = np.concatenate([np.array(prompt, dtype), target, np.array(self._eos, dtype)])
-            if len(tokens) > self.seq_len and not self.config.truncate:
-                raise UserError(
-                    f"{rows.place(index)}: has {len(tokens)} tokens, seq_len is {self.seq_len}; "
-                    "raise seq_len or set truncate=True"
-                )
+            lengths.append(len(tokens))
             first = max(len(prompt), 1)  # the first target; position 0 has nothing before it
             if first >= min(len(tokens), self.seq_len):  # cut off whole, or a single token
-                dropped += 1
+                left_out.append(index)
                 continue
             end = min(len(prompt) + len(target), self.seq_len)
             scored += self._bytes(tokens[first:end])
             examples.append({"tokens": tokens[: self.seq_len], "start": len(prompt)})
+        if max(lengths) > self.seq_len and not self.config.truncate:
+            long = [index for index, length in enumerate(lengths) if length > self.seq_len]
+            raise UserError(
+                f"{rows.place(long[0])}: has {lengths[long[0]]} tokens, seq_len is {self.seq_len}; "
+                "raise seq_len or set truncate=True "
+                f"({len(long)} of {len(rows)} rows are longer, seq_len={max(lengths)} keeps all)"
+            )
         if not examples:
-            raise UserError(f"{rows.paths[0]}: no row keeps a target within seq_len={self.seq_len}; raise seq_len")
-        if dropped:
-            log.warning("%s: %d of %d rows keep no target within seq_len: left out", rows.paths[0], dropped, len(rows))
+            remedy = f"raise seq_len: {max(lengths)} keeps all" if max(lengths) > self.seq_len else "give longer rows"
+            raise UserError(f"{rows.paths[0]}: no row keeps a target within seq_len={self.seq_len}; {remedy}")
+        if note := describe_cuts(name, "task.seq_len", self.seq_len, lengths, left_out, rows.place):
+            log.warning("%s", note)
+            self.notes += (note,)
         return examples, scored
 
     def _bytes(self, tokens: np.ndarray) -> int:

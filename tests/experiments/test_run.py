@@ -379,6 +379,7 @@ def test_text_rows(run, tmp_path, packed):
     assert evaluation["perplexity"] == pytest.approx(np.exp(evaluation["loss"]))
     assert 4 < evaluation["loss"] < 6  # ln 259 is 5.6
     assert result["config"]["experiment"] == "finetune"
+    assert len(result.get("notes", ())) == ended.err.count("tokens are lost") == (0 if packed else 2)  # train and held
 
 
 def test_prompt_and_completion_rows(run, tmp_path):

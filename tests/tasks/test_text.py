@@ -1,5 +1,7 @@
 """The text task: windows and rows, what is scored, bytes of held-out text, and bad input."""
 
+import dataclasses
+import gzip
 import json
 import logging
 import math
@@ -65,7 +67,7 @@ def test_completion_rows_score_the_completion_and_eos(write, kind, subwords):
     ]
 
 
-def test_long_rows_are_refused_at_the_start_or_cut(write, caplog):
+def test_long_rows_are_refused_at_the_start_or_cut_and_said(write, caplog):
     rows = [
         {"prompt": "ab", "completion": "cdef"},
         {"prompt": "abcdefgh", "completion": "i"},
@@ -73,19 +75,67 @@ def test_long_rows_are_refused_at_the_start_or_cut(write, caplog):
     ]
     path = write(rows)
     with pytest.raises(
-        UserError, match=r"a\.jsonl, line 1: has 7 tokens, seq_len is 5; raise seq_len or set truncate=True"
+        UserError,
+        match=r"a\.jsonl, line 1: has 7 tokens, seq_len is 5; raise seq_len or set truncate=True "
+        r"\(2 of 3 rows are longer, seq_len=10 keeps all\)",
     ):
         TextTask(TextConfig(path=path, seq_len=5, packed=False), BYTES)
     with caplog.at_level(logging.WARNING):
         task = TextTask(TextConfig(path=path, seq_len=5, packed=False, truncate=True), BYTES)
-    assert "1 of 3 rows keep no target within seq_len" in caplog.text
+    (note,) = task.notes  # 2 tokens of the first row and all 10 of the second, of 7 + 10 + 3
+    assert note == (
+        "task.path: 2 of 3 row(s) longer than task.seq_len=5; 12 of 20 tokens are lost; task.seq_len=10 keeps all; "
+        f"1 of 3 row(s) left out, as no target remains: {path}, line 2"
+    )
+    assert caplog.messages == [note]
     first, second = everything(task, task.train_source())
     assert first["tokens"].tolist() == [*b"abcde"]
     assert first["weights"].tolist() == [0, 0, 1, 1, 1]
     assert second["tokens"].tolist() == [*b"ab", 257, 258, 258]
     assert second["weights"].tolist() == [0, 1, 1, 0, 0]
-    with pytest.raises(UserError, match="no row keeps a target within seq_len=2"):
+    with pytest.raises(UserError, match="no row keeps a target within seq_len=2; raise seq_len: 10 keeps all"):
         TextTask(TextConfig(path=write(rows[:2]), seq_len=2, packed=False, truncate=True), BYTES)
+
+
+def test_the_length_that_keeps_all_does(write, caplog):
+    rows = [{"prompt": "ab", "completion": "cdef"}, {"prompt": "abcdefgh", "completion": "i"}]
+    path = write(rows)
+    for config in ({"seq_len": 10}, {"seq_len": 10, "truncate": True}):
+        task = TextTask(TextConfig(path=path, validation_path=path, packed=False, **config), BYTES)
+        assert (task.notes, len(task.train_source())) == ((), 2)
+    packed = TextTask(TextConfig(path=write([{"text": "hello world"}, {"text": "a"}]), seq_len=5), BYTES)
+    assert packed.notes == ()
+    assert sum(len(row["tokens"]) - 1 for row in packed.train_source()) == 13  # all but the first: nothing at the end
+    assert not caplog.messages
+
+
+def test_rows_that_are_cut_are_found_in_every_file(write, tmp_path, caplog):
+    """Several files, one packed; held-out files; more rows without a target than a line names."""
+    short = write([{"prompt": "", "completion": "ab"}] * 2)
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'\n{"prompt": "abcdef", "completion": "g"}\n' * 5))
+    config = TextConfig(path=short, validation_path=(short, str(packed)), seq_len=4, packed=False)
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz, line 2: has 8 tokens, seq_len is 4; .*5 of 7 rows are longer"):
+        TextTask(config, BYTES)
+    task = TextTask(dataclasses.replace(config, truncate=True), BYTES)
+    assert task.notes == tuple(caplog.messages)
+    assert task.notes == (
+        "task.validation_path: 5 of 7 row(s) longer than task.seq_len=4; 40 of 46 tokens are lost; "
+        "task.seq_len=8 keeps all; 5 of 7 row(s) left out, as no target remains: "
+        f"{packed}, line 2; {packed}, line 4; {packed}, line 6; and 2 more",
+    )
+    assert (len(task.train_source()), len(task.validation_source())) == (2, 2)
+
+
+def test_rows_of_a_single_token_are_said_too(write):
+    path = write([{"text": "a"}, {"text": "bc"}])
+    task = TextTask(TextConfig(path=path, seq_len=4, packed=False, add_eos=False), BYTES)
+    assert task.notes == (
+        f"task.path: 1 of 3 tokens are lost; 1 of 2 row(s) left out, as no target remains: {path}, line 1",
+    )
+    assert len(task.train_source()) == 1
+    with pytest.raises(UserError, match="no row keeps a target within seq_len=4; give longer rows"):
+        TextTask(TextConfig(path=write([{"text": "a"}]), seq_len=4, packed=False, add_eos=False), BYTES)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +179,7 @@ def test_several_files_and_no_validation(write):
 def test_bad_input(write):
     with pytest.raises(UserError, match=r"task\.path is empty"):
         TextConfig()
-    with pytest.raises(UserError, match=r"TextConfig\.seq_len is 0"):
+    with pytest.raises(UserError, match=r"task\.seq_len is 0"):
         TextConfig(path="a", seq_len=0)
     with pytest.raises(UserError, match='packed=True takes "text" rows; set packed=False'):
         TextTask(TextConfig(path=write([{"prompt": "a", "completion": "b"}])), BYTES)

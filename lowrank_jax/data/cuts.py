@@ -1,0 +1,42 @@
+"""What rows lose to a length, said in one line: how many, how many of their tokens, and what length keeps all."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+SHOWN = 3  # places that a line names
+
+
+def describe_cuts(
+    name: str,
+    key: str,
+    limit: int,
+    lengths: Sequence[int],
+    left_out: Sequence[int] = (),
+    place: Callable[[int], str] = lambda row: f"row {row + 1}",
+) -> str | None:
+    """The line for rows that are cut at `limit` tokens, None where none is.
+
+    Args:
+      name: of the rows, "task.path".
+      key: that sets the limit, "task.seq_len".
+      limit: most tokens of a row.
+      lengths: [rows] tokens of each row as it was encoded.
+      left_out: rows that keep no target, and are no examples: all their tokens are lost.
+      place: row -> where it stands.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    lost = np.maximum(lengths - limit, 0)
+    lost[list(left_out)] = lengths[list(left_out)]
+    long, rows, words = int((lengths > limit).sum()), len(lengths), []
+    if long:
+        words.append(f"{long} of {rows} row(s) longer than {key}={limit}")
+    if lost.any():
+        words.append(f"{lost.sum():,} of {lengths.sum():,} tokens are lost")
+    if long:
+        words.append(f"{key}={lengths.max()} keeps all")
+    if len(left_out):
+        shown = "; ".join(place(row) for row in left_out[:SHOWN])
+        more = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        words.append(f"{len(left_out)} of {rows} row(s) left out, as no target remains: {shown}{more}")
+    return f"{name}: {'; '.join(words)}" if words else None
