@@ -1,0 +1,51 @@
+"""Names, content hashes and labels of configs, grids' cells and recorded results: those of an earlier commit."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+RECORD = json.loads(gzip.decompress((Path(__file__).parent / "names.json.gz").read_bytes()))
+# A grid's cells over five seeds differ in them alone: the first argument's five, and one of each other.
+THINNED = """
+from {module} import cells as of_grid
+
+def cells():
+    return of_grid()[:5] + of_grid()[5::5]
+"""
+
+
+def check(found, expected):
+    """Says what differs; a name ends with its content hash."""
+    changed = [f"{key}: {expected.get(key)} -> {found.get(key)}" for key in expected if found.get(key) != expected[key]]
+    assert not changed, f"{len(changed)} of {len(expected)} differ:\n" + "\n".join(changed[:10])
+
+
+def test_of_configs(doors):
+    found = {}
+    for words in RECORD["configs"]:
+        plain = doors.plain_config(words)
+        found[words] = [doors.name_of(plain), doors.labels_of(plain)]
+    check(found, RECORD["configs"])
+    assert found[words][0].endswith(f"-{doors.hash_of(plain)}")
+
+
+@pytest.mark.parametrize("name", RECORD["grids"])
+def test_of_cells(name, doors, tmp_path):
+    config, expected = RECORD["grids"][name]
+    grid = f"configs/sweeps/{name}.py"
+    if len(expected) > 100:
+        (tmp_path / "thinned.py").write_text(THINNED.format(module=f"configs.sweeps.{name}"))
+        grid = str(tmp_path / "thinned.py")
+    found = doors.grid_cells(config, grid)
+    if len(expected) > 100:
+        assert len(found) == 5 + (len(expected) - 5) // 5
+        expected = {cell: expected.get(cell, "no such cell") for cell in found}
+    assert list(found) == [cell for cell in expected if cell in found] or name.startswith("uuid")
+    check(found, expected)
+
+
+def test_of_recorded_results(doors):
+    found = {result["name"]: [doors.name_of(result["config"]), result["labels"]] for result in doors.recorded()}
+    check(found, RECORD["records"])
