@@ -38,7 +38,7 @@ from lowrank_jax.train.compiler import compiler_options, loss_unroll
 from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
-from lowrank_jax.train.state import TrainState, init_state, layer_cuts, trainable_rules
+from lowrank_jax.train.state import TrainState, check_choice, init_state, layer_cuts, trainable_rules
 from lowrank_jax.train.step import label_objective, make_step, next_token_objective
 
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
@@ -90,6 +90,15 @@ class Experiment:
             flat = flatten(trainable.get("params", {}))
             counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Trained scalars by what they are part of: {"adapters", "head", "base"}, those that there are."""
+        trainable = self.abstract_state.trainable
+        flat = flatten(trainable.get("params", {}))
+        head = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
+        found = {"adapters": count(trainable.get("adapters", {})), "head": head, "base": count(flat) - head}
+        return {part: number for part, number in found.items() if number}
 
     def base_record(self, fingerprint: str) -> dict[str, str]:
         """What a record and an adapter say of the base: {"name", "fingerprint"}, and "quantize" where it is."""
@@ -271,6 +280,7 @@ def build(
         shardings = flatten(tree_shardings(created, mesh))
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
+    check_choice(config.trainable, trainable, frozen)
     model, groups = _fused_model(base, config)
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
     frozen |= lay_out(frozen.pop("params", {}), groups, unrolled)

@@ -137,7 +137,8 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
                 result = runs.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
-                    base=experiment.base_record(fingerprint), **experiment.remarks(), **runs.data_of(folder),
+                    base=experiment.base_record(fingerprint), trained=experiment.trained,
+                    **experiment.remarks(), **runs.data_of(folder),
                 )  # fmt: skip
                 tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
                 if result["losses"]:

@@ -157,7 +157,8 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
                 result = runs.finish_run(
                     folder, names[i], plains[i], outcome.statuses[i], one.parameters, started, outcome.train_seconds,
                     outcome.messages[i], compile_seconds=compile_seconds, seq_len=one.task.seq_len,
-                    base=one.base_record(fingerprint), together=len(names), **one.remarks(), **runs.data_of(folder),
+                    base=one.base_record(fingerprint), trained=one.trained, together=len(names),
+                    **one.remarks(), **runs.data_of(folder),
                 )  # fmt: skip
                 trackers[i].summary({"status": outcome.statuses[i], **runs.last_evaluation(result)})
                 if result["losses"]:

@@ -66,9 +66,7 @@ def check(
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
 
 
-def _attach(
-    model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False
-) -> ApplyFn:
+def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False) -> ApplyFn:
     """See `attach`.
 
     Args:

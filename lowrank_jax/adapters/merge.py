@@ -78,7 +78,7 @@ def check_merges(plan: Plan, paths: Iterable[str]) -> None:
         )
     paths = set(paths)
     for site in plan.sites:
-        if site.table and _is_tied(site.path, paths):
+        if site.table and is_tied(site.path, paths):
             raise UserError(
                 f"{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its "
                 "logits would change; keep the adapter beside its base, or give the base a head of its own "
@@ -86,7 +86,7 @@ def check_merges(plan: Plan, paths: Iterable[str]) -> None:
             )
 
 
-def _is_tied(path: str, paths: set[str]) -> bool:
+def is_tied(path: str, paths: set[str]) -> bool:
     """Whether the model reads the table at `path` as its output layer too: a causal or masked LM without another."""
     word = path in ("embed", "embed/word")
     causal = any(name.startswith(f"{PRE_NORM}/") for name in paths) and "head/kernel" not in paths

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, make_plan, residual
+from lowrank_jax.adapters.merge import is_tied
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
@@ -159,7 +160,7 @@ def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[in
 
 def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader: Reader) -> dict[str, str]:
     """{key of the base's tensor: key in the file} of trained biases and modules kept whole."""
-    held, saved = set(reader.keys()), {}
+    held, saved, targets = set(reader.keys()), {}, {row.target for row in rows}
     for row in rows:
         for source in row.sources(layers):
             module, _, leaf = source.rpartition(".")
@@ -168,9 +169,10 @@ def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader
             copied = module in adapted and leaf == "weight" and f"{PREFIX}{module}.base_layer.weight" in held
             if not (biased or copied or config.saves(module)):
                 continue
-            if row.target.endswith("/embedding") and not copied:
+            if row.target.endswith("/embedding") and not copied and is_tied(row.target.rpartition("/")[0], targets):
                 raise UserError(
-                    f"{reader.path}: a trained {module} cannot be held beside a shared head; merge it first"
+                    f"{reader.path}: a trained {module} is this base's output head too, and PEFT trains a copy of it "
+                    "alone; merge it in PEFT first"
                 )
             keys = [f"{PREFIX}{name}" for name in (source, f"{module}.base_layer.{leaf}")]
             saved[source] = next((key for key in keys if key in held), keys[0])

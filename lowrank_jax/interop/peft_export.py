@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, Plan
+from lowrank_jax.adapters.merge import is_tied
 from lowrank_jax.adapters.plan import Site
 from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
@@ -258,7 +259,9 @@ def _beside(
     unknown = trained - {row.target for row in rows}
     if unknown:
         raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
-    if tables := [path for path in trained if path.endswith("/embedding")]:
+    targets = {row.target for row in rows}
+    tables = [path for path in trained if path.endswith("/embedding") and is_tied(path.rpartition("/")[0], targets)]
+    if tables:
         raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
     sources: dict[str, list[Row]] = {}  # of a fused tensor, the rows of its parts
     for row in rows:

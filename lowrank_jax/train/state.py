@@ -60,6 +60,29 @@ def trainable_rules(choice: str | Rules) -> Rules:
     return TRAINABLE[choice]
 
 
+def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
+    """Refuses rules that contradict the adapters: those that would stay as they start, or rules for none that are.
+
+    Rules of one's own may freeze some of the adapters (A alone, say), not all.
+
+    Args:
+      choice: the rules' name, or the rules.
+      trainable, frozen: what they made of {"params", "adapters", "scales"}.
+
+    Raises:
+      UserError: a contradiction, with the two ways out.
+    """
+    named = isinstance(choice, str)
+    trained, still = bool(trainable.get("adapters")), bool(frozen.get("adapters"))
+    shown = f"trainable={choice!r}" if named else "trainable's rules"
+    if still and (named or not trained):
+        remedy = "set adapter.method=none to train without them, or trainable=adapters (adapters+head) to train them"
+        raise UserError(f"config.{shown} would leave the adapters as they start; {remedy}")
+    if named and choice.startswith("adapters") and not trained:
+        rest = choice.partition("+")[2]
+        raise UserError(f"config.{shown} and there are no adapters; set adapter.method, or trainable={rest or 'full'}")
+
+
 def layer_cuts(choice: str | Rules, layers: int) -> tuple[int, ...]:
     """Where the choice needs the stack of layers cut (`core.segments`): () for most, (layers - 2,) for "ft-top2".
 

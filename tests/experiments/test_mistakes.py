@@ -46,6 +46,16 @@ MISTAKES = {
     "no biases": ([], {"trainable": "bitfit"}, ["nothing to train", "bias"]),
     "tied head": ([], {"trainable": "head"}, ["nothing to train", "params/head"]),
     "no layer to freeze": ([], {"trainable": "ft-top2"}, ['"ft-top2" leaves nothing of 2 layers', '"full"']),
+    "full beside adapters": (
+        [],
+        {"trainable": "full"},
+        ["config.trainable='full' would leave the adapters as they start", "adapter.method=none", "trainable=adapters"],
+    ),
+    "rules for adapters that are not": (
+        [],
+        {"trainable": "adapters+head", "adapter__method": "none"},
+        ["nothing to train"],
+    ),
     "unknown rules": ([], {"trainable": "adapter"}, ["config.trainable='adapter'", "adapters"]),
     "evaluation too late": (["--config.train.eval_steps=(2,9)"], {}, ["train.eval_steps [9]", "train.steps 6"]),
     "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["config.train.eval_steps[0] is 0", "at least 1"]),

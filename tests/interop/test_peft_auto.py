@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop import locate
 from lowrank_jax.interop.peft import load_peft
 from lowrank_jax.interop.peft_config import task_of
@@ -112,6 +113,26 @@ def test_from_the_folder_alone(tmp_path, offline, name):
     back = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     for field in ("task_type", "base_model_name_or_path", "fan_in_fan_out", "revision"):
         assert back[field] == values[field], field
+
+
+def test_a_trained_embedding_beside_a_head_of_its_own(tmp_path, offline):
+    """An untied Llama's table is no head: PEFT reads ours and we read it back; of a tied one it stays refused."""
+    base = load_base(BaseConfig(str(written(tmp_path, "LlamaForCausalLM"))))
+    trained = ["embed/embedding"]
+    plan, variables = adapted(base, "query", trained=trained)
+    export_peft(tmp_path / "out", plan, variables, base, trained)
+    got, model = theirs(tmp_path / "out", "CausalLM")
+    assert gap(got, ours(base, plan, variables)) < 1e-5
+    model.save_pretrained(tmp_path / "back")
+    rows = architecture_of(base.config).interop.hf_table(base.config)
+    for folder in ("out", "back"):
+        again = load_peft(tmp_path / folder, base.params, rows, 2)
+        assert again.changed == tuple(trained)
+        assert gap(ours(base, again.plan, again.variables), ours(base, plan, variables)) < 1e-5
+    tied = [row for row in rows if row.target != "head/kernel"]
+    params = {name: tree for name, tree in base.params.items() if name != "head"}
+    with pytest.raises(UserError, match=r"a trained model.embed_tokens is this base's output head too"):
+        load_peft(tmp_path / "out", params, tied, 2)
 
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "DebertaV2"])

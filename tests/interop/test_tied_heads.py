@@ -218,7 +218,7 @@ def test_weights_that_came_after_the_plan(saved, tmp_path, monkeypatch):
     planned = abstract_base(BaseConfig("org/name")).config
     assert planned.tie_word_embeddings
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match="head is not tied, unlike what was planned by config.json; start again"):
+    with pytest.raises(UserError, match=r"head is not tied, unlike what was planned by config.json; start again"):
         load_base(BaseConfig("org/name"), planned=planned)
     planned = abstract_base(BaseConfig("org/name")).config
     assert load_base(BaseConfig("org/name"), planned=planned).config == planned

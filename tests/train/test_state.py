@@ -18,7 +18,7 @@ from lowrank_jax.models.deberta import with_head as with_deberta_head
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.state import TRAINABLE, init_state, layer_cuts, trainable_rules
+from lowrank_jax.train.state import TRAINABLE, check_choice, init_state, layer_cuts, trainable_rules
 
 SHAPE = dict(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
@@ -142,3 +142,36 @@ def test_names_and_refusals():
         layer_cuts("ft-top2", 2)
     with pytest.raises(UserError, match="unknown trainable 'ft-top'; did you mean ft-top2"):
         trainable_rules("ft-top")
+
+
+@pytest.mark.parametrize(
+    ("choice", "trains", "freezes", "words"),
+    [
+        (
+            "full",
+            ("params",),
+            ("adapters", "scales"),
+            r"'full' would leave the adapters as they start; set adapter",
+        ),
+        ("bitfit+head", ("params",), ("adapters",), r"'bitfit\+head' would leave the adapters as they start"),
+        ("adapters+head", ("params",), (), r"'adapters\+head' and there are no adapters; .* or trainable=head"),
+        (
+            (("params/.*", True), (".*", False)),
+            ("params",),
+            ("adapters",),
+            "trainable's rules would leave",
+        ),
+        ((("adapters/.*/a", False), ("adapters/.*", True)), ("adapters",), ("adapters",), None),
+        ("adapters+head", ("adapters", "params"), ("params", "scales"), None),
+        ("full", ("params",), ("scales",), None),
+    ],
+)
+def test_rules_that_contradict_the_adapters(choice, trains, freezes, words):
+    """Adapters that would stay at their start, or rules for adapters that are not there; A alone may be frozen."""
+    leaf = {"w": jnp.zeros(1)}
+    trees = [dict.fromkeys(names, leaf) for names in (trains, freezes)]
+    if words is None:
+        check_choice(choice, *trees)
+    else:
+        with pytest.raises(UserError, match=words):
+            check_choice(choice, *trees)
