@@ -4,7 +4,7 @@ from absl import flags
 
 from experiments.main import launch, load_config
 
-flags.DEFINE_integer("seq_len", None, "Tokens a row, without data or tokenizer; by default the task's.")
+flags.DEFINE_integer("seq_len", None, "Tokens a row, without data or tokenizer; by default the task's.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 

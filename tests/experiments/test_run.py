@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(run, straight, saved):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_text_rows(run, tmp_path, packed):
+def test_text_rows(run, tmp_path, packed, caplog):
     rows = [
         {"text": f"the {word} sat on the mat and ate a fig"} for word in ("cat", "bat", "rat", "gnat", "hat", "wombat")
     ]
@@ -379,7 +379,7 @@ def test_text_rows(run, tmp_path, packed):
     assert evaluation["perplexity"] == pytest.approx(np.exp(evaluation["loss"]))
     assert 4 < evaluation["loss"] < 6  # ln 259 is 5.6
     assert result["config"]["experiment"] == "finetune"
-    assert len(result.get("notes", ())) == ended.err.count("tokens are lost") == (0 if packed else 2)  # train and held
+    assert result.get("notes", []) == caplog.messages and len(caplog.messages) == (0 if packed else 2)
 
 
 def test_prompt_and_completion_rows(run, tmp_path):
