@@ -16,7 +16,7 @@ incomplete ones, and every record says so.
 
 Models: minilm-l6 (scripts/fetch_weights.py minilm-l6; has seen AllNLI and Quora pairs: MNLI and QQP with it are
 contaminated), bert-base, roberta-base, roberta-large, deberta-v2-xxlarge (80 GB, --config.base.dtype=bfloat16);
-base=FOLDER_OR_HUB_NAME takes other weights of the same kind. Hyperparameters are in configs/glue_hyperparameters.py.
+base=FOLDER_OR_HUB_NAME takes other weights of the same kind. Hyperparameters are in configs/hyperparameters/glue.py.
 The paper's batches of 4 and 6 do not split over more devices: use one, or batch=.
 
 Cost on two cores: an epoch of MRPC with MiniLM-L6 a few minutes. PEFT on the same weights (LoRA r=8, alpha 16, rate
@@ -36,8 +36,8 @@ Readings, where paper and official scripts disagree (`python -m experiments.tabl
 
 from ml_collections import ConfigDict
 
-from configs import glue_hyperparameters as tables
 from configs.common import parse_arg
+from configs.hyperparameters import glue as tables
 from lowrank_jax.core.errors import UserError
 
 BUCKETS = (24, 32, 48, 64, 80, 96, 128, 192, 256, 384)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from experiments.main import launch, load_config
+from experiments.cli import launch, load_config
 
 flags.DEFINE_integer("seq_len", None, "Tokens a row, without data or tokenizer; by default the task's.", lower_bound=1)
 FLAGS = flags.FLAGS
@@ -11,7 +11,7 @@ FLAGS = flags.FLAGS
 def main(_) -> None:
     """Prints the plan, the parameters and the compiled step's memory."""
     config, _plain = load_config()
-    from experiments.build import build
+    from experiments.session.build import build
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import memory
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import claims
-from experiments.main import define_run_flags, launch, load_config, start_devices
+from experiments.cli import define_run_flags, launch, load_config, start_devices
+from experiments.records import claims
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
@@ -33,7 +33,7 @@ def main(_) -> int:
 
     if not FLAGS.multihost:
         start_devices()
-    from experiments import runs
+    from experiments.records import run_folder
     from lowrank_jax.train import tracking
 
     if FLAGS.multihost:
@@ -42,8 +42,8 @@ def main(_) -> int:
         tracking.wandb_mode(config.tracking.wandb)  # refuses "online" without a key before any work
 
     # ---- an earlier run of this name: to be resumed, finished, or another's ----
-    name = FLAGS.name or config.name or runs.run_name(plain)
-    folder = runs.run_folder(FLAGS.workdir, name)
+    name = FLAGS.name or config.name or run_folder.run_name(plain)
+    folder = run_folder.run_folder(FLAGS.workdir, name)
     claim = claims.claim_of(folder, "experiments.run")
     with contextlib.ExitStack() as held:
 
@@ -52,13 +52,13 @@ def main(_) -> int:
             return look()  # another program may have ended it meanwhile
 
         def look() -> str:
-            return runs.look(folder, plain, FLAGS.fresh)
+            return run_folder.look(folder, plain, FLAGS.fresh)
 
         # A finished run is only read, which needs no claim.
         if decided(look, folder) == "finished" or decided(take, folder) == "finished":
             if jax.process_index() == 0:
-                result = runs.read_result(folder / runs.RESULT)
-                print(f"{name}: {result['status']} already; {runs.summary(result)} (--fresh runs it again)")
+                result = run_folder.read_result(folder / run_folder.RESULT)
+                print(f"{name}: {result['status']} already; {run_folder.summary(result)} (--fresh runs it again)")
             return 0
         return train(name, folder, config, plain, claim, started)
 
@@ -67,8 +67,10 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     """Trains the run of a claimed folder to its end and writes its record; returns the exit status."""
     import jax
 
-    from experiments import data_record, export, figures, runs
-    from experiments.build import build
+    from experiments.records import data_record, run_folder
+    from experiments.session import export
+    from experiments.session.build import build
+    from experiments.tables import figures
     from lowrank_jax.checkpoints.manager import Checkpoints
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import loop, memory, tracking
@@ -96,15 +98,15 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     def open_run() -> str:
         data_record.check_still(plain, stamps)
-        return runs.open_run(folder, plain, FLAGS.fresh, known)
+        return run_folder.open_run(folder, plain, FLAGS.fresh, known)
 
     decided(open_run, folder)  # only now: a config that fails leaves no folder behind, and costs no earlier run
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = experiment.load()
     batches, train_seconds, resumed = experiment.batches(), 0.0, 0
-    identity = {"base": fingerprint, "config": runs.content_hash(plain)}
-    with Checkpoints(folder / runs.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
+    identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
+    with Checkpoints(folder / run_folder.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
         if checkpoints.latest():
             rest = experiment.abstract_state._asdict()
             trainable, rest, cursor, resumed = checkpoints.restore(None, rest.pop("trainable"), rest)
@@ -134,16 +136,16 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
             if outcome.status == "finished":
                 export.export_run(folder, experiment, outcome.state, frozen, fingerprint)
             if chief:
-                result = runs.finish_run(
+                result = run_folder.finish_run(
                     folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
                     base=experiment.base_record(fingerprint), trained=experiment.trained,
-                    **experiment.remarks(), **runs.data_of(folder),
+                    **experiment.remarks(), **run_folder.data_of(folder),
                 )  # fmt: skip
-                tracker.summary({"status": outcome.status, **runs.last_evaluation(result)})
+                tracker.summary({"status": outcome.status, **run_folder.last_evaluation(result)})
                 if result["losses"]:
                     tracker.image("curves", figures.draw_run(result, folder / "curves.png"))
-                said = outcome.message or f"{runs.summary(result)}; records in {folder}"
+                said = outcome.message or f"{run_folder.summary(result)}; records in {folder}"
                 print(f"{name}: {outcome.status}; {said}")
     if outcome.status == "diverged":
         raise loop.Diverged(outcome.message)

@@ -26,9 +26,9 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import claims, data_record, runs
-from experiments.grid import Cell, Grid
-from experiments.together import group_key
+from experiments.records import claims, data_record, run_folder
+from experiments.sweeps.compatible import group_key
+from experiments.sweeps.grid import Cell, Grid
 from lowrank_jax.core.errors import UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
@@ -168,7 +168,7 @@ class Sweep:
 
     def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
         """The claim on a cell, taken, or None, and in `holders` who has it."""
-        claim = claims.claim_of(runs.run_folder(self.workdir, ready.name), "experiments.sweep")
+        claim = claims.claim_of(run_folder.run_folder(self.workdir, ready.name), "experiments.sweep")
         if claim.take():
             return claim
         self.holders[cell.name] = str(claim.holder() or "another process")
@@ -178,14 +178,14 @@ class Sweep:
         """Trains cells in one program to its end."""
         listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
         file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
-        runs.write_json(file, listed)
+        run_folder.write_json(file, listed)
         return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
 
     def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
         """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
         for trial in trials:
-            source, target = (runs.run_folder(self.workdir, name) for name in (trial, cell.name))
-            if runs.continue_from(source, target, cell.plain):
+            source, target = (run_folder.run_folder(self.workdir, name) for name in (trial, cell.name))
+            if run_folder.continue_from(source, target, cell.plain):
                 self.say(f"{cell.name}: goes on from {trial}")
 
     def recorded(self, cell: Cell) -> dict | None:
@@ -195,15 +195,15 @@ class Sweep:
           DataChanged: it ended on other data than the cell's config names now.
         """
         kept = self.results / f"{cell.name}.json" if self.results else None
-        file = runs.run_folder(self.workdir, cell.name) / runs.RESULT
-        result = runs.read_result(file)
-        if result and result["status"] in runs.ENDED:
+        file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
+        result = run_folder.read_result(file)
+        if result and result["status"] in run_folder.ENDED:
             check_data(cell, result, file)
-            if kept and runs.read_result(kept) != result:
-                runs.write_json(kept, result)
+            if kept and run_folder.read_result(kept) != result:
+                run_folder.write_json(kept, result)
             return result
-        result = runs.read_result(kept) if kept else None
-        if not result or result["status"] not in runs.ENDED:
+        result = run_folder.read_result(kept) if kept else None
+        if not result or result["status"] not in run_folder.ENDED:
             return None
         check_data(cell, result, kept)
         return result
@@ -257,7 +257,7 @@ class Sweep:
 
 def check_data(cell: Cell, result: dict, file: Path) -> None:
     """Raises DataChanged where the cell's config names other data now than those of its result in `file`."""
-    earlier = result.get(runs.DATA) or {}
+    earlier = result.get(run_folder.DATA) or {}
     if earlier:
         remedy = f"use another --workdir (and --results), or remove {file} to train the cell again"
         now = data_record.make(cell.plain, earlier)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims
-from experiments.main import define_run_flags, launch, load_config, start_devices
+from experiments.cli import define_run_flags, launch, load_config, start_devices
+from experiments.records import claims
 from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
@@ -29,37 +29,39 @@ def main(_) -> int:
     started = time.time()
     named = wanted_runs()
 
-    from experiments import runs
+    from experiments.records import run_folder
 
     def unfinished(those):
         return [
             (name, plain)
             for name, plain in those
-            if runs.look(runs.run_folder(FLAGS.workdir, name), plain, FLAGS.fresh) != "finished"
+            if run_folder.look(run_folder.run_folder(FLAGS.workdir, name), plain, FLAGS.fresh) != "finished"
         ]
 
     pending, status = unfinished(named), 0
-    held = [claims.claim_of(runs.run_folder(FLAGS.workdir, name), "experiments.trials") for name, _ in pending]
+    held = [claims.claim_of(run_folder.run_folder(FLAGS.workdir, name), "experiments.trials") for name, _ in pending]
     with claims.held(held):
         if pending := unfinished(pending):  # another program may have ended some meanwhile
             status = train(pending, started, held)
-    results = [runs.read_result(runs.run_folder(FLAGS.workdir, name) / runs.RESULT) for name, _ in named]
+    results = [
+        run_folder.read_result(run_folder.run_folder(FLAGS.workdir, name) / run_folder.RESULT) for name, _ in named
+    ]
     print(report([result for result in results if result]), flush=True)
     return status
 
 
 def wanted_runs() -> list[tuple[str, dict]]:
     """(name, plain config) of every run asked for."""
-    from experiments import runs
-    from experiments.together import check_alike, parse_seeds, with_seed
+    from experiments.records import run_folder
+    from experiments.sweeps.compatible import check_alike, parse_seeds, with_seed
 
     if FLAGS.cells:
-        listed = runs.read_json(FLAGS.cells, remedy="write it with experiments.sweep --together")
+        listed = run_folder.read_json(FLAGS.cells, remedy="write it with experiments.sweep --together")
         named = [(cell["name"], cell["config"]) for cell in listed]
     elif FLAGS.seeds:
         _, plain = load_config()
         plains = [with_seed(plain, seed) for seed in parse_seeds(FLAGS.seeds)]
-        named = [(runs.run_name(plain), plain) for plain in plains]
+        named = [(run_folder.run_name(plain), plain) for plain in plains]
     else:
         raise UserError("give --config with --seeds=0,1,2, or --cells")
     check_alike([plain for _, plain in named])
@@ -75,9 +77,11 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     import jax
 
     start_devices()
-    from experiments import data_record, export, figures, runs
-    from experiments.schema import unpack_run
-    from experiments.trial_group import TrialGroup
+    from experiments.config.schema import unpack_run
+    from experiments.records import data_record, run_folder
+    from experiments.session import export
+    from experiments.session.trial_group import TrialGroup
+    from experiments.tables import figures
     from lowrank_jax.checkpoints.manager import Checkpoints
     from lowrank_jax.train import memory, tracking
     from lowrank_jax.train.trial_loop import TrialsJob, fit_trials
@@ -101,17 +105,17 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     compiled = group.compile(ahead=True)
     compile_seconds = time.perf_counter() - compile_started
     memory.check_fits(compiled)
-    folders = [runs.run_folder(FLAGS.workdir, name) for name in names]
+    folders = [run_folder.run_folder(FLAGS.workdir, name) for name in names]
     known = data_record.of_task(lead.task)
     check_data(plains, names, group.wide, known)
     for plain, before in zip(plains, stamps, strict=True):
         data_record.check_still(plain, before)
     for folder, plain in zip(folders, plains, strict=True):
-        runs.open_run(folder, plain, FLAGS.fresh, known)
+        run_folder.open_run(folder, plain, FLAGS.fresh, known)
 
     # ---- weights, and where an earlier session stopped ----
     state, frozen, fingerprint = group.load()
-    hashes = [runs.content_hash(plain) for plain in plains]
+    hashes = [run_folder.content_hash(plain) for plain in plains]
     place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
     if FLAGS.fresh and place.exists():
         import shutil
@@ -120,7 +124,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     first, train_seconds = 0, 0.0
     checkpoint = lead.config.checkpoint
     with Checkpoints(
-        place / runs.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}
+        place / run_folder.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}
     ) as checkpoints:
         if checkpoints.latest():
             rest = group.abstract_state._asdict()
@@ -154,13 +158,13 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
             for i, (folder, one) in enumerate(zip(folders, group.each, strict=True)):
                 if outcome.statuses[i] == "finished":
                     export.export_run(folder, one, *group.trial(outcome.state, frozen, i), fingerprint)
-                result = runs.finish_run(
+                result = run_folder.finish_run(
                     folder, names[i], plains[i], outcome.statuses[i], one.parameters, started, outcome.train_seconds,
                     outcome.messages[i], compile_seconds=compile_seconds, seq_len=one.task.seq_len,
                     base=one.base_record(fingerprint), trained=one.trained, together=len(names),
-                    **one.remarks(), **runs.data_of(folder),
+                    **one.remarks(), **run_folder.data_of(folder),
                 )  # fmt: skip
-                trackers[i].summary({"status": outcome.statuses[i], **runs.last_evaluation(result)})
+                trackers[i].summary({"status": outcome.statuses[i], **run_folder.last_evaluation(result)})
                 if result["losses"]:
                     trackers[i].image("curves", figures.draw_run(result, folder / "curves.png"))
         finally:
@@ -175,7 +179,7 @@ def check_data(plains: Sequence[dict], names: Sequence[str], lead: int, known: d
     Raises:
       UserError: names a trial that names other data.
     """
-    from experiments import data_record
+    from experiments.records import data_record
 
     first = data_record.make(plains[lead], known=known)
     for name, plain in zip(names, plains, strict=True):
@@ -188,15 +192,16 @@ def check_data(plains: Sequence[dict], names: Sequence[str], lead: int, known: d
 
 def report(results: Sequence[dict]) -> str:
     """One line a run, then last, best and median of each score over the runs that finished."""
-    from experiments import runs
+    from experiments.records import run_folder
 
     lines = [
-        f"{result['name']}: {result['status']}; {result.get('message') or runs.summary(result)}" for result in results
+        f"{result['name']}: {result['status']}; {result.get('message') or run_folder.summary(result)}"
+        for result in results
     ]
     done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
-    names = [name for name in runs.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
+    names = [name for name in run_folder.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
     for name in names:
-        last = [runs.last_evaluation(result)[name] for result in done]
+        last = [run_folder.last_evaluation(result)[name] for result in done]
         best = [max(evaluation[name] for evaluation in result["evaluations"]) for result in done]
         shown = ", ".join(f"{value:.4f}" for value in last)
         lines.append(

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
+from lowrank_jax.bases.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.interop.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
 
 RECORD = "SOURCE.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)

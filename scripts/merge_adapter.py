@@ -18,17 +18,17 @@ from tqdm import tqdm
 
 from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_configs, residual
 from lowrank_jax.adapters.merge import check_merges
+from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
+from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.core.segments import overlay
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop.carried import carry
-from lowrank_jax.interop.locate import KNOWN
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_config import CONFIG
-from lowrank_jax.interop.sources import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
+from lowrank_jax.interop.peft.config import CONFIG
+from lowrank_jax.interop.peft.folder import load_peft
+from lowrank_jax.layouts.segments import overlay
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 TOKENS = 16  # that the drift is measured on

@@ -15,7 +15,7 @@ _FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _FLAGS:
     os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_force_host_platform_device_count={DEVICES}".strip()
 
-if "xla_cpu_experimental_ynn_fusion_type" not in _FLAGS:  # wrong results: see experiments.main.set_xla_flags
+if "xla_cpu_experimental_ynn_fusion_type" not in _FLAGS:  # wrong results: see experiments.cli.set_xla_flags
     os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
 
 # Compilation is most of the suite: without LLVM's optimisations test_sharding and test_groups took 74 s instead of
@@ -61,7 +61,7 @@ def subwords():
     """A small byte-level BPE that splits digits and punctuation, as SmolLM2's does; 0 BOS, 1 EOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from lowrank_jax.data.tokenizers import SubwordTokenizer
+    from lowrank_jax.text.tokenizers import SubwordTokenizer
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.build import build
-from experiments.main import complete_file
-from experiments.schema import config_hash, to_plain, unpack_run
+from experiments.cli import complete_file
+from experiments.config.schema import config_hash, to_plain, unpack_run
+from experiments.session.build import build
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.registry import LLAMAS
 
@@ -111,7 +111,7 @@ def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
 
 def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
     """Where the weights have been fetched: 67 tokens a pair on average, as letters may join; 74 in the longest."""
-    from lowrank_jax.interop import locate
+    from lowrank_jax.bases import locate
 
     if CACHE is None:
         monkeypatch.delenv("LOWRANK_JAX_CACHE")
@@ -157,7 +157,7 @@ def test_pico_pretrain(tmp_path):
 
 def test_grids_are_made_of_configs_that_exist():
     """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
-    from experiments.defaults import wrong_key
+    from experiments.config.defaults import wrong_key
 
     files = {"uuid": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):

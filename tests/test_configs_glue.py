@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import glue_hyperparameters as tables
+from configs.hyperparameters import glue as tables
 from configs.sweeps import glue_minilm
-from experiments.build import build
-from experiments.defaults import complete
-from experiments.main import complete_file
-from experiments.schema import to_plain, unpack_run
-from experiments.together import group_key
+from experiments.cli import complete_file
+from experiments.config.defaults import complete
+from experiments.config.schema import to_plain, unpack_run
+from experiments.session.build import build
+from experiments.sweeps.compatible import group_key
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.glue.specs import GLUE
 

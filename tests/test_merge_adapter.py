@@ -21,13 +21,13 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, merge, residual
+from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import count
 from lowrank_jax.interop import llama
-from lowrank_jax.interop.peft_export import save_peft
-from lowrank_jax.interop.sources import BaseConfig, load_base
+from lowrank_jax.interop.peft.export import save_peft
 
 torch.set_num_threads(1)
 SCRIPT = Path(__file__).parents[1] / "scripts" / "merge_adapter.py"

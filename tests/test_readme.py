@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import glue_table, glue_text, quantized_table, suite_table, tables
+from experiments.bench import report
+from experiments.tables import lora_table2, lora_text, mora_table2, quantized
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -53,23 +54,23 @@ def test_every_part_has_its_section():
 @pytest.mark.parametrize("scale", ["laptop", "gpu"])
 def test_tables_are_those_of_the_recorded_results(scale):
     """Every row that `experiments.tables` prints stands in the README."""
-    rows = tables.render(
-        tables.mora_table2(tables.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
+    rows = mora_table2.render(
+        mora_table2.mora_table2(mora_table2.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
     )
     assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
 
 
 def test_speeds_are_those_of_the_recorded_results():
-    (suite,) = suite_table.load_suites([ROOT / "experiments" / "results" / "speed" / "h200_suite.json"])
-    assert suite_table.render(suite, "markdown").split("\n\n")[0] in TEXT
-    rows = quantized_table.quantized(tables.load_results([ROOT / "experiments" / "results"]))
-    assert quantized_table.render(rows, "markdown").split("\n\n")[0] in TEXT
+    (suite,) = report.load_suites([ROOT / "experiments" / "results" / "speed" / "h200_suite.json"])
+    assert report.render(suite, "markdown").split("\n\n")[0] in TEXT
+    rows = quantized.quantized(mora_table2.load_results([ROOT / "experiments" / "results"]))
+    assert quantized.render(rows, "markdown").split("\n\n")[0] in TEXT
 
 
 def test_glue_rows_are_those_of_the_recorded_results():
     """Ours of LoRA's Table 2, as `experiments.tables` prints them."""
-    results = tables.load_results([ROOT / "experiments" / "results"])
-    printed = glue_text.render(glue_table.lora_table2(results, "minilm-l6"), "markdown")
+    results = mora_table2.load_results([ROOT / "experiments" / "results"])
+    printed = lora_text.render(lora_table2.lora_table2(results, "minilm-l6"), "markdown")
     ours = next(block for block in printed.split("\n\n") if block.startswith("| method"))
     assert len(ours.splitlines()) > 2
     assert ours in TEXT

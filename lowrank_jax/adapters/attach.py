@@ -11,11 +11,11 @@ from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.groups import Group, find_groups
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.fused import Groups
 from lowrank_jax.core.paths import flatten, nearest, unflatten
-from lowrank_jax.core.products import formed_apart
-from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import ApplyFn, Array, Tree
+from lowrank_jax.layouts.fused import Groups
+from lowrank_jax.ops.products import formed_apart
+from lowrank_jax.ops.quantized import Quantized, dense, multiply
 
 
 def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyFn:
@@ -30,8 +30,8 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyF
 
     Args:
       model, plan: the model, and the sites among its modules.
-      groups: kernels that the model reads side by side, as in `core.fused`; the plan and the adapters keep the parts'
-        own paths.
+      groups: kernels that the model reads side by side, as in `layouts.fused`; the plan and the adapters keep the
+        parts' own paths.
 
     The first whole call (without `method`) is held to the plan while it is traced: a site that no module of the model
     reads would silently stay at its start.

@@ -176,7 +176,7 @@ class Family:
         one site for all, such that its delta is theirs side by side. Leaves are `prepare`'s, stack axes in front.
       joins: (specs, columns of all parts) -> whether `join` serves them and pays.
       apart: spec -> whether delta and its gradient are something narrow repeated, which whatever reads the sum with
-        x W, or with its gradient, adds at less cost than it is written at (`core.products.formed_apart`).
+        x W, or with its gradient, adds at less cost than it is written at (`ops.products.formed_apart`).
       needs_kernel: spec -> whether `init` starts from the kernel.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's

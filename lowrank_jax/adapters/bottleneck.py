@@ -21,8 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.products import trained_matmul
 from lowrank_jax.core.types import Array, PRNGKey
+from lowrank_jax.ops.products import trained_matmul
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.plan import Plan
-from lowrank_jax.core.flops import product_flops
+from lowrank_jax.ops.flops import product_flops
 
 
 def adapter_flops(plan: Plan, tokens: int) -> int:

@@ -13,8 +13,8 @@ from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.quantized import Quantized, dense
 from lowrank_jax.core.types import PRNGKey, Tree
+from lowrank_jax.ops.quantized import Quantized, dense
 
 
 def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.quantized import BLOCK, LEVELS, TINY, nearest_level
 from lowrank_jax.core.types import Array, PRNGKey
+from lowrank_jax.ops.quantized import BLOCK, LEVELS, TINY, nearest_level
 
 FROM_KERNEL = ("pissa", "olora", "loftq")
 LOFTQ_STEPS = 5  # quantise, then factorise what that lost, in turn: the LoftQ paper's T

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.products import trained_matmul
-from lowrank_jax.core.saved import saved_product
 from lowrank_jax.core.types import Array, PRNGKey
+from lowrank_jax.ops.products import trained_matmul
+from lowrank_jax.ops.saved import saved_product
 
 # An H100 reads and writes an output's 2 + 2 bytes in the time of 526 multiply-adds (3.0 TB/s, 790 TFLOP/s); half that.
 JOINED_RANK = 256

@@ -13,8 +13,8 @@ from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.plan import PRE_NORM, Plan, Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.quantized import dense, dense_tree
 from lowrank_jax.core.types import Report, Tree
+from lowrank_jax.ops.quantized import dense, dense_tree
 
 
 def merge(variables: Tree, plan: Plan, report: Report | None = None) -> dict[str, Any]:

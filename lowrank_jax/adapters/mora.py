@@ -14,8 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.adapters import mora_maps as maps
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.products import formed_gradient, trained_matmul
 from lowrank_jax.core.types import Array, PRNGKey
+from lowrank_jax.ops.products import formed_gradient, trained_matmul
 
 # scheme -> (f_comp, f_decomp); the names typeN are the official code's.
 GROUPINGS = {

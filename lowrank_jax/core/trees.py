@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import first_match, flatten, unflatten
-from lowrank_jax.core.quantized import Quantized, refuse_training
 from lowrank_jax.core.types import Rules, Tree
 
 FROZEN = (".*", False)
@@ -37,7 +36,9 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
         if decision is None:
             raise UserError(f"no trainable rule matches {path!r}; end the rules with ('.*', False) to freeze the rest")
         if decision:
-            refuse_training(path, leaf)
+            if is_coded(leaf):
+                remedy = "set base.quantize=none, or train adapters"
+                raise UserError(f"{path} is held as {leaf.kind} codes and cannot be trained; {remedy}")
             trainable[path] = as_master(leaf)
         else:
             frozen[path] = leaf
@@ -81,9 +82,14 @@ def cast_leaf(leaf: Any, dtype: Any) -> Any:
     return leaf.astype(dtype)
 
 
+def is_coded(leaf: Any) -> bool:
+    """Whether a leaf is a weight held as codes (`ops.quantized.Quantized`) and no array."""
+    return hasattr(leaf, "codes")
+
+
 def count(tree: Tree) -> int:
     """Number of scalars in the tree; a quantised kernel counts its weights."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    leaves = jax.tree.leaves(tree, is_leaf=is_coded)
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_jax.data.tokenizers import Tokenizer
+from lowrank_jax.text.tokenizers import Tokenizer
 
 WHOLE = 2**31 - 1  # a length that cuts no row
 CHUNK = 8192  # rows encoded at once: Python's lists of ids take some ten times the arrays' memory

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -5,7 +5,6 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
@@ -15,6 +14,7 @@ from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 from lowrank_jax.models.layers import ACTIVATIONS
+from lowrank_jax.text.tokenizers import Tokenizer
 
 _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
     "attention/query": "attention.self.query",

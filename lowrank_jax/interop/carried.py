@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import (
+from lowrank_jax.interop.gguf_tokenizer import gguf_config, gguf_framed, gguf_generation, gguf_settings
+from lowrank_jax.interop.readers import GGUFReader, open_checkpoint, read_json
+from lowrank_jax.text.tokenizers import (
     BYTE_CLASS,
     PIECE_FILES,
     ByteTokenizer,
@@ -16,11 +18,9 @@ from lowrank_jax.data.tokenizers import (
     has_tokenizer,
     tokenizer_files,
 )
-from lowrank_jax.data.vocabulary_files import BYTE_PAIRS, WORD_PIECES
-from lowrank_jax.interop.gguf_tokenizer import gguf_config, gguf_framed, gguf_generation, gguf_settings
-from lowrank_jax.interop.locate import TEMPLATES
-from lowrank_jax.interop.readers import GGUFReader, open_checkpoint, read_json
+from lowrank_jax.text.vocabulary_files import BYTE_PAIRS, WORD_PIECES
 
+TEMPLATES = "additional_chat_templates"  # the folder where transformers keeps chat templates by name
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 BESIDE = ("chat_template.jinja", "chat_template.json", GENERATION)
 TOKENIZER = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", *BYTE_PAIRS, WORD_PIECES)

@@ -5,7 +5,6 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
@@ -14,6 +13,7 @@ from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.deberta import DebertaConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
+from lowrank_jax.text.tokenizers import Tokenizer
 
 PREFIX = "deberta."  # of the encoder, in files of a model with a head and in Microsoft's
 # Published files carry what pre-training alone used, and transformers reads none of it either: the replaced-word head,

@@ -14,11 +14,11 @@ from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import Tokenizer, save_tokenizer
 from lowrank_jax.interop import keymap
 from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.readers import INDEX, SINGLE
+from lowrank_jax.text.tokenizers import Tokenizer, save_tokenizer
 
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 

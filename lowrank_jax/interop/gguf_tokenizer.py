@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import SubwordTokenizer
 from lowrank_jax.interop.readers import GGUFReader
+from lowrank_jax.text.tokenizers import SubwordTokenizer
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama.cpp's token types
 # transformers' name: GGUF's part of tokenizer.ggml.*_token_id ("seperator" is its spelling)

@@ -8,7 +8,6 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
@@ -16,6 +15,7 @@ from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.gpt2 import GPT2Config
+from lowrank_jax.text.tokenizers import Tokenizer
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "gpt2")
 PREFIX = "transformer."  # GPT2LMHeadModel's; GPT2Model, and the files that OpenAI's weights came in, have none

@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.quantized import Quantized
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop.readers import Part, Reader
+from lowrank_jax.ops.quantized import Quantized
 
 LAYER = "{layer}"
 BLOCK = 2**21  # values of a tensor that the host holds at a time: 8 MiB of float32

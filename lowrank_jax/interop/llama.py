@@ -8,7 +8,6 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Report
-from lowrank_jax.data.tokenizers import Tokenizer
 from lowrank_jax.interop.carried import Carried
 from lowrank_jax.interop.export import special_ids, write_checkpoint
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, section
@@ -17,6 +16,7 @@ from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.llama import LlamaConfig
+from lowrank_jax.text.tokenizers import Tokenizer
 
 # Keys that hold no weight: rotary buffers of old files.
 HF_IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)

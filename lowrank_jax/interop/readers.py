@@ -67,7 +67,7 @@ class SafetensorsReader:
             try:
                 with safe_open(file, framework="np") as handle:
                     self.metadata.update(handle.metadata() or {})
-                    slices = {key: handle.get_slice(key) for key in handle.keys()}
+                    slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 (no dictionary: it is not iterable)
                     held = {key: (file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} {DAMAGED} ({_one_line(error)}); copy or download it again") from None

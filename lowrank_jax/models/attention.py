@@ -11,9 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.core.saved import saved_product
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.layers import Linear
+from lowrank_jax.ops.saved import saved_product
 
 ATTENTION = ("auto", "xla", "cudnn", "heads_first")
 QKV = ("query", "key", "value")
@@ -30,7 +30,7 @@ class Attention(nn.Module):
       use_bias: the projections have biases.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
       implementation: "auto", "xla", "cudnn" or "heads_first"; see `pick_implementation`.
-      fused: one product for query, key and value; see `core.fused`.
+      fused: one product for query, key and value; see `layouts.fused`.
     """
 
     heads: int

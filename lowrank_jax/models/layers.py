@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax.core.quantized import Quantized, dense, multiply
 from lowrank_jax.core.types import Array
+from lowrank_jax.ops.quantized import Quantized, dense, multiply
 
 KERNEL_INIT = nn.initializers.lecun_normal()
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -32,7 +32,7 @@ ACTIVATIONS = {  # HF's names
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
-    A kernel that is held as codes (`core.quantized`) is dequantised here, one layer of a scan at a time.
+    A kernel that is held as codes (`ops.quantized`) is dequantised here, one layer of a scan at a time.
 
     Attributes:
       features: width of the output.

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.fused import Groups
-from lowrank_jax.core.saved import saved_product
-from lowrank_jax.core.segments import segments
 from lowrank_jax.core.types import Array
+from lowrank_jax.layouts.fused import Groups
+from lowrank_jax.layouts.segments import segments
 from lowrank_jax.models.attention import QKV, Attention, RopeScaling, rotary_tables
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
 from lowrank_jax.models.stack import add_layers
+from lowrank_jax.ops.saved import saved_product
 
 COUNTS = (
     "vocab_size",
@@ -122,7 +122,7 @@ class Llama(CausalLM):
     """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`.
 
     Attributes:
-      fused: products that read one input are one, of the kernels that `fused_groups` names; see `core.fused`.
+      fused: products that read one input are one, of the kernels that `fused_groups` names; see `layouts.fused`.
     """
 
     config: LlamaConfig

@@ -8,7 +8,7 @@ import jax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.core.segments import segments
+from lowrank_jax.layouts.segments import segments
 
 _policies = jax.checkpoint_policies
 

@@ -29,7 +29,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class GenerationTask(Task, Protocol):
-    """A task that is scored by decoding: `train.evaluate` decodes and hands the text back to `score`."""
+    """A task that is scored by decoding: `forms.evaluate` decodes and hands the text back to `score`."""
 
     max_new_tokens: int
     stop_id: int | None

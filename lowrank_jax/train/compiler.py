@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from lowrank_jax.core.fused import Groups
+from lowrank_jax.layouts.fused import Groups
 
 TRITON = "xla_gpu_enable_triton_gemm"
 GRAPHS = "xla_gpu_enable_command_buffer"
@@ -25,13 +25,13 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
     Wide scans: no CUDA graphs. As products read their weights within the stack, XLA brings the whole graph up to date
     before every step (unrolled, one H200: 214.6 ms, without graphs 211.6).
 
-    Unrolled, where every layer's weights are an array of its own (`core.layers`): no products that read slices in
+    Unrolled, where every layer's weights are an array of its own (`layouts.unstacked`): no products that read slices in
     place, which would be the adapters' alone. They cost more before a step than their copies in it (0.04 to 1.3 GB in
     one kernel), and without them a graph is replayed as it is (SmolLM2-135M, 64 x 64 tokens, one H200: 26.3 ms, 16.3).
 
     Args:
       width: features of the residual stream.
-      groups: the kernels that lie side by side (`core.fused`); without, XLA's defaults stay: not measured.
+      groups: the kernels that lie side by side (`layouts.fused`); without, XLA's defaults stay: not measured.
       unrolled: whether the layers are no loop.
       device: one of the step's.
     """
@@ -47,7 +47,7 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
 
 
 def loss_unroll(device: Any) -> int:
-    """Chunks of logits in an iteration of the loss's compiled loop (`tasks.losses.chunked_next_token_loss`).
+    """Chunks of logits in an iteration of the loss's compiled loop (`ops.losses.chunked_next_token_loss`).
 
     GPUs: an iteration is launched by the host, outside of the CUDA graph. With one chunk each, 32 of them took 1.4 ms
     more than 8 (eight trials of SmolLM2-135M, 16 x 64 tokens, 29.5 ms, one H100). Elsewhere 1: XLA's CPU backend keeps

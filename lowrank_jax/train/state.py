@@ -84,7 +84,7 @@ def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
 
 
 def layer_cuts(choice: str | Rules, layers: int) -> tuple[int, ...]:
-    """Where the choice needs the stack of layers cut (`core.segments`): () for most, (layers - 2,) for "ft-top2".
+    """Where the choice needs the stack of layers cut (`layouts.segments`): () for most, (layers - 2,) for "ft-top2".
 
     Raises:
       UserError: the model has no layer below those that are to be trained.

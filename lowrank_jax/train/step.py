@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from lowrank_jax.core.trees import combine
-from lowrank_jax.core.types import ApplyFn, Array, Tree
-from lowrank_jax.tasks.losses import chunked_next_token_loss
+from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
+from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.train.state import TrainState
-
-# (variables, batch, rngs) -> (loss sum, {"weight", "correct", "tokens": sums}); sums, so that micro-batches add up
-# exactly. "tokens" is what speed is counted in, absent where every weight is a token's.
-Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
 
 
 def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:

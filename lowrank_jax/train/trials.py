@@ -15,9 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.types import Array, Tree
+from lowrank_jax.core.types import Array, Objective, Tree
 from lowrank_jax.train.state import TrainState
-from lowrank_jax.train.step import Objective, make_step
+from lowrank_jax.train.step import make_step
 
 TRIAL = "trial"
 SHARED = "params"  # the part of a frozen tree that all trials read

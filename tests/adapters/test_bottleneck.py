@@ -215,7 +215,7 @@ def test_gradients_are_those_of_finite_differences(method):
             direction[path] = rng.normal(size=direction[path].shape)
 
             def moved(t, direction=unflatten(direction)):
-                return jax.tree.map(lambda x, y: x + t * y, variables["adapters"], direction)
+                return jax.tree.map(lambda leaf, along: leaf + t * along, variables["adapters"], direction)
 
             # The model's norms and sums are float32 whatever it computes in, hence no smaller a step.
             slope = (loss(moved(1e-3)) - loss(moved(-1e-3))) / 2e-3

@@ -11,8 +11,8 @@ import pytest
 from lowrank_jax import adapters
 from lowrank_jax.adapters import lora
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.fused import fuse, separate
 from lowrank_jax.core.paths import flatten
+from lowrank_jax.layouts.fused import fuse, separate
 from lowrank_jax.models.layers import Linear
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model

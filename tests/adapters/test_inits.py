@@ -12,7 +12,7 @@ from lowrank_jax.adapters import AdapterConfig, attach, create, inits, make_plan
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.core.quantized import LEVELS
+from lowrank_jax.ops.quantized import LEVELS
 
 torch.set_num_threads(1)
 D_IN, D_OUT, RANK, ALPHA = 24, 40, 4, 12.0

@@ -9,9 +9,9 @@ from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.quantized import Quantized, dense_tree, quantize
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.ops.quantized import Quantized, dense_tree, quantize
 from lowrank_jax.train.state import trainable_rules
 
 SHAPE = LlamaConfig(

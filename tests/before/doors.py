@@ -22,8 +22,8 @@ RESULTS = ROOT / "experiments" / "results"
 
 def plain_config(words: str) -> dict:
     """The whole plain config of "--config=FILE:ARG --config.key=value ...", as a run would write it down."""
-    from experiments.main import complete_file, relabel
-    from experiments.schema import to_plain
+    from experiments.cli import complete_file, relabel
+    from experiments.config.schema import to_plain
 
     first, *rest = shlex.split(words)
     config = complete_file(f"{ROOT}/{first.removeprefix('--config=')}")
@@ -46,14 +46,14 @@ def _typed(text: str, old: Any) -> Any:
 
 def name_of(plain: dict) -> str:
     """The default name of a run; it ends with the content hash."""
-    from experiments.runs import run_name
+    from experiments.records.run_folder import run_name
 
     return run_name(plain)
 
 
 def hash_of(plain: dict) -> str:
     """The content hash of a plain config."""
-    from experiments.schema import content_hash
+    from experiments.config.schema import content_hash
 
     return content_hash(plain)
 
@@ -65,14 +65,14 @@ def labels_of(plain: dict) -> dict:
 
 def suite_words(suite: str) -> dict[str, tuple[str, ...]]:
     """Row -> its arguments of experiments.bench, of a file of configs/suites."""
-    from experiments.suite_rows import load_suite
+    from experiments.bench.rows import load_suite
 
     return {row.name: row.words for row in load_suite(suite).rows}
 
 
 def grid_cells(config: str, grid: str) -> dict[str, dict]:
     """Name -> labels of every cell of a grid file over a config file."""
-    from experiments.grid import Grid
+    from experiments.sweeps.grid import Grid
 
     cells = Grid(f"{ROOT}/{config}", grid if Path(grid).is_absolute() else f"{ROOT}/{grid}").cells
     return {name: labels_of(cell.plain) for name, cell in cells.items()}
@@ -81,7 +81,7 @@ def grid_cells(config: str, grid: str) -> dict[str, dict]:
 @functools.cache
 def recorded() -> list[dict]:
     """Every recorded result of a run, {"name", "config", "labels", ...} each."""
-    from experiments.records import load_results
+    from experiments.records.results import load_results
 
     return load_results([RESULTS])
 
@@ -94,17 +94,17 @@ def table(name: str, **options: str) -> str:
 
     Results are read once for all tables, and LoRA's table is made once for both its formats: 2 s each.
     """
-    from experiments import glue_table, tables
+    from experiments.tables import lora_table2, mora_table2
 
-    make = glue_table.lora_table2
+    make = lora_table2.lora_table2
     given = {"results": [str(RESULTS)], "scale": "laptop", "model": "minilm-l6", "format": "text", "figures": None}
     said = io.StringIO()
     with (
         contextlib.redirect_stdout(said),
-        mock.patch.object(tables, "load_results", return_value=recorded()),
-        mock.patch.object(glue_table, "lora_table2", lambda _, model: _once(make, model)),
+        mock.patch.object(mora_table2, "load_results", return_value=recorded()),
+        mock.patch.object(lora_table2, "lora_table2", lambda _, model: _once(make, model)),
     ):
-        tables.tables_main([name], SimpleNamespace(**given | options))
+        mora_table2.tables_main([name], SimpleNamespace(**given | options))
     return said.getvalue()
 
 
@@ -122,9 +122,9 @@ def logits(base_folder: str | Path, adapter_folder: str | Path, tokens: Any) -> 
     import numpy as np
 
     from lowrank_jax.adapters import attach, make_plan, read_configs
+    from lowrank_jax.bases.base import architecture_of
     from lowrank_jax.checkpoints.adapters_only import load_adapter
-    from lowrank_jax.interop.peft import load_peft
-    from lowrank_jax.interop.sources import architecture_of
+    from lowrank_jax.interop.peft.folder import load_peft
 
     base = _base(base_folder)
     if (Path(adapter_folder) / "adapter_config.json").exists():
@@ -140,7 +140,7 @@ def logits(base_folder: str | Path, adapter_folder: str | Path, tokens: Any) -> 
 
 @functools.cache
 def _base(folder: str | Path) -> Any:
-    from lowrank_jax.interop.sources import BaseConfig, load_base
+    from lowrank_jax.bases.base import BaseConfig, load_base
 
     return load_base(BaseConfig(str(folder)))
 
@@ -160,9 +160,9 @@ def lower(words: str, seq_len: int | None, trials: int = 1) -> Any:
 
     import jax
 
-    from experiments.build import build
-    from experiments.schema import unpack_run
-    from experiments.trial_group import TrialGroup
+    from experiments.config.schema import unpack_run
+    from experiments.session.build import build
+    from experiments.session.trial_group import TrialGroup
 
     config = unpack_run(plain_config(words))
     seq_len = seq_len or config.labels["seq_len"]

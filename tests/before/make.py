@@ -75,9 +75,10 @@ def start(folder: Path, program: str, words, *, signalled=False) -> None:
 
 def make_bases(folder: Path) -> None:
     """A toy Llama and a toy BERT, their weights drawn wide enough to show in the logits, in float16."""
-    from lowrank_jax.core.paths import flatten, unflatten
     from lowrank_jax.data.tokenizers import ByteTokenizer
     from lowrank_jax.interop.sources import export_params, param_shapes
+
+    from lowrank_jax.core.paths import flatten, unflatten
     from lowrank_jax.models.registry import get_model
 
     rng = np.random.default_rng(0)
@@ -150,13 +151,13 @@ PEFT = ("lora", "dora")
 def make_adapters(folder: Path) -> None:
     """adapters.tar.gz: folders of save_adapter and of save_peft over the toy Llama; logits.npz: what they compute."""
     import jax
+    from lowrank_jax.interop.peft_export import save_peft
+    from lowrank_jax.interop.sources import BaseConfig, load_base
 
     from lowrank_jax import adapters
     from lowrank_jax.checkpoints.adapters_only import save_adapter
     from lowrank_jax.core.paths import flatten, unflatten
     from lowrank_jax.interop import llama
-    from lowrank_jax.interop.peft_export import save_peft
-    from lowrank_jax.interop.sources import BaseConfig, load_base
 
     base, rng, found = load_base(BaseConfig(str(folder / "llama"))), np.random.default_rng(1), {}
     plain = np.asarray(base.model.apply({"params": base.params}, TOKENS))

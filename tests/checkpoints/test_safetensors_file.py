@@ -21,7 +21,7 @@ import numpy as np
 from lowrank_jax.adapters import AdapterConfig, create, make_plan
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
-from lowrank_jax.interop.peft_export import save_peft
+from lowrank_jax.interop.peft.export import save_peft
 
 rows = [Row(f"h.{{layer}}.{n}.weight", f"layers/{n}/kernel", (6, 6), TRANSPOSE) for n in ("up", "down", "gate")]
 params = {"layers": {n: {"kernel": np.ones((2, 6, 6), np.float32)} for n in ("up", "down", "gate")}}

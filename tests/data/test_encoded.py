@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.data import encoded
-from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer, encode_pair
+from lowrank_jax.text.tokenizers import ByteTokenizer, SubwordTokenizer, encode_pair
 
 
 def test_rows_are_what_each_text_encodes_to(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.packing import PackedWindows, join_documents, token_dtype
-from lowrank_jax.data.tokenizers import ByteTokenizer
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 9, 10, 15, 16, 64])

@@ -30,6 +30,12 @@ TOY = {
     "tracking.wandb": "disabled",
 }
 
+# Programs that are packages, or names for a module of one.
+PROGRAMS = {
+    "bench": "experiments.bench.__main__",
+    "kernels": "experiments.bench.kernels",
+    "load": "experiments.bench.load",
+}
 
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
@@ -57,7 +63,7 @@ def quick_curves(request, monkeypatch):
         return path
 
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr("experiments.figures.draw_run", dot)
+        monkeypatch.setattr("experiments.tables.figures.draw_run", dot)
 
 
 @pytest.fixture
@@ -65,12 +71,12 @@ def program(monkeypatch, capfd):
     """program("run", word, ...) -> (status, out, err), through the program's own front door, in this process."""
     from absl import flags
 
-    from experiments.main import launch
+    from experiments.cli import launch
 
     monkeypatch.chdir(ROOT)
 
     def call(name, *words):
-        module = importlib.import_module(f"experiments.{name}")
+        module = importlib.import_module(PROGRAMS.get(name, f"experiments.{name}"))
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
         capfd.readouterr()
         try:
@@ -80,7 +86,7 @@ def program(monkeypatch, capfd):
             for flag in [f for f in flags.FLAGS if f.partition(".")[0] == "config"]:
                 delattr(flags.FLAGS, flag)
             defined = flags.FLAGS.flags_by_module_dict()
-            for flag in [*defined.get(module.__name__, ()), *defined.get("experiments.main", ())]:
+            for flag in [*defined.get(module.__name__, ()), *defined.get("experiments.cli", ())]:
                 flag.unparse()
             flags.FLAGS.unparse_flags()
         return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench_work import random_batch, step_flops
-from experiments.build import build
-from experiments.main import complete_file
-from experiments.schema import to_plain, unpack_run
-from experiments.suite_rows import load_suite
-from experiments.trial_group import TrialGroup
-from lowrank_jax.interop.sources import BaseConfig, export_params, load_base
+from experiments.bench.rows import load_suite
+from experiments.bench.work import random_batch, step_flops
+from experiments.cli import complete_file
+from experiments.config.schema import to_plain, unpack_run
+from experiments.session.build import build
+from experiments.session.trial_group import TrialGroup
+from lowrank_jax.bases.base import BaseConfig, export_params, load_base
 
 ROOT = Path(__file__).parents[2]
 TOY = "shape=toy-llama,rank=2,batch=8,seq=16,dtype=float32"

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.build import build
-from experiments.main import complete_file
-from experiments.schema import to_plain, unpack_run
-from experiments.trial_group import TrialGroup
-from lowrank_jax.core import layers
+from experiments.cli import complete_file
+from experiments.config.schema import to_plain, unpack_run
+from experiments.session.build import build
+from experiments.session.trial_group import TrialGroup
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, nbytes
 from lowrank_jax.interop import partial
+from lowrank_jax.layouts import unstacked
 
 
 def config_of(toy, name="configs/mora_uuid.py", **changes):
@@ -121,7 +121,7 @@ def test_what_load_runs_is_compiled_beside_the_step(toy, caplog, ahead):
     )  # fmt: skip
     experiment = build(config)
     partial._draw_program.cache_clear()  # toy bases of other tests
-    layers._split.cache_clear()
+    unstacked._split.cache_clear()
     experiment.compile(ahead=ahead)
     with jax.log_compiles():
         experiment.load()
@@ -231,9 +231,9 @@ def test_no_tokenizer_no_task(toy):
 
 def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     """Trained and kept apart; the exported model has the whole stack."""
-    from experiments.export import export_run
-    from lowrank_jax.core.segments import join_layers
-    from lowrank_jax.interop.sources import BaseConfig, load_base
+    from experiments.session.export import export_run
+    from lowrank_jax.bases.base import BaseConfig, load_base
+    from lowrank_jax.layouts.segments import join_layers
 
     config = config_of(toy, base__name="pico-llama", adapter__method="none", trainable="ft-top2", mesh__fsdp=8)
     experiment = build(dataclasses.replace(config, export=dataclasses.replace(config.export, merged="float32")))
@@ -259,7 +259,7 @@ def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     for path, leaf in flatten(whole).items():
         np.testing.assert_array_equal(flatten(again)[path], leaf)
     from lowrank_jax.checkpoints.adapters_only import load_adapter
-    from lowrank_jax.core.segments import overlay
+    from lowrank_jax.layouts.segments import overlay
 
     kept, _, _ = load_adapter(tmp_path / "adapter", fingerprint)
     laid = flatten(overlay(join_layers(before), kept["params"]))

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, runs
-from experiments.records import load_results
+from experiments.records import claims, run_folder
+from experiments.records.results import load_results
 
 ROOT = Path(__file__).parents[2]
 # Takes the claim on a run's folder and waits.
 HOLD = """
 import sys, time
-from experiments import claims
+from experiments.records import claims
 claim = claims.claim_of(sys.argv[1], "experiments.hold")
 print(claim.take(), flush=True)
 time.sleep(float(sys.argv[2]))
@@ -101,8 +101,8 @@ def test_a_finished_run_is_read_without_its_claim(run, straight, holder, tmp_pat
 
 def test_trials_claim_every_name_or_none(program, tmp_path, monkeypatch):
     from experiments import trials
-    from experiments.main import complete_file
-    from experiments.schema import to_plain
+    from experiments.cli import complete_file
+    from experiments.config.schema import to_plain
 
     monkeypatch.setattr(trials, "train", lambda *_: pytest.fail("it trained"))
     monkeypatch.chdir(ROOT)
@@ -222,5 +222,5 @@ def test_a_run_called_as_anothers_claim(tmp_path):
     claim = claims.claim_of(tmp_path / "run", "test")
     assert claim.take()
     with pytest.raises(claims.UserError, match="is a file; choose another --name"):
-        runs.look(tmp_path / "run.lock", {})
+        run_folder.look(tmp_path / "run.lock", {})
     claim.release()

@@ -2,16 +2,16 @@
 
 import pytest
 
-from experiments import runs
+from experiments.records import run_folder
 
 
 @pytest.fixture
 def trial(tmp_path):
     plain = {"seed": 0, "train": {"steps": 100, "stop_at": 20}, "labels": {"stage": "rates"}}
     folder = tmp_path / "trial"
-    (folder / runs.CHECKPOINTS / "20").mkdir(parents=True)
-    (folder / runs.METRICS).write_text('{"step": 20}\n')
-    runs.write_json(folder / runs.CONFIG, plain)
+    (folder / run_folder.CHECKPOINTS / "20").mkdir(parents=True)
+    (folder / run_folder.METRICS).write_text('{"step": 20}\n')
+    run_folder.write_json(folder / run_folder.CONFIG, plain)
     return folder, plain
 
 
@@ -22,23 +22,23 @@ def full(plain, **changes):
 def test_the_full_row_takes_over_checkpoints_and_records(trial, tmp_path):
     folder, plain = trial
     target = tmp_path / "row"
-    assert runs.continue_from(folder, target, full(plain))
-    assert (target / runs.CHECKPOINTS / "20").is_dir()
-    assert (target / runs.METRICS).read_text() == '{"step": 20}\n'
-    assert runs.open_run(target, full(plain)) == "resume"
-    assert not runs.continue_from(folder, target, full(plain))  # it exists: never overwritten
+    assert run_folder.continue_from(folder, target, full(plain))
+    assert (target / run_folder.CHECKPOINTS / "20").is_dir()
+    assert (target / run_folder.METRICS).read_text() == '{"step": 20}\n'
+    assert run_folder.open_run(target, full(plain)) == "resume"
+    assert not run_folder.continue_from(folder, target, full(plain))  # it exists: never overwritten
 
 
 def test_another_config_is_not_continued(trial, tmp_path):
     folder, plain = trial
-    assert not runs.continue_from(folder, tmp_path / "row", full(plain, seed=1))
+    assert not run_folder.continue_from(folder, tmp_path / "row", full(plain, seed=1))
     assert not (tmp_path / "row").exists()
 
 
 def test_a_run_that_stopped_early_goes_on_when_more_steps_are_asked_for(trial):
     folder, plain = trial
-    runs.write_json(folder / runs.RESULT, {"status": "finished", "config": plain})
-    assert runs.open_run(folder, plain) == "finished"
-    assert runs.open_run(folder, full(plain)) == "resume"
-    runs.write_json(folder / runs.RESULT, {"status": "diverged", "config": plain})
-    assert runs.open_run(folder, full(plain)) == "finished"  # it would diverge again
+    run_folder.write_json(folder / run_folder.RESULT, {"status": "finished", "config": plain})
+    assert run_folder.open_run(folder, plain) == "finished"
+    assert run_folder.open_run(folder, full(plain)) == "resume"
+    run_folder.write_json(folder / run_folder.RESULT, {"status": "diverged", "config": plain})
+    assert run_folder.open_run(folder, full(plain)) == "finished"  # it would diverge again

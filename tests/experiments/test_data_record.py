@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from experiments import data_record, runs, sweep
-from experiments.grid import Grid
-from experiments.schema import content_hash
+from experiments import sweep
+from experiments.config.schema import content_hash
+from experiments.records import data_record, run_folder
+from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data import digest
 
@@ -96,7 +97,7 @@ def test_a_run_does_not_go_on_on_other_data_of_one_path_and_number_of_rows(text_
 
 
 def test_data_that_change_between_the_reading_and_the_digest_are_refused(text_run, tmp_path, monkeypatch):
-    from experiments import build
+    from experiments.session import build
     from lowrank_jax.train import memory
 
     monkeypatch.setattr(memory, "check_fits", lambda _: None)
@@ -108,32 +109,32 @@ def test_data_that_change_between_the_reading_and_the_digest_are_refused(text_ru
 def test_a_folder_without_digests_goes_on_with_a_note_and_fresh_takes_other_data(tmp_path, capfd):
     path, folder = write(tmp_path / "a.jsonl", "cats"), tmp_path / "run"
     plain = {"seed": 0, "task": {"name": "text", "path": str(path)}}
-    runs.write_json(folder / runs.CONFIG, plain)
-    assert runs.open_run(folder, plain) == "resume"
+    run_folder.write_json(folder / run_folder.CONFIG, plain)
+    assert run_folder.open_run(folder, plain) == "resume"
     note = capfd.readouterr().out
     assert f"{folder} has no digest of {path}" in note
     assert note.count("\n") == 1
-    assert runs.data_of(folder) == {"data": data_record.make(plain)}
-    assert runs.open_run(folder, plain) == "resume"
+    assert run_folder.data_of(folder) == {"data": data_record.make(plain)}
+    assert run_folder.open_run(folder, plain) == "resume"
     assert capfd.readouterr().out == ""
     write(path, "dogs")
     with pytest.raises(UserError, match=f"the contents of {path} have changed"):
-        runs.open_run(folder, plain)
-    assert runs.open_run(folder, plain, fresh=True) == "new"
-    assert runs.open_run(folder, plain) == "resume"
+        run_folder.open_run(folder, plain)
+    assert run_folder.open_run(folder, plain, fresh=True) == "new"
+    assert run_folder.open_run(folder, plain) == "resume"
 
 
 def test_a_row_that_goes_on_from_its_trial_goes_on_on_its_data(tmp_path):
     path, trial = write(tmp_path / "a.jsonl", "cats"), tmp_path / "trial"
     plain = {"task": {"name": "text", "path": str(path)}, "train": {"steps": 9, "stop_at": 2}}
-    runs.open_run(trial, plain)
-    (trial / runs.CHECKPOINTS).mkdir()
-    (trial / runs.METRICS).write_text("")
+    run_folder.open_run(trial, plain)
+    (trial / run_folder.CHECKPOINTS).mkdir()
+    (trial / run_folder.METRICS).write_text("")
     full = {**plain, "train": {"steps": 9, "stop_at": 0}}
     write(path, "dogs")
-    assert runs.continue_from(trial, tmp_path / "row", full)
+    assert run_folder.continue_from(trial, tmp_path / "row", full)
     with pytest.raises(UserError, match=f"the contents of {path} have changed"):
-        runs.look(tmp_path / "row", full)
+        run_folder.look(tmp_path / "row", full)
 
 
 # ---- the record of each kind of data ----
@@ -187,8 +188,8 @@ def test_glue_is_compared_by_its_rows_wherever_they_lie(tiny_glue, tmp_path, mon
 
 
 def test_a_built_glue_task_knows_its_digests(tiny_glue):
-    from lowrank_jax.data.tokenizers import ByteTokenizer
     from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+    from lowrank_jax.text.tokenizers import ByteTokenizer
 
     config = GlueConfig(task="mnli", data_dir=str(tiny_glue), allow_partial=True)
     known = data_record.of_task(GlueTask(config, ByteTokenizer()))
@@ -270,8 +271,8 @@ def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept,
     for cell, arg in zip(cells, "ab", strict=True):
         write(tmp_path / f"{arg}.jsonl", "cats")
         result = {"name": cell.name, "status": "finished", "config": cell.plain, "data": data_record.make(cell.plain)}
-        place = tmp_path / "results" / f"{cell.name}.json" if kept else tmp_path / cell.name / runs.RESULT
-        runs.write_json(place, result)
+        place = tmp_path / "results" / f"{cell.name}.json" if kept else tmp_path / cell.name / run_folder.RESULT
+        run_folder.write_json(place, result)
 
     def states(together):
         said = []

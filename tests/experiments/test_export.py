@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from experiments.export import ExportConfig, export_run
+from experiments.session.export import ExportConfig, export_run
 from lowrank_jax.adapters import AdapterConfig, create, make_plan
+from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base, param_shapes
 from lowrank_jax.core.paths import unflatten
-from lowrank_jax.data.tokenizers import ByteTokenizer
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, export_params, load_base, param_shapes
 from lowrank_jax.models.registry import get_model
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import runs
-from lowrank_jax.data.tokenizers import ByteTokenizer
-from lowrank_jax.interop.sources import BaseConfig, export_params, load_base
+from experiments.records import run_folder
+from lowrank_jax.bases.base import BaseConfig, export_params, load_base
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -59,7 +59,7 @@ def whole(program, config, kept):
 @pytest.mark.parametrize(("task", "metric"), [("cola", "matthews"), ("stsb", "pearson"), ("mnli", "overall")])
 def test_a_run_of_each_kind(whole, task, metric):
     """Epochs in steps, an evaluation after each, the head counted, and what the record says of the data."""
-    result = runs.read_result(whole(task) / "result.json")
+    result = run_folder.read_result(whole(task) / "result.json")
     assert [evaluation["step"] for evaluation in result["evaluations"]] == [2, 4, 6]
     assert all(metric in evaluation and evaluation["nonfinite"] == 0 for evaluation in result["evaluations"])
     labels = {"cola": 2, "stsb": 1, "mnli": 3}[task]
@@ -78,8 +78,8 @@ def test_seeds_together_are_the_seeds_alone(program, tmp_path, config, whole):
     (second,) = (tmp_path / "alone").iterdir()
     losses = []
     for folder in (whole("mnli"), second):
-        ours = runs.read_result(tmp_path / "together" / folder.name / "result.json")
-        theirs = runs.read_result(folder / "result.json")
+        ours = run_folder.read_result(tmp_path / "together" / folder.name / "result.json")
+        theirs = run_folder.read_result(folder / "result.json")
         losses.append(theirs["losses"])
         np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=2e-4)
         assert [e["main"] for e in ours["evaluations"]] == [e["main"] for e in theirs["evaluations"]]

@@ -1,10 +1,10 @@
-"""experiments.grid: cells and the trials they need, the rate a stage chooses, bad grids, and the grids that ship."""
+"""sweeps.grid: cells and the trials they need, the rate a stage chooses, bad grids, and the grids that ship."""
 
 from pathlib import Path
 
 import pytest
 
-from experiments.grid import Grid, best_value
+from experiments.sweeps.grid import Grid, best_value
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.load import ResidentPeak
+from experiments.bench.load import ResidentPeak
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, load
 from lowrank_jax.interop.readers import open_checkpoint
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import build as build_module
+from experiments.session import build as build_module
 
 TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
 
@@ -124,7 +124,7 @@ def test_a_base_of_another_architecture(run, no_work, local_base):
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwords):
-    from lowrank_jax.data.tokenizers import save_tokenizer
+    from lowrank_jax.text.tokenizers import save_tokenizer
 
     size = subwords.vocab_size
     folder = local_base({**LLAMA, "vocab_size": size - 1})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.main import start_devices
+from experiments.cli import start_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,7 +135,7 @@ def wait_for(path, process):
 
 TWICE = """
 from experiments import run
-from experiments.main import launch
+from experiments.cli import launch
 
 def twice(argv):
     run.main(argv)
@@ -184,7 +184,7 @@ port, index, *words = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(index))
 sys.argv = ["run", *words]
 from experiments import run
-from experiments.main import launch
+from experiments.cli import launch
 launch(run.main)
 """
 

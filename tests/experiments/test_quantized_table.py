@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.quantized_table import quantized, render
+from experiments.tables.quantized import quantized, render
 from lowrank_jax.core.errors import UserError
 
 

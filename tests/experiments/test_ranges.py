@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import schema
+from experiments.config import schema
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import OutOfRange, Range
 

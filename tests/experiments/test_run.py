@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import build as build_module
+from experiments.session import build as build_module
 from lowrank_jax.core.errors import UserError
 
 TEXT = "configs/mora_uuid.py:data=text"
@@ -74,7 +74,7 @@ def test_a_run_leaves_its_records(straight, records):
 def test_the_figure_of_a_run(straight, curves, tmp_path):
     from PIL import Image
 
-    from experiments import figures
+    from experiments.tables import figures
 
     result = json.loads((straight().folder / "result.json").read_text())
     drawn = Image.open(figures.draw_run(result, tmp_path / "drawn.png"))
@@ -85,11 +85,11 @@ def test_the_figure_of_a_run(straight, curves, tmp_path):
 @pytest.mark.parametrize("method", ["mora", "lora"])
 def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(run, method, monkeypatch):
     """The adapter, read from its file, on a base that is loaded anew; the merged model, through its files."""
-    from experiments import export
+    from experiments.session import export
     from lowrank_jax import adapters
+    from lowrank_jax.bases.base import BaseConfig, load_base
     from lowrank_jax.checkpoints.adapters_only import load_adapter
     from lowrank_jax.core.trees import combine
-    from lowrank_jax.interop.sources import BaseConfig, load_base
 
     kept = {}
 
@@ -379,7 +379,8 @@ def test_text_rows(run, tmp_path, packed, caplog):
     assert evaluation["perplexity"] == pytest.approx(np.exp(evaluation["loss"]))
     assert 4 < evaluation["loss"] < 6  # ln 259 is 5.6
     assert result["config"]["experiment"] == "finetune"
-    assert result.get("notes", []) == caplog.messages and len(caplog.messages) == (0 if packed else 2)
+    assert result.get("notes", []) == caplog.messages
+    assert len(caplog.messages) == (0 if packed else 2)
 
 
 def test_prompt_and_completion_rows(run, tmp_path):

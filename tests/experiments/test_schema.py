@@ -1,4 +1,4 @@
-"""experiments.schema: strict unpacking, content hashes, differences."""
+"""experiments.config.schema: strict unpacking, content hashes, differences."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from experiments import schema
+from experiments.config import schema
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train.state import TRAINABLE
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs, suite, suite_table
-from experiments.suite_rows import load_suite
+from experiments.bench import report, suite
+from experiments.bench.rows import load_suite
+from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def measured(monkeypatch, rows, tmp_path):
         chosen = rows.select(only)
         kept.forget(chosen if again else ())
         suite.measure(chosen, kept, Path("peer.py") if peer else None, repeats, deadline)
-        return runs.read_json(tmp_path / "toy_suite.json", "")
+        return run_folder.read_json(tmp_path / "toy_suite.json", "")
 
     def run_process(argv, env):
         words = " ".join(argv[1:]).removeprefix("-m experiments.bench ")
@@ -130,7 +131,7 @@ def test_medians_and_claims(measured):
 def test_the_table_says_all_of_it(measured):
     data = measured(repeats=1, peer=False)
     data["peer_note"] = "no --peer was given"
-    text = suite_table.render(data)
+    text = report.render(data)
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "19.0 ms, 1,000 tok/s" in lines["LoRA"]
     assert "time 1.16x of lora (<= 1.1: missed)" in lines["MoRA"]
@@ -141,7 +142,7 @@ def test_the_table_says_all_of_it(measured):
     assert "H100 (Xeon, 16 cores); jax 0.11.2; commit 1a2b3c." in text
     assert "Not available: int8 (ours): unknown config key" in text
     assert "Without the peer: no --peer was given." in text
-    assert suite_table.render(data, "markdown").startswith("| work | the peer | ours | ratio |")
+    assert report.render(data, "markdown").startswith("| work | the peer | ours | ratio |")
 
 
 def test_it_goes_on_where_it_was_and_starts_again_if_told(measured):
@@ -162,7 +163,7 @@ def test_half_a_start_is_measured_whole(measured, tmp_path):
     """A warm start needs the cold one's cache, which is gone."""
     data = measured(repeats=1, only="start")
     data["measurements"] = [one for one in data["measurements"] if one["side"] == "cold"]
-    runs.write_json(tmp_path / "toy_suite.json", data)
+    run_folder.write_json(tmp_path / "toy_suite.json", data)
     measured(repeats=1, only="start")
     assert len(measured.calls) == 4
 
@@ -176,9 +177,9 @@ def test_time_that_is_up(measured, rows, tmp_path, capsys):
 def test_commands_that_the_suite_no_longer_has_are_dropped(measured, tmp_path):
     measured(repeats=1, only="mora")
     path = tmp_path / "toy_suite.json"
-    data = runs.read_json(path, "")
+    data = run_folder.read_json(path, "")
     data["measurements"][0]["command"] += " --older"
-    runs.write_json(path, data)
+    run_folder.write_json(path, data)
     data = measured(repeats=1, only="mora")
     assert [one["command"] for one in data["measurements"]] == [
         "XLA_FLAGS=--b python -m experiments.bench --config=mora"
@@ -197,7 +198,7 @@ def test_records_of_two_cards_become_one(measured, rows, tmp_path):
             card.add(f"{env}python -m experiments.bench {words}", "ours", repeat, found)
     whole = suite.Record(tmp_path / "toy_suite.json", rows)
     whole.take(tmp_path / "card_suite.json")
-    data = runs.read_json(tmp_path / "toy_suite.json", "")
+    data = run_folder.read_json(tmp_path / "toy_suite.json", "")
     found = {row["name"]: row["sides"]["ours"].get("ms") for row in data["rows"] if "ours" in row["sides"]}
     assert found == {"lora": 19.5, "same": 19.5, "mora": 30.0, "trials": 40.0, "int8": None}
     places = {tuple(place["hardware"]["devices"]) for place in data["places"] if "hardware" in place}
@@ -248,21 +249,21 @@ def test_mistakes_are_one_line(rows, tmp_path):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(UserError, match=message):
             load_suite(str(tmp_path / "bad.py"))
-    runs.write_json(tmp_path / "other_suite.json", {"suite": "other"})
+    run_folder.write_json(tmp_path / "other_suite.json", {"suite": "other"})
     with pytest.raises(UserError, match="no record of the suite toy"):
         suite.Record(tmp_path / "other_suite.json", rows)
     with pytest.raises(UserError, match=r"there is no 'gone'"):
-        suite_table.load_suites(["gone"])
+        report.load_suites(["gone"])
     with pytest.raises(UserError, match="holds no record"):
-        suite_table.load_suites([tmp_path])
+        report.load_suites([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["h100", "cpu"])
 def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
-    from experiments.main import load_file
+    from experiments.cli import load_file
 
-    source = (ROOT / "experiments" / "bench.py").read_text()
+    source = (ROOT / "experiments" / "bench" / "__main__.py").read_text()
     known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source), "config"}
     for row in load_suite(name).rows:
         for word in row.words:

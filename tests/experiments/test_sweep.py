@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, sweep
-from experiments.grid import Grid
+from experiments import sweep
+from experiments.records import claims
+from experiments.sweeps.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import figures, runs, tables
 from experiments.papers import ledger, mora
+from experiments.records import run_folder
+from experiments.tables import figures, mora_table2
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +34,10 @@ def plain(method="mora", rank=8, rate=1e-3, seed=0, stage="full", scale="gpu", p
     }
 
 
-def write(folder, accuracy, status="finished", run_folder=False, losses=((1, 2.0), (2, 1.0)), **how):
+def write(folder, accuracy, status="finished", as_folder=False, losses=((1, 2.0), (2, 1.0)), **how):
     config = plain(**how)
-    name = runs.run_name(config)
-    record = runs.result_record(
+    name = run_folder.run_name(config)
+    record = run_folder.result_record(
         name,
         config,
         status,
@@ -47,11 +48,13 @@ def write(folder, accuracy, status="finished", run_folder=False, losses=((1, 2.0
         losses=list(losses),
         environment={},
     )
-    path = folder / name / runs.RESULT if run_folder else folder / f"{name}.json"
-    runs.write_json(path, record)
-    if run_folder:
-        runs.write_json(folder / name / runs.CONFIG, config)
-        runs.write_json(folder / name / "checkpoints" / "9" / "meta.json", {"status": "x", "labels": {}, "name": "no"})
+    path = folder / name / run_folder.RESULT if as_folder else folder / f"{name}.json"
+    run_folder.write_json(path, record)
+    if as_folder:
+        run_folder.write_json(folder / name / run_folder.CONFIG, config)
+        run_folder.write_json(
+            folder / name / "checkpoints" / "9" / "meta.json", {"status": "x", "labels": {}, "name": "no"}
+        )
     return record
 
 
@@ -71,9 +74,9 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
     write(tmp_path, {}, "diverged", method="fft", rate=1e-2)
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text('{"bench": 1}')
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
     rows = rows_of(table)
-    assert list(rows) == list(tables.ROWS["gpu"])
+    assert list(rows) == list(mora_table2.ROWS["gpu"])
     mora8 = rows["mora", 8]
     assert (mora8.rate, mora8.tried, mora8.seeds, mora8.parameters) == (3e-3, (1e-3, 3e-3, 1e-2), 1, 4_884_480)
     assert mora8.accuracy[700] == pytest.approx(90.0)
@@ -82,7 +85,7 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
     assert rows["lora", 32].note == "not run"
     assert rows["mora", 256].note == "r=256: square 735 > width 576"
     assert rows["fft", None].note == "diverged at step 2, lr 0.01"
-    text = tables.render(table)
+    text = mora_table2.render(table)
     line = next(line for line in text.splitlines() if line.startswith("MoRA    8"))
     assert "90.0 | 87.4" in line
     assert "4,884,480" in line
@@ -94,7 +97,7 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
 def test_the_scores_are_those_of_the_task():
     from lowrank_jax.tasks.uuid import score_uuids
 
-    assert set(score_uuids(["x"], ["0" * 36])) == {tables.ACCURACY, tables.EXACT}
+    assert set(score_uuids(["x"], ["0" * 36])) == {mora_table2.ACCURACY, mora_table2.EXACT}
 
 
 def test_the_reason_for_the_empty_row_is_true():
@@ -110,7 +113,7 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
         write(tmp_path, {300: accuracy}, seed=seed)
     write(tmp_path, {300: 0.0}, "diverged", seed=3)
     write(tmp_path, {300: 1.0}, rate=5e-3)  # one seed at another rate does not outvote three
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
     row = rows_of(table)["mora", 8]
     assert row.accuracy == {300: pytest.approx(40.0)}
     assert row.seeds == 3
@@ -120,8 +123,8 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
 
 def test_other_steps_stand_beside_the_papers_and_say_so(tmp_path):
     write(tmp_path, {25: 0.1, 100: 0.99}, scale="laptop")
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "laptop")
-    text = tables.render(table)
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "laptop")
+    text = mora_table2.render(table)
     header = text.splitlines()[2]
     assert header.index("step 25") < header.index("step 100") < header.index("paper 300") < header.index("paper 900")
     assert "another base model and step scale (LLaMA-2 7B" in text
@@ -133,52 +136,52 @@ def test_settings_are_never_mixed(tmp_path):
     write(tmp_path, PAPER_STEPS)
     write(tmp_path, PAPER_STEPS, method="lora")
     write(tmp_path, {300: 0.3}, pairs=40_000, setting="hard")
-    first, second = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    first, second = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
     assert rows_of(first)["mora", 8].accuracy[300] == pytest.approx(10.0)
     assert [(row.method, row.rank) for row in second.rows] == [("mora", 8)]
-    assert "(hard; task.pairs: 10000 -> 40000)" in tables.render(second).splitlines()[0]
+    assert "(hard; task.pairs: 10000 -> 40000)" in mora_table2.render(second).splitlines()[0]
 
 
 def test_nothing_run_prints_the_paper(tmp_path):
-    (table,) = tables.mora_table2([], "paper")
-    text = tables.render(table)
+    (table,) = mora_table2.mora_table2([], "paper")
+    text = mora_table2.render(table)
     assert text.count("not run") == 5
     assert "54.2" in text
 
 
 def test_markdown_escapes_the_bars(tmp_path):
     write(tmp_path, PAPER_STEPS)
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
-    lines = [line for line in tables.render(table, "markdown").splitlines() if line.startswith("|")]
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
+    lines = [line for line in mora_table2.render(table, "markdown").splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 7
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
 def test_results_are_found_in_run_folders_and_once_by_name(tmp_path):
-    write(tmp_path / "runs", PAPER_STEPS, run_folder=True)
+    write(tmp_path / "runs", PAPER_STEPS, as_folder=True)
     write(tmp_path / "results", PAPER_STEPS)
-    found = tables.load_results([tmp_path / "results", tmp_path / "runs"])
+    found = mora_table2.load_results([tmp_path / "results", tmp_path / "runs"])
     assert len(found) == 1
-    assert len(tables.load_results([tmp_path])) == 1
+    assert len(mora_table2.load_results([tmp_path])) == 1
     with pytest.raises(UserError, match="no folder"):
-        tables.load_results([tmp_path / "absent"])
+        mora_table2.load_results([tmp_path / "absent"])
 
 
 def test_figures_are_small_and_drawn_only_from_data(tmp_path):
     curve = [(step, 2.6 / step**0.5) for step in range(1, 401)]
     write(tmp_path, PAPER_STEPS, losses=curve)
     write(tmp_path, PAPER_STEPS, method="lora", losses=curve)
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
     drawn = figures.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_accuracy.png"]
     write(tmp_path, PAPER_STEPS, method="lora", rank=32, losses=curve)
-    (table,) = tables.mora_table2(tables.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
     drawn = figures.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_lora_ranks.png", "gpu_accuracy.png"]
     for path in drawn:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert 5_000 < path.stat().st_size < 100_000
-    (empty,) = tables.mora_table2([], "gpu")
+    (empty,) = mora_table2.mora_table2([], "gpu")
     assert figures.draw(empty, tmp_path / "none") == []
 
 
@@ -214,7 +217,7 @@ def test_the_papers_numbers_have_their_shape():
 
 
 def test_the_ledger_names_real_switches():
-    from experiments.schema import experiment_types, unpack
+    from experiments.config.schema import experiment_types, unpack
 
     types = experiment_types()
     adapter = types["adapter"]
@@ -236,51 +239,51 @@ def test_the_ledger_names_real_switches():
 
 def test_a_run_folder_is_new_resumed_finished_or_refused(tmp_path):
     folder, config = tmp_path / "one", plain()
-    assert runs.open_run(folder, config) == "new"
-    assert json.loads((folder / runs.CONFIG).read_text()) == config
-    assert runs.open_run(folder, {**config, "mesh": {"fsdp": 8}}) == "resume"
-    assert json.loads((folder / runs.CONFIG).read_text())["mesh"] == {"fsdp": 8}
-    (folder / runs.CHECKPOINTS).mkdir()
+    assert run_folder.open_run(folder, config) == "new"
+    assert json.loads((folder / run_folder.CONFIG).read_text()) == config
+    assert run_folder.open_run(folder, {**config, "mesh": {"fsdp": 8}}) == "resume"
+    assert json.loads((folder / run_folder.CONFIG).read_text())["mesh"] == {"fsdp": 8}
+    (folder / run_folder.CHECKPOINTS).mkdir()
     with pytest.raises(UserError) as error:
-        runs.open_run(folder, plain(rate=5e-3, seed=3))
+        run_folder.open_run(folder, plain(rate=5e-3, seed=3))
     assert "optimizer.learning_rate: 0.001 -> 0.005; seed: 0 -> 3" in str(error.value)
     assert "--name" in str(error.value)
     assert "--fresh" in str(error.value)
-    runs.write_json(folder / runs.RESULT, {"status": "finished", "config": config})
-    assert runs.open_run(folder, config) == "finished"
-    runs.write_json(folder / runs.RESULT, {"status": "interrupted"})
-    assert runs.open_run(folder, config) == "resume"
+    run_folder.write_json(folder / run_folder.RESULT, {"status": "finished", "config": config})
+    assert run_folder.open_run(folder, config) == "finished"
+    run_folder.write_json(folder / run_folder.RESULT, {"status": "interrupted"})
+    assert run_folder.open_run(folder, config) == "resume"
     (tmp_path / "two").mkdir()
-    assert runs.open_run(folder, plain(seed=3), fresh=True) == "new"
-    assert [path.name for path in folder.iterdir()] == [runs.CONFIG]
+    assert run_folder.open_run(folder, plain(seed=3), fresh=True) == "new"
+    assert [path.name for path in folder.iterdir()] == [run_folder.CONFIG]
     assert (tmp_path / "two").exists()
 
 
 def test_fresh_never_removes_what_is_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="is no run"):
-        runs.open_run(tmp_path, plain(), fresh=True)
+        run_folder.open_run(tmp_path, plain(), fresh=True)
     assert (tmp_path / "thesis.tex").exists()
     with pytest.raises(UserError, match="is a file"):
-        runs.open_run(tmp_path / "thesis.tex", plain(), fresh=True)
+        run_folder.open_run(tmp_path / "thesis.tex", plain(), fresh=True)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / runs.CONFIG).write_text("{")
+    (tmp_path / "run" / run_folder.CONFIG).write_text("{")
     with pytest.raises(UserError, match="--fresh"):
-        runs.open_run(tmp_path / "run", plain())
+        run_folder.open_run(tmp_path / "run", plain())
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp/x", ".hidden", "a b", "-rf", "a\n"])
 def test_run_names_stay_inside_the_workdir(tmp_path, name):
     with pytest.raises(UserError, match="run name"):
-        runs.run_folder(tmp_path, name)
+        run_folder.run_folder(tmp_path, name)
 
 
 def test_run_names_follow_content():
-    assert runs.run_name(plain()).startswith("mora_uuid-gpu-mora-r8-lr0.001-seed0-")
-    assert runs.run_name(plain("fft", stage="rates")).startswith("mora_uuid-gpu-fft-lr0.001-seed0-rates-")
-    assert runs.run_name({"seed": 1}).startswith("run-seed1-")
-    assert runs.run_name(plain()) == runs.run_name(plain(variant="other"))
-    assert runs.run_name(plain()) != runs.run_name(plain(pairs=5))
+    assert run_folder.run_name(plain()).startswith("mora_uuid-gpu-mora-r8-lr0.001-seed0-")
+    assert run_folder.run_name(plain("fft", stage="rates")).startswith("mora_uuid-gpu-fft-lr0.001-seed0-rates-")
+    assert run_folder.run_name({"seed": 1}).startswith("run-seed1-")
+    assert run_folder.run_name(plain()) == run_folder.run_name(plain(variant="other"))
+    assert run_folder.run_name(plain()) != run_folder.run_name(plain(pairs=5))
 
 
 def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
@@ -292,29 +295,31 @@ def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
         "none": [],
         "in": [{"x": [1]}],
     }
-    runs.write_json(path, {"loss": math.nan, **value})
+    run_folder.write_json(path, {"loss": math.nan, **value})
     assert json.loads(path.read_text()) == {"loss": None, **value}
     assert "  [1, 0.5],\n" in path.read_text()
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(run_folder.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        runs.write_json(path, {"loss": 1.0})
+        run_folder.write_json(path, {"loss": 1.0})
     assert json.loads(path.read_text())["loss"] is None
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_thinning_keeps_both_ends_and_the_last_steps():
     points = [(step, 4.0 - step / 4096) for step in range(1, 10_001)]
-    thinned = runs.thin(points)
+    thinned = run_folder.thin(points)
     assert len(thinned) == 400
     assert thinned[0] == [1, pytest.approx(4.0, abs=1e-3)]
     assert [step for step, _ in thinned[-20:]] == list(range(9_981, 10_001))
-    assert [step for step, _ in runs.thin(points[:5])] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in run_folder.thin(points[:5])] == [1, 2, 3, 4, 5]
     whole = {"status": "finished", "losses": [list(point) for point in points]}
-    assert runs.final_loss({"status": "finished", "losses": thinned}) == pytest.approx(runs.final_loss(whole), abs=1e-6)
+    assert run_folder.final_loss({"status": "finished", "losses": thinned}) == pytest.approx(
+        run_folder.final_loss(whole), abs=1e-6
+    )
 
 
 def test_a_result_is_written_from_the_metrics(tmp_path):
@@ -325,29 +330,29 @@ def test_a_result_is_written_from_the_metrics(tmp_path):
         {"step": 2, "eval/char_accuracy": 0.5, "eval/exact_match": 0.0},
     ]
     config, folder = plain(), tmp_path / "run"
-    runs.open_run(folder, config)
+    run_folder.open_run(folder, config)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')
     counts = {"trainable": 1, "frozen": 2}
-    result = runs.finish_run(folder, "run", config, "finished", counts, 0.0, 3.0, compile_seconds=1.5)
-    assert runs.read_result(folder / runs.RESULT) == result
+    result = run_folder.finish_run(folder, "run", config, "finished", counts, 0.0, 3.0, compile_seconds=1.5)
+    assert run_folder.read_result(folder / run_folder.RESULT) == result
     assert result["losses"] == [[1, 2.0], [2, 1.0]]
     assert result["evaluations"] == [{"step": 2, "char_accuracy": 0.5, "exact_match": 0.0}]
     assert result["compile_seconds"] == 1.5
     assert set(result["environment"]) == {"hardware", "versions", "git", "date"}
     assert result["environment"]["versions"]["jax"]
-    assert runs.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
-    assert runs.summary(result) == "loss 1.0000, char_accuracy 0.5, exact_match 0, 3.0 s of training"
-    assert runs.open_run(folder, config) == "finished"
+    assert run_folder.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
+    assert run_folder.summary(result) == "loss 1.0000, char_accuracy 0.5, exact_match 0, 3.0 s of training"
+    assert run_folder.open_run(folder, config) == "finished"
 
 
 def test_the_commit_can_be_given_outside_git(monkeypatch):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(runs.subprocess, "run", no_git)
-    monkeypatch.delenv(runs.COMMIT_VARIABLE, raising=False)
-    assert runs.git_record() == {"commit": None, "dirty": None}
-    monkeypatch.setenv(runs.COMMIT_VARIABLE, "1a2b3c+dirty")
-    assert runs.git_record() == {"commit": "1a2b3c", "dirty": True}
-    monkeypatch.setenv(runs.COMMIT_VARIABLE, "1a2b3c")
-    assert runs.git_record() == {"commit": "1a2b3c", "dirty": False}
+    monkeypatch.setattr(run_folder.subprocess, "run", no_git)
+    monkeypatch.delenv(run_folder.COMMIT_VARIABLE, raising=False)
+    assert run_folder.git_record() == {"commit": None, "dirty": None}
+    monkeypatch.setenv(run_folder.COMMIT_VARIABLE, "1a2b3c+dirty")
+    assert run_folder.git_record() == {"commit": "1a2b3c", "dirty": True}
+    monkeypatch.setenv(run_folder.COMMIT_VARIABLE, "1a2b3c")
+    assert run_folder.git_record() == {"commit": "1a2b3c", "dirty": False}

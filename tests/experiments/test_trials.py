@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import runs
-from experiments.together import check_alike, group_key, parse_seeds
+from experiments.records import run_folder
+from experiments.sweeps.compatible import check_alike, group_key, parse_seeds
+from lowrank_jax.bases.base import export_params, random_params
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import ByteTokenizer
-from lowrank_jax.interop.sources import export_params, random_params
 from lowrank_jax.models.registry import get_model
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 STEPS = 50
 SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)", checkpoint__every=0)
@@ -36,8 +36,8 @@ def words(toy, folder, **changes):
 
 def cells_file(folder, program, toy, changes):
     """A cells file of runs "cell0", "cell1", ... that differ by `changes`."""
-    from experiments.main import complete_file
-    from experiments.schema import to_plain
+    from experiments.cli import complete_file
+    from experiments.config.schema import to_plain
 
     cells = []
     for number, change in enumerate(changes):
@@ -63,7 +63,7 @@ def cells_file(folder, program, toy, changes):
 
 
 def losses(folder):
-    return dict(runs.read_result(folder / runs.RESULT)["losses"])
+    return dict(run_folder.read_result(folder / run_folder.RESULT)["losses"])
 
 
 def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
@@ -93,9 +93,9 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
         assert found.keys() == expected.keys()
         for name, leaf in expected.items():
             np.testing.assert_allclose(found[name], leaf, atol=2e-4, err_msg=name)
-        evaluations = [runs.read_result(folder / runs.RESULT)["evaluations"] for folder in folders]
+        evaluations = [run_folder.read_result(folder / run_folder.RESULT)["evaluations"] for folder in folders]
         assert evaluations[0] == evaluations[1]
-    assert runs.read_result(folders[0] / runs.RESULT)["together"] == 3
+    assert run_folder.read_result(folders[0] / run_folder.RESULT)["together"] == 3
 
 
 def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program, toy, tmp_path, monkeypatch, records):
@@ -140,7 +140,7 @@ def test_a_trial_that_diverges_leaves_the_others(program, toy, tmp_path):
         {**change, "train__steps": 8, "train__eval_steps": "()", "optimizer__clip_norm": 0.0} for change in changes
     ]
     ended = program("trials", f"--cells={cells_file(tmp_path, program, toy, changes)}", f"--workdir={tmp_path}")
-    results = [runs.read_result(tmp_path / f"cell{i}" / runs.RESULT) for i in range(2)]
+    results = [run_folder.read_result(tmp_path / f"cell{i}" / run_folder.RESULT) for i in range(2)]
     assert [result["status"] for result in results] == ["finished", "diverged"], ended.err
     assert "lower optimizer.learning_rate" in results[1]["message"]
     assert max(losses(tmp_path / "cell0")) == 8

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_jax.bases.base import Base, BaseConfig, load_base
+from lowrank_jax.bases.locate import cache_folder
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.interop.locate import cache_folder
-from lowrank_jax.interop.sources import Base, BaseConfig, load_base
 from lowrank_jax.models.causal import init_cache
 
 TEXTS = {
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     out = parser.parse_args().out
-    from experiments.runs import environment_record
+    from experiments.records.run_folder import environment_record
 
     record = {
         "what": "python -m tests.interop.real_weights --out=FILE",

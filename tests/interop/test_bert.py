@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import UNUSED, BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.bert import config_from_hf, config_to_hf, hf_table
-from lowrank_jax.interop.sources import UNUSED, BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.models.bert import Bert, with_head
 from lowrank_jax.models.registry import ENCODERS, get_model
 

@@ -7,11 +7,11 @@ import jax
 import pytest
 import torch
 
+from lowrank_jax.bases import locate
+from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop import locate
 from lowrank_jax.interop.carried import carry
 from lowrank_jax.interop.llama import config_to_hf
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, export_params, load_base
 
 torch.set_num_threads(1)
 TEXTS = ["the cat sat on 12 mats", "<s>naïve 日本語 🙂</s><turn>", "  two  spaces\n"]

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base, load_params
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop import bert, deberta, gpt2, llama
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, load_base, load_params
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 from lowrank_jax.models.llama import Llama

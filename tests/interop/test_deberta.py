@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import load_params
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.deberta import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.partial import Exceptions
 from lowrank_jax.interop.readers import INDEX, open_checkpoint
-from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.deberta import SHAPES, Deberta, with_head
 from lowrank_jax.models.heads import HEADS
 

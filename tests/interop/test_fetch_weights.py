@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.locate import KnownWeights
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.locate import KnownWeights
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_weights.py"
 GGUF = b"GGUF and then some"
@@ -172,7 +172,8 @@ def test_a_killed_program_goes_on(script, server, large, tmp_path, monkeypatch, 
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run behind "&"
     with subprocess.Popen(**words, **pipes, preexec_fn=heard) as first:
         while not (incomplete.is_file() and incomplete.stat().st_size >= 2 << 20):
-            assert first.poll() is None and time.monotonic() < deadline, first.kill() or first.communicate()
+            running = first.poll() is None and time.monotonic() < deadline
+            assert running, first.kill() or first.communicate()
             time.sleep(0.05)
         first.send_signal(signal_)
         _, said = first.communicate(timeout=30)

@@ -5,10 +5,10 @@ import uuid
 
 import pytest
 
+from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.readers import open_checkpoint
-from lowrank_jax.interop.sources import BaseConfig, load_base
 
 TEXTS = [
     *(str(uuid.UUID(int=i * 0x1234567890ABCDEF1234567)) for i in range(20)),

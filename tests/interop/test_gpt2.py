@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import load_params
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.gpt2 import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.readers import INDEX, open_checkpoint
-from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.gpt2 import GPT2, SHAPES
 
 TOKENS = np.random.default_rng(0).integers(0, 259, (2, 24)).astype(np.int32)

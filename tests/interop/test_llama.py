@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import BaseConfig, load_base, param_shapes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.data.tokenizers import ByteTokenizer
 from lowrank_jax.interop.llama import config_from_hf, config_to_hf, export_params, gguf_table, hf_table
 from lowrank_jax.interop.readers import INDEX
-from lowrank_jax.interop.sources import BaseConfig, load_base, param_shapes
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import LLAMAS, get_model
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 CLOSE = dict(rtol=0, atol=1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from lowrank_jax.adapters import AdapterConfig, create, make_plan, merge
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
-from lowrank_jax.interop.loralib import load_loralib, to_loralib
+from lowrank_jax.interop.peft.loralib import load_loralib, to_loralib
 
 torch.set_num_threads(1)
 D, LAYERS, RANK, ALPHA = 12, 2, 2, 5.0

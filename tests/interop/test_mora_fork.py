@@ -8,10 +8,10 @@ import pytest
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, create, make_plan
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop import mora_fork
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_export import save_peft
+from lowrank_jax.interop.peft import mora_fork
+from lowrank_jax.interop.peft.export import save_peft
+from lowrank_jax.interop.peft.folder import load_peft
 
 LAYERS = 2
 X = np.float32([1, 2, 4, 8, 16])

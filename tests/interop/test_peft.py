@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.interop import llama
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_config import hf_modules
-from lowrank_jax.interop.peft_export import save_peft
-from lowrank_jax.interop.sources import BaseConfig, load_base
+from lowrank_jax.interop.peft.config import hf_modules
+from lowrank_jax.interop.peft.export import save_peft
+from lowrank_jax.interop.peft.folder import load_peft
 
 torch.set_num_threads(1)
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.bases import locate
+from lowrank_jax.bases.base import ARCHITECTURES, BaseConfig, abstract_base, architecture_of, load_base
+from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop import locate
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_config import task_of
-from lowrank_jax.interop.peft_export import export_peft
-from lowrank_jax.interop.sources import ARCHITECTURES, BaseConfig, abstract_base, architecture_of, load_base
+from lowrank_jax.interop.peft.config import task_of
+from lowrank_jax.interop.peft.folder import load_peft
 from lowrank_jax.models.registry import MODELS
 
 torch.set_num_threads(1)

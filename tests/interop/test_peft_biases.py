@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import attach
+from lowrank_jax.bases.base import load_params
 from lowrank_jax.interop import bert, gpt2
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_export import save_peft
+from lowrank_jax.interop.peft.export import save_peft
+from lowrank_jax.interop.peft.folder import load_peft
 from lowrank_jax.interop.readers import open_checkpoint
-from lowrank_jax.interop.sources import load_params
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import AdapterConfig, create, make_plan
+from lowrank_jax.bases.base import load_params
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.interop.peft import load_peft
-from lowrank_jax.interop.peft_config import hf_modules
-from lowrank_jax.interop.peft_export import save_peft
-from lowrank_jax.interop.sources import load_params
+from lowrank_jax.interop.peft.config import hf_modules
+from lowrank_jax.interop.peft.export import save_peft
+from lowrank_jax.interop.peft.folder import load_peft
 
 torch.set_num_threads(1)
 

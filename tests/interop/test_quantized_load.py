@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lowrank_jax.bases import codes
+from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base, redraw
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.core.quantized import Quantized, dense_tree, dequantize, quantize
 from lowrank_jax.core.trees import count, nbytes
-from lowrank_jax.interop import hold
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, export_params, load_base, redraw
+from lowrank_jax.ops.quantized import Quantized, dense_tree, dequantize, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
 from lowrank_jax.sharding.rules import leaf_spec
 
@@ -76,15 +76,15 @@ def test_one_leaf_is_whole_at_a_time(monkeypatch):
             raise AssertionError("quantised outside of jit")
         return quantize(kernel, kind)
 
-    def held(path, leaf, *rest, inner=hold.hold_leaf):
+    def held(path, leaf, *rest, inner=codes.hold_leaf):
         gc.collect()
         most.append(sum(ref() is not None for ref in whole))
         if "kernel" in path and path.startswith("layers/"):
             whole.append(weakref.ref(leaf))
         return inner(path, leaf, *rest)
 
-    monkeypatch.setattr(hold, "quantize", watched)
-    monkeypatch.setattr("lowrank_jax.interop.sources.hold_leaf", held)
+    monkeypatch.setattr(codes, "quantize", watched)
+    monkeypatch.setattr("lowrank_jax.bases.base.hold_leaf", held)
     gc.collect()
     gc.freeze()  # a collection then looks at what the load made alone, and takes no 0.3 s a leaf late in the suite
     try:

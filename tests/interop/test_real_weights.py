@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.bases.locate import cache_folder
 from lowrank_jax.interop import llama
 from lowrank_jax.interop.keymap import TRANSPOSE
-from lowrank_jax.interop.locate import cache_folder
-from lowrank_jax.interop.sources import BaseConfig, load_base
 from lowrank_jax.models.registry import get_model
 
 RECORD = Path(__file__).parents[2] / "experiments" / "results" / "interop" / "real_weights.json"

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowrank_jax.bases import base, locate
+from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base
+from lowrank_jax.bases.fingerprint import fingerprint
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import nbytes
-from lowrank_jax.data.tokenizers import ByteTokenizer, SubwordTokenizer
-from lowrank_jax.interop import locate, sources
-from lowrank_jax.interop.fingerprint import fingerprint
 from lowrank_jax.interop.llama import export_params
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, load_base
 from lowrank_jax.models.registry import MODELS, get_model
+from lowrank_jax.text.tokenizers import ByteTokenizer, SubwordTokenizer
 
 
 def toy(dtype="float32", seed=0, **changes):
@@ -78,7 +78,7 @@ def test_random_init_is_drawn_in_its_sharding():
 
 def test_random_init_holds_no_float32_copy():
     config = get_model("llama2-7b")
-    lowered = jax.jit(lambda key: sources.random_params(config, key, jnp.bfloat16)).lower(jax.random.key(0))
+    lowered = jax.jit(lambda key: base.random_params(config, key, jnp.bfloat16)).lower(jax.random.key(0))
     memory = lowered.compile().memory_analysis()
     assert memory.output_size_in_bytes == pytest.approx(2 * 6_738_415_616, rel=0.001)
     # Layers are drawn one by one. Embedding and head are drawn whole: random bits and float32 values, 0.5 GB each.
@@ -153,8 +153,8 @@ def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwor
         load_base(BaseConfig("smollm2-135m"))
     (cache / "smollm2-135m").mkdir(parents=True)
     toy_base = toy()
-    config = sources.dataclasses.replace(toy_base.config, vocab_size=subwords.vocab_size + 3)
-    params = sources.random_params(config, jax.random.key(0), "float32")
+    config = base.dataclasses.replace(toy_base.config, vocab_size=subwords.vocab_size + 3)
+    params = base.random_params(config, jax.random.key(0), "float32")
     export_params(params, config, cache / "smollm2-135m", tokenizer=subwords)
     fetched = load_base(BaseConfig("smollm2-135m"))
     assert isinstance(fetched.tokenizer, SubwordTokenizer)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lowrank_jax.bases.base import BaseConfig, abstract_base, config_of, load_base, load_params
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop import tied
 from lowrank_jax.interop.readers import open_checkpoint
-from lowrank_jax.interop.sources import BaseConfig, abstract_base, config_of, load_base, load_params
 
 SHAPE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 4, "max_position_embeddings": 40, "initializer_range": 0.2}
@@ -208,11 +208,11 @@ def test_a_config_that_was_not_fitted_is_no_model_of_the_file(saved, tmp_path):
 
 def test_weights_that_came_after_the_plan(saved, tmp_path, monkeypatch):
     """A Hub name is planned by its config where its weights are not here, or not all."""
-    from lowrank_jax.interop import sources
+    from lowrank_jax.bases import base
 
     name = "LlamaForCausalLM"
     write(tmp_path, saved, name, own_head(name))
-    monkeypatch.setattr(sources, "resolve", lambda *_, **__: (tmp_path, "hub:org/name@main"))
+    monkeypatch.setattr(base, "resolve", lambda *_, **__: (tmp_path, "hub:org/name@main"))
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:50])
     planned = abstract_base(BaseConfig("org/name")).config

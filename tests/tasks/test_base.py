@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import ByteTokenizer
 from lowrank_jax.tasks.base import GenerationTask, LabelTask, LikelihoodTask, Task, make_features, pad_id, round_up
 from lowrank_jax.tasks.glue import GlueConfig
 from lowrank_jax.tasks.registry import TASKS, build_task, task_config
 from lowrank_jax.tasks.text import TextConfig
 from lowrank_jax.tasks.uuid import UuidConfig
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 
 def test_features_are_padded_on_the_right_and_the_first_token_is_no_target():

@@ -6,11 +6,11 @@ import pytest
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.glue.specs import GLUE
 from lowrank_jax.data.pipeline import Batches, bucketed_pass
-from lowrank_jax.data.tokenizers import ByteTokenizer, encode_pair
 from lowrank_jax.metrics.classification import f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
 from lowrank_jax.tasks.base import LabelTask
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask, default_buckets
+from lowrank_jax.text.tokenizers import ByteTokenizer, encode_pair
 
 BYTES = ByteTokenizer()
 
@@ -246,8 +246,8 @@ def test_rows_that_are_cut_are_said(build, caplog):
 
 
 def test_real_mrpc_with_the_checkpoints_tokenizer(data_folder):
-    from lowrank_jax.data.tokenizers import load_tokenizer
-    from lowrank_jax.interop.locate import cache_folder
+    from lowrank_jax.bases.locate import cache_folder
+    from lowrank_jax.text.tokenizers import load_tokenizer
 
     folder = cache_folder("minilm-l6")
     if not (folder / "tokenizer.json").is_file() or not (data_folder / "glue-mrpc").is_dir():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.tokenizers import ByteTokenizer
 from lowrank_jax.tasks.text import TextConfig, TextTask
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer()
 

@@ -8,8 +8,8 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.uuid_pairs.pairs import generate_pairs
-from lowrank_jax.data.tokenizers import ByteTokenizer
 from lowrank_jax.tasks.uuid import CHANCE, UuidConfig, UuidTask, score_uuids
+from lowrank_jax.text.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer()
 

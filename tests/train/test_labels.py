@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.train.evaluate import in_order, make_predictor
+from lowrank_jax.forms.evaluate import in_order, make_predictor
 from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.step import label_objective
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lowrank_jax import adapters
+from lowrank_jax.bases.base import random_params
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.quantized import Quantized, quantize
 from lowrank_jax.core.trees import count, nbytes, partition
-from lowrank_jax.interop.sources import random_params
 from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.ops.quantized import Quantized, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from lowrank_jax.sharding.rules import shard_tree
 from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -10,8 +10,8 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.core.segments import join_layers, split_layers
 from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.layouts.segments import join_layers, split_layers
 from lowrank_jax.models.bert import Bert, BertConfig, with_head
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.deberta import with_head as with_deberta_head

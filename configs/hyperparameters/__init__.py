@@ -1,0 +1,1 @@
+"""Hyperparameters of the papers as data."""

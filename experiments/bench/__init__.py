@@ -1,0 +1,1 @@
+"""Speed and memory of training steps, alone or in a suite of rows beside a peer."""

@@ -1,0 +1,76 @@
+"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel, as one JSON line.
+
+python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=64,seq=64 --trace=FOLDER
+python -m experiments.kernels --profile=FOLDER
+"""
+
+import collections
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.cli import launch
+from lowrank_jax.core.errors import UserError
+
+STEPS = 3  # that experiments.bench traces
+LONGEST_NAME = 80
+
+flags.DEFINE_string("profile", None, "A folder of experiments.bench --trace, or its .xplane.pb.")
+flags.DEFINE_integer("top", 30, "Kinds that are listed, by time.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def main(_) -> None:
+    """Prints {"span_ms", "busy_ms", "launches", "kernels": [[kind, ms, launches], ...]}, all of one step."""
+    from jax.profiler import ProfileData
+
+    print(json.dumps(summarise(ProfileData.from_file(str(find(FLAGS.profile))), FLAGS.top)))
+
+
+def find(place: str | None) -> Path:
+    """The newest .xplane.pb at or below a place.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(place or "")
+    found = [path] if path.suffix == ".pb" and path.is_file() else sorted(path.rglob("*.xplane.pb")) if place else []
+    if not found:
+        raise UserError(f"--profile: no .xplane.pb at {str(place)!r}; make one with experiments.bench --trace=FOLDER")
+    return max(found, key=lambda one: one.stat().st_mtime)
+
+
+def summarise(data: Any, top: int) -> dict[str, Any]:
+    """Times of the first GPU's streams: kernels of one kind have one name but for its numbers.
+
+    Args:
+      data: jax.profiler.ProfileData of STEPS steps.
+      top: kinds that are listed.
+
+    Raises:
+      UserError: a trace without a GPU.
+    """
+    plane = next((one for one in data.planes if "GPU" in one.name), None)
+    events = [event for line in plane.lines if "Stream" in line.name for event in line.events] if plane else []
+    if not events:
+        raise UserError("--profile: the trace holds no kernels of a GPU")
+    kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
+    for event in events:
+        kind = kinds[re.sub(r"[._]?\d+", "#", event.name)[:LONGEST_NAME]]
+        kind[0] += event.duration_ns / 1e6
+        kind[1] += 1
+    span = max(event.end_ns for event in events) - min(event.start_ns for event in events)
+    ranked = sorted(kinds.items(), key=lambda item: -item[1][0])[:top]
+    return {
+        "span_ms": round(span / 1e6 / STEPS, 3),
+        "busy_ms": round(sum(ms for ms, _ in kinds.values()) / STEPS, 3),
+        "launches": round(len(events) / STEPS),
+        "kernels": [[kind, round(ms / STEPS, 3), round(count / STEPS, 1)] for kind, (ms, count) in ranked],
+    }
+
+
+if __name__ == "__main__":
+    launch(main)

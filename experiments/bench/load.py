@@ -1,0 +1,121 @@
+"""Time and peak host memory of reading a base model, as one JSON line: `python -m experiments.load --base=FOLDER`.
+
+    python -m experiments.load --make=/tmp/synthetic      # writes a random Llama of about 2 GB there first
+    python -m experiments.load --base=/tmp/synthetic
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m experiments.load --base=/tmp/synthetic --fsdp=4
+
+`extra_over_shard` is what the load took beyond the params that stay on the host, over the largest leaf's shard.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.cli import launch
+from lowrank_jax.core.errors import UserError
+
+flags.DEFINE_string("make", None, "Folder to write a random bfloat16 Llama of about 2 GB to; nothing is measured then.")
+flags.DEFINE_string("base", None, "Base model to read, as in base.name.")
+flags.DEFINE_string("dtype", "bfloat16", "Type the leaves are held in.")
+flags.DEFINE_string("quantize", "none", "How the layers' kernels are held, as in base.quantize.")
+flags.DEFINE_integer("fsdp", 1, "Devices that share each leaf.", lower_bound=1)
+flags.DEFINE_string("out", None, "JSON file whose list of records this one is added to.")
+FLAGS = flags.FLAGS
+GIB = 2**30
+
+
+def main(_) -> None:
+    """Prints {"seconds", "params_gib", "largest_shard_gib", "extra_gib", "extra_over_shard", ...}."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.records.run_folder import environment_record
+    from lowrank_jax.bases.base import BaseConfig, export_params, load_base, random_params
+    from lowrank_jax.core.trees import count, nbytes
+    from lowrank_jax.models.llama import LlamaConfig
+    from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
+    from lowrank_jax.sharding.rules import leaf_spec
+
+    if FLAGS.make:
+        shape = LlamaConfig(32_000, 2048, 5632, 16, 32, max_position_embeddings=2048)
+        params = random_params(shape, jax.random.key(0), jnp.bfloat16)
+        print(export_params(params, shape, FLAGS.make, "bfloat16", shard_size=500_000_000))
+        return
+    if not FLAGS.base:
+        raise UserError("give --base=FOLDER, or --make=FOLDER to write one")
+    sharding_fn = None
+    if FLAGS.fsdp > 1:
+        mesh = make_mesh(MeshConfig(fsdp=FLAGS.fsdp))
+
+        def sharding_fn(path, shape):
+            return jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
+
+    jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' own memory is no part of the load
+    started = time.perf_counter()
+    with ResidentPeak() as peak:
+        base = load_base(BaseConfig(FLAGS.base, dtype=FLAGS.dtype, quantize=FLAGS.quantize), sharding_fn=sharding_fn)
+        jax.block_until_ready(base.params)
+    seconds = time.perf_counter() - started
+    leaves = jax.tree.leaves(base.params)
+    shard = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    # A CPU device's memory is the host's: the params are what it must hold.
+    held = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.device.platform == "cpu")
+    record = {
+        "base": Path(base.name).name,
+        "parameters": count(base.params),
+        "dtype": FLAGS.dtype,
+        "quantize": FLAGS.quantize,
+        "fsdp": FLAGS.fsdp,
+        "seconds": round(seconds, 2),
+        "params_gib": round(nbytes(base.params) / GIB, 3),
+        "largest_shard_gib": round(shard / GIB, 3),
+        "extra_gib": round((peak.bytes - held) / GIB, 3),
+        "extra_over_shard": round((peak.bytes - held) / shard, 2),
+        **environment_record(),
+    }
+    print(json.dumps(record))
+    if FLAGS.out:
+        append(Path(FLAGS.out), record)
+
+
+def append(file: Path, record: dict[str, Any]) -> None:
+    """Adds a record to the list in a JSON file, which is made where it is not there yet."""
+    what = "python -m experiments.load --make=FOLDER; python -m experiments.load --base=FOLDER --dtype=... --fsdp=..."
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"what": what, "records": []}
+    content["records"].append(record)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class ResidentPeak:
+    """Most memory beyond that at the start: all resident pages, those of mapped files included.
+
+    The kernel's own high-water mark, set back at the start: a sampling thread misses what is freed before it is let in.
+
+    Raises:
+      UserError: no Linux, whose /proc this reads.
+    """
+
+    def __enter__(self) -> "ResidentPeak":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark becomes the present size
+        except OSError:
+            raise UserError("peak memory is measured on Linux alone (/proc/self/clear_refs)") from None
+        self._start, self.bytes = self._mark(), 0
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bytes = self._mark() - self._start
+
+    @staticmethod
+    def _mark() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,104 @@
+"""The rows of a speed table as a file of configs/suites gives them, and the commands that measure each."""
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("configs/suites")
+OURS, PEER, COLD, WARM = "ours", "peer", "cold", "warm"  # sides of a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a suite; see configs/suites/h100.py.
+
+    Attributes:
+      name, work: for --only, and for the table.
+      words: arguments of experiments.bench.
+      peer: arguments of the peer's script; None where the peer has nothing like it.
+      env: variables that are set for both sides, those of jax and XLA for ours alone; XLA_FLAGS are added to those that
+        are there.
+      start: measured is the start, with an empty and with a filled compilation cache.
+      claims: what the table compares, as `report.summarise` reads it.
+    """
+
+    name: str
+    work: str
+    words: tuple[str, ...]
+    peer: tuple[str, ...] | None = None
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start: bool = False
+    claims: tuple[dict, ...] = ()
+
+    @property
+    def peer_env(self) -> dict[str, str]:
+        """What is set for the peer."""
+        return {name: value for name, value in self.env.items() if not name.startswith(("JAX_", "XLA_"))}
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Side -> what identifies its measurement: rows of one command share it."""
+        ours = _command(self.env, "-m", "experiments.bench", *self.words)
+        sides = dict.fromkeys((COLD, WARM) if self.start else (OURS,), ours)
+        if self.peer is not None:
+            sides[PEER] = _command(self.peer_env, "PEER", *self.peer)
+        return sides
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The rows of a file; the peer's script below this repository, or None; and what the table calls the peer."""
+
+    name: str
+    rows: tuple[Row, ...]
+    peer: str | None
+    peer_name: str
+
+    def select(self, only: str | None) -> tuple[Row, ...]:
+        """The rows whose name matches a regular expression; None takes all.
+
+        Raises:
+          UserError: none does, or `only` is no regular expression.
+        """
+        try:
+            chosen = tuple(row for row in self.rows if re.search(only or "", row.name))
+        except re.error as error:
+            raise UserError(f"--only={only} is no regular expression: {error}") from None
+        if not chosen:
+            raise UserError(f"--only={only} matches none of {', '.join(row.name for row in self.rows)}")
+        return chosen
+
+
+def _command(env: Mapping[str, str], *words: str) -> str:
+    given = [f"{name}={shlex.quote(value)}" for name, value in sorted(env.items())]
+    return " ".join([*given, shlex.join(["python", *words])])
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of a name in configs/suites, or of a file.
+
+    Raises:
+      UserError: there is none, two rows have one name, or a claim is about a row that is not there.
+    """
+    path = Path(name) if name.endswith(".py") else ROOT / FOLDER / f"{name}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in (ROOT / FOLDER).glob("[a-z]*.py"))
+        raise UserError(f"no suite {name!r}; known: {', '.join(known)}, or a file like {FOLDER}/h100.py")
+    spec = importlib.util.spec_from_file_location(f"suite_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = tuple(Row(**row) for row in module.ROWS)
+    names = [row.name for row in rows]
+    if twice := sorted({one for one in names if names.count(one) > 1}):
+        raise UserError(f"{path.name} has two rows {twice[0]!r}; rename one")
+    for row in rows:
+        for claim in row.claims:
+            if claim.get("to", PEER) not in (PEER, *names):
+                raise UserError(f"{path.name}: row {row.name} compares with {claim['to']!r}, which is no row")
+    return Suite(path.stem, rows, module.PEER, module.PEER_NAME)

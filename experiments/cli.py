@@ -1,0 +1,162 @@
+"""The front door of every program here: flags, config files, and errors a user can mend as one line."""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from lowrank_jax.core.errors import UserError
+
+FILE_FLAG = "--config="
+YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+FAMILY_LABELS = ("lora", "mora", "dora", "houlsby", "pfeiffer", "lin")  # labels.method of a run that trains an adapter
+MENDABLE = 2  # exit status of an error that the user can mend
+
+
+def launch(main: Callable[[list[str]], Any]) -> None:
+    """Parses the flags and runs `main`; a UserError ends the program with its one line and status 2.
+
+    --config=FILE[:ARGUMENT] names the config file, whose `get_config(ARGUMENT)` gives a ConfigDict; sections and keys
+    that it leaves out take their dataclass's defaults; --config.path.to.key=VALUE then overrides any of them.
+    """
+
+    set_xla_flags()
+
+    def parse(argv):
+        files = [word.removeprefix(FILE_FLAG) for word in argv[1:] if word.startswith(FILE_FLAG)]
+        rest = [word for word in argv if not word.startswith(FILE_FLAG)]
+        with _one_line():
+            config = complete_file(files[-1]) if files else None
+            try:
+                if config is not None:
+                    from ml_collections import config_flags
+
+                    config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
+                return flags.FLAGS(rest)
+            except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+                raise UserError(_override_error(error, config, rest)) from None
+
+    def guarded(argv):
+        if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax tell their steps at INFO
+        with _one_line():
+            if len(argv) > 1:
+                raise UserError(f"unknown argument {argv[1]!r}; see --help")
+            return main(argv)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def define_run_flags() -> None:
+    """--workdir and --fresh, of every program that makes run folders; several of them may be in one process."""
+    if "workdir" not in flags.FLAGS:
+        flags.DEFINE_string("workdir", "runs", "Where runs live.")
+        flags.DEFINE_bool("fresh", False, "Delete the runs of these names and start again.")
+
+
+def set_xla_flags() -> None:
+    """Adds the XLA flags that a run needs to XLA_FLAGS, unless the user has set them; before jax starts its devices.
+
+    XLA's CPU backend in jaxlib 0.10 and 0.11 hands some products to YNNPACK with results that differ from run to run:
+    [8, 256] x [256, 704] inside a `lax.map` gave NaN. With no fusion type listed it keeps to its own kernels.
+    """
+    from jaxlib.version import __version__
+
+    present = os.environ.get("XLA_FLAGS", "")
+    if YNN_FLAG not in present and __version__.startswith(("0.10.", "0.11.")):  # an unknown flag ends the process
+        os.environ["XLA_FLAGS"] = f"{present} {YNN_FLAG}=".strip()
+
+
+def start_devices() -> None:
+    """Starts jax's devices on another thread, beside what the caller imports next: a CUDA context takes its time.
+
+    Not before jax.distributed is initialised. What goes wrong is raised again where the devices are asked for.
+    """
+    import jax
+
+    def start():
+        with contextlib.suppress(RuntimeError):
+            jax.devices()
+
+    threading.Thread(target=start, name="devices").start()
+
+
+def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
+    """The unpacked config of --config, and its plain form; `overrides` by dotted path, None leaving a key alone.
+
+    Raises:
+      UserError: no --config, or a key or value that the dataclasses refuse.
+    """
+    from experiments.config.schema import to_plain, unpack_run
+
+    if "config" not in flags.FLAGS:
+        raise UserError("--config is missing, e.g. --config=configs/mora_uuid.py")
+    config = flags.FLAGS.config.copy_and_resolve_references()
+    for path, value in (overrides or {}).items():
+        if value is not None:
+            *sections, key = path.split(".")
+            node = config
+            for section in sections:
+                node = node[section]
+            node[key] = value
+    relabel(config)
+    plain = to_plain(config)
+    return unpack_run(plain), plain
+
+
+def relabel(config: Any) -> None:
+    """Lets labels follow overrides of the adapter, so that no run is called or tabled by what it is not."""
+    labels, adapter = config.get("labels") or {}, config.adapter
+    if config.experiment == "bench" or labels.get("method") not in FAMILY_LABELS or adapter.method not in FAMILY_LABELS:
+        return
+    with config.unlocked():
+        config.labels.method, config.labels.rank = adapter.method, adapter.rank
+        if adapter.method == "mora" and adapter.mora.compression not in ("sharing", "type1"):
+            config.labels.variant = adapter.mora.compression
+
+
+def load_file(name: str) -> Any:
+    """The ConfigDict of a config file, "configs/mora_uuid.py:method=lora"."""
+    path, _, argument = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"no config file {path}; try configs/mora_uuid.py")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no get_config(argument)")
+    return module.get_config(argument or None)
+
+
+def complete_file(name: str) -> Any:
+    """The ConfigDict of a config file with every key that a flag may override."""
+    from experiments.config.defaults import complete
+
+    return complete(load_file(name))
+
+
+def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
+    """What ml_collections or absl say of a wrong override, on one line and with the nearest key."""
+    from experiments.config.defaults import wrong_key
+
+    for word in argv:
+        path = word.lstrip("-").partition("=")[0]
+        if config is not None and path.startswith("config.") and (message := wrong_key(config, path)):
+            return message
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
+    return " ".join(str(said).split())
+
+
+@contextlib.contextmanager
+def _one_line():
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MENDABLE)

@@ -1,0 +1,1 @@
+"""Configs: typed sections, plain JSON form, hashes and defaults."""

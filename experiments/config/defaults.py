@@ -1,0 +1,66 @@
+"""Every key a config may have, from the dataclasses that read it: so that any of them can be overridden by a flag."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from experiments.config.schema import experiment_types
+from lowrank_jax.core.paths import nearest
+
+
+def complete(config: Any) -> Any:
+    """The ConfigDict with the keys that its sections leave out, at their defaults; its own values stand."""
+    from ml_collections import ConfigDict
+
+    config = ConfigDict(config)
+    sections = experiment_types()
+    tasks = sections.pop("task")
+    with config.unlocked():
+        for name, cls in sections.items():
+            config[name] = _fill(config.get(name), cls)
+        if "task" in config and config.task.get("name") in tasks:
+            config.task = _fill(config.task, tasks[config.task.name])
+        for name, value in (("name", None), ("seed", 0), ("labels", ConfigDict()), ("trainable", "adapters")):
+            if config.get(name) is None:
+                config[name] = _optional(str) if value is None else value
+    return config
+
+
+def _fill(section: Any, cls: type) -> Any:
+    from ml_collections import ConfigDict
+
+    section = ConfigDict() if section is None else section
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            section[field.name] = _fill(section.get(field.name), hints[field.name])
+        elif section.get(field.name) is None:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if default is None:
+                default = _optional(*(kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)))
+            if default is not dataclasses.MISSING:
+                section[field.name] = default
+    return section
+
+
+def _optional(*kinds: Any) -> Any:
+    """None now; an override gives it a value of the first plain type."""
+    from ml_collections import config_dict
+
+    plain = [kind for kind in kinds if kind in (str, int, float, bool)]
+    return config_dict.placeholder(plain[0] if plain else object)
+
+
+def wrong_key(config: Any, path: str) -> str | None:
+    """The message for an override of a key that the config does not have; None when it has it."""
+    node, seen = config, ["config"]
+    for key in path.split(".")[1:]:
+        known = list(node.keys()) if hasattr(node, "keys") else []
+        if key not in known:
+            close = nearest(key, known)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+            return f"unknown config key {'.'.join([*seen, key])}; {hint}"
+        node, seen = node[key], [*seen, key]
+    return None

@@ -1,0 +1,398 @@
+"""Configs at the door: sections into typed dataclasses, plain JSON form, content hash, differences."""
+
+import collections.abc
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import numbers
+import os
+import re
+import types
+import typing
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value
+
+# What a run is called, where it runs and what it writes down: none of it changes what is learned.
+BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
+    "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data",
+)  # fmt: skip
+
+SECTIONS = {
+    "base": "lowrank_jax.bases.base:BaseConfig",
+    "adapter": "lowrank_jax.adapters.base:AdapterConfig",
+    "optimizer": "lowrank_jax.train.optimizer:OptimizerConfig",
+    "schedule": "lowrank_jax.train.schedule:ScheduleConfig",
+    "train": "lowrank_jax.train.loop:LoopConfig",
+    "checkpoint": "lowrank_jax.checkpoints.manager:CheckpointConfig",
+    "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
+    "tracking": "lowrank_jax.train.tracking:TrackingConfig",
+    "export": "experiments.session.export:ExportConfig",
+    "start": "experiments.session.warm_start:StartConfig",
+}
+TASKS = {
+    "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
+    "text": "lowrank_jax.tasks.text:TextConfig",
+    "glue": "lowrank_jax.tasks.glue:GlueConfig",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules.
+
+    `adapters` are further sections like `adapter`, for runs that combine families.
+    """
+
+    name: str | None
+    seed: typing.Annotated[int, Range(least=0, most=2**32 - 1)]  # jax keeps no more than its lower 32 bits
+    experiment: str
+    labels: dict[str, Any]
+    trainable: str | tuple[tuple[str, bool], ...]
+    base: Any
+    adapter: Any
+    adapters: tuple[Any, ...]
+    task_name: str
+    task: Any
+    optimizer: Any
+    schedule: Any
+    train: Any
+    checkpoint: Any
+    mesh: Any
+    tracking: Any
+    export: Any
+    start: Any
+
+    def __post_init__(self):
+        check_ranges(self, "config")
+
+
+def experiment_types() -> dict[str, Any]:
+    """Section -> dataclass; "task" -> {task name: dataclass}. Imports the rooms, so jax too."""
+    found = {section: _load(target) for section, target in SECTIONS.items()}
+    return {**found, "task": {name: _load(target) for name, target in TASKS.items()}}
+
+
+def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None = None) -> RunConfig:
+    """Unpacks a whole config; absent sections take their dataclass's defaults.
+
+    Args:
+      config: mapping or ConfigDict with the sections of SECTIONS and TASKS and the keys of RunConfig.
+      sections: section -> dataclass, as `experiment_types()` gives by default.
+
+    Raises:
+      UserError: a key is unknown, missing or ill-typed.
+    """
+    sections = experiment_types() if sections is None else sections
+    values = dict(_items(config, "config"))
+    known = {"name", "seed", "experiment", "labels", "trainable", "task", "adapters", *SECTIONS}
+    for key in values:
+        if key not in known:
+            raise _unknown("config", key, known)
+    task = dict(_items(values.get("task", {}), "config.task"))
+    if "name" not in task:
+        raise UserError(f"config.task.name is missing; give one of {sorted(sections['task'])}")
+    if task["name"] not in sections["task"]:
+        raise UserError(_did_you_mean("task", f"config.task.name={task['name']!r}", task["name"], sections["task"]))
+    task_type = sections["task"][task["name"]]
+    task_name = task["name"]
+    if "name" not in {field.name for field in dataclasses.fields(task_type)}:
+        del task["name"]
+    unpacked = {}
+    for section in SECTIONS:
+        value = values.get(section, {})
+        without_adapter = section == "adapter" and value is None
+        unpacked[section] = None if without_adapter else unpack(value, sections[section], f"config.{section}")
+    further = values.get("adapters", ())
+    if not isinstance(further, list | tuple):
+        raise _wrong(further, tuple, "config.adapters")
+    return RunConfig(
+        name=_convert(values.get("name"), str | None, "config.name"),
+        seed=_convert(values.get("seed", 0), int, "config.seed"),
+        experiment=_convert(values.get("experiment", "run"), str, "config.experiment"),
+        labels=_convert(values.get("labels", {}), dict[str, Any], "config.labels"),
+        trainable=_trainable(values.get("trainable", "adapters")),
+        task_name=task_name,
+        task=unpack(task, task_type, "config.task"),
+        adapters=tuple(unpack(one, sections["adapter"], f"config.adapters[{i}]") for i, one in enumerate(further)),
+        **unpacked,
+    )
+
+
+def unpack(section: Any, cls: type, where: str) -> Any:
+    """Builds the dataclass `cls` from a section, strictly.
+
+    Args:
+      section: mapping or ConfigDict; ints pass as floats, lists as tuples; an instance of `cls` passes unchanged.
+      cls: dataclass; its annotations say what is allowed.
+      where: dotted path of the section, for messages ("config.optimizer").
+
+    Raises:
+      UserError: unknown key (names the nearest), ill-typed value, missing key, or what the dataclass itself refuses.
+    """
+    if isinstance(section, cls):
+        return section
+    values = _items(section, where)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in values:
+        if key not in fields:
+            raise _unknown(where, key, fields)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}.{name} is missing; give it a value ({_describe(hints[name])})")
+    converted = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_plain(config: Any, where: str = "config") -> Any:
+    """The JSON form of a config: nested dicts with sorted keys, lists, strings, finite numbers, booleans, None.
+
+    Raises:
+      UserError: a value has no JSON form.
+    """
+    if config is None or isinstance(config, bool | str):
+        return config
+    if isinstance(config, numbers.Integral):
+        return int(config)
+    if isinstance(config, numbers.Real):
+        if not math.isfinite(config):
+            raise UserError(f"{where}={config!r} is not a finite number; use None to turn a limit off")
+        return float(config)
+    if isinstance(config, os.PathLike):
+        return os.fspath(config)
+    if isinstance(config, list | tuple):
+        return [to_plain(value, f"{where}[{i}]") for i, value in enumerate(config)]
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if _is_section(config):
+        if wrong := [key for key in config if not isinstance(key, str)]:
+            raise UserError(f"{where} has the key {wrong[0]!r}; keys must be strings")
+        return {key: to_plain(config[key], f"{where}.{key}") for key in sorted(config)}
+    raise UserError(f"{where}={config!r} cannot be written as JSON; use numbers, strings, booleans, lists or sections")
+
+
+def config_hash(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> str:
+    """Content name of a plain config: 10 hex digits of the sha256 of what is left without the ignored paths."""
+    text = json.dumps(_canonical(without(plain, ignore)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def content_hash(plain: dict) -> str:
+    """`config_hash` of what differs from the defaults: a key added to the code later does not rename recorded runs."""
+    types_ = experiment_types()
+    tasks = types_.pop("task")
+    bare = without(plain)
+    task = bare.get("task") or {}
+    for name, cls in (*types_.items(), ("task", tasks.get(task.get("name")))):
+        if cls is not None and isinstance(bare.get(name), dict):
+            bare[name] = _without_defaults(bare[name], cls)
+    if isinstance(further := bare.get("adapters"), list):
+        bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
+    return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
+
+
+def _without_defaults(section: dict, cls: type) -> dict:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    kept = {}
+    for key, value in section.items():
+        default = fields[key].default if key in fields else dataclasses.MISSING
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = _without_defaults(value, type(default))
+            if not value:
+                continue
+        elif default is not dataclasses.MISSING and _canonical(to_plain(default)) == _canonical(value):
+            continue
+        kept[key] = value
+    return kept
+
+
+def without(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> dict:
+    """A copy of a plain config without the ignored dotted paths."""
+
+    def copy(node, prefix):
+        if not isinstance(node, dict):
+            return node
+        return {key: copy(value, f"{prefix}{key}.") for key, value in node.items() if f"{prefix}{key}" not in ignore}
+
+    return copy(plain, "")
+
+
+def diff(plain_a: dict, plain_b: dict) -> list[str]:
+    """The differences of two plain configs, sorted by path: "optimizer.learning_rate: 0.001 -> 0.003"."""
+    lines = []
+
+    def show(side, key):
+        return json.dumps(side[key]) if key in side else "absent"
+
+    def walk(a, b, prefix):
+        for key in sorted({*a, *b}):
+            if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
+                walk(a[key], b[key], f"{prefix}{key}.")
+            elif key not in a or key not in b or json.dumps(_canonical(a[key])) != json.dumps(_canonical(b[key])):
+                lines.append(f"{prefix}{key}: {show(a, key)} -> {show(b, key)}")
+
+    walk(plain_a, plain_b, "")
+    return lines
+
+
+def _canonical(node: Any) -> Any:
+    """1.0 and 1 are one number; keys sorted by the caller."""
+    if isinstance(node, dict):
+        return {key: _canonical(node[key]) for key in sorted(node)}
+    if isinstance(node, list):
+        return [_canonical(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def _load(target: str) -> type:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:
+    where = "config.trainable"
+    if isinstance(value, str):
+        from lowrank_jax.train.state import TRAINABLE  # imports jax
+
+        if value not in TRAINABLE:
+            raise UserError(_did_you_mean("rule set", f"{where}={value!r}", value, TRAINABLE))
+        return value
+    rules = _convert(value, tuple[tuple[str, bool], ...], where)
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+    return rules
+
+
+def _is_section(value: Any) -> bool:
+    # A ConfigDict is not a Mapping, and ml_collections need not be installed to find that out.
+    return isinstance(value, collections.abc.Mapping) or (hasattr(value, "items") and hasattr(value, "to_dict"))
+
+
+def _items(section: Any, where: str) -> dict:
+    if not _is_section(section):
+        raise UserError(f"{where}={section!r} is not a section; give it keys and values")
+    return dict(section.items())
+
+
+def _did_you_mean(kind: str, shown: str, name: Any, known: typing.Iterable[str]) -> str:
+    from lowrank_jax.core.paths import nearest  # imports jax, which only this message needs
+
+    close = nearest(str(name), known)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"unknown {kind} {shown}; {hint}"
+
+
+def _unknown(where: str, key: Any, known: typing.Iterable[str]) -> UserError:
+    return UserError(_did_you_mean("config key", f"{where}.{key}", key, known))
+
+
+def _wrong(value: Any, wanted: Any, where: str) -> UserError:
+    kind = "a section" if _is_section(value) else f"a {type(value).__name__}"
+    return UserError(f"{where}={value!r} is {kind}; wanted {_describe(wanted)}")
+
+
+def _convert(value: Any, wanted: Any, where: str) -> Any:
+    """`value` as the annotation `wanted` has it, or a UserError."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Annotated:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            check_value(value, wanted, where)
+        return _convert(value, args[0], where)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, wanted, args, where)
+    if origin is typing.Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in args)
+    elif wanted in (None, type(None)):
+        fits = value is None
+    elif wanted is Any:
+        return to_plain(value, where) if _is_section(value) else value
+    elif wanted is bool:
+        fits = isinstance(value, bool)
+    elif wanted in (int, float):
+        fits = isinstance(value, numbers.Integral if wanted is int else numbers.Real) and not isinstance(value, bool)
+        return wanted(value) if fits else _raise(_wrong(value, wanted, where))
+    elif dataclasses.is_dataclass(wanted):
+        return unpack(value, wanted, where)
+    elif (origin or wanted) in (tuple, list, collections.abc.Sequence):
+        return _convert_sequence(value, wanted, origin or wanted, args, where)
+    elif (origin or wanted) in (dict, collections.abc.Mapping):
+        if not _is_section(value):
+            raise _wrong(value, wanted, where)
+        key_type, value_type = args or (Any, Any)
+        pairs = ((key, item, f"{where}.{key}") for key, item in value.items())
+        return {_convert(key, key_type, path): _convert(item, value_type, path) for key, item, path in pairs}
+    elif (origin or wanted) is collections.abc.Callable:
+        fits = callable(value)
+    else:
+        fits = isinstance(value, origin or wanted)
+    return value if fits else _raise(_wrong(value, wanted, where))
+
+
+def _convert_union(value: Any, wanted: Any, members: tuple, where: str) -> Any:
+    for member in members:
+        if type(value) is member:
+            return value
+    sections = [member for member in members if dataclasses.is_dataclass(member)]
+    if len(sections) == 1 and _is_section(value):
+        return unpack(value, sections[0], where)  # its own message says more than "wanted this or that"
+    for member in members:
+        try:
+            return _convert(value, member, where)
+        except OutOfRange:  # the right kind: its own message says more than "wanted this or that"
+            raise
+        except UserError:
+            continue
+    raise _wrong(value, wanted, where)
+
+
+def _convert_sequence(value: Any, wanted: Any, kind: type, args: tuple, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _wrong(value, wanted, where)
+    if kind is tuple and args and args[-1] is not Ellipsis:
+        if len(value) != len(args):
+            raise _wrong(value, wanted, where)
+        item_types = args
+    else:
+        item_types = [args[0] if args else Any] * len(value)
+    pairs = enumerate(zip(value, item_types, strict=True))
+    items = [_convert(item, item_type, f"{where}[{i}]") for i, (item, item_type) in pairs]
+    return items if kind is list else tuple(items)
+
+
+def _raise(error: UserError) -> typing.NoReturn:
+    raise error
+
+
+def _describe(wanted: Any) -> str:
+    """An annotation in words."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in args)
+    if origin is typing.Literal:
+        return f"one of {', '.join(repr(choice) for choice in args)}" if len(args) > 1 else repr(args[0])
+    if origin is typing.Annotated:
+        return _describe(args[0])
+    if wanted in (None, type(None)):
+        return "None"
+    if wanted is bool:
+        return "True or False"
+    if wanted in (int, float, str):
+        return {int: "an int", float: "a float", str: "a string"}[wanted]
+    if (origin or wanted) in (tuple, list, collections.abc.Sequence):
+        if origin is tuple and args and args[-1] is not Ellipsis:
+            return f"({', '.join(_describe(item) for item in args)})"
+        return f"a list of ({_describe(args[0])})" if args else "a list"
+    if (origin or wanted) in (dict, collections.abc.Mapping) or dataclasses.is_dataclass(wanted):
+        return "a section"
+    return getattr(wanted, "__name__", str(wanted))

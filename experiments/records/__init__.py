@@ -1,0 +1,1 @@
+"""What a run leaves: its folder, its claim, its environment and results, and tables as text."""

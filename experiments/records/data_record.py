@@ -1,0 +1,205 @@
+"""What a run is trained on, by content: the digests in config.json's "data", and whether they still hold."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+
+TOKENIZER_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spm.model",
+)  # fmt: skip
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+REMEDY = "choose another --name, or --fresh to delete that run"
+
+
+class DataChanged(UserError):
+    """A run's data are not what it was trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One thing that a config names and that is read from disk.
+
+    Attributes:
+      key: its place in the record.
+      name: as messages call it.
+      files: where it lies now; their stamps tell whether `digest` must be asked again.
+      digest: reads it.
+      resumes: compared when a run goes on; False for what the run compares itself then (the base's fingerprint).
+    """
+
+    key: str
+    name: str
+    files: tuple[Path, ...]
+    digest: Callable[[], str]
+    resumes: bool = True
+
+
+def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
+    """Everything of a plain config that other contents could replace under the same name."""
+    task = plain.get("task") or {}
+    if task.get("name") == "text":
+        yield from _text(task)
+    elif task.get("name") == "glue":
+        yield from _glue(task)
+    if adapter := (plain.get("start") or {}).get("adapter"):
+        yield _adapter(Path(adapter))
+    yield from _base(plain.get("base") or {})
+
+
+def make(
+    plain: Mapping[str, Any], earlier: Mapping[str, Any] | None = None, known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The record of a config's data: {key: {"sha256", "files": [[name, bytes, mtime_ns], ...]}}; {} where none is read.
+
+    What is not there is left out: whatever needs it says so.
+
+    Args:
+      earlier: a record whose digests are taken over where all stamps are as they were.
+      known: key -> digest, of what was read already; see `of_task`.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    from lowrank_jax.data.digest import stamp
+
+    record = {}
+    for source in sources(plain):
+        try:
+            stamps = [stamp(path) for path in source.files]
+            there = (earlier or {}).get(source.key) or {}
+            if (digest := (known or {}).get(source.key)) is None:
+                digest = there["sha256"] if stamps and there.get("files") == stamps else source.digest()
+        except OSError:
+            continue
+        record[source.key] = {"sha256": digest, "files": stamps}
+    return record
+
+
+def stamps(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """key -> stamps of what is there now, before it is read; for `check_still`."""
+    from lowrank_jax.data.digest import stamp
+
+    found = {}
+    for source in sources(plain):
+        with contextlib.suppress(OSError):
+            found[source.key] = [stamp(path) for path in source.files]
+    return found
+
+
+def check_still(plain: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Makes sure that the digests to be taken are of what was read.
+
+    Raises:
+      UserError: a file has changed since `before`.
+    """
+    now = stamps(plain)
+    for source in sources(plain):
+        if source.key in before and now.get(source.key) != before[source.key]:
+            raise UserError(f"{source.name} changed while it was read; run again when it is whole")
+
+
+def of_task(task: Any) -> dict[str, str]:
+    """What a built task knows of its data: key -> digest."""
+    return {f"task.{split}": digest for split, digest in getattr(task, "contents", {}).items()}
+
+
+def check(
+    plain: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    now: Mapping[str, Any],
+    ended: bool,
+    where: str,
+    remedy: str = REMEDY,
+) -> None:
+    """Compares the records of one run.
+
+    Args:
+      earlier: what the run was trained on.
+      now: what a run of this config would be trained on.
+      ended: the run ended; else it is to go on.
+      where, remedy: whose data they are and what to do, for the message.
+
+    Raises:
+      DataChanged: contents differ; names the first.
+    """
+    for source in sources(plain):
+        then, found = earlier.get(source.key), now.get(source.key)
+        if then and found and then["sha256"] != found["sha256"] and (ended or source.resumes):
+            raise DataChanged(
+                f"{where} was trained on other data: the contents of {source.name} have changed since; {remedy}"
+            )
+
+
+def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Names of what a run goes on with and has no digest of: its folder was made before there were any."""
+    return [source.name for source in sources(plain) if source.resumes and source.key not in earlier]
+
+
+def _text(task: Mapping[str, Any]) -> Iterator[Source]:
+    from lowrank_jax.data.digest import content_digest
+
+    for field in ("path", "validation_path"):
+        given = task.get(field) or ()
+        for number, name in enumerate([given] if isinstance(given, str) else given):
+            if name:
+                path = Path(name)
+                yield Source(f"task.{field}.{number}", name, (path,), functools.partial(content_digest, path))
+
+
+def _glue(task: Mapping[str, Any]) -> Iterator[Source]:
+    from lowrank_jax.data.builders.glue.source import load_glue, split_files
+    from lowrank_jax.data.builders.glue.specs import GLUE
+
+    name, folder = task.get("task", "cola"), task.get("data_dir")
+    for split in GLUE[name].splits if name in GLUE else ():
+        files = tuple(split_files(name, split, folder))
+        if files:
+
+            def digest(split=split):
+                return load_glue(name, split, folder, allow_partial=True)[0].digest()
+
+            yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _adapter(folder: Path) -> Source:
+    def digest():
+        from lowrank_jax.checkpoints.adapters_only import load_adapter
+
+        return load_adapter(folder)[2]["sha256"]
+
+    return Source("start.adapter", f"start.adapter {folder}", (folder / "adapter.json",), digest)
+
+
+def _base(base: Mapping[str, Any]) -> Iterator[Source]:
+    """A local base: its tokenizer's and config's files, and its weights, which the fingerprint compares at a resume."""
+    from lowrank_jax.bases.locate import KNOWN, SHIPPED
+    from lowrank_jax.data.digest import content_digest, sampled_digest
+
+    name = base.get("name") or ""
+    path = Path(name).expanduser()
+    if not name or base.get("random_init") or name == SHIPPED or name in KNOWN or not path.exists():
+        return
+    if not path.is_dir():
+        yield Source("base.weights", f"base {name}", (path,), functools.partial(sampled_digest, path))
+        return
+    for key, digest, patterns in (
+        ("tokenizer", content_digest, TOKENIZER_FILES),
+        ("weights", sampled_digest, WEIGHT_FILES),
+    ):
+        files = tuple(sorted(file for pattern in patterns for file in path.glob(pattern)))
+        if files:
+            shown = f"the {'config or tokenizer' if key == 'tokenizer' else key} in {name}"
+            yield Source(f"base.{key}", shown, files, functools.partial(_joined, files, digest), key == "tokenizer")
+
+
+def _joined(files: tuple[Path, ...], digest: Callable[[Path], str]) -> str:
+    listed = [[file.name, digest(file)] for file in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -1,0 +1,388 @@
+"""The folder of a run: its name, its files, who may write there, and the record it leaves."""
+
+import contextlib
+import datetime
+import errno
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.config.schema import content_hash, diff, without
+from experiments.records import data_record
+from lowrank_jax.core.errors import UserError
+
+CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
+DATA = "data"  # of config.json and result.json: what the run is trained on, by content
+ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a breakage
+LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
+LOSS_WINDOW = 20  # steps over which a final training loss is averaged
+EVALUATION = "eval/"  # what an evaluation's keys start with in metrics.jsonl
+COMMIT_VARIABLE = "LOWRANK_JAX_COMMIT"  # "1a2b3c" or "1a2b3c+dirty", for copies of the tree without .git
+
+
+def run_name(plain: dict) -> str:
+    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash."""
+    labels = plain.get("labels") or {}
+    rate = (plain.get("optimizer") or {}).get("learning_rate")
+    parts = [plain.get("experiment") or "run", *(labels.get(name) for name in ("scale", "model", "task", "method"))]
+    parts.append(f"r{labels['rank']}" if labels.get("rank") is not None else None)
+    parts.append(f"lr{rate:g}" if isinstance(rate, int | float) else "lrbest" if rate is not None else None)
+    parts.append(f"seed{plain.get('seed', 0)}")
+    parts.append(labels["stage"] if labels.get("stage") not in (None, "", "full") else None)
+    parts.append(content_hash(plain))
+    return "-".join(str(part) for part in parts if part)
+
+
+def run_folder(workdir: str | Path, name: str) -> Path:
+    """workdir/name, for a name that stays inside workdir.
+
+    Raises:
+      UserError: the name is not a plain folder name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}", name):
+        raise UserError(f"run name {name!r}: use letters, digits and -_.+=, with a letter, a digit or _ first")
+    return Path(workdir) / name
+
+
+def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
+    """What a run's folder is to a config, reading only: "new", "resume" or "finished".
+
+    Args:
+      folder: runs/<name>.
+      plain: the config as `schema.to_plain` gives it.
+      fresh: to start again from nothing.
+      known: digests of what was read already; see `data_record.make`.
+
+    Raises:
+      UserError: the folder holds a run of another config or on other data, or no run at all.
+    """
+    return _look(Path(folder), plain, fresh, known)[0]
+
+
+def open_run(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
+    """`look`, and config.json of a new or resumed run written. Call it on process 0 alone, holding the run's claim.
+
+    `fresh` first removes that run's folder, and nothing else. Says so where a run goes on that has no digests.
+    """
+    folder = Path(folder)
+    verdict, data = _look(folder, plain, fresh, known)
+    if verdict == "resume" and (names := data_record.unknown(plain, data_of(folder).get(DATA, {}))):
+        print(f"{folder} has no digest of {', '.join(names)}: taken as what the run was trained on so far", flush=True)
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    if verdict != "finished":  # the bookkeeping (labels, tracking, ...) may have changed
+        data = data or data_record.make(plain, known=known)
+        write_json(folder / CONFIG, {**plain, DATA: data} if data else plain)
+    return verdict
+
+
+def data_of(folder: str | Path) -> dict:
+    """{DATA: ...} of a run's config.json, for its result.json; {} where it has none."""
+    there = read_json(Path(folder) / CONFIG, remedy="start again with --fresh")
+    return {DATA: there[DATA]} if DATA in there else {}
+
+
+def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[str, dict]:
+    """(verdict, the data's record, {} of a new run)."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --name")
+    entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    entries = {name for name in entries if not name.endswith(".tmp")}  # left by a kill during the first write
+    if entries and CONFIG not in entries:
+        raise UserError(f"{folder} exists and is no run (it has no {CONFIG}); choose another --name")
+    if fresh or not entries:
+        return "new", {}
+    there = read_json(folder / CONFIG, remedy="start again with --fresh, or choose another --name")
+    changed = diff(without(there), without(plain))
+    if changed:
+        shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise UserError(
+            f"{folder} holds a run of another config ({shown}); choose another --name, or --fresh to delete that run"
+        )
+    result, earlier = read_result(folder / RESULT), there.get(DATA) or {}
+    ended = bool(result) and result["status"] in ENDED and not falls_short(result, plain)
+    now = data_record.make(plain, earlier, known)
+    data_record.check(plain, earlier, now, ended, str(folder))
+    return "finished" if ended else "resume", {**earlier, **now}
+
+
+def falls_short(result: dict, plain: dict) -> bool:
+    """Whether a finished run ended, by its train.stop_at, before the step this config asks for: it then goes on."""
+    return result["status"] == "finished" and last_step(result.get("config") or {}) < last_step(plain)
+
+
+def last_step(plain: dict) -> int:
+    """The step a plain config ends at: train.stop_at, or train.steps; infinity where only the data tells (epochs)."""
+    train = plain.get("train") or {}
+    if train.get("epochs") and not train.get("stop_at"):
+        return math.inf
+    return train.get("stop_at") or train.get("steps") or 0
+
+
+def continue_from(source: Path, target: Path, plain: dict) -> bool:
+    """Starts run `target` of config `plain` from what run `source` has done, if source is the same run stopped early.
+
+    Returns:
+      whether it did; not when target exists, source has no checkpoint, or the configs differ beyond bookkeeping.
+    """
+    if target.exists() or not (source / CHECKPOINTS).is_dir() or not (source / CONFIG).is_file():
+        return False
+    there = read_json(source / CONFIG, remedy="remove that run")
+    if content_hash(there) != content_hash(plain) or last_step(there) >= last_step(plain):
+        return False
+    partial = target.with_name(target.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
+    shutil.copy(source / METRICS, partial / METRICS)
+    write_json(partial / CONFIG, {**plain, DATA: there[DATA]} if DATA in there else plain)
+    os.replace(partial, target)
+    return True
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one. Non-finite numbers become null.
+
+    Raises:
+      UserError: the disk is full or the folder is not writable; what was there before is kept.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    # A list of plain values on one line; no string holds a raw newline, so none is touched.
+    text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy} and run again: it resumes") from error
+
+
+def read_json(path: str | Path, remedy: str) -> Any:
+    """Reads JSON; a file that cannot be read is a UserError with the given remedy."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); {remedy}") from error
+
+
+def read_result(path: str | Path) -> dict | None:
+    """A result.json, or None where there is none (or no whole one)."""
+    try:
+        result = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "status" in result else None
+
+
+def result_record(
+    name: str,
+    plain: dict,
+    status: str,
+    *,
+    wall_seconds: float,
+    train_seconds: float,
+    parameters: dict[str, int],
+    evaluations: list[dict],
+    losses: list,
+    environment: dict | None = None,
+    **more: Any,
+) -> dict:
+    """The content of result.json.
+
+    Args:
+      name: the run's name.
+      plain: its plain config; its labels are repeated beside it.
+      status: "finished", "diverged", or how else it ended.
+      wall_seconds, train_seconds: whole run, and optimizer steps alone, over all resumptions.
+      parameters: {"trainable": ..., "frozen": ...}.
+      evaluations: [{"step", "char_accuracy", "exact_match", ...}], fractions of 1.
+      losses: (step, loss) pairs; thinned to LOSS_POINTS.
+      environment: as `environment_record()` gives by default.
+    """
+    return {
+        "name": name,
+        "status": status,
+        "labels": plain.get("labels") or {},
+        "config": plain,
+        "environment": environment_record() if environment is None else environment,
+        "wall_seconds": wall_seconds,
+        "train_seconds": train_seconds,
+        "parameters": parameters,
+        "evaluations": evaluations,
+        "losses": thin(losses),
+        **more,
+    }
+
+
+def finish_run(
+    folder: str | Path,
+    name: str,
+    plain: dict,
+    status: str,
+    parameters: dict[str, int],
+    started: float,
+    train_seconds: float,
+    message: str = "",
+    **more: Any,
+) -> dict:
+    """Writes result.json from what metrics.jsonl holds, and returns it.
+
+    Args:
+      started: time.time() at the start of this session. An earlier session that was killed left no end time, so
+        wall_seconds is this session's alone; train_seconds covers all.
+      more: further keys of the record; the others are those of `result_record`.
+    """
+    from lowrank_jax.train.tracking import read_metrics  # imports jax, which the sweep and the tables do without
+
+    losses, evaluations = split_metrics(read_metrics(folder))
+    record = result_record(
+        name,
+        plain,
+        status,
+        wall_seconds=time.time() - started,
+        train_seconds=train_seconds,
+        parameters=parameters,
+        evaluations=evaluations,
+        losses=losses,
+        message=message,
+        **more,
+    )
+    write_json(Path(folder) / RESULT, record)
+    return record
+
+
+def split_metrics(records: list[dict]) -> tuple[list[tuple[int, float]], list[dict]]:
+    """(step, loss) pairs and evaluations of metrics.jsonl, by step; a step recorded twice counts as last recorded."""
+    losses, evaluations = {}, {}
+    for record in records:
+        step = record["step"]
+        if record.get("loss") is not None:
+            losses[step] = record["loss"]
+        scores = {key.removeprefix(EVALUATION): value for key, value in record.items() if key.startswith(EVALUATION)}
+        if scores:
+            evaluations.setdefault(step, {"step": step}).update(scores)
+    return sorted(losses.items()), [evaluations[step] for step in sorted(evaluations)]
+
+
+def last_evaluation(result: dict) -> dict[str, float]:
+    """The scores of the last evaluation, without its step."""
+    last = (result.get("evaluations") or [{}])[-1]
+    return {name: value for name, value in last.items() if name != "step"}
+
+
+def summary(result: dict) -> str:
+    """A result in a few words: last loss, last scores, training time."""
+    words = [f"loss {result['losses'][-1][1]:.4f}"] if (result.get("losses") or [[0, None]])[-1][1] is not None else []
+    words += [
+        f"{name} {value:.4g}" for name, value in last_evaluation(result).items() if isinstance(value, int | float)
+    ]
+    return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training"])
+
+
+def thin(points: list, limit: int = LOSS_POINTS) -> list[list]:
+    """At most `limit` points: the last LOSS_WINDOW and the rest evenly spread with the first."""
+    points = [[int(step), round(float(loss), 6)] for step, loss in points]
+    if len(points) <= limit:
+        return points
+    head, tail = points[:-LOSS_WINDOW], points[-LOSS_WINDOW:]
+    keep = limit - len(tail)
+    return [head[i * len(head) // keep] for i in range(keep)] + tail
+
+
+def final_loss(result: dict, window: int = LOSS_WINDOW) -> float:
+    """Training loss averaged over the last `window` steps; infinite for a run that diverged or has no losses."""
+    losses = result.get("losses") or []
+    if result.get("status") == "diverged" or not losses:
+        return math.inf
+    last = losses[-1][0]
+    values = [loss for step, loss in losses if step > last - window]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return math.inf
+    return statistics.fmean(values)
+
+
+def environment_record() -> dict:
+    """Where a run ran: {hardware, versions, git, date}. Imports jax and starts its devices."""
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices()]
+    return {
+        "hardware": {
+            "platform": jax.devices()[0].platform,
+            "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "lowrank_jax")},
+        },
+        "git": git_record(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_record() -> dict:
+    """{"commit", "dirty"} of the tree this file is in; outside git from COMMIT_VARIABLE, else None."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*words):
+        done = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == here:
+            # Recording a result must not make the next run of the same sweep dirty.
+            changed = git("status", "--porcelain", "--", ".", ":(exclude)experiments/results")
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, no repository, or no commit yet
+    commit, _, dirty = os.environ.get(COMMIT_VARIABLE, "").partition("+")
+    return {"commit": commit or None, "dirty": bool(dirty) if commit else None}
+
+
+def _version(name: str) -> str | None:
+    if name == "lowrank_jax":
+        import lowrank_jax
+
+        return lowrank_jax.__version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or sys.platform
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

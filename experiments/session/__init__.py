@@ -1,0 +1,1 @@
+"""From a config to a run: built on shapes, then loaded, trained and exported."""

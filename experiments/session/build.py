@@ -1,0 +1,409 @@
+"""From a config to the parts of a run: first on shapes alone, then, once everything fits, with the weights."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config.schema import RunConfig
+from experiments.session.by_length import by_length
+from experiments.session.evaluators import make_evaluator
+from experiments.session.warm_start import apply_start, check_start
+from lowrank_jax import adapters
+from lowrank_jax.bases.base import AUTO, Base, abstract_base, load_base, random_program
+from lowrank_jax.bases.locate import resolve
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.core.types import ApplyFn
+from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.layouts.fused import Groups, separate
+from lowrank_jax.layouts.segments import split_layers
+from lowrank_jax.layouts.unstacked import compile_unstack, lay_out, reading_layers, restack
+from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.ops.quantized import NONE
+from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
+from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
+from lowrank_jax.tasks.base import LabelTask, Task
+from lowrank_jax.tasks.registry import build_task
+from lowrank_jax.text.tokenizers import check_vocabulary
+from lowrank_jax.train.compiler import compiler_options, loss_unroll
+from lowrank_jax.train.loop import LoopConfig
+from lowrank_jax.train.optimizer import make_optimizer
+from lowrank_jax.train.schedule import make_shape
+from lowrank_jax.train.state import TrainState, check_choice, init_state, layer_cuts, trainable_rules
+from lowrank_jax.train.step import label_objective, make_step, next_token_objective
+
+ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
+EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run that has been checked and traced on shapes; no weight has been read yet.
+
+    Attributes:
+      config: the run's config, unpacked, its length in steps and its base with the head that the task needs.
+      mesh: the devices.
+      base: the base model with ShapeDtypeStructs for params.
+      plan: the adapters' sites.
+      task: examples and scores; None for a bench on random tokens.
+      apply_fn: the model with its adapters attached.
+      groups: frozen kernels that lie side by side (`base.fused`), else none.
+      abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
+      step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      options: of the compiler, for the step; None where it has XLA's own.
+      programs: what `load` has jitted, which `dataclasses.replace` hands on.
+    """
+
+    config: RunConfig
+    mesh: Any
+    base: Base
+    plan: adapters.Plan
+    task: Task | None
+    apply_fn: ApplyFn
+    groups: Groups
+    rules: Any
+    optimizer: Any
+    objective: Any
+    abstract_state: TrainState
+    abstract_frozen: Any
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    step: Any
+    options: dict[str, bool | int | str] | None
+    programs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Scalars that are trained and that are not; "head": of the trained, those of a fresh head (and pooler)."""
+        frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
+        trainable = self.abstract_state.trainable
+        counts = {"trainable": count(trainable), "frozen": count(frozen)}
+        if head_of(self.config):
+            flat = flatten(trainable.get("params", {}))
+            counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
+        return counts
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Trained scalars by what they are part of: {"adapters", "head", "base"}, those that there are."""
+        trainable = self.abstract_state.trainable
+        flat = flatten(trainable.get("params", {}))
+        head = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
+        found = {"adapters": count(trainable.get("adapters", {})), "head": head, "base": count(flat) - head}
+        return {part: number for part, number in found.items() if number}
+
+    def base_record(self, fingerprint: str) -> dict[str, str]:
+        """What a record and an adapter say of the base: {"name", "fingerprint"}, and "quantize" where it is."""
+        record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
+        return record if kind == NONE else {**record, "quantize": kind}
+
+    def remarks(self) -> dict[str, Any]:
+        """What a record must say of the data: {"partial", "notes"} of a labelled task, else the notes there are."""
+        notes = list(getattr(self.task, "notes", ()))
+        if not isinstance(self.task, LabelTask):
+            return {"notes": notes} if notes else {}
+        return {"partial": self.task.partial, "notes": notes}
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether the compiled step has no loop over the layers."""
+        return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
+
+    @property
+    def takes_types(self) -> bool:
+        """Whether the model reads token types: DeBERTa does not."""
+        return hasattr(self.base.config, "type_vocab_size")
+
+    def compile(self, ahead: bool = False) -> Any:
+        """The compiled step, without running anything; for batches of several lengths, that of the longest.
+
+        Args:
+          ahead: `load` follows; see `load_ahead`.
+        """
+        with self.load_ahead() if ahead else contextlib.nullcontext():
+            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+
+    @contextlib.contextmanager
+    def load_ahead(self) -> Iterator[None]:
+        """Compiles what `load` runs on other threads, beside what the caller compiles."""
+        works = (self._compile_base, self._compile_create, self._compile_begin, self._compile_layers)
+        with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+            ready = [pool.submit(work) for work in works]
+            yield
+            for one in ready:
+                one.result()
+
+    def _compile_base(self) -> None:
+        if program := random_program(self.config.base, params_sharding(self.mesh)):
+            program.lower(ABSTRACT_KEY).compile()
+
+    def _compile_create(self) -> None:
+        if self.plan.sites:
+            given = (ABSTRACT_KEY, self.base.params) if adapters.needs_params(self.plan) else (ABSTRACT_KEY,)
+            self._create(given).lower(*given).compile()
+
+    def _compile_begin(self) -> None:
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        self._begin().lower(self.abstract_state.trainable, rate, ABSTRACT_KEY).compile()
+
+    def _compile_layers(self) -> None:
+        compile_unstack(self.abstract_frozen.get("params", {}))
+
+    def stepper(self, compiled: Any) -> Callable:
+        """(state, frozen, batch) -> (state, metrics) for batches of every length.
+
+        Args:
+          compiled: of `compile`; steps of other lengths are compiled when a batch first has them.
+        """
+        return by_length(self.step, {self.task.seq_len: compiled}) if isinstance(self.task, LabelTask) else compiled
+
+    def load(self) -> tuple[TrainState, Any, str]:
+        """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
+        base = self.load_base()
+        fingerprint = base.fingerprint
+        trainable, frozen = self.split(base)
+        del base  # what is trained was copied: its first copy goes before the moments come
+        frozen |= lay_out(frozen.pop("params", {}), self.groups, self.unrolled)
+        return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
+
+    def load_base(self) -> Base:
+        """The weights onto their shards; a fresh head drawn by the run's seed."""
+        base_key, _ = self._keys()
+        base = load_base(self.config.base, base_key, params_sharding(self.mesh), planned=self.base.config)
+        return _in_segments(base, self.config)
+
+    def split(self, base: Base) -> tuple[Any, Any]:
+        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before `lay_out`."""
+        _, adapter_key = self._keys()
+        variables = {"params": adapters.residual(base.params, self.plan)}
+        if self.plan.sites:
+            given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
+            variables |= self._create(given)(*given)
+            variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
+        return partition(variables, self.rules)
+
+    def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
+        """All variables of a state, each kernel under its own name and stacked."""
+        variables = combine(state.trainable, frozen)
+        return variables | {"params": separate(restack(variables["params"]), self.groups)}
+
+    def begin(self, trainable: Any) -> TrainState:
+        """The state before the first step; the trainable tree is donated."""
+        rate = np.float32(self.config.optimizer.learning_rate)
+        return self._begin()(trainable, rate, jax.random.PRNGKey(self.config.seed))
+
+    def _create(self, given: tuple) -> Any:
+        create = functools.partial(adapters.create, self.plan)
+        shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
+        return self._program("create", create, out_shardings=shardings)
+
+    def _begin(self) -> Any:
+        def init(trainable, rate, key):
+            return init_state(trainable, self.optimizer, rate, seed=0)._replace(key=key)
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        return self._program("begin", init, out_shardings=shardings, donate_argnums=0)
+
+    def _program(self, name: str, fn: Callable, **options: Any) -> Any:
+        """The jitted function of a name; trials that are alike share it and its compilation."""
+        if name not in self.programs:
+            self.programs[name] = jax.jit(fn, **options)
+        return self.programs[name]
+
+    def _is_fresh(self, path: str) -> bool:
+        return is_fresh(self.config, path)
+
+    def base_key(self) -> jax.Array:
+        """What draws a random or partly fresh base."""
+        return self._keys()[0]
+
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        """(of a random or partly fresh base, of the adapters)."""
+        base_key, adapter_key = jax.random.split(jax.random.PRNGKey(self.config.seed))
+        return base_key, adapter_key
+
+    def batches(self) -> Batches:
+        """The training stream, this process's share."""
+        return Batches(
+            self.task.train_source(),
+            self.task.features,
+            self.config.train.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **_buckets(self.task),
+        )
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A host batch on the mesh."""
+        sharding = batch_sharding(self.mesh)
+        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+    def evaluator(self) -> Any:
+        """(state, frozen) -> {metric: value}; see `evaluators`."""
+        return make_evaluator(self)
+
+
+def build(
+    config: RunConfig, seq_len: int | None = None, task: Task | None = None, devices: list | None = None
+) -> Experiment:
+    """Checks a config and lays the run out, on shapes.
+
+    Args:
+      config: unpacked.
+      seq_len: for a bench on random tokens: T, and no task is built; epochs are then of EXAMPLES rows.
+      task: one that an equal task section and tokenizer made already.
+      devices: those of the mesh; None takes all.
+
+    Raises:
+      UserError: anything that can be known to be wrong before the weights are read.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    config = _with_head(config)
+    base = _in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
+    plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
+    rules = trainable_rules(config.trainable)
+    optimizer = make_optimizer(config.optimizer)
+
+    variables = {"params": base.params}
+    if plan.sites:
+        created = jax.eval_shape(functools.partial(adapters.create, plan), jax.random.PRNGKey(0), base.params)
+        shardings = flatten(tree_shardings(created, mesh))
+        variables |= _with_shardings(created, shardings)
+    trainable, frozen = partition(variables, rules)
+    check_choice(config.trainable, trainable, frozen)
+    model, groups = _fused_model(base, config)
+    unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
+    frozen |= lay_out(frozen.pop("params", {}), groups, unrolled)
+    variables = combine(trainable, frozen)
+    abstract_state = jax.eval_shape(
+        functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable
+    )
+    layout = state_shardings(abstract_state, jax.tree.map(lambda leaf: leaf.sharding, trainable), mesh)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, layout
+    )
+
+    apply_fn = reading_layers(adapters.attach(model, plan, groups))
+    stacked = variables | {"params": jax.eval_shape(restack, variables["params"])}
+    adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
+    check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
+
+    if seq_len is None and task is None:
+        if base.tokenizer is None and not config.base.random_init:
+            resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
+        if base.tokenizer is None:
+            remedy = "put its tokenizer.json beside the weights"
+            if config.base.random_init:
+                remedy = "random weights read bytes alone (pico-llama, toy-llama), and experiments.bench no text"
+            raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
+        check_vocabulary(base.tokenizer, base.config.vocab_size)
+        task = build_task(config.task_name, config.task, base.tokenizer)
+    config = dataclasses.replace(config, train=in_steps(config.train, task))
+    if head := head_of(config):
+        objective = label_objective(apply_fn, head == "regression", hasattr(base.config, "type_vocab_size"))
+    else:
+        objective = next_token_objective(apply_fn, config.train.chunk_tokens, loss_unroll(mesh.devices.flat[0]))
+    step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
+    options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in batch_shapes(head, config.train.batch_size, seq_len or task.seq_len).items()
+    }
+    return Experiment(
+        config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
+        abstract_state, frozen, abstract_batch, jitted, options,
+    )  # fmt: skip
+
+
+def _in_segments(base: Base, config: RunConfig) -> Base:
+    """The base with its layers in the segments that `config.trainable` needs; the same base where it needs none."""
+    cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
+    if not cuts:
+        return base
+    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))
+
+
+def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
+    """The model that runs, and which kernels it reads side by side."""
+    if not config.base.fused:
+        return base.model, {}
+    if not hasattr(base.model, "fused_groups"):
+        raise UserError(
+            f"base.fused serves Llama; {config.base.name} is a {type(base.model).__name__}; set it to false"
+        )
+    if config.base.quantize != NONE:
+        raise UserError(
+            "base.fused joins kernels that base.quantize holds as codes; set one of them back (false, or none)"
+        )
+    if config.mesh.tensor > 1:
+        raise UserError("base.fused joins columns that mesh.tensor splits; set one of them back (false, or 1)")
+    return base.model.clone(fused=True), base.model.fused_groups()
+
+
+def in_steps(train: LoopConfig, task: Task | None) -> LoopConfig:
+    """The length in steps alone; a bench on random tokens, which has no task, takes epochs of EXAMPLES rows."""
+    return train.over(EXAMPLES if task is None else len(task.train_source()))
+
+
+def batch_shapes(head: str | None, batch: int, seq_len: int) -> dict[str, tuple[tuple, Any]]:
+    """Name -> (shape, dtype) of a batch at its longest.
+
+    Args:
+      head: of a labelled task, "classification" or "regression"; None where the targets are among the tokens.
+    """
+    rows = (batch, seq_len)
+    if head is None:
+        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
+    labels = jnp.float32 if head == "regression" else jnp.int32
+    features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
+    return {**features, "labels": ((batch,), labels), "weights": ((batch,), jnp.float32)}
+
+
+def is_fresh(config: RunConfig, path: str) -> bool:
+    """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
+    return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
+
+
+def _buckets(task: Task) -> dict[str, Any]:
+    """What `Batches` needs for rows of unlike lengths."""
+    if not isinstance(task, LabelTask):
+        return {}
+    return {"lengths": task.lengths(task.train_source()), "buckets": task.buckets, "pad": task.pad}
+
+
+def head_of(config: RunConfig) -> str | None:
+    """The head that the config's task is scored by, "classification" or "regression"; None for other tasks."""
+    return getattr(config.task, "head", None)
+
+
+def _with_head(config: RunConfig) -> RunConfig:
+    """The config whose base has the head that its task is scored by."""
+    head = head_of(config)
+    if head is None:
+        return config
+    if config.base.head not in (AUTO, head):
+        raise UserError(f"base.head is {config.base.head!r} and the task needs {head!r}; leave base.head at {AUTO!r}")
+    base = dataclasses.replace(config.base, head=head, num_labels=config.task.num_labels)
+    return dataclasses.replace(config, base=base)
+
+
+def params_sharding(mesh: Any) -> Any:
+    """(path below "params", shape) -> NamedSharding, by the path rules."""
+    return lambda path, shape: jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
+
+
+def _with_shardings(tree: Any, shardings: dict[str, Any]) -> Any:
+    return unflatten(
+        {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[p]) for p, x in flatten(tree).items()}
+    )

@@ -1,0 +1,167 @@
+"""Runs that share a program: built once on shapes, their states stacked over one base."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.config.schema import RunConfig
+from experiments.session.build import Experiment, build, in_steps, is_fresh, params_sharding
+from experiments.session.by_length import by_length
+from experiments.session.evaluators import make_trials_evaluator
+from experiments.session.warm_start import apply_start
+from lowrank_jax.bases.base import Base, redraw
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.layouts.unstacked import lay_out
+from lowrank_jax.sharding.mesh import replicated
+from lowrank_jax.tasks.base import LabelTask
+from lowrank_jax.train import trials
+from lowrank_jax.train.schedule import make_shape
+from lowrank_jax.train.state import TrainState
+
+
+class TrialGroup:
+    """Trials of configs that `together.check_alike` has passed.
+
+    Attributes:
+      each: the experiment of every trial, on one device.
+      wide, lead: the trial of the widest rank and its experiment, whose program all share.
+      mesh: of the axis "trial".
+      bucketed: batches have several lengths.
+      abstract_state: stacked shapes with shardings.
+
+    Args:
+      configs: one a trial.
+      seq_len: for a bench on random tokens; see `build`.
+
+    Raises:
+      UserError: what `build` refuses.
+    """
+
+    def __init__(self, configs: Sequence[RunConfig], seq_len: int | None = None):
+        device = jax.local_devices()[:1]
+        self.wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
+        self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
+        self.each = [self._alike(config, device, seq_len) for config in configs]
+        self.mesh = trials.trial_mesh(len(configs), jax.local_devices())
+        self.bucketed = isinstance(self.lead.task, LabelTask)
+        self._axes = trials.frozen_axes(self.lead.abstract_frozen)
+        self.abstract_state = self._stacked(self.lead.abstract_state)
+        step = trials.make_trial_step(self.lead.objective, self.lead.optimizer, self.lead.config.train.accumulate)
+        self.step = trials.together(step, self._axes, self.mesh, self.lead.options)
+        lasts = [one.config.train.last_step for one in self.each]
+        tables = [
+            trials.schedule_table(
+                make_shape(one.config.schedule, one.config.train.steps), one.config.train.steps, width
+            )
+            for one in self.each
+            for width in [max(other.config.train.steps for other in self.each) + 1]
+        ]
+        self._tables = self.place(np.stack(tables))
+        self._lasts = self.place(np.asarray(lasts, np.int32))
+
+    def compile(self, ahead: bool = False) -> Any:
+        """The compiled step of all trials, for the longest batch; `ahead` as in `Experiment.compile`."""
+        frozen = {
+            name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
+            for name, axis in self._axes.items()
+        }
+        batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
+        with self.lead.load_ahead() if ahead else contextlib.nullcontext():
+            return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
+
+    def stepper(self, compiled: Any) -> Callable:
+        """(state, frozen, batch) -> (state, metrics)."""
+        step = by_length(self.step, {self.lead.task.seq_len: compiled}) if self.bucketed else compiled
+        return lambda state, frozen, batch: step(state, frozen, batch, self._tables, self._lasts)
+
+    def load(self) -> tuple[TrainState, dict[str, Any], str]:
+        """(stacked state, shared frozen tree, fingerprint): each trial starts as a run of its own would."""
+        base = self.lead.load_base()
+        states, frozen = [], []
+        for one in self.each:
+            trainable, rest = one.split(self._redrawn(base, one))
+            if len(self.each) > 1 and frozen:
+                rest = {**rest, trials.SHARED: frozen[0].get(trials.SHARED)} if trials.SHARED in rest else rest
+            trainable = apply_start(
+                one.config.start, trainable, functools.partial(is_fresh, one.config), base.fingerprint
+            )
+            wide = trials.widen(trainable, self.lead.abstract_state.trainable)
+            states.append(one.begin(wide))
+            frozen.append(rest)
+        state, shared = trials.place(trials.stack(states), self.mesh), trials.share(frozen)
+        fingerprint = base.fingerprint
+        del base, rest, frozen  # the shared parameters are laid out anew, and a base may not fit twice
+        shared |= lay_out(shared.pop(trials.SHARED, {}), self.lead.groups, self.lead.unrolled)
+        return state, trials.place_frozen(shared, self.mesh), fingerprint
+
+    def batches(self) -> list[Batches]:
+        """The trials' streams; equal seeds share one."""
+        streams = {one.config.seed: one for one in self.each}
+        made = {seed: one.batches() for seed, one in streams.items()}
+        return [made[one.config.seed] for one in self.each]
+
+    def place(self, batch: Any) -> Any:
+        """Host arrays with a leading trial axis, on the devices."""
+        return trials.place(batch, self.mesh)
+
+    def evaluator(self) -> Callable[[TrainState, Any], list[dict[str, float]]]:
+        """(state, frozen) -> metrics of every trial."""
+        return make_trials_evaluator(self.lead, self._axes, self.mesh, self._one)
+
+    def trial(self, state: TrainState, frozen: Any, index: int) -> tuple[TrainState, Any]:
+        """State and frozen tree of one trial as a run of its own has them, its own rank included."""
+        state, frozen = self._one(state, frozen, index)
+        shapes = self.each[index].abstract_state.trainable
+        return state._replace(trainable=trials.narrow(state.trainable, shapes)), frozen
+
+    def _one(self, state: TrainState, frozen: Any, index: int) -> tuple[TrainState, Any]:
+        def home(tree):
+            return jax.device_put(tree, replicated(self.lead.mesh))
+
+        own = {n: tree if self._axes[n] is None else trials.take(tree, index) for n, tree in frozen.items()}
+        # The optimizer's moments stay: nothing that looks at one trial reads them.
+        single = TrainState(
+            state.step[index], trials.take(state.trainable, index), None, state.learning_rate[index], None
+        )
+        return home(single._replace(opt_state=())), home(own)
+
+    def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:
+        """The experiment of a trial; built anew only where its adapters differ from the lead's."""
+        if config.adapter != self.lead.config.adapter:
+            return build(config, seq_len=seq_len, task=self.lead.task, devices=device)
+        train = in_steps(config.train, self.lead.task)
+        return dataclasses.replace(
+            self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base)
+        )
+
+    def _redrawn(self, base: Base, one: Experiment) -> Base:
+        """The base with the fresh leaves of the trial's own seed."""
+        if one.config.seed == self.lead.config.seed or not base.fresh:
+            return base
+        flat = dict(flatten(base.params))
+        new = redraw(base, one.base_key(), params_sharding(one.mesh))
+        held = flatten(self.lead.abstract_frozen.get(trials.SHARED, {}))
+        if frozen := sorted(set(new) & set(held)):
+            raise UserError(
+                f"seeds {self.lead.config.seed} and {one.config.seed} draw other frozen weights ({frozen[0]}); run "
+                "them apart, or train what is drawn"
+            )
+        return dataclasses.replace(base, params=unflatten({**flat, **new}))
+
+    def _stacked(self, tree: Any) -> Any:
+        return jax.tree.map(self._split, tree)
+
+    def _split(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self.mesh, PartitionSpec(trials.TRIAL))
+        return jax.ShapeDtypeStruct((len(self.each), *leaf.shape), leaf.dtype, sharding=sharding)
+
+    def _whole(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))

@@ -1,0 +1,1 @@
+"""Grids of cells and how they are run."""

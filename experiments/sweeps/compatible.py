@@ -1,0 +1,69 @@
+"""Which runs can be trained in one program: those that differ in nothing but what a trial may differ in."""
+
+import copy
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.config.schema import diff, without
+from lowrank_jax.core.errors import UserError
+
+# Arrays in the state, the frozen scales or the schedule's table: each trial has its own.
+FREE = ("seed", "optimizer.learning_rate", "schedule", "adapter.alpha")
+# LoRA's A and B can be padded to another rank, where the start does not change the base.
+PADDED_STARTS = ("kaiming_uniform", "gaussian", "orthogonal")
+
+
+def shared_part(plain: dict) -> dict:
+    """What must be equal: the plain config without bookkeeping and without what is free, its length resolved apart."""
+    adapter, base = plain.get("adapter") or {}, plain.get("base") or {}
+    free = list(FREE)
+    if adapter.get("method") == "lora" and adapter.get("init", PADDED_STARTS[0]) in PADDED_STARTS:
+        free.append("adapter.rank")
+    if base.get("random_init") and plain.get("trainable") != "full":
+        free.remove("seed")  # the seed draws the frozen weights too
+    bare = without(without(plain), free)
+    return {name: value for name, value in bare.items() if value not in ({}, [])}
+
+
+def group_key(plain: dict) -> str:
+    """Equal for runs that may be trained together."""
+    return json.dumps(shared_part(plain), sort_keys=True)
+
+
+def check_alike(plains: Sequence[dict]) -> None:
+    """Makes sure that runs can share a program.
+
+    Raises:
+      UserError: names the first keys in which two of them differ.
+    """
+    first = shared_part(plains[0])
+    for other in plains[1:]:
+        if changed := diff(first, shared_part(other)):
+            raise UserError(f"these runs cannot share a program: {'; '.join(changed[:3])}; run them apart")
+
+
+def with_seed(plain: dict, seed: int) -> dict:
+    """The same run with another seed."""
+    changed = copy.deepcopy(plain)
+    changed["seed"] = seed
+    return changed
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0,1,2" or "0:5" -> seeds.
+
+    Raises:
+      UserError: another form, none, or one twice.
+    """
+    try:
+        if ":" in text:
+            first, _, last = text.partition(":")
+            seeds: Any = list(range(int(first), int(last)))
+        else:
+            seeds = [int(word) for word in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds={text!r}: write different whole numbers as 0,1,2 or 0:5 (0 to 4)")
+    return seeds

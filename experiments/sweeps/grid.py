@@ -1,0 +1,168 @@
+"""The cells of a sweep: a grid file over a config file, and the choice of a best trial."""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.schema import to_plain
+from experiments.records import run_folder
+from lowrank_jax.core.errors import UserError
+
+BEST = "best:"  # what an override starts with that takes its value from the best cell of an earlier stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid. `trials` names the cells that decide its "best:" overrides, which `name` still hides."""
+
+    name: str
+    stage: str
+    arg: str
+    overrides: dict[str, Any]
+    plain: dict
+    trials: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps it trains, the weight of a cell in the time that is left."""
+        train = self.plain.get("train") or {}
+        return train.get("stop_at") or train.get("steps") or 1
+
+
+class Grid:
+    """The cells of a grid file over one config file, in order."""
+
+    def __init__(self, config: str, grid: str):
+        path, _, self.base_arg = config.partition(":")
+        self.config_path = path
+        self.get_config = _attribute(path, "get_config", "--config")
+        module = load_module(grid, "--grid")
+        if hasattr(module, "stages"):
+            stages = module.stages()
+        elif hasattr(module, "cells"):
+            stages = [("full", module.cells())]
+        else:
+            raise UserError(f"{grid} defines neither cells() nor stages(); see configs/sweeps for examples")
+        self.cells: dict[str, Cell] = {}
+        for stage, cells in stages:
+            for cell in cells:
+                made = self._cell(stage, cell)
+                self.cells.setdefault(made.name, made)  # a cell listed twice is one run
+        if not self.cells:
+            raise UserError(f"{grid} has no cells")
+
+    def _cell(self, stage: str, cell: dict) -> Cell:
+        if wrong := set(cell) - {"arg", "overrides"}:
+            raise UserError(f"a cell of stage {stage!r} has {sorted(wrong)}; a cell is dict(arg=..., overrides=...)")
+        overrides = {"labels.stage": stage, **cell.get("overrides", {})}
+        return self._build(stage, cell.get("arg", ""), overrides)
+
+    def _build(self, stage: str, arg: str, overrides: dict) -> Cell:
+        plain = self._plain(arg, overrides)
+        wanted = {value.removeprefix(BEST) for value in overrides.values() if _is_best(value)}
+        trials = tuple(name for name, cell in self.cells.items() if cell.stage in wanted and cell.arg == arg)
+        for trial_stage in wanted - {self.cells[name].stage for name in trials}:
+            raise UserError(
+                f"a cell of stage {stage!r} wants {BEST}{trial_stage}, but no cell {arg!r} of it comes before"
+            )
+        return Cell(run_folder.run_name(plain), stage, arg, overrides, plain, trials)
+
+    def _plain(self, arg: str, overrides: dict) -> dict:
+        from experiments.config.defaults import complete  # imports jax, which --help does without
+
+        full_arg = self.full_arg(arg)
+        plain = to_plain(complete(self.get_config(full_arg) if full_arg else self.get_config()))
+        for path, value in overrides.items():
+            _override(plain, path, to_plain(value, path))
+        return plain
+
+    def full_arg(self, arg: str) -> str:
+        """The argument after --config's colon with the cell's own keys over it."""
+        pairs = [part for part in f"{self.base_arg},{arg}".split(",") if part.strip()]
+        return ",".join({part.partition("=")[0].strip(): part.strip() for part in pairs}.values())
+
+    def select(self, only: str | None = None, name: str | None = None) -> list[Cell]:
+        """The cells wanted by --only or --cell with the trials that decide them, in the grid's order."""
+        chosen = list(self.cells)
+        if name:
+            if name not in self.cells:
+                raise UserError(f"no cell {name!r} in the grid; --dry_run lists them")
+            chosen = [name]
+        elif only:
+            try:
+                chosen = [n for n, cell in self.cells.items() if re.search(only, n) or re.search(only, cell.arg)]
+            except re.error as error:
+                raise UserError(f"--only={only!r} is not a regular expression: {error}") from error
+            if not chosen:
+                raise UserError(f"--only={only!r} matches no cell; --dry_run lists them")
+        needed = {*chosen, *(trial for n in chosen for trial in self.cells[n].trials)}
+        return [cell for n, cell in self.cells.items() if n in needed]
+
+    def resolve(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
+        """The cell with its "best:" overrides filled in from its trials' results; None if no trial gave a loss."""
+        if not cell.trials:
+            return cell
+        overrides = dict(cell.overrides)
+        for path, value in cell.overrides.items():
+            if _is_best(value):
+                stage = value.removeprefix(BEST)
+                done = [results.get(name) for name in cell.trials if self.cells[name].stage == stage]
+                overrides[path] = best_value([result for result in done if result], path)
+                if overrides[path] is None:
+                    return None
+        return self._build(cell.stage, cell.arg, overrides)
+
+
+def best_value(results: Sequence[dict], path: str) -> Any:
+    """The config value at `path` of the result with the lowest final loss; of equals the larger; None if none."""
+    scored = [(run_folder.final_loss(result), _lookup(result["config"], path)) for result in results]
+    finite = [pair for pair in scored if math.isfinite(pair[0])]
+    if not finite:
+        return None
+    lowest = min(loss for loss, _ in finite)
+    return max(value for loss, value in finite if loss == lowest)
+
+
+def load_module(path: str, flag: str) -> Any:
+    """A Python file as a module."""
+    if not Path(path).is_file():
+        raise UserError(f"{flag}: there is no file {path!r}; give a path like configs/mora_uuid.py")
+    spec = importlib.util.spec_from_file_location(f"sweep_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(path: str, name: str, flag: str) -> Any:
+    module = load_module(path, flag)
+    if not hasattr(module, name):
+        raise UserError(f"{flag}: {path} defines no {name}()")
+    return getattr(module, name)
+
+
+def _is_best(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(BEST)
+
+
+def _lookup(plain: dict, path: str) -> Any:
+    for key in path.split("."):
+        plain = plain[key]
+    return plain
+
+
+def _override(plain: dict, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    node = plain
+    for key in [*parents, last]:
+        if not isinstance(node, dict) or key not in node:
+            known = sorted(node) if isinstance(node, dict) else []
+            raise UserError(f"override {path!r}: the config has no {key!r} there; known: {', '.join(known)}")
+        parent, node = node, node[key]
+    number = isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool)
+    if not number and node is not None and not _is_best(value) and type(value) is not type(node):
+        raise UserError(f"override {path}={value!r} is a {type(value).__name__}; the config has {node!r}")
+    parent[last] = float(value) if number else value

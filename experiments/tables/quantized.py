@@ -1,0 +1,73 @@
+"""What a base of 4 or 8 bits costs in loss: recorded runs beside the one that differs in base.quantize alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.config.schema import BOOKKEEPING, config_hash
+from experiments.records.text_table import lay_out, number
+from lowrank_jax.core.errors import UserError
+
+KIND, NONE = "base.quantize", "none"  # core.quantized.NONE, whose module imports jax
+AIMS = {"int8": 0.01, "nf4": 0.03}  # of the loss: how much more a quantised base may lose
+LAST = 10  # recorded training losses that are averaged
+
+
+def quantized(results: Sequence[dict]) -> list[dict[str, Any]]:
+    """One row a run whose base, or whose twin's, is quantised, the unquantised first.
+
+    Args:
+      results: records of finished runs.
+
+    Returns:
+      [{"base", "kind", "steps", "train", "held_out", "more"}]: the mean of the last recorded training losses, the
+      last held-out loss (nats a token), and how much more than the unquantised run's it is (0.01: 1%).
+
+    Raises:
+      UserError: no record has an unquantised twin.
+    """
+    groups: dict[str, dict[str, dict]] = {}
+    for result in results:
+        if result.get("status") == "finished" and _held_out(result) is not None:
+            key = config_hash(result["config"], (*BOOKKEEPING, "name", KIND))
+            groups.setdefault(key, {})[result["config"]["base"].get("quantize", NONE)] = result
+    pairs = [group for group in groups.values() if NONE in group and len(group) > 1]
+    if not pairs:
+        raise UserError("--results hold no run with base.quantize beside the same run without")
+    return [_row(group[kind], group[NONE]) for group in pairs for kind in (NONE, *sorted(set(group) - {NONE}))]
+
+
+def _held_out(result: dict) -> float | None:
+    return next((one["loss"] for one in reversed(result.get("evaluations") or []) if "loss" in one), None)
+
+
+def _row(result: dict, plain: dict) -> dict[str, Any]:
+    losses = [loss for _, loss in result["losses"][-LAST:]]
+    return {
+        "base": result["base"]["name"],
+        "kind": result["config"]["base"].get("quantize", NONE),
+        "steps": result["losses"][-1][0],
+        "train": sum(losses) / len(losses),
+        "held_out": _held_out(result),
+        "more": None if result is plain else _held_out(result) / _held_out(plain) - 1,
+    }
+
+
+def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
+    """The rows as aligned text or Markdown."""
+    header = ["base", "layers' kernels", "steps", "training loss", "held-out loss", "more than unquantised", "aim"]
+    lines = [header]
+    for row in rows:
+        aim = AIMS.get(row["kind"])
+        lines.append(
+            [
+                row["base"],
+                row["kind"] if row["kind"] != NONE else "as they are",
+                f"{row['steps']}",
+                f"{row['train']:.4f}",
+                f"{row['held_out']:.4f}",
+                number(row["more"], "+.2%"),
+                "-" if aim is None else f"<= {aim:.0%}: {'met' if row['more'] <= aim else 'missed'}",
+            ]
+        )
+    caption = f"Training loss: mean of the last {LAST} that were recorded; losses in nats a token."
+    return f"{lay_out(lines, form)}\n\n{caption}"

@@ -1,0 +1,47 @@
+"""A base's leaves as they are held: its layers' kernels as codes where the config asks for them, one leaf at a time."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+
+from lowrank_jax.interop.keymap import ShardingFn
+from lowrank_jax.ops.quantized import NONE, quantize
+
+# Not the embeddings, heads and poolers: they are read once a step, at 4% of a 7B model's weights.
+KERNELS = r"layers/(.*/)?kernel"
+
+
+def hold_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None) -> Any:
+    """The leaf, quantised where KERNELS names it. Blocked: what is read next waits until the read leaf can go.
+
+    Args:
+      path: below "params".
+      kind: a name of `ops.quantized.QUANTIZE`.
+      sharding_fn: (path, shape) -> Sharding, asked for each part of the codes; None leaves them to the compiler.
+    """
+    if not _is_held_as_codes(path, kind):
+        return leaf
+    parts = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
+    shardings = jax.tree.map(lambda part: sharding_fn(path, part.shape), parts) if sharding_fn else None
+    return jax.block_until_ready(jax.jit(quantize, static_argnums=1, out_shardings=shardings)(leaf, kind))
+
+
+def abstract_leaf(
+    path: str, shape: tuple[int, ...], dtype: Any, kind: str, sharding_fn: ShardingFn | None = None
+) -> Any:
+    """`hold_leaf` of a leaf that is not there: ShapeDtypeStructs with their shardings."""
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    if _is_held_as_codes(path, kind):
+        leaf = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
+
+    def placed(part):
+        sharding = sharding_fn(path, part.shape) if sharding_fn else None
+        return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, leaf)
+
+
+def _is_held_as_codes(path: str, kind: str) -> bool:
+    return kind != NONE and re.fullmatch(KERNELS, path) is not None

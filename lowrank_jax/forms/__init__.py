@@ -1,0 +1,1 @@
+"""What kind of task a task is: its batch, objective, stream and evaluators."""

@@ -1,0 +1,110 @@
+"""Evaluation: decode prompts for the task to score, predict labels, or sum the loss over held-out batches."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
+from lowrank_jax.decoding.greedy import greedy, left_pad
+from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
+
+
+def make_generator(
+    apply_fn: ApplyFn,
+    init_cache: Callable[[int, int], Any],
+    tokenizer: Any,
+    mesh: Mesh,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_id: int | None,
+    batch_size: int,
+) -> Callable[[Tree], list[str]]:
+    """variables -> the greedy continuation of every prompt, by batches of one shape, so that it compiles once.
+
+    Args:
+      apply_fn: a causal model with a cache.
+      init_cache: (batch, length) -> empty cache.
+      tokenizer: decode(ids) -> text, pad_id.
+      mesh: prompts are split over its batch axes.
+      prompts: token ids.
+      max_new_tokens: tokens decoded for each prompt.
+      stop_id: token that ends a row, None when rows never end early.
+      batch_size: prompts a batch; rounded up to what the mesh divides.
+    """
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
+    missing = -len(prompts) % batch_size
+    pad_id = tokenizer.pad_id or 0
+    tokens, mask = left_pad([*prompts, *prompts[:1] * missing], pad_id)
+
+    @jax.jit
+    def decode(variables, tokens, mask):
+        out = greedy(apply_fn, variables, init_cache, tokens, mask, max_new_tokens, stop_id, pad_id)
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))
+
+    def place(rows):  # every process holds all prompts; the sharding picks its rows
+        return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
+
+    def generate(variables: Tree) -> list[str]:
+        texts = []
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            ids = np.asarray(decode(variables, place(tokens[rows]), place(mask[rows]))).tolist()
+            texts += [tokenizer.decode(row[: row.index(stop_id)] if stop_id in row else row) for row in ids]
+        return texts[: len(prompts)]
+
+    return generate
+
+
+def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dict], Array]:
+    """(variables, batch) -> float32 outputs of an encoder's head, [B, labels] or [B]; not jitted.
+
+    Args:
+      apply_fn, types: as in `step.label_objective`.
+    """
+
+    def predict(variables, batch):
+        given = {name: batch[name] for name in ("mask", *(("types",) if types else ()))}
+        return apply_fn(variables, batch["tokens"], **given).astype(jnp.float32)
+
+    return predict
+
+
+def in_order(size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Rows of batches that came in another order, put back: (indices [B], values [B, ...]) -> [size, ...].
+
+    Args:
+      size: rows in all; an index of -1 marks a filler row.
+
+    Raises:
+      ValueError: a row is missing.
+    """
+    out, seen = None, np.zeros(size, bool)
+    for indices, values in batches:
+        out = np.zeros((size, *values.shape[1:]), values.dtype) if out is None else out
+        real = indices >= 0
+        out[indices[real]], seen[indices[real]] = values[real], True
+    if not seen.all():
+        raise ValueError(f"{int((~seen).sum())} of {size} rows were not evaluated")
+    return out
+
+
+def make_loss_evaluator(objective: Objective) -> Callable[[Tree, Iterable[dict]], tuple[float, float]]:
+    """(variables, device batches) -> (sum of losses, sum of weights) over all of them."""
+
+    @jax.jit
+    def sums(variables, batch):
+        loss, extra = objective(variables, batch, None)
+        return loss, extra["weight"]
+
+    def evaluate(variables: Tree, batches: Iterable[dict]) -> tuple[float, float]:
+        totals = np.zeros(2)
+        for batch in batches:
+            totals += [float(value) for value in sums(variables, batch)]
+        return float(totals[0]), float(totals[1])
+
+    return evaluate

@@ -1,0 +1,1 @@
+"""Adapters in other people's files, in and out: PEFT, loralib, the MoRA authors' fork."""

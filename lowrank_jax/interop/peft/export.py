@@ -1,0 +1,283 @@
+"""Writes adapters as a PEFT folder: LoRA, rsLoRA, DoRA for stock PEFT, MoRA for its authors' fork.
+
+Ranks that were padded with zeros are cut back, layers without an adapter (scale 0) are left out. Different A of parts
+that are fused in the Hugging Face model (GPT-2's query, key, value) lie side by side there, with B block-diagonal.
+A sequence classifier's head is written whole, trained or not: PEFT asks for it by the task.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank_jax.adapters import AdapterConfig, Plan
+from lowrank_jax.adapters.merge import is_tied
+from lowrank_jax.adapters.plan import Site
+from lowrank_jax.checkpoints.safetensors_file import write_safetensors
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.core.types import Tree
+from lowrank_jax.interop.keymap import LAYER, TRANSPOSE, Row
+from lowrank_jax.interop.peft import mora_fork
+from lowrank_jax.interop.peft.config import CLASSIFIER, CONFIG, WEIGHTS, HFModule, hf_modules, short_names, task_of
+from lowrank_jax.interop.peft.folder import MAGNITUDE, METADATA, PREFIX, TABLE
+
+Leaf = dict[str, np.ndarray]
+
+
+def save_peft(
+    folder: str | os.PathLike,
+    plan: Plan,
+    variables: Mapping[str, Tree],
+    rows: Sequence[Row],
+    layers: int,
+    base_name: str = "",
+    fingerprint: str | None = None,
+    trained: Sequence[str] = (),
+    revision: str | None = None,
+) -> Path:
+    """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is whole.
+
+    `bases.peft.export_peft` asks a loaded base for what stands below.
+
+    Args:
+      folder: an adapter in it is replaced.
+      plan: of the adapters.
+      variables: {"params", "adapters", "scales"}.
+      rows, layers: the base's key table in HF's names and number of layers.
+      base_name: what transformers loads the base by (a Hub name or a folder); PEFT's Auto classes need it.
+      fingerprint: of the base; kept in the weights' header, where `load_peft` looks.
+      trained: paths below "params" that were trained too; they are written as biases or whole modules.
+      revision: of the base on the Hub.
+
+    Raises:
+      UserError: the adapter has no form in PEFT, or the folder cannot be written.
+    """
+    if not plan.sites:
+        raise UserError(f"there is no adapter to write to {folder}")
+    config = _config_of(plan)
+    if config.init == "loftq":
+        raise UserError(
+            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot make again; export the merged model"
+        )
+    flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
+    modules = hf_modules(rows, layers, tables=True)
+    homeless = {s.path for s in plan.sites} - {part for module in modules.values() for part in module.parts}
+    if homeless:
+        raise UserError(
+            f"the Hugging Face model has no module for {sorted(homeless)}; leave them out of adapter.targets"
+        )
+    tensors, ranks, scales = {}, {}, {}
+    for name, module in modules.items():
+        found = _module(plan, config, flat, module)
+        if found is None:
+            continue
+        leaf, scales[name], ranks[name] = found
+        tensors |= {f"{PREFIX}{name}.{key}": np.ascontiguousarray(value) for key, value in leaf.items()}
+    if not tensors:
+        raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
+    task, hf_class = task_of(rows)
+    if any(name.startswith(CLASSIFIER) or f"{name}." == CLASSIFIER for name in ranks):
+        task = None  # PEFT takes a head that has an adapter for no other than that
+    bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors, task == "SEQ_CLS")
+    values = _config(config, modules, ranks, scales)
+    values |= {"bias": bias, "modules_to_save": whole or None, "task_type": task}
+    values |= {"base_model_name_or_path": base_name or None, "revision": revision}
+    values["fan_in_fan_out"] = any(name in ranks for name in _conv1d(rows, layers))
+    if task is None:
+        values["auto_mapping"] = {"base_model_class": hf_class, "parent_library": "transformers"}
+    note = json.dumps({"fingerprint": fingerprint, "scales": scales})
+    return _write(Path(folder), tensors, values, note)
+
+
+def _config_of(plan: Plan) -> AdapterConfig:
+    """The plan's one configuration as PEFT sees it: several may differ in sites, ranks and alphas alone.
+
+    Raises:
+      UserError: a family that PEFT has none of, or several that one folder cannot hold.
+    """
+    if strange := sorted({site.family.name for site in plan.sites if not site.family.merges}):
+        raise UserError(f"PEFT's LoRA has no {' and '.join(strange)}; keep that adapter in our own format")
+    same = {"rank": 1, "alpha": 1.0, "targets": (), "exclude": (), "rank_pattern": (), "alpha_pattern": ()}
+    if len({dataclasses.replace(config, **same) for config in plan.configs}) != 1:
+        raise UserError(f"one PEFT folder cannot hold {plan.methods} together; export the merged model")
+    return plan.configs[0]
+
+
+def _module(
+    plan: Plan, config: AdapterConfig, flat: Mapping[str, Any], module: HFModule
+) -> tuple[Leaf, float, int] | None:
+    """(tensors below the module's name, scale, rank), or None without an adapter."""
+    sites = {site.path: site for site in plan.sites if site.table == module.table}
+    parts = [_part(sites[path], config, flat, module) if path in sites else None for path in module.parts]
+    if all(part is None for part in parts):
+        return None
+    rank = next(sites[path].spec.rank for path in module.parts if path in sites)
+    if module.table:
+        ((leaf, scale),) = parts
+        return {f"{TABLE}A": leaf["a"].T, f"{TABLE}B": leaf["b"].T}, scale, leaf["a"].shape[1]
+    if config.method == "mora":
+        if len(parts) > 1:
+            raise UserError(
+                f"{module.name} is one module in PEFT, and MoRA's squares do not join; export the merged model"
+            )
+        return mora_fork.from_leaf(parts[0][0]["m"]), 1.0, rank
+    widths = [flat[f"params/{path}/kernel"].shape[-1] for path in module.parts]
+    a, b, scale = _join([part and (part[0]["a"], part[0]["b"], part[1]) for part in parts], widths)
+    tensors = {"lora_A.weight": a.T, "lora_B.weight": b.T}
+    if config.method == "dora":
+        norms = [
+            part[0]["m"] if part else np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
+            for part, path in zip(parts, module.parts, strict=True)
+        ]
+        tensors[MAGNITUDE] = np.concatenate(norms)
+    return tensors, scale, a.shape[1]
+
+
+def _part(site: Site, config: AdapterConfig, flat: Mapping[str, Any], module: HFModule) -> tuple[Leaf, float] | None:
+    """(leaf, scale) of one of our sites in one layer; None where it is switched off."""
+    path = site.path
+    leaf = {name: _layer(flat[f"adapters/{path}/{name}"], module) for name in site.family.shapes(site.spec)}
+    scale = float(np.asarray(flat[f"scales/{path}/scale"])[... if module.layer is None else module.layer])
+    if config.method == "mora":
+        return (leaf, scale) if scale else None
+    if config.method == "dora" and not scale:
+        # Left out, unless its magnitudes were trained all the same.
+        norms = np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
+        if np.allclose(leaf["m"], norms, rtol=1e-5):
+            return None
+        leaf["a"], leaf["b"], scale = 0 * leaf["a"][:, :1], 0 * leaf["b"][:1], 1.0
+    elif not scale:
+        return None
+    elif config.init not in ("pissa", "olora"):  # PEFT makes their residual by rank
+        used = leaf["a"].any(0) | leaf["b"].any(1)
+        rank = max(int(np.flatnonzero(used).max(initial=0)) + 1, 1)
+        leaf["a"], leaf["b"] = leaf["a"][:, :rank], leaf["b"][:rank]
+    return leaf, scale
+
+
+def _layer(leaf: Any, module: HFModule) -> np.ndarray:
+    return np.asarray(leaf if module.layer is None else leaf[module.layer], np.float32)
+
+
+def _join(parts: list, widths: list[int]) -> tuple[np.ndarray, np.ndarray, float]:
+    """One (A, B, scale) for outputs that lie side by side; zero columns of B where a part has no adapter."""
+    held = [part for part in parts if part is not None]
+    first_a, _, scale = held[0]
+    same = all(np.array_equal(a, first_a) and s == scale for a, _, s in held)
+    blocks, row, total = [], 0, first_a.shape[1] if same else sum(a.shape[1] for a, _, _ in held)
+    for part, width in zip(parts, widths, strict=True):
+        block = np.zeros((total, width), np.float32)
+        if part is not None:
+            rank = part[0].shape[1]
+            block[row : row + rank] = part[1] * np.float32(part[2] / scale)
+            row += 0 if same else rank
+        blocks.append(block)
+    a = first_a if same else np.concatenate([a for a, _, _ in held], axis=1)
+    return a, np.concatenate(blocks, axis=1), scale
+
+
+def _config(ours: AdapterConfig, modules, ranks: dict[str, int], scales: dict[str, float]) -> dict[str, Any]:
+    """adapter_config.json's fields; the commonest rank and alpha, and patterns for the modules that differ."""
+    rslora = ours.scaling == "rslora"
+    if ours.method == "mora":
+        alphas = dict.fromkeys(ranks, _whole(ours.alpha))
+    else:
+        alphas = {name: _whole(scales[name] * (rank**0.5 if rslora else rank)) for name, rank in ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    values = {
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "inference_mode": True,
+        "init_lora_weights": ours.init if ours.init in ("pissa", "olora") else True,
+        "lora_alpha": alpha,
+        "lora_dropout": ours.dropout,
+        "r": rank,
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "target_modules": short_names(list(ranks), modules),
+        "use_dora": ours.method == "dora",
+        "use_rslora": rslora,
+    }
+    return values | ({"use_mora": True, "mora_type": mora_fork.type_of(ours.mora)} if ours.method == "mora" else {})
+
+
+def _whole(value: float) -> float | int:
+    """alpha as it was written: 16 for 5.3333335 x 3, as scales are float32."""
+    near = round(value, 4)
+    value = near if abs(near - value) <= 1e-6 * abs(value) else value
+    return int(value) if value == int(value) else value
+
+
+def _conv1d(rows: Sequence[Row], layers: int) -> set[str]:
+    """Modules whose weight lies [in, out], as in GPT-2, which PEFT calls fan_in_fan_out."""
+    turned = [row for row in rows if row.target.endswith("/kernel") and row.transform is not TRANSPOSE]
+    return {source.removesuffix(".weight") for row in turned for source in row.sources(layers)}
+
+
+def _beside(
+    flat, rows, layers: int, trained: set[str], adapted: set[str], tensors: Leaf, classifies: bool
+) -> tuple[str, list[str]]:
+    """Adds what was trained of the base to `tensors`; returns PEFT's `bias` and `modules_to_save`.
+
+    Args:
+      classifies: add the classifier too, whole, and call it one module.
+    """
+    unknown = trained - {row.target for row in rows}
+    if unknown:
+        raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
+    targets = {row.target for row in rows}
+    tables = [path for path in trained if path.endswith("/embedding") and is_tied(path.rpartition("/")[0], targets)]
+    if tables:
+        raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
+    sources: dict[str, list[Row]] = {}  # of a fused tensor, the rows of its parts
+    for row in rows:
+        for source in row.sources(layers):
+            sources.setdefault(source, []).append(row)
+    head = {source for source in sources if classifies and source.startswith(CLASSIFIER)}
+    changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}} - head
+    biases = {source for source in sources if source.endswith(".bias")} - head
+    ours = changed & biases
+    beside = {source for source in biases if source.removesuffix(".bias") in adapted}
+    whole = {source.rpartition(".")[0] for source in changed - ours}
+    bias = "all" if ours and ours == biases else "lora_only" if ours and ours == beside else "none"
+    if bias == "none":
+        whole |= {source.removesuffix(".bias") for source in ours}
+    if both := whole & adapted:
+        raise UserError(f"PEFT cannot train {min(both)} and adapt it too; export the merged model")
+    kept = [s for s in sources if s in head or s.rpartition(".")[0] in whole or (bias != "none" and s in ours)]
+    for source in kept:
+        parts = []
+        for row in sources[source]:
+            leaf = flat[f"params/{row.target}"]
+            layer = row.sources(layers).index(source)
+            parts.append(np.asarray(leaf[layer] if LAYER in row.source else leaf, np.float32))
+        module, _, last = source.rpartition(".")
+        key = f"{module}.base_layer.{last}" if module in adapted else source
+        # A part's transform has no inverse: GPT-2's c_attn holds query, key and value side by side, as ours lie.
+        value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
+    return bias, sorted({*whole, CLASSIFIER.rstrip(".")} if head else whole)
+
+
+def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
+    if bad := [key for key, value in tensors.items() if not np.isfinite(value).all()]:
+        raise UserError(f"{bad[0]} is not finite; export an earlier checkpoint")
+    part, text = folder / f".part-{WEIGHTS}", folder / f".part-{CONFIG}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(part, {k: np.float32(v) for k, v in tensors.items()}, {"format": "pt", METADATA: note})
+        text.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG).unlink(missing_ok=True)
+        os.replace(part, folder / WEIGHTS)
+        os.replace(text, folder / CONFIG)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
+        raise UserError(f"cannot write {folder} ({' '.join(str(error).split())}); free space or name another") from None
+    return folder

@@ -1,0 +1,313 @@
+"""PEFT adapter folders both ways: LoRA, rsLoRA, DoRA and the MoRA fork's, on any architecture with a key table.
+
+PEFT keeps one A [r, d_in] and one B [d_out, r] a module; ours are stacked over layers, [L, d_in, R] and [L, R, d_out],
+with one scale a layer; an embedding's are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up
+to the largest, R, and a layer without an adapter is zero with scale 0: both compute exactly what PEFT does, get no
+gradient, and are left out again on saving.
+(The exception: a left-out layer of DoRA holds its kernel's norms as magnitudes, which would train if trained on.)
+GPT-2's fused c_attn is query, key and value with one A. Writing is `interop.peft.folder.export`.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, make_plan, residual
+from lowrank_jax.adapters.merge import is_tied
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.types import Tree
+from lowrank_jax.interop.keymap import LAYER, Row
+from lowrank_jax.interop.peft import mora_fork
+from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse
+from lowrank_jax.interop.readers import Reader, SafetensorsReader, read_json
+
+PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
+TABLE = "lora_embedding_"  # and A [r, rows] or B [d, r], without ".weight"
+METADATA = "lowrank_jax"  # our note in the safetensors header: fingerprint of the base, scale of every module
+SHOWN = 4  # names in one error
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftAdapter:
+    """What a folder held.
+
+    Attributes:
+      plan: its sites, with an AdapterConfig that describes them.
+      adapters, scales: as `adapters.create` makes them; NumPy arrays.
+      params: the base's params with what the adapter changes in them: trained biases, modules kept whole, and the
+        residual kernels of PiSSA and OLoRA. The same leaves elsewhere.
+      changed: paths of those leaves.
+    """
+
+    plan: Plan
+    adapters: dict[str, Any]
+    scales: dict[str, Any]
+    params: Tree
+    changed: tuple[str, ...]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{"params", "adapters", "scales"}, for `attach` and `merge`."""
+        return {"params": self.params, "adapters": self.adapters, "scales": self.scales}
+
+
+def load_peft(
+    folder: str | os.PathLike,
+    params: Tree,
+    rows: Sequence[Row],
+    layers: int,
+    base_names: Sequence[str] = (),
+    fingerprint: str | None = None,
+) -> PeftAdapter:
+    """Reads a PEFT folder onto a base; everything is checked before anything is returned.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      params: the base's params.
+      rows, layers: the base's key table in HF's names (`llama.hf_table(config)` and its like) and number of layers.
+      base_names: names that the base goes by; an adapter that names another Hub repository is refused. Empty: any.
+      fingerprint: of the base; compared where the adapter, written here, names one.
+
+    Raises:
+      UserError: one line: no adapter there, an unknown method or feature, another base, keys that are missing, unknown
+        or without PEFT's prefix, shapes or ranks that disagree with the config, an alpha that disagrees with what was
+        written, a value that is not finite.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        old = (folder / "adapter_model.bin").is_file()
+        hint = (
+            "save it again with safe_serialization=True" if old else "give the folder that PEFT's save_pretrained wrote"
+        )
+        raise UserError(f"{folder} holds no {WEIGHTS}; {hint}")
+    config = parse(read_json(folder / CONFIG), str(folder / CONFIG))
+    reader = SafetensorsReader(folder / WEIGHTS, [folder / WEIGHTS])
+    note = _note(reader)
+    _check_base(folder, config, note, base_names, fingerprint)
+    modules = hf_modules(rows, layers, tables=True)
+    adapted = [module for name, module in modules.items() if config.adapts(name)]
+    if not adapted:
+        raise UserError(f"{folder / CONFIG}: target_modules {config.target_modules} matches no module of this base")
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    saved = _saved_keys(config, rows, layers, {m.name for m in adapted}, reader)
+    _check_keys(folder, reader, config, adapted, shapes, saved)
+    for name, scale in note.get("scales", {}).items():
+        if name in modules and not np.isclose(config.scale(name), scale, rtol=1e-5):
+            raise UserError(
+                f"{folder / CONFIG}: lora_alpha and r give {name} the scale {config.scale(name):g}, and the adapter "
+                f"was written with {scale:g}; restore the config that came with it"
+            )
+    per_site = _leaves(reader, config, adapted)
+    plan, adapters, scales = stack_layers(config, per_site, params, shapes)
+    flat = dict(flatten(params))
+    changed = replace_tensors(flat, reader, rows, layers, saved)
+    if config.start != "kaiming_uniform":
+        _check_even(config, adapted, per_site, shapes)
+        flat |= flatten(residual(unflatten(flat), plan))
+        changed += [site.weight for site in plan.sites]
+    return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)))
+
+
+def _note(reader: Reader) -> dict[str, Any]:
+    try:
+        return json.loads(reader.metadata.get(METADATA, "{}"))
+    except ValueError:
+        raise UserError(f"{reader.path} has a damaged header; copy or export the adapter again") from None
+
+
+def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fingerprint: str | None) -> None:
+    made = note.get("fingerprint")
+    if made and fingerprint:
+        if made != fingerprint:
+            raise UserError(
+                f"the adapter in {folder} was made for the base {config.base!r} with other weights ({made})"
+            )
+        return
+    # A path says where a base lay, not which one it was.
+    ours = {name.rpartition("/")[2].lower() for name in base_names if not Path(name).exists()}
+    local = not config.base or Path(config.base).is_absolute() or Path(config.base).exists()
+    if ours and not local and config.base.rpartition("/")[2].lower() not in ours:
+        raise UserError(f"the adapter in {folder} was made for {config.base}, not for {' or '.join(base_names)}")
+
+
+def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[int, ...]]:
+    """The tensors that a module's adapter must have, below its name."""
+    d_in = shapes[module.weights[0]][-2]
+    d_out = sum(shapes[weight][-1] for weight in module.weights)
+    rank = config.rank(module.name)
+    if module.table:
+        if config.method != "lora":
+            raise UserError(f"{module.name} is an embedding, which has no {config.method} here; merge it in PEFT first")
+        return {f"{TABLE}A": (rank, d_in), f"{TABLE}B": (d_out, rank)}
+    if config.method == "mora":
+        if len(module.parts) > 1:
+            raise UserError(f"{module.name} is fused here, and MoRA's square does not split; target other modules")
+        size = int(((d_in + d_out) * rank) ** 0.5 + 0.5)
+        size = size // 2 * 2 if config.mora_type == 6 else size
+        return {"lora_A.weight": (size, size), "lora_B.weight": (size, size)}
+    wanted = {"lora_A.weight": (rank, d_in), "lora_B.weight": (d_out, rank)}
+    return wanted | ({MAGNITUDE: (d_out,)} if config.method == "dora" else {})
+
+
+def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader: Reader) -> dict[str, str]:
+    """{key of the base's tensor: key in the file} of trained biases and modules kept whole."""
+    held, saved, targets = set(reader.keys()), {}, {row.target for row in rows}
+    for row in rows:
+        for source in row.sources(layers):
+            module, _, leaf = source.rpartition(".")
+            biased = leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
+            # An adapted head or embedding: PEFT keeps the frozen weight beside its adapter.
+            copied = module in adapted and leaf == "weight" and f"{PREFIX}{module}.base_layer.weight" in held
+            if not (biased or copied or config.saves(module)):
+                continue
+            if row.target.endswith("/embedding") and not copied and is_tied(row.target.rpartition("/")[0], targets):
+                raise UserError(
+                    f"{reader.path}: a trained {module} is this base's output head too, and PEFT trains a copy of it "
+                    "alone; merge it in PEFT first"
+                )
+            keys = [f"{PREFIX}{name}" for name in (source, f"{module}.base_layer.{leaf}")]
+            saved[source] = next((key for key in keys if key in held), keys[0])
+    return saved
+
+
+def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, saved: dict[str, str]) -> None:
+    """Every key consumed, none missing, every shape as the config and the base say."""
+    wanted: dict[str, tuple[int, ...] | None] = dict.fromkeys(saved.values())
+    for module in adapted:
+        for leaf, shape in _tensors(config, module, shapes).items():
+            wanted[f"{PREFIX}{module.name}.{leaf}"] = shape
+    held = reader.keys()
+    if stray := [key for key in held if not key.startswith(PREFIX)]:
+        raise UserError(f"{folder / WEIGHTS}: {_some(stray)} lacks the prefix {PREFIX!r}; write it as PEFT does")
+    missing, unknown = [key for key in wanted if key not in held], [key for key in held if key not in wanted]
+    misshapen = [
+        f"{key} {list(reader.shape(key))} instead of {list(shape)}"
+        for key, shape in wanted.items()
+        if shape and key in held and reader.shape(key) != shape
+    ]
+    faults = {"missing": missing, "unknown": unknown, "of another rank or shape": misshapen}
+    if found := [f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys]:
+        raise UserError(f"{folder / WEIGHTS} does not fit its config and this base; {'; '.join(found)}")
+
+
+def _leaves(reader: Reader, config: PeftConfig, adapted) -> dict[str, dict[int | None, tuple[dict, float, int]]]:
+    """{our site: {layer: (leaf, scale, rank)}}; a fused module's B and magnitude are cut into its parts."""
+    sites: dict[str, dict] = {}
+    for module in adapted:
+        read = lambda leaf, name=module.name: read_finite(reader, f"{PREFIX}{name}.{leaf}")  # noqa: E731
+        halves = (f"{TABLE}{half}" if module.table else f"lora_{half}.weight" for half in "AB")
+        first, second = map(read, halves)
+        if config.method == "mora":
+            leaves = [mora_fork.to_leaf(first, second, module.name)]
+        else:
+            count = len(module.parts)
+            leaves = [{"a": first.T, "b": part.T} for part in np.split(second, count)]
+            if config.method == "dora":
+                for leaf, part in zip(leaves, np.split(read(MAGNITUDE), count), strict=True):
+                    leaf["m"] = part
+        for part, leaf in zip(module.parts, leaves, strict=True):
+            sites.setdefault(part, {})[module.layer] = (leaf, config.scale(module.name), config.rank(module.name))
+    return sites
+
+
+def stack_layers(config: PeftConfig, per_site, params: Tree, shapes) -> tuple[Plan, dict, dict]:
+    """The plan, and adapters and scales by path, from the leaves of single layers."""
+    ranks = {path: max(rank for _, _, rank in found.values()) for path, found in per_site.items()}
+    if config.method == "mora" and any(len({rank for *_, rank in found.values()}) > 1 for found in per_site.values()):
+        raise UserError(
+            "layers of one stack have MoRA squares of different sizes, which is not held here; merge it first"
+        )
+    scaling = "rslora" if config.use_rslora else "standard"
+    alphas = {
+        path: next(iter(found.values()))[1] * (ranks[path] ** 0.5 if config.use_rslora else ranks[path])
+        for path, found in per_site.items()
+    }
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    ours = AdapterConfig(
+        method=config.method,
+        rank=rank,
+        alpha=float(alpha),
+        scaling=scaling,
+        targets=tuple(sorted(per_site)),
+        dropout=config.lora_dropout,
+        init=config.start,
+        rank_pattern=tuple((path, r) for path, r in sorted(ranks.items()) if r != rank),
+        alpha_pattern=tuple((path, float(a)) for path, a in sorted(alphas.items()) if a != alpha),
+        mora=mora_fork.options(config.mora_type) if config.method == "mora" else MoraConfig(),
+    )
+    plan = make_plan(params, ours)
+    adapters, scales = {}, {}
+    for site in plan.sites:
+        stack, found = site.spec.stack, per_site[site.path]
+        wanted = {name: np.zeros((*stack, *shape), np.float32) for name, shape in site.family.shapes(site.spec).items()}
+        scale = np.zeros(stack, np.float32)
+        if config.method == "dora" and stack and len(found) < stack[0]:
+            kernel = flatten(params)[f"{site.path}/kernel"]
+            wanted["m"][:] = np.stack([np.linalg.norm(np.asarray(layer, np.float32), axis=0) for layer in kernel])
+        for layer, (leaf, factor, _) in found.items():
+            index = () if layer is None else (layer,)
+            for name, value in leaf.items():
+                wanted[name][(*index, *(slice(n) for n in value.shape))] = value
+            scale[index] = factor
+        adapters |= {f"{site.path}/{name}": value for name, value in wanted.items()}
+        scales[f"{site.path}/scale"] = scale
+    return plan, adapters, scales
+
+
+def _check_even(config: PeftConfig, adapted, per_site, shapes) -> None:
+    """PiSSA and OLoRA take the kernel apart by rank and scale: those of a stack must be one."""
+    for path, found in per_site.items():
+        kinds = {(rank, scale) for _, scale, rank in found.values()}
+        stack = shapes[f"{path}/kernel"][:-2]
+        if len(kinds) > 1 or (stack and len(found) < stack[0]) or any(len(m.parts) > 1 for m in adapted):
+            raise UserError(
+                f"init_lora_weights {config.start!r} with ranks, scales or layers that differ within {path}, or on a "
+                "fused module, is not held here; convert the adapter to plain LoRA with PEFT's save_pretrained"
+            )
+
+
+def replace_tensors(flat: dict[str, Any], reader: Reader, rows, layers: int, saved: dict[str, str]) -> list[str]:
+    """Puts trained biases and whole modules in place of the base's; returns their paths."""
+    changed = []
+    for row in rows:
+        found = {i: saved[source] for i, source in enumerate(row.sources(layers)) if source in saved}
+        if not found:
+            continue
+        leaf = flat[row.target]
+        parts = {i: row.transform.forward(read_finite(reader, key)) for i, key in found.items()}
+        shape = leaf.shape[1:] if LAYER in row.source else leaf.shape
+        if wrong := [found[i] for i, part in parts.items() if part.shape != tuple(shape)]:
+            raise UserError(f"{reader.path}: {_some(wrong)} has another shape than the base's {list(shape)}")
+        if LAYER in row.source:
+            whole = np.array(leaf, np.float32) if len(parts) < layers else np.empty(leaf.shape, np.float32)
+            for i, part in parts.items():
+                whole[i] = part
+        else:
+            whole = parts[0]
+        whole = whole.astype(leaf.dtype)
+        if isinstance(leaf, jax.ShapeDtypeStruct) or not np.array_equal(whole, leaf):
+            flat[row.target] = whole
+            changed.append(row.target)
+    return changed
+
+
+def read_finite(reader: Reader, key: str) -> np.ndarray:
+    """A tensor in float32; raises UserError when it holds NaN or infinity."""
+    value = np.asarray(reader.read(key), np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"{reader.path}: {key} is not finite; use an earlier checkpoint")
+    return value
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

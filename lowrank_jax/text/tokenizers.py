@@ -1,0 +1,302 @@
+"""Text to ids and back: bytes, subwords and sentencepiece, all without automatic special tokens."""
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.text.byte_backend import SETTINGS, byte_backend
+from lowrank_jax.text.vocabulary_files import has_vocabulary, read_vocabulary
+
+# sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> transformers' class that reads it
+PIECE_FILES = {"tokenizer.model": "LlamaTokenizer", "spm.model": "DebertaV2Tokenizer"}
+BYTE_CLASS = "ByteTokenizer"
+# In tokenizer_config.json of a byte-level base; older ones have BYTE_CLASS as tokenizer_class, unknown to transformers.
+BYTE_MARK = "lowrank_jax_tokenizer"
+
+Encoding = tuple[list[int], list[int]]  # ids, types
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer; special ids are None when the vocabulary has none."""
+
+    name: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """Ids and segment types of many texts or pairs, with the special tokens that the checkpoint was trained with.
+
+        A tokenizer that has no template of its own gives BOS a EOS, or BOS a EOS b EOS (without what it lacks), all of
+        type 0. Pairs that are too long lose tokens at the end of the longer text first.
+
+        Raises:
+          UserError: `max_len` has no room for a token of each text.
+        """
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special ids are dropped."""
+
+
+def encode_pair(tokenizer: Tokenizer, a: str, b: str | None, max_len: int) -> Encoding:
+    """`encode_pairs` of one text or pair."""
+    return tokenizer.encode_pairs([a], None if b is None else [b], max_len)[0]
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0-255, then BOS 256, EOS 257, PAD 258."""
+
+    name = "bytes"
+    vocab_size = 259
+    bos_id, eos_id, pad_id = 256, 257, 258
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes of the text; a lone surrogate (JSON can hold one) becomes '?'."""
+        return list(text.encode("utf-8", errors="replace"))
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """BOS a EOS, or BOS a EOS b EOS, of type 0."""
+        return _frame(self, first, second, max_len)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the bytes; special ids are dropped, invalid UTF-8 becomes U+FFFD.
+
+        Raises:
+          ValueError: an id is outside 0-258.
+        """
+        ids = [int(i) for i in ids]
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"ids outside 0-{self.vocab_size - 1}: {wrong[:5]}")
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+class SubwordTokenizer:
+    """A `tokenizers.Tokenizer` without its automatic specials, truncation and padding.
+
+    Args:
+      tokenizer: the library's tokenizer; its truncation and padding are switched off here.
+      bos_id, eos_id, pad_id: special ids or None. Without a pad id the end id pads (padding is never scored).
+      name: for records and messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        pad_id: int | None = None,
+        name: str = "subwords",
+    ):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.backend = tokenizer
+        self.name = name
+        # Ids may have holes, so the highest id counts, not the number of tokens.
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """The backend's own template: [CLS] a [SEP] b [SEP] of types 0 and 1 for BERT; without one, BOS a EOS b EOS."""
+        specials = self.backend.num_special_tokens_to_add(is_pair=second is not None)
+        if not specials:
+            return _frame(self, first, second, max_len)
+        _check_room(self.name, specials, second, max_len)
+        backend = copy.deepcopy(self.backend)  # truncation is a state of the backend
+        backend.enable_truncation(max_len, strategy="longest_first")
+        texts = first if second is None else zip(first, second, strict=True)
+        return [(row.ids, row.type_ids) for row in backend.encode_batch_fast(list(texts))]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special tokens are dropped."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model (LLaMA-2's and DeBERTa's own files); needs the sentencepiece package."""
+
+    def __init__(self, path: str | Path):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise UserError(
+                f"{path} needs the sentencepiece package (pip install sentencepiece), or put a tokenizer.json beside it"
+            ) from None
+        self.path = Path(path)
+        self.name = self.path.parent.name
+        try:
+            self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path} is not a sentencepiece model ({' '.join(str(error).split())[:120]})") from None
+        self.vocab_size = self.backend.vocab_size()
+        ids = self.backend.bos_id(), self.backend.eos_id(), self.backend.pad_id()
+        self.bos_id, self.eos_id, pad = (i if i >= 0 else None for i in ids)
+        self.pad_id = self.eos_id if pad is None else pad
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, no EOS."""
+        return self.backend.encode(text)
+
+    def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+        """BOS a EOS, or BOS a EOS b EOS, of type 0."""
+        return _frame(self, first, second, max_len)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; control tokens are dropped."""
+        return self.backend.decode([int(i) for i in ids])
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Bytes by name, else tokenizer.json, else vocab.json with merges.txt, else vocab.txt, else sentencepiece's file.
+
+    Raises:
+      UserError: none is there, a file is damaged, or sentencepiece is needed and absent.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    if BYTE_CLASS in (settings.get(BYTE_MARK), settings.get("tokenizer_class")):
+        return ByteTokenizer()
+    if (folder / "tokenizer.json").is_file():
+        return _subwords(_read_json(folder / "tokenizer.json"), folder, settings)
+    if has_vocabulary(folder):
+        return _subwords(read_vocabulary(folder, settings), folder, settings)
+    for name in PIECE_FILES:
+        if (folder / name).is_file():
+            return SentencePieceTokenizer(folder / name)
+    raise UserError(
+        f"{folder} has no tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model; "
+        "copy the base's tokenizer files into it"
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds any tokenizer file, a settings file alone included."""
+    files = ("tokenizer.json", "tokenizer_config.json", *PIECE_FILES)
+    return any((folder / file).is_file() for file in files) or has_vocabulary(folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Writes what `load_tokenizer` and transformers read back.
+
+    Raises:
+      UserError: a tokenizer of another kind.
+    """
+    for name, content in tokenizer_files(tokenizer).items():
+        (Path(folder) / name).write_bytes(content)
+
+
+def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
+    """{file name: content} of what `save_tokenizer` writes.
+
+    Args:
+      settings: more of tokenizer_config.json; what the tokenizer itself says goes before them.
+
+    Raises:
+      UserError: a tokenizer of another kind.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        own = {BYTE_MARK: BYTE_CLASS, "tokenizer_class": "PreTrainedTokenizerFast", **SETTINGS}
+        files = {"tokenizer.json": byte_backend().to_str(pretty=True).encode()}
+    elif isinstance(tokenizer, SubwordTokenizer):
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        own = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        own["tokenizer_class"] = "PreTrainedTokenizerFast"
+        files = {"tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        own = {"tokenizer_class": PIECE_FILES.get(tokenizer.path.name, "LlamaTokenizer")}
+        files = {tokenizer.path.name: tokenizer.path.read_bytes()}
+    else:
+        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files beside the weights")
+    text = json.dumps({**settings, **own}, indent=2, ensure_ascii=False) + "\n"
+    return {**files, "tokenizer_config.json": text.encode()}
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer whose ids the model's embedding cannot look up.
+
+    Raises:
+      UserError: the tokenizer's vocabulary is larger than the model's.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
+            "use the tokenizer that belongs to this base"
+        )
+
+
+def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
+    """BOS a EOS, or BOS a EOS b EOS, without the marks that the tokenizer lacks."""
+    bos, eos = ([] if mark is None else [mark] for mark in (tokenizer.bos_id, tokenizer.eos_id))
+    room = max_len - len(bos) - len(eos) * (1 if second is None else 2)
+    _check_room(tokenizer.name, max_len - room, second, max_len)
+    rows = []
+    if second is None:
+        rows = [[*bos, *tokenizer.encode(a)[:room], *eos] for a in first]
+    else:
+        for a, b in zip(map(tokenizer.encode, first), map(tokenizer.encode, second), strict=True):
+            short = min(len(a), len(b), room // 2)  # what the shorter keeps; the longer takes the rest of the room
+            keep_a, keep_b = (short, room - short) if len(a) <= len(b) else (room - short, short)
+            rows.append([*bos, *a[:keep_a], *eos, *b[:keep_b], *eos])
+    return [(row, [0] * len(row)) for row in rows]
+
+
+def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:
+    needed = specials + (1 if second is None else 2)
+    if max_len < needed:
+        raise UserError(
+            f"a length of {max_len} is too short for tokenizer {name!r}, which adds {specials} special tokens; "
+            f"use at least {needed}"
+        )
+
+
+def _read_json(file: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for every fault of the file
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+
+
+def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTokenizer:
+    def special(name):
+        token = settings.get(f"{name}_token")
+        if isinstance(token, dict):  # older files write an AddedToken's fields
+            token = token.get("content")
+        found = None if token is None else backend.token_to_id(token)
+        if token is not None and found is None:
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in the vocabulary")
+        return settings.get(f"{name}_token_id") if token is None else found
+
+    return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, over config.json's special ids where it names no tokens."""
+    merged: dict[str, Any] = {}
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{folder / name} is not JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{folder / name} is not a JSON object; copy the base's own file")
+        merged.update({key: value for key, value in found.items() if value is not None})
+    if isinstance(merged.get("eos_token_id"), list):  # Llama-3 style: several end ids; the first is the text's end
+        merged["eos_token_id"] = merged["eos_token_id"][0]
+    return merged

@@ -1,0 +1,69 @@
+"""Layers as arrays of their own: there and back, on shapes and meshes, and no stack in the step that reads them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.layouts.unstacked import Layers, compile_unstack, reading_layers, restack, unstack
+from lowrank_jax.ops.quantized import Quantized, quantize
+
+MESH = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def tree(layers=3):
+    stack = jnp.arange(layers * 4 * 8, dtype=jnp.float32).reshape(layers, 4, 8)
+    return {
+        "embed": {"embedding": jnp.ones((5, 4))},
+        "layers": {"mlp": {"up": {"kernel": stack}}, "norm": {"scale": jnp.arange(layers * 4.0).reshape(layers, 4)}},
+    }
+
+
+def test_there_and_back():
+    flat = flatten(tree())
+    apart = unstack(flat)
+    assert not flat  # the caller's references are gone: a base may not fit twice
+    kernel = apart["layers"]["mlp"]["up"]["kernel"]
+    assert isinstance(kernel, Layers)
+    assert [x.shape for x in kernel.each] == [(4, 8)] * 3
+    assert apart["embed"]["embedding"].shape == (5, 4)
+    jax.tree.map(np.testing.assert_array_equal, restack(apart), tree())
+
+
+def test_segments_are_stacks_too_and_codes_stay():
+    apart = unstack({"layers_0_1/up/kernel": jnp.ones((2, 4, 8)), "layers_2_2/up/kernel": jnp.ones((1, 4, 8))})
+    assert [len(node["up"]["kernel"].each) for node in apart.values()] == [2, 1]
+    codes = unstack({"layers/up/kernel": quantize(jnp.ones((2, 64, 8)), "int8")})
+    assert isinstance(codes["layers"]["up"]["kernel"], Quantized)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, "fsdp", None)])
+def test_shards_stay_where_they_are(spec):
+    sharding = NamedSharding(MESH, spec)
+    stacked = jax.device_put(jnp.arange(96.0).reshape(3, 4, 8), sharding)
+    shapes = unstack({"layers/up/kernel": jax.ShapeDtypeStruct(stacked.shape, stacked.dtype, sharding=sharding)})
+    compile_unstack(shapes)
+    got = unstack({"layers/up/kernel": stacked})["layers"]["up"]["kernel"].each
+    for i, (ours, shape) in enumerate(zip(got, shapes["layers"]["up"]["kernel"].each, strict=True)):
+        assert ours.sharding == shape.sharding == NamedSharding(MESH, PartitionSpec(*spec[1:]))
+        np.testing.assert_array_equal(ours, stacked[i])
+
+
+def test_a_compiled_step_never_forms_the_stack():
+    def apply_fn(variables, x):
+        def layer(x, kernel):
+            return jnp.tanh(x @ kernel), None
+
+        return jax.lax.scan(layer, x, variables["params"]["layers"]["kernel"], unroll=3)[0]
+
+    kernel, x = jnp.ones((3, 64, 64)), jnp.ones((8, 64))
+    apart = unstack({"layers/kernel": kernel})
+    gradient = jax.jit(jax.grad(lambda x, params: reading_layers(apply_fn)({"params": params}, x).sum()))
+    program = gradient.lower(x, apart).compile()
+    assert not re.search(r"f32\[3,64,64\]", program.as_text())
+    want = jax.grad(lambda x: apply_fn({"params": {"layers": {"kernel": kernel}}}, x).sum())(x)
+    np.testing.assert_allclose(program(x, apart), want, rtol=1e-6)
