@@ -61,13 +61,18 @@ def bench() -> None:
 
     from experiments.bench.work import random_batch, step_flops
     from experiments.records.run_folder import environment_record
-    from experiments.session.build import build, head_of
+    from experiments.session.build import build
     from experiments.session.trial_group import TrialGroup
+    from lowrank_jax.forms.registry import form_of
     from lowrank_jax.train import memory
 
     started = time.perf_counter()
     # A labelled task's length is in its config; that of other tasks may be in their data.
-    seq_len = FLAGS.seq_len or config.labels.get("seq_len") or (config.task.seq_len if head_of(config) else None)
+    seq_len = (
+        FLAGS.seq_len
+        or config.labels.get("seq_len")
+        or (config.task.seq_len if form_of(config.task).bucketed else None)
+    )
     count = FLAGS.trials
     if count > 1:
         rates = [config.optimizer.learning_rate * (trial + 1) / count for trial in range(count)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.session.build import Experiment, head_of
+from experiments.session.build import Experiment
 from lowrank_jax.adapters.cost import adapter_flops, kernel_flops
 from lowrank_jax.core.paths import flatten
 
@@ -13,20 +13,7 @@ def random_batch(experiment: Experiment, trials: int = 1) -> dict[str, np.ndarra
     Args:
       trials: of one program, which then is a leading axis.
     """
-    rng, config = np.random.default_rng(0), experiment.config
-
-    def labels(shape):
-        if head_of(config) == "regression":
-            return rng.uniform(0, 5, shape)  # STS-B's range
-        return rng.integers(0, config.task.num_labels, shape)
-
-    draw = {
-        "tokens": lambda shape: rng.integers(0, experiment.base.config.vocab_size, shape, np.int32),
-        "types": np.zeros,
-        "mask": np.ones,
-        "labels": labels,
-        "weights": np.ones,
-    }
+    draw = experiment.form.random_features(np.random.default_rng(0), experiment.base.config.vocab_size)
     lead = (trials,) if trials > 1 else ()
     return {
         name: draw[name]((*lead, *leaf.shape)).astype(leaf.dtype) for name, leaf in experiment.abstract_batch.items()
@@ -40,7 +27,7 @@ def step_flops(experiment: Experiment, tokens: int) -> int:
     read one token a row.
     """
     config, flat = experiment.base.config, flatten(experiment.base.params)
-    once = ("head", "pooler") if head_of(experiment.config) else ()
+    once = experiment.form.once
     kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel") and path.split("/")[0] not in once}
     weights = {path: tuple(leaf.shape) for path, leaf in kernels.items()}
     if getattr(config, "tie_word_embeddings", False):

@@ -14,7 +14,6 @@ import numpy as np
 
 from experiments.config.schema import RunConfig
 from experiments.session.by_length import by_length
-from experiments.session.evaluators import make_evaluator
 from experiments.session.warm_start import apply_start, check_start
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, load_base, random_program
@@ -22,8 +21,10 @@ from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine, count, partition
-from lowrank_jax.core.types import ApplyFn
+from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.forms.base import Evaluation, Form, Setting
+from lowrank_jax.forms.registry import form_of
 from lowrank_jax.layouts.fused import Groups, separate
 from lowrank_jax.layouts.segments import split_layers
 from lowrank_jax.layouts.unstacked import compile_unstack, lay_out, reading_layers, restack
@@ -31,7 +32,7 @@ from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import leaf_spec, state_shardings, tree_shardings
-from lowrank_jax.tasks.base import LabelTask, Task
+from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
@@ -39,7 +40,7 @@ from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, check_choice, init_state, layer_cuts, trainable_rules
-from lowrank_jax.train.step import label_objective, make_step, next_token_objective
+from lowrank_jax.train.step import make_step
 
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
@@ -54,7 +55,9 @@ class Experiment:
       mesh: the devices.
       base: the base model with ShapeDtypeStructs for params.
       plan: the adapters' sites.
+      form: what kind of task it is.
       task: examples and scores; None for a bench on random tokens.
+      setting: what the form is given of the run.
       apply_fn: the model with its adapters attached.
       groups: frozen kernels that lie side by side (`base.fused`), else none.
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
@@ -67,7 +70,9 @@ class Experiment:
     mesh: Any
     base: Base
     plan: adapters.Plan
+    form: Form
     task: Task | None
+    setting: Setting
     apply_fn: ApplyFn
     groups: Groups
     rules: Any
@@ -86,7 +91,7 @@ class Experiment:
         frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
         trainable = self.abstract_state.trainable
         counts = {"trainable": count(trainable), "frozen": count(frozen)}
-        if head_of(self.config):
+        if self.form.head:
             flat = flatten(trainable.get("params", {}))
             counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
         return counts
@@ -106,21 +111,13 @@ class Experiment:
         return record if kind == NONE else {**record, "quantize": kind}
 
     def remarks(self) -> dict[str, Any]:
-        """What a record must say of the data: {"partial", "notes"} of a labelled task, else the notes there are."""
-        notes = list(getattr(self.task, "notes", ()))
-        if not isinstance(self.task, LabelTask):
-            return {"notes": notes} if notes else {}
-        return {"partial": self.task.partial, "notes": notes}
+        """What a record must say of the data; see `forms.base.Form`."""
+        return self.form.remarks(self.task)
 
     @property
     def unrolled(self) -> bool:
         """Whether the compiled step has no loop over the layers."""
         return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
-
-    @property
-    def takes_types(self) -> bool:
-        """Whether the model reads token types: DeBERTa does not."""
-        return hasattr(self.base.config, "type_vocab_size")
 
     def compile(self, ahead: bool = False) -> Any:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
@@ -163,7 +160,7 @@ class Experiment:
         Args:
           compiled: of `compile`; steps of other lengths are compiled when a batch first has them.
         """
-        return by_length(self.step, {self.task.seq_len: compiled}) if isinstance(self.task, LabelTask) else compiled
+        return by_length(self.step, {self.task.seq_len: compiled}) if self.form.bucketed and self.task else compiled
 
     def load(self) -> tuple[TrainState, Any, str]:
         """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
@@ -232,24 +229,22 @@ class Experiment:
 
     def batches(self) -> Batches:
         """The training stream, this process's share."""
-        return Batches(
-            self.task.train_source(),
-            self.task.features,
-            self.config.train.batch_size,
-            seed=self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            **_buckets(self.task),
-        )
+        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return self.form.stream(self.task, self.config.train.batch_size, self.config.seed, **shares)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A host batch on the mesh."""
-        sharding = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        return self.setting.place(batch)
 
-    def evaluator(self) -> Any:
-        """(state, frozen) -> {metric: value}; see `evaluators`."""
-        return make_evaluator(self)
+    def evaluation(self) -> Evaluation | None:
+        """How the task scores the model; None where nothing is held out."""
+        return self.form.evaluations[self.task.evaluation](self.setting, self.task)
+
+    def evaluator(self) -> Callable[[TrainState, Tree], dict[str, float]]:
+        """(state, frozen) -> {metric: value}; nothing where nothing is held out."""
+        if (evaluation := self.evaluation()) is None:
+            return lambda state, frozen: {}
+        return lambda state, frozen: evaluation.one(combine(state.trainable, frozen))
 
 
 def build(
@@ -268,7 +263,8 @@ def build(
     """
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    config = _with_head(config)
+    form = form_of(config.task)
+    config = _with_head(config, form)
     base = _in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
     rules = trainable_rules(config.trainable)
@@ -309,19 +305,28 @@ def build(
         check_vocabulary(base.tokenizer, base.config.vocab_size)
         task = build_task(config.task_name, config.task, base.tokenizer)
     config = dataclasses.replace(config, train=in_steps(config.train, task))
-    if head := head_of(config):
-        objective = label_objective(apply_fn, head == "regression", hasattr(base.config, "type_vocab_size"))
-    else:
-        objective = next_token_objective(apply_fn, config.train.chunk_tokens, loss_unroll(mesh.devices.flat[0]))
+    train = config.train
+    setting = Setting(
+        apply_fn,
+        base.config,
+        mesh,
+        base.model.dtype,
+        base.tokenizer,
+        functools.partial(_place, batch_sharding(mesh)),
+        batch_size=train.batch_size // train.accumulate,
+        chunk_tokens=train.chunk_tokens,
+        unroll=loss_unroll(mesh.devices.flat[0]),
+    )
+    objective = form.objective(setting)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     abstract_batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in batch_shapes(head, config.train.batch_size, seq_len or task.seq_len).items()
+        for name, (shape, dtype) in form.batch_shapes(train.batch_size, seq_len or task.seq_len).items()
     }
     return Experiment(
-        config, mesh, base, plan, task, apply_fn, groups, rules, optimizer, objective,
+        config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted, options,
     )  # fmt: skip
 
@@ -356,46 +361,27 @@ def in_steps(train: LoopConfig, task: Task | None) -> LoopConfig:
     return train.over(EXAMPLES if task is None else len(task.train_source()))
 
 
-def batch_shapes(head: str | None, batch: int, seq_len: int) -> dict[str, tuple[tuple, Any]]:
-    """Name -> (shape, dtype) of a batch at its longest.
-
-    Args:
-      head: of a labelled task, "classification" or "regression"; None where the targets are among the tokens.
-    """
-    rows = (batch, seq_len)
-    if head is None:
-        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
-    labels = jnp.float32 if head == "regression" else jnp.int32
-    features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
-    return {**features, "labels": ((batch,), labels), "weights": ((batch,), jnp.float32)}
-
-
 def is_fresh(config: RunConfig, path: str) -> bool:
     """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
     return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
 
 
-def _buckets(task: Task) -> dict[str, Any]:
-    """What `Batches` needs for rows of unlike lengths."""
-    if not isinstance(task, LabelTask):
-        return {}
-    return {"lengths": task.lengths(task.train_source()), "buckets": task.buckets, "pad": task.pad}
-
-
-def head_of(config: RunConfig) -> str | None:
-    """The head that the config's task is scored by, "classification" or "regression"; None for other tasks."""
-    return getattr(config.task, "head", None)
-
-
-def _with_head(config: RunConfig) -> RunConfig:
+def _with_head(config: RunConfig, form: Form) -> RunConfig:
     """The config whose base has the head that its task is scored by."""
-    head = head_of(config)
-    if head is None:
+    if form.head is None:
         return config
-    if config.base.head not in (AUTO, head):
-        raise UserError(f"base.head is {config.base.head!r} and the task needs {head!r}; leave base.head at {AUTO!r}")
-    base = dataclasses.replace(config.base, head=head, num_labels=config.task.num_labels)
-    return dataclasses.replace(config, base=base)
+    if config.base.head not in (AUTO, form.head):
+        raise UserError(
+            f"base.head is {config.base.head!r} and the task needs {form.head!r}; leave base.head at {AUTO!r}"
+        )
+    return dataclasses.replace(
+        config, base=dataclasses.replace(config.base, head=form.head, num_labels=form.num_labels)
+    )
+
+
+def _place(sharding: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A host batch on the mesh, this process's rows of it."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
 def params_sharding(mesh: Any) -> Any:

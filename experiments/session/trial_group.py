@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.config.schema import RunConfig
 from experiments.session.build import Experiment, build, in_steps, is_fresh, params_sharding
 from experiments.session.by_length import by_length
-from experiments.session.evaluators import make_trials_evaluator
 from experiments.session.warm_start import apply_start
 from lowrank_jax.bases.base import Base, redraw
 from lowrank_jax.core.errors import UserError
@@ -21,7 +20,6 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.layouts.unstacked import lay_out
 from lowrank_jax.sharding.mesh import replicated
-from lowrank_jax.tasks.base import LabelTask
 from lowrank_jax.train import trials
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState
@@ -51,7 +49,7 @@ class TrialGroup:
         self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
         self.each = [self._alike(config, device, seq_len) for config in configs]
         self.mesh = trials.trial_mesh(len(configs), jax.local_devices())
-        self.bucketed = isinstance(self.lead.task, LabelTask)
+        self.bucketed = self.lead.form.bucketed and self.lead.task is not None
         self._axes = trials.frozen_axes(self.lead.abstract_frozen)
         self.abstract_state = self._stacked(self.lead.abstract_state)
         step = trials.make_trial_step(self.lead.objective, self.lead.optimizer, self.lead.config.train.accumulate)
@@ -114,7 +112,12 @@ class TrialGroup:
 
     def evaluator(self) -> Callable[[TrainState, Any], list[dict[str, float]]]:
         """(state, frozen) -> metrics of every trial."""
-        return make_trials_evaluator(self.lead, self._axes, self.mesh, self._one)
+        evaluation = self.lead.evaluation()
+        if evaluation is not None and evaluation.many is not None:
+            evaluate = evaluation.many(self._axes, self.mesh)
+            return lambda state, frozen: evaluate(state.trainable, frozen)
+        evaluate = self.lead.evaluator()
+        return lambda state, frozen: [evaluate(*self._one(state, frozen, i)) for i in range(len(self.each))]
 
     def trial(self, state: TrainState, frozen: Any, index: int) -> tuple[TrainState, Any]:
         """State and frozen tree of one trial as a run of its own has them, its own rank included."""

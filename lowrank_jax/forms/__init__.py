@@ -1,1 +1,1 @@
-"""What kind of task a task is: its batch, objective, stream and evaluators."""
+"""What kind of task a task is, once: its batch, objective, stream and evaluations (`next_token`, `label`)."""

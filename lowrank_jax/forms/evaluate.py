@@ -64,7 +64,7 @@ def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dic
     """(variables, batch) -> float32 outputs of an encoder's head, [B, labels] or [B]; not jitted.
 
     Args:
-      apply_fn, types: as in `step.label_objective`.
+      apply_fn, types: as in `label.label_objective`.
     """
 
     def predict(variables, batch):

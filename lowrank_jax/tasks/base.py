@@ -14,10 +14,13 @@ Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]
 class Task(Protocol):
     """A benchmark: examples to features.
 
+    Its config says which form it has (`forms.registry.FORMS`), and `evaluation` is one of that form's.
+
     weights[t] = 1 says that token t is a target, predicted from tokens[:t]; padding is on the right, with weight 0.
     """
 
     name: str
+    evaluation: str
     seq_len: int
 
     def train_source(self) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class GlueConfig:
       max_dev_examples: dev rows that are scored, evenly spaced, of each dev set; None takes all.
     """
 
+    form: ClassVar[str] = "label"
     task: str = "cola"
     seq_len: Annotated[int, Range(least=1)] = 128
     buckets: tuple[Annotated[int, Range(least=1)], ...] | None = None
@@ -83,7 +84,7 @@ class GlueTask:
       contents: split -> digest of all its rows.
     """
 
-    name = "glue"
+    name, evaluation = "glue", "labels"
 
     def __init__(self, config: GlueConfig, tokenizer: Any):
         self.config, spec = config, GLUE[config.task]

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TextConfig:
       add_bos, add_eos: marks around each text, or around prompt + completion.
     """
 
+    form: ClassVar[str] = "next_token"
     path: Paths = ""
     seq_len: Annotated[int, Range(least=2)] = 512  # one token to read, one to predict
     validation_path: Paths | None = None
@@ -61,7 +62,7 @@ class TextTask:
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
     """
 
-    name = "text"
+    name, evaluation = "text", "likelihood"
 
     def __init__(self, config: TextConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
@@ -34,6 +34,9 @@ class UuidConfig:
 
     pairs: Annotated[int, Range(least=1)] = 64
     seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
+    form: ClassVar[str] = "next_token"
+    pairs: int = 64
+    seed: int = 0
     loss_on: str = "value"
     add_bos: bool = False
     add_eos: bool = False
@@ -56,7 +59,7 @@ class UuidTask:
     SmolLM2's do), this equals encoding the whole text; sentencepiece puts its word-start mark before the value as well.
     """
 
-    name = "uuid"
+    name, evaluation = "uuid", "generation"
 
     def __init__(self, config: UuidConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer

@@ -8,57 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from lowrank_jax.core.trees import combine
-from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
-from lowrank_jax.ops.losses import chunked_next_token_loss
+from lowrank_jax.core.types import Array, Objective, Tree
 from lowrank_jax.train.state import TrainState
-
-
-def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
-    """Sum over targets of -log p(token_t | tokens_<t), weighted.
-
-    Args:
-      apply_fn: a causal model with methods "hidden" and "logits".
-      chunk_tokens: how many positions' float32 logits exist at a time; 0 for all.
-      unroll: chunks an iteration of the compiled loop.
-    """
-
-    def objective(variables, batch, rngs):
-        hidden = apply_fn(variables, batch["tokens"], rngs=rngs, method="hidden")
-
-        def logits_fn(chunk):
-            return apply_fn(variables, chunk, rngs=rngs, method="logits")
-
-        loss, weight, correct = chunked_next_token_loss(
-            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens, unroll=unroll
-        )
-        return loss, {"weight": weight, "correct": correct}
-
-    return objective
-
-
-def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = True) -> Objective:
-    """Sum over examples of -log p(label), or of (score - label)^2, weighted.
-
-    Args:
-      apply_fn: an encoder with a head, (tokens, mask=, types=) -> float32 logits [B, labels] or scores [B].
-      regression: the second form.
-      types: the model takes token types.
-    """
-
-    def objective(variables, batch, rngs):
-        given = {name: batch[name] for name in ("mask", *(("types",) if types else ()))}
-        outputs = apply_fn(variables, batch["tokens"], rngs=rngs, **given).astype(jnp.float32)
-        labels, weights = batch["labels"], batch["weights"]
-        if regression:
-            losses, correct = jnp.square(outputs - labels), jnp.zeros_like(weights)
-        else:
-            losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels)
-            correct = jnp.argmax(outputs, axis=-1) == labels
-        tokens = jnp.sum(batch["mask"] * weights[:, None])
-        sums = {"weight": jnp.sum(weights), "correct": jnp.sum(correct * weights), "tokens": tokens}
-        return jnp.sum(losses * weights), sums
-
-    return objective
 
 
 def make_step(

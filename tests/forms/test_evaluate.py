@@ -7,13 +7,13 @@ import pytest
 
 from lowrank_jax import adapters
 from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
+from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.causal import init_cache
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
 from lowrank_jax.sharding.rules import shard_tree
 from lowrank_jax.text.tokenizers import ByteTokenizer
-from lowrank_jax.train.step import next_token_objective
 
 CONFIG = get_model("toy-llama")
 TOKENIZER = ByteTokenizer()

@@ -11,13 +11,14 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import partition
+from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, check_batch, make_mesh
 from lowrank_jax.sharding.rules import leaf_spec, shard_tree, state_shardings
 from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
 from lowrank_jax.train.schedule import ScheduleConfig, make_shape
 from lowrank_jax.train.state import init_state, trainable_rules
-from lowrank_jax.train.step import make_step, next_token_objective
+from lowrank_jax.train.step import make_step
 
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -15,11 +15,12 @@ import pytest
 
 from lowrank_jax import adapters
 from lowrank_jax.core.trees import nbytes, partition
+from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.train import trials
 from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
 from lowrank_jax.train.state import init_state, trainable_rules
-from lowrank_jax.train.step import make_step, next_token_objective
+from lowrank_jax.train.step import make_step
 
 # A vocabulary and layers that no other array of the step is as large as.
 CONFIG = LlamaConfig(1024, 96, 256, 6, 4, tie_word_embeddings=True, max_position_embeddings=64)

@@ -13,6 +13,7 @@ from lowrank_jax import adapters
 from lowrank_jax.bases.base import random_params
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import count, nbytes, partition
+from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.ops.quantized import Quantized, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -20,7 +21,7 @@ from lowrank_jax.sharding.rules import shard_tree
 from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
 from lowrank_jax.train.schedule import ScheduleConfig, make_shape
 from lowrank_jax.train.state import init_state
-from lowrank_jax.train.step import make_step, next_token_objective
+from lowrank_jax.train.step import make_step
 
 # 19 million weights, 98% of them in kernels of 24 layers, under 16 tokens.
 WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_embeddings=64)

@@ -10,12 +10,13 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, nbytes, partition
+from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer
 from lowrank_jax.train.schedule import ScheduleConfig, make_shape
 from lowrank_jax.train.state import init_state, trainable_rules
-from lowrank_jax.train.step import make_step, next_token_objective
+from lowrank_jax.train.step import make_step
 
 TARGETS = ("all-linear",)
 

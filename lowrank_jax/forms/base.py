@@ -1,0 +1,94 @@
+"""The contract of a form: what a kind of task gives a run, and what it is given of one."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lowrank_jax.core.types import ApplyFn, Objective, Tree
+from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.tasks.base import Task
+
+Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name of a feature -> (shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an objective and an evaluation are given of a run; no weights.
+
+    Attributes:
+      apply_fn: the model with its adapters.
+      model: its config, one of `models`.
+      mesh: the devices.
+      dtype: of the computation, and so of a cache.
+      tokenizer: of the base; None where nothing is read as text.
+      place: a host batch -> the same on the mesh.
+      batch_size: rows of a micro-batch.
+      chunk_tokens, unroll: of `next_token.next_token_objective`.
+    """
+
+    apply_fn: ApplyFn
+    model: Any
+    mesh: Mesh
+    dtype: Any
+    tokenizer: Any
+    place: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+    batch_size: int
+    chunk_tokens: int = 0
+    unroll: int = 1
+
+    @property
+    def takes_types(self) -> bool:
+        """Whether the model reads token types: DeBERTa does not."""
+        return hasattr(self.model, "type_vocab_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a model is scored.
+
+    Attributes:
+      one: variables -> {metric: value}.
+      many: (axes of the frozen tree for `jax.vmap`, trial mesh) -> (stacked trainable, frozen) -> metrics of each
+        trial, in one program; None where trials are scored one after another.
+    """
+
+    one: Callable[[Tree], dict[str, float]]
+    many: Callable[[Any, Mesh], Callable[[Tree, Tree], list[dict[str, float]]]] | None = None
+
+
+class Form(Protocol):
+    """One kind of task. An instance belongs to a task's config; the task itself, with its data, comes later.
+
+    Attributes:
+      name: of `registry.FORMS`.
+      head: the head that an encoder needs for it, a name of `models.heads`; None for a language model.
+      num_labels: classes of that head.
+      bucketed: batches have several lengths, and the step is compiled for each.
+      once: first names of parameters that are read at one token a row, not at all of them.
+      evaluations: name -> (setting, task) -> evaluation, or None where nothing is held out.
+    """
+
+    name: str
+    head: str | None
+    num_labels: int
+    bucketed: bool
+    once: tuple[str, ...]
+    evaluations: Mapping[str, Callable[[Setting, Any], Evaluation | None]]
+
+    def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
+        """Shapes and dtypes of a batch at its longest."""
+
+    def objective(self, setting: Setting) -> Objective:
+        """The sum of losses over a batch, as `train.step.make_step` takes it."""
+
+    def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
+        """The training batches, one process's share."""
+
+    def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
+        """Name of a feature -> shape -> random values, for a bench that reads no data."""
+
+    def remarks(self, task: Task) -> dict[str, Any]:
+        """What a record must say of the data."""

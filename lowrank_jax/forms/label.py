@@ -1,0 +1,151 @@
+"""The form `label`: a label or a score beside the tokens, read by an encoder's head."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lowrank_jax.core.trees import combine
+from lowrank_jax.core.types import ApplyFn, Objective
+from lowrank_jax.data.pipeline import Batches, bucketed_pass
+from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.evaluate import in_order, make_predictor
+from lowrank_jax.sharding.mesh import replicated
+from lowrank_jax.tasks.base import LabelTask
+
+LABEL_BATCH = 128  # held-out rows at a time
+REGRESSION = "regression"
+SCORES = (0, 5)  # range of a bench's random scores: STS-B's
+
+
+def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = True) -> Objective:
+    """Sum over examples of -log p(label), or of (score - label)^2, weighted.
+
+    Args:
+      apply_fn: an encoder with a head, (tokens, mask=, types=) -> float32 logits [B, labels] or scores [B].
+      regression: the second form.
+      types: the model takes token types.
+    """
+
+    def objective(variables, batch, rngs):
+        given = {name: batch[name] for name in ("mask", *(("types",) if types else ()))}
+        outputs = apply_fn(variables, batch["tokens"], rngs=rngs, **given).astype(jnp.float32)
+        labels, weights = batch["labels"], batch["weights"]
+        if regression:
+            losses, correct = jnp.square(outputs - labels), jnp.zeros_like(weights)
+        else:
+            losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, labels)
+            correct = jnp.argmax(outputs, axis=-1) == labels
+        tokens = jnp.sum(batch["mask"] * weights[:, None])
+        sums = {"weight": jnp.sum(weights), "correct": jnp.sum(correct * weights), "tokens": tokens}
+        return jnp.sum(losses * weights), sums
+
+    return objective
+
+
+def labels(setting: Setting, task: LabelTask) -> Evaluation:
+    """The outputs for the task's held-out sets, and its score of them; of many trials in one program."""
+    predict = make_predictor(setting.apply_fn, setting.takes_types)
+    outputs = jax.jit(predict, out_shardings=replicated(setting.mesh))
+
+    def one(variables):
+        found = {}
+        for name, source in task.validation_sources().items():
+            placed = ((indices, setting.place(batch)) for indices, batch in _batches(task, source, setting.mesh.size))
+            rows = ((indices, np.asarray(outputs(variables, batch))) for indices, batch in placed)
+            found[name] = in_order(len(source), rows)
+        return task.score(found)
+
+    def many(axes, mesh):
+        def each(trainable, frozen, batch):
+            return predict(combine(trainable, frozen), batch)
+
+        whole = NamedSharding(mesh, PartitionSpec())
+        outputs = jax.jit(jax.vmap(each, in_axes=(0, axes, None)), out_shardings=whole)
+
+        def evaluate(trainable, frozen):
+            found = {}
+            for name, source in task.validation_sources().items():
+                batches = _batches(task, source, setting.mesh.size)
+                rows = ((at, np.moveaxis(np.asarray(outputs(trainable, frozen, batch)), 0, 1)) for at, batch in batches)
+                found[name] = in_order(len(source), rows)
+            trials = next(iter(found.values())).shape[1]
+            return [task.score({name: rows[:, i] for name, rows in found.items()}) for i in range(trials)]
+
+        return evaluate
+
+    return Evaluation(one, many)
+
+
+class Label:
+    """See `base.Form`.
+
+    Args:
+      config: of the task, with `head` ("classification" or "regression") and `num_labels`.
+    """
+
+    name, bucketed, once = "label", True, ("head", "pooler")
+    evaluations: ClassVar = {"labels": labels}
+
+    def __init__(self, config: Any):
+        self.head, self.num_labels = config.head, config.num_labels
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score."""
+        return self.head == REGRESSION
+
+    def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
+        """Tokens with their types and mask, a label and a weight a row."""
+        rows, dtype = (batch_size, seq_len), jnp.float32 if self.regression else jnp.int32
+        features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
+        return {**features, "labels": ((batch_size,), dtype), "weights": ((batch_size,), jnp.float32)}
+
+    def objective(self, setting: Setting) -> Objective:
+        """See `label_objective`."""
+        return label_objective(setting.apply_fn, self.regression, setting.takes_types)
+
+    def stream(self, task: LabelTask, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
+        """Batches padded to the task's buckets."""
+        source = task.train_source()
+        return Batches(
+            source,
+            task.features,
+            batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+            lengths=task.lengths(source),
+            buckets=task.buckets,
+            pad=task.pad,
+        )
+
+    def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
+        """Random tokens and labels, nothing masked."""
+
+        def draw(shape):
+            return rng.uniform(*SCORES, shape) if self.regression else rng.integers(0, self.num_labels, shape)
+
+        tokens = {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32), "types": np.zeros}
+        return {**tokens, "mask": np.ones, "labels": draw, "weights": np.ones}
+
+    def remarks(self, task: LabelTask) -> dict[str, Any]:
+        """Whether a split is not the official one, and a line for each departure from the official data."""
+        return {"partial": task.partial, "notes": list(task.notes)}
+
+
+def _batches(task: LabelTask, source: Any, shards: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    return bucketed_pass(
+        source,
+        task.features,
+        -(-LABEL_BATCH // shards) * shards,
+        lengths=task.lengths(source),
+        buckets=task.buckets,
+        pad=task.pad,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

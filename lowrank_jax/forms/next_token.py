@@ -1,0 +1,103 @@
+"""The form `next_token`: targets among the tokens, scored by decoding or by the loss on held-out text."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.core.types import ApplyFn, Objective
+from lowrank_jax.data.pipeline import Batches, one_pass
+from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
+from lowrank_jax.models.causal import init_cache
+from lowrank_jax.ops.losses import chunked_next_token_loss
+from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
+
+EVAL_BATCH = 1024  # prompts decoded at a time
+
+
+def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
+    """Sum over targets of -log p(token_t | tokens_<t), weighted.
+
+    Args:
+      apply_fn: a causal model with methods "hidden" and "logits".
+      chunk_tokens: how many positions' float32 logits exist at a time; 0 for all.
+      unroll: chunks an iteration of the compiled loop.
+    """
+
+    def objective(variables, batch, rngs):
+        hidden = apply_fn(variables, batch["tokens"], rngs=rngs, method="hidden")
+
+        def logits_fn(chunk):
+            return apply_fn(variables, chunk, rngs=rngs, method="logits")
+
+        loss, weight, correct = chunked_next_token_loss(
+            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens, unroll=unroll
+        )
+        return loss, {"weight": weight, "correct": correct}
+
+    return objective
+
+
+def generation(setting: Setting, task: GenerationTask) -> Evaluation:
+    """The task's prompts continued greedily, and its score of the texts."""
+    prompts, targets = zip(*task.prompts(), strict=True)
+    generate = make_generator(
+        setting.apply_fn,
+        lambda batch, length: init_cache(setting.model, batch, length, setting.dtype),
+        setting.tokenizer,
+        setting.mesh,
+        [task.prompt_tokens(prompt) for prompt in prompts],
+        task.max_new_tokens,
+        task.stop_id,
+        EVAL_BATCH,
+    )
+    return Evaluation(lambda variables: task.score(generate(variables), targets))
+
+
+def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
+    """The loss on the task's held-out text; None without any."""
+    source = task.validation_source()
+    if source is None:
+        return None
+    sums = make_loss_evaluator(NextToken().objective(setting))
+
+    def evaluate(variables):
+        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        batches = one_pass(source, task.features, setting.batch_size, **shares)
+        loss, weight = sums(variables, map(setting.place, batches))
+        return task.validation_metrics(loss, weight)
+
+    return Evaluation(evaluate)
+
+
+class NextToken:
+    """See `base.Form`."""
+
+    name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
+    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood}
+
+    def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
+        """Tokens and the weights of the targets among them."""
+        rows = (batch_size, seq_len)
+        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
+
+    def objective(self, setting: Setting) -> Objective:
+        """See `next_token_objective`."""
+        return next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll)
+
+    def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
+        """Batches of one length."""
+        shares = {"process_index": process_index, "process_count": process_count}
+        return Batches(task.train_source(), task.features, batch_size, seed=seed, **shares)
+
+    def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
+        """Random tokens, all of them targets."""
+        return {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32), "weights": np.ones}
+
+    def remarks(self, task: Task) -> dict[str, Any]:
+        """A line for each departure from the data as they lie, if there is any."""
+        notes = list(getattr(task, "notes", ()))
+        return {"notes": notes} if notes else {}
