@@ -121,35 +121,37 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
                 step=experiment.stepper(compiled),
                 batches=batches,
                 place=experiment.place,
-                evaluate=experiment.evaluator(),
-                config=experiment.config.train,
+                evaluators=experiment.evaluators(),
+                configs=[experiment.config.train],
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint.every,
-                tracker=tracker,
+                trackers=[tracker],
                 profile_folder=str(folder / "profile"),
+                first=resumed,
                 train_seconds=train_seconds,
                 renew=claim.renew,
             )
             outcome = loop.fit(job)
+            (status,), (message,) = outcome.statuses, outcome.messages
 
             # ---- the record ----
-            if outcome.status == "finished":
+            if status == "finished":
                 export.export_run(folder, experiment, outcome.state, frozen, fingerprint)
             if chief:
                 result = run_folder.finish_run(
-                    folder, name, plain, outcome.status, parameters, started, outcome.train_seconds, outcome.message,
+                    folder, name, plain, status, parameters, started, outcome.train_seconds, message,
                     compile_seconds=compile_seconds, seq_len=experiment.task.seq_len,
                     base=experiment.base_record(fingerprint), trained=experiment.trained,
                     **experiment.remarks(), **run_folder.data_of(folder),
                 )  # fmt: skip
-                tracker.summary({"status": outcome.status, **run_folder.last_evaluation(result)})
+                tracker.summary({"status": status, **run_folder.last_evaluation(result)})
                 if result["losses"]:
                     tracker.image("curves", figures.draw_run(result, folder / "curves.png"))
-                said = outcome.message or f"{run_folder.summary(result)}; records in {folder}"
-                print(f"{name}: {outcome.status}; {said}")
-    if outcome.status == "diverged":
-        raise loop.Diverged(outcome.message)
-    return INTERRUPTED if outcome.status == "interrupted" else 0
+                said = message or f"{run_folder.summary(result)}; records in {folder}"
+                print(f"{name}: {status}; {said}")
+    if status == "diverged":
+        raise loop.Diverged(message)
+    return INTERRUPTED if status == "interrupted" else 0
 
 
 def decided(decide: Callable[[], str], folder: Path) -> str:

@@ -83,8 +83,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     from experiments.session.trial_group import TrialGroup
     from experiments.tables import figures
     from lowrank_jax.checkpoints.manager import Checkpoints
-    from lowrank_jax.train import memory, tracking
-    from lowrank_jax.train.trial_loop import TrialsJob, fit_trials
+    from lowrank_jax.train import loop, memory, tracking
 
     if jax.process_count() > 1:
         raise UserError(
@@ -121,7 +120,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
         import shutil
 
         shutil.rmtree(place)
-    first, train_seconds = 0, 0.0
+    first, train_seconds, batches = 0, 0.0, group.batches()
     checkpoint = lead.config.checkpoint
     with Checkpoints(
         place / run_folder.CHECKPOINTS, checkpoint.keep, {"base": fingerprint, "configs": hashes}
@@ -130,20 +129,21 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
             rest = group.abstract_state._asdict()
             trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
             state, train_seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
+            batches.set_state(cursor.get("batches", {"batches": first}))
             print(f"resumed at step {first}")
         trackers = [
             tracking.Tracker(folder, name, plain, one.config.tracking, resumed_step=first)
             for folder, name, plain, one in zip(folders, names, plains, group.each, strict=True)
         ]
         try:
-            outcome = fit_trials(
-                TrialsJob(
+            outcome = loop.fit(
+                loop.Job(
                     state=state,
                     frozen=frozen,
                     step=group.stepper(compiled),
-                    batches=group.batches(),
+                    batches=batches,
                     place=group.place,
-                    evaluate=group.evaluator(),
+                    evaluators=group.evaluators(),
                     configs=[one.config.train for one in group.each],
                     checkpoints=checkpoints,
                     checkpoint_every=checkpoint.every,
@@ -151,8 +151,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
                     first=first,
                     train_seconds=train_seconds,
                     renew=lambda: [claim.renew() for claim in held],
-                ),
-                bucketed=group.bucketed,
+                )
             )
             # ---- the records ----
             for i, (folder, one) in enumerate(zip(folders, group.each, strict=True)):

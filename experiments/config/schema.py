@@ -33,6 +33,7 @@ SECTIONS = {
     "export": "experiments.session.export:ExportConfig",
     "start": "experiments.session.warm_start:StartConfig",
 }
+EVALS = "lowrank_jax.train.loop:EvalConfig"  # of each entry of "evals"
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
@@ -44,7 +45,8 @@ TASKS = {
 class RunConfig:
     """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules.
 
-    `adapters` are further sections like `adapter`, for runs that combine families.
+    `adapters` are further sections like `adapter`, for runs that combine families; `evals` are the run's evaluations by
+    name, where it has others than its task's own at `train.eval_every` and `train.eval_steps`.
     """
 
     name: str | None
@@ -65,6 +67,7 @@ class RunConfig:
     tracking: Any
     export: Any
     start: Any
+    evals: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_ranges(self, "config")
@@ -88,7 +91,7 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
     """
     sections = experiment_types() if sections is None else sections
     values = dict(_items(config, "config"))
-    known = {"name", "seed", "experiment", "labels", "trainable", "task", "adapters", *SECTIONS}
+    known = {"name", "seed", "experiment", "labels", "trainable", "task", "adapters", "evals", *SECTIONS}
     for key in values:
         if key not in known:
             raise _unknown("config", key, known)
@@ -117,6 +120,7 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
         trainable=_trainable(values.get("trainable", "adapters")),
         task_name=task_name,
         task=unpack(task, task_type, "config.task"),
+        evals=_evals(values.get("evals") or {}),
         adapters=tuple(unpack(one, sections["adapter"], f"config.adapters[{i}]") for i, one in enumerate(further)),
         **unpacked,
     )
@@ -196,6 +200,8 @@ def content_hash(plain: dict) -> str:
             bare[name] = _without_defaults(bare[name], cls)
     if isinstance(further := bare.get("adapters"), list):
         bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
+    if isinstance(bare.get("evals"), dict):
+        bare["evals"] = {name: _without_defaults(one, _load(EVALS)) for name, one in bare["evals"].items()}
     return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
 
 
@@ -250,6 +256,13 @@ def _canonical(node: Any) -> Any:
     if isinstance(node, list):
         return [_canonical(value) for value in node]
     return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def _evals(section: Any) -> dict[str, Any]:
+    named = _items(section, "config.evals")
+    if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name))]:
+        raise UserError(f"config.evals.{wrong[0]}: name an evaluation with letters, digits and _.-")
+    return {name: unpack(one, _load(EVALS), f"config.evals.{name}") for name, one in named.items()}
 
 
 def _load(target: str) -> type:

@@ -19,7 +19,7 @@ from lowrank_jax import adapters
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, load_base, random_program
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
@@ -36,7 +36,7 @@ from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
-from lowrank_jax.train.loop import LoopConfig
+from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState, check_choice, init_state, layer_cuts, trainable_rules
@@ -236,15 +236,29 @@ class Experiment:
         """A host batch on the mesh."""
         return self.setting.place(batch)
 
-    def evaluation(self) -> Evaluation | None:
-        """How the task scores the model; None where nothing is held out."""
-        return self.form.evaluations[self.task.evaluation](self.setting, self.task)
+    def evaluation(self, kind: str | None = None) -> Evaluation | None:
+        """One of the form's evaluations, by default the task's own; None where nothing is held out."""
+        kind, known = kind or self.task.evaluation, self.form.evaluations
+        if kind not in known:
+            raise unknown_name("evaluation", kind, known)
+        return known[kind](self.setting, self.task)
 
-    def evaluator(self) -> Callable[[TrainState, Tree], dict[str, float]]:
-        """(state, frozen) -> {metric: value}; nothing where nothing is held out."""
-        if (evaluation := self.evaluation()) is None:
-            return lambda state, frozen: {}
-        return lambda state, frozen: evaluation.one(combine(state.trainable, frozen))
+    def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
+        """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
+
+        Args:
+          score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.
+
+        Raises:
+          UserError: an entry of config.evals is of no type that the task's form has.
+        """
+        score, train, found = score or _score_one, self.config.train, []
+        if not self.config.evals or train.eval_every or train.eval_steps:  # the short way for one
+            found.append(("", self.task.evaluation, LoopConfig.evaluates_at))
+        for name, entry in self.config.evals.items():
+            found.append((name, entry.type or self.task.evaluation, entry.due))
+        made = {kind: self.evaluation(kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
+        return [Evaluator(name, due, score(made[kind])) for name, kind, due in found if made[kind] is not None]
 
 
 def build(
@@ -377,6 +391,10 @@ def _with_head(config: RunConfig, form: Form) -> RunConfig:
     return dataclasses.replace(
         config, base=dataclasses.replace(config.base, head=form.head, num_labels=form.num_labels)
     )
+
+
+def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:
+    return lambda state, frozen: [evaluation.one(combine(state.trainable, frozen))]
 
 
 def _place(sharding: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

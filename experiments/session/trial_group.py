@@ -17,10 +17,13 @@ from experiments.session.warm_start import apply_start
 from lowrank_jax.bases.base import Base, redraw
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.core.trees import combine
+from lowrank_jax.data.stacked import StackedBatches
+from lowrank_jax.forms.base import Evaluation
 from lowrank_jax.layouts.unstacked import lay_out
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
+from lowrank_jax.train.loop import Evaluator
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState
 
@@ -100,24 +103,31 @@ class TrialGroup:
         shared |= lay_out(shared.pop(trials.SHARED, {}), self.lead.groups, self.lead.unrolled)
         return state, trials.place_frozen(shared, self.mesh), fingerprint
 
-    def batches(self) -> list[Batches]:
-        """The trials' streams; equal seeds share one."""
+    def batches(self) -> StackedBatches:
+        """The trials' streams, stacked; equal seeds share one."""
         streams = {one.config.seed: one for one in self.each}
         made = {seed: one.batches() for seed, one in streams.items()}
-        return [made[one.config.seed] for one in self.each]
+        last = max(one.config.train.last_step for one in self.each)
+        return StackedBatches([made[one.config.seed] for one in self.each], last, self.bucketed)
 
     def place(self, batch: Any) -> Any:
         """Host arrays with a leading trial axis, on the devices."""
         return trials.place(batch, self.mesh)
 
-    def evaluator(self) -> Callable[[TrainState, Any], list[dict[str, float]]]:
-        """(state, frozen) -> metrics of every trial."""
-        evaluation = self.lead.evaluation()
-        if evaluation is not None and evaluation.many is not None:
+    def evaluators(self) -> list[Evaluator]:
+        """As `Experiment.evaluators`, of every trial."""
+        return self.lead.evaluators(self._score)
+
+    def _score(self, evaluation: Evaluation) -> Callable[[TrainState, Any], list[dict[str, float]]]:
+        if evaluation.many is not None:
             evaluate = evaluation.many(self._axes, self.mesh)
             return lambda state, frozen: evaluate(state.trainable, frozen)
-        evaluate = self.lead.evaluator()
-        return lambda state, frozen: [evaluate(*self._one(state, frozen, i)) for i in range(len(self.each))]
+
+        def in_turn(state, frozen):
+            each = (self._one(state, frozen, i) for i in range(len(self.each)))
+            return [evaluation.one(combine(one.trainable, rest)) for one, rest in each]
+
+        return in_turn
 
     def trial(self, state: TrainState, frozen: Any, index: int) -> tuple[TrainState, Any]:
         """State and frozen tree of one trial as a run of its own has them, its own rank included."""

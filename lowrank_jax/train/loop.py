@@ -1,27 +1,20 @@
-"""The loop around the step: batches in, records, evaluations and checkpoints out, from any step to any step."""
+"""The loop around the step: batches in, records, evaluations and checkpoints out; a run is the loop of one trial."""
 
-import collections
 import dataclasses
-import itertools
-import math
-import sys
-import time
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.train.meter import Meter
 from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.tracking import Tracker
-
-# Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
-PIPELINE_DEPTH = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,21 +85,66 @@ class LoopConfig:
         )
 
 
-@dataclasses.dataclass
-class Job:
-    """Everything `fit` needs, already placed and compiled.
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """An entry of a run's `evals`: an evaluation by a name of its own, and its rhythm.
 
     Attributes:
-      state, frozen: laid out on the mesh.
+      type: one of the evaluations that the task's form has (`forms`); "" is the task's own.
+      every, steps: after multiples of the one and after the others, in optimizer steps.
+      at_end: after the last step.
+    """
+
+    type: str = ""
+    every: Annotated[int, Range(least=0)] = 0
+    steps: tuple[Annotated[int, Range(least=1)], ...] = ()
+    at_end: bool = True
+
+    def __post_init__(self):
+        check_ranges(self, "evals")
+
+    def due(self, train: LoopConfig, step: int) -> bool:
+        """Whether it is time after `step` updates."""
+        at_end = self.at_end and step == train.last_step
+        return at_end or step in self.steps or bool(self.every and step % self.every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """One of a run's evaluations.
+
+    Attributes:
+      name: stands before its metrics' names; "" stands for none.
+      due: (a trial's LoopConfig, step) -> whether that trial is evaluated after so many updates.
+      evaluate: (state, frozen) -> {metric: value} of each trial.
+    """
+
+    name: str
+    due: Callable[[LoopConfig, int], bool]
+    evaluate: Callable[[TrainState, Any], Sequence[dict[str, float]]]
+
+    def keys(self, values: dict[str, float]) -> dict[str, float]:
+        """The values under the names that the records have."""
+        prefix = f"eval/{self.name}/" if self.name else "eval/"
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+@dataclasses.dataclass
+class Job:
+    """Everything `fit` needs, already placed and compiled; sequences have one entry a trial.
+
+    Attributes:
+      state, frozen: on the devices; of several trials, stacked on a leading axis and shared.
       step: compiled (state, frozen, batch) -> (state, metrics); donates the state.
       batches: iterator of host batches with get_state().
       place: host batch -> device batch.
-      evaluate: (state, frozen) -> {name: value}.
-      config: rhythm.
+      evaluators: what is evaluated, and when.
+      configs: rhythm and last step.
       checkpoints, checkpoint_every: where and how often (0: only at the end and on SIGTERM).
-      tracker: records.
+      trackers: records.
       profile_folder: where a trace goes.
-      train_seconds: spent before a resume.
+      first: steps done before.
+      train_seconds: spent on them.
       renew: called before each record and checkpoint; raises where the run may be written no more.
     """
 
@@ -115,24 +153,37 @@ class Job:
     step: Callable
     batches: Iterator
     place: Callable
-    evaluate: Callable[[TrainState, Any], dict[str, float]]
-    config: LoopConfig
+    evaluators: Sequence[Evaluator]
+    configs: Sequence[LoopConfig]
     checkpoints: Checkpoints
     checkpoint_every: int
-    tracker: Tracker
-    profile_folder: str
+    trackers: Sequence[Tracker]
+    profile_folder: str = ""
+    first: int = 0
     train_seconds: float = 0.0
     renew: Callable[[], None] = lambda: None
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        """A checkpoint of all trials and of the data's cursor."""
+        self.renew()
+        rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate}
+        cursor = {"batches": self.batches.get_state(), "train_seconds": seconds}
+        self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `finished`, `interrupted` (SIGTERM; resume it) or `diverged`, and the time in steps alone."""
+    """How the trials ended, one entry each: `finished`, `interrupted` (SIGTERM; resume it) or `diverged`, and why.
 
-    status: str
+    Attributes:
+      state: after the last step.
+      train_seconds: time in steps alone, over all sessions.
+    """
+
+    statuses: tuple[str, ...]
+    messages: tuple[str, ...]
     state: TrainState
     train_seconds: float
-    message: str = ""
 
 
 class Diverged(UserError):
@@ -140,42 +191,59 @@ class Diverged(UserError):
 
 
 def fit(job: Job) -> Outcome:
-    """Runs `job` from its state's step to the config's last step, a SIGTERM, or a loss that is not finite."""
-    config, state = job.config, job.state
-    first = int(state.step)
-    meter = _Meter(job, first)
-    trace = _Trace(config.profile_range(), job.profile_folder)
-    status, message = "finished", ""
+    """Runs `job` from its first step to the last step of the longest trial, or to a SIGTERM.
+
+    A trial whose loss or gradient is not finite is recorded no further; the others go on, and the loop ends when none
+    is left.
+    """
+    state, done, last = job.state, job.first, max(config.last_step for config in job.configs)
+    last_good = functools.partial(_last_good, job.checkpoints)
+    meter = Meter(job.configs, job.trackers, job.first, job.train_seconds, last_good, job.renew)
+    trace = _Trace(job.configs[0].profile_range(), job.profile_folder)
     with StopRequest() as stop, meter.bar, trace:
-        try:
-            for done in range(first + 1, config.last_step + 1):
-                trace.before(done)
-                meter.start()
-                state, metrics = job.step(state, job.frozen, job.place(next(job.batches)))
-                meter.push(done, metrics)
-                if trace.ends_with(done):
+        for done in range(job.first + 1, last + 1):
+            trace.before(done)
+            meter.start()
+            state, metrics = job.step(state, job.frozen, job.place(next(job.batches)))
+            meter.push(done, metrics)
+            if trace.ends_with(done):
+                meter.drain()
+                trace.stop()
+            for evaluator in job.evaluators:
+                due = [i for i, config in enumerate(job.configs) if done <= config.last_step]
+                if due := [i for i in due if evaluator.due(job.configs[i], done)]:
                     meter.drain()
-                    trace.stop()
-                if config.evaluates_at(done):
-                    meter.drain()
-                    values = job.evaluate(state, job.frozen)
-                    job.tracker.log(done, {f"eval/{name}": value for name, value in values.items()})
+                    if meter.none_left:
+                        break
+                    values = evaluator.evaluate(state, job.frozen)
+                    for i in due:
+                        meter.log(i, done, evaluator.keys(values[i]))
                     meter.show(values)
-                stopping = stop.requested(done) and done < config.last_step
-                at_rest = done == config.last_step or stopping
-                if at_rest or (job.checkpoint_every and done % job.checkpoint_every == 0):
-                    meter.drain()
-                    _save(job, state, done, meter.seconds)
-                if stopping:
-                    status, message = "interrupted", f"stopped by a signal after step {done}; run it again to resume"
-                    break
-        except Diverged as error:
-            job.checkpoints.wait()
-            saved = job.checkpoints.latest()
-            good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved before it"
-            status, message = "diverged", f"{error}; {good}; lower optimizer.learning_rate or raise the warm-up"
+            stopping = stop.requested(done) and done < last
+            if stopping or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0):
+                meter.drain()
+                if not meter.none_left:
+                    job.save(done, state, meter.seconds)
+            if stopping or meter.none_left:
+                break
     job.checkpoints.wait()
-    return Outcome(status, state, meter.seconds, message)
+    return _outcome(job, meter, state, done)
+
+
+def _outcome(job: Job, meter: Meter, state: TrainState, done: int) -> Outcome:
+    statuses, messages = [], []
+    for i, config in enumerate(job.configs):
+        stopped = f"stopped by a signal after step {done}; run it again to resume"
+        status = "diverged" if i in meter.diverged else "finished" if done >= config.last_step else "interrupted"
+        statuses.append(status)
+        messages.append({"diverged": meter.diverged.get(i, ""), "interrupted": stopped}.get(status, ""))
+    return Outcome(tuple(statuses), tuple(messages), state, meter.seconds)
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    saved = checkpoints.latest()
+    return f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved before it"
 
 
 class _Trace:
@@ -202,94 +270,3 @@ class _Trace:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
-
-
-def _save(job: Job, state: TrainState, step: int, seconds: float) -> None:
-    job.renew()
-    rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate, "key": state.key}
-    cursor = {"batches": job.batches.get_state(), "train_seconds": seconds}
-    job.checkpoints.save(step, state.trainable, rest, cursor)
-
-
-@dataclasses.dataclass
-class _Pending:
-    """A step whose metrics are still to be read, and when it ended, once that is known."""
-
-    step: int
-    metrics: dict
-    ended: float | None = None
-
-
-class _Meter:
-    """Reads metrics a few steps behind the device, records them, moves the bar and keeps the time of the steps."""
-
-    def __init__(self, job: Job, first: int):
-        from tqdm import tqdm
-
-        self.job, self.pending, self.seconds = job, collections.deque(), job.train_seconds
-        self.clock: float | None = None  # up to when time is counted
-        self.marked = 0.0  # when the last step that is known to have ended did
-        self.rate_mark = (self.seconds, 0.0)
-        self.bar = tqdm(
-            total=job.config.last_step,
-            initial=first,
-            unit="step",
-            disable=jax.process_index() != 0,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            dynamic_ncols=True,
-        )
-        self.tokens = 0.0
-        self.shown: dict[str, str] = {}
-
-    def start(self):
-        """Starts the clock, if it stands still."""
-        if self.clock is None:
-            self.clock = self.marked = time.perf_counter()
-
-    def push(self, step: int, metrics: dict):
-        self.pending.append(_Pending(step, metrics))
-        self._mark()
-        if len(self.pending) > PIPELINE_DEPTH:
-            self._read()
-
-    def drain(self):
-        """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
-        while self.pending:
-            self._read()
-            self._mark()
-        if self.clock is not None:
-            self.seconds += time.perf_counter() - self.clock
-            self.clock = None
-
-    def _mark(self):
-        """Notes which steps have ended; those that are found together share the time since the one before them."""
-        unmarked = (entry for entry in self.pending if entry.ended is None)
-        ended = list(itertools.takewhile(lambda entry: entry.metrics["loss"].is_ready(), unmarked))
-        now = time.perf_counter()
-        for number, entry in enumerate(ended, 1):
-            entry.ended = self.marked + (now - self.marked) * number / len(ended)
-        self.marked = now if ended else self.marked
-
-    def _read(self):
-        entry = self.pending.popleft()
-        step, values = entry.step, {name: np.asarray(value).item() for name, value in entry.metrics.items()}
-        if entry.ended is None:  # it was waited for
-            entry.ended = self.marked = time.perf_counter()
-        self.seconds, self.clock = self.seconds + entry.ended - self.clock, entry.ended
-        if not values.pop("finite"):
-            raise Diverged(f"loss {values['loss']:g}, gradient norm {values['grad_norm']:g} at step {step}")
-        self.tokens += values["tokens"]
-        if step % self.job.config.log_every == 0 or step == self.job.config.last_step:
-            elapsed, tokens = self.seconds - self.rate_mark[0], self.tokens - self.rate_mark[1]
-            self.rate_mark = (self.seconds, self.tokens)
-            rate = tokens / elapsed if elapsed > 0 else math.nan
-            self.job.renew()
-            self.job.tracker.log(step, {**values, "tokens_per_second": rate, "train_seconds": self.seconds})
-            self.shown |= {"loss": f"{values['loss']:.4f}", "tok/s": f"{rate:,.0f}"}
-            self.bar.set_postfix(self.shown, refresh=False)
-        self.bar.update(1)
-
-    def show(self, values: dict[str, float]):
-        """Adds an evaluation's values to the bar."""
-        self.shown |= {name: f"{value:.4g}" for name, value in values.items()}
-        self.bar.set_postfix(self.shown)

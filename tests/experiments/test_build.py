@@ -75,7 +75,13 @@ def test_layers_apart_are_the_run_of_a_loop(toy, fused):
         for _ in range(3):
             state, metrics = experiment.step(state, frozen, experiment.place(next(batches)))
             losses.append(float(metrics["loss"]))
-        return losses, experiment.evaluator()(state, frozen), experiment.variables(state, frozen), size, fingerprint
+        return (
+            losses,
+            experiment.evaluators()[0].evaluate(state, frozen)[0],
+            experiment.variables(state, frozen),
+            size,
+            fingerprint,
+        )
 
     apart, loop = run(base__scan_unroll=2, base__fused=fused), run()
     assert apart[0] == pytest.approx(loop[0], rel=1e-5)
@@ -100,8 +106,7 @@ def test_trials_share_layers_apart(toy):
     state, frozen, _ = group.load()
     batches, got = group.batches(), []
     for _ in range(3):
-        rows = [next(batches[0])] * 2  # of one seed
-        state, metrics = step(state, frozen, group.place({n: np.stack([row[n] for row in rows]) for n in rows[0]}))
+        state, metrics = step(state, frozen, group.place(next(batches)))
         got.append(np.asarray(metrics["loss"]))
     for i, config in enumerate(configs()):
         alone = build(config, devices=jax.devices()[:1])
@@ -158,7 +163,7 @@ def test_held_out_loss_equals_a_plain_sum(toy, tmp_path):
     config = dataclasses.replace(config, task=dataclasses.replace(config.task, validation_path=config.task.path))
     experiment = build(config)
     state, frozen, _ = experiment.load()
-    got = experiment.evaluator()(state, frozen)
+    got = experiment.evaluators()[0].evaluate(state, frozen)[0]
 
     features = [experiment.task.features(row) for row in experiment.task.validation_source()]
     tokens, weights = (np.stack([f[name] for f in features]) for name in ("tokens", "weights"))
@@ -171,7 +176,7 @@ def test_held_out_loss_equals_a_plain_sum(toy, tmp_path):
 def test_a_task_without_held_out_data_has_no_scores(toy, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "abc"}\n')
     changes = dict(task__path=str(tmp_path / "rows.jsonl"), task__pairs=None, task__eval_pairs=None)
-    assert build(config_of(toy, "configs/mora_uuid.py:data=text", **changes)).evaluator()(None, None) == {}
+    assert build(config_of(toy, "configs/mora_uuid.py:data=text", **changes)).evaluators() == []
 
 
 # ---- LLaMA-2 7B, without its weights ----

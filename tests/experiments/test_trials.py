@@ -100,7 +100,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
 
 def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program, toy, tmp_path, monkeypatch, records):
     """Two seeds stopped by a signal after 3 of 6 steps, then resumed: the records of an uninterrupted pair."""
-    from lowrank_jax.train import trial_loop
+    from lowrank_jax.train import loop
 
     def pair(kind, seeds="0,1"):
         changes = dict(config="configs/mora_uuid.py:method=lora", train__steps=6, train__eval_steps="(4,)")
@@ -111,12 +111,12 @@ def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program,
     assert whole.out.count("finished") == 2
     assert "median" in whole.out
 
-    class Stop(trial_loop.StopRequest):
+    class Stop(loop.StopRequest):
         def requested(self, step):
             return step == 3
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial_loop, "StopRequest", Stop)
+        patch.setattr(loop, "StopRequest", Stop)
         stopped = pair("parts")
     assert stopped.status == 130
     assert stopped.out.count("interrupted") == 2

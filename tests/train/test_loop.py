@@ -3,23 +3,47 @@
 import math
 import os
 import signal
-import time
 
 import jax.numpy as jnp
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.train import loop
-from lowrank_jax.train.loop import Job, LoopConfig, fit
+from lowrank_jax.train import loop, meter
+from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
 from lowrank_jax.train.state import TrainState
 
 
-class Recorder:
-    """Stands in for batches, checkpoints and tracker, and writes down what happens in order."""
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The loop's clock, which moves on when a step or an evaluation says: no test here waits or measures."""
+    now = Clock()
+    monkeypatch.setattr(meter.time, "perf_counter", now)
+    return now
 
-    def __init__(self, bad_step=0, seconds=0.0, at=None):
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def move(self, seconds):
+        self.now += seconds
+
+
+class Recorder:
+    """Stands in for batches, checkpoints and tracker, and writes down what happens in order.
+
+    Args:
+      bad_step: from which on the loss is not finite.
+      move: (seconds) of `clock`, which each step takes `seconds` of.
+      at: step -> what is called in it.
+    """
+
+    def __init__(self, bad_step=0, clock=None, seconds=0.0, at=None):
         self.events, self.served, self.saved = [], 0, []
-        self.bad_step, self.seconds, self.at = bad_step, seconds, at or {}
+        self.bad_step, self.clock, self.seconds, self.at = bad_step, clock, seconds, at or {}
 
     def __iter__(self):
         return self
@@ -42,11 +66,12 @@ class Recorder:
         return max((step for step, *_ in self.saved), default=None)
 
     def log(self, step, values):
-        self.events.append(("eval" if "eval/score" in values else "log", step, values))
+        self.events.append(("eval" if any(name.startswith("eval/") for name in values) else "log", step, values))
 
     def step(self, state, frozen, batch):
-        """Adds one; slow on the host, so that its time is seen."""
-        time.sleep(self.seconds)
+        """Adds one."""
+        if self.clock:
+            self.clock.move(self.seconds)
         number = int(state.step) + 1
         if number in self.at:
             self.at[number]()
@@ -63,16 +88,20 @@ def job(recorder, config, start=0, checkpoint_every=0, **more):
     state = TrainState(jnp.int32(start), jnp.int32(10 * start), {}, jnp.float32(1), jnp.zeros(2, jnp.uint32))
     recorder.served = start
     return Job(
-        state=state, frozen=10, step=recorder.step, batches=recorder, place=lambda batch: batch,
-        evaluate=lambda state, frozen: {"score": int(state.step) / 10}, config=config, checkpoints=recorder,
-        checkpoint_every=checkpoint_every, tracker=recorder, **{"profile_folder": "", **more},
+        state=state, frozen=10, step=recorder.step, batches=recorder, place=lambda batch: batch, configs=[config],
+        checkpoints=recorder, checkpoint_every=checkpoint_every, trackers=[recorder], first=start,
+        **{"evaluators": [Evaluator("", LoopConfig.evaluates_at, score)], **more},
     )  # fmt: skip
+
+
+def score(state, frozen):
+    return [{"score": int(state.step) / 10}]
 
 
 def test_every_step_is_recorded_once_in_order():
     recorder = Recorder()
     outcome = fit(job(recorder, LoopConfig(steps=11)))
-    assert (outcome.status, outcome.message) == ("finished", "")
+    assert (outcome.statuses, outcome.messages) == (("finished",), ("",))
     assert int(outcome.state.step) == 11
     assert recorder.of("log") == list(range(1, 12))
     assert [event[2]["loss"] for event in recorder.events if event[0] == "log"] == pytest.approx(
@@ -98,8 +127,8 @@ def test_an_evaluation_and_a_save_follow_all_records_before_them():
     assert kinds.index(("log", 6)) < kinds.index(("eval", 6)) < kinds.index(("save", 6)) < kinds.index(("log", 7))
 
 
-def test_a_save_holds_the_state_the_cursor_and_the_time_of_its_step():
-    recorder = Recorder(seconds=0.01)
+def test_a_save_holds_the_state_the_cursor_and_the_time_of_its_step(clock):
+    recorder = Recorder(clock=clock, seconds=0.25)
     outcome = fit(job(recorder, LoopConfig(steps=6), checkpoint_every=2, train_seconds=100.0))
     assert [(step, value, counter) for step, value, counter, _ in recorder.saved] == [
         (2, 20, 2),
@@ -108,7 +137,8 @@ def test_a_save_holds_the_state_the_cursor_and_the_time_of_its_step():
     ]
     assert [cursor["batches"] for *_, cursor in recorder.saved] == [{"batches": 2}, {"batches": 4}, {"batches": 6}]
     times = [cursor["train_seconds"] for *_, cursor in recorder.saved]
-    assert 100 < times[0] < times[1] < times[2] == outcome.train_seconds
+    assert times == [100.5, 101, 101.5]
+    assert outcome.train_seconds == 101.5
 
 
 def test_resumes_at_the_state_it_is_given():
@@ -119,41 +149,85 @@ def test_resumes_at_the_state_it_is_given():
     assert recorder.of("save") == [6, 8]
     assert int(outcome.state.trainable) == 80
     done = Recorder()
-    assert fit(job(done, LoopConfig(steps=8), start=8)).status == "finished"
+    assert fit(job(done, LoopConfig(steps=8), start=8)).statuses == ("finished",)
     assert done.of("log") == done.of("save") == []
 
 
 def test_stop_at_ends_early_as_if_it_were_the_end():
     recorder = Recorder()
-    assert fit(job(recorder, LoopConfig(steps=100, stop_at=3))).status == "finished"
+    assert fit(job(recorder, LoopConfig(steps=100, stop_at=3))).statuses == ("finished",)
     assert (recorder.of("log"), recorder.of("eval"), recorder.of("save")) == ([1, 2, 3], [3], [3])
 
 
-def test_evaluations_and_saves_are_no_training_time():
-    recorder = Recorder(seconds=0.01)
-    slow = job(recorder, LoopConfig(steps=6, eval_every=2), checkpoint_every=2)
-    slow.evaluate = lambda state, frozen: time.sleep(0.3) or {"score": 0.0}
-    outcome = fit(slow)
-    assert 0.06 <= outcome.train_seconds < 0.5
+def test_evaluations_and_saves_are_no_training_time(clock):
+    recorder = Recorder(clock=clock, seconds=0.25)
+
+    def slow(state, frozen):
+        clock.move(30)
+        return score(state, frozen)
+
+    more = {"evaluators": [Evaluator("", LoopConfig.evaluates_at, slow)]}
+    outcome = fit(job(recorder, LoopConfig(steps=6, eval_every=2), checkpoint_every=2, **more))
+    assert outcome.train_seconds == 1.5
     rates = [event[2]["tokens_per_second"] for event in recorder.events if event[0] == "log"]
-    assert max(rates) < 10_200  # 100 tokens in at least 0.01 s
+    assert rates == [400] * 6  # 100 tokens in 0.25 s
 
 
-def test_steps_read_together_share_their_time():
+def test_steps_read_together_share_their_time(clock):
     """Five steps are in flight when the run ends: none may look as if it had taken no time."""
-    recorder = Recorder(seconds=0.02)
+    recorder = Recorder(clock=clock, seconds=0.5)
     fit(job(recorder, LoopConfig(steps=5)))
     rates = [event[2]["tokens_per_second"] for event in recorder.events if event[0] == "log"]
-    assert len(rates) == 5
-    assert max(rates) < 5_100  # 100 tokens in at least 0.02 s
+    assert rates == [200] * 5
+
+
+def test_named_evaluations_have_rhythms_of_their_own():
+    """`config.evals`: each under its name, at its own steps; the short way beside them keeps its own."""
+    recorder, config = Recorder(), LoopConfig(steps=9, eval_every=4)
+    rhythms = {"quick": EvalConfig(every=2, at_end=False), "late": EvalConfig(steps=(5,))}
+    evaluators = [Evaluator("", LoopConfig.evaluates_at, score)]
+    evaluators += [Evaluator(name, rhythm.due, score) for name, rhythm in rhythms.items()]
+    fit(job(recorder, config, evaluators=evaluators))
+    found = {}
+    for kind, step, values in (event for event in recorder.events if event[0] == "eval"):
+        assert kind == "eval"
+        (name,) = values
+        found.setdefault(name, []).append(step)
+    assert found == {"eval/score": [4, 8, 9], "eval/quick/score": [2, 4, 6, 8], "eval/late/score": [5, 9]}
+
+
+def test_trials_end_each_at_its_own_step_and_one_that_diverges_leaves_the_others():
+    """Three trials of one program: 6 steps, 3 steps, and one whose loss is not finite at step 2."""
+    recorders = [Recorder() for _ in range(3)]
+    lead = recorders[0]
+
+    def step(state, frozen, batch):
+        number = int(state.step[0]) + 1
+        loss = jnp.array([1.0, 2.0, math.nan if number >= 2 else 3.0])
+        metrics = {"loss": loss, "grad_norm": loss, "tokens": jnp.full(3, 100.0), "finite": jnp.isfinite(loss)}
+        return state._replace(step=state.step + 1), metrics
+
+    one = job(lead, LoopConfig(steps=6, eval_every=3), checkpoint_every=2)
+    one.state = one.state._replace(step=jnp.zeros(3, jnp.int32))
+    one.step, one.trackers = step, recorders
+    one.configs = [LoopConfig(steps=6, eval_every=3), LoopConfig(steps=6, stop_at=3), LoopConfig(steps=6)]
+    one.evaluators = [Evaluator("", LoopConfig.evaluates_at, lambda state, frozen: [{"score": i} for i in range(3)])]
+    one.save = lambda done, state, seconds: lead.events.append(("save", done))
+    outcome = fit(one)
+    assert outcome.statuses == ("finished", "finished", "diverged")
+    assert outcome.messages[:2] == ("", "")
+    assert "loss nan, gradient norm nan at step 2" in outcome.messages[2]
+    assert [recorder.of("log") for recorder in recorders] == [[1, 2, 3, 4, 5, 6], [1, 2, 3], [1]]
+    assert [recorder.of("eval") for recorder in recorders] == [[3, 6], [3], []]
+    assert lead.of("save") == [2, 4, 6]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(number):
     recorder = Recorder(at={4: lambda: os.kill(os.getpid(), number)})
     outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=10))
-    assert outcome.status == "interrupted"
-    assert "after step 4; run it again to resume" in outcome.message
+    assert outcome.statuses == ("interrupted",)
+    assert "after step 4; run it again to resume" in outcome.messages[0]
     assert recorder.of("log") == [1, 2, 3, 4]
     assert [(step, value) for step, value, *_ in recorder.saved] == [(4, 40)]
     assert recorder.of("eval") == []
@@ -161,7 +235,7 @@ def test_a_signal_saves_and_leaves(number):
 
 def test_a_signal_in_the_last_step_finishes():
     recorder = Recorder(at={6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    assert fit(job(recorder, LoopConfig(steps=6))).status == "finished"
+    assert fit(job(recorder, LoopConfig(steps=6))).statuses == ("finished",)
     assert recorder.of("save") == recorder.of("eval") == [6]
 
 
@@ -170,17 +244,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(every, good):
     """The step is named although the device was ahead of the records, and nothing is saved from it on."""
     recorder = Recorder(bad_step=8)
     outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=every))
-    assert outcome.status == "diverged"
-    assert outcome.message.startswith("loss nan, gradient norm 1 at step 8; ")
-    assert good in outcome.message
+    assert outcome.statuses == ("diverged",)
+    assert outcome.messages[0].startswith("loss nan, gradient norm 1 at step 8; ")
+    assert good in outcome.messages[0]
     assert recorder.of("save") == ([3, 6] if every else [])
     assert recorder.of("log") == list(range(1, 8))
-    assert recorder.served <= 8 + loop.PIPELINE_DEPTH
+    assert recorder.served <= 8 + meter.PIPELINE_DEPTH
 
 
 def test_divergence_at_a_checkpoint_does_not_save_it():
     recorder = Recorder(bad_step=6)
-    assert fit(job(recorder, LoopConfig(steps=50, eval_steps=(6,)), checkpoint_every=3)).status == "diverged"
+    assert fit(job(recorder, LoopConfig(steps=50, eval_steps=(6,)), checkpoint_every=3)).statuses == ("diverged",)
     assert recorder.of("save") == [3]
     assert recorder.of("eval") == []
 

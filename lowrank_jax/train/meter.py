@@ -1,0 +1,159 @@
+"""Reads the metrics of steps behind the device, writes them to the trials' records and keeps the time of the steps."""
+
+import collections
+import dataclasses
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+# Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
+PIPELINE_DEPTH = 4
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A step whose metrics are still to be read, and when it ended, once that is known."""
+
+    step: int
+    metrics: dict
+    ended: float | None = None
+
+
+class Meter:
+    """The records of all trials, a progress bar, and the time of the steps alone.
+
+    Attributes:
+      seconds: spent in steps, over all sessions.
+      diverged: trial -> why it is recorded no further.
+      bar: the progress bar, a context manager.
+
+    Args:
+      configs: of each trial: `last_step` and `log_every`.
+      trackers: of each trial.
+      first: steps done before.
+      seconds: spent on them.
+      last_good: says which checkpoint a diverged trial could go on from.
+      renew: called before each record; raises where the run may be written no more.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Any],
+        trackers: Sequence[Any],
+        first: int,
+        seconds: float,
+        last_good: Callable[[], str],
+        renew: Callable[[], None],
+    ):
+        from tqdm import tqdm
+
+        self.configs, self.trackers, self.seconds = configs, trackers, seconds
+        self._last_good, self._renew = last_good, renew
+        self.diverged: dict[int, str] = {}
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._clock: float | None = None  # up to when time is counted
+        self._marked = 0.0  # when the last step that is known to have ended did
+        self._tokens = np.zeros(len(configs))
+        self._marks = [(seconds, 0.0)] * len(configs)  # (seconds, tokens) at each trial's last record
+        self._shown: dict[str, str] = {}
+        self.bar = tqdm(
+            total=max(config.last_step for config in configs),
+            initial=first,
+            unit="step",
+            disable=jax.process_index() != 0,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    @property
+    def none_left(self) -> bool:
+        """Whether every trial diverged."""
+        return len(self.diverged) == len(self.configs)
+
+    def start(self) -> None:
+        """Starts the clock, if it stands still."""
+        if self._clock is None:
+            self._clock = self._marked = time.perf_counter()
+
+    def push(self, step: int, metrics: dict) -> None:
+        """Takes a step's metrics, [] of one trial or [trials], and reads those of PIPELINE_DEPTH steps before."""
+        self._pending.append(_Pending(step, metrics))
+        self._mark()
+        if len(self._pending) > PIPELINE_DEPTH:
+            self._read()
+
+    def drain(self) -> None:
+        """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
+        while self._pending and not self.none_left:
+            self._read()
+            self._mark()
+        if self._clock is not None:
+            self.seconds += time.perf_counter() - self._clock
+            self._clock = None
+
+    def log(self, trial: int, step: int, values: dict[str, float]) -> None:
+        """A record of one trial, unless it diverged before."""
+        if trial not in self.diverged:
+            self._renew()
+            self.trackers[trial].log(step, values)
+
+    def show(self, values: Sequence[dict[str, float]]) -> None:
+        """Adds an evaluation's values to the bar: of one trial, or the range of several."""
+        names = dict.fromkeys(name for one in values for name in one)
+        self._shown |= {name: _range([one[name] for one in values if name in one], ".4g") for name in names}
+        self.bar.set_postfix(self._shown)
+
+    def _mark(self) -> None:
+        """Notes which steps have ended; those that are found together share the time since the one before them."""
+        unmarked = (entry for entry in self._pending if entry.ended is None)
+        ended = list(itertools.takewhile(lambda entry: entry.metrics["loss"].is_ready(), unmarked))
+        now = time.perf_counter()
+        for number, entry in enumerate(ended, 1):
+            entry.ended = self._marked + (now - self._marked) * number / len(ended)
+        self._marked = now if ended else self._marked
+
+    def _read(self) -> None:
+        entry = self._pending.popleft()
+        values = {name: np.atleast_1d(np.asarray(value)) for name, value in entry.metrics.items()}
+        if entry.ended is None:  # it was waited for
+            entry.ended = self._marked = time.perf_counter()
+        self.seconds, self._clock = self.seconds + entry.ended - self._clock, entry.ended
+        finite = values.pop("finite")
+        for trial, config in enumerate(self.configs):
+            if entry.step > config.last_step or trial in self.diverged:
+                continue
+            mine = {name: value[trial].item() for name, value in values.items()}
+            if not finite[trial]:
+                what = f"loss {mine['loss']:g}, gradient norm {mine['grad_norm']:g} at step {entry.step}"
+                remedy = "lower optimizer.learning_rate or raise the warm-up"
+                self.diverged[trial] = f"{what}; {self._last_good()}; {remedy}"
+                continue
+            self._tokens[trial] += mine["tokens"]
+            if entry.step % config.log_every == 0 or entry.step == config.last_step:
+                self.log(trial, entry.step, {**mine, **self._rate(trial), "train_seconds": self.seconds})
+        self._shown["loss"] = _range(values["loss"], ".4f")
+        if self.diverged:
+            self._shown["diverged"] = str(len(self.diverged))
+        self.bar.set_postfix(self._shown, refresh=False)
+        self.bar.update(1)
+
+    def _rate(self, trial: int) -> dict[str, float]:
+        seconds, tokens = self.seconds - self._marks[trial][0], self._tokens[trial] - self._marks[trial][1]
+        self._marks[trial] = (self.seconds, float(self._tokens[trial]))
+        rate = float(tokens) / seconds if seconds > 0 else math.nan
+        self._shown["tok/s"] = f"{rate:,.0f}"
+        return {"tokens_per_second": rate}
+
+
+def _range(values: Any, form: str) -> str:
+    """The value, or the least and the greatest of several."""
+    if not np.any(np.isfinite(values)):
+        return "not finite"
+    low, high = np.nanmin(values), np.nanmax(values)
+    return format(low, form) if len(values) == 1 else f"{low:{form}}..{high:{form}}"
