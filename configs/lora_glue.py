@@ -95,18 +95,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.experiment = "lora_glue"
     config.name = None
     config.seed = 0
-    config.labels = {
-        "method": family,
-        "rank": numbers["rank"] if adapts else None,
-        "model": choice.model,
-        "task": choice.task,
-        "variant": _variant(choice),
-        "protocol": choice.protocol,
-        "reading": choice.reading,
-        "stage": "full",
-    }
+    config.labels = {"model": choice.model, "protocol": choice.protocol, "reading": choice.reading}
     config.base = {"name": choice.base or MODELS[choice.model], "dtype": "float32", **_head_of(choice, numbers)}
     config.trainable = _trainable(choice)
+    if not adapts and not isinstance(config.trainable, str):
+        config.labels.method = choice.method  # rules have no name of their own
     config.adapter = _adapter(choice, family, numbers) if adapts else {"method": "none"}
     config.start = {"adapter": choice.start, "head": choice.head}
     length = numbers["seq_len"]
@@ -194,15 +187,6 @@ def _adapter(choice, family: str, numbers: dict) -> dict:
 def _targets(text: str) -> tuple[str, ...]:
     """ "q+v" or "query+value" -> ("query", "value")."""
     return tuple(LETTERS.get(name, name) for name in text.split("+"))
-
-
-def _variant(choice) -> str:
-    """What sets a row apart from the method's plain one."""
-    words = [choice.compression] if choice.method == "mora" else []
-    if choice.method in KERNEL_METHODS and (targets := _targets(choice.targets)) != ("query", "value"):
-        words.append("+".join({name: letter for letter, name in LETTERS.items()}.get(name, name) for name in targets))
-    words += [f"drop{choice.drop}"] if choice.method == "adapterdrop" else []
-    return " ".join(words)
 
 
 def _trainable(choice):

@@ -50,12 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.experiment = "mora_uuid" if choice.data == "uuid" else "finetune"
     config.name = None
     config.seed = 0
-    config.labels = {
-        "method": choice.method,
-        "rank": None if choice.method == "fft" else choice.rank,
-        "scale": choice.scale,
-        "stage": "full",
-    }
+    config.labels = {"scale": choice.scale}
     config.trainable = "full" if choice.method == "fft" else "adapters"
     config.adapter = {
         "method": "none" if choice.method == "fft" else choice.method,

@@ -1,21 +1,19 @@
 """The front door of every program here: flags, config files, and errors a user can mend as one line."""
 
 import contextlib
-import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.config.files import load_module
 from lowrank_jax.core.errors import UserError
 
 FILE_FLAG = "--config="
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-FAMILY_LABELS = ("lora", "mora", "dora", "houlsby", "pfeiffer", "lin")  # labels.method of a run that trains an adapter
 MENDABLE = 2  # exit status of an error that the user can mend
 
 
@@ -93,6 +91,7 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
     Raises:
       UserError: no --config, or a key or value that the dataclasses refuse.
     """
+    from experiments.config.labels import with_labels
     from experiments.config.schema import to_plain, unpack_run
 
     if "config" not in flags.FLAGS:
@@ -105,30 +104,14 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
             for section in sections:
                 node = node[section]
             node[key] = value
-    relabel(config)
-    plain = to_plain(config)
+    plain = with_labels(to_plain(config))
     return unpack_run(plain), plain
-
-
-def relabel(config: Any) -> None:
-    """Lets labels follow overrides of the adapter, so that no run is called or tabled by what it is not."""
-    labels, adapter = config.get("labels") or {}, config.adapter
-    if config.experiment == "bench" or labels.get("method") not in FAMILY_LABELS or adapter.method not in FAMILY_LABELS:
-        return
-    with config.unlocked():
-        config.labels.method, config.labels.rank = adapter.method, adapter.rank
-        if adapter.method == "mora" and adapter.mora.compression not in ("sharing", "type1"):
-            config.labels.variant = adapter.mora.compression
 
 
 def load_file(name: str) -> Any:
     """The ConfigDict of a config file, "configs/mora_uuid.py:method=lora"."""
     path, _, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"no config file {path}; try configs/mora_uuid.py")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(path, f"no config file {path}; try configs/mora_uuid.py")
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no get_config(argument)")
     return module.get_config(argument or None)

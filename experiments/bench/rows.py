@@ -1,12 +1,12 @@
 """The rows of a speed table as a file of configs/suites gives them, and the commands that measure each."""
 
 import dataclasses
-import importlib.util
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.config.files import load_module
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,9 +90,7 @@ def load_suite(name: str) -> Suite:
     if not path.is_file():
         known = sorted(p.stem for p in (ROOT / FOLDER).glob("[a-z]*.py"))
         raise UserError(f"no suite {name!r}; known: {', '.join(known)}, or a file like {FOLDER}/h100.py")
-    spec = importlib.util.spec_from_file_location(f"suite_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(path)
     rows = tuple(Row(**row) for row in module.ROWS)
     names = [row.name for row in rows]
     if twice := sorted({one for one in names if names.count(one) > 1}):

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from typing import Any
 
+from experiments.config.labels import STAGE
 from experiments.config.schema import experiment_types
 from lowrank_jax.core.paths import nearest
 
@@ -23,6 +24,8 @@ def complete(config: Any) -> Any:
         for name, value in (("name", None), ("seed", 0), ("labels", ConfigDict()), ("trainable", "adapters")):
             if config.get(name) is None:
                 config[name] = _optional(str) if value is None else value
+        if "stage" not in config.labels:  # a grid sets its cells'; the other labels derive from the rest
+            config.labels.stage = STAGE
     return config
 
 

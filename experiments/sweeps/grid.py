@@ -1,13 +1,13 @@
 """The cells of a sweep: a grid file over a config file, and the choice of a best trial."""
 
 import dataclasses
-import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from experiments.config.files import load_module
+from experiments.config.labels import with_labels
 from experiments.config.schema import to_plain
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
@@ -40,7 +40,7 @@ class Grid:
         path, _, self.base_arg = config.partition(":")
         self.config_path = path
         self.get_config = _attribute(path, "get_config", "--config")
-        module = load_module(grid, "--grid")
+        module = _load(grid, "--grid")
         if hasattr(module, "stages"):
             stages = module.stages()
         elif hasattr(module, "cells"):
@@ -78,7 +78,7 @@ class Grid:
         plain = to_plain(complete(self.get_config(full_arg) if full_arg else self.get_config()))
         for path, value in overrides.items():
             _override(plain, path, to_plain(value, path))
-        return plain
+        return with_labels(plain)
 
     def full_arg(self, arg: str) -> str:
         """The argument after --config's colon with the cell's own keys over it."""
@@ -127,18 +127,12 @@ def best_value(results: Sequence[dict], path: str) -> Any:
     return max(value for loss, value in finite if loss == lowest)
 
 
-def load_module(path: str, flag: str) -> Any:
-    """A Python file as a module."""
-    if not Path(path).is_file():
-        raise UserError(f"{flag}: there is no file {path!r}; give a path like configs/mora_uuid.py")
-    spec = importlib.util.spec_from_file_location(f"sweep_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(path: str, flag: str) -> Any:
+    return load_module(path, f"{flag}: there is no file {path!r}; give a path like configs/mora_uuid.py")
 
 
 def _attribute(path: str, name: str, flag: str) -> Any:
-    module = load_module(path, flag)
+    module = _load(path, flag)
     if not hasattr(module, name):
         raise UserError(f"{flag}: {path} defines no {name}()")
     return getattr(module, name)

@@ -1,0 +1,76 @@
+"""The labels of a run, derived from its config: what names, tables and W&B call it by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+STAGE = "full"  # of a run by hand, and of a grid of one stage
+METHODS_OF_RULES = {"full": "fft"}  # `trainable` that is called otherwise; bitfit, head and ft-top2 are their own names
+ADAPTED = "adapters"
+# Of LoRA's Table 5: W_q, W_k, W_v, W_o.
+LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
+PLAIN_TARGETS = ("query", "value")
+PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
+BENCH = "bench"  # its labels describe a step, not a run
+
+
+def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]:
+    """The labels of a plain config: {"method", "rank", "stage", ...}, and what its own `labels` hold beside them.
+
+    A config keeps in its `labels` what nothing else in it says: scale, setting, model (its base may be a folder),
+    protocol and reading (sets of numbers, by name), and the method where `trainable` is a list of rules.
+
+    Args:
+      plain: as `schema.to_plain` gives it.
+      stage: of the grid's cell; by default what the config's labels say, "full" where they say nothing.
+    """
+    kept = dict(plain.get("labels") or {})
+    if plain.get("experiment") == BENCH:
+        return {name: value for name, value in kept.items() if name != "stage"}
+    adapter, task = plain.get("adapter") or {}, plain.get("task") or {}
+    method, adapts = _method(plain.get("trainable", ADAPTED), adapter, kept.get("method"))
+    derived = {
+        "method": method,
+        "rank": adapter.get("rank") if adapts else None,
+        "stage": stage or kept.get("stage") or STAGE,
+    }
+    kept.pop("variant", None)
+    # A benchmark of several tasks compares several variants of MoRA, and names each; elsewhere the plain one has none.
+    benchmark = task.get("task")
+    variant = _variant(adapter, bool(benchmark)) if adapts else ""
+    if benchmark:
+        derived |= {"task": benchmark, "variant": variant}
+    elif variant:
+        derived["variant"] = variant
+    return dict(sorted((kept | derived).items()))
+
+
+def with_labels(plain: dict, stage: str | None = None) -> dict:
+    """The plain config with its derived labels."""
+    return {**plain, "labels": derive(plain, stage)}
+
+
+def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tuple[str | None, bool]:
+    """The method's name, and whether it is a family of adapters."""
+    family = adapter.get("method")
+    family = None if family == "none" else family
+    if not isinstance(trainable, str):  # rules of the config's own, which alone it can name
+        return family or kept, family is not None
+    rule = trainable.removesuffix("+head")
+    if rule != ADAPTED:
+        return METHODS_OF_RULES.get(rule, rule), False
+    return family or kept, family is not None
+
+
+def _variant(adapter: Mapping[str, Any], all_named: bool) -> str:
+    """What sets a row apart from the family's plain one: "rotation", "q+k", "drop5"."""
+    words = []
+    compression = (adapter.get("mora") or {}).get("compression", PLAIN_COMPRESSIONS[0])
+    if adapter["method"] == "mora" and (all_named or compression not in PLAIN_COMPRESSIONS):
+        words.append(compression)
+    if not all_named:
+        return " ".join(words)
+    bottleneck = (adapter.get("bottleneck") or {}).get("drop_layers")
+    targets = tuple(adapter.get("targets") or PLAIN_TARGETS)
+    if adapter["method"] in ("lora", "mora", "dora") and targets != PLAIN_TARGETS:
+        words.append("+".join(LETTERS.get(name, name) for name in targets))
+    return " ".join([*words, *([f"drop{bottleneck}"] if bottleneck else [])])
