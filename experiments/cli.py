@@ -17,18 +17,23 @@ YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 MENDABLE = 2  # exit status of an error that the user can mend
 
 
-def launch(main: Callable[[list[str]], Any]) -> None:
+def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bool = False) -> None:
     """Parses the flags and runs `main`; a UserError ends the program with its one line and status 2.
 
     --config=FILE[:ARGUMENT] names the config file, whose `get_config(ARGUMENT)` gives a ConfigDict; sections and keys
     that it leaves out take their dataclass's defaults; --config.path.to.key=VALUE then overrides any of them.
+
+    Args:
+      own_config: --config is a flag of the program's own.
+      words: the program takes arguments that are no flags.
     """
 
     set_xla_flags()
 
     def parse(argv):
-        files = [word.removeprefix(FILE_FLAG) for word in argv[1:] if word.startswith(FILE_FLAG)]
-        rest = [word for word in argv if not word.startswith(FILE_FLAG)]
+        named = [] if own_config else [word for word in argv[1:] if word.startswith(FILE_FLAG)]
+        files = [word.removeprefix(FILE_FLAG) for word in named]
+        rest = [word for word in argv if word not in named]
         with _one_line():
             config = complete_file(files[-1]) if files else None
             try:
@@ -44,7 +49,7 @@ def launch(main: Callable[[list[str]], Any]) -> None:
         if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax tell their steps at INFO
         with _one_line():
-            if len(argv) > 1:
+            if len(argv) > 1 and not words:
                 raise UserError(f"unknown argument {argv[1]!r}; see --help")
             return main(argv)
 

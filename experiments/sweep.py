@@ -12,287 +12,20 @@ CUDA_VISIBLE_DEVICES and share --workdir.
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its own order of data and its own record.
 """
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
-import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments.records import claims, data_record, run_folder
-from experiments.sweeps.compatible import group_key
-from experiments.sweeps.grid import Cell, Grid
-from lowrank_jax.core.errors import UserError
+from experiments.cli import launch
+from experiments.sweeps.engine import Sweep, show
+from experiments.sweeps.grid import Grid
+from experiments.sweeps.wandb_file import wandb_sweep
 
-RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
-TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
-AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
-POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are looked at again
-
-
-class Sweep:
-    """Runs cells one after another; cells that another sweep holds are looked at again until they are settled."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        workdir: str,
-        results: str | None = None,
-        say: Callable = print,
-        asked: str | None = None,
-        together: int = 1,
-    ):
-        self.grid, self.asked, self.together = grid, asked, together
-        self.workdir, self.results = Path(workdir), Path(results) if results else None
-        self.say = say
-        self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
-        self.holders: dict[str, str] = {}  # name -> who held a cell when it was last asked for
-        self.child: subprocess.Popen | None = None
-
-    def run(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Settles every cell.
-
-        Returns:
-          name -> "finished", "diverged" or "failed: why".
-        """
-        pending, told = list(cells), set()
-        while pending:
-            left = []
-            for cell in pending:
-                if any(trial not in self.settled for trial in cell.trials):
-                    left.append(cell)
-                    continue
-                if cell.name in self.settled:  # with a group
-                    continue
-                rest = [*left, *pending[pending.index(cell) :]]
-                if self.together > 1:
-                    outcome = self.attempt_group(cell, pending[pending.index(cell) :], len(cells), rest)
-                else:
-                    outcome = self.attempt(cell, len(cells), rest)
-                if outcome is None:
-                    if cell.name not in told:
-                        self.say(f"{cell.name}: claimed by {self.holders[cell.name]}; looking again later")
-                    told.add(cell.name)
-                    left.append(cell)
-                else:
-                    self.settled[cell.name] = outcome
-            if len(left) == len(pending):
-                time.sleep(POLL_SECONDS)
-            pending = left
-        return {cell.name: self.settled[cell.name][0] for cell in cells}
-
-    def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
-        """Skips, runs or leaves one cell; None if another program holds it."""
-        place = f"[{len(self.settled) + 1}/{total}]"
-        ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
-        if ready is None:
-            self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
-            return "failed: none of its trials gave a finite loss", None
-        try:
-            if result := self.recorded(ready):
-                self.say(f"{place} {ready.name}: {result['status']} already")
-                return result["status"], result
-            claim = self.claim(cell, ready)
-            if claim is None:
-                return None
-            with contextlib.ExitStack() as held:
-                held.callback(claim.release)
-                if result := self.recorded(ready):  # it ended between the look and the claim
-                    self.say(f"{place} {ready.name}: {result['status']} by another program")
-                    return result["status"], result
-                self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
-                self.continue_trial(cell.trials, ready)
-                status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
-                result = self.recorded(ready)
-        except data_record.DataChanged as error:
-            self.say(f"{place} {ready.name}: refused; {error}")
-            return f"failed: {error}", None
-        if result:
-            self.say(f"{place} {ready.name}: {result['status']} in {clock(result.get('wall_seconds') or 0)}")
-            return result["status"], result
-        why = f"exit status {status}" if status else "it ended without a result"
-        self.say(f"{place} {ready.name}: failed ({why}); a second sweep resumes it")
-        return f"failed: {why}", None
-
-    def attempt_group(
-        self, cell: Cell, pending: Sequence[Cell], total: int, remaining: list[Cell]
-    ) -> tuple[str, dict | None] | None:
-        """`attempt` of a cell with others of `pending` that can share its program; settles them too."""
-        settled = {name: result for name, (_, result) in self.settled.items()}
-        ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
-        for other in pending:
-            one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
-            if one is None or len(ready) >= self.together or self.settled_already(one):
-                pass
-            elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
-                ready.append((other, one))
-            if not ready:
-                break  # the cell itself is done, or has nothing to run with
-        if not ready or ready[0][0] is not cell:
-            return self.attempt(cell, total, remaining)
-        first = self.claim(*ready[0])
-        if first is None:  # its owner is claiming the rest of its group: taking one of them now would split it
-            return None
-        with contextlib.ExitStack() as held:
-            held.callback(first.release)
-            taken = [(ready[0], first)]
-            for pair in ready[1:]:
-                if (claim := self.claim(*pair)) is not None:
-                    held.callback(claim.release)
-                    taken.append((pair, claim))
-            mine = [(pair, claim) for pair, claim in taken if not self.settled_already(pair[1])]
-            if len(mine) < 2 or mine[0][0][0] is not cell:
-                held.close()
-                return self.attempt(cell, total, remaining)
-            names = [one.name for (_, one), _ in mine]
-            place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
-            self.say(f"{place} {names[0]} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
-            status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
-            for (listed, one), _ in mine:
-                why = f"exit status {status}" if status else "it ended without a result"
-                try:
-                    result = self.recorded(one)
-                except data_record.DataChanged as error:  # while it was trained
-                    result, why = None, str(error)
-                state = result["status"] if result else f"failed: {why}"
-                self.say(f"{place} {one.name}: {state}")
-                self.settled[listed.name] = (state, result)
-            return self.settled[cell.name]
-
-    def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
-        """The claim on a cell, taken, or None, and in `holders` who has it."""
-        claim = claims.claim_of(run_folder.run_folder(self.workdir, ready.name), "experiments.sweep")
-        if claim.take():
-            return claim
-        self.holders[cell.name] = str(claim.holder() or "another process")
-        return None
-
-    def spawn_group(self, cells: Sequence[Cell], held: Sequence[claims.Claim]) -> int:
-        """Trains cells in one program to its end."""
-        listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
-        file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
-        run_folder.write_json(file, listed)
-        return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
-
-    def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
-        """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
-        for trial in trials:
-            source, target = (run_folder.run_folder(self.workdir, name) for name in (trial, cell.name))
-            if run_folder.continue_from(source, target, cell.plain):
-                self.say(f"{cell.name}: goes on from {trial}")
-
-    def recorded(self, cell: Cell) -> dict | None:
-        """The result of a cell that ended, from its run folder or the results folder; keeps the latter filled.
-
-        Raises:
-          DataChanged: it ended on other data than the cell's config names now.
-        """
-        kept = self.results / f"{cell.name}.json" if self.results else None
-        file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
-        result = run_folder.read_result(file)
-        if result and result["status"] in run_folder.ENDED:
-            check_data(cell, result, file)
-            if kept and run_folder.read_result(kept) != result:
-                run_folder.write_json(kept, result)
-            return result
-        result = run_folder.read_result(kept) if kept else None
-        if not result or result["status"] not in run_folder.ENDED:
-            return None
-        check_data(cell, result, kept)
-        return result
-
-    def settled_already(self, cell: Cell) -> bool:
-        """Whether `attempt` settles a cell without training: it ended, or is refused."""
-        try:
-            return self.recorded(cell) is not None
-        except data_record.DataChanged:
-            return True
-
-    def command(self, cell: Cell) -> list[str]:
-        """The program line of one cell."""
-        arg = self.grid.full_arg(cell.arg)
-        config = f"{self.grid.config_path}:{arg}" if arg else self.grid.config_path
-        changes = [f"--config.{path}={as_flag(value)}" for path, value in cell.overrides.items()]
-        return [*RUN_PROGRAM, f"--config={config}", *changes, f"--name={cell.name}", f"--workdir={self.workdir}"]
-
-    def spawn(self, cell: Cell, claim: claims.Claim, mine: bool = True) -> int:
-        """Runs a cell's process to its end; an interrupt of the sweep first lets it save."""
-        # A W&B agent's run id is for the cell it asked for, not for the trials that this cell needed first.
-        environment = {key: value for key, value in os.environ.items() if mine or key not in AGENT_VARIABLES}
-        return self.wait(self.command(cell), [claim], environment)
-
-    def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
-        """Starts a program and waits for it, lending it the claims of what it trains."""
-        # If the sweep alone is killed, the cells stay claimed while their program lives.
-        self.child = subprocess.Popen(command, **claims.lend(held, environment))
-        try:
-            return self.child.wait()
-        except KeyboardInterrupt:  # a terminal's Ctrl-C went to the child too
-            self.child.wait()
-            raise
-        except SystemExit:
-            self.child.terminate()
-            self.child.wait()
-            raise
-        finally:
-            self.child = None
-
-    def time_left(self, remaining: Sequence[Cell]) -> str:
-        """Steps still to train here times the seconds a step has taken so far in this grid."""
-        ended = [(name, result) for name, (_, result) in self.settled.items() if result]
-        done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
-        seconds = sum(wall for wall, _ in done if wall)
-        steps = sum(count for wall, count in done if wall)
-        if not steps:
-            return "time left unknown"
-        return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"
-
-
-def check_data(cell: Cell, result: dict, file: Path) -> None:
-    """Raises DataChanged where the cell's config names other data now than those of its result in `file`."""
-    earlier = result.get(run_folder.DATA) or {}
-    if earlier:
-        remedy = f"use another --workdir (and --results), or remove {file} to train the cell again"
-        now = data_record.make(cell.plain, earlier)
-        data_record.check(cell.plain, earlier, now, True, str(file), remedy)
-
-
-def as_flag(value: Any) -> str:
-    """A value as ml_collections' flags read it back."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1h02m, 3m05s or 12s."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str]) -> dict:
-    """A W&B sweep over the same cells: each agent runs `experiments.sweep --cell=NAME`.
-
-    Args:
-      cells: as `Grid.select` gives them, trials first.
-      settings: flags to repeat for the agents (config, grid, workdir, results).
-    """
-    repeated = [f"--{key}={value}" for key, value in settings.items() if value]
-    return {
-        "program": "experiments/sweep.py",
-        "method": "grid",
-        "parameters": {"cell": {"values": [cell.name for cell in cells]}},
-        "command": ["${interpreter}", "-m", "experiments.sweep", *repeated, "${args}"],
-    }
+INTERRUPTED = 130
 
 
 def define_flags() -> None:
@@ -300,28 +33,17 @@ def define_flags() -> None:
     flags.DEFINE_string("config", None, "Config file, with an optional argument: configs/mora_uuid.py:scale=gpu")
     flags.DEFINE_string("grid", None, "Grid file: configs/sweeps/uuid_table2.py")
     flags.DEFINE_string("workdir", "runs", "Folder of the run folders and their locks; sweeps that share it share work")
-    flags.DEFINE_string("results", None, "Folder where each cell's result is recorded; cells recorded there are done")
+    flags.DEFINE_string(
+        "results",
+        None,
+        "NAME or NAME.jsonl: the file that each cell's result is added to; cells recorded there are done",
+    )
     flags.DEFINE_string("only", None, "Run only cells whose name or arg matches this regular expression")
     flags.DEFINE_string("cell", None, "Run only the cell of this name (for W&B agents), with the trials it needs")
     flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
     flags.mark_flags_as_required(["config", "grid"])
-
-
-def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Prints each cell's state and command (--dry_run)."""
-    for place, cell in enumerate(cells, 1):
-        ready = None
-        try:
-            results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
-            ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
-            result = sweep.recorded(ready) if ready else None
-            state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
-        except data_record.DataChanged as error:
-            state = f"refused: {error}"
-        print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
-        print("    " + " ".join(sweep.command(ready or cell)))
 
 
 def sweep_main(options: Any) -> int:
@@ -347,21 +69,15 @@ def sweep_main(options: Any) -> int:
     return int(any(state.startswith("failed") for state in states.values()))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Entry point: 0 all cells ended, 1 some failed, 2 the user can mend it, 130 interrupted."""
-    if len(argv) > 1:
-        print(f"unknown argument {argv[1]!r}; see --help", file=sys.stderr)
-        return 2
+def main(_) -> int:
+    """Returns the exit status: 0 all cells ended, 1 some failed, 2 the user can mend it, 130 interrupted."""
     try:
         return sweep_main(flags.FLAGS)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    launch(main, own_config=True)

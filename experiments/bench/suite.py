@@ -16,6 +16,7 @@ from typing import Any
 from experiments.bench import report
 from experiments.bench.rows import COLD, PEER, ROOT, WARM, Row, Suite, load_suite
 from experiments.records import run_folder
+from experiments.tables import speed
 from lowrank_jax.core.errors import UserError
 
 RESULTS = ROOT / "experiments" / "results" / "speed"
@@ -39,12 +40,12 @@ def suite_main(options: Any) -> None:
     if options.table:
         if not path.is_file():
             raise UserError(f"there is no {path} to print; run the suite without --table")
-        print(report.render(record.data, options.format))
+        print(speed.shown(record.data).text(options.format))
         return
     if options.join:
         for other in options.join:
             record.take(other)
-        print(report.render(record.data, options.format))
+        print(speed.shown(record.data).text(options.format))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child ends too
     rows = suite.select(options.only)
@@ -55,7 +56,7 @@ def suite_main(options: Any) -> None:
     record.forget(rows if options.again else ())
     deadline = time.monotonic() + options.seconds if options.seconds else float("inf")
     measure(rows, record, peer, options.repeats, deadline)
-    print(report.render(record.data, options.format))
+    print(speed.shown(record.data).text(options.format))
 
 
 def find_peer(suite: Suite, given: str | None) -> tuple[Path | None, str]:

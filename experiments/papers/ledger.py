@@ -1,6 +1,8 @@
 """Where the papers and their official code disagree, and which reading we take: MoRA, and LoRA on GLUE."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from experiments.tables.table import Table, no_figures
 
 
 class Disagreement(NamedTuple):
@@ -171,7 +173,11 @@ LEDGERS = {"MoRA (Jiang et al.)": MORA, "LoRA on GLUE (Hu et al.)": LORA}
 LEDGER = MORA + LORA
 
 
-def render() -> str:
+def load(places: Any) -> None:
+    """It reads no results."""
+
+
+def table(results: Any, options: Any) -> Table:
     """The ledgers as text, one block a point."""
     blocks, number = [], 0
     for paper, points in LEDGERS.items():
@@ -181,4 +187,7 @@ def render() -> str:
             lines = [f"{number:2}. {point.name}"]
             lines += [f"    {field:7}{getattr(point, field)}" for field in point._fields[1:]]
             blocks.append("\n".join(lines))
-    return "\n".join(blocks)
+    return Table("\n".join(blocks))
+
+
+figures = no_figures

@@ -5,6 +5,7 @@ Sources: Table 2 is printed in the paper. The curves of Figs. 2 and 3 were digit
 """
 
 BASE_MODEL = "LLaMA-2 7B"
+SCALES = ("laptop", "gpu", "paper")  # that configs/mora_uuid.py reproduces the experiment at
 PAIRS, BATCH, STEPS = 10_000, 1_000, 1_000
 
 # Table 2: character-level accuracy in % at each step. Chance over the 32 hexadecimal digits is 9.77%.

@@ -1,32 +1,50 @@
-"""Recorded results: found below folders, and what every table asks of one."""
+"""Recorded results: found in files and below folders, and what every table asks of one."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from experiments.records import run_folder
+from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
 
 
-def load_results(folders: Iterable[str | Path]) -> list[dict]:
-    """Every record below the folders: result.json of run folders, and recorded NAME.json files; one per name.
+def load_results(places: Iterable[str | Path]) -> list[dict]:
+    """Every record at or below the places, one a name, the first found: of NAME.jsonl files, run folders and .json files.
+
+    Args:
+      places: folders; .jsonl files; or a name without the suffix, whose .jsonl file and folder are both read.
 
     Raises:
-      UserError: a folder does not exist.
+      UserError: there is nothing at a place.
     """
     found: dict[str, dict] = {}
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise UserError(f"--results: there is no folder {str(folder)!r}")
-        for place, subfolders, files in os.walk(folder):
-            subfolders.sort()
-            if run_folder.CONFIG in files or run_folder.RESULT in files:
-                files, subfolders[:] = [name for name in files if name == run_folder.RESULT], []  # not into checkpoints
-            for name in sorted(files):
-                result = run_folder.read_result(Path(place, name)) if name.endswith(".json") else None
-                if result and isinstance(result.get("labels"), dict) and "name" in result:
-                    found.setdefault(result["name"], result)
+    for place in places:
+        file, folder = files_of(place)
+        below = () if Path(place).suffix == SUFFIX else _below(folder)
+        if not file.is_file() and (below == () or not folder.is_dir()):
+            raise UserError(f"--results: there is no folder {str(place)!r} and no {file.name}")
+        for result in (*_of_file(file), *below):
+            if isinstance(result.get("labels"), dict) and "name" in result:
+                found.setdefault(result["name"], result)
     return list(found.values())
+
+
+def _of_file(path: Path) -> Iterator[dict]:
+    if path.is_file():
+        yield from read_lines(path).values()
+
+
+def _below(folder: Path) -> Iterator[dict]:
+    for place, subfolders, files in os.walk(folder):
+        subfolders.sort()
+        if run_folder.CONFIG in files or run_folder.RESULT in files:
+            files, subfolders[:] = [name for name in files if name == run_folder.RESULT], []  # not into checkpoints
+        for name in sorted(files):
+            if name.endswith(SUFFIX):
+                yield from _of_file(Path(place, name))
+            elif name.endswith(".json") and (result := run_folder.read_result(Path(place, name))):
+                yield result
 
 
 def stage_of(result: dict) -> str:

@@ -18,5 +18,8 @@ def number(value: float | None, form: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds, or minutes from 2 on."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    """ "90 s", "12.3 min" from 2 minutes on, "2h05m" from 2 hours on."""
+    if seconds < 7_200:
+        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,9 +1,76 @@
-"""The program `python -m experiments.tables NAME`."""
+"""Turns recorded results into the papers' tables, ours beside theirs.
 
-from absl import app
+python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
+python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
+python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]
+python -m experiments.tables quantized
+python -m experiments.tables ledger
+python -m experiments.tables --write    # the tables between markers in README.md and docs/*.md
+"""
 
-from experiments.tables.mora_table2 import define_flags, main
+from pathlib import Path
+
+from absl import flags
+
+from experiments import tables
+from experiments.cli import launch
+from experiments.papers.mora import SCALES
+from experiments.tables.documents import write_all
+from lowrank_jax.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The program's flags; not at import, for other programs have a --results too."""
+    flags.DEFINE_list(
+        "results",
+        ["experiments/results"],
+        "Folders and .jsonl files of results, with commas: experiments/results,runs",
+        flag_values=values,
+    )
+    flags.DEFINE_enum("scale", "laptop", SCALES, "Scale of the runs to show (mora_table2)", flag_values=values)
+    flags.DEFINE_string("model", "minilm-l6", "Base model of the runs to show (lora_table2)", flag_values=values)
+    flags.DEFINE_bool("lines", False, "Print the first table's lines alone, without captions", flag_values=values)
+
+
+def define_program_flags() -> None:
+    """What a marker in a document has no use for."""
+    flags.DEFINE_enum("format", "text", ["text", "markdown"], "How the table is printed")
+    flags.DEFINE_string("figures", None, "Folder to draw the figures into (PNG)")
+    flags.DEFINE_bool("write", False, "Write the tables that README.md and docs/*.md have markers for, and print none")
+
+
+def table_of(words: list[str], root: Path = ROOT) -> str:
+    """The Markdown that a marker's words stand for: a table's name and its flags; places of results below `root`."""
+    options = flags.FlagValues()
+    define_flags(options)
+    try:
+        _, *names = options(["marker", *words])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    options.results = [str(root / place) for place in options.results]
+    return tables.make(tables.find(names), options).text("markdown", options.lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the named table and draws its figures if asked; or writes the documents' tables."""
+    options, names = flags.FLAGS, argv[1:]
+    if options.write:
+        if names:
+            raise UserError(f"--write takes the tables from the documents' markers, not {' '.join(names)}")
+        changed = write_all(ROOT, table_of)
+        print("\n".join(f"wrote {path}" for path in changed) or "every table is as its records give it")
+        return
+    module = tables.find(names)
+    table = tables.make(module, options)
+    print(table.text(options.format, options.lines))
+    if options.figures:
+        for path in module.figures(table, options.figures):
+            print(f"drew {path}")
+
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    define_program_flags()
+    launch(main, words=True)

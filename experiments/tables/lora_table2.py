@@ -1,22 +1,20 @@
-"""LoRA's Table 2 from recorded GLUE runs: methods by tasks, over seeds, at the last and at the best epoch."""
+"""LoRA's Table 2: GLUE's dev sets, methods by tasks over seeds, ours with the rates tried and the paper's rows below."""
 
-import copy
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from experiments.config.schema import content_hash
 from experiments.papers import lora
-from experiments.records.results import at_step, rate_of, stage_of
+from experiments.records.results import stage_of
+from experiments.records.text_table import number
+from experiments.tables import style
+from experiments.tables.cells import make_cell
+from experiments.tables.table import Cell, Row, Table, mark_captions, plus_minus, span
 
-MAIN = "main"  # of tasks.glue: the number that the paper's column shows
 TASKS = (*lora.TASKS, "wnli")
 TITLES = dict(zip(lora.TASKS, lora.NAMES, strict=True)) | {"wnli": "WNLI"}
-NAMES = {
-    "fft": "FFT", "ft-top2": "FT-Top2", "bitfit": "BitFit", "head": "head only", "lora": "LoRA", "mora": "MoRA",
-    "dora": "DoRA", "houlsby": "Adapter-H", "pfeiffer": "Adapter-P", "lin": "Adapter-L",
-}  # fmt: skip
 # Rows that every table has, run or not: (method, rank, variant).
 ROWS = (
     ("fft", None, ""),
@@ -27,72 +25,16 @@ ROWS = (
     ("mora", 8, "sharing"),
     ("mora", 8, "rotation"),
 )
-ORDER = tuple(NAMES)
 STARTED, MNLI_START = ("mrpc", "rte", "stsb"), "MNLI start"
-SMALLEST_SPREAD = 1e-3  # of predicted scores from 0 to 5: below it a regression says one number
+# all-MiniLM-L6-v2's own training took AllNLI and pairs of Quora questions.
+CONTAMINATED = {("minilm-l6", "mnli"), ("minilm-l6", "qqp")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """The runs of one cell at one rate."""
-
-    rate: float
-    runs: tuple[dict, ...]  # that ended with an evaluation
-    lost: tuple[dict, ...]  # diverged, failed or interrupted
-
-    @property
-    def median(self) -> float:
-        """What rates are compared by: the last epoch's median over all that ended, collapsed or not; a lost run loses.
-
-        A rate whose runs mostly collapse must not win by its one survivor.
-        """
-        finished = [_score(_last(run)) for run in self.runs]
-        return statistics.median([*finished, *(-math.inf for run in self.lost if run["status"] != "interrupted")])
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One task of one row, in %: medians over the seeds that did not collapse, or why there is none.
-
-    Attributes:
-      last, best: median at the last epoch; median of each run's best epoch, the paper's rule.
-      last_std, best_std: sample standard deviations over those seeds, None for one.
-      seeds: runs that ended; collapsed: of them.
-      rate, tried: the rate that was chosen, and {rate: median} of all.
-      parameters: trainable scalars without the head's.
-      marks: letters of `glue_text.MARKS`.
-      why: text of an empty cell.
-      notes: details of the marks.
-    """
-
-    last: float | None = None
-    best: float | None = None
-    last_std: float | None = None
-    best_std: float | None = None
-    seeds: int = 0
-    collapsed: int = 0
-    rate: float | None = None
-    tried: Mapping[float, float] = dataclasses.field(default_factory=dict)
-    parameters: int | None = None
-    marks: str = ""
-    why: str = "not run"
-    notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
+class GlueRow(Row):
     """One (method, rank, variant): a cell for each task."""
 
-    method: str
-    rank: int | None
-    variant: str
-    cells: Mapping[str, Cell]
-
-    @property
-    def label(self) -> str:
-        """MoRA 8 sharing."""
-        parts = (NAMES.get(self.method, self.method), "" if self.rank is None else str(self.rank), self.variant)
-        return " ".join(part for part in parts if part)
+    cells: Mapping[str, Cell] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int | None:
@@ -106,26 +48,32 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows on one base model; `tasks` are those that any row has a number of, or else the paper's."""
+class Board:
+    """Rows on one base model; `tasks` are those that any row has a number of, or the paper's where none has."""
 
     model: str
     tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-    @property
-    def ran(self) -> bool:
-        """Whether there is any number."""
-        return any(cell.last is not None for row in self.rows for cell in row.cells.values())
+    rows: tuple[GlueRow, ...]
 
 
-def lora_table2(results: Sequence[dict], model: str) -> Table:
-    """Table 2 on one base model.
+def table(results: Sequence[dict], options: Any) -> Table:
+    """The table on options.model: ours, the rates, and the paper's rows."""
+    return shown(board(results, options.model))
 
-    Args:
-      results: as `records.load_results` gives them.
-      model: their labels.model.
-    """
+
+def figures(table: Table, folder: str | Path) -> list[Path]:
+    """Score against trainable parameters, where there are tasks that every row has."""
+    from experiments.tables.lora_figure import draw
+
+    path = draw(table.data, folder)
+    return [path] if path else []
+
+
+# ---- rows from records ----
+
+
+def board(results: Sequence[dict], model: str) -> Board:
+    """The rows on one base model, their labels.model."""
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for result in results:
         labels = result["labels"]
@@ -141,8 +89,8 @@ def lora_table2(results: Sequence[dict], model: str) -> Table:
     keys.sort(key=_place)
     made = {key: {task: make_cell(runs) for task, runs in groups.get(key, {}).items()} for key in keys}
     tasks = tuple(task for task in TASKS if any(task in cells for cells in made.values())) or lora.TASKS
-    rows = tuple(Row(*key, {task: cells.get(task, Cell()) for task in tasks}) for key, cells in made.items())
-    return Table(model, tasks, rows)
+    rows = tuple(GlueRow(*key, {task: cells.get(task, Cell()) for task in tasks}) for key, cells in made.items())
+    return Board(model, tasks, rows)
 
 
 def key_of(result: dict) -> tuple[str, int | None, str]:
@@ -164,96 +112,97 @@ def key_of(result: dict) -> tuple[str, int | None, str]:
     return method, labels.get("rank"), " ".join(words)
 
 
-def make_cell(records: Sequence[dict]) -> Cell:
-    """The cell of one key and task: of several settings the one with most runs, of its rates the best."""
-    settings: dict[str, list[dict]] = {}
-    for record in records:
-        settings.setdefault(setting_of(record), []).append(record)
-    # Of equals the first by name, so that a table does not depend on the order of files.
-    chosen = min(settings.values(), key=lambda group: (-len(group), min(r["name"] for r in group)))
-    notes = [f"{n} runs of other settings left out"] if (n := len(records) - len(chosen)) else []
-    trials = [_trial(rate, [r for r in chosen if rate_of(r) == rate]) for rate in sorted({rate_of(r) for r in chosen})]
-    ended = [trial for trial in trials if trial.runs]
-    if not ended:
-        states = sorted({f"{r['status']}{at_step(r)}" for r in chosen})
-        return Cell(why="; ".join(states), notes=tuple(notes))
-    # A rate tried with fewer seeds does not outvote one tried with all; of equals the larger, as in sweeps.grid.
-    most = max(len(t.runs) + len(t.lost) for t in ended)
-    best = max((t for t in ended if len(t.runs) + len(t.lost) == most), key=lambda t: (t.median, t.rate))
-    return _cell(best, {t.rate: t.median for t in ended}, notes)
-
-
-def setting_of(record: dict) -> str:
-    """A name of what must be equal for two runs to stand in one cell: all but seed, rate and bookkeeping."""
-    bare = copy.deepcopy(record["config"])
-    bare.pop("seed", None)
-    (bare.get("optimizer") or {}).pop("learning_rate", None)
-    if (bare.get("start") or {}).get("adapter"):
-        bare["start"]["adapter"] = "any"  # each seed may start from an MNLI run of its own
-    return content_hash(bare)
-
-
-def is_collapsed(evaluation: dict) -> bool:
-    """Whether the model said one thing to all rows, or nothing finite."""
-    spread = evaluation.get("spread", math.inf)
-    constant = evaluation.get("distinct") == 1 or spread is None or spread < SMALLEST_SPREAD
-    return constant or bool(evaluation.get("nonfinite")) or evaluation.get(MAIN) is None
-
-
-def _trial(rate: float, records: list[dict]) -> Trial:
-    ended = [r for r in records if r["status"] == "finished" and r.get("evaluations")]
-    if not ended:  # runs that a signal stopped show how far they came; they give way to any finished one
-        ended = [r for r in records if r["status"] == "interrupted" and r.get("evaluations")]
-    return Trial(rate, tuple(ended), tuple(r for r in records if r not in ended))
-
-
-def _cell(trial: Trial, tried: dict[float, float], notes: list[str]) -> Cell:
-    sound = [run for run in trial.runs if not is_collapsed(_last(run))]
-    collapsed, total = len(trial.runs) - len(sound), len(trial.runs) + len(trial.lost)
-    marks = ""
-    if collapsed:
-        marks += "c"
-        notes.append(f"{collapsed} of {total} collapsed")
-    stopped = [run for run in trial.runs if run["status"] == "interrupted"]
-    for state in sorted({run["status"] for run in trial.lost} | {run["status"] for run in stopped}):
-        some = [run for run in (*trial.lost, *stopped) if run["status"] == state]
-        notes.append(f"{len(some)} of {total} {state}{at_step(some[0])}")
-    marks += "s" if trial.lost or stopped else ""
-    if partial := [note for run in trial.runs if _in_part(run) for note in run.get("notes") or ["partial data"]]:
-        marks += "p"
-        notes += dict.fromkeys(partial)
-    counts = trial.runs[0].get("parameters") or {}
-    parameters = counts["trainable"] - counts.get("head", 0) if "trainable" in counts else None
-    shared = dict(seeds=len(trial.runs), collapsed=collapsed, rate=trial.rate, tried=tried, parameters=parameters)
-    if not sound:
-        return Cell(**shared, marks=marks, why=f"all {collapsed} collapsed", notes=tuple(notes))
-    last = [100 * _score(_last(run)) for run in sound]
-    best = [100 * max(map(_score, run["evaluations"])) for run in sound]
-    return Cell(
-        statistics.median(last), statistics.median(best), _std(last), _std(best), **shared, marks=marks, why="",
-        notes=tuple(notes),
-    )  # fmt: skip
-
-
-def _in_part(run: dict) -> bool:
-    return bool(run.get("partial") or (run["config"].get("task") or {}).get("max_dev_examples"))
-
-
-def _last(run: dict) -> dict:
-    return run["evaluations"][-1]
-
-
-def _score(evaluation: dict) -> float:
-    """The main score; minus infinity where it was not finite."""
-    value = evaluation.get(MAIN)
-    return -math.inf if value is None else value
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
 def _place(key: tuple[str, int | None, str]) -> tuple:
     method, rank, variant = key
     known = ROWS.index(key) if key in ROWS else len(ROWS)
-    return ORDER.index(method) if method in ORDER else len(ORDER), rank or 0, known, variant
+    return style.ORDER.index(method) if method in style.ORDER else len(style.ORDER), rank or 0, known, variant
+
+
+# ---- text ----
+
+
+def shown(board: Board) -> Table:
+    """Ours, and as parts the rates and the paper's rows."""
+    seeds = sorted({cell.seeds for row in board.rows for cell in row.cells.values() if cell.seeds})
+    header = ["method", "trainable", *(_title(board, task) for task in board.tasks), "average", "seeds"]
+    lines = (header, *(_line(row, board.tasks) for row in board.rows))
+    count = f"median of {span(seeds)} seed(s), last epoch / best epoch" if seeds else "nothing run yet"
+    parts = (_rates(board), _paper(board)) if seeds else (_paper(board),)
+    return Table(f"LoRA Table 2 (GLUE dev), {board.model}: {count}", lines, tuple(_captions(board)), parts, board)
+
+
+def _line(row: GlueRow, tasks: Sequence[str]) -> list[str]:
+    averages = [row.average(tasks, kind) for kind in ("last", "best")]
+    return [
+        row.label,
+        number(row.parameters, ",d"),
+        *(row.cells[task].text for task in tasks),
+        " / ".join(f"{value:.1f}" for value in averages) if None not in averages else "incomplete",
+        span(sorted({cell.seeds for cell in row.cells.values() if cell.seeds})),
+    ]
+
+
+def _captions(board: Board) -> list[str]:
+    names = ", ".join(TITLES[task] for task in board.tasks)
+    lines = [
+        f"In %: {lora.METRICS}. +-: sample standard deviation over seeds. Best: each run at its best epoch on dev, the "
+        "paper's rule; it looks at the scores it reports.",
+        "Rate: of those tried, the one with the best median at the last epoch, over all seeds, collapsed or not.",
+        f"Trainable: without the classifier's head, as in the paper. Average: over {names}, of complete rows.",
+    ]
+    cells = [(row, task, row.cells[task]) for row in board.rows for task in board.tasks]
+    lines += mark_captions(cell for _, _, cell in cells)
+    lines += [f"{row.label}, {TITLES[task]}: {'; '.join(cell.notes)}." for row, task, cell in cells if cell.notes]
+    if seen := [TITLES[task] for task in board.tasks if (board.model, task) in CONTAMINATED]:
+        lines.append(
+            f"[x] contaminated: {board.model} saw AllNLI and pairs of Quora questions in its own training, so "
+            f"{' and '.join(seen)} say nothing of a method."
+        )
+    if left := [TITLES[task] for task in lora.TASKS if task not in board.tasks]:
+        lines.append(f"No runs on this base: {', '.join(left)}.")
+    return lines
+
+
+def _rates(board: Board) -> Table:
+    header = ["method", *(TITLES[task] for task in board.tasks)]
+    lines = ([row.label, *(_rate(row.cells[task]) for task in board.tasks)] for row in board.rows)
+    title = "Rates: the chosen one, and each one's median at the last epoch; edge: the grid ends there"
+    return Table(title, (header, *lines))
+
+
+def _rate(cell: Cell) -> str:
+    if cell.rate is None:
+        return "-"
+    tried = ", ".join(f"{rate:g}: {_percent(median)}" for rate, median in sorted(cell.tried.items()))
+    edge = len(cell.tried) > 1 and cell.rate in (min(cell.tried), max(cell.tried))
+    return f"{cell.rate:g} ({tried})" + (" edge" if edge else "")
+
+
+def _percent(fraction: float) -> str:
+    return "lost" if fraction == float("-inf") else f"{100 * fraction:.1f}"
+
+
+def _paper(board: Board) -> Table:
+    theirs, same = lora.rows_for(board.model)
+    whose = f"the same base model, {theirs[0].model}" if same else f"ANOTHER base model, {theirs[0].model}"
+    header = ["method", "trainable", *(TITLES[task] for task in board.tasks), "average"]
+    captions = [
+        "* quoted there from earlier work; + Houlsby's restricted set-up. LoRA: median of 5 seeds at each one's best "
+        "epoch. Average: over the columns shown (and over all eight, as printed)."
+    ]
+    captions += [] if same else [f"Not {board.model}: compare the order of the methods, not the numbers."]
+    lines = (header, *(_paper_line(row, board.tasks) for row in theirs))
+    return Table(f"The paper's Table 2, {whose}", lines, tuple(captions))
+
+
+def _paper_line(row: lora.Published, tasks: Sequence[str]) -> list[str]:
+    places = [lora.TASKS.index(task) if task in lora.TASKS else None for task in tasks]
+    spreads = row.spreads or (None,) * len(row.scores)
+    shown = ["-" if i is None else plus_minus(row.scores[i], spreads[i]) for i in places]
+    known = [row.scores[i] for i in places if i is not None]
+    average = f"{sum(known) / len(known):.1f} " if known else ""
+    return [row.label, f"{row.millions:g}M", *shown, f"{average}({row.average:.1f})"]
+
+
+def _title(board: Board, task: str) -> str:
+    return TITLES[task] + (" [x]" if (board.model, task) in CONTAMINATED else "")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config.schema import BOOKKEEPING, config_hash
-from experiments.records.text_table import lay_out, number
+from experiments.records.text_table import number
+from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError
 
 KIND, NONE = "base.quantize", "none"  # core.quantized.NONE, whose module imports jax
@@ -12,7 +13,15 @@ AIMS = {"int8": 0.01, "nf4": 0.03}  # of the loss: how much more a quantised bas
 LAST = 10  # recorded training losses that are averaged
 
 
-def quantized(results: Sequence[dict]) -> list[dict[str, Any]]:
+figures = no_figures
+
+
+def table(results: Sequence[dict], options: Any) -> Table:
+    """Every quantised run beside its twin."""
+    return shown(compared(results))
+
+
+def compared(results: Sequence[dict]) -> list[dict[str, Any]]:
     """One row a run whose base, or whose twin's, is quantised, the unquantised first.
 
     Args:
@@ -52,22 +61,21 @@ def _row(result: dict, plain: dict) -> dict[str, Any]:
     }
 
 
-def render(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
-    """The rows as aligned text or Markdown."""
+def shown(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows as lines."""
     header = ["base", "layers' kernels", "steps", "training loss", "held-out loss", "more than unquantised", "aim"]
-    lines = [header]
-    for row in rows:
-        aim = AIMS.get(row["kind"])
-        lines.append(
-            [
-                row["base"],
-                row["kind"] if row["kind"] != NONE else "as they are",
-                f"{row['steps']}",
-                f"{row['train']:.4f}",
-                f"{row['held_out']:.4f}",
-                number(row["more"], "+.2%"),
-                "-" if aim is None else f"<= {aim:.0%}: {'met' if row['more'] <= aim else 'missed'}",
-            ]
-        )
     caption = f"Training loss: mean of the last {LAST} that were recorded; losses in nats a token."
-    return f"{lay_out(lines, form)}\n\n{caption}"
+    return Table(lines=(header, *map(_line, rows)), captions=(caption,), data=rows)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    aim = AIMS.get(row["kind"])
+    return [
+        row["base"],
+        row["kind"] if row["kind"] != NONE else "as they are",
+        f"{row['steps']}",
+        f"{row['train']:.4f}",
+        f"{row['held_out']:.4f}",
+        number(row["more"], "+.2%"),
+        "-" if aim is None else f"<= {aim:.0%}: {'met' if row['more'] <= aim else 'missed'}",
+    ]

@@ -1,0 +1,121 @@
+"""Records as JSON lines: one file a grid, one whole line a run, appended by any number of sweeps at once."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from absl import logging
+
+from experiments.records import run_folder
+from lowrank_jax.core.errors import UserError
+
+SUFFIX = ".jsonl"
+_told: set[str] = set()  # files whose torn lines were said
+
+
+def read_lines(path: str | Path) -> dict[str, dict]:
+    """Name -> record of a file, in its order; of a repeated name the last whole line. A torn line is left out, and said."""
+    found, torn = {}, 0
+    for line in Path(path).read_bytes().splitlines(keepends=True):
+        record = _parse(line)
+        torn += record is None
+        if isinstance(record, dict) and "name" in record and "status" in record:
+            found[record["name"]] = record
+    if torn and str(path) not in _told:
+        _told.add(str(path))
+        logging.warning(
+            "%s: %d torn line(s) left out: a run whose record was cut off counts as not recorded", path, torn
+        )
+    return found
+
+
+def append(path: str | Path, records: Iterable[dict]) -> int:
+    """Adds those records that the file does not hold yet, in one write; returns how many.
+
+    Safe beside other processes that append: the write is made under a lock, after another look at the file. A line that
+    a kill has torn is ended first, and stays torn.
+
+    Raises:
+      UserError: the disk is full or the folder is not writable; the file is then as it was.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing lets go
+            there = read_lines(path)
+            new = [record for record in map(run_folder.finite, records) if there.get(record["name"]) != record]
+            if new:
+                _write(descriptor, "".join(map(line_of, new)).encode())
+            return len(new)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy} and run again: it goes on") from error
+
+
+def line_of(record: dict) -> str:
+    """A record as its line."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _write(descriptor: int, lines: bytes) -> None:
+    """One write at the end of a locked file, or none at all."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        lines = b"\n" + lines
+    try:
+        if os.write(descriptor, lines) < len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _parse(line: bytes) -> object:
+    """A whole line's value, None of a torn one."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+class Recorded:
+    """The recorded results of one grid: NAME.jsonl, and the folder NAME of earlier days with a .json file a run.
+
+    Args:
+      place: NAME or NAME.jsonl; new records go to NAME.jsonl.
+    """
+
+    def __init__(self, place: str | Path):
+        self.path, self.folder = files_of(place)
+        self._records: dict[str, dict] = {}
+        self._state: Sequence | None = None  # of the file when it was read
+
+    def get(self, name: str) -> dict | None:
+        """The record of a run; the file is read again where another sweep has added to it."""
+        state = None
+        if self.path.is_file():
+            status = self.path.stat()
+            state = status.st_ino, status.st_size, status.st_mtime_ns
+        if state != self._state:
+            self._records, self._state = read_lines(self.path) if state else {}, state
+        return self._records.get(name) or run_folder.read_result(self.folder / f"{name}.json")
+
+    def put(self, record: dict) -> None:
+        """Records a run, unless the same record is there."""
+        if self.get(record["name"]) != record:
+            append(self.path, [record])
+
+
+def files_of(place: str | Path) -> tuple[Path, Path]:
+    """(NAME.jsonl, NAME) of either."""
+    path = Path(place)
+    folder = path.with_suffix("") if path.suffix == SUFFIX else path
+    return folder.parent / (folder.name + SUFFIX), folder

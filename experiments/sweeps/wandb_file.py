@@ -1,0 +1,21 @@
+"""A grid as a W&B sweep file, whose agents run its cells."""
+
+from collections.abc import Sequence
+
+from experiments.sweeps.grid import Cell
+
+
+def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str]) -> dict:
+    """A W&B sweep over the same cells: each agent runs `experiments.sweep --cell=NAME`.
+
+    Args:
+      cells: as `Grid.select` gives them, trials first.
+      settings: flags to repeat for the agents (config, grid, workdir, results).
+    """
+    repeated = [f"--{key}={value}" for key, value in settings.items() if value]
+    return {
+        "program": "experiments/sweep.py",
+        "method": "grid",
+        "parameters": {"cell": {"values": [cell.name for cell in cells]}},
+        "command": ["${interpreter}", "-m", "experiments.sweep", *repeated, "${args}"],
+    }
