@@ -1,7 +1,27 @@
-"""The program `python -m experiments.kernels`: where a traced step's time goes (`experiments.bench.kernels`)."""
+"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel, as one JSON line.
 
-from experiments.bench.kernels import main
+python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=64,seq=64 --trace=FOLDER
+python -m experiments.kernels --profile=FOLDER
+"""
+
+import json
+
+from absl import flags
+
+from experiments.bench.kernels import find, summarise
 from experiments.cli import launch
+
+flags.DEFINE_string("profile", None, "A folder of experiments.bench --trace, or its .xplane.pb.")
+flags.DEFINE_integer("top", 30, "Kinds that are listed, by time.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def main(_) -> None:
+    """Prints {"span_ms", "busy_ms", "launches", "kernels": [[kind, ms, launches], ...]}, all of one step."""
+    from jax.profiler import ProfileData
+
+    print(json.dumps(summarise(ProfileData.from_file(str(find(FLAGS.profile))), FLAGS.top)))
+
 
 if __name__ == "__main__":
     launch(main)

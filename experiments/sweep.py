@@ -34,9 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("grid", None, "Grid file: configs/sweeps/uuid_table2.py")
     flags.DEFINE_string("workdir", "runs", "Folder of the run folders and their locks; sweeps that share it share work")
     flags.DEFINE_string(
-        "results",
-        None,
-        "NAME or NAME.jsonl: the file that each cell's result is added to; cells recorded there are done",
+        "results", None, "NAME or NAME.jsonl: the file that each result is added to; cells recorded there are done"
     )
     flags.DEFINE_string("only", None, "Run only cells whose name or arg matches this regular expression")
     flags.DEFINE_string("cell", None, "Run only the cell of this name (for W&B agents), with the trials it needs")

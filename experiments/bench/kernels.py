@@ -1,33 +1,14 @@
-"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel, as one JSON line.
-
-python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=64,seq=64 --trace=FOLDER
-python -m experiments.kernels --profile=FOLDER
-"""
+"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel."""
 
 import collections
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments.cli import launch
 from lowrank_jax.core.errors import UserError
 
 STEPS = 3  # that experiments.bench traces
 LONGEST_NAME = 80
-
-flags.DEFINE_string("profile", None, "A folder of experiments.bench --trace, or its .xplane.pb.")
-flags.DEFINE_integer("top", 30, "Kinds that are listed, by time.", lower_bound=1)
-FLAGS = flags.FLAGS
-
-
-def main(_) -> None:
-    """Prints {"span_ms", "busy_ms", "launches", "kernels": [[kind, ms, launches], ...]}, all of one step."""
-    from jax.profiler import ProfileData
-
-    print(json.dumps(summarise(ProfileData.from_file(str(find(FLAGS.profile))), FLAGS.top)))
 
 
 def find(place: str | None) -> Path:
@@ -70,7 +51,3 @@ def summarise(data: Any, top: int) -> dict[str, Any]:
         "launches": round(len(events) / STEPS),
         "kernels": [[kind, round(ms / STEPS, 3), round(count / STEPS, 1)] for kind, (ms, count) in ranked],
     }
-
-
-if __name__ == "__main__":
-    launch(main)

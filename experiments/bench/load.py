@@ -1,11 +1,4 @@
-"""Time and peak host memory of reading a base model, as one JSON line: `python -m experiments.load --base=FOLDER`.
-
-    python -m experiments.load --make=/tmp/synthetic      # writes a random Llama of about 2 GB there first
-    python -m experiments.load --base=/tmp/synthetic
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m experiments.load --base=/tmp/synthetic --fsdp=4
-
-`extra_over_shard` is what the load took beyond the params that stay on the host, over the largest leaf's shard.
-"""
+"""What reading a base model costs: its time and its peak host memory; and a synthetic base to read."""
 
 import json
 import math
@@ -13,43 +6,43 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments.cli import launch
 from lowrank_jax.core.errors import UserError
 
-flags.DEFINE_string("make", None, "Folder to write a random bfloat16 Llama of about 2 GB to; nothing is measured then.")
-flags.DEFINE_string("base", None, "Base model to read, as in base.name.")
-flags.DEFINE_string("dtype", "bfloat16", "Type the leaves are held in.")
-flags.DEFINE_string("quantize", "none", "How the layers' kernels are held, as in base.quantize.")
-flags.DEFINE_integer("fsdp", 1, "Devices that share each leaf.", lower_bound=1)
-flags.DEFINE_string("out", None, "JSON file whose list of records this one is added to.")
-FLAGS = flags.FLAGS
 GIB = 2**30
 
 
-def main(_) -> None:
-    """Prints {"seconds", "params_gib", "largest_shard_gib", "extra_gib", "extra_over_shard", ...}."""
+def make_base(folder: str) -> Path:
+    """Writes a random bfloat16 Llama of about 2 GB."""
+    import jax
+    import jax.numpy as jnp
+
+    from lowrank_jax.bases.base import export_params, random_params
+    from lowrank_jax.models.llama import LlamaConfig
+
+    shape = LlamaConfig(32_000, 2048, 5632, 16, 32, max_position_embeddings=2048)
+    params = random_params(shape, jax.random.key(0), jnp.bfloat16)
+    return export_params(params, shape, folder, "bfloat16", shard_size=500_000_000)
+
+
+def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
+    """The record of one load: {"seconds", "params_gib", "largest_shard_gib", "extra_gib", "extra_over_shard", ...}.
+
+    Args:
+      name, dtype, quantize: as in config.base.
+      fsdp: devices that share each leaf.
+    """
     import jax
     import jax.numpy as jnp
 
     from experiments.records.run_folder import environment_record
-    from lowrank_jax.bases.base import BaseConfig, export_params, load_base, random_params
+    from lowrank_jax.bases.base import BaseConfig, load_base
     from lowrank_jax.core.trees import count, nbytes
-    from lowrank_jax.models.llama import LlamaConfig
     from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
     from lowrank_jax.sharding.rules import leaf_spec
 
-    if FLAGS.make:
-        shape = LlamaConfig(32_000, 2048, 5632, 16, 32, max_position_embeddings=2048)
-        params = random_params(shape, jax.random.key(0), jnp.bfloat16)
-        print(export_params(params, shape, FLAGS.make, "bfloat16", shard_size=500_000_000))
-        return
-    if not FLAGS.base:
-        raise UserError("give --base=FOLDER, or --make=FOLDER to write one")
     sharding_fn = None
-    if FLAGS.fsdp > 1:
-        mesh = make_mesh(MeshConfig(fsdp=FLAGS.fsdp))
+    if fsdp > 1:
+        mesh = make_mesh(MeshConfig(fsdp=fsdp))
 
         def sharding_fn(path, shape):
             return jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
@@ -57,19 +50,19 @@ def main(_) -> None:
     jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' own memory is no part of the load
     started = time.perf_counter()
     with ResidentPeak() as peak:
-        base = load_base(BaseConfig(FLAGS.base, dtype=FLAGS.dtype, quantize=FLAGS.quantize), sharding_fn=sharding_fn)
+        base = load_base(BaseConfig(name, dtype=dtype, quantize=quantize), sharding_fn=sharding_fn)
         jax.block_until_ready(base.params)
     seconds = time.perf_counter() - started
     leaves = jax.tree.leaves(base.params)
     shard = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     # A CPU device's memory is the host's: the params are what it must hold.
     held = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.device.platform == "cpu")
-    record = {
+    return {
         "base": Path(base.name).name,
         "parameters": count(base.params),
-        "dtype": FLAGS.dtype,
-        "quantize": FLAGS.quantize,
-        "fsdp": FLAGS.fsdp,
+        "dtype": dtype,
+        "quantize": quantize,
+        "fsdp": fsdp,
         "seconds": round(seconds, 2),
         "params_gib": round(nbytes(base.params) / GIB, 3),
         "largest_shard_gib": round(shard / GIB, 3),
@@ -77,9 +70,6 @@ def main(_) -> None:
         "extra_over_shard": round((peak.bytes - held) / shard, 2),
         **environment_record(),
     }
-    print(json.dumps(record))
-    if FLAGS.out:
-        append(Path(FLAGS.out), record)
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
@@ -115,7 +105,3 @@ class ResidentPeak:
     def _mark() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-if __name__ == "__main__":
-    launch(main)

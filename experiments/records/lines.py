@@ -17,7 +17,7 @@ _told: set[str] = set()  # files whose torn lines were said
 
 
 def read_lines(path: str | Path) -> dict[str, dict]:
-    """Name -> record of a file, in its order; of a repeated name the last whole line. A torn line is left out, and said."""
+    """Name -> record of a file, in its order; of a repeated name the last whole line. Torn lines are left out, and said."""
     found, torn = {}, 0
     for line in Path(path).read_bytes().splitlines(keepends=True):
         record = _parse(line)
@@ -27,7 +27,7 @@ def read_lines(path: str | Path) -> dict[str, dict]:
     if torn and str(path) not in _told:
         _told.add(str(path))
         logging.warning(
-            "%s: %d torn line(s) left out: a run whose record was cut off counts as not recorded", path, torn
+            "%s: %d torn line(s) left out; a run whose record is cut off counts as not recorded", path, torn
         )
     return found
 

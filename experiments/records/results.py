@@ -10,7 +10,7 @@ from lowrank_jax.core.errors import UserError
 
 
 def load_results(places: Iterable[str | Path]) -> list[dict]:
-    """Every record at or below the places, one a name, the first found: of NAME.jsonl files, run folders and .json files.
+    """Every record at or below the places, one a name, the first found: of .jsonl and .json files and of run folders.
 
     Args:
       places: folders; .jsonl files; or a name without the suffix, whose .jsonl file and folder are both read.

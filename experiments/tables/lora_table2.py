@@ -1,4 +1,4 @@
-"""LoRA's Table 2: GLUE's dev sets, methods by tasks over seeds, ours with the rates tried and the paper's rows below."""
+"""LoRA's Table 2: GLUE's dev sets, methods by tasks over seeds; ours, the rates tried, and the paper's rows below."""
 
 import dataclasses
 import statistics

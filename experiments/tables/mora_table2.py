@@ -201,12 +201,8 @@ def shown(setting: Setting) -> Table:
 def _cells(row: UuidRow, setting: Setting) -> list[str]:
     paper = mora.TABLE2.get((row.method, row.rank)) if not row.variant else None
     theirs = dict(zip(mora.TABLE2_STEPS, paper or (), strict=bool(paper)))
-    cells = [
-        style.label(row.method, None, row.variant),
-        number(row.rank, "d"),
-        number(row.parameters, ",d"),
-        _rates(row),
-    ]
+    method = style.label(row.method, None, row.variant)
+    cells = [method, number(row.rank, "d"), number(row.parameters, ",d"), _rates(row)]
     for step in setting.steps:
         mine = number(row.accuracy.get(step), ".1f")
         cells.append(f"{mine} | {number(theirs.get(step), '.1f')}" if step in mora.TABLE2_STEPS else mine)

@@ -1,15 +1,17 @@
 """How each method is called and drawn, in every table and figure: names, colours, dashes and markers, once."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Look(NamedTuple):
-    """A method's name, and its colour and marker where its ranks are not told apart; `ranks`: (colour, dash, marker)."""
+    """A method's name; its colour and marker where ranks are not told apart; {rank: (colour, dash, marker)}."""
 
     name: str
     colour: str
     marker: str
-    ranks: dict[int | None, tuple[str, str, str]] = {}
+    ranks: Mapping[int | None, tuple[str, str, str]] = MappingProxyType({})
 
 
 # Okabe and Ito's palette, told apart by the colour-blind; each method keeps its colour family, each rank its dash.
