@@ -11,6 +11,7 @@ from configs.hyperparameters import glue as tables
 from configs.sweeps import glue_minilm
 from experiments.cli import complete_file
 from experiments.config.defaults import complete
+from experiments.config.labels import with_labels
 from experiments.config.schema import to_plain, unpack_run
 from experiments.session.build import build
 from experiments.sweeps.compatible import group_key
@@ -32,7 +33,7 @@ def unpacked(arg, **changes):
     config = complete_file(f"{FILE}:{arg}")
     with config.unlocked():
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return unpack_run(to_plain(config))
+    return unpack_run(with_labels(to_plain(config)))
 
 
 def laid_out(arg):

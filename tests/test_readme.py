@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.bench import report
-from experiments.tables import lora_table2, lora_text, mora_table2, quantized
+from experiments.records.results import load_results
+from experiments.tables import lora_table2, mora_table2, quantized, speed
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -54,23 +55,21 @@ def test_every_part_has_its_section():
 @pytest.mark.parametrize("scale", ["laptop", "gpu"])
 def test_tables_are_those_of_the_recorded_results(scale):
     """Every row that `experiments.tables` prints stands in the README."""
-    rows = mora_table2.render(
-        mora_table2.mora_table2(mora_table2.load_results([ROOT / "experiments" / "results"]), scale)[0], "markdown"
-    )
+    found = mora_table2.settings(load_results([ROOT / "experiments" / "results"]), scale)
+    rows = mora_table2.shown(found[0]).text("markdown")
     assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
 
 
 def test_speeds_are_those_of_the_recorded_results():
     (suite,) = report.load_suites([ROOT / "experiments" / "results" / "speed" / "h200_suite.json"])
-    assert report.render(suite, "markdown").split("\n\n")[0] in TEXT
-    rows = quantized.quantized(mora_table2.load_results([ROOT / "experiments" / "results"]))
-    assert quantized.render(rows, "markdown").split("\n\n")[0] in TEXT
+    assert speed.shown(suite).text("markdown", lines_alone=True) in TEXT
+    rows = quantized.compared(load_results([ROOT / "experiments" / "results"]))
+    assert quantized.shown(rows).text("markdown", lines_alone=True) in TEXT
 
 
 def test_glue_rows_are_those_of_the_recorded_results():
     """Ours of LoRA's Table 2, as `experiments.tables` prints them."""
-    results = mora_table2.load_results([ROOT / "experiments" / "results"])
-    printed = lora_text.render(lora_table2.lora_table2(results, "minilm-l6"), "markdown")
-    ours = next(block for block in printed.split("\n\n") if block.startswith("| method"))
+    results = load_results([ROOT / "experiments" / "results"])
+    ours = lora_table2.shown(lora_table2.board(results, "minilm-l6")).text("markdown", lines_alone=True)
     assert len(ours.splitlines()) > 2
     assert ours in TEXT

@@ -36,7 +36,7 @@ def measure(
     """
     started = time.perf_counter()
     # A labelled task's length is in its config; that of other tasks may be in their data.
-    seq_len = seq_len or config.labels.get("seq_len") or (config.task.seq_len if head_of(config) else None)
+    seq_len = seq_len or config.labels.get("seq_len") or (config.task.seq_len if form_of(config.task).bucketed else None)
     if trials > 1:
         rates = [config.optimizer.learning_rate * (trial + 1) / trials for trial in range(trials)]
         optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in rates]

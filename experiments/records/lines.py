@@ -17,7 +17,7 @@ _told: set[str] = set()  # files whose torn lines were said
 
 
 def read_lines(path: str | Path) -> dict[str, dict]:
-    """Name -> record of a file, in its order; of a repeated name the last whole line. Torn lines are left out, and said."""
+    """Name -> record, in the file's order; of a repeated name the last whole line. Torn lines are said and left out."""
     found, torn = {}, 0
     for line in Path(path).read_bytes().splitlines(keepends=True):
         record = _parse(line)

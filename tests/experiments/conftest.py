@@ -30,12 +30,8 @@ TOY = {
     "tracking.wandb": "disabled",
 }
 
-# Programs that are packages, or names for a module of one.
-PROGRAMS = {
-    "bench": "experiments.bench.__main__",
-    "kernels": "experiments.bench.kernels",
-    "load": "experiments.bench.load",
-}
+# Programs that are packages.
+PROGRAMS = {"bench": "experiments.bench.__main__"}
 
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 

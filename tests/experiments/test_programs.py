@@ -46,7 +46,7 @@ def test_help_is_quick(start, name):
     process = start(name, "--help")
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert f"experiments/{name}.py:" in out or name == "plan"
+    assert f"experiments/{name}.py:" in out or f"experiments/{name}/__main__.py:" in out or name == "plan"
     assert time.perf_counter() - began < 5
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.tables.quantized import quantized, render
+from experiments.tables.quantized import compared, shown
 from lowrank_jax.core.errors import UserError
 
 
@@ -19,12 +19,12 @@ def record(kind, held_out, name="run", rank=8, status="finished"):
 
 
 def test_runs_stand_beside_the_one_without():
-    rows = quantized([record("nf4", 2.1), record("int8", 2.01), record("none", 2.0), record("nf4", 3.0, rank=16)])
+    rows = compared([record("nf4", 2.1), record("int8", 2.01), record("none", 2.0), record("nf4", 3.0, rank=16)])
     assert [row["kind"] for row in rows] == ["none", "int8", "nf4"]
     assert [row["more"] for row in rows] == [None, pytest.approx(0.005), pytest.approx(0.05)]
     assert {row["steps"] for row in rows} == {100}
     assert [row["train"] for row in rows] == pytest.approx([2.55] * 3)  # the last ten, without the 9.0
-    text = render(rows)
+    text = shown(rows).text()
     assert "+0.50%" in text
     assert "<= 1%: met" in text
     assert "<= 3%: missed" in text
@@ -33,7 +33,7 @@ def test_runs_stand_beside_the_one_without():
 def test_records_before_there_was_quantize_are_plain():
     plain = record("none", 2.0)
     del plain["config"]["base"]["quantize"]
-    assert [row["kind"] for row in quantized([plain, record("int8", 2.0)])] == ["none", "int8"]
+    assert [row["kind"] for row in compared([plain, record("int8", 2.0)])] == ["none", "int8"]
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_records_before_there_was_quantize_are_plain():
 )
 def test_without_a_pair_there_is_no_table(results):
     with pytest.raises(UserError, match="hold no run with"):
-        quantized(results)
+        compared(results)

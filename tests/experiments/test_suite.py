@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from experiments.bench import report, suite
 from experiments.bench.rows import load_suite
 from experiments.records import run_folder
+from experiments.tables import speed
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_medians_and_claims(measured):
 def test_the_table_says_all_of_it(measured):
     data = measured(repeats=1, peer=False)
     data["peer_note"] = "no --peer was given"
-    text = report.render(data)
+    text = speed.shown(data).text()
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "19.0 ms, 1,000 tok/s" in lines["LoRA"]
     assert "time 1.16x of lora (<= 1.1: missed)" in lines["MoRA"]
@@ -142,7 +142,7 @@ def test_the_table_says_all_of_it(measured):
     assert "H100 (Xeon, 16 cores); jax 0.11.2; commit 1a2b3c." in text
     assert "Not available: int8 (ours): unknown config key" in text
     assert "Without the peer: no --peer was given." in text
-    assert report.render(data, "markdown").startswith("| work | the peer | ours | ratio |")
+    assert speed.shown(data).text("markdown").startswith("| work | the peer | ours | ratio |")
 
 
 def test_it_goes_on_where_it_was_and_starts_again_if_told(measured):
@@ -261,10 +261,12 @@ def test_mistakes_are_one_line(rows, tmp_path):
 @pytest.mark.parametrize("name", ["h100", "cpu"])
 def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
+    from absl import flags
+
+    from experiments.bench import __main__ as program
     from experiments.cli import load_file
 
-    source = (ROOT / "experiments" / "bench" / "__main__.py").read_text()
-    known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source), "config"}
+    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[program.__name__]} | {"config"}
     for row in load_suite(name).rows:
         for word in row.words:
             flag, _, value = word.removeprefix("--").partition("=")

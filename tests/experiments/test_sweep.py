@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
-from experiments.records import claims
+from experiments.records import claims, run_folder
+from experiments.records.lines import read_lines
+from experiments.sweeps import engine
 from experiments.sweeps.grid import Grid
 
 ROOT = Path(__file__).parents[2]
@@ -62,15 +63,15 @@ time.sleep(1)
 def place(grid_files, tmp_path, monkeypatch):
     (tmp_path / "fake_run.py").write_text(FAKE_RUN)
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(sweep, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.05)
     return tmp_path
 
 
 def make(place, grid="grid.py", arg="", results=None):
     said = []
     made = Grid(f"{place / 'config.py'}{arg}", str(place / grid))
-    return made, sweep.Sweep(made, str(place / "runs"), results, said.append), said
+    return made, engine.Sweep(made, str(place / "runs"), results, said.append), said
 
 
 def ran(place):
@@ -93,7 +94,7 @@ def test_stages_choose_the_best_rate_then_everything_is_skipped(place):
     assert names[-1].startswith("mora_uuid-toy-lora-r8-lr0.001-seed0-")
     assert said[0] == f"[1/7] {names[0]}: running, time left unknown"
     # One trial took 5 s for 20 steps; 4 trials of 20 and 2 runs of 100 steps are left.
-    assert said[2] == f"[2/7] {names[1]}: running, about 1m10s left"
+    assert said[2] == f"[2/7] {names[1]}: running, about 70 s left"
 
     grid, second, said = make(place)
     assert set(second.run(grid.select()).values()) == {"finished"}
@@ -159,9 +160,9 @@ def test_a_claimed_cell_is_left_and_looked_at_again(place):
 def program(place, *words):
     """The sweep as a program of its own, over the fake run."""
     code = (
-        "import sys; from absl import app; from experiments import sweep;"
-        f"sweep.RUN_PROGRAM = ({sys.executable!r}, {str(place / 'fake_run.py')!r});"
-        "sweep.POLL_SECONDS = 0.05; sweep.define_flags(); app.run(sweep.main)"
+        "from experiments import sweep; from experiments.cli import launch; from experiments.sweeps import engine;"
+        f"engine.RUN_PROGRAM = ({sys.executable!r}, {str(place / 'fake_run.py')!r});"
+        "engine.POLL_SECONDS = 0.05; sweep.define_flags(); launch(sweep.main, own_config=True)"
     )
     flags = [f"--config={place / 'config.py'}", f"--grid={place / 'grid.py'}", f"--workdir={place / 'runs'}", *words]
     return subprocess.Popen(
@@ -225,16 +226,33 @@ def test_a_killed_sweep_leaves_its_cell_claimed_while_the_run_lives(place):
     assert (place / "runs" / ran(place)[0] / "result.json").exists()
 
 
-def test_results_folder_records_cells_and_counts_as_done(place):
-    kept = place / "kept"
+@pytest.mark.parametrize("suffix", ["", ".jsonl"])
+def test_results_are_recorded_in_one_file_and_count_as_done(place, suffix):
+    """A name without the suffix is the same file; a second sweep of the same cells adds no line."""
+    kept = place / f"kept{suffix}"
     grid, first, _said = make(place, results=str(kept))
     first.run(grid.select())
-    assert sorted(path.stem for path in kept.glob("*.json")) == sorted(ran(place))
+    assert [*read_lines(place / "kept.jsonl")] == ran(place)
+    again = engine.Sweep(grid, str(place / "runs"), str(kept), lambda line: None)
+    again.run(grid.select())
+    assert len((place / "kept.jsonl").read_text().splitlines()) == 7
     elsewhere = place / "elsewhere"
     elsewhere.mkdir()
-    moved = sweep.Sweep(grid, str(elsewhere), str(kept), lambda line: None)
+    moved = engine.Sweep(grid, str(elsewhere), str(kept), lambda line: None)
     assert set(moved.run(grid.select()).values()) == {"finished"}
     assert not (elsewhere / "ran.txt").exists()
+
+
+def test_a_folder_of_a_file_a_run_still_counts_as_done(place):
+    """Its files stay; what is not among them is added to the file beside the folder."""
+    grid, first, _said = make(place)
+    first.run(grid.select())
+    (place / "old").mkdir()
+    for name in ran(place)[:-1]:
+        (place / "old" / f"{name}.json").write_text((place / "runs" / name / "result.json").read_text())
+    _, second, _said = make(place, results=str(place / "old"))
+    assert set(second.run(grid.select()).values()) == {"finished"}
+    assert [*read_lines(place / "old.jsonl")] == ran(place)[-1:]
 
 
 def test_command_and_argument(place):
@@ -249,7 +267,7 @@ def test_command_and_argument(place):
     ]
     assert command[6:] == [f"--name={cell.name}", f"--workdir={place / 'runs'}"]
     values = [True, None, [300, 500], "x", 1e-4, 3]
-    assert [sweep.as_flag(value) for value in values] == ["true", "None", "(300, 500)", "x", "0.0001", "3"]
+    assert [engine.as_flag(value) for value in values] == ["true", "None", "(300, 500)", "x", "0.0001", "3"]
 
 
 def test_wandb_file_runs_the_same_cells(place, monkeypatch):
@@ -308,7 +326,7 @@ def groups(place):
 @pytest.fixture
 def trials(place, monkeypatch):
     (place / "fake_trials.py").write_text(FAKE_TRIALS)
-    monkeypatch.setattr(sweep, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
     return place
 
 

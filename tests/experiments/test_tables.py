@@ -10,7 +10,8 @@ import pytest
 
 from experiments.papers import ledger, mora
 from experiments.records import run_folder
-from experiments.tables import figures, mora_table2
+from experiments.records.results import load_results
+from experiments.tables import mora_figure, mora_table2
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
     write(tmp_path, {}, "diverged", method="fft", rate=1e-2)
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text('{"bench": 1}')
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
     rows = rows_of(table)
     assert list(rows) == list(mora_table2.ROWS["gpu"])
     mora8 = rows["mora", 8]
@@ -85,7 +86,7 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
     assert rows["lora", 32].note == "not run"
     assert rows["mora", 256].note == "r=256: square 735 > width 576"
     assert rows["fft", None].note == "diverged at step 2, lr 0.01"
-    text = mora_table2.render(table)
+    text = mora_table2.shown(table).text()
     line = next(line for line in text.splitlines() if line.startswith("MoRA    8"))
     assert "90.0 | 87.4" in line
     assert "4,884,480" in line
@@ -113,7 +114,7 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
         write(tmp_path, {300: accuracy}, seed=seed)
     write(tmp_path, {300: 0.0}, "diverged", seed=3)
     write(tmp_path, {300: 1.0}, rate=5e-3)  # one seed at another rate does not outvote three
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
+    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
     row = rows_of(table)["mora", 8]
     assert row.accuracy == {300: pytest.approx(40.0)}
     assert row.seeds == 3
@@ -123,8 +124,8 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
 
 def test_other_steps_stand_beside_the_papers_and_say_so(tmp_path):
     write(tmp_path, {25: 0.1, 100: 0.99}, scale="laptop")
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "laptop")
-    text = mora_table2.render(table)
+    (table,) = mora_table2.settings(load_results([tmp_path]), "laptop")
+    text = mora_table2.shown(table).text()
     header = text.splitlines()[2]
     assert header.index("step 25") < header.index("step 100") < header.index("paper 300") < header.index("paper 900")
     assert "another base model and step scale (LLaMA-2 7B" in text
@@ -136,23 +137,23 @@ def test_settings_are_never_mixed(tmp_path):
     write(tmp_path, PAPER_STEPS)
     write(tmp_path, PAPER_STEPS, method="lora")
     write(tmp_path, {300: 0.3}, pairs=40_000, setting="hard")
-    first, second = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
+    first, second = mora_table2.settings(load_results([tmp_path]), "gpu")
     assert rows_of(first)["mora", 8].accuracy[300] == pytest.approx(10.0)
     assert [(row.method, row.rank) for row in second.rows] == [("mora", 8)]
-    assert "(hard; task.pairs: 10000 -> 40000)" in mora_table2.render(second).splitlines()[0]
+    assert "(hard; task.pairs: 10000 -> 40000)" in mora_table2.shown(second).text().splitlines()[0]
 
 
 def test_nothing_run_prints_the_paper(tmp_path):
-    (table,) = mora_table2.mora_table2([], "paper")
-    text = mora_table2.render(table)
+    (table,) = mora_table2.settings([], "paper")
+    text = mora_table2.shown(table).text()
     assert text.count("not run") == 5
     assert "54.2" in text
 
 
 def test_markdown_escapes_the_bars(tmp_path):
     write(tmp_path, PAPER_STEPS)
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
-    lines = [line for line in mora_table2.render(table, "markdown").splitlines() if line.startswith("|")]
+    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    lines = [line for line in mora_table2.shown(table).text("markdown").splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 7
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
@@ -160,29 +161,29 @@ def test_markdown_escapes_the_bars(tmp_path):
 def test_results_are_found_in_run_folders_and_once_by_name(tmp_path):
     write(tmp_path / "runs", PAPER_STEPS, as_folder=True)
     write(tmp_path / "results", PAPER_STEPS)
-    found = mora_table2.load_results([tmp_path / "results", tmp_path / "runs"])
+    found = load_results([tmp_path / "results", tmp_path / "runs"])
     assert len(found) == 1
-    assert len(mora_table2.load_results([tmp_path])) == 1
+    assert len(load_results([tmp_path])) == 1
     with pytest.raises(UserError, match="no folder"):
-        mora_table2.load_results([tmp_path / "absent"])
+        load_results([tmp_path / "absent"])
 
 
 def test_figures_are_small_and_drawn_only_from_data(tmp_path):
     curve = [(step, 2.6 / step**0.5) for step in range(1, 401)]
     write(tmp_path, PAPER_STEPS, losses=curve)
     write(tmp_path, PAPER_STEPS, method="lora", losses=curve)
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
-    drawn = figures.draw(table, tmp_path / "plots", "gpu_")
+    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    drawn = mora_figure.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_accuracy.png"]
     write(tmp_path, PAPER_STEPS, method="lora", rank=32, losses=curve)
-    (table,) = mora_table2.mora_table2(mora_table2.load_results([tmp_path]), "gpu")
-    drawn = figures.draw(table, tmp_path / "plots", "gpu_")
+    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    drawn = mora_figure.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_lora_ranks.png", "gpu_accuracy.png"]
     for path in drawn:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert 5_000 < path.stat().st_size < 100_000
-    (empty,) = mora_table2.mora_table2([], "gpu")
-    assert figures.draw(empty, tmp_path / "none") == []
+    (empty,) = mora_table2.settings([], "gpu")
+    assert mora_figure.draw(empty, tmp_path / "none") == []
 
 
 def test_program(tmp_path):

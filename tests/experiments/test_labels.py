@@ -1,0 +1,71 @@
+"""A run's labels derive from its config: of every recorded result, and under overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import complete_file
+from experiments.config.labels import derive, with_labels
+from experiments.config.schema import to_plain
+from experiments.records.results import load_results
+from experiments.records.run_folder import run_name
+
+ROOT = Path(__file__).parents[2]
+# What nothing else in a config says, so that its own labels keep it.
+KEPT = ("scale", "model", "protocol", "reading")
+NAMED_BY_HAND = {"pico"}  # with --name, which no config holds
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def labels_of(name, **changes):
+    config = complete_file(f"configs/{name}")
+    with config.unlocked():
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return derive(to_plain(config))
+
+
+def test_labels_and_name_of_every_recorded_result():
+    """From its config without the labels that can be derived, and the stage of its cell."""
+    results = load_results(["experiments/results"])
+    assert len(results) > 500
+    for result in results:
+        recorded, config = result["labels"], dict(result["config"])
+        config["labels"] = {name: value for name, value in recorded.items() if name in KEPT}
+        config = with_labels(config, recorded.get("stage"))
+        assert config["labels"] == {"rank": None, "stage": "full", **recorded}, result["name"]
+        named = {config.get("name") or run_name(config)}
+        assert result["name"] in named | NAMED_BY_HAND
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("mora_uuid.py", {}, dict(method="mora", rank=8, scale="laptop", stage="full")),
+        ("mora_uuid.py:method=fft", {}, dict(method="fft", rank=None, scale="laptop", stage="full")),
+        ("mora_uuid.py", {"adapter__rank": 4, "adapter__method": "lora"}, dict(method="lora", rank=4)),
+        ("mora_uuid.py", {"adapter__mora__compression": "rotation"}, dict(method="mora", variant="rotation")),
+        ("mora_uuid.py:method=lora", {"trainable": "full", "adapter__method": "none"}, dict(method="fft", rank=None)),
+        ("mora_uuid.py", {"labels__stage": "rates"}, dict(stage="rates")),
+        ("lora_glue.py:method=mora", {}, dict(method="mora", task="mrpc", variant="sharing", model="minilm-l6")),
+        ("lora_glue.py:targets=q+o", {}, dict(method="lora", variant="q+o")),
+        ("lora_glue.py:method=adapterdrop", {}, dict(method="pfeiffer", rank=48, variant="drop5")),
+        ("lora_glue.py:method=ft-top2", {}, dict(method="ft-top2", rank=None, variant="")),
+        ("lora_glue.py:method=bitfit,model=deberta-v2-xxlarge", {}, dict(method="bitfit", rank=None)),
+        ("lora_glue.py:method=head,model=deberta-v2-xxlarge", {}, dict(method="head", rank=None)),
+        ("lora_glue.py:method=lora,model=deberta-v2-xxlarge", {}, dict(method="lora", rank=8)),
+        ("pico_pretrain.py", {}, dict(method="fft", rank=None, scale="pico-llama", stage="full")),
+    ],
+)
+def test_labels_say_what_is_trained(name, changes, expected):
+    labels = labels_of(name, **changes)
+    assert labels == labels | expected
+    assert "variant" in expected or labels.get("variant", "") == ""
+
+
+def test_a_bench_is_labelled_by_its_own_config():
+    labels = labels_of("bench.py:shape=toy-llama,method=mora,rank=2,seq=16")
+    assert labels == {"shape": "toy-llama", "method": "mora sharing", "rank": 2, "seq_len": 16}
