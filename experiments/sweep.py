@@ -10,6 +10,10 @@ CUDA_VISIBLE_DEVICES and share --workdir.
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its own order of data and its own record.
+
+--results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
+holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before
+(scripts/convert_results.py makes such a folder a file).
 """
 
 import json

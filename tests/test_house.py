@@ -18,7 +18,8 @@ FLOORS = (
     ("tasks", "decoding", "interop"),
     ("forms", "bases"),
     ("train",),
-    ("experiments", "scripts"),
+    ("experiments",),
+    ("scripts",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PROJECT = ("lowrank_jax", "experiments", "configs", "scripts")

@@ -165,21 +165,9 @@ def _captions(board: Board) -> list[str]:
 
 def _rates(board: Board) -> Table:
     header = ["method", *(TITLES[task] for task in board.tasks)]
-    lines = ([row.label, *(_rate(row.cells[task]) for task in board.tasks)] for row in board.rows)
+    lines = ([row.label, *(row.cells[task].rates for task in board.tasks)] for row in board.rows)
     title = "Rates: the chosen one, and each one's median at the last epoch; edge: the grid ends there"
     return Table(title, (header, *lines))
-
-
-def _rate(cell: Cell) -> str:
-    if cell.rate is None:
-        return "-"
-    tried = ", ".join(f"{rate:g}: {_percent(median)}" for rate, median in sorted(cell.tried.items()))
-    edge = len(cell.tried) > 1 and cell.rate in (min(cell.tried), max(cell.tried))
-    return f"{cell.rate:g} ({tried})" + (" edge" if edge else "")
-
-
-def _percent(fraction: float) -> str:
-    return "lost" if fraction == float("-inf") else f"{100 * fraction:.1f}"
 
 
 def _paper(board: Board) -> Table:

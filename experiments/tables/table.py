@@ -1,6 +1,7 @@
 """What tables are made of: rows named by their method, cells over seeds with marks, and lines printed with captions."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,16 @@ class Cell:
             return self.why
         both = (plus_minus(self.last, self.last_std), plus_minus(self.best, self.best_std))
         return " / ".join(both) + (f" [{self.marks}]" if self.marks else "")
+
+    @property
+    def rates(self) -> str:
+        """ "0.001 (0.0003: 61.0, 0.001: 62.1) edge": the chosen rate, each one's median; edge: the grid ends there."""
+        if self.rate is None:
+            return "-"
+        shown = {rate: "lost" if value == -math.inf else f"{100 * value:.1f}" for rate, value in self.tried.items()}
+        edge = len(shown) > 1 and self.rate in (min(shown), max(shown))
+        tried = ", ".join(f"{rate:g}: {value}" for rate, value in sorted(shown.items()))
+        return f"{self.rate:g} ({tried})" + (" edge" if edge else "")
 
 
 def mark_captions(cells: Iterable[Cell]) -> list[str]:

@@ -172,11 +172,13 @@ def program(place, *words):
 
 def test_three_sweeps_share_one_grid_without_running_a_cell_twice(place):
     behave(place, **{"": "sleep 0.1"})
-    started = [program(place) for _ in range(3)]
+    started = [program(place, f"--results={place / 'kept'}") for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], outputs
     assert len(ran(place)) == len(set(ran(place))) == 7
     assert all("7 of 7 cells finished" in out for out, _ in outputs)
+    assert len((place / "kept.jsonl").read_text().splitlines()) == 7
+    assert {*read_lines(place / "kept.jsonl")} == {*ran(place)}
 
 
 def test_program_statuses(place):
