@@ -12,8 +12,9 @@ import numpy as np
 
 from experiments.bench.work import random_batch, step_flops
 from experiments.records.run_folder import environment_record
-from experiments.session.build import build, head_of
+from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
+from lowrank_jax.forms.registry import form_of
 from lowrank_jax.train import memory
 
 TRACED = 3  # steps of a profile
@@ -36,7 +37,8 @@ def measure(
     """
     started = time.perf_counter()
     # A labelled task's length is in its config; that of other tasks may be in their data.
-    seq_len = seq_len or config.labels.get("seq_len") or (config.task.seq_len if form_of(config.task).bucketed else None)
+    own = config.task.seq_len if form_of(config.task).bucketed else None
+    seq_len = seq_len or config.labels.get("seq_len") or own
     if trials > 1:
         rates = [config.optimizer.learning_rate * (trial + 1) / trials for trial in range(trials)]
         optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in rates]
