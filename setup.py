@@ -1,4 +1,6 @@
-"""Packaging of lowrank_jax: what it needs, what it ships, and the extras its tests need."""
+"""Packaging of lowrank_jax: what it needs, what it ships, and the extras for tests, checks and devices."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -15,6 +17,7 @@ REQUIRES = [
     "importlib_resources",  # tensorflow-datasets imports it and forgets to ask for it
     "array_record>=0.8.6",
     "grain>=0.2.18",
+    "jaxtyping>=0.3",
     "wandb>=0.31,<0.32",
     "safetensors>=0.8",
     "tokenizers>=0.23",
@@ -38,16 +41,38 @@ TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
+    "beartype",  # checks shapes at run time, under jaxtyping's import hook
     "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
+]
+
+# Formatting differs between minor versions of ruff, and what is found between those of basedpyright.
+DEV_REQUIRES = [
+    "ruff>=0.17.6,<0.18",
+    "basedpyright>=1.40.2,<1.41",
 ]
 
 setup(
     name="lowrank_jax",
     version="0.1.0",
     description="LoRA and MoRA reproduced in JAX/Flax, table by table",
+    long_description=Path("README.md").read_text(encoding="utf-8"),  # setuptools runs this file in its own folder
+    long_description_content_type="text/markdown",
+    author="The lowrank_jax authors",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    keywords=["LoRA", "MoRA", "parameter-efficient fine-tuning", "PEFT", "JAX", "Flax", "language models"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["lowrank_jax", "lowrank_jax.*"]),
     package_data={"lowrank_jax.assets": ["*/*"]},
@@ -55,6 +80,7 @@ setup(
     extras_require={
         "parity": PARITY_REQUIRES,
         "test": TEST_REQUIRES,
+        "dev": DEV_REQUIRES,
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

@@ -1,23 +1,32 @@
-"""The README's example runs, and the files and commands that it names exist."""
+"""README.md and docs/: the example runs, what they name exists, and every table is what the records give."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.bench import report
-from experiments.records.results import load_results
-from experiments.tables import lora_table2, mora_table2, quantized, speed
-
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {**DOCS, **{name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "CHANGELOG.md")}}
+README = DOCS["README.md"]
+MARKED = re.compile(r"^<!-- table: (.*?) -->\n\n(.*?)\n\n<!-- end -->$", re.M | re.S)
+TABLES = {
+    f"{name} {words}": (words, text) for name, page in DOCS.items() for words, text in MARKED.findall(page)
+}  # "results.md quantized" -> (words of the command, what stands there)
+FOLDERS = {"README.md": ROOT, "CONTRIBUTING.md": ROOT, "CHANGELOG.md": ROOT}
+UNWRITTEN = ("rank_study", "vera", "NAME")  # files that CONTRIBUTING.md shows how to write; any of a kind
+
+
+def test_the_readme_is_two_screens():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_example_learns_and_merges():
     """Run as printed, in a process of its own: the loss falls and the merged kernels differ from the base's."""
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     body = code[code.index("\nbase = ") :].strip().splitlines()
     assert len(body) == 12
     code += """
@@ -30,46 +39,92 @@ assert float(metrics["loss"]) < 1.5 and not np.allclose(before, after) and befor
     assert "158,464 trainable parameters" in done.stdout
 
 
-def test_named_files_exist():
-    names = set(re.findall(r"\b(?:configs|scripts|lowrank_jax|experiments|tests)/[\w./-]+\.(?:py|sh|md|json)\b", TEXT))
-    assert len(names) > 8
-    assert not [name for name in sorted(names) if not (ROOT / name).exists()]
-
-
 def test_every_part_has_its_section():
-    """Results are pasted by scripts, one of which once took four sections with it."""
-    sections = {
-        "Adapters",
-        "LoRA's Table 2",
-        "MoRA's Table 2",
-        "Pretrained models",
-        "Running experiments",
+    """Results are pasted by programs, one of which once took four sections with it."""
+    assert re.findall(r"^## (.*)$", README, re.M) == [
         "In twelve lines",
-        "Speed",
-        "The house",
-    }
-    found = re.findall(r"^## (.*)$", TEXT, re.M)
-    assert not [name for name in sorted(sections) if not any(one.startswith(name) for one in found)]
+        "Results",
+        "Your own data",
+        "Adapters, and weights in and out",
+        "How the code is organised",
+        "Limits",
+    ]
+    assert {"results.md", "performance.md", "checkpoints.md", "cli.md", "reproducing.md"} <= DOCS.keys()
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu"])
-def test_tables_are_those_of_the_recorded_results(scale):
-    """Every row that `experiments.tables` prints stands in the README."""
-    found = mora_table2.settings(load_results([ROOT / "experiments" / "results"]), scale)
-    rows = mora_table2.shown(found[0]).text("markdown")
-    assert all(line in TEXT for line in rows.splitlines() if line.startswith("|"))
+@pytest.mark.parametrize("page", [*DOCS, "CONTRIBUTING.md"])
+def test_named_files_exist(page):
+    """Paths in text and code, those of the package also without its name. A changelog names what is gone."""
+    pattern = r"\b(?:configs|scripts|experiments|tests|lowrank_jax|core|ops|layouts|adapters|models|train|data|docs)"
+    names = set(re.findall(rf"(?<![\w/.]){pattern}/[\w./-]+\.(?:py|sh|md|json|png)\b", PAGES[page]))
+    places = (ROOT, ROOT / "lowrank_jax")
+    names = {name for name in names if not any(word in name for word in UNWRITTEN)}
+    assert not [name for name in sorted(names) if not any((place / name).exists() for place in places)]
 
 
-def test_speeds_are_those_of_the_recorded_results():
-    (suite,) = report.load_suites([ROOT / "experiments" / "results" / "speed" / "h200_suite.json"])
-    assert speed.shown(suite).text("markdown", lines_alone=True) in TEXT
-    rows = quantized.compared(load_results([ROOT / "experiments" / "results"]))
-    assert quantized.shown(rows).text("markdown", lines_alone=True) in TEXT
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Relative links to files, and to headings as they are turned into anchors."""
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (FOLDERS.get(page, ROOT / "docs") / file) if file else None
+        text = PAGES[page] if target is None else target.read_text() if target.suffix == ".md" else ""
+        headings = [re.sub(r"[^\w\s-]", "", line.lower()) for line in re.findall(r"^#+ (.*)$", text, re.M)]
+        if (target and not target.exists()) or (anchor and anchor not in [h.replace(" ", "-") for h in headings]):
+            lost.append(link)
+    assert not lost
 
 
-def test_glue_rows_are_those_of_the_recorded_results():
-    """Ours of LoRA's Table 2, as `experiments.tables` prints them."""
-    results = load_results([ROOT / "experiments" / "results"])
-    ours = lora_table2.shown(lora_table2.board(results, "minilm-l6")).text("markdown", lines_alone=True)
-    assert len(ours.splitlines()) > 2
-    assert ours in TEXT
+def test_named_programs_exist():
+    found = {name for page in PAGES.values() for name in re.findall(r"python -m ([\w.]+)", page)}
+    found = {name for name in found if name.split(".")[0] in ("experiments", "tests", "scripts")}
+    assert {"experiments.run", "experiments.sweep", "experiments.tables"} <= found
+    for name in found - {"experiments.NAME"}:
+        place = ROOT.joinpath(*name.split("."))
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), name
+
+
+def test_named_configs_parse():
+    """Every --config=FILE:ARGUMENT with its arguments, and every --grid."""
+    from experiments.cli import load_file
+
+    found = {word for page in DOCS.values() for word in re.findall(r"--config=(configs/[^\s`]+)", page)}
+    assert len(found) > 8
+    for name in sorted(found):
+        load_file(name.replace("FOLDER", "folder"))
+    grids = {word for page in DOCS.values() for word in re.findall(r"--grid=([^\s`]+)", page)}
+    assert len(grids) > 2
+    assert not [grid for grid in sorted(grids) if not (ROOT / grid).is_file()]
+
+
+def test_tables_are_named():
+    assert sorted(words for words, _ in TABLES.values()) == [
+        "lora_table2 --model=minilm-l6",
+        "mora_table2 --scale=gpu",
+        "mora_table2 --scale=laptop",
+        "quantized",
+        "speed --results=experiments/results/speed/cpu_suite.json",
+        "speed --results=experiments/results/speed/h200_suite.json",
+    ]
+    assert sum(page.count("<!-- table: ") for page in DOCS.values()) == len(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_those_of_the_recorded_results(name):
+    words, text = TABLES[name]
+    command = [sys.executable, "-m", "experiments.tables", *shlex.split(words), "--format=markdown"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert text == done.stdout.strip()
+
+
+def test_figures_of_the_readme_are_those_of_the_tables():
+    """Every number with a decimal point in the README's table of results stands in a generated table."""
+    rows = re.search(r"^## Results\n(.*?)^## ", README, re.M | re.S).group(1)
+    numbers = set(re.findall(r"[+-]?\d+\.\d+%?", rows))
+    known = set(re.findall(r"[+-]?\d+\.\d+%?", " ".join(text for _, text in TABLES.values())))
+    assert len(numbers) > 20
+    assert numbers <= known, sorted(numbers - known)
