@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records import claims, run_folder
+from experiments.records import claims
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
 from experiments.sweeps.grid import Grid
