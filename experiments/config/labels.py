@@ -10,6 +10,7 @@ ADAPTED = "adapters"
 LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
 PLAIN_TARGETS = ("query", "value")
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
+NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
 BENCH = "bench"  # its labels describe a step, not a run
 
 
@@ -17,7 +18,8 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
     """The labels of a plain config: {"method", "rank", "stage", ...}, and what its own `labels` hold beside them.
 
     A config keeps in its `labels` what nothing else in it says: scale, setting, model (its base may be a folder),
-    protocol and reading (sets of numbers, by name), and the method where `trainable` is a list of rules.
+    protocol and reading (sets of numbers, by name), AdapterDrop of no layer (the variant "drop0"), and the method
+    where `trainable` is a list of rules.
 
     Args:
       plain: as `schema.to_plain` gives it.
@@ -33,10 +35,12 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
         "rank": adapter.get("rank") if adapts else None,
         "stage": stage or kept.get("stage") or STAGE,
     }
-    kept.pop("variant", None)
+    given = kept.pop("variant", None)
     # A benchmark of several tasks compares several variants of MoRA, and names each; elsewhere the plain one has none.
     benchmark = task.get("task")
     variant = _variant(adapter, bool(benchmark)) if adapts else ""
+    if given == NOTHING_DROPPED and not variant:
+        variant = given
     if benchmark:
         derived |= {"task": benchmark, "variant": variant}
     elif variant:

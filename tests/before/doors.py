@@ -4,14 +4,11 @@ Commands, config files and files on disk stay as they are; what is imported belo
 as every function here still gives what it says.
 """
 
-import contextlib
 import functools
-import io
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -22,7 +19,8 @@ RESULTS = ROOT / "experiments" / "results"
 
 def plain_config(words: str) -> dict:
     """The whole plain config of "--config=FILE:ARG --config.key=value ...", as a run would write it down."""
-    from experiments.cli import complete_file, relabel
+    from experiments.cli import complete_file
+    from experiments.config.labels import with_labels
     from experiments.config.schema import to_plain
 
     first, *rest = shlex.split(words)
@@ -34,8 +32,7 @@ def plain_config(words: str) -> dict:
         for section in sections:
             node = node[section]
         node[key] = _typed(text, node[key])
-    relabel(config)
-    return to_plain(config)
+    return with_labels(to_plain(config))
 
 
 def _typed(text: str, old: Any) -> Any:
@@ -94,23 +91,19 @@ def table(name: str, **options: str) -> str:
 
     Results are read once for all tables, and LoRA's table is made once for both its formats: 2 s each.
     """
-    from experiments.tables import lora_table2, mora_table2
+    from experiments import tables
 
-    make = lora_table2.lora_table2
-    given = {"results": [str(RESULTS)], "scale": "laptop", "model": "minilm-l6", "format": "text", "figures": None}
-    said = io.StringIO()
-    with (
-        contextlib.redirect_stdout(said),
-        mock.patch.object(mora_table2, "load_results", return_value=recorded()),
-        mock.patch.object(lora_table2, "lora_table2", lambda _, model: _once(make, model)),
-    ):
-        mora_table2.tables_main([name], SimpleNamespace(**given | options))
-    return said.getvalue()
+    given = {"results": [str(RESULTS)], "scale": "laptop", "model": "minilm-l6"} | options
+    form = given.pop("format", "text")
+    module = tables.find([name])
+    own = hasattr(module, "load")  # its results are no records of runs
+    made = tables.make(module, SimpleNamespace(**given)) if own else _once(module, given["scale"], given["model"])
+    return made.text(form) + "\n"
 
 
 @functools.cache
-def _once(make: Any, model: str) -> Any:
-    return make(recorded(), model)
+def _once(module: Any, scale: str, model: str) -> Any:
+    return module.table(recorded(), SimpleNamespace(results=[str(RESULTS)], scale=scale, model=model))
 
 
 # --- adapters ---

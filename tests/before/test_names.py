@@ -16,6 +16,15 @@ def cells():
 """
 
 
+# Labels were kept beside the config then, and an override of the method left its variant behind; now they derive.
+OVERRIDDEN = "--config=configs/lora_glue.py:task=mrpc,method=lora --config.adapter.method=mora --config.adapter.rank=4"
+
+
+def bare(labels):
+    """Labels without those that say nothing: no rank, and the stage of a run by hand."""
+    return {key: value for key, value in labels.items() if value is not None and (key, value) != ("stage", "full")}
+
+
 def check(found, expected):
     """Says what differs; a name ends with its content hash."""
     changed = [f"{key}: {expected.get(key)} -> {found.get(key)}" for key in expected if found.get(key) != expected[key]]
@@ -26,8 +35,10 @@ def test_of_configs(doors):
     found = {}
     for words in RECORD["configs"]:
         plain = doors.plain_config(words)
-        found[words] = [doors.name_of(plain), doors.labels_of(plain)]
-    check(found, RECORD["configs"])
+        found[words] = [doors.name_of(plain), bare(doors.labels_of(plain))]
+    expected = {words: [name, bare(labels)] for words, (name, labels) in RECORD["configs"].items()}
+    expected[OVERRIDDEN][1]["variant"] = "sharing"
+    check(found, expected)
     assert found[words][0].endswith(f"-{doors.hash_of(plain)}")
 
 
