@@ -97,7 +97,8 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
       UserError: no --config, or a key or value that the dataclasses refuse.
     """
     from experiments.config.labels import with_labels
-    from experiments.config.schema import to_plain, unpack_run
+    from experiments.config.plain import to_plain
+    from experiments.config.schema import unpack_run
 
     if "config" not in flags.FLAGS:
         raise UserError("--config is missing, e.g. --config=configs/mora_uuid.py")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.cli import complete_file
-from experiments.config.schema import config_hash, to_plain, unpack_run
+from experiments.config.plain import config_hash, to_plain
+from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.registry import LLAMAS

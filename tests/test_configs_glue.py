@@ -12,7 +12,8 @@ from configs.sweeps import glue_minilm
 from experiments.cli import complete_file
 from experiments.config.defaults import complete
 from experiments.config.labels import with_labels
-from experiments.config.schema import to_plain, unpack_run
+from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from experiments.sweeps.compatible import group_key
 from lowrank_jax.core.errors import UserError

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.session.build import Experiment
+from experiments.session.experiment import Experiment
 from lowrank_jax.adapters.cost import adapter_flops, kernel_flops
 from lowrank_jax.core.paths import flatten
 

@@ -5,7 +5,7 @@ import typing
 from typing import Any
 
 from experiments.config.labels import STAGE
-from experiments.config.schema import experiment_types
+from experiments.config.sections import experiment_types
 from lowrank_jax.core.paths import nearest
 
 

@@ -22,7 +22,7 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
     where `trainable` is a list of rules.
 
     Args:
-      plain: as `schema.to_plain` gives it.
+      plain: as `plain.to_plain` gives it.
       stage: of the grid's cell; by default what the config's labels say, "full" where they say nothing.
     """
     kept = dict(plain.get("labels") or {})

@@ -1,44 +1,17 @@
-"""Configs at the door: sections into typed dataclasses, plain JSON form, content hash, differences."""
+"""A config unpacked: its sections as typed dataclasses, strictly; a mistake names the key and the nearest right one."""
 
 import collections.abc
 import dataclasses
-import hashlib
-import importlib
-import json
-import math
 import numbers
-import os
 import re
 import types
 import typing
 from typing import Any
 
+from experiments.config.plain import is_section, to_plain
+from experiments.config.sections import EVALS, SECTIONS, experiment_types, load
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value
-
-# What a run is called, where it runs and what it writes down: none of it changes what is learned.
-BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
-    "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data",
-)  # fmt: skip
-
-SECTIONS = {
-    "base": "lowrank_jax.bases.base:BaseConfig",
-    "adapter": "lowrank_jax.adapters.base:AdapterConfig",
-    "optimizer": "lowrank_jax.train.optimizer:OptimizerConfig",
-    "schedule": "lowrank_jax.train.schedule:ScheduleConfig",
-    "train": "lowrank_jax.train.loop:LoopConfig",
-    "checkpoint": "lowrank_jax.checkpoints.manager:CheckpointConfig",
-    "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
-    "tracking": "lowrank_jax.train.tracking:TrackingConfig",
-    "export": "experiments.session.export:ExportConfig",
-    "start": "experiments.session.warm_start:StartConfig",
-}
-EVALS = "lowrank_jax.train.loop:EvalConfig"  # of each entry of "evals"
-TASKS = {
-    "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
-    "text": "lowrank_jax.tasks.text:TextConfig",
-    "glue": "lowrank_jax.tasks.glue:GlueConfig",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +44,6 @@ class RunConfig:
 
     def __post_init__(self):
         check_ranges(self, "config")
-
-
-def experiment_types() -> dict[str, Any]:
-    """Section -> dataclass; "task" -> {task name: dataclass}. Imports the rooms, so jax too."""
-    found = {section: _load(target) for section, target in SECTIONS.items()}
-    return {**found, "task": {name: _load(target) for name, target in TASKS.items()}}
 
 
 def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None = None) -> RunConfig:
@@ -156,118 +123,11 @@ def unpack(section: Any, cls: type, where: str) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
-def to_plain(config: Any, where: str = "config") -> Any:
-    """The JSON form of a config: nested dicts with sorted keys, lists, strings, finite numbers, booleans, None.
-
-    Raises:
-      UserError: a value has no JSON form.
-    """
-    if config is None or isinstance(config, bool | str):
-        return config
-    if isinstance(config, numbers.Integral):
-        return int(config)
-    if isinstance(config, numbers.Real):
-        if not math.isfinite(config):
-            raise UserError(f"{where}={config!r} is not a finite number; use None to turn a limit off")
-        return float(config)
-    if isinstance(config, os.PathLike):
-        return os.fspath(config)
-    if isinstance(config, list | tuple):
-        return [to_plain(value, f"{where}[{i}]") for i, value in enumerate(config)]
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if _is_section(config):
-        if wrong := [key for key in config if not isinstance(key, str)]:
-            raise UserError(f"{where} has the key {wrong[0]!r}; keys must be strings")
-        return {key: to_plain(config[key], f"{where}.{key}") for key in sorted(config)}
-    raise UserError(f"{where}={config!r} cannot be written as JSON; use numbers, strings, booleans, lists or sections")
-
-
-def config_hash(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> str:
-    """Content name of a plain config: 10 hex digits of the sha256 of what is left without the ignored paths."""
-    text = json.dumps(_canonical(without(plain, ignore)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def content_hash(plain: dict) -> str:
-    """`config_hash` of what differs from the defaults: a key added to the code later does not rename recorded runs."""
-    types_ = experiment_types()
-    tasks = types_.pop("task")
-    bare = without(plain)
-    task = bare.get("task") or {}
-    for name, cls in (*types_.items(), ("task", tasks.get(task.get("name")))):
-        if cls is not None and isinstance(bare.get(name), dict):
-            bare[name] = _without_defaults(bare[name], cls)
-    if isinstance(further := bare.get("adapters"), list):
-        bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
-    if isinstance(bare.get("evals"), dict):
-        bare["evals"] = {name: _without_defaults(one, _load(EVALS)) for name, one in bare["evals"].items()}
-    return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
-
-
-def _without_defaults(section: dict, cls: type) -> dict:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    kept = {}
-    for key, value in section.items():
-        default = fields[key].default if key in fields else dataclasses.MISSING
-        if dataclasses.is_dataclass(default) and isinstance(value, dict):
-            value = _without_defaults(value, type(default))
-            if not value:
-                continue
-        elif default is not dataclasses.MISSING and _canonical(to_plain(default)) == _canonical(value):
-            continue
-        kept[key] = value
-    return kept
-
-
-def without(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> dict:
-    """A copy of a plain config without the ignored dotted paths."""
-
-    def copy(node, prefix):
-        if not isinstance(node, dict):
-            return node
-        return {key: copy(value, f"{prefix}{key}.") for key, value in node.items() if f"{prefix}{key}" not in ignore}
-
-    return copy(plain, "")
-
-
-def diff(plain_a: dict, plain_b: dict) -> list[str]:
-    """The differences of two plain configs, sorted by path: "optimizer.learning_rate: 0.001 -> 0.003"."""
-    lines = []
-
-    def show(side, key):
-        return json.dumps(side[key]) if key in side else "absent"
-
-    def walk(a, b, prefix):
-        for key in sorted({*a, *b}):
-            if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
-                walk(a[key], b[key], f"{prefix}{key}.")
-            elif key not in a or key not in b or json.dumps(_canonical(a[key])) != json.dumps(_canonical(b[key])):
-                lines.append(f"{prefix}{key}: {show(a, key)} -> {show(b, key)}")
-
-    walk(plain_a, plain_b, "")
-    return lines
-
-
-def _canonical(node: Any) -> Any:
-    """1.0 and 1 are one number; keys sorted by the caller."""
-    if isinstance(node, dict):
-        return {key: _canonical(node[key]) for key in sorted(node)}
-    if isinstance(node, list):
-        return [_canonical(value) for value in node]
-    return int(node) if isinstance(node, float) and node.is_integer() else node
-
-
 def _evals(section: Any) -> dict[str, Any]:
     named = _items(section, "config.evals")
     if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name))]:
         raise UserError(f"config.evals.{wrong[0]}: name an evaluation with letters, digits and _.-")
-    return {name: unpack(one, _load(EVALS), f"config.evals.{name}") for name, one in named.items()}
-
-
-def _load(target: str) -> type:
-    module, name = target.split(":")
-    return getattr(importlib.import_module(module), name)
+    return {name: unpack(one, load(EVALS), f"config.evals.{name}") for name, one in named.items()}
 
 
 def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:
@@ -287,13 +147,8 @@ def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:
     return rules
 
 
-def _is_section(value: Any) -> bool:
-    # A ConfigDict is not a Mapping, and ml_collections need not be installed to find that out.
-    return isinstance(value, collections.abc.Mapping) or (hasattr(value, "items") and hasattr(value, "to_dict"))
-
-
 def _items(section: Any, where: str) -> dict:
-    if not _is_section(section):
+    if not is_section(section):
         raise UserError(f"{where}={section!r} is not a section; give it keys and values")
     return dict(section.items())
 
@@ -311,7 +166,7 @@ def _unknown(where: str, key: Any, known: typing.Iterable[str]) -> UserError:
 
 
 def _wrong(value: Any, wanted: Any, where: str) -> UserError:
-    kind = "a section" if _is_section(value) else f"a {type(value).__name__}"
+    kind = "a section" if is_section(value) else f"a {type(value).__name__}"
     return UserError(f"{where}={value!r} is {kind}; wanted {_describe(wanted)}")
 
 
@@ -329,7 +184,7 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     elif wanted in (None, type(None)):
         fits = value is None
     elif wanted is Any:
-        return to_plain(value, where) if _is_section(value) else value
+        return to_plain(value, where) if is_section(value) else value
     elif wanted is bool:
         fits = isinstance(value, bool)
     elif wanted in (int, float):
@@ -340,7 +195,7 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     elif (origin or wanted) in (tuple, list, collections.abc.Sequence):
         return _convert_sequence(value, wanted, origin or wanted, args, where)
     elif (origin or wanted) in (dict, collections.abc.Mapping):
-        if not _is_section(value):
+        if not is_section(value):
             raise _wrong(value, wanted, where)
         key_type, value_type = args or (Any, Any)
         pairs = ((key, item, f"{where}.{key}") for key, item in value.items())
@@ -357,7 +212,7 @@ def _convert_union(value: Any, wanted: Any, members: tuple, where: str) -> Any:
         if type(value) is member:
             return value
     sections = [member for member in members if dataclasses.is_dataclass(member)]
-    if len(sections) == 1 and _is_section(value):
+    if len(sections) == 1 and is_section(value):
         return unpack(value, sections[0], where)  # its own message says more than "wanted this or that"
     for member in members:
         try:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +203,18 @@ def _base(base: Mapping[str, Any]) -> Iterator[Source]:
 def _joined(files: tuple[Path, ...], digest: Callable[[Path], str]) -> str:
     listed = [[file.name, digest(file)] for file in files]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def check_shared(plains: Sequence[dict], names: Sequence[str], lead: int, known: dict) -> None:
+    """Makes sure that the trials' configs name one set of data, by content, which the lead's task has read.
+
+    Raises:
+      UserError: names a trial that names other data.
+    """
+    first = make(plains[lead], known=known)
+    for name, plain in zip(names, plains, strict=True):
+        other = make(plain, earlier=first)
+        if wrong := [key for key in first if other.get(key, first[key])["sha256"] != first[key]["sha256"]]:
+            raise UserError(
+                f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them apart"
+            )

@@ -1,7 +1,8 @@
 """Recorded results: found in files and below folders, and what every table asks of one."""
 
 import os
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.records import run_folder
@@ -60,3 +61,21 @@ def rate_of(result: dict) -> float | None:
 def at_step(result: dict) -> str:
     """ " at step 480", the last that the run recorded a loss of."""
     return f" at step {result['losses'][-1][0]}" if result.get("losses") else ""
+
+
+def scores(results: Sequence[dict]) -> str:
+    """One line a run, then last, best and median of each score over the runs that finished."""
+    lines = [
+        f"{result['name']}: {result['status']}; {result.get('message') or run_folder.summary(result)}"
+        for result in results
+    ]
+    done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
+    names = [name for name in run_folder.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
+    for name in names:
+        last = [run_folder.last_evaluation(result)[name] for result in done]
+        best = [max(evaluation[name] for evaluation in result["evaluations"]) for result in done]
+        shown = ", ".join(f"{value:.4f}" for value in last)
+        lines.append(
+            f"{name}: last {shown}; median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
+        )
+    return "\n".join(lines)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import content_hash, diff, without
+from experiments.config.plain import content_hash, diff, without
 from experiments.records import data_record
 from lowrank_jax.core.errors import UserError
 
@@ -59,7 +59,7 @@ def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | Non
 
     Args:
       folder: runs/<name>.
-      plain: the config as `schema.to_plain` gives it.
+      plain: the config as `plain.to_plain` gives it.
       fresh: to start again from nothing.
       known: digests of what was read already; see `data_record.make`.
 

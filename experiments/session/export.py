@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.session.build import Experiment
+from experiments.session.experiment import Experiment
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import export_params
 from lowrank_jax.checkpoints.adapters_only import save_adapter

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.config.schema import RunConfig
-from experiments.session.build import Experiment, build, in_steps, is_fresh, params_sharding
+from experiments.session.build import build, in_steps
 from experiments.session.by_length import by_length
+from experiments.session.experiment import Experiment, is_fresh, params_sharding
 from experiments.session.warm_start import apply_start
 from lowrank_jax.bases.base import Base, redraw
 from lowrank_jax.core.errors import UserError

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.schema import diff, without
+from experiments.config.plain import diff, without
 from lowrank_jax.core.errors import UserError
 
 # Arrays in the state, the frozen scales or the schedule's table: each trial has its own.

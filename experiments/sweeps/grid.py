@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.config.files import load_module
 from experiments.config.labels import with_labels
-from experiments.config.schema import to_plain
+from experiments.config.plain import to_plain
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 

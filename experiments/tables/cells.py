@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from experiments.config.schema import content_hash
+from experiments.config.plain import content_hash
 from experiments.records.results import at_step, rate_of
 from experiments.tables.table import Cell, ended, spread, state_of
 

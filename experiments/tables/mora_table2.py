@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import config_hash, diff
+from experiments.config.plain import config_hash, diff
 from experiments.papers import mora
 from experiments.records.results import at_step, rate_of, stage_of
 from experiments.records.run_folder import final_loss

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.schema import BOOKKEEPING, config_hash
+from experiments.config.plain import BOOKKEEPING, config_hash
 from experiments.records.text_table import number
 from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError

@@ -35,8 +35,6 @@ class UuidConfig:
     pairs: Annotated[int, Range(least=1)] = 64
     seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
     form: ClassVar[str] = "next_token"
-    pairs: int = 64
-    seed: int = 0
     loss_on: str = "value"
     add_bos: bool = False
     add_eos: bool = False

@@ -21,7 +21,7 @@ def plain_config(words: str) -> dict:
     """The whole plain config of "--config=FILE:ARG --config.key=value ...", as a run would write it down."""
     from experiments.cli import complete_file
     from experiments.config.labels import with_labels
-    from experiments.config.schema import to_plain
+    from experiments.config.plain import to_plain
 
     first, *rest = shlex.split(words)
     config = complete_file(f"{ROOT}/{first.removeprefix('--config=')}")
@@ -50,7 +50,7 @@ def name_of(plain: dict) -> str:
 
 def hash_of(plain: dict) -> str:
     """The content hash of a plain config."""
-    from experiments.config.schema import content_hash
+    from experiments.config.plain import content_hash
 
     return content_hash(plain)
 

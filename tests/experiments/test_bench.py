@@ -12,7 +12,8 @@ import pytest
 from experiments.bench.rows import load_suite
 from experiments.bench.work import random_batch, step_flops
 from experiments.cli import complete_file
-from experiments.config.schema import to_plain, unpack_run
+from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.bases.base import BaseConfig, export_params, load_base

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.cli import complete_file
-from experiments.config.schema import to_plain, unpack_run
+from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.core.errors import UserError

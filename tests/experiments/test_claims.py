@@ -102,7 +102,7 @@ def test_a_finished_run_is_read_without_its_claim(run, straight, holder, tmp_pat
 def test_trials_claim_every_name_or_none(program, tmp_path, monkeypatch):
     from experiments import trials
     from experiments.cli import complete_file
-    from experiments.config.schema import to_plain
+    from experiments.config.plain import to_plain
 
     monkeypatch.setattr(trials, "train", lambda *_: pytest.fail("it trained"))
     monkeypatch.chdir(ROOT)

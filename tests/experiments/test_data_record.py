@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep
-from experiments.config.schema import content_hash
+from experiments.config.plain import content_hash
 from experiments.records import data_record, run_folder
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.cli import complete_file
 from experiments.config.labels import derive, with_labels
-from experiments.config.schema import to_plain
+from experiments.config.plain import to_plain
 from experiments.records.results import load_results
 from experiments.records.run_folder import run_name
 

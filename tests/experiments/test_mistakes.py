@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.session import build as build_module
+from experiments.session import experiment
 
 TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
 
@@ -58,7 +58,7 @@ MISTAKES = {
     ),
     "unknown rules": ([], {"trainable": "adapter"}, ["config.trainable='adapter'", "adapters"]),
     "evaluation too late": (["--config.train.eval_steps=(2,9)"], {}, ["train.eval_steps [9]", "train.steps 6"]),
-    "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["config.train.eval_steps[0] is 0", "at least 1"]),
+    "evaluation too early": (["--config.train.eval_steps=(0,)"], {}, ["config.train.eval_steps[1] is 0", "at least 1"]),
     "negative rhythm": ([], {"train__eval_every": -1}, ["train.eval_every is -1"]),
     "profile": (["--profile_steps=2-3"], {}, ["train.profile_steps is '2-3'", "10:15"]),
     "profile backwards": (["--profile_steps=3:2"], {}, ["'3:2'", "10:15"]),
@@ -78,7 +78,7 @@ MISTAKES = {
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where weights are read."""
-    monkeypatch.setattr(build_module.Experiment, "load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(experiment.Experiment, "load", lambda self: pytest.fail("weights were loaded"))
 
 
 @pytest.mark.parametrize("case", MISTAKES)

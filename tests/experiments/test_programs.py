@@ -240,7 +240,7 @@ def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch,
     import jax
     from jax.experimental import multihost_utils
 
-    from experiments import run
+    from experiments.session import processes
     from lowrank_jax.core.errors import UserError
 
     def decide():
@@ -255,9 +255,9 @@ def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch,
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if verdict == "refused":
             with pytest.raises(UserError, match=words):
-                run.decided(decide, tmp_path)
+                processes.decided(decide, tmp_path)
         else:
-            assert run.decided(decide, tmp_path) == verdict
+            assert processes.decided(decide, tmp_path) == verdict
 
 
 def test_every_process_reads_the_same_data(monkeypatch):
@@ -266,7 +266,7 @@ def test_every_process_reads_the_same_data(monkeypatch):
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from experiments import run
+    from experiments.session import processes
     from lowrank_jax.core.errors import UserError
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -275,4 +275,4 @@ def test_every_process_reads_the_same_data(monkeypatch):
             multihost_utils, "process_allgather", lambda mine, other=other: np.array([mine, zlib.crc32(other.encode())])
         )
         with contextlib.nullcontext() if alike else pytest.raises(UserError, match="give every host the same files"):
-            run.check_alike({"task.path.0": {"sha256": "aa"}})
+            processes.check_alike({"task.path.0": {"sha256": "aa"}})

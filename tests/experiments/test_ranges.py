@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.config import schema
+from experiments.config import schema, sections
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import OutOfRange, Range
 
@@ -85,7 +85,7 @@ def classes():
             if dataclasses.is_dataclass(hint):
                 add(f"{path}.{name}", hint)
 
-    types = schema.experiment_types()
+    types = sections.experiment_types()
     for name, cls in types.pop("task").items():
         add(f"task.{name}", cls)
     for name, cls in types.items():
@@ -173,10 +173,9 @@ def test_a_longer_seed_would_repeat_another_run():
 
 def test_recorded_configs_lie_inside():
     """Each section that any record holds, once."""
-    distinct, types = set(), schema.experiment_types()
-    for path in RESULTS.rglob("*.json"):
-        found = json.loads(path.read_text())
-        config = found.get("config") if isinstance(found, dict) else None
+    distinct, types = set(), sections.experiment_types()
+    for line in (line for path in RESULTS.glob("*.jsonl") for line in path.read_text().splitlines()):
+        config = json.loads(line).get("config")
         if isinstance(config, dict) and "task" in config:
             distinct |= {(name, json.dumps(section)) for name, section in config.items() if name in types}
             distinct.add(("seed", json.dumps(config["seed"])))

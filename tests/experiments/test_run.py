@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.session import build as build_module
+from experiments.session import experiment
 from lowrank_jax.core.errors import UserError
 
 TEXT = "configs/mora_uuid.py:data=text"
@@ -159,7 +159,7 @@ def test_stop_and_resume_is_bit_equal(run, saved, records):
     changes = dict(adapter__dropout=0.2, train__accumulate=2, train__batch_size=16)
     straight = run(name="straight", **changes)
     assert straight.status == 0, straight.err
-    place, batches = build_module.Experiment.place, []
+    place, batches = experiment.Experiment.place, []
 
     def seeing(self, batch):
         batches.append(batch["tokens"].tobytes())
@@ -170,16 +170,16 @@ def test_stop_and_resume_is_bit_equal(run, saved, records):
         return seeing(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module.Experiment, "place", seeing)
+        patch.setattr(experiment.Experiment, "place", seeing)
         early = run(train__stop_at=2, **changes)
         assert early.status == 0, early.err
-        patch.setattr(build_module.Experiment, "place", stopping)
+        patch.setattr(experiment.Experiment, "place", stopping)
         told = run(**changes)
         assert told.status == 130
         assert told.out.endswith("run: interrupted; stopped by a signal after step 3; run it again to resume\n")
         assert "Traceback" not in told.err
         assert json.loads((told.folder / "result.json").read_text())["status"] == "interrupted"
-        patch.setattr(build_module.Experiment, "place", seeing)
+        patch.setattr(experiment.Experiment, "place", seeing)
         rest = run(**changes)
         assert rest.status == 0, rest.err
     assert len(batches) == len(set(batches)) == 6  # else a resume that repeated or skipped one could be equal too
@@ -314,13 +314,13 @@ def test_a_diverging_run_says_where_it_was_good(run, saved):
 
 
 def test_a_poisoned_base_stops_at_the_first_step(run, monkeypatch):
-    load = build_module.Experiment.load
+    load = experiment.Experiment.load
 
     def poisoned(self):
         state, frozen, fingerprint = load(self)
         return state, jax.tree.map(lambda x: x * jnp.nan, frozen), fingerprint
 
-    monkeypatch.setattr(build_module.Experiment, "load", poisoned)
+    monkeypatch.setattr(experiment.Experiment, "load", poisoned)
     assert "at step 1; no checkpoint was saved before it" in error_line(run())
 
 
@@ -342,14 +342,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(run, straight, saved):
     """A limit on the size of files, from step 3 on, stands in for the full disk."""
     whole = straight("whole")
     rewind(straight().folder, 2)
-    place, free = build_module.Experiment.place, resource.getrlimit(resource.RLIMIT_FSIZE)
+    place, free = experiment.Experiment.place, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def filling(self, batch):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, free[1]))
         return place(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module.Experiment, "place", filling)
+        patch.setattr(experiment.Experiment, "place", filling)
         try:
             full = run(checkpoint__every=2)
         finally:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from experiments.config import schema
+from experiments.config import plain as plain_form
+from experiments.config import schema, sections
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train.state import TRAINABLE
 
@@ -115,22 +116,22 @@ def test_missing_section_and_scalar_section():
 
 def test_to_plain_is_sorted_json():
     config = ConfigDict({"b": (1, 2.5), "a": {"z": np.float32(0.5), "y": np.int64(3)}, "c": None, "d": True})
-    plain = schema.to_plain(config)
+    plain = plain_form.to_plain(config)
     assert plain == {"a": {"y": 3, "z": 0.5}, "b": [1, 2.5], "c": None, "d": True}
     assert list(plain) == ["a", "b", "c", "d"]
     assert type(plain["a"]["y"]) is int
-    assert schema.to_plain(Inner())["size"] == 1
+    assert plain_form.to_plain(Inner())["size"] == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, object(), {1: 2}, {"x": {3, 4}}])
 def test_to_plain_refuses_what_json_cannot_hold(value):
     with pytest.raises(UserError, match="config"):
-        schema.to_plain({"key": value})
+        plain_form.to_plain({"key": value})
 
 
 def test_hash_follows_content_alone():
     plain = {"seed": 0, "optimizer": {"learning_rate": 1.0, "b1": 0.9}, "labels": {"rank": 8}, "train": {"steps": 10}}
-    name = schema.config_hash(plain)
+    name = plain_form.config_hash(plain)
     assert len(name) == 10
     assert int(name, 16) >= 0
     same = [
@@ -138,23 +139,25 @@ def test_hash_follows_content_alone():
         {**plain, "optimizer": {"b1": 0.9, "learning_rate": 1}},
         {**plain, "train": {"steps": 10, "log_every": 7}},
     ]
-    assert {schema.config_hash(other) for other in same} == {name}
+    assert {plain_form.config_hash(other) for other in same} == {name}
     others = [{**plain, "seed": 1}, {**plain, "train": {"steps": 11}}, {**plain, "new": None}]
-    assert len({schema.config_hash(other) for other in others} | {name}) == 4
-    assert schema.config_hash(plain, ignore=("seed",)) == schema.config_hash({**plain, "seed": 5}, ignore=("seed",))
+    assert len({plain_form.config_hash(other) for other in others} | {name}) == 4
+    assert plain_form.config_hash(plain, ignore=("seed",)) == plain_form.config_hash(
+        {**plain, "seed": 5}, ignore=("seed",)
+    )
 
 
 def test_diff_lists_paths():
     a = {"seed": 0, "train": {"steps": 10, "eval_steps": [1, 2]}, "old": 1, "packed": True}
     b = {"seed": 0, "train": {"steps": 20, "eval_steps": [1, 3]}, "new": "x", "packed": 1}
-    assert schema.diff(a, b) == [
+    assert plain_form.diff(a, b) == [
         'new: absent -> "x"',
         "old: 1 -> absent",
         "packed: true -> 1",
         "train.eval_steps: [1, 2] -> [1, 3]",
         "train.steps: 10 -> 20",
     ]
-    assert schema.diff({"x": 1.0}, {"x": 1}) == []
+    assert plain_form.diff({"x": 1.0}, {"x": 1}) == []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Empty:
     size: int = 0
 
 
-SECTIONS = {**dict.fromkeys(schema.SECTIONS, Empty), "task": {"uuid": Task, "text": Empty}}
+SECTIONS = {**dict.fromkeys(sections.SECTIONS, Empty), "task": {"uuid": Task, "text": Empty}}
 
 
 def test_unpack_run():
@@ -207,9 +210,9 @@ def test_unpack_run_refuses(change, words):
 
 
 def test_the_rooms_define_every_section():
-    types = schema.experiment_types()
-    assert set(types) == {*schema.SECTIONS, "task"}
-    for cls in [*(types[section] for section in schema.SECTIONS), *types["task"].values()]:
+    types = sections.experiment_types()
+    assert set(types) == {*sections.SECTIONS, "task"}
+    for cls in [*(types[section] for section in sections.SECTIONS), *types["task"].values()]:
         assert dataclasses.is_dataclass(cls)
 
 
@@ -217,23 +220,23 @@ def test_content_hash_forgets_defaults_and_remembers_the_rest():
     """A dataclass that gains a key with a default must not rename the runs recorded before."""
     plain = {"seed": 0, "adapter": {"rank": 4}, "task": {"name": "uuid", "pairs": 8}}
     spelt = {**plain, "adapter": {"rank": 4, "dropout": 0.0, "mora": {"padding": "wrap"}}, "optimizer": {"b1": 0.9}}
-    assert schema.content_hash(spelt) == schema.content_hash(plain)
+    assert plain_form.content_hash(spelt) == plain_form.content_hash(plain)
     for other in ({"mora": {"padding": "zero"}}, {"dropout": 0.1}):
-        assert schema.content_hash({**plain, "adapter": {"rank": 4, **other}}) != schema.content_hash(plain)
-    assert schema.content_hash({**plain, "train": {"stop_at": 5}}) == schema.content_hash(plain)
+        assert plain_form.content_hash({**plain, "adapter": {"rank": 4, **other}}) != plain_form.content_hash(plain)
+    assert plain_form.content_hash({**plain, "train": {"stop_at": 5}}) == plain_form.content_hash(plain)
 
 
 def test_further_adapters():
     """Unpacked as the first is; none of them leaves a recorded run's name as it was."""
     plain = {"task": {"name": "uuid"}, "base": {"name": "toy-llama"}, "adapter": {"rank": 4}}
     assert schema.unpack_run(plain).adapters == ()
-    assert schema.content_hash({**plain, "adapters": []}) == schema.content_hash(plain)
+    assert plain_form.content_hash({**plain, "adapters": []}) == plain_form.content_hash(plain)
     both = {**plain, "adapters": [{"method": "houlsby", "rank": 8}]}
     (further,) = schema.unpack_run(both).adapters
     assert (further.method, further.rank) == ("houlsby", 8)
-    assert schema.content_hash(both) != schema.content_hash(plain)
+    assert plain_form.content_hash(both) != plain_form.content_hash(plain)
     explicit = {**plain, "adapters": [{"method": "houlsby", "alpha": 16.0, "bottleneck": {"drop_layers": 0}}]}
-    assert schema.content_hash(explicit) == schema.content_hash(both)  # rank 8 and these are the defaults
+    assert plain_form.content_hash(explicit) == plain_form.content_hash(both)  # rank 8 and these are the defaults
     assert schema.unpack_run(ConfigDict({**plain, "adapters": (ConfigDict({"method": "lin"}),)})).adapters[0].rank == 8
     for wrong, words in ((3, "config.adapters=3"), ([{"rnk": 3}], "config.adapters[0].rnk"), ({}, "config.adapters")):
         with pytest.raises(UserError) as error:

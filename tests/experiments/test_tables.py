@@ -218,7 +218,8 @@ def test_the_papers_numbers_have_their_shape():
 
 
 def test_the_ledger_names_real_switches():
-    from experiments.config.schema import experiment_types, unpack
+    from experiments.config.schema import unpack
+    from experiments.config.sections import experiment_types
 
     types = experiment_types()
     adapter = types["adapter"]

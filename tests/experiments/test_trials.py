@@ -37,7 +37,7 @@ def words(toy, folder, **changes):
 def cells_file(folder, program, toy, changes):
     """A cells file of runs "cell0", "cell1", ... that differ by `changes`."""
     from experiments.cli import complete_file
-    from experiments.config.schema import to_plain
+    from experiments.config.plain import to_plain
 
     cells = []
     for number, change in enumerate(changes):

@@ -327,7 +327,7 @@ def rename(old, new):
         ({"config": {"target_modules": ["c_attn"]}}, r"\('c_attn',\) matches no module of this base"),
         ({"config": {"bias": "some"}}, r"bias 'some' is not one of"),
         ({"config": {"modules_to_save": ["lm_head"]}}, r"missing: base_model.model.lm_head.weight"),
-        ({"config": {"modules_to_save": ["embed_tokens"]}}, r"a trained model.embed_tokens cannot be held"),
+        ({"config": {"modules_to_save": ["embed_tokens"]}}, r"missing: base_model.model.model.embed_tokens.weight"),
         ({"tensors": lambda held: {k: v * np.nan for k, v in held.items()}}, r"lora_A.weight is not finite"),
     ],
 )

@@ -1,0 +1,35 @@
+"""The dataclass of every section of a config, by name; they live with the code that they configure."""
+
+import importlib
+from typing import Any
+
+SECTIONS = {
+    "base": "lowrank_jax.bases.base:BaseConfig",
+    "adapter": "lowrank_jax.adapters.base:AdapterConfig",
+    "optimizer": "lowrank_jax.train.optimizer:OptimizerConfig",
+    "schedule": "lowrank_jax.train.schedule:ScheduleConfig",
+    "train": "lowrank_jax.train.loop:LoopConfig",
+    "checkpoint": "lowrank_jax.checkpoints.manager:CheckpointConfig",
+    "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
+    "tracking": "lowrank_jax.train.tracking:TrackingConfig",
+    "export": "experiments.session.export:ExportConfig",
+    "start": "experiments.session.warm_start:StartConfig",
+}
+EVALS = "lowrank_jax.train.loop:EvalConfig"  # of each entry of "evals"
+TASKS = {
+    "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
+    "text": "lowrank_jax.tasks.text:TextConfig",
+    "glue": "lowrank_jax.tasks.glue:GlueConfig",
+}
+
+
+def experiment_types() -> dict[str, Any]:
+    """Section -> dataclass; "task" -> {task name: dataclass}. Imports the rooms, so jax too."""
+    found = {section: load(target) for section, target in SECTIONS.items()}
+    return {**found, "task": {name: load(target) for name, target in TASKS.items()}}
+
+
+def load(target: str) -> type:
+    """The class at "module:name"."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,287 @@
+"""A run that is known on shapes: what it trains, its step and its data; and, once everything fits, its weights."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config.schema import RunConfig
+from experiments.session.by_length import by_length
+from experiments.session.warm_start import apply_start
+from lowrank_jax import adapters
+from lowrank_jax.bases.base import Base, load_base, random_program
+from lowrank_jax.core.paths import flatten, unknown_name
+from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.data.pipeline import Batches
+from lowrank_jax.forms.base import Evaluation, Form, Setting
+from lowrank_jax.layouts.fused import Groups, separate
+from lowrank_jax.layouts.segments import split_layers
+from lowrank_jax.layouts.unstacked import compile_unstack, lay_out, restack
+from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.ops.quantized import NONE
+from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
+from lowrank_jax.tasks.base import Task
+from lowrank_jax.train.loop import Evaluator, LoopConfig
+from lowrank_jax.train.state import TrainState, init_state, layer_cuts
+
+ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run that has been checked and traced on shapes; no weight has been read yet.
+
+    Attributes:
+      config: the run's config, unpacked, its length in steps and its base with the head that the task needs.
+      mesh: the devices.
+      base: the base model with ShapeDtypeStructs for params.
+      plan: the adapters' sites.
+      form: what kind of task it is.
+      task: examples and scores; None for a bench on random tokens.
+      setting: what the form is given of the run.
+      apply_fn: the model with its adapters attached.
+      groups: frozen kernels that lie side by side (`base.fused`), else none.
+      abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
+      step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      options: of the compiler, for the step; None where it has XLA's own.
+      programs: what `load` has jitted, which `dataclasses.replace` hands on.
+    """
+
+    config: RunConfig
+    mesh: Any
+    base: Base
+    plan: adapters.Plan
+    form: Form
+    task: Task | None
+    setting: Setting
+    apply_fn: ApplyFn
+    groups: Groups
+    rules: Any
+    optimizer: Any
+    objective: Any
+    abstract_state: TrainState
+    abstract_frozen: Any
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    step: Any
+    options: dict[str, bool | int | str] | None
+    programs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def lead(self) -> "Experiment":
+        """Itself: a run is a program of one trial; see `trial_group.TrialGroup`."""
+        return self
+
+    @property
+    def each(self) -> list["Experiment"]:
+        """The one run."""
+        return [self]
+
+    def trial(self, state: TrainState, frozen: Tree, index: int) -> tuple[TrainState, Tree]:
+        """State and frozen tree of run `index`, which is 0."""
+        del index
+        return state, frozen
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Scalars that are trained and that are not; "head": of the trained, those of a fresh head (and pooler)."""
+        frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
+        trainable = self.abstract_state.trainable
+        counts = {"trainable": count(trainable), "frozen": count(frozen)}
+        if self.form.head:
+            flat = flatten(trainable.get("params", {}))
+            counts["head"] = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
+        return counts
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Trained scalars by what they are part of: {"adapters", "head", "base"}, those that there are."""
+        trainable = self.abstract_state.trainable
+        flat = flatten(trainable.get("params", {}))
+        head = count([leaf for path, leaf in flat.items() if is_fresh(self.config, path)])
+        found = {"adapters": count(trainable.get("adapters", {})), "head": head, "base": count(flat) - head}
+        return {part: number for part, number in found.items() if number}
+
+    def base_record(self, fingerprint: str) -> dict[str, str]:
+        """What a record and an adapter say of the base: {"name", "fingerprint"}, and "quantize" where it is."""
+        record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
+        return record if kind == NONE else {**record, "quantize": kind}
+
+    def remarks(self) -> dict[str, Any]:
+        """What a record must say of the data; see `forms.base.Form`."""
+        return self.form.remarks(self.task)
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether the compiled step has no loop over the layers."""
+        return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
+
+    def compile(self, ahead: bool = False) -> Any:
+        """The compiled step, without running anything; for batches of several lengths, that of the longest.
+
+        Args:
+          ahead: `load` follows; see `load_ahead`.
+        """
+        with self.load_ahead() if ahead else contextlib.nullcontext():
+            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+
+    @contextlib.contextmanager
+    def load_ahead(self) -> Iterator[None]:
+        """Compiles what `load` runs on other threads, beside what the caller compiles."""
+        works = (self._compile_base, self._compile_create, self._compile_begin, self._compile_layers)
+        with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
+            ready = [pool.submit(work) for work in works]
+            yield
+            for one in ready:
+                one.result()
+
+    def _compile_base(self) -> None:
+        if program := random_program(self.config.base, params_sharding(self.mesh)):
+            program.lower(ABSTRACT_KEY).compile()
+
+    def _compile_create(self) -> None:
+        if self.plan.sites:
+            given = (ABSTRACT_KEY, self.base.params) if adapters.needs_params(self.plan) else (ABSTRACT_KEY,)
+            self._create(given).lower(*given).compile()
+
+    def _compile_begin(self) -> None:
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        self._begin().lower(self.abstract_state.trainable, rate, ABSTRACT_KEY).compile()
+
+    def _compile_layers(self) -> None:
+        compile_unstack(self.abstract_frozen.get("params", {}))
+
+    def stepper(self, compiled: Any) -> Callable:
+        """(state, frozen, batch) -> (state, metrics) for batches of every length.
+
+        Args:
+          compiled: of `compile`; steps of other lengths are compiled when a batch first has them.
+        """
+        return by_length(self.step, {self.task.seq_len: compiled}) if self.form.bucketed and self.task else compiled
+
+    def load(self) -> tuple[TrainState, Any, str]:
+        """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
+        base = self.load_base()
+        fingerprint = base.fingerprint
+        trainable, frozen = self.split(base)
+        del base  # what is trained was copied: its first copy goes before the moments come
+        frozen |= lay_out(frozen.pop("params", {}), self.groups, self.unrolled)
+        return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
+
+    def load_base(self) -> Base:
+        """The weights onto their shards; a fresh head drawn by the run's seed."""
+        base_key, _ = self._keys()
+        base = load_base(self.config.base, base_key, params_sharding(self.mesh), planned=self.base.config)
+        return in_segments(base, self.config)
+
+    def split(self, base: Base) -> tuple[Any, Any]:
+        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before `lay_out`."""
+        _, adapter_key = self._keys()
+        variables = {"params": adapters.residual(base.params, self.plan)}
+        if self.plan.sites:
+            given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
+            variables |= self._create(given)(*given)
+            variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
+        return partition(variables, self.rules)
+
+    def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
+        """All variables of a state, each kernel under its own name and stacked."""
+        variables = combine(state.trainable, frozen)
+        return variables | {"params": separate(restack(variables["params"]), self.groups)}
+
+    def begin(self, trainable: Any) -> TrainState:
+        """The state before the first step; the trainable tree is donated."""
+        rate = np.float32(self.config.optimizer.learning_rate)
+        return self._begin()(trainable, rate, jax.random.PRNGKey(self.config.seed))
+
+    def _create(self, given: tuple) -> Any:
+        create = functools.partial(adapters.create, self.plan)
+        shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
+        return self._program("create", create, out_shardings=shardings)
+
+    def _begin(self) -> Any:
+        def init(trainable, rate, key):
+            return init_state(trainable, self.optimizer, rate, seed=0)._replace(key=key)
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        return self._program("begin", init, out_shardings=shardings, donate_argnums=0)
+
+    def _program(self, name: str, fn: Callable, **options: Any) -> Any:
+        """The jitted function of a name; trials that are alike share it and its compilation."""
+        if name not in self.programs:
+            self.programs[name] = jax.jit(fn, **options)
+        return self.programs[name]
+
+    def _is_fresh(self, path: str) -> bool:
+        return is_fresh(self.config, path)
+
+    def base_key(self) -> jax.Array:
+        """What draws a random or partly fresh base."""
+        return self._keys()[0]
+
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        """(of a random or partly fresh base, of the adapters)."""
+        base_key, adapter_key = jax.random.split(jax.random.PRNGKey(self.config.seed))
+        return base_key, adapter_key
+
+    def batches(self) -> Batches:
+        """The training stream, this process's share."""
+        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return self.form.stream(self.task, self.config.train.batch_size, self.config.seed, **shares)
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A host batch on the mesh."""
+        return self.setting.place(batch)
+
+    def evaluation(self, kind: str | None = None) -> Evaluation | None:
+        """One of the form's evaluations, by default the task's own; None where nothing is held out."""
+        kind, known = kind or self.task.evaluation, self.form.evaluations
+        if kind not in known:
+            raise unknown_name("evaluation", kind, known)
+        return known[kind](self.setting, self.task)
+
+    def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
+        """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
+
+        Args:
+          score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.
+
+        Raises:
+          UserError: an entry of config.evals is of no type that the task's form has.
+        """
+        score, train, found = score or _score_one, self.config.train, []
+        if not self.config.evals or train.eval_every or train.eval_steps:  # the short way for one
+            found.append(("", self.task.evaluation, LoopConfig.evaluates_at))
+        for name, entry in self.config.evals.items():
+            found.append((name, entry.type or self.task.evaluation, entry.due))
+        made = {kind: self.evaluation(kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
+        return [Evaluator(name, due, score(made[kind])) for name, kind, due in found if made[kind] is not None]
+
+
+def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:
+    return lambda state, frozen: [evaluation.one(combine(state.trainable, frozen))]
+
+
+def is_fresh(config: RunConfig, path: str) -> bool:
+    """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
+    return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
+
+
+def params_sharding(mesh: Any) -> Any:
+    """(path below "params", shape) -> NamedSharding, by the path rules."""
+    return lambda path, shape: jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
+
+
+def in_segments(base: Base, config: RunConfig) -> Base:
+    """The base with its layers in the segments that `config.trainable` needs; the same base where it needs none."""
+    cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
+    if not cuts:
+        return base
+    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))

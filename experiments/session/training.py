@@ -1,0 +1,139 @@
+"""One session of training: from claimed run folders to their records. A run is a program of one trial."""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.records import claims, run_folder
+from experiments.session import export
+from experiments.session.experiment import Experiment
+from experiments.session.trial_group import TrialGroup
+from experiments.tables import figures
+from lowrank_jax.checkpoints.manager import Checkpoints
+from lowrank_jax.train import loop, memory, tracking
+
+INTERRUPTED = 130  # exit status of a program that a signal stopped after it had saved; shells use it for Ctrl-C
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run by name, its plain config, its folder and the claim on it."""
+
+    name: str
+    plain: dict
+    folder: Path
+    claim: claims.Claim
+
+
+@dataclasses.dataclass
+class Session:
+    """A program of one or several runs that was built on shapes, and where it leaves what.
+
+    Attributes:
+      program: an `Experiment`, or a `TrialGroup` with a trial for each run.
+      runs: claimed.
+      place: folder of the checkpoints, which all runs share.
+      identity: what must be equal where a checkpoint is resumed; the base's fingerprint joins it.
+      started: time.time() when the program began.
+      more: further keys of every record.
+      say: is told of a resumption.
+    """
+
+    program: Experiment | TrialGroup
+    runs: Sequence[Run]
+    place: Path
+    identity: dict[str, Any]
+    started: float
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+    say: Callable[[str], None] = print
+    compiled: Any = None
+    compile_seconds: float = 0.0
+
+    def compile(self) -> None:
+        """Compiles the step, and makes sure that it fits, before anything is written.
+
+        Raises:
+          UserError: it needs more memory than its device has.
+        """
+        begin = time.perf_counter()
+        self.compiled = self.program.compile(ahead=True)
+        self.compile_seconds = time.perf_counter() - begin
+        memory.check_fits(self.compiled)
+
+    def train(self, fresh: bool = False) -> tuple[loop.Outcome, list[dict]]:
+        """Trains to the end, to a signal or until no run is left; returns how it ended, and on process 0 the records.
+
+        Args:
+          fresh: remove the checkpoints that are there.
+        """
+        program, lead = self.program, self.program.lead
+        state, frozen, fingerprint = program.load()
+        batches, first, seconds = program.batches(), 0, 0.0
+        folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
+        if fresh and jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        with (
+            Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
+            contextlib.ExitStack() as open_files,
+        ):
+            if checkpoints.latest():
+                rest = program.abstract_state._asdict()
+                trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
+                state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
+                batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
+                self.say(f"resumed at step {first}")
+            trackers = [
+                open_files.enter_context(
+                    tracking.Tracker(run.folder, run.name, run.plain, one.config.tracking, resumed_step=first)
+                )
+                for run, one in zip(self.runs, program.each, strict=True)
+            ]
+            job = loop.Job(
+                state=state,
+                frozen=frozen,
+                step=program.stepper(self.compiled),
+                batches=batches,
+                place=program.place,
+                evaluators=program.evaluators(),
+                configs=[one.config.train for one in program.each],
+                checkpoints=checkpoints,
+                checkpoint_every=lead.config.checkpoint.every,
+                trackers=trackers,
+                profile_folder=str(self.place / "profile"),
+                first=first,
+                train_seconds=seconds,
+                renew=self._renew,
+            )
+            outcome = loop.fit(job)
+            records = [self._record(i, outcome, frozen, fingerprint, trackers[i]) for i in range(len(self.runs))]
+        return outcome, [record for record in records if record]
+
+    def _record(
+        self, index: int, outcome: loop.Outcome, frozen: Any, fingerprint: str, tracker: tracking.Tracker
+    ) -> dict | None:
+        """Exports run `index` if it finished, and writes its result.json, on process 0."""
+        run, one = self.runs[index], self.program.each[index]
+        status, message = outcome.statuses[index], outcome.messages[index]
+        if status == "finished":
+            export.export_run(run.folder, one, *self.program.trial(outcome.state, frozen, index), fingerprint)
+        if jax.process_index() != 0:
+            return None
+        result = run_folder.finish_run(
+            run.folder, run.name, run.plain, status, one.parameters, self.started, outcome.train_seconds, message,
+            compile_seconds=self.compile_seconds, seq_len=one.task.seq_len, base=one.base_record(fingerprint),
+            trained=one.trained, **one.remarks(), **run_folder.data_of(run.folder), **self.more,
+        )  # fmt: skip
+        tracker.summary({"status": status, **run_folder.last_evaluation(result)})
+        if result["losses"]:
+            tracker.image("curves", figures.draw_run(result, run.folder / "curves.png"))
+        return result
+
+    def _renew(self) -> None:
+        for run in self.runs:
+            run.claim.renew()
