@@ -34,7 +34,7 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from experiments.records.run_folder import environment_record
+    from experiments.records.environment import environment_record
     from lowrank_jax.bases.base import BaseConfig, load_base
     from lowrank_jax.core.trees import count, nbytes
     from lowrank_jax.sharding.mesh import MeshConfig, make_mesh

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.work import random_batch, step_flops
-from experiments.records.run_folder import environment_record
+from experiments.records.environment import environment_record
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.forms.registry import form_of

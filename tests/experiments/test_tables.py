@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.papers import ledger, mora
-from experiments.records import run_folder
+from experiments.records import environment, run_folder
 from experiments.records.results import load_results
 from experiments.tables import mora_figure, mora_table2
 from lowrank_jax.core.errors import UserError
@@ -351,10 +351,10 @@ def test_the_commit_can_be_given_outside_git(monkeypatch):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(run_folder.subprocess, "run", no_git)
-    monkeypatch.delenv(run_folder.COMMIT_VARIABLE, raising=False)
-    assert run_folder.git_record() == {"commit": None, "dirty": None}
-    monkeypatch.setenv(run_folder.COMMIT_VARIABLE, "1a2b3c+dirty")
-    assert run_folder.git_record() == {"commit": "1a2b3c", "dirty": True}
-    monkeypatch.setenv(run_folder.COMMIT_VARIABLE, "1a2b3c")
-    assert run_folder.git_record() == {"commit": "1a2b3c", "dirty": False}
+    monkeypatch.setattr(environment.subprocess, "run", no_git)
+    monkeypatch.delenv(environment.COMMIT_VARIABLE, raising=False)
+    assert environment.git_record() == {"commit": None, "dirty": None}
+    monkeypatch.setenv(environment.COMMIT_VARIABLE, "1a2b3c+dirty")
+    assert environment.git_record() == {"commit": "1a2b3c", "dirty": True}
+    monkeypatch.setenv(environment.COMMIT_VARIABLE, "1a2b3c")
+    assert environment.git_record() == {"commit": "1a2b3c", "dirty": False}

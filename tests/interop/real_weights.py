@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     out = parser.parse_args().out
-    from experiments.records.run_folder import environment_record
+    from experiments.records.environment import environment_record
 
     record = {
         "what": "python -m tests.interop.real_weights --out=FILE",
