@@ -60,6 +60,22 @@ def labels_of(plain: dict) -> dict:
     return plain["labels"]
 
 
+def sections() -> dict[str, type]:
+    """Section of a config -> its dataclass; tasks as "task.NAME"."""
+    from experiments.config.sections import experiment_types
+
+    types = experiment_types()
+    tasks = types.pop("task")
+    return types | {f"task.{name}": cls for name, cls in tasks.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value's JSON form."""
+    from experiments.config.plain import to_plain
+
+    return to_plain(value)
+
+
 def suite_words(suite: str) -> dict[str, tuple[str, ...]]:
     """Row -> its arguments of experiments.bench, of a file of configs/suites."""
     from experiments.bench.rows import load_suite
