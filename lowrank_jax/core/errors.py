@@ -1,4 +1,4 @@
-"""The one exception that a user can mend: its message names the thing that is wrong and the remedy."""
+"""`UserError`, for faults that a user can fix: its message names what is wrong and the remedy."""
 
 
 class UserError(Exception):

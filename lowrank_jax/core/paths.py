@@ -1,4 +1,4 @@
-"""Leaves by path ("params/layers/mlp/up/kernel"), and ordered path rules: the first full match wins."""
+"""Leaves by path ("params/layers/mlp/up/kernel"), and ordered path rules: the first full match decides."""
 
 import difflib
 import re
@@ -17,8 +17,8 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 
 def _leaves(node: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
-    # No function within `flatten`: one that calls itself is a reference cycle, which would keep the leaves' memory
-    # until the next garbage collection (8.4 GiB of a 7B base whose kernels were fused).
+    # Not nested in `flatten`: a nested function that calls itself is a reference cycle, which would keep the leaves in
+    # memory until the next garbage collection (8.4 GiB of a 7B base whose kernels were fused).
     for key in sorted(node):
         path = f"{prefix}{SEPARATOR}{key}" if prefix else str(key)
         if isinstance(node[key], Mapping):
@@ -31,7 +31,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{path: leaf} -> nested dicts; the inverse of `flatten`.
 
     Raises:
-      ValueError: a path holds a leaf and further paths below it.
+      ValueError: a path is a leaf and has further paths below it.
     """
     tree: dict[str, Any] = {}
     for path, leaf in sorted(flat.items(), key=lambda item: item[0].split(SEPARATOR)):
@@ -46,7 +46,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_match(rules: Rules, path: str, default: Any = None) -> Any:
-    """The value of the first rule whose regular expression matches the whole path, else `default`.
+    """The value of the first rule whose regular expression matches the whole path; otherwise `default`.
 
     Raises:
       UserError: a pattern that is no regular expression.

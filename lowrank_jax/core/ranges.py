@@ -1,4 +1,4 @@
-"""The range of a config's number, written beside its field: `rank: Annotated[int, Range(least=1)] = 8`."""
+"""The allowed range of a config's number, in its field's annotation: `rank: Annotated[int, Range(least=1)] = 8`."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-MOST = 2**31 - 1  # of an int without a limit of its own: steps, rows and axes are counted in int32
-TINY = 2.0**-126  # float32's smallest normal number: XLA takes what is smaller for 0
+MOST = 2**31 - 1  # for an int whose Range names no limit: steps, rows and axes are counted in int32
+TINY = 2.0**-126  # float32's smallest normal number: XLA reads anything smaller as 0
 
 
 class OutOfRange(UserError):
@@ -21,14 +21,15 @@ class OutOfRange(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number may be, NaN and infinity never.
+    """The values that a number may take; NaN and infinity are never allowed.
 
-    A float must lie in its range as float32 too, which is what a device reads: 1e-60 is 0 there, and 1 - 1e-9 is 1.
+    A float must lie in its range as float32 too, which is what a device computes with: 1e-60 is 0 there, and 1 - 1e-9
+    is 1.
 
     Attributes:
-      least, most: the bounds, themselves allowed; None has none (an int without `most` has MOST).
+      least, most: the bounds, themselves allowed; None: no bound (for an int, `most` is then MOST).
       above, below: the same, themselves not allowed.
-      also: single values outside that are allowed as well.
+      also: single values outside the bounds that are allowed as well.
     """
 
     least: float | None = None
@@ -38,7 +39,7 @@ class Range:
     also: tuple[float, ...] = ()
 
     def check(self, value: Any, kind: type, where: str) -> None:
-        """Refuses a `value` that is no number of the `kind`, int or float, or lies outside; `where` names its field.
+        """Refuses a `value` that is not of the `kind`, int or float, or lies outside; `where` names its field.
 
         Raises:
           OutOfRange: in one line, with what is allowed.
@@ -86,9 +87,9 @@ class Range:
 
 
 def check_ranges(config: Any, where: str) -> None:
-    """Refuses the first number of a dataclass that its field's Range does not allow; for `__post_init__`.
+    """Raises at the first number of a dataclass outside its field's Range; for `__post_init__`.
 
-    Ranges are found wherever an annotation has them: of a field, of what an Optional may be, of a list's items.
+    A Range may annotate a field, the value of an Optional, or the items of a list.
 
     Args:
       where: what the config is called in messages, "adapter".
@@ -113,7 +114,7 @@ def _has_range(hint: Any) -> bool:
 
 
 def check_value(value: Any, hint: Any, where: str) -> None:
-    """`check_ranges` of one value by its annotation."""
+    """`check_ranges` for one value and its annotation."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         for mark in args[1:]:

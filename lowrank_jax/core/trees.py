@@ -23,9 +23,9 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
       rules: ordered (regular expression, bool); the first that matches a whole path decides. Every path must match.
 
     Returns:
-      trainable, with its floating leaves cast to float32 masters (Adam on bfloat16 leaves does not learn: an update
-      of 1e-4 of a weight is below bfloat16's resolution of 4e-3), every leaf an array of its own: the step donates
-      it, which would delete the caller's; and frozen, the caller's own arrays.
+      trainable, with its floating leaves cast to float32 masters (Adam on bfloat16 leaves does not learn: an update of
+        1e-4 of a weight is below bfloat16's resolution of 4e-3). Every trainable leaf is a copy, as the step donates it
+        and would delete the caller's array. And frozen, the caller's own arrays.
 
     Raises:
       UserError: a path matches no rule, no path is trainable, or a trainable kernel is quantised.
@@ -38,7 +38,7 @@ def partition(variables: Tree, rules: Rules = ADAPTERS_ONLY) -> tuple[dict, dict
         if decision:
             if is_coded(leaf):
                 remedy = "set base.quantize=none, or train adapters"
-                raise UserError(f"{path} is held as {leaf.kind} codes and cannot be trained; {remedy}")
+                raise UserError(f"{path} is stored as {leaf.kind} codes and cannot be trained; {remedy}")
             trainable[path] = as_master(leaf)
         else:
             frozen[path] = leaf
@@ -51,7 +51,7 @@ def combine(*trees: Tree) -> dict:
     """Merges trees with disjoint paths into one.
 
     Raises:
-      ValueError: two trees hold the same path.
+      ValueError: a path is in two of the trees.
     """
     merged: dict[str, Any] = {}
     for tree in trees:
@@ -66,12 +66,12 @@ def as_master(leaf: Any) -> Any:
     """A copy of a leaf (array or ShapeDtypeStruct) with its sharding, in float32 if it is floating."""
     dtype = jnp.dtype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     if leaf.dtype == dtype and not isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.copy()  # a cast to the type it has gives a jax array itself
+        return leaf.copy()  # astype to the same dtype may return the array itself
     return cast_leaf(leaf, dtype)
 
 
 def cast(tree: Tree, dtype: Any) -> Any:
-    """Every floating leaf cast to `dtype`."""
+    """The tree with every floating leaf cast to `dtype`."""
     return jax.tree.map(lambda x: cast_leaf(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
@@ -83,7 +83,7 @@ def cast_leaf(leaf: Any, dtype: Any) -> Any:
 
 
 def is_coded(leaf: Any) -> bool:
-    """Whether a leaf is a weight held as codes (`ops.quantized.Quantized`) and no array."""
+    """Whether a leaf is a quantised weight (`ops.quantized.Quantized`) and not an array."""
     return hasattr(leaf, "codes")
 
 

@@ -9,8 +9,8 @@ Array = jax.Array
 PRNGKey = jax.Array
 Tree = Mapping[str, Any]  # nested dicts with arrays (or ShapeDtypeStructs) as leaves
 Rules = Sequence[tuple[str, Any]]  # (regular expression, value) pairs; the first that matches a whole path wins
-Report = Callable[[int, int], None]  # is told of long work: (done since the last call, all there is to do)
+Report = Callable[[int, int], None]  # reports progress of long work: (done since the last call, total)
 ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) -> outputs
-# (variables, batch, rngs) -> (loss sum, {"weight", "correct", "tokens": sums}); sums, so that micro-batches add up
-# exactly. "tokens" is what speed is counted in, absent where every weight is a token's.
+# (variables, batch, rngs) -> (loss sum, {"weight", "correct", "tokens": sums}); sums, which add up exactly over
+# micro-batches. "tokens" is what speed is counted in; it is absent where every weight belongs to a token.
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]

@@ -1,1 +1,1 @@
-"""Products, losses and codes with hand-written backward passes; names of values that remat keeps."""
+"""Products and losses with hand-written backward passes, quantised kernels, names of saved values."""

@@ -9,7 +9,7 @@ from jax.extend import core
 
 
 def product_flops(fn: Callable, *args: Any) -> int:
-    """Sum over the products of fn(*args) of 2 m k n, with the products inside a scan counted once a step.
+    """Sum over the products of fn(*args) of 2 m k n, with the products inside a scan counted at each step.
 
     Args:
       fn: traced, not run.

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy: sums over targets, whole or in chunks that never hold all logits at once."""
+"""Next-token cross-entropy: sums over targets, over all logits at once, or in chunks of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,18 +44,18 @@ def chunked_next_token_loss(
 ) -> LossSums:
     """`next_token_loss(logits_fn(hidden), ...)`, in value and gradient, with one chunk of logits in memory at a time.
 
-    Where gradients are asked for, a chunk's are taken as soon as its logits exist,
+    Where gradients are needed, those of a chunk are computed as soon as its logits are,
 
         d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - onehot(target[b, t])),
 
-    and the backward pass only scales them: no logits are kept or computed twice (8 x 512 x 32,000 in float32: 524 MB,
-    and as much for their gradient; a product with the head more where they are computed twice).
+    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance.md, "Figures
+    behind comments in the code").
 
     Args:
       hidden: [B, T, D], the input of the head.
       logits_fn: [B, t, D] -> logits [B, t, V].
       tokens, weights: as in `next_token_loss`; in chunks no gradient flows to the weights.
-      chunk_tokens: about how many tokens a chunk holds, over the whole batch; 0 forms all logits at once.
+      chunk_tokens: about how many tokens a chunk has, over the whole batch; 0 computes all logits at once.
       unroll: chunks an iteration of the compiled loop; see `train.compiler.loss_unroll`.
     """
     batch, length, _ = hidden.shape
@@ -84,10 +84,10 @@ def _read(fn: Callable[..., Array], *arguments: Array) -> list[bool]:
 
 
 def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: int) -> Callable[..., LossSums]:
-    """(hidden [count, B, size, D], what else logits_fn takes, (targets, weights) [count, B, size]) -> sums.
+    """(hidden [count, B, size, D], logits_fn's other arguments, (targets, weights) [count, B, size]) -> sums.
 
     Args:
-      read: which of what else it takes its logits depend on.
+      read: which of those other arguments the logits depend on.
       unroll: as in `chunked_next_token_loss`.
     """
     zero = jnp.zeros((), jnp.float32)
@@ -102,8 +102,8 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
         return jax.lax.scan(add, nothing, (parts, targets))[0]
 
     def forward(parts, head, targets):
-        # A frozen head's gradient is neither formed nor kept, nor zeros for what is trained in the layers below: a
-        # model's "logits" is handed all of its variables, and the loop would hold a sum for each.
+        # No gradient is computed for a frozen head, nor zeros for what is trained in the layers below: a model's
+        # "logits" takes all of its variables, and the loop would carry a sum for each.
         trained = [x.perturbed and is_read for x, is_read in zip(head, read, strict=True)]
         parts, head, targets = jax.tree.map(lambda x: x.value, (parts, head, targets))
         fixed = [x for x, moves in zip(head, trained, strict=True) if not moves]
@@ -113,7 +113,7 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
             return logits_fn(hidden, *(next(sources[moves]) for moves in trained))
 
         def add(carry, chunk):
-            # The barriers keep chunks of one iteration apart: the next one's logits wait for this one's gradient.
+            # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
             of_hidden, of_chunk = pull(_gradient(logits, tokens, weights))
@@ -136,7 +136,7 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
 
 
 def _gradient(logits: Array, targets: Array, weights: Array) -> Array:
-    """Of `_sums(logits, targets, weights).loss` by the logits, in their dtype."""
+    """Gradient of `_sums(logits, targets, weights).loss` by the logits, in their dtype."""
     wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     return (weights[..., None] * (jax.nn.softmax(wide) - _is_target(wide, targets))).astype(logits.dtype)
 

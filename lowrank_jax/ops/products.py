@@ -1,4 +1,4 @@
-"""x W for a trained W, whose weight gradient is one product over all rows; and values formed before they are read."""
+"""Products with hand-written backward passes, and barriers that make XLA compute a value once."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,8 @@ def trained_matmul(x: Array, weight: Array) -> Array:
     """x W, with dL/dW = X^T G over the rows of x and dL/dy as matrices.
 
     jax sums over the axes of x [B, T, d_in] as they are; XLA's CPU backend then copies dL/dy into [d_out, B T] for each
-    weight. A step of pico-llama (8 x 128 tokens, LoRA r=8 at seven sites) takes 340 ms of CPU time so, 243 with this
-    product. Reshaping x before the product would do too, but each site would save a copy of the input that query, key
-    and value share.
+    weight. Reshaping x before the product would cost a copy of the input that query, key and value share. Times:
+    docs/performance.md, "Figures behind comments in the code".
 
     Args:
       x: [..., d_in].
@@ -30,8 +29,8 @@ def _forward(x, weight):
 
 def _backward(residuals, g):
     x, weight = residuals
-    # The barrier is for XLA's GPU backend: the frozen product's dL/dx then adds this one to itself as it is written,
-    # instead of being read and written again by the thin product (0.2 GB a layer of LLaMA-2-7B at 8 x 512 tokens).
+    # The barrier is for XLA's GPU backend: the frozen product then adds this gradient to its own dL/dx as it writes it,
+    # and the thin product need not read and write dL/dx again (0.2 GB a layer of LLaMA-2-7B at 8 x 512 tokens).
     rows, grows = (value.reshape(-1, value.shape[-1]) for value in (x, g))
     return lax.optimization_barrier(g @ weight.T), _over_rows(rows, grows)
 
@@ -49,12 +48,10 @@ trained_matmul.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def formed_gradient(y: Array) -> Array:
-    """y, whose gradient is an array before anything reads it.
+    """y itself, with a barrier that makes its gradient one array, computed once.
 
-    For XLA's GPU backend, which else may compute a gradient again inside every kernel that reads it, and for every
-    element that such a kernel adds up. That of query, key and value is a rotation away from what attention returns:
-    summed by MoRA's sharing 256 us a layer, where reading what the frozen product reads takes 40 (LLaMA-2-7B shape,
-    8 x 512 tokens, one H100).
+    XLA's GPU backend may otherwise compute the gradient again inside every kernel that reads it, and for every element
+    that such a kernel adds up (times: docs/performance.md, "Figures behind comments in the code").
     """
     return y
 
@@ -63,10 +60,10 @@ formed_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barri
 
 
 def formed_apart(fn: Callable[[Array], Array], x: Array) -> Array:
-    """fn(x), which is an array before anything is added to it, and so is its gradient by x.
+    """fn(x), with barriers: it is computed before anything is added to it, and so is its gradient by x.
 
-    For XLA's GPU backend, which else lets cuBLAS add to a product what the sum's other term is, written in full before.
-    Where that term is something narrow repeated, whatever reads the sum had better add it: MoRA's sharing moves 203
-    instead of 223 GB a step so (LLaMA-2-7B shape, 8 x 512 tokens, by the compiled program).
+    XLA's GPU backend otherwise lets cuBLAS add the other term of a sum to the product fn(x), and writes that term in
+    full first. Where the term is a small array tiled to the sum's width (MoRA's groups), the kernel that reads the sum
+    tiles it for less (bytes: docs/performance.md, "Figures behind comments in the code").
     """
     return lax.optimization_barrier(fn(formed_gradient(x)))

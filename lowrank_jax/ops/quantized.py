@@ -1,9 +1,9 @@
-"""Kernels held as 8- or 4-bit codes, and products with them: the frozen base of QLoRA (Dettmers et al., 2305.14314).
+"""Kernels stored as 8- or 4-bit codes, and products with them: the frozen base of QLoRA (Dettmers et al., 2305.14314).
 
-qwix (0.1.8, jax 0.10.2) has the same codes, and the tests compare with it. It falls short of what a frozen base needs:
-the gradient of its product saves the dequantised kernel for the backward pass, under a scan those of all layers; it has
-no second quantisation of the scales (4.5 bits a weight instead of 4.13); and an input width must be a multiple of the
-block. So the codes are ours: `multiply` keeps nothing but the codes.
+qwix (0.1.8, jax 0.10.2) has the same codes, and the tests compare with it. It lacks what a frozen base needs: the
+gradient of its product saves the dequantised kernel for the backward pass (under a scan those of all layers); it does
+not quantise the scales (4.5 bits a weight instead of 4.13); and an input width must be a multiple of the block. Here
+`multiply` saves only the codes.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ class Quantized:
     * nf4: W = LEVELS[codes] * (scales * groups + mean), the scale of `BLOCK` weights itself an 8-bit code.
 
     Attributes:
-      codes: int8 [*stack, d_in, d_out]; or uint8 [*stack, ceil(d_in / BLOCK) * BLOCK / 2, d_out], the row 2i in the low
-        four bits of row i and 2i + 1 in the high ones.
+      codes: int8 [*stack, d_in, d_out]; or uint8 [*stack, ceil(d_in / BLOCK) * BLOCK / 2, d_out], row 2i in the low
+        four bits of row i and row 2i + 1 in the high ones.
       scales: float32 [*stack, 1, d_out]; or int8 [*stack, ceil(d_in / BLOCK), d_out].
       groups: None; or float32 [*stack, ceil(d_in / BLOCK), ceil(d_out / GROUP)].
       mean: None; or float32 [*stack, 1, 1], of a layer's scales.
       kind: "int8" or "nf4".
       rows: d_in.
-      dtype: of the kernel before.
+      dtype: of the kernel before quantisation.
     """
 
     codes: Any
@@ -79,12 +79,12 @@ def check_kind(kind: str) -> None:
 def quantize(kernel: Array, kind: str) -> Quantized:
     """The nearest codes of a kernel (QLoRA, section 2 and equation 1; nf4 and double quantisation: section 3).
 
-    int8: scale = max|w| / 127 over d_in; nf4: scale = max|w| over `BLOCK` neighbours along d_in, of which the mean of
-    the layer is taken off before they become 8-bit integers, `GROUP` to a factor. The paper makes them 8-bit floats;
-    on SmolLM2's kernels integers are off by 0.2% to 0.6% and e4m3 by 0.5% to 1.9%.
+    int8: scale = max|w| / 127 over d_in. nf4: scale = max|w| over `BLOCK` neighbours along d_in; the scales, less their
+    mean over the layer, are stored as 8-bit integers with one factor for each `GROUP` of them. The paper stores 8-bit
+    floats; on SmolLM2's kernels integers are off by 0.2% to 0.6% and e4m3 by 0.5% to 1.9%.
 
     Args:
-      kernel: [*stack, d_in, d_out]; stacked layers are done one after the other, so only one is ever in float32.
+      kernel: [*stack, d_in, d_out]; stacked layers are quantised one after the other, which keeps only one in float32.
       kind: "int8" or "nf4".
     """
     one = functools.partial({INT8: _int8, NF4: _nf4}[kind], dtype=jnp.dtype(kernel.dtype))
@@ -96,7 +96,7 @@ def quantize(kernel: Array, kind: str) -> Quantized:
 
 
 def dequantize(kernel: Quantized, dtype: Any = None) -> Array:
-    """The kernel [*stack, d_in, d_out] that the codes stand for, formed in float32 and cast to `dtype` (its own)."""
+    """The kernel [*stack, d_in, d_out] that the codes stand for, computed in float32 and cast to `dtype` (its own)."""
     dtype = kernel.dtype if dtype is None else dtype
     if kernel.kind == INT8:
         return (kernel.codes.astype(jnp.float32) * kernel.scales).astype(dtype)
@@ -141,7 +141,7 @@ def dense(leaf: Any, dtype: Any = None) -> Any:
 
 
 def dense_tree(tree: Tree) -> dict[str, Any]:
-    """The tree with its quantised kernels as arrays in the dtypes that they had; other leaves are the caller's own."""
+    """The tree with its quantised kernels as arrays in their original dtypes; other leaves are the caller's own."""
     return unflatten({path: _dense_stack(leaf) for path, leaf in flatten(tree).items()})
 
 
@@ -170,7 +170,7 @@ def _nf4(kernel: Array, dtype: Any) -> Quantized:
 
 
 def nearest_level(x: Array) -> Array:
-    """uint8 number of the entry of LEVELS that is nearest to each x in [-1, 1]; of two as near, the lower."""
+    """uint8 number of the entry of LEVELS that is nearest to each x in [-1, 1]; of two equally near, the lower."""
     levels = np.asarray(LEVELS, np.float32)
     # Fifteen comparisons, which fuse into one pass; a binary search would be a loop over the whole layer.
     return sum((x > middle).astype(jnp.uint8) for middle in (levels[1:] + levels[:-1]) / 2)

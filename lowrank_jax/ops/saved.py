@@ -1,4 +1,4 @@
-"""Values that rematerialisation keeps by name (`models.stack.POLICIES`)."""
+"""Values that rematerialisation saves by name (`models.stack.POLICIES`)."""
 
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -7,7 +7,7 @@ from lowrank_jax.core.types import Array
 
 
 def saved_product(y: Array, name: str) -> Array:
-    """y under a name that a remat policy can keep, for y the output of a matrix product.
+    """y under a name that a remat policy can save; y is the output of a matrix product.
 
     The barrier is for XLA's GPU backend: where a scan stacks a product for the backward pass and the block uses it too,
     it runs the product twice, the second time straight into the stack (seen in jaxlib 0.11's programs for an H100,

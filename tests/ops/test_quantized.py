@@ -151,7 +151,7 @@ def test_products_and_their_gradients_are_those_of_the_weights(kind, dtype):
 
 def test_a_quantised_kernel_is_never_trained():
     tree = {"params": {"kernel": quantize(jnp.ones((64, 8)), NF4), "bias": jnp.ones(8)}}
-    with pytest.raises(UserError, match=r"params/kernel is held as nf4 codes .* base.quantize=none"):
+    with pytest.raises(UserError, match=r"params/kernel is stored as nf4 codes .* base.quantize=none"):
         partition(tree, ((".*", True),))
     learnt, frozen = partition(tree, ((".*bias", True), (".*", False)))
     assert "kernel" not in learnt["params"]
