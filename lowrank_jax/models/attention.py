@@ -22,8 +22,8 @@ QKV = ("query", "key", "value")
 class Attention(nn.Module):
     """softmax(rot(Q) rot(K)^T / sqrt(head_dim)) V with K and V shared by groups of query heads, then a projection.
 
-    Projections are the Linears query, key, value, out; heads are flattened into their feature axis. `fused`, the first
-    three are one, qkv.
+    The projections are the Linears query, key, value and out; heads are flattened into their feature axis. With `fused`
+    the first three are one Linear, qkv.
 
     Attributes:
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
@@ -54,16 +54,16 @@ class Attention(nn.Module):
         """Args:
           x: [B, T, D].
           rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
-          allowed: bool, broadcastable to [B, 1, T, S], True where a query may look at a key; None is causal.
+          allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
           layer: int32 scalar, this layer's row of the cache.
 
         Returns:
-          [B, T, D] and the cache with this layer's T new keys and values written at `index` (which does not move).
+          [B, T, D], and the cache with this layer's T new keys and values written at `index`, which stays as it is.
         """
         query, key, value = self.projections(x)
         value = saved_product(value, "value")
-        # Rotation is linear, so the backward pass needs only its output: that is what gets the name.
+        # Rotation is linear: the backward pass needs only its output, so the output is what is saved by name.
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
         query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         if cache is not None:
@@ -96,8 +96,8 @@ def attend(query: Array, key: Array, value: Array, allowed: Array | None, *, cau
 
     Args:
       query, key, value: [B, T, heads, head_dim], [B, S, kv_heads, head_dim] twice.
-      allowed: bool, broadcastable to [B, 1, T, S], True where a query may look at a key; None for all.
-      causal: a query may look at keys no later than itself; S is T.
+      allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None for all.
+      causal: a query attends only to keys no later than itself; S is T.
       kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`.
 
     Returns:
@@ -107,17 +107,17 @@ def attend(query: Array, key: Array, value: Array, allowed: Array | None, *, cau
         allowed = jnp.tri(query.shape[1], dtype=bool) if causal else allowed
         return checkpoint_name(heads_first_attention(query, key, value, allowed), "attention")
     y = jax.nn.dot_product_attention(query, key, value, mask=allowed, is_causal=causal, implementation=kernel)
-    # cuDNN's output is saved with its log-sum-exp, by primitive: a name would save it twice.
+    # cuDNN's output is saved with its log-sum-exp, by its primitive (`stack`): under a name it would be saved twice.
     return checkpoint_name(y, "attention") if kernel == "xla" else y
 
 
 def heads_first_attention(query: Array, key: Array, value: Array, allowed: Array | None) -> Array:
-    """`attend` over arrays whose heads are before their positions, each turned once.
+    """`attend` over [B, heads, T, head_dim], each array transposed once.
 
-    For CPUs: jax.nn's products read heads that are strided over, and XLA's CPU backend turns them for each product anew
-    (a step of pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, and 120 with this).
+    For CPUs: jax.nn's products read strided heads, which XLA's CPU backend transposes again for each product (a step of
+    pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, 120 with this function).
 
-    Args and what it returns: as of `attend`; `allowed` may also be [T, S].
+    Arguments and result are those of `attend`; `allowed` may also be [T, S].
     """
     heads, kv_heads, width = query.shape[2], key.shape[2], query.shape[3]
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
@@ -134,7 +134,7 @@ def heads_first_attention(query: Array, key: Array, value: Array, allowed: Array
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """LLaMA-3's longer context: slow rotations are slowed further, fast ones kept, those between interpolated.
+    """LLaMA-3's scaling for a longer context: low frequencies are lowered, high ones kept, those between interpolated.
 
     With wavelength w = 2 pi / frequency and old = original_max_position_embeddings: w > old / low_freq_factor is
     divided by factor, w < old / high_freq_factor is kept. Defaults are LLaMA-3.1's.
@@ -166,7 +166,7 @@ def rotary_tables(
 
     Args:
       positions: int [T] or [B, T].
-      scaling: changes the frequencies; None leaves them.
+      scaling: changes the frequencies; None keeps them.
 
     Returns:
       two arrays [..., T, 1, head_dim/2].
@@ -185,7 +185,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: int) -> Array | None:
-    """Where a query may look: at valid keys, no later than itself.
+    """The mask of the keys that a query may attend to: valid ones, no later than the query.
 
     Args:
       queries: number of queries, T.
@@ -195,7 +195,7 @@ def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: i
 
     Returns:
       bool [B or 1, 1, T, S]; None when it is plain causal. A left-padded row allows nothing at its padding: its
-      softmax is uniform, finite, and read by no one.
+      softmax is uniform and finite, and nothing reads it.
     """
     if mask is None and index is None:
         return None
@@ -220,10 +220,10 @@ def read_cache(stacked: Array, layer: Array) -> Array:
 
 
 def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool) -> str:
-    """The kernel behind an attention name.
+    """The attention kernel that a name stands for.
 
-    "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, else XLA's of jax.nn. cuDNN's
-    applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up to 128
+    "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
+    cuDNN's applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up to 128
     (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA.
 
     Raises:
@@ -256,5 +256,5 @@ def compute_capability() -> float:
         return 0.0
     try:
         return float(jax.devices()[0].compute_capability)
-    except ValueError:  # AMD names an architecture ("gfx90a") here
+    except ValueError:  # on AMD this is the name of an architecture ("gfx90a")
         return 0.0

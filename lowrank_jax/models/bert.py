@@ -36,9 +36,9 @@ class BertConfig:
     """The shape of an encoder, under HF's names, and its head.
 
     Attributes:
-      model_type: "bert" (and MiniLM), or "roberta": positions start behind the padding id, a head of its own.
+      model_type: "bert" (and MiniLM), or "roberta": positions start after the padding id, and its head differs.
       pad_token_id: RoBERTa skips it when it counts positions.
-      pooler: tanh(W x + b) of the first token is there.
+      pooler: whether the model has tanh(W x + b) of the first token.
       head: a name of `heads.HEADS`; num_labels: its classes (1 for regression).
       classifier_dropout: None is hidden_dropout_prob. All dropout acts only in calls with a "dropout" key.
 
@@ -100,7 +100,7 @@ class BertConfig:
 
 
 def with_head(config: BertConfig, head: str, num_labels: int = 2) -> BertConfig:
-    """The config with another head, and with the pooler where that head, or an encoder without one, reads it."""
+    """The config with another head, and with the pooler where that head (or an encoder without a head) reads it."""
     pooler = head == "none" or (head in SEQUENCE_HEADS and config.model_type == "bert")
     num_labels = 1 if head == "regression" else num_labels
     return dataclasses.replace(config, head=head, num_labels=num_labels, pooler=pooler)
@@ -128,7 +128,7 @@ class Embed(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q K^T / sqrt(head_dim)) V over all valid keys, then a projection; dropout on the weights and the end."""
+    """softmax(Q K^T / sqrt(head_dim)) V over all valid keys, then a projection; dropout on weights and result."""
 
     config: BertConfig
     dtype: Any
@@ -197,7 +197,7 @@ class Block(nn.Module):
 
 
 class Bert(nn.Module):
-    """tokens -> what the head gives; (hidden, pooled) without a head.
+    """tokens -> the head's output; (hidden, pooled) without a head.
 
     Attributes:
       config: the shape and the head.
@@ -256,7 +256,7 @@ class Bert(nn.Module):
           mask: bool [B, T], the valid keys; None: all.
           types: int32 [B, T], rows of the type table; None: zeros.
           positions: int32 [T] or [B, T], rows of the position table; by default 0, 1, ..., or for RoBERTa the count of
-            tokens up to each that are not padding, from behind the padding id on.
+            tokens up to each that are not padding, plus the padding id.
 
         Raises:
           UserError: more tokens than the model has positions.
@@ -276,7 +276,7 @@ class Bert(nn.Module):
 
 
 def default_positions(tokens: Array, config: BertConfig) -> Array:
-    """Rows of the position table: [T] for BERT, [B, T] for RoBERTa, whose padding keeps the padding id's own row."""
+    """Rows of the position table: [T] for BERT, [B, T] for RoBERTa, whose padding reads the padding id's row."""
     if config.model_type == "bert":
         return jnp.arange(tokens.shape[1], dtype=jnp.int32)
     real = (tokens != config.pad_token_id).astype(jnp.int32)

@@ -14,10 +14,10 @@ from lowrank_jax.models.stack import run_layers
 
 
 class CausalLM(nn.Module):
-    """tokens -> float32 logits. A model sets up embed, its layers, final_norm and, untied, head; and gives `start`.
+    """tokens -> float32 logits. A subclass sets up embed, its layers, final_norm and, untied, head; and has `start`.
 
     Attributes:
-      config: the shape: max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here.
+      config: the shape, of which max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here.
       dtype: compute type; param_dtype: type that parameters are created in.
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
@@ -34,7 +34,7 @@ class CausalLM(nn.Module):
     cuts: tuple[int, ...] = ()
 
     def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
-        """tokens [B, T], positions [T] or [B, T] -> what the layers begin with: x [B, T, D], rotary tables or None."""
+        """tokens [B, T], positions [T] or [B, T] -> the layers' input: x [B, T, D], rotary tables or None."""
         raise NotImplementedError
 
     def __call__(
@@ -55,7 +55,7 @@ class CausalLM(nn.Module):
           tokens: int32 [B, T].
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
-          cache: from `init_cache`; tokens fill its slots from index on, and its index moves on by T.
+          cache: from `init_cache`; tokens fill its slots from index on, and its index grows by T.
 
         Raises:
           UserError: more tokens than the model has positions.

@@ -1,4 +1,4 @@
-"""DeBERTa-v2: attention to content and to relative positions, a convolution beside the first layer, a head by name."""
+"""DeBERTa-v2: attention to content and relative positions, a convolution next to layer 0, a head by name."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ COUNTS = (
     "num_labels",
 )
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-POSITIONAL = ("c2p", "p2c")  # content looks at positions, positions look at content
+POSITIONAL = ("c2p", "p2c")  # content to position, position to content
 CONV_ACTIVATIONS = {**ACTIVATIONS, "tanh": jnp.tanh}
 
 
@@ -42,10 +42,10 @@ class DebertaConfig:
     Attributes:
       position_buckets: distances beyond half of it share buckets by their logarithm; -1: each has its own row.
       max_relative_positions: distance at which the last bucket ends; below 1 it is max_position_embeddings.
-      pos_att_type: of "c2p" and "p2c", the terms that join content-to-content.
-      share_att_key: positions go through the content's query and key products; else through their own.
+      pos_att_type: those of "c2p" and "p2c" that are added to the content-to-content term.
+      share_att_key: positions go through the content's query and key products; otherwise through separate ones.
       norm_rel_ebd: "layer_norm" of the relative table, or "none".
-      conv_kernel_size: 0: no convolution; else odd.
+      conv_kernel_size: odd; 0: no convolution.
       head: a name of `heads.HEADS`; num_labels: its classes (1 for regression).
       classifier_dropout: None is hidden_dropout_prob. All dropout acts only in calls with a "dropout" key.
 
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
     """softmax((Q K^T + Q P_K^T + P_Q K^T) / sqrt(n head_dim)) V with n terms, then a projection.
 
     P_K and P_Q are the relative table's rows at each distance, through the key's and the query's products. The sum of
-    the last two terms is held in the compute dtype, as a query's scores take 2 T of it a head.
+    the last two terms is in the compute dtype, as it has 2 T scores a query and head.
     """
 
     config: DebertaConfig
@@ -188,11 +188,11 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)): post-norm. Behind layer 0, norm(x + branch) too.
+    """norm(x + attention(x)), then norm(x + mlp(x)): post-norm. After layer 0, norm(x + branch) too.
 
-    The convolution reads the embeddings, not this block's output, so it runs once, outside the scan; what is left of it
-    here is a sum and a norm, chosen at layer 0. A scan apart for the other layers would save that sum, but the slice of
-    the stacked weights that it reads is a copy of nearly the whole base on every step.
+    The convolution reads the embeddings, not this block's output, and runs once, outside the scan; only its sum and
+    norm are here, selected at layer 0. A separate scan over the other layers would do without that selection, but the
+    slice of the stacked weights that it reads would be a copy of nearly the whole base at every step.
     """
 
     config: DebertaConfig
@@ -218,7 +218,7 @@ class Block(nn.Module):
 
 
 class Conv(nn.Module):
-    """act(W * x + b) over neighbouring tokens, 0 at padding. "filters" [K, D / groups, D] is no adapters' kernel."""
+    """act(W * x + b) over neighbouring tokens, 0 at padding. Adapters do not match its "filters" [K, D / groups, D]."""
 
     config: DebertaConfig
     dtype: Any
@@ -246,7 +246,7 @@ class Conv(nn.Module):
 
 
 class Deberta(nn.Module):
-    """tokens -> what the head gives; (hidden, None) without a head. Called as `bert.Bert` is.
+    """tokens -> the head's output; (hidden, None) without a head. Called as `bert.Bert` is.
 
     Attributes:
       config: the shape and the head.

@@ -25,9 +25,9 @@ COUNTS = (
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2, under the names that HF's config also answers to; GPT-2's own are n_embd, n_layer, ...
+    """The shape of a GPT-2, under the names that HF's config accepts as aliases of GPT-2's n_embd, n_layer, ...
 
-    intermediate_size defaults to 4 hidden_size. Every head has its own key and value.
+    intermediate_size defaults to 4 hidden_size. There are as many key/value heads as heads.
 
     Raises:
       UserError: a count below 1, heads that do not divide.
@@ -127,5 +127,5 @@ class GPT2(CausalLM):
             self.head = Linear(c.vocab_size, float32_output=True, **types)
 
     def start(self, tokens: Array, positions: Array) -> tuple[Array, None]:
-        """The words' vectors plus those of their rows of the position table."""
+        """The tokens' embeddings plus those of their positions."""
         return self.embed(tokens) + self.position(positions), None

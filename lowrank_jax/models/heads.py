@@ -1,4 +1,4 @@
-"""Heads on an encoder, by name: a sequence's class or score, and the masked words; always at the path "head"."""
+"""Heads on an encoder, by name: a sequence's class or score, and masked words; always at the path "head"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ class SequenceHead(nn.Module):
 
     Attributes:
       labels: number of classes; 1 for a score.
-      dense: the second form.
+      dense: the second of the two above.
       rate: dropout in front of each product.
       dtype: compute type; param_dtype: type that parameters are created in.
     """

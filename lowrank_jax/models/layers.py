@@ -32,7 +32,7 @@ ACTIVATIONS = {  # HF's names
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
-    A kernel that is held as codes (`ops.quantized`) is dequantised here, one layer of a scan at a time.
+    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time.
 
     Attributes:
       features: width of the output.
@@ -51,7 +51,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Quantized):  # its parts are no array of the kernel's shape, which `param` asks for
+        if not isinstance(kernel, Quantized):  # `param` would check for one array of the kernel's shape
             kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
         if self.float32_output:
@@ -65,7 +65,7 @@ class Linear(nn.Module):
 
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
-    """x with entries zeroed at `rate` and the others over 1 - rate, where the call has a "dropout" key; else x."""
+    """x with entries zeroed at `rate` and the others divided by 1 - rate; x itself in calls without a "dropout" key."""
     if not rate or not module.has_rng("dropout"):
         return x
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
@@ -84,7 +84,7 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", EMBEDDING_INIT, (self.vocab_size, self.features), self.param_dtype)
 
     def __call__(self, tokens: Array) -> Array:
-        """tokens int [...] -> [..., features]; an id past the table gives NaN, which stops a run, not a wrong row."""
+        """tokens int [...] -> [..., features]; an id outside the table gives NaN, not a wrong row: a run stops."""
         return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
 
     def logits(self, x: Array) -> Array:

@@ -77,7 +77,7 @@ class LlamaConfig:
 
 
 class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) * W_up x); `fused`, gate and up are one Linear, gate_up."""
+    """W_down(silu(W_gate x) * W_up x); with `fused` gate and up are one Linear, gate_up."""
 
     features: int
     dtype: Any
@@ -87,7 +87,7 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        if self.fused:  # named before the split: the halves would be copied to be saved
+        if self.fused:  # saved by name before the split: the halves would be copied
             both = saved_product(Linear(2 * self.features, name="gate_up", **types)(x), "gate_up")
             gate, up = jnp.split(both, 2, axis=-1)
         else:
@@ -122,7 +122,7 @@ class Llama(CausalLM):
     """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`.
 
     Attributes:
-      fused: products that read one input are one, of the kernels that `fused_groups` names; see `layouts.fused`.
+      fused: kernels that read the same input, named by `fused_groups`, are one product; see `layouts.fused`.
     """
 
     config: LlamaConfig
@@ -137,7 +137,7 @@ class Llama(CausalLM):
             self.head = Linear(c.vocab_size, float32_output=True, **types)
 
     def fused_groups(self) -> Groups:
-        """Which kernels a fused copy of this model reads side by side."""
+        """The kernels that a fused copy of this model reads as one."""
         c = self.config
         heads = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
         qkv = [(name, count * c.head_dim) for name, count in zip(QKV, heads, strict=True)]
@@ -150,6 +150,6 @@ class Llama(CausalLM):
         return found
 
     def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
-        """The words' vectors, and the rotations of queries and keys."""
+        """The tokens' embeddings, and the rotary tables for queries and keys."""
         c = self.config
         return self.embed(tokens), rotary_tables(positions, c.head_dim, c.rope_theta, c.rope_scaling)

@@ -1,4 +1,4 @@
-"""The models that are known by name."""
+"""Configurations of models, by name."""
 
 import dataclasses
 from typing import Any

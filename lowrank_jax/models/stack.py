@@ -13,15 +13,16 @@ from lowrank_jax.layouts.segments import segments
 _policies = jax.checkpoint_policies
 
 # Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of the norms, cheap
-# functions of saved values, and of `down` in a pre-norm block, which only feeds the next block's input, which the scan
-# keeps. A post-norm block names the sum that its last norm reads "mlp_out": without it the product would run again.
+# functions of saved values, and of `down` in a pre-norm block: it is only read in the sum that is the next block's
+# input, which the scan saves. A post-norm block names the sum that its last norm reads "mlp_out": without it the
+# product would run again.
 PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "gate_up", "mlp_out")
-ADAPTER = "adapter"  # what `adapters` name at each site: LoRA's x A, MoRA's groups' sums
+ADAPTER = "adapter"  # named by `adapters` at each site: LoRA's x A, the sums of MoRA's groups
 ROTATED = "rotated"  # and the blocks that MoRA has rotated, as wide as the input
 
 
 def _flash_attention(primitive, *_, **__) -> bool:
-    """Saves what cuDNN's forward kernel returns, output and log-sum-exp: all that its backward kernel lacks."""
+    """Saves cuDNN's output and log-sum-exp: all that its backward kernel needs of the forward one."""
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
@@ -29,22 +30,17 @@ def _save(*names: str) -> Callable[..., bool]:
     return _policies.save_from_both_policies(_policies.save_only_these_names(*names), _flash_attention)
 
 
-# What the forward pass keeps for the backward pass beside each block's input. Bytes a token a layer, with D width,
-# A heads * head_dim, H kv_heads * head_dim, F ffn width, N heads, s bytes a value; in brackets the LLaMA-2-7B shape in
-# bfloat16 with cuDNN attention. (XLA attention has no log-sum-exp: always recomputed are its T N weights a token.)
+# What the forward pass saves for the backward pass besides each block's input, by name from little to much. Bytes a
+# token and layer: the table of `base.remat` in docs/performance.md, "Settings that decide speed and memory".
 POLICIES: dict[str, Callable[..., bool]] = {
-    # input alone: s D (8,192). Recomputes the whole block.
+    # The input alone: recomputes the whole block.
     "full": _policies.nothing_saveable,
-    # and attention's output: s (D + A) + 4 N (16,512). Recomputes products and norms, not cuDNN's attention.
+    # And attention's output: recomputes products and norms, not cuDNN's attention.
     "attention": _save("attention"),
-    # and the products: s (2 D + 2 A + 2 H + 2 F) + 4 N (93,312), and the narrow inside of each adapted site: s r for
-    # LoRA (7 sites of rank 8: 112; of 256: 3,584), s p for MoRA with a square of p for groups or truncation (4,160;
-    # 23,392; 0.5 and 2.9 GiB over 32 layers of 8 x 512 tokens). To recompute one is to read its whole input again
-    # (8,192 or 22,016), which for MoRA nothing else in the backward pass needs. MoRA's decoupling and rotation work on
-    # all of the input, have no narrow inside, and save nothing. Recomputes norms and the activation.
+    # And the products, and LoRA's x A and the input of MoRA's square at each adapted site: recomputing one reads the
+    # site's whole input again. Recomputes norms and the activation.
     "projections": _save(*PROJECTIONS, ADAPTER),
-    # and what `down` reads, for its adapter's gradient: s (2 D + 2 A + 2 H + 3 F) + 4 N (115,328); and what MoRA's
-    # rotation has turned, s n p for n blocks (p = 256 and 348: 33,280). Recomputes norms.
+    # And what `down` reads, for its adapter's gradient, and the blocks that MoRA has rotated. Recomputes norms.
     "activations": _save(*PROJECTIONS, ADAPTER, "hidden", ROTATED),
 }
 REMAT = ("none", *POLICIES)
@@ -60,7 +56,7 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
 
     Args:
       block: module whose call is (carry, rotary, allowed, layer) -> (carry, None); rotary (None where positions are
-        embedded) and allowed go to all layers, layer is the layer's own number or None.
+        embedded) and allowed are the same for all layers, layer is the number of the layer or None.
       layers: how many.
       remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
       unroll: layers per iteration of the compiled loop.
@@ -91,8 +87,8 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
 def add_layers(model: nn.Module, block: type[nn.Module], *fields: Any) -> None:
     """In a model's `setup`: its layers as the submodule "layers", or as one for each segment of `model.cuts`.
 
-    A segment is a scan of its own over leaves of its own, so a rule can train the uppermost layers alone; the gradient
-    then ends where they begin.
+    Each segment is a scan over separate leaves, so that a rule can train the uppermost layers alone; the gradient then
+    ends at the first of them.
 
     Args:
       model: has `config.num_hidden_layers`, `remat`, `scan_unroll` and `cuts`.
