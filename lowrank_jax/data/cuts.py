@@ -1,10 +1,10 @@
-"""What rows lose to a length, said in one line: how many, how many of their tokens, and what length keeps all."""
+"""One line about rows cut at a length limit: how many rows and tokens are lost, and what length keeps all."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-SHOWN = 3  # places that a line names
+SHOWN = 3  # places named in a line
 
 
 def describe_cuts(
@@ -15,15 +15,15 @@ def describe_cuts(
     left_out: Sequence[int] = (),
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
 ) -> str | None:
-    """The line for rows that are cut at `limit` tokens, None where none is.
+    """The line about rows that are cut at `limit` tokens; None where none is.
 
     Args:
-      name: of the rows, "task.path".
-      key: that sets the limit, "task.seq_len".
+      name: what the rows are called, "task.path".
+      key: the config's key that sets the limit, "task.seq_len".
       limit: most tokens of a row.
       lengths: [rows] tokens of each row as it was encoded.
-      left_out: rows that keep no target, and are no examples: all their tokens are lost.
-      place: row -> where it stands.
+      left_out: rows that are left out as they keep no target: all their tokens are lost.
+      place: row -> file and line.
     """
     lengths = np.asarray(lengths, np.int64)
     lost = np.maximum(lengths - limit, 0)

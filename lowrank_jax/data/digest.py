@@ -1,4 +1,4 @@
-"""Digests of what files hold, and the stamps by which a digest taken before is still good."""
+"""Digests of files' contents, and stamps (size, time) that tell whether an earlier digest is still valid."""
 
 import functools
 import hashlib
@@ -13,29 +13,31 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.lines import OPENERS
 
 BLOCK = 2**20
-SAMPLES, SAMPLE_BYTES = 64, 2**14  # of a sampled digest: 1 MiB of a file, whatever its size
+SAMPLES, SAMPLE_BYTES = 64, 2**14  # a sampled digest reads 1 MiB of a file, whatever its size
 
-Stamp = list  # [name, bytes, mtime in ns], as JSON gives it back
+Stamp = list  # [name, bytes, mtime in ns], as read back from JSON
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells without reading whether a file is as it was; OSError where there is none."""
+    """The file's stamp, by which a change is seen without reading it; OSError where there is no file."""
     found = os.stat(path)
     return [path.name, found.st_size, found.st_mtime_ns]
 
 
 def content_digest(path: Path) -> str:
-    """sha256 of what a file holds, unpacked (.gz, .xz): one packed anew is the same data. Read once a process.
+    """sha256 of a file's content after decompression (.gz, .xz): recompressed data is the same. Read once a process.
 
     Raises:
-      UserError: it is damaged, or was written to meanwhile.
+      UserError: it is damaged, or changed while it was read.
     """
     return _digest(path.absolute(), *stamp(path)[1:], False)
 
 
 def sampled_digest(path: Path) -> str:
-    """sha256 of a large file's size and of 64 evenly strided blocks: milliseconds. For weights, which a change of the
-    training or of the quantisation changes all over; it says nothing of a change in one place."""
+    """sha256 of a large file's size and of 64 evenly strided blocks: takes milliseconds.
+
+    For weights, which another training or quantisation changes everywhere; a change in one place may go unnoticed.
+    """
     return _digest(path.absolute(), *stamp(path)[1:], True)
 
 

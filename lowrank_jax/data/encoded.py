@@ -8,17 +8,17 @@ import numpy as np
 from lowrank_jax.text.tokenizers import Tokenizer
 
 WHOLE = 2**31 - 1  # a length that cuts no row
-CHUNK = 8192  # rows encoded at once: Python's lists of ids take some ten times the arrays' memory
+CHUNK = 8192  # rows encoded at once: Python's lists of ids take about ten times the arrays' memory
 
 
 class EncodedRows:
-    """Random access to {"tokens": int32 [n], "types": int32 [n], "label": scalar}, n of each row its own.
+    """Random access to {"tokens": int32 [n], "types": int32 [n], "label": scalar}, n differs by row.
 
     Args:
-      tokens, types: int32 [sum of lengths], all rows in turn.
+      tokens, types: int32 [sum of lengths], all rows one after the other.
       lengths: int32 [rows].
       labels: int32 or float32 [rows].
-      whole: int32 [rows], the lengths before rows were cut; None where none was.
+      whole: int32 [rows], the lengths before cutting; None where no row was cut.
     """
 
     def __init__(

@@ -12,16 +12,16 @@ KINDS = {"text": ("text",), "completion": ("prompt", "completion")}
 
 
 class JsonLines:
-    """Random access to the rows of one or several files, read whole and checked at once, so before any long work.
+    """Random access to the rows of one or several files, read and checked at the start, before any long work.
 
-    A row is an object with the string "text", or with the strings "prompt" and "completion"; other keys are left out.
+    A row is an object with the string "text", or with the strings "prompt" and "completion"; other keys are ignored.
     All rows must be of one kind. An empty prompt is allowed; empty text and an empty completion are not.
 
     Args:
-      paths: one path or several; the suffix .gz or .xz says how each is packed.
+      paths: one path or several; the suffix .gz or .xz says how each is compressed.
 
     Raises:
-      UserError: a file that is missing or damaged, or a row that is none of the above: names file, line and remedy.
+      UserError: a file that is missing or damaged, or a row of another kind; the message names file, line and remedy.
     """
 
     def __init__(self, paths: str | os.PathLike | Sequence[str | os.PathLike]):
@@ -52,7 +52,7 @@ class JsonLines:
         return self._rows[index]
 
     def place(self, index: int) -> str:
-        """Where row `index` stands, for messages."""
+        """File and line of row `index`, for messages."""
         path, number = self._places[index]
         return f"{path}, line {number}"
 

@@ -1,4 +1,4 @@
-"""Lines of a text file, plain or packed (.gz, .xz), with every fault of the file as one message that names it."""
+"""Lines of a text file, plain or compressed (.gz, .xz); a fault of the file is an error that names it."""
 
 import gzip
 import lzma
@@ -15,8 +15,8 @@ def read_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, st
     """(number, line) of each line that is not blank, from 1 on; a byte-order mark at the start is left out.
 
     Args:
-      path: its suffix says how the file is packed.
-      newline: as in `open`; None ends a line at any of \\n, \\r\\n and \\r, "\\n" at that alone.
+      path: its suffix says how the file is compressed.
+      newline: as in `open`; with None a line ends at \\n, \\r\\n or \\r, with "\\n" only there.
 
     Raises:
       UserError: the file is missing, not UTF-8, cut short or damaged.

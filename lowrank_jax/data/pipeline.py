@@ -26,38 +26,38 @@ class Source(Protocol):
 class Batches:
     """Iterator of batches: shuffled anew in each epoch, each a dict of stacked arrays [batch_size / processes, ...].
 
-    The order is grain's: `range(n).seed(seed).shuffle().repeat(epochs).batch(batch_size)`. Grain orders indices and the
-    rows are then read and mapped here, so a process reads only its own rows, in one call, and row j of the global batch
-    is the same example whatever the number of processes: process p holds rows [p, p + 1) * batch_size / processes.
+    The order is grain's: `range(n).seed(seed).shuffle().repeat(epochs).batch(batch_size)`. Grain orders indices, and
+    the rows are then read and mapped here: a process reads only its own rows, in one call, and row j of the global
+    batch is the same example for any number of processes. Process p has rows [p, p + 1) * batch_size / processes.
 
-    Epochs run on without a break: a batch may span two of them, and a source smaller than a batch gives each of its
-    examples several times per batch. With finite `epochs` the last incomplete batch is left out. Grain's shuffle takes
-    about 16 ms per epoch of a source, however small (65 ms for 10,000 examples); the read-ahead hides it.
+    A batch may span two epochs, and one of a source smaller than a batch has each example several times. With finite
+    `epochs` the last incomplete batch is left out. Grain's shuffle takes at least 16 ms per epoch, which the read-ahead
+    hides.
 
-    The cursor (`get_state`) counts the batches that were handed out, not those read ahead, so a checkpoint that is
-    taken after step k resumes with batch k.
+    The cursor (`get_state`) counts the batches that were returned, not those read ahead: a checkpoint saved after step
+    k resumes with batch k.
 
-    Rows of unlike lengths: with `buckets`, the features named in `pad` are padded on the right to T, the smallest
-    bucket that holds the longest row of the global batch, so that a jitted step compiles once per bucket. T is the
-    same on all processes, as `lengths` says it of rows that a process does not read. A batch then has "mask" too, bool
-    [.., T], True at what is no padding.
+    Rows of different lengths: with `buckets`, the features named in `pad` are padded on the right to T, the smallest
+    bucket that holds the longest row of the global batch, so that a jitted step compiles once per bucket. T is the same
+    on all processes: `lengths` has the lengths of rows that a process does not read. A batch then also has "mask", bool
+    [.., T], False at padding.
 
     Args:
       source: the examples.
-      features: example -> dict of arrays, of one shape for all examples but for axis 0 of those in `pad`.
+      features: example -> dict of arrays, of equal shapes for all examples but for axis 0 of those in `pad`.
       batch_size: examples per global batch.
       lengths: int [len(source)], the length of each row along axis 0; only with buckets.
-      buckets: ascending; the last holds every row.
-      pad: feature that is padded -> what it is filled with.
+      buckets: ascending lengths; no row is longer than the last.
+      pad: feature that is padded -> the value it is padded with.
       seed: of the shuffle, at least 0.
       shuffle: False gives the source's order in every epoch.
-      epochs: None repeats for ever.
-      process_index, process_count: which share of each batch; of jax.process_index() and jax.process_count().
-      prefetch: batches read ahead on one thread; 0 reads in the caller's.
+      epochs: None repeats endlessly.
+      process_index, process_count: which share of each batch; by default jax.process_index() and jax.process_count().
+      prefetch: batches read ahead on one thread; 0: no thread.
 
     Raises:
-      UserError: grain is missing, the source is empty, the batch does not divide over the processes, finite epochs
-        hold no whole batch, or the buckets are not ascending or too short for a row.
+      UserError: grain is missing, the source is empty, the batch does not divide over the processes, finite epochs have
+        no whole batch, or the buckets are not ascending or too short for a row.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Batches:
         order = _grain().MapDataset.range(len(source)).seed(seed)
         order = (order.shuffle() if shuffle else order).repeat(epochs)
         self._order = order.batch(batch_size, drop_remainder=True)
-        # Grain orders about 95,000 rows/s, which is most of a small batch's cost, and `length` and `batch` both ask.
+        # Grain orders about 95,000 rows/s, which is most of a small batch's cost, and `length` and `batch` both need
+        # the order.
         self._indices = functools.lru_cache(maxsize=16)(self._order.__getitem__)
         self._batches = math.inf if epochs is None else epochs * len(source) // batch_size
         self._prefetch = prefetch
@@ -117,7 +118,7 @@ class Batches:
         return batch
 
     def length(self, number: int) -> int:
-        """T of global batch `number`: its bucket; the same on all processes.
+        """The length T of global batch `number`, the same on all processes.
 
         Raises:
           IndexError: finite epochs end before.
@@ -129,10 +130,10 @@ class Batches:
         return _bucket(self._lengths[self._indices(number)], self._buckets)
 
     def batch(self, number: int, length: int | None = None) -> Batch:
-        """This process's rows of global batch `number`, counted from 0; leaves the cursor alone.
+        """This process's rows of global batch `number`, counted from 0; the cursor does not move.
 
         Args:
-          length: T, at least `length(number)`, for batches that are stacked with others; None is `length(number)`.
+          length: T, at least `length(number)`, for batches that are stacked with longer ones; None: `length(number)`.
         """
         if number >= self._batches:
             return {}
@@ -146,7 +147,7 @@ class Batches:
         return {"batches": self._consumed, **self._identity}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues at a saved cursor; the number of processes may differ from the run that saved it.
+        """Continues at a saved cursor, of a run with any number of processes.
 
         Raises:
           UserError: the cursor is of another source length, batch size, seed or order.
@@ -180,7 +181,7 @@ def one_pass(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example once, in order, for evaluation; the last batch is filled with rows of zeros, so of zero weights.
+    """Every example once, in order, for evaluation; the last batch is filled with rows of zeros, of weight 0.
 
     Args: as `Batches`; every process gets the same number of batches.
     """
@@ -207,7 +208,7 @@ def bucketed_pass(
 
     `indices`, int64 [batch_size], are those of the whole batch, the same on all processes: row j of the global batch is
     example indices[j], and -1 says that it only fills the last batch. Such a row is one token of padding; its other
-    features are zero, so its weight too.
+    features, also its weight, are 0.
 
     Args: as `Batches`; every process gets the same number of batches.
     """
@@ -222,7 +223,7 @@ def bucketed_pass(
         filled = _fill(batch, len(mine), rows.stop - rows.start)
         for name, value in pad.items():
             filled[name][len(mine) :] = value
-        filled["mask"][len(mine) :, 0] = True  # a row without any key has no softmax
+        filled["mask"][len(mine) :, 0] = True  # the softmax of a row needs at least one key
         yield np.concatenate([present, np.full(batch_size - len(present), -1)]), filled
 
 
@@ -279,7 +280,7 @@ def _check_buckets(source: Source, lengths: np.ndarray | None, buckets: Sequence
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds all of `lengths`."""
+    """The smallest bucket that none of `lengths` exceeds."""
     return buckets[bisect.bisect_left(buckets, lengths.max())]
 
 

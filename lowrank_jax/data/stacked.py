@@ -1,4 +1,4 @@
-"""The batches of several trials side by side: one stream a trial, read ahead and stacked on a leading axis."""
+"""The batches of several trials on a leading axis: one stream a trial, read ahead and stacked."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from lowrank_jax.data.pipeline import Batch, Batches
 
-AHEAD = 5  # batches read ahead of the one that was handed out
+AHEAD = 5  # batches read ahead
 THREADS = 2
 
 
@@ -16,9 +16,9 @@ class StackedBatches:
     """Iterator of batches [trials, B, ...]; trials may share a stream, which is then read once.
 
     Args:
-      streams: of each trial.
-      last: batches to hand out in all; none is read beyond.
-      bucketed: batches have several lengths, and each is padded to the longest of the trials.
+      streams: one a trial.
+      last: number of batches in all; none is read beyond.
+      bucketed: batches differ in length, and are padded to the longest of the trials.
     """
 
     def __init__(self, streams: Sequence[Batches], last: int, bucketed: bool = False):

@@ -1,4 +1,4 @@
-"""One process at a time for a folder."""
+"""A lock on a folder, for one process at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Waits for `folder`, which is made; the lock goes with its process, so a killed one leaves none behind."""
+    """Holds the lock on `folder`, which is created; waits for other processes. A killed process leaves no lock."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)

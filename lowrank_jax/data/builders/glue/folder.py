@@ -1,4 +1,4 @@
-"""GLUE from a local folder of tsv files: where a split lies, and its rows, checked line by line."""
+"""GLUE from a local folder of tsv files: finds a split's file and reads its rows, checked line by line."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -22,7 +22,7 @@ class GlueRows:
     """Rows of one split, in the order of the official file.
 
     Attributes:
-      first, second: the sentences; second is None where a row has one.
+      first, second: the sentences; second is None where rows have only one.
       labels: int32 [n] classes, or float32 [n] scores.
       source: the files or the TFDS folder they come from.
     """
@@ -36,7 +36,7 @@ class GlueRows:
         return len(self.first)
 
     def digest(self) -> str:
-        """sha256 of the rows, however they are stored."""
+        """sha256 of the rows, the same for every way of storing them."""
         columns = [self.first] if self.second is None else [self.first, self.second]
         return text_digest(columns, self.labels.tobytes())
 
@@ -44,8 +44,8 @@ class GlueRows:
 def read_folder(task: str, split: str, root: Path) -> GlueRows:
     """The rows of `split`, from the official tsv files or the parts of them that a folder holds.
 
-    `root` is the folder of all data sets, in which the task's own is called as officially ("STS-B") or "glue-stsb", or
-    it is that folder itself; "glue-stsb-partial" may hold parts. In it lies the split's file ("dev.tsv"), or its parts
+    `root` is the task's folder, or the folder of all data sets with the task's in it under its official name ("STS-B")
+    or as "glue-stsb" (parts: "glue-stsb-partial"). The task's folder has the split's file ("dev.tsv") or its parts
     ("dev_partial.tsv" and "dev_extra.tsv"), each plain, .gz or .xz. MRPC's split files may be given as the corpus' own
     msr_paraphrase_train.txt with GLUE's dev_ids.tsv.
 
@@ -74,12 +74,12 @@ def read_folder(task: str, split: str, root: Path) -> GlueRows:
 
 
 def has_files(task: str, split: str, root: Path) -> bool:
-    """Whether `read_folder` finds files of `split`, of whatever content."""
+    """Whether `read_folder` finds files of `split`; their content is not read."""
     return bool(files_of(task, split, root))
 
 
 def files_of(task: str, split: str, root: Path) -> list[Path]:
-    """What `read_folder` reads of `split`, of whatever content."""
+    """The files that `read_folder` reads for `split`; their content is not read."""
     folder = _task_folder(task, root)
     if paths := _split_files(folder, split):
         return paths
@@ -114,7 +114,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _packed(folder: Path, name: str) -> Path | None:
-    """The file, plain or packed, if it is there."""
+    """The file, plain or compressed, if it exists."""
     return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
@@ -134,8 +134,8 @@ def _mrpc_id_file(folder: Path) -> Path | None:
 
 
 def _read_columns(path: Path, columns: tuple[str, ...], spec: GlueSpec) -> Iterator[tuple[int, list[str]]]:
-    """(line number, the named fields) of each row; lines without a field are errors, or few enough to leave out."""
-    # Only \n ends a line: a lone \r or a Unicode line separator is text. No quoting: sentences hold unbalanced quotes.
+    """(line number, the named fields) of each row; a line without one is an error, but for a few."""
+    # Only \n ends a line: \r alone or a Unicode line separator is text. No quoting: sentences hold unbalanced quotes.
     lines = read_lines(path, newline="\n")
     header = spec.header
     if not header:

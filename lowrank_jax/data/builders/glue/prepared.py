@@ -21,7 +21,7 @@ REMEDY = (
 
 
 def read_tfds(task: str, split: str) -> GlueRows:
-    """The rows of `split`, in the official files' order, from $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """The rows of `split`, in the official files' order, from $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
       UserError: TFDS is missing, there is no network at the first use, or the folder cannot be written or read.
@@ -40,7 +40,7 @@ def read_tfds(task: str, split: str) -> GlueRows:
         texts = [[row[name].decode() for row in rows] for name in spec.features]
     except UserError:
         raise
-    except Exception as error:  # TFDS, etils and array_record each have their own way to report a fault
+    except Exception as error:  # TFDS, etils and array_record each raise exceptions of different classes
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"TFDS cannot give glue/{task} from {folder} ({text}); {REMEDY.format(task=task)}") from error
     labels = np.array([row["label"] for row in rows], np.int32 if spec.labels else np.float32)
@@ -76,11 +76,12 @@ def _builder(task: str) -> Any:
 def _prepare(task: str, builder: Any) -> None:
     import tensorflow_datasets as tfds
 
-    url = builder.builder_config.data_url  # "" for mrpc, whose files are no archive
+    url = builder.builder_config.data_url  # "" for mrpc, which has no archive
     _reach(task, url or HOST)
     downloads = Path(builder.data_dir).parents[2] / "downloads"
     if url:
-        # TFDS unpacks with TensorFlow, but takes a folder as it is that bears an archive's name behind "ZIP.".
+        # TFDS unpacks with TensorFlow, but accepts a folder in place of an archive if its name is "ZIP." and the
+        # archive's.
         manager = tfds.download.DownloadManager(
             download_dir=downloads, dataset_name=builder.name, url_infos=builder.url_infos
         )
@@ -96,7 +97,7 @@ def _prepare(task: str, builder: Any) -> None:
 
 
 def _reach(task: str, url: str) -> None:
-    """Asks for the file's head, so that a machine without network learns it in seconds."""
+    """Requests the file's headers, which fails within seconds on a machine without network."""
     import requests
 
     try:

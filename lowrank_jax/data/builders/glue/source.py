@@ -15,14 +15,14 @@ FOLDER_VARIABLE = "LOWRANK_JAX_GLUE_DIR"
 def load_glue(
     task: str, split: str, data_dir: str | os.PathLike | None = None, allow_partial: bool = False
 ) -> tuple[GlueRows, str | None]:
-    """The rows of a split, and a note where they are not the official number.
+    """The rows of a split, and a note where their number is not the official one.
 
     Args:
       task: a name of `specs.GLUE`.
       split: "train" or "dev"; for mnli "train", "dev_matched" or "dev_mismatched".
       data_dir: folder of the tsv files (see `read_folder`); default $LOWRANK_JAX_GLUE_DIR, and without that TFDS,
         which downloads at the first use.
-      allow_partial: True takes any number of rows.
+      allow_partial: True accepts any number of rows.
 
     Returns:
       (rows, None), or (rows, what is missing).
@@ -51,13 +51,13 @@ def load_glue(
 
 
 def has_split(task: str, split: str, data_dir: str | os.PathLike | None = None) -> bool:
-    """Whether there is anything of `split` to load; a folder may hold parts, TFDS has every split."""
+    """Whether there are rows of `split` to load: a folder may have only some splits, TFDS has all."""
     folder = _folder(data_dir)
     return folder is None or has_files(task, split, folder)
 
 
 def split_files(task: str, split: str, data_dir: str | os.PathLike | None = None) -> list[Path]:
-    """The files that `load_glue` reads of a split; none where they are not there yet, or no more."""
+    """The files that `load_glue` reads for a split; none where they do not exist."""
     folder = _folder(data_dir)
     if folder is None:
         return prepared_files(task, split)

@@ -13,10 +13,10 @@ class GlueSpec:
       label: column of the label.
       labels: names of the classes, by number; () where the label is a score.
       written: how the files write each class.
-      rows: split -> official number of rows; more than one where the sources count differently.
+      rows: split -> official number of rows; several numbers where the sources count differently.
       features: TFDS's names of the sentences.
       header: names of the columns where the files have no header line.
-      broken_lines: how many lines may lack columns; they are left out, as GLUE's own reader does.
+      broken_lines: how many lines may lack columns; they are left out, as by GLUE's own reader.
     """
 
     folder: str

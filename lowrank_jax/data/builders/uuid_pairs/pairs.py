@@ -3,7 +3,7 @@
 import hashlib
 import uuid
 
-VERSION = "1.0.0"  # of the generator and so of the prepared folders
+VERSION = "1.0.0"  # of the generator, and thereby of the prepared folders
 
 
 def generate_pairs(pairs: int, seed: int) -> list[tuple[str, str]]:

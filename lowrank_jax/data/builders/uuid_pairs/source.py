@@ -1,4 +1,4 @@
-"""The prepared TFDS folder of uuid_pairs: built once under a lock, checked at each opening, read by row."""
+"""The prepared TFDS folder of uuid_pairs: built once under a lock, checked whenever it is opened, read by row."""
 
 import contextlib
 import io
@@ -94,10 +94,10 @@ def _open(root: Path, pairs: int, seed: int, expected: list) -> tuple[PairSource
         indices = sorted({i * (pairs - 1) // (CHECKED_ROWS - 1) for i in range(CHECKED_ROWS)})
         rows = source.__getitems__(indices) if len(source) == pairs else None
     except UserError as error:
-        if isinstance(error.__cause__, ImportError):  # TFDS is missing: no fault of the folder
+        if isinstance(error.__cause__, ImportError):  # TFDS is missing, which is not the folder's fault
             raise
         return None, error
-    except Exception as error:  # TFDS, etils and array_record each have their own way to report a damaged folder
+    except Exception as error:  # TFDS, etils and array_record raise different exceptions for a damaged folder
         return None, error
     if rows != [dict(zip(("key", "value"), expected[i], strict=True)) for i in indices]:
         return None, ValueError(f"{folder} holds other pairs than its name says")
@@ -105,7 +105,7 @@ def _open(root: Path, pairs: int, seed: int, expected: list) -> tuple[PairSource
 
 
 def _prepare(root: Path, pairs: int, seed: int) -> None:
-    """Builds into TFDS's temporary folder, which is renamed when whole."""
+    """Builds into TFDS's temporary folder, which TFDS renames when it is complete."""
     builder = _builder(root, pairs, seed)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # TFDS's progress bars
         try:

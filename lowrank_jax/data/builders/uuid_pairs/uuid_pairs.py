@@ -9,7 +9,7 @@ from lowrank_jax.data.builders.uuid_pairs.pairs import VERSION, config_name, gen
 
 @dataclasses.dataclass
 class UuidPairsConfig(tfds.core.BuilderConfig):
-    """How many pairs, drawn with which seed; each choice is its own folder on disk."""
+    """How many pairs, drawn with which seed; each combination has a separate folder on disk."""
 
     name: str = ""  # always config_name(pairs, seed)
     pairs: int = 64
@@ -21,7 +21,7 @@ class UuidPairsConfig(tfds.core.BuilderConfig):
 
 
 class UuidPairs(tfds.core.GeneratorBasedBuilder):
-    """Pairs of version-4 UUIDs that nothing but memory connects."""
+    """Pairs of random version-4 UUIDs, key and value: a value can only be memorised."""
 
     VERSION = tfds.core.Version(VERSION)
     BUILDER_CONFIGS = (UuidPairsConfig(pairs=64), UuidPairsConfig(pairs=10_000))  # laptop and paper scale
