@@ -223,8 +223,8 @@ def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, c
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
-    cuDNN's applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up to
-    128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA.
+    cuDNN's applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up
+    to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.

@@ -1,1 +1,1 @@
-"""What a benchmark means: examples to features, loss, prompts and scores."""
+"""Benchmarks: from examples to features, prompts and scores."""

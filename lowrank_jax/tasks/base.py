@@ -1,4 +1,4 @@
-"""What every task gives, and the forms of its examples: targets among the tokens, or a label beside them."""
+"""What every task provides, by the form of its examples: targets among the tokens, or a label of all of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark: examples to features.
+    """A benchmark: turns examples into features.
 
     Its config says which form it has (`forms.registry.FORMS`), and `evaluation` is one of that form's.
 
@@ -32,7 +32,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class GenerationTask(Task, Protocol):
-    """A task that is scored by decoding: `forms.evaluate` decodes and hands the text back to `score`."""
+    """A task that is scored by decoding: `forms.evaluate` decodes and passes the texts to `score`."""
 
     max_new_tokens: int
     stop_id: int | None
@@ -41,7 +41,7 @@ class GenerationTask(Task, Protocol):
         """(prompt, target) texts, the same ones at every call."""
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """The ids that decoding starts from: exactly those that stood before the target in training."""
+        """The ids that decoding starts from: exactly those before the target in training."""
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
         """Metrics by name."""
@@ -62,24 +62,24 @@ class LikelihoodTask(Task, Protocol):
 class LabelTask(Task, Protocol):
     """A task that is scored by a label or a score of each example, with an encoder's head.
 
-    Its rows are of unlike lengths; `data.pipeline` pads "tokens" and "types" of a batch to one of `buckets` and adds
+    Its rows differ in length; `data.pipeline` pads "tokens" and "types" of a batch to one of `buckets` and adds
     "mask". A batch is then {"tokens", "types": int32 [B, T], "mask": bool [B, T], "labels": int32 or float32 [B],
-    "weights": float32 [B], 0 for rows that only fill a batch of evaluation}.
+    "weights": float32 [B], 0 for rows that only fill up a batch of an evaluation}.
     """
 
     head: str  # "classification" or "regression" of models.heads
     num_labels: int
     label_names: tuple[str, ...]
     buckets: tuple[int, ...]  # ascending; seq_len is the last
-    pad: Mapping[str, int]  # feature that is padded -> what it is filled with
-    partial: bool  # whether any split is not the official one
+    pad: Mapping[str, int]  # feature that is padded -> the value it is padded with
+    partial: bool  # whether any split differs from the official one
     notes: tuple[str, ...]  # a line for each departure from the official data, and for rows that are cut
 
     def lengths(self, source: Any) -> np.ndarray:
-        """Tokens of each row, int32 [len(source)], without reading rows."""
+        """Number of tokens of each row, int32 [len(source)], without reading rows."""
 
     def validation_sources(self) -> dict[str, Any]:
-        """Name -> random access to a held-out set; one set alone is called ""."""
+        """Name -> random access to a held-out set; a single set is called ""."""
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the logits [n, num_labels] (or scores [n, 1]) of each held-out set; "main" is the paper's."""
@@ -89,7 +89,7 @@ def make_features(tokens: Sequence[int], weights: Sequence[float], seq_len: int,
     """Pads tokens and weights on the right to `seq_len`; the weight of position 0 is 0, as nothing precedes it.
 
     Args:
-      tokens, weights: of one length, at most `seq_len`.
+      tokens, weights: of equal length, at most `seq_len`.
       seq_len: T.
       pad_id: fills the rest, with weight 0.
 
@@ -97,7 +97,7 @@ def make_features(tokens: Sequence[int], weights: Sequence[float], seq_len: int,
       {"tokens": int32 [T], "weights": float32 [T]}.
 
     Raises:
-      UserError: more than `seq_len` tokens: what is cut is for the task to say, see `data.cuts`.
+      UserError: more than `seq_len` tokens: a task cuts its rows itself, and says what is lost (`data.cuts`).
     """
     if len(tokens) != len(weights):
         raise ValueError(f"{len(tokens)} tokens but {len(weights)} weights")
@@ -111,7 +111,7 @@ def make_features(tokens: Sequence[int], weights: Sequence[float], seq_len: int,
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The tokenizer's padding id; 0 where it has none, since padding on the right is neither read nor scored."""
+    """The tokenizer's padding id; 0 where it has none, as padding on the right is neither read nor scored."""
     return 0 if tokenizer.pad_id is None else tokenizer.pad_id
 
 

@@ -33,12 +33,12 @@ class GlueConfig:
       buckets: lengths that batches are padded to, ascending up to seq_len; None: seq_len, its half, its quarter, ...
         down to 32.
       train_examples: size of the low-data training sets (Tables 16 and 17); None takes all. A plain random sample, not
-        balanced over classes; with one subset_seed a smaller one is part of a larger one.
+        balanced over classes; with the same subset_seed a smaller sample is part of a larger one.
       subset_seed: of that sample.
       data_dir: folder of the tsv files; see `load_glue`.
-      allow_partial: runs on files that hold another number of rows than the official one, and on MNLI with one of its
+      allow_partial: runs on files whose number of rows is not the official one, and on MNLI with one of its
         two dev sets; `GlueTask.notes` says which.
-      max_dev_examples: dev rows that are scored, evenly spaced, of each dev set; None takes all.
+      max_dev_examples: rows of each dev set that are scored, evenly spaced; None takes all.
     """
 
     form: ClassVar[str] = "label"
@@ -46,7 +46,7 @@ class GlueConfig:
     seq_len: Annotated[int, Range(least=1)] = 128
     buckets: tuple[Annotated[int, Range(least=1)], ...] | None = None
     train_examples: Annotated[int, Range(least=1)] | None = None
-    subset_seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0  # what RandomState takes
+    subset_seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0  # the seeds that RandomState accepts
     data_dir: str | None = None
     allow_partial: bool = False
     max_dev_examples: Annotated[int, Range(least=1)] | None = None
@@ -56,7 +56,7 @@ class GlueConfig:
             raise unknown_name("GLUE task", self.task, GLUE)
         check_ranges(self, "task")
         if self.buckets is not None:
-            object.__setattr__(self, "buckets", tuple(self.buckets))  # a list as a ConfigDict or JSON gives it
+            object.__setattr__(self, "buckets", tuple(self.buckets))  # a list where it comes from a ConfigDict or JSON
             if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1:] != (self.seq_len,):
                 raise UserError(f"task.buckets is {self.buckets}; it must ascend up to seq_len={self.seq_len}")
 
@@ -78,8 +78,8 @@ class GlueTask:
       head: "classification", or "regression" for STS-B.
       num_labels, label_names: classes by number; 1 and ("score",) for STS-B.
       seq_len, buckets: lengths that batches are padded to.
-      pad: feature that is padded -> what it is filled with.
-      partial: whether any split is not the official one.
+      pad: feature that is padded -> the value it is padded with.
+      partial: whether any split differs from the official one.
       notes: a line for each such split, for a subset, and for rows that seq_len cuts; a run's record keeps them.
       contents: split -> digest of all its rows.
     """
@@ -125,7 +125,7 @@ class GlueTask:
         return {name: rows for name, rows in self._splits.items() if name != "train"}
 
     def features(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """{"tokens": int32 [n], "types": int32 [n], "labels": int32 or float32, "weights": 1}; n is the row's own."""
+        """{"tokens": int32 [n], "types": int32 [n], "labels": int32 or float32, "weights": 1}; n differs by row."""
         return {
             "tokens": example["tokens"],
             "types": example["types"],
@@ -134,23 +134,23 @@ class GlueTask:
         }
 
     def lengths(self, source: EncodedRows) -> np.ndarray:
-        """Tokens of each row, int32 [len(source)]."""
+        """Number of tokens of each row, int32 [len(source)]."""
         return source.lengths
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the model's outputs on the whole of `validation_sources`.
 
-        "main" is the number of Table 2: Matthews' correlation for CoLA, Pearson's for STS-B, accuracy over both dev
-        sets together for MNLI, accuracy for the rest. "distinct" counts the classes that were predicted (1 is a
+        "main" is the number of Table 2: Matthews' correlation for CoLA, Pearson's for STS-B, accuracy over the rows of
+        both dev sets for MNLI, accuracy for the rest. "distinct" counts the classes that were predicted (1 is a
         collapsed run), "spread" is the standard deviation of predicted scores (0 is one). "nonfinite" counts rows with
-        an output that is NaN or infinite; such an output is taken as 0 in the rest.
+        an output that is NaN or infinite; such an output counts as 0 in the other metrics.
 
         Args:
           outputs: split -> float [n, num_labels] logits, or [n, 1] or [n] scores, in the source's order.
 
         Returns:
           CoLA {"matthews", "accuracy"}; MRPC, QQP {"accuracy", "f1"}; STS-B {"pearson", "spearman"}; MNLI {"matched",
-          "mismatched", "overall"}, or the one of the two that is there; the rest {"accuracy"}; and the above.
+          "mismatched", "overall"}, or the one of the two that exists; the others {"accuracy"}; and those above.
         """
         sources = self.validation_sources()
         if outputs.keys() != sources.keys():
@@ -185,13 +185,13 @@ class GlueTask:
         return {**metrics, "f1": f1(predictions, labels)} if self.config.task in WITH_F1 else metrics
 
     def _missing_dev(self, split: str) -> bool:
-        """One of MNLI's dev sets, where the folder holds only the other."""
+        """The one of MNLI's dev sets that the folder does not have."""
         task, folder = self.config.task, self.config.data_dir
         others = [s for s in GLUE[task].splits if s.startswith("dev_") and s != split]
         return split.startswith("dev_") and not has_split(task, split, folder) and has_split(task, others[0], folder)
 
     def _keep(self, split: str, total: int) -> tuple[np.ndarray, str | None]:
-        """(indices of the rows that are used, a note where these are not all)."""
+        """(indices of the rows that are used, a note where they are not all rows)."""
         wanted = self.config.train_examples if split == "train" else self.config.max_dev_examples
         if wanted is None:
             return np.arange(total), None

@@ -1,4 +1,4 @@
-"""Task names: the only list."""
+"""The tasks by name: the only list."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def build_task(name: str, config: Any, tokenizer: Any) -> Task:
     """The task `name` over `tokenizer`.
 
     Raises:
-      UserError: no such task, or a config of another one.
+      UserError: no such task, or the config is of another one.
     """
     expected = task_config(name)
     if not isinstance(config, expected):

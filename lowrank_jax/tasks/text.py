@@ -1,4 +1,4 @@
-"""A user's JSON lines: packed text for next-token pretraining, or one row an example, scored by held-out loss."""
+"""A user's JSON lines: packed text for next-token pretraining, or one example a row; scored by held-out loss."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ class TextConfig:
       seq_len: tokens per example.
       validation_path: held-out files of the same kind; None: no evaluation.
       packed: True joins all texts and cuts windows, without padding (text rows only); False makes each row an example.
-      truncate: where a row is longer than seq_len, True cuts its end off and says what is lost, False refuses it at the
-        start. Packed text loses nothing: a document goes on in the next window.
+      truncate: where a row is longer than seq_len, True cuts its end off and notes what is lost, False refuses it at
+        the start. Packed text loses nothing: a document continues in the next window.
       add_bos, add_eos: marks around each text, or around prompt + completion.
     """
 
@@ -46,7 +46,7 @@ class TextConfig:
         check_ranges(self, "task")
         for name in ("path", "validation_path"):
             value = getattr(self, name)
-            if isinstance(value, list | tuple):  # a list as a ConfigDict or JSON gives it; "" stands for no file
+            if isinstance(value, list | tuple):  # a list where it comes from a ConfigDict or JSON; "" is no file
                 object.__setattr__(self, name, tuple(file for file in value if file) or None)
         if not self.path:
             raise UserError("task.path is empty; give a .jsonl, .jsonl.gz or .jsonl.xz file, or several")
@@ -55,8 +55,8 @@ class TextConfig:
 class TextTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
-    Loss is on all tokens of a text, and on the completion (and EOS) alone of a prompt with its completion. Prompt and
-    completion are encoded apart and joined, so that decoding can start from exactly what training saw.
+    The loss is over all tokens of a text, or over the completion (and EOS) of a prompt with its completion. Prompt and
+    completion are encoded separately and joined: decoding can start from exactly the ids of training.
 
     Attributes:
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
@@ -80,7 +80,7 @@ class TextTask:
         return self._train
 
     def validation_source(self) -> Sequence[dict[str, Any]] | None:
-        """The same of the held-out files, or None."""
+        """The same for the held-out files, or None."""
         return self._validation
 
     def features(self, example: dict[str, Any]) -> Features:
@@ -93,7 +93,7 @@ class TextTask:
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Mean loss per token in nats, its perplexity, and the loss per byte of the scored UTF-8 text.
 
-        EOS is a target but no byte: its cost is spread over the bytes.
+        EOS is a target but not a byte: its loss is spread over the bytes.
         """
         per_token, per_byte = loss_sum / weight_sum, loss_sum / self._validation_bytes
         return {
@@ -104,7 +104,7 @@ class TextTask:
         }
 
     def _load(self, field: str) -> tuple[Sequence[dict[str, Any]], int]:
-        """(examples, bytes of text that are scored) of the files that a field of the config names."""
+        """(examples, scored bytes of text) of the files named by a field of the config."""
         rows = JsonLines(getattr(self.config, field))
         if not self.config.packed:
             return self._examples(rows, f"task.{field}")
@@ -127,7 +127,7 @@ class TextTask:
             tokens = np.concatenate([np.array(prompt, dtype), target, np.array(self._eos, dtype)])
             lengths.append(len(tokens))
             first = max(len(prompt), 1)  # the first target; position 0 has nothing before it
-            if first >= min(len(tokens), self.seq_len):  # cut off whole, or a single token
+            if first >= min(len(tokens), self.seq_len):  # nothing is left, or a single token
                 left_out.append(index)
                 continue
             end = min(len(prompt) + len(target), self.seq_len)

@@ -14,18 +14,18 @@ from lowrank_jax.tasks.base import Features, check_score_input, make_features, p
 LOSS_ON = ("value", "all")
 LENGTH = 36  # characters of a UUID
 DIGITS = [i for i in range(LENGTH) if i not in (8, 13, 18, 23)]  # 32 hexadecimal digits; the rest are hyphens
-# Chance of the best guess that knows only the format: the version digit is always 4, the variant digit is one of 8, 9,
-# a, b, and 30 digits are free.
+# Accuracy of the best guess that knows only the format: the version digit is always 4, the variant digit is one of 8,
+# 9, a, b, and 30 digits are free.
 CHANCE = (1 + 1 / 4 + 30 / 16) / 32  # 0.0977
 
 
 @dataclass(frozen=True)
 class UuidConfig:
-    """Which pairs, what is learnt of them, and how many are decoded at an evaluation.
+    """Which pairs, which of their tokens are learnt, and how many are decoded at an evaluation.
 
     Attributes:
       pairs, seed: of `generate_pairs`.
-      loss_on: "value", the tokens after ":", or "all", as the official code does (a random key cannot be predicted: its
+      loss_on: "value", the tokens after ":", or "all", as in the official code (a random key cannot be predicted: its
         tokens keep the mean loss above 0).
       add_bos, add_eos: marks around the text.
       eval_pairs: pairs decoded at an evaluation; None decodes all.
@@ -50,10 +50,10 @@ class UuidConfig:
 
 
 class UuidTask:
-    """The task over one tokenizer; encodes every pair once, to know the longest.
+    """The task over one tokenizer; encodes every pair once, to find the longest.
 
-    "key:" and the value are encoded apart and joined, in training too: what stands before the value is then exactly
-    the prompt of decoding, for any tokenizer. For bytes, and for subwords that split at punctuation (as GPT-2's and
+    "key:" and the value are encoded separately and joined, in training too: for any tokenizer, the ids before the value
+    are then exactly the prompt of decoding. For bytes, and for subwords that split at punctuation (as GPT-2's and
     SmolLM2's do), this equals encoding the whole text; sentencepiece puts its word-start mark before the value as well.
     """
 
@@ -66,7 +66,7 @@ class UuidTask:
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.stop_id = self._eos[0] if config.add_eos else None
         self._pairs = [(row["key"], row["value"]) for row in self._source.__getitems__(range(len(self._source)))]
-        if self._pairs != self._source.expected:  # a run's record has the seed alone
+        if self._pairs != self._source.expected:  # a run's record has only the seed
             raise UserError(f"{self._source.folder} holds other pairs than its seed gives; delete it and run again")
         self._encoded = {key: (self.prompt_tokens(key + ":"), tokenizer.encode(value)) for key, value in self._pairs}
         values = [len(value) for _, value in self._encoded.values()]
@@ -79,7 +79,7 @@ class UuidTask:
         return self._source
 
     def features(self, example: dict[str, str]) -> Features:
-        """BOS? key : value EOS?, with weight 1 on the value (and EOS), or on everything but BOS and a first token."""
+        """[BOS] key : value [EOS], with weight 1 on the value (and EOS), or on everything but BOS and a first token."""
         prompt, value = self._encoded[example["key"]]
         target = value + self._eos
         before = 0.0 if self.config.loss_on == "value" else 1.0
@@ -88,9 +88,9 @@ class UuidTask:
         )
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
-        """("key:", value) of `sample` pairs (default: eval_pairs, else all), evenly spaced over the data set.
+        """("key:", value) of `sample` pairs (default: eval_pairs, or all), evenly spaced over the data set.
 
-        The pairs are random, so even spacing is as fair as a draw, and is the same everywhere.
+        The pairs are random: even spacing is as fair as a random draw, and the same everywhere.
         """
         total = len(self._pairs)
         count = min(sample or self.config.eval_pairs or total, total)
@@ -98,7 +98,7 @@ class UuidTask:
         return [(key + ":", value) for key, value in chosen]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """BOS? and the ids of "key:"."""
+        """[BOS] and the ids of "key:"."""
         return self._bos + self.tokenizer.encode(prompt)
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
@@ -109,9 +109,9 @@ class UuidTask:
 def score_uuids(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     """Character accuracy over the 32 digits of each value, and the rate of values that are right in full.
 
-    Prediction and target are compared place by place over the UUID's 36 characters; the hyphens' places do not count
-    towards the accuracy, a place that the prediction does not reach is wrong, and what follows the 36th is left out
-    (without EOS the model was never taught to stop). Chance is `CHANCE`, 9.77%.
+    Prediction and target are compared place by place over the UUID's 36 characters; the hyphens do not count towards
+    the accuracy, a place beyond the prediction's end is wrong, and characters after the 36th are ignored (without EOS
+    the model never learns to stop). Chance is `CHANCE`, 9.77%.
 
     Returns:
       {"char_accuracy", "exact_match"}, both in [0, 1].

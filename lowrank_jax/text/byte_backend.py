@@ -3,12 +3,12 @@
 from typing import Any
 
 MARKS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}  # ids 256, 257, 258
-# A mark that stands in a text is text: without the first, transformers would make an id of it.
+# A mark within a text is text: without the first setting, transformers would turn it into its id.
 SETTINGS = {"split_special_tokens": True, "clean_up_tokenization_spaces": False, **MARKS}
 
 
 def byte_backend() -> Any:
-    """Ids 0-255 are the bytes of the text, then BOS, EOS, PAD; nothing is added, joined or normalised."""
+    """Ids 0-255 are the bytes of the text, then BOS, EOS, PAD; nothing is added, merged or normalised."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     backend = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_alphabet())}, merges=[]))

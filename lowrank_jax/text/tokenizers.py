@@ -10,7 +10,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.text.byte_backend import SETTINGS, byte_backend
 from lowrank_jax.text.vocabulary_files import has_vocabulary, read_vocabulary
 
-# sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> transformers' class that reads it
+# sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> the class of transformers that reads it
 PIECE_FILES = {"tokenizer.model": "LlamaTokenizer", "spm.model": "DebertaV2Tokenizer"}
 BYTE_CLASS = "ByteTokenizer"
 # In tokenizer_config.json of a byte-level base; older ones have BYTE_CLASS as tokenizer_class, unknown to transformers.
@@ -20,7 +20,7 @@ Encoding = tuple[list[int], list[int]]  # ids, types
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer; special ids are None when the vocabulary has none."""
+    """The methods and fields that a tokenizer must have; special ids are None where the vocabulary has none."""
 
     name: str
     vocab_size: int
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
         """Ids and segment types of many texts or pairs, with the special tokens that the checkpoint was trained with.
 
-        A tokenizer that has no template of its own gives BOS a EOS, or BOS a EOS b EOS (without what it lacks), all of
+        A tokenizer without a template gives BOS a EOS, or BOS a EOS b EOS (without the marks that it lacks), all of
         type 0. Pairs that are too long lose tokens at the end of the longer text first.
 
         Raises:
@@ -98,7 +98,7 @@ class SubwordTokenizer:
         tokenizer.no_padding()
         self.backend = tokenizer
         self.name = name
-        # Ids may have holes, so the highest id counts, not the number of tokens.
+        # Ids may have gaps: the highest id counts, not the number of tokens.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = bos_id, eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
@@ -113,7 +113,7 @@ class SubwordTokenizer:
         if not specials:
             return _frame(self, first, second, max_len)
         _check_room(self.name, specials, second, max_len)
-        backend = copy.deepcopy(self.backend)  # truncation is a state of the backend
+        backend = copy.deepcopy(self.backend)  # truncation is a setting of the backend
         backend.enable_truncation(max_len, strategy="longest_first")
         texts = first if second is None else zip(first, second, strict=True)
         return [(row.ids, row.type_ids) for row in backend.encode_batch_fast(list(texts))]
@@ -131,7 +131,7 @@ class SentencePieceTokenizer:
             import sentencepiece
         except ImportError:
             raise UserError(
-                f"{path} needs the sentencepiece package (pip install sentencepiece), or put a tokenizer.json beside it"
+                f"{path} needs the sentencepiece package (pip install sentencepiece), or a tokenizer.json next to it"
             ) from None
         self.path = Path(path)
         self.name = self.path.parent.name
@@ -160,7 +160,8 @@ class SentencePieceTokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder.
 
-    Bytes by name, else tokenizer.json, else vocab.json with merges.txt, else vocab.txt, else sentencepiece's file.
+    The byte tokenizer by its name; otherwise the first of tokenizer.json, vocab.json with merges.txt, vocab.txt and
+    sentencepiece's file.
 
     Raises:
       UserError: none is there, a file is damaged, or sentencepiece is needed and absent.
@@ -183,7 +184,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds any tokenizer file, a settings file alone included."""
+    """Whether a folder has any tokenizer file, be it only one of settings."""
     files = ("tokenizer.json", "tokenizer_config.json", *PIECE_FILES)
     return any((folder / file).is_file() for file in files) or has_vocabulary(folder)
 
@@ -199,10 +200,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
 
 
 def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
-    """{file name: content} of what `save_tokenizer` writes.
+    """{file name: content} of the files that `save_tokenizer` writes.
 
     Args:
-      settings: more of tokenizer_config.json; what the tokenizer itself says goes before them.
+      settings: further entries of tokenizer_config.json; the tokenizer's override them.
 
     Raises:
       UserError: a tokenizer of another kind.
@@ -219,13 +220,13 @@ def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
         own = {"tokenizer_class": PIECE_FILES.get(tokenizer.path.name, "LlamaTokenizer")}
         files = {tokenizer.path.name: tokenizer.path.read_bytes()}
     else:
-        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files beside the weights")
+        raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files into the weights' folder")
     text = json.dumps({**settings, **own}, indent=2, ensure_ascii=False) + "\n"
     return {**files, "tokenizer_config.json": text.encode()}
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuses a tokenizer whose ids the model's embedding cannot look up.
+    """Refuses a tokenizer with ids that the model's embedding does not have.
 
     Raises:
       UserError: the tokenizer's vocabulary is larger than the model's.
@@ -247,7 +248,7 @@ def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | N
         rows = [[*bos, *tokenizer.encode(a)[:room], *eos] for a in first]
     else:
         for a, b in zip(map(tokenizer.encode, first), map(tokenizer.encode, second), strict=True):
-            short = min(len(a), len(b), room // 2)  # what the shorter keeps; the longer takes the rest of the room
+            short = min(len(a), len(b), room // 2)  # what the shorter keeps; the longer takes the rest
             keep_a, keep_b = (short, room - short) if len(a) <= len(b) else (room - short, short)
             rows.append([*bos, *a[:keep_a], *eos, *b[:keep_b], *eos])
     return [(row, [0] * len(row)) for row in rows]
@@ -285,7 +286,7 @@ def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTo
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, over config.json's special ids where it names no tokens."""
+    """tokenizer_config.json, and config.json's special ids where it names no tokens."""
     merged: dict[str, Any] = {}
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():

@@ -7,7 +7,7 @@ from lowrank_jax.core.errors import UserError
 
 BYTE_PAIRS = ("vocab.json", "merges.txt")  # GPT-2, RoBERTa
 WORD_PIECES = "vocab.txt"  # BERT
-# Tokens that stand for no text, in the vocabularies of these families; those that a vocabulary holds are special.
+# Tokens that stand for no text, in the vocabularies of these families; those that a vocabulary has are special.
 SPECIAL = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -43,7 +43,7 @@ def _byte_pairs(folder: Path, settings: dict[str, Any]) -> Any:
     space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = decoders.ByteLevel()
-    if settings.get("model_type") == "roberta":  # GPT-2's frame nothing
+    if settings.get("model_type") == "roberta":  # GPT-2's template adds nothing
         first, last = ((token, _id(tokenizer, token)) for token in ("<s>", "</s>"))
         tokenizer.post_processor = processors.RobertaProcessing(last, first, add_prefix_space=space)
     return tokenizer
