@@ -114,9 +114,9 @@ class Experiment:
         record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
         return record if kind == NONE else {**record, "quantize": kind}
 
-    def remarks(self) -> dict[str, Any]:
+    def record_notes(self) -> dict[str, Any]:
         """What a record must say of the data; see `forms.base.Form`."""
-        return self.form.remarks(self.task)
+        return self.form.record_notes(self.task)
 
     @property
     def unrolled(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax.bases.codes import abstract_leaf, hold_leaf
+from lowrank_jax.bases.codes import abstract_leaf, quantize_leaf
 from lowrank_jax.bases.fingerprint import digest, fingerprint, sample
 from lowrank_jax.bases.locate import SHIPPED, is_here, resolve
 from lowrank_jax.core.errors import UserError
@@ -145,7 +145,7 @@ def load_base(
 
     def finish(path, leaf):
         samples[path] = sample(leaf)
-        return hold_leaf(path, leaf, config.quantize, sharding_fn)
+        return quantize_leaf(path, leaf, config.quantize, sharding_fn)
 
     if config.random_init:
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "random"
@@ -187,7 +187,7 @@ def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) ->
         return {}
 
     def finish(path, leaf):
-        return hold_leaf(path, leaf, getattr(flat[path], "kind", NONE), sharding_fn)
+        return quantize_leaf(path, leaf, getattr(flat[path], "kind", NONE), sharding_fn)
 
     shapes, dtype = {path: flat[path].shape for path in base.fresh}, flat[base.fresh[0]].dtype
     return dict(flatten(draw_params(shapes, key, dtype, sharding_fn, finish)))

@@ -13,7 +13,7 @@ from lowrank_jax.ops.quantized import NONE, quantize
 KERNELS = r"layers/(.*/)?kernel"
 
 
-def hold_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None) -> Any:
+def quantize_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None) -> Any:
     """The leaf, quantised where KERNELS names it. Blocked: what is read next waits until the read leaf can go.
 
     Args:
@@ -21,7 +21,7 @@ def hold_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | N
       kind: a name of `ops.quantized.QUANTIZE`.
       sharding_fn: (path, shape) -> Sharding, asked for each part of the codes; None leaves them to the compiler.
     """
-    if not _is_held_as_codes(path, kind):
+    if not _is_quantized(path, kind):
         return leaf
     parts = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
     shardings = jax.tree.map(lambda part: sharding_fn(path, part.shape), parts) if sharding_fn else None
@@ -31,9 +31,9 @@ def hold_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | N
 def abstract_leaf(
     path: str, shape: tuple[int, ...], dtype: Any, kind: str, sharding_fn: ShardingFn | None = None
 ) -> Any:
-    """`hold_leaf` of a leaf that is not there: ShapeDtypeStructs with their shardings."""
+    """`quantize_leaf` of a leaf that is not there: ShapeDtypeStructs with their shardings."""
     leaf = jax.ShapeDtypeStruct(shape, dtype)
-    if _is_held_as_codes(path, kind):
+    if _is_quantized(path, kind):
         leaf = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
 
     def placed(part):
@@ -43,5 +43,5 @@ def abstract_leaf(
     return jax.tree.map(placed, leaf)
 
 
-def _is_held_as_codes(path: str, kind: str) -> bool:
+def _is_quantized(path: str, kind: str) -> bool:
     return kind != NONE and re.fullmatch(KERNELS, path) is not None

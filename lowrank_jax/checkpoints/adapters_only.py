@@ -30,20 +30,20 @@ def save_adapter(
     scales: Mapping[str, Any],
     base: Mapping[str, str],
 ) -> None:
-    """Writes adapter.safetensors and adapter.json; a reader sees the old folder or the whole new one.
+    """Writes adapter.safetensors and adapter.json; a reader sees either the old folder or the complete new one.
 
     Every process calls it (sharded leaves are gathered); process 0 writes.
 
     Args:
-      folder: replaced if it holds an adapter already.
-      trainable: {"adapters": ..., "params": ...}: what was trained, as arrays.
+      folder: replaced if it already has an adapter.
+      trainable: {"adapters": ..., "params": ...}, the trained leaves as arrays.
       config: JSON-able: method, rank, alpha, targets and the like; a list of several families'.
-      scales: {path below "scales": factor, or list with one factor per layer}: what multiplies the branch, kept in
-        float32 beside the weights, so that a reader need not know how alpha and rank make it.
-      base: {"name", "fingerprint"} of the frozen model, and "quantize" where it was held as codes.
+      scales: {path below "scales": factor, or list with one factor per layer}: the branch's multiplier, kept in float32
+        with the weights: a reader need not know how it follows from alpha and rank.
+      base: {"name", "fingerprint"} of the frozen model, and "quantize" where it was quantised.
 
     Raises:
-      UserError: the folder cannot be written; what was there before is kept.
+      UserError: the folder cannot be written; its previous content is kept.
     """
     tensors = {path: _on_host(leaf) for path, leaf in flatten(trainable).items()}
     if not tensors:
@@ -63,7 +63,7 @@ def save_adapter(
     folder = Path(os.path.abspath(folder))
     partial, old = (folder.with_name(f"{folder.name}.{word}.tmp") for word in ("new", "old"))
     if folder.exists() and not (folder / DESCRIPTION).exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than an adapter; choose another folder")
+        raise UserError(f"{folder} has something other than an adapter in it; choose another folder")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -93,14 +93,14 @@ def load_adapter(
 
     Args:
       folder: with adapter.safetensors and adapter.json.
-      fingerprint: of the base it is to join; None takes an adapter of any base.
-      abstract: tree whose paths and shapes the adapter's trained leaves must have; None takes any.
+      fingerprint: of the base it is for; None accepts an adapter of any base.
+      abstract: tree whose paths and shapes the adapter's trained leaves must have; None accepts any.
 
     Returns:
       (trainable, scales, description): trees of NumPy arrays, and adapter.json's content (base, config, leaves, ...).
 
     Raises:
-      UserError: no adapter there, damaged, of a newer format, of another base, or its leaves do not fit.
+      UserError: there is no adapter, or it is damaged, of a newer format or another base, or its leaves do not fit.
     """
     folder = Path(folder)
     description = _read_description(folder)

@@ -1,4 +1,4 @@
-"""A pytree as named leaves: what each is called and looks like, the form that can be stored, and its checksum."""
+"""A pytree as named leaves: their names, shapes and dtypes, storable values, and checksums."""
 
 from typing import Any
 
@@ -33,15 +33,17 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _key_impl(like: Any) -> Any:
-    """jax.random.key_impl, which refuses ShapeDtypeStructs, asked of a tracer."""
+    """jax.random.key_impl, called on a tracer as it refuses ShapeDtypeStructs."""
     found: list[Any] = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
     return found[0]
 
 
 def storable(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Typed PRNG keys as their uint32 words; Python numbers as arrays of jax's dtype; no empty arrays, which orbax
-    refuses (`rebuild` makes them anew)."""
+    """The tree with typed PRNG keys as their uint32 words, Python numbers as arrays, and without empty arrays.
+
+    Arrays of Python numbers have jax's dtype. orbax refuses empty arrays; `rebuild` creates them again.
+    """
 
     def convert(leaf):
         if isinstance(leaf, jax.Array):
@@ -56,7 +58,7 @@ def _python_dtype(value: Any) -> np.dtype:
 
 
 def abstract(leaves: dict[str, Any]) -> dict[str, Any]:
-    """What orbax is to restore each leaf as."""
+    """The type, shape and sharding in which orbax restores each leaf."""
 
     def convert(leaf):
         if isinstance(leaf, np.ndarray | np.generic):
@@ -87,7 +89,7 @@ def misfits(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 def checksums(leaves: dict[str, Any]) -> dict[str, int]:
-    """{name: checksum} of stored leaves, computed where they lie."""
+    """{name: checksum} of stored leaves, computed on their devices."""
 
     def words(leaf):  # jit would cut 8-byte host values to 4 bytes
         if isinstance(leaf, jax.Array) or leaf.dtype.itemsize < 8:

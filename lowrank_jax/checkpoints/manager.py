@@ -19,8 +19,8 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.ranges import Range, check_ranges
 
 FORMAT_VERSION = 1
-# What a save meets where another process writes to the same folder: a step that it did not write stands in the way, or
-# its own half-written one is gone.
+# What a save finds where another process writes to the same folder: a step that it did not write, or its own
+# half-written one gone.
 TWO_WRITERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,8 +44,8 @@ class CheckpointConfig:
 class Checkpoints:
     """The checkpoints of one run, one folder per step. Use as a context manager; every process makes the same calls.
 
-    A step is written to a temporary folder and renamed when whole, so a killed save leaves the step before. Older steps
-    are deleted only after the newer one is committed. Each leaf's checksum is saved beside it, so a damaged file is
+    A step is written to a temporary folder and renamed when complete: a killed save leaves the previous step. Older
+    steps are deleted only after the newer one is committed. Each leaf's checksum is saved with it: a damaged file is
     refused even where the array format would read it as zeros.
 
     Args:
@@ -60,7 +60,7 @@ class Checkpoints:
         _quieten_orbax()
         self.folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
         self.identity = json.loads(json.dumps(identity))
-        self._done: set[int] = set()  # steps whose content this process knows: it saved or restored them
+        self._done: set[int] = set()  # steps that this process saved or restored
         self._saving = 0  # the step of the latest save
         try:
             self._manager = ocp.CheckpointManager(
@@ -77,20 +77,20 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(f"cannot use the checkpoint folder {self.folder} ({_reason(error)})") from error
-        self._found = set(self.steps())  # an earlier run's; what else appears is another process's
+        self._found = set(self.steps())  # an earlier run's; any other step is another process's
 
     def save(self, step: int, trainable: Any, rest: Any, cursor: dict[str, Any]) -> None:
         """Starts writing one step and returns as soon as the arrays are copied to the host.
 
         Args:
-          step: updates done so far. A step that this process saved or restored already is not written again.
+          step: updates done so far. A step that this process has saved or restored is not written again.
           trainable: tree of arrays.
           rest: any pytree of arrays: optimizer state, step, rng (typed PRNG keys included).
           cursor: JSON-able position in the data.
 
         Raises:
-          UserError: this save or the one before it could not be written, an earlier run left this step here, or
-            another process writes to the same folder.
+          UserError: this save or the one before it could not be written, an earlier run left this step in the folder,
+            or another process writes to the same folder.
         """
         import orbax.checkpoint as ocp
 
@@ -136,7 +136,8 @@ class Checkpoints:
           (trainable, rest, cursor, step).
 
         Raises:
-          UserError: there is none, it is damaged, of a newer format, of another run, or its leaves do not fit.
+          UserError: there is no such step, or it is damaged, of a newer format or another run, or its leaves do not
+            fit.
         """
         self.wait()
         step = self.latest() if step is None else step
@@ -161,7 +162,7 @@ class Checkpoints:
 
         try:
             return sorted(checkpoint_steps(self.folder))
-        except FileNotFoundError:  # the folder was removed beside us
+        except FileNotFoundError:  # another process removed the folder
             return []
 
     def latest(self) -> int | None:
@@ -169,7 +170,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def wait(self) -> None:
-        """Blocks until the save under way is committed.
+        """Blocks until the save in progress is committed.
 
         Raises:
           UserError: it could not be written (a full disk); the steps saved before are untouched.
@@ -180,7 +181,7 @@ class Checkpoints:
             self._raise(error)
 
     def close(self) -> None:
-        """Commits the save under way and stops orbax's threads (left open they print "Event loop is closed")."""
+        """Commits the save in progress and stops orbax's threads (left open they print "Event loop is closed")."""
         try:
             self.wait()
         finally:
@@ -269,7 +270,7 @@ class Checkpoints:
 
     def _second_writer(self, seen: str) -> str:
         return (
-            f"another process writes to {self.folder}, or clears it, beside this one ({seen}); stop one of the two and "
+            f"another process writes to {self.folder}, or clears it, at the same time ({seen}); stop one of them and "
             f"delete nothing: the steps there are whole: {self.steps() or 'none'}"
         )
 
@@ -278,11 +279,11 @@ class Checkpoints:
 
 
 class Damaged(Exception):
-    """A step folder that cannot be read whole; `Checkpoints.restore` turns it into a UserError with the remedy."""
+    """A step folder that cannot be read completely; `Checkpoints.restore` turns it into a UserError with the remedy."""
 
 
 def _code(error: BaseException) -> int | None:
-    """The errno of a storage fault; tensorstore gives a word at the start, or the system's own words in its text."""
+    """The errno of a storage fault; of a tensorstore error by its first word or the system's message in it."""
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
@@ -308,8 +309,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _quieten_orbax() -> None:
-    """Drops what orbax prints about the errors that we report in one line: log records below CRITICAL (tracebacks), and
-    what its abandoned reads of a damaged file raise into nowhere ("Event loop is closed", "never retrieved")."""
+    """Suppresses orbax's output on errors that we report in one line.
+
+    That is log records below CRITICAL (tracebacks), and the unraisable exceptions of its abandoned reads of a damaged
+    file ("Event loop is closed", "never retrieved").
+    """
     logger = logging.getLogger("absl")
     if _not_orbax in logger.filters:
         return

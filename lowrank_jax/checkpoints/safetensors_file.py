@@ -1,4 +1,4 @@
-"""Writes safetensors files of which equal content has equal bytes: the library puts metadata keys in random order."""
+"""Writes safetensors files whose bytes depend on their content alone; the library orders metadata keys at random."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 8
-# The format's names, in the order of the library's own files: the widest types first.
+# The format's names, in the order that the library writes: the widest types first.
 DTYPES = {
     **{"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32"},
     **{"bfloat16": "BF16", "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8"},
@@ -21,7 +21,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
 
     Args:
       path: replaced if it exists.
-      tensors: of any order, on the host.
+      tensors: in any order, on the host.
       metadata: texts, read back as `safe_open(path, ...).metadata()`.
     """
     with open(path, "wb") as file:

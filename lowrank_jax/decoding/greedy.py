@@ -21,7 +21,7 @@ def greedy(
     eos_id: int | None,
     pad_id: int,
 ) -> Array:
-    """The most likely next token, again and again: t_{n+1} = argmax p(. | t_1 .. t_n).
+    """Appends the most likely next token until the end: t_{n+1} = argmax p(. | t_1 .. t_n).
 
     Runs under `jax.jit` with apply_fn, init_cache and the four last arguments static. Logits are taken at the prompt's
     last position only.
@@ -45,7 +45,7 @@ def greedy(
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     batch, width = tokens.shape
-    tokens = jnp.where(mask, tokens, 0)  # a pad_id past the model's table reads NaN, and 0 weight x NaN is NaN
+    tokens = jnp.where(mask, tokens, 0)  # a pad_id outside the model's table reads NaN, and 0 weight x NaN is NaN
     slots = jnp.concatenate([mask, jnp.ones((batch, max_new_tokens), bool)], axis=1)
     positions = jnp.maximum(jnp.cumsum(slots, axis=1, dtype=jnp.int32) - 1, 0)
 

@@ -1,1 +1,1 @@
-"""What kind of task a task is, once: its batch, objective, stream and evaluations (`next_token`, `label`)."""
+"""Forms, the kinds of tasks (`next_token`, `label`): each gives batch shapes, objective, stream and evaluations."""

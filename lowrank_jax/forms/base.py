@@ -1,4 +1,4 @@
-"""The contract of a form: what a kind of task gives a run, and what it is given of one."""
+"""The interface of a form: what a kind of task provides for a run, and what it needs to know of the run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name of a feature -> (shape, 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What an objective and an evaluation are given of a run; no weights.
+    """The parts of a run that an objective and an evaluation need, without weights.
 
     Attributes:
       apply_fn: the model with its adapters.
       model: its config, one of `models`.
       mesh: the devices.
-      dtype: of the computation, and so of a cache.
-      tokenizer: of the base; None where nothing is read as text.
-      place: a host batch -> the same on the mesh.
+      dtype: of the computation and the cache.
+      tokenizer: of the base; None where no text is read.
+      place: puts a host batch on the mesh.
       batch_size: rows of a micro-batch.
       chunk_tokens, unroll: of `next_token.next_token_objective`.
     """
@@ -66,9 +66,9 @@ class Form(Protocol):
       name: of `registry.FORMS`.
       head: the head that an encoder needs for it, a name of `models.heads`; None for a language model.
       num_labels: classes of that head.
-      bucketed: batches have several lengths, and the step is compiled for each.
-      once: first names of parameters that are read at one token a row, not at all of them.
-      evaluations: name -> (setting, task) -> evaluation, or None where nothing is held out.
+      bucketed: batches differ in length, and the step is compiled for each length.
+      once: first names of the parameters that are read at one token a row, not at every token.
+      evaluations: name -> (setting, task) -> evaluation, or None where the task has no held-out data.
     """
 
     name: str
@@ -79,16 +79,16 @@ class Form(Protocol):
     evaluations: Mapping[str, Callable[[Setting, Any], Evaluation | None]]
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
-        """Shapes and dtypes of a batch at its longest."""
+        """Shapes and dtypes of the longest batch."""
 
     def objective(self, setting: Setting) -> Objective:
-        """The sum of losses over a batch, as `train.step.make_step` takes it."""
+        """The function that sums losses over a batch, for `train.step.make_step`."""
 
     def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
-        """The training batches, one process's share."""
+        """The training batches, this process's share."""
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
-        """Name of a feature -> shape -> random values, for a bench that reads no data."""
+        """Name of a feature -> shape -> random values, for benchmarks without data."""
 
-    def remarks(self, task: Task) -> dict[str, Any]:
-        """What a record must say of the data."""
+    def record_notes(self, task: Task) -> dict[str, Any]:
+        """What a run's record notes about the data."""

@@ -1,4 +1,4 @@
-"""Evaluation: decode prompts for the task to score, predict labels, or sum the loss over held-out batches."""
+"""Evaluation: decodes prompts for the task to score, predicts labels, or sums the loss over held-out batches."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def make_generator(
     stop_id: int | None,
     batch_size: int,
 ) -> Callable[[Tree], list[str]]:
-    """variables -> the greedy continuation of every prompt, by batches of one shape, so that it compiles once.
+    """variables -> the greedy continuation of every prompt, in batches of one shape, which compile once.
 
     Args:
       apply_fn: a causal model with a cache.
@@ -33,7 +33,7 @@ def make_generator(
       prompts: token ids.
       max_new_tokens: tokens decoded for each prompt.
       stop_id: token that ends a row, None when rows never end early.
-      batch_size: prompts a batch; rounded up to what the mesh divides.
+      batch_size: prompts a batch; rounded up until the mesh divides it.
     """
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
@@ -46,7 +46,7 @@ def make_generator(
         out = greedy(apply_fn, variables, init_cache, tokens, mask, max_new_tokens, stop_id, pad_id)
         return jax.lax.with_sharding_constraint(out, replicated(mesh))
 
-    def place(rows):  # every process holds all prompts; the sharding picks its rows
+    def place(rows):  # every process has all prompts; the sharding picks its rows
         return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
 
     def generate(variables: Tree) -> list[str]:
@@ -75,7 +75,7 @@ def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dic
 
 
 def in_order(size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Rows of batches that came in another order, put back: (indices [B], values [B, ...]) -> [size, ...].
+    """Puts rows of batches back into the source's order: (indices [B], values [B, ...]) -> [size, ...].
 
     Args:
       size: rows in all; an index of -1 marks a filler row.

@@ -1,4 +1,4 @@
-"""The form `label`: a label or a score beside the tokens, read by an encoder's head."""
+"""The form `label`: a label or a score of a row of tokens, predicted by an encoder's head."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = T
 
     Args:
       apply_fn: an encoder with a head, (tokens, mask=, types=) -> float32 logits [B, labels] or scores [B].
-      regression: the second form.
+      regression: the second of the two above.
       types: the model takes token types.
     """
 
@@ -48,7 +48,7 @@ def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = T
 
 
 def labels(setting: Setting, task: LabelTask) -> Evaluation:
-    """The outputs for the task's held-out sets, and its score of them; of many trials in one program."""
+    """Predicts the task's held-out sets and scores them; for many trials in one program."""
     predict = make_predictor(setting.apply_fn, setting.takes_types)
     outputs = jax.jit(predict, out_shardings=replicated(setting.mesh))
 
@@ -100,7 +100,7 @@ class Label:
         return self.head == REGRESSION
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
-        """Tokens with their types and mask, a label and a weight a row."""
+        """Tokens with their types and mask, and a label and a weight a row."""
         rows, dtype = (batch_size, seq_len), jnp.float32 if self.regression else jnp.int32
         features = {"tokens": (rows, jnp.int32), "types": (rows, jnp.int32), "mask": (rows, jnp.bool_)}
         return {**features, "labels": ((batch_size,), dtype), "weights": ((batch_size,), jnp.float32)}
@@ -125,7 +125,7 @@ class Label:
         )
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
-        """Random tokens and labels, nothing masked."""
+        """Random tokens and labels, without padding."""
 
         def draw(shape):
             return rng.uniform(*SCORES, shape) if self.regression else rng.integers(0, self.num_labels, shape)
@@ -133,8 +133,8 @@ class Label:
         tokens = {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32), "types": np.zeros}
         return {**tokens, "mask": np.ones, "labels": draw, "weights": np.ones}
 
-    def remarks(self, task: LabelTask) -> dict[str, Any]:
-        """Whether a split is not the official one, and a line for each departure from the official data."""
+    def record_notes(self, task: LabelTask) -> dict[str, Any]:
+        """Whether a split differs from the official one, and a line for each difference from the official data."""
         return {"partial": task.partial, "notes": list(task.notes)}
 
 

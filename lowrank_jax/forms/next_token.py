@@ -23,7 +23,7 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
-      chunk_tokens: how many positions' float32 logits exist at a time; 0 for all.
+      chunk_tokens: for how many positions logits are computed at a time; 0 for all.
       unroll: chunks an iteration of the compiled loop.
     """
 
@@ -42,7 +42,7 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
 
 
 def generation(setting: Setting, task: GenerationTask) -> Evaluation:
-    """The task's prompts continued greedily, and its score of the texts."""
+    """Continues the task's prompts greedily and scores the texts."""
     prompts, targets = zip(*task.prompts(), strict=True)
     generate = make_generator(
         setting.apply_fn,
@@ -97,7 +97,7 @@ class NextToken:
         """Random tokens, all of them targets."""
         return {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32), "weights": np.ones}
 
-    def remarks(self, task: Task) -> dict[str, Any]:
-        """A line for each departure from the data as they lie, if there is any."""
+    def record_notes(self, task: Task) -> dict[str, Any]:
+        """A line for each difference from the data as stored, if there are any."""
         notes = list(getattr(task, "notes", ()))
         return {"notes": notes} if notes else {}

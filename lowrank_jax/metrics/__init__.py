@@ -1,1 +1,1 @@
-"""Scores, as thin wrappers over kept libraries."""
+"""Scores, as thin wrappers over scikit-learn and scipy."""

@@ -17,7 +17,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1, 2 TP / (2 TP + FP + FN); 0 where class 1 is neither predicted nor there.
+    """F1 of class 1, 2 TP / (2 TP + FP + FN); 0 where class 1 is neither predicted nor a target.
 
     Args:
       predictions, labels: classes 0 and 1, [n].

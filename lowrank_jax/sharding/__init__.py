@@ -1,1 +1,1 @@
-"""One named mesh and the path rules that lay trees out on it."""
+"""One named mesh, and the path rules that shard trees over it."""

@@ -17,12 +17,12 @@ SIZE = Range(least=1, also=(-1,))
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 (at most once) takes what the others leave.
+    """Devices along each axis; -1 (at most once) takes the devices that the others leave.
 
     Attributes:
       data: copies of the model, each with its share of the batch.
-      fsdp: the batch is split and every weight too; weights are gathered where they are used.
-      tensor: heads and hidden units are split.
+      fsdp: splits the batch and every weight; weights are gathered where they are used.
+      tensor: splits heads and hidden units.
     """
 
     data: Annotated[int, SIZE] = -1
@@ -34,7 +34,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) -> Mesh:
-    """The mesh over all devices (or those given).
+    """The mesh over all devices, or over `devices`.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
@@ -56,17 +56,17 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis `axis` split over the batch axes, for arrays [..., batch, ...]."""
+    """The sharding that splits axis `axis` over the batch axes, for arrays [..., batch, ...]."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """Makes sure that a global batch splits into `accumulate` parts over the mesh.
+    """Checks that a global batch splits into `accumulate` parts over the mesh.
 
     Raises:
       UserError: it does not; names the nearest batch sizes that do.

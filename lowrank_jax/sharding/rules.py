@@ -10,7 +10,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import first_match, flatten, unflatten
 from lowrank_jax.core.types import Rules, Tree
 
-# A bottleneck's products: the value that they read and write is whole along "tensor", their narrow side everywhere.
+# A bottleneck's products: their wide side is whole along "tensor", their narrow side on every axis.
 BOTTLENECK = {"down_kernel": ("fsdp", None), "up_kernel": (None, "fsdp")}
 # The spec of the last two axes [d_in, d_out]; a layer axis in front is never split. Column-parallel products split
 # their output, row-parallel ones their input, so one all-reduce a block is enough along "tensor".
@@ -28,7 +28,7 @@ def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = KERN
 
     LoRA's a [.., d_in, r] takes the kernel's input axis (the table's rows), its b [.., r, d_out] the output axis;
     MoRA's square, a bottleneck's vectors and the scales are whole on every device. An axis whose length the mesh does
-    not divide stays whole.
+    not divide is not split.
 
     Raises:
       UserError: no rule matches the path.
@@ -67,15 +67,15 @@ def tree_shardings(tree: Tree, mesh: Mesh, rules: Rules = KERNEL_RULES) -> dict[
 
 
 def leaf_shardings(path: str, leaf: Any, mesh: Mesh, rules: Rules = KERNEL_RULES) -> Any:
-    """The NamedSharding of the leaf at `path`; of a quantised kernel, those of its parts, in the same class."""
+    """The NamedSharding of the leaf at `path`; for a quantised kernel, a `Quantized` of those of its parts."""
     return jax.tree.map(lambda part: NamedSharding(mesh, leaf_spec(path, part.shape, mesh, rules)), leaf)
 
 
 def state_shardings(state: Any, trainable_shardings: Mapping[str, Any], mesh: Mesh) -> Any:
     """Shardings of a training state: a leaf whose path ends in a trainable leaf's path takes that leaf's sharding.
 
-    An optimizer's moments mirror the trainable tree inside structures of its own, so their paths end alike; counters,
-    rates and keys match nothing and are whole on every device.
+    An optimizer's moments mirror the trainable tree within its structures, and their paths end in the same way;
+    counters, rates and keys match nothing and are whole on every device.
     """
     known = flatten(trainable_shardings)
 
@@ -91,5 +91,5 @@ def state_shardings(state: Any, trainable_shardings: Mapping[str, Any], mesh: Me
 
 
 def shard_tree(tree: Tree, mesh: Mesh, rules: Rules = KERNEL_RULES) -> dict[str, Any]:
-    """The tree laid out on the mesh by the rules."""
+    """The tree placed on the mesh by the rules."""
     return jax.device_put(dict(tree), tree_shardings(tree, mesh, rules))

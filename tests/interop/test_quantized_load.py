@@ -76,7 +76,7 @@ def test_one_leaf_is_whole_at_a_time(monkeypatch):
             raise AssertionError("quantised outside of jit")
         return quantize(kernel, kind)
 
-    def held(path, leaf, *rest, inner=codes.hold_leaf):
+    def held(path, leaf, *rest, inner=codes.quantize_leaf):
         gc.collect()
         most.append(sum(ref() is not None for ref in whole))
         if "kernel" in path and path.startswith("layers/"):
@@ -84,7 +84,7 @@ def test_one_leaf_is_whole_at_a_time(monkeypatch):
         return inner(path, leaf, *rest)
 
     monkeypatch.setattr(codes, "quantize", watched)
-    monkeypatch.setattr("lowrank_jax.bases.base.hold_leaf", held)
+    monkeypatch.setattr("lowrank_jax.bases.base.quantize_leaf", held)
     gc.collect()
     gc.freeze()  # a collection then looks at what the load made alone, and takes no 0.3 s a leaf late in the suite
     try:
