@@ -1,8 +1,8 @@
 """Tables as aligned text or Markdown, and the texts of their cells."""
 
 
-def lay_out(lines: list[list[str]], form: str) -> str:
-    """Lines of cells, the header first, in `form` "text" or "markdown"."""
+def format_table(lines: list[list[str]], form: str) -> str:
+    """The lines of cells, the header first, as a table in `form` "text" or "markdown"."""
     if form == "markdown":
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         rows = ["| " + " | ".join(line) + " |" for line in lines]
@@ -13,7 +13,7 @@ def lay_out(lines: list[list[str]], form: str) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """The number in a format, or a dash."""
+    """The number in a format spec, or a dash for None."""
     return "-" if value is None else format(value, form)
 
 

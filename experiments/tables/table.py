@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.results import at_step, rate_of
-from experiments.records.text_table import lay_out
+from experiments.records.text_table import format_table
 from experiments.tables import style
 
 MARKS = {
@@ -38,7 +38,7 @@ class Table:
 
     def text(self, form: str = "text", lines_alone: bool = False) -> str:
         """The table in `form` "text" or "markdown"; `lines_alone`: without title, captions and parts."""
-        lines = lay_out([list(line) for line in self.lines], form) if self.lines else ""
+        lines = format_table([list(line) for line in self.lines], form) if self.lines else ""
         if lines_alone:
             return lines
         blocks = [self.title, lines, "\n".join(self.captions), *(part.text(form) for part in self.parts)]

@@ -1,1 +1,1 @@
-"""The name of a base model -> where it lies, its weights, tokenizer and fingerprint."""
+"""Base models by name: location, weights, tokenizer and fingerprint."""

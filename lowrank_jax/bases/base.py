@@ -1,4 +1,4 @@
-"""The name of a base model -> its shape, weights, tokenizer and fingerprint."""
+"""Loads a base model by its name: shape, weights, tokenizer and fingerprint."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,13 +33,13 @@ from lowrank_jax.ops.quantized import NONE, check_kind
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
-AUTO = "auto"  # the head that the checkpoint has
+AUTO = "auto"  # the checkpoint's head
 UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How checkpoints of HF's model_types become a model."""
+    """How checkpoints of some of HF's model_types become a model."""
 
     model_types: tuple[str, ...]
     interop: ModuleType  # config_from_hf, hf_table, checkpoint_table, head_pairs, export_params
@@ -58,20 +58,20 @@ ARCHITECTURES = (
 
 @dataclasses.dataclass(frozen=True)
 class BaseConfig:
-    """Which base model, and how it is held and run.
+    """Which base model, how its weights are stored and how it runs.
 
     Attributes:
       name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
-      quantize: "int8" or "nf4" holds the layers' kernels as codes, see `ops.quantized`; "none" in `dtype`.
+      quantize: "int8" or "nf4" stores the layers' kernels as codes, see `ops.quantized`; "none" in `dtype`.
       remat, attention, scan_unroll: see `models.causal.CausalLM`.
-      fused: frozen kernels that read one input lie side by side while training; see `layouts.fused`.
-      random_init: random weights in the shape of a registered name, instead of pretrained ones.
+      fused: frozen kernels that read the same input are joined into one while training; see `layouts.fused`.
+      random_init: random weights for a registered shape, instead of pretrained ones.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
       classifier_dropout: rate in front of that head; None is the checkpoint's own.
-      fresh, unused: what the checkpoint may lack or hold beside; see `partial.Exceptions`.
+      fresh, unused: what the checkpoint may lack, or have in addition; see `partial.Exceptions`.
     """
 
     name: str
@@ -100,13 +100,12 @@ class Base:
     Attributes:
       params: the tree below "params"; ShapeDtypeStructs from `abstract_base`.
       tokenizer: None when the weights come without one.
-      fingerprint: of the params as they were read, before they were quantised, and not of a fresh head; None from
-        `abstract_base`.
+      fingerprint: of the params as read, before quantisation and without a fresh head; None from `abstract_base`.
       source: where the weights came from, for a run's records.
-      notes: a line for each field of the config whose places disagree, for a head that the config calls tied and that
-        differs, for what was drawn fresh, and for what was not read, if anything.
-      fresh: paths below "params" that were drawn and not read: all, with random_init.
-      path: folder or file that holds the weights; None of random ones.
+      notes: a line for each field of the config with contradicting values, for a head that the config wrongly calls
+        tied, for what was drawn fresh, and for what was not read.
+      fresh: paths below "params" that were drawn, not read; all of them with random_init.
+      path: the weights' folder or file; None for random ones.
     """
 
     name: str
@@ -133,12 +132,13 @@ def load_base(
     Args:
       key: for random_init and fresh leaves.
       sharding_fn: (path below "params", shape) -> Sharding of that leaf; None is the default device.
-      report: is told of the values that are read.
-      planned: the shape that `abstract_base` gave, which is by config.json alone where no weights were here yet.
+      report: called with the number of values read.
+      planned: the shape from `abstract_base`, which follows config.json alone where the weights were not yet
+        downloaded.
 
     Raises:
-      UserError: nothing by that name, no network, another architecture, damaged files, a tokenizer that is too large,
-        or a head that was planned as tied and is not; all but damaged tensors are found before a weight is read.
+      UserError: no base of that name, no network, an unknown architecture, damaged files, a tokenizer that is too
+        large, or a head that was planned as tied and is not. All but damaged tensors are found before a weight is read.
     """
     model_dtype, samples, path = _dtype(config.dtype), {}, None
     check_kind(config.quantize)
@@ -151,7 +151,7 @@ def load_base(
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "random"
         if key is None:
             raise ValueError("random_init needs a key")
-        one_by_one = finish if config.quantize != NONE else None  # which takes a program a leaf, twice the time
+        one_by_one = finish if config.quantize != NONE else None  # compiles a program a leaf, in twice the time
         params, notes = draw_params(param_shapes(shape), key, model_dtype, sharding_fn, one_by_one), ()
         fresh, mark = tuple(flatten(params)), digest(samples) if samples else fingerprint(params)
     else:
@@ -174,7 +174,7 @@ def load_base(
 
 
 def random_program(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Any:
-    """The jitted key -> leaves that `load_base` runs, to compile ahead; None where it reads or quantises by leaf."""
+    """The jitted key -> leaves of `load_base`, for compiling it ahead; None where it reads or quantises by leaf."""
     if not config.random_init or config.quantize != NONE:
         return None
     return draw_program(param_shapes(_headed(config, get_model(config.name))), _dtype(config.dtype), sharding_fn)
@@ -196,8 +196,9 @@ def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) ->
 def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> Base:
     """The same as `load_base` with ShapeDtypeStructs as params: reads no weights, for planning.
 
-    A registered name that is not here yet takes its registered shape; a Hub name fetches config and tokenizer only.
-    Of weights that are here, a head that the config calls tied is compared with the word table, as `load_base` does.
+    A registered name whose weights are not here has its registered shape; of a Hub name, config and tokenizer are
+    fetched. Where the weights are here, a head that the config calls tied is compared with the embedding, as by
+    `load_base`.
     """
     model_dtype, path = _dtype(config.dtype), None
     check_kind(config.quantize)
@@ -231,7 +232,7 @@ def build_model(config: BaseConfig, shape: Any) -> Any:
 
 
 def param_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Path below "params" -> shape, without building the model."""
+    """{path below "params": shape}, without creating arrays."""
     rows = architecture_of(config).interop.hf_table(config)
     return {row.target: row.target_shape(config.num_hidden_layers) for row in rows}
 
@@ -278,10 +279,10 @@ def random_params(config: Any, key: jax.Array, dtype: Any, sharding_fn: Sharding
 
 
 def config_of(path: Path, reader: Reader | None, notes: Notes | None = None) -> Any:
-    """The config of the checkpoint at `path`: GGUF's metadata, or config.json in or beside it (no reader needed).
+    """The config of the checkpoint at `path`: GGUF's metadata, or config.json in it or next to it. Reads no weights.
 
     Args:
-      notes: takes a line for each field whose places disagree.
+      notes: gets a line for each field with contradicting values.
 
     Raises:
       UserError: an architecture that is not in ARCHITECTURES, or what it says of the config.
@@ -320,7 +321,7 @@ def _fitted(config: BaseConfig, shape: Any, reader: Reader, notes: Notes) -> Any
 
 
 def _planned(config: BaseConfig, path: Path, source: str) -> Any:
-    """The shape by config.json alone, or, where the head may be untied and the weights are here, by both."""
+    """The shape that config.json gives; where the head may be untied and the weights are here, they decide."""
     shape = _headed(config, config_of(path, None))
     weights = [file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind)]
     if not weights or not tied.is_tied(shape):
@@ -328,7 +329,7 @@ def _planned(config: BaseConfig, path: Path, source: str) -> Any:
     try:
         reader = open_checkpoint(path)
     except UserError:
-        if source.startswith("hub:"):  # not all of them are here; the download is `load_base`'s
+        if source.startswith("hub:"):  # some are missing; `load_base` downloads them
             return shape
         raise
     return _fitted(config, shape, reader, [])
@@ -346,7 +347,7 @@ def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader, notes: 
 
 
 def _folder_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer, or None when it holds no tokenizer file at all."""
+    """The folder's tokenizer, or None where it has no tokenizer file."""
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 

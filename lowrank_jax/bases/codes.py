@@ -1,4 +1,4 @@
-"""A base's leaves as they are held: its layers' kernels as codes where the config asks for them, one leaf at a time."""
+"""Quantises a base's leaves while they are read, one at a time: the layers' kernels, if the config says so."""
 
 import functools
 import re
@@ -14,12 +14,13 @@ KERNELS = r"layers/(.*/)?kernel"
 
 
 def quantize_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None) -> Any:
-    """The leaf, quantised where KERNELS names it. Blocked: what is read next waits until the read leaf can go.
+    """The leaf, quantised if KERNELS matches; waits for the codes, so that the leaf's memory is free before the next.
 
     Args:
       path: below "params".
       kind: a name of `ops.quantized.QUANTIZE`.
-      sharding_fn: (path, shape) -> Sharding, asked for each part of the codes; None leaves them to the compiler.
+      sharding_fn: (path, shape) -> Sharding, called for each part of the codes; None leaves the sharding to the
+        compiler.
     """
     if not _is_quantized(path, kind):
         return leaf
@@ -31,7 +32,7 @@ def quantize_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn
 def abstract_leaf(
     path: str, shape: tuple[int, ...], dtype: Any, kind: str, sharding_fn: ShardingFn | None = None
 ) -> Any:
-    """`quantize_leaf` of a leaf that is not there: ShapeDtypeStructs with their shardings."""
+    """`quantize_leaf` for a leaf's shape: ShapeDtypeStructs with their shardings."""
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     if _is_quantized(path, kind):
         leaf = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)

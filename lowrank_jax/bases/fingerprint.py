@@ -1,4 +1,4 @@
-"""A tree's fingerprint: tells whether an adapter or a checkpoint was made for this base."""
+"""The fingerprint of a parameter tree, which tells whether an adapter or a checkpoint was made for this base."""
 
 import hashlib
 import math
@@ -15,8 +15,10 @@ Sample = tuple[tuple[int, ...], bytes]
 
 
 def fingerprint(params: Any) -> str:
-    """Hex sha256 over each leaf's path, shape and 16 evenly strided values in bfloat16, so copies in float32 and in
-    bfloat16 agree. Reads 16 values a leaf; works on sharded and on numpy arrays.
+    """Hex sha256 over each leaf's path, shape and 16 evenly strided values in bfloat16.
+
+    Copies in float32 and in bfloat16 have the same fingerprint. Reads 16 values a leaf; works on sharded and on numpy
+    arrays.
 
     Args:
       params: the tree below "params".
@@ -27,7 +29,7 @@ def fingerprint(params: Any) -> str:
 
 
 def sample(leaf: Any) -> Sample:
-    """What the fingerprint reads of one leaf: its shape and 16 values."""
+    """What enters the fingerprint of one leaf: its shape and 16 values."""
     return _sample(leaf, _values({"": (leaf, _points(leaf.shape))})[""])
 
 
@@ -50,7 +52,7 @@ def digest(samples: Mapping[str, Sample]) -> str:
 
 
 def _values(leaves: Mapping[str, tuple[Any, tuple[np.ndarray, ...]]]) -> dict[str, np.ndarray]:
-    """The values of each leaf at its points; those on devices are read by one program, for each takes a compilation."""
+    """The values of each leaf at its points; those on devices by one program, as each program must be compiled."""
     values = {path: leaf[points] for path, (leaf, points) in leaves.items() if not isinstance(leaf, jax.Array)}
     held = {path: given for path, given in leaves.items() if path not in values}
     if held:

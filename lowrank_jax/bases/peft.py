@@ -1,4 +1,4 @@
-"""Adapters of a loaded base as a PEFT folder, which names what PEFT's Auto classes load the base by."""
+"""Writes adapters of a loaded base as a PEFT folder, with the base's name from which PEFT's Auto classes load it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from lowrank_jax.interop.peft.export import save_peft
 def export_peft(
     folder: str | os.PathLike, plan: Plan, variables: Mapping[str, Tree], base: Base, trained: Sequence[str] = ()
 ) -> Path:
-    """`save_peft` for a loaded base: its name, revision and fingerprint, and what was drawn fresh of it.
+    """`save_peft` for a loaded base: with its name, revision and fingerprint, and its freshly drawn leaves.
 
     Args:
       folder, plan, variables, trained: as there; fresh leaves, which the base's files lack, count as trained.
@@ -24,7 +24,7 @@ def export_peft(
     """
     rows, layers = architecture_of(base.config).interop.hf_table(base.config), base.config.num_hidden_layers
     name, revision, fresh = base.name, None, set(base.fresh)
-    if base.path is None:  # random: there is nothing that PEFT could load it by
+    if base.path is None:  # random: PEFT has no name to load it by
         name, fresh = "", set()
     elif base.name in KNOWN:
         name = KNOWN[base.name].repository

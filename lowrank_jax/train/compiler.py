@@ -1,4 +1,4 @@
-"""What a compiled step is given by its device and the shape of its products: XLA options, the loss's unrolled loop."""
+"""XLA's options for a step, and how far the loss's loop is unrolled, by device and width of the products."""
 
 import os
 from typing import Any
@@ -13,26 +13,24 @@ WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
 def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | int | str]:
-    """XLA options for `jax.jit` of a step; an option that XLA_FLAGS name is the user's and left alone.
+    """XLA options for `jax.jit` of a step; an option that XLA_FLAGS names is left to the user.
 
-    GPUs, fused kernels, no Triton products: where XLA's autotuner takes cuBLAS in Triton's place, each layer's weights
-    are copied out of the stack first (a scan, LLaMA-2-7B shape, LoRA r=8, 8 x 512 tokens, one H100: 251 ms a step;
-    without Triton's candidates 227, and 2.5 s to compile instead of 9). Narrow scans keep them: not measured.
+    What was measured: docs/performance.md, "Figures behind comments in the code". On GPUs with fused kernels:
 
-    Nor products merged that read one input: at rank 256 XLA puts a frozen kernel and its adapter side by side, which is
-    a copy of the kernel a layer (LLaMA-2-7B shape, by the compiled program: 65 GB a step).
-
-    Wide scans: no CUDA graphs. As products read their weights within the stack, XLA brings the whole graph up to date
-    before every step (unrolled, one H200: 214.6 ms, without graphs 211.6).
-
-    Unrolled, where every layer's weights are an array of its own (`layouts.unstacked`): no products that read slices in
-    place, which would be the adapters' alone. They cost more before a step than their copies in it (0.04 to 1.3 GB in
-    one kernel), and without them a graph is replayed as it is (SmolLM2-135M, 64 x 64 tokens, one H200: 26.3 ms, 16.3).
+    * No Triton products: where XLA's autotuner takes cuBLAS instead of Triton, it first copies each layer's weights out
+      of the stack. Narrow scans keep Triton: not measured.
+    * No merging of products that read the same input: at rank 256 XLA joins a frozen kernel with its adapter, which
+      copies the kernel in every layer.
+    * In wide scans no CUDA graphs: as products read their weights within the stack, XLA updates the whole graph before
+      every step.
+    * Unrolled, with every layer's weights a separate array (`layouts.unstacked`): no products that read slices in
+      place. Only the adapters' would, at a higher cost before a step than that of their copies in it; without them a
+      graph is replayed as it is.
 
     Args:
       width: features of the residual stream.
-      groups: the kernels that lie side by side (`layouts.fused`); without, XLA's defaults stay: not measured.
-      unrolled: whether the layers are no loop.
+      groups: the fused kernels (`layouts.fused`); without any, XLA's defaults stay: not measured.
+      unrolled: whether there is no loop over the layers.
       device: one of the step's.
     """
     if device.platform != "gpu" or not groups:
@@ -49,8 +47,7 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
 def loss_unroll(device: Any) -> int:
     """Chunks of logits in an iteration of the loss's compiled loop (`ops.losses.chunked_next_token_loss`).
 
-    GPUs: an iteration is launched by the host, outside of the CUDA graph. With one chunk each, 32 of them took 1.4 ms
-    more than 8 (eight trials of SmolLM2-135M, 16 x 64 tokens, 29.5 ms, one H100). Elsewhere 1: XLA's CPU backend keeps
-    the logits of all chunks of an iteration.
+    Eight on GPUs, where the host launches each iteration outside the CUDA graph. Elsewhere 1: XLA's CPU backend keeps
+    the logits of all chunks of an iteration. Times: docs/performance.md, "Figures behind comments in the code".
     """
     return 8 if device.platform == "gpu" else 1

@@ -1,4 +1,4 @@
-"""What a compiled step needs in memory and what its device has, compared before any weight is loaded."""
+"""Compares a compiled step's memory with its device's, before any weight is loaded."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class MemoryReport:
 
     Attributes:
       arguments, outputs: its inputs and results.
-      temporaries: buffers that live only inside.
+      temporaries: buffers that are only used during the execution.
       aliased: results that reuse a donated argument's buffer.
       code: the program itself.
     """
@@ -43,7 +43,7 @@ class MemoryReport:
 
 
 def memory_report(compiled: Any) -> MemoryReport | None:
-    """The compiler's own count for `jax.jit(f).lower(...).compile()`; None where the backend does not count."""
+    """The compiler's memory count for `jax.jit(f).lower(...).compile()`; None where the backend does not count."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -72,12 +72,12 @@ def device_limit(device: jax.Device | None = None) -> int | None:
 
 
 def check_fits(compiled: Any, device: jax.Device | None = None, what: str = "step") -> MemoryReport | None:
-    """Prints "step needs X GiB of Y GiB" and refuses what does not fit.
+    """Prints "step needs X GiB of Y GiB"; an error where it does not fit.
 
     Args:
       compiled: an XLA executable.
-      device: one of those it runs on; by default the first local one.
-      what: the name in the line.
+      device: one that it runs on; by default the first local one.
+      what: its name in the printed line.
 
     Raises:
       UserError: it needs more than the device has.
@@ -130,7 +130,7 @@ def _available() -> int:
 
 
 def _anonymous(stat: str) -> int:
-    """Bytes of a container that cannot be dropped, unlike its page cache."""
+    """Bytes in use in a container, without its page cache, which can be dropped."""
     values = dict(line.split() for line in stat.splitlines())
     return int(values.get("anon") or values.get("total_rss") or 0)
 

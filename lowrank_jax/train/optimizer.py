@@ -21,7 +21,7 @@ class OptimizerConfig:
       learning_rate: peak rate.
       b1, b2, eps: Adam's moments and denominator.
       weight_decay: decoupled, times the rate; biases and norm scales are left out.
-      clip_norm: global gradient norm above which gradients are scaled down; 0 turns clipping off.
+      clip_norm: global gradient norm above which gradients are scaled down; 0: no clipping.
     """
 
     learning_rate: Annotated[float, Range(above=0)] = 1e-3
@@ -38,7 +38,7 @@ class OptimizerConfig:
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Updates for a rate of 1: clip, Adam's direction, decoupled decay.
 
-    The rate stays outside, an array in the state, so that runs with different rates can share one vmapped step.
+    The rate is an array in the state, so that runs with different rates can share one vmapped step.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))

@@ -9,14 +9,14 @@ import numpy as np
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM and SIGINT; the handlers found on entry come back on exit.
+    """Context manager that catches SIGTERM and SIGINT; restores the previous handlers on exit.
 
-    The first signal only sets a flag, so the loop can save and leave. A second SIGINT raises KeyboardInterrupt.
-    With several processes all must leave after the same step, whichever of them was told to: `requested` asks them all.
-    Outside the main thread Python allows no handlers; there it never stops anything.
+    The first signal only sets a flag, for the loop to save and end. A second SIGINT raises KeyboardInterrupt.
+    With several processes all must end after the same step, whichever got the signal: `requested` compares them. Python
+    allows handlers only in the main thread; in others this does nothing.
 
     Args:
-      every: steps between the questions when there are several processes; each costs a collective.
+      every: steps between the comparisons of several processes; each costs a collective.
     """
 
     def __init__(self, every: int = 10):
@@ -25,7 +25,7 @@ class StopRequest:
         self._old: dict[int, object] = {}
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step`: the same answer in every process, which must all ask at every step."""
+        """Whether to stop after `step`: the same answer in every process. Each process must call it at every step."""
         if jax.process_count() == 1:
             return self.signal is not None
         if step % self.every:

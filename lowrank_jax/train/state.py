@@ -1,4 +1,4 @@
-"""What a step changes: the trainable tree, the optimizer's state, the step, the peak rate and the dropout key."""
+"""The training state: the trainable tree, the optimizer's state, the step, the peak rate and the dropout key."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ TRAINABLE: dict[str, Rules] = {
     "ft-top2": (_TOP, FROZEN),
     "ft-top2+head": (_TOP, _HEAD, FROZEN),
 }
-TOP_LAYERS = {"ft-top2": 2, "ft-top2+head": 2}  # layers that are trained whole, the others not at all
+TOP_LAYERS = {"ft-top2": 2, "ft-top2+head": 2}  # the number of layers trained; the others are frozen
 
 
 class TrainState(NamedTuple):
@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
 
 
 def trainable_rules(choice: str | Rules) -> Rules:
-    """The rules called `choice`, or the rules themselves.
+    """The rules named `choice`, or `choice` itself where it is a list of rules.
 
     Raises:
       UserError: no rules of that name.
@@ -61,13 +61,13 @@ def trainable_rules(choice: str | Rules) -> Rules:
 
 
 def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
-    """Refuses rules that contradict the adapters: those that would stay as they start, or rules for none that are.
+    """Refuses rules that train none of the adapters, or that are for adapters where there are none.
 
-    Rules of one's own may freeze some of the adapters (A alone, say), not all.
+    The user's own rules may freeze some of the adapters' leaves (every A, say), but not all.
 
     Args:
       choice: the rules' name, or the rules.
-      trainable, frozen: what they made of {"params", "adapters", "scales"}.
+      trainable, frozen: the two parts of {"params", "adapters", "scales"} by the rules.
 
     Raises:
       UserError: a contradiction, with the two ways out.
@@ -84,7 +84,7 @@ def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
 
 
 def layer_cuts(choice: str | Rules, layers: int) -> tuple[int, ...]:
-    """Where the choice needs the stack of layers cut (`layouts.segments`): () for most, (layers - 2,) for "ft-top2".
+    """Where `choice` needs the stack of layers cut (`layouts.segments`): () for most, (layers - 2,) for "ft-top2".
 
     Raises:
       UserError: the model has no layer below those that are to be trained.

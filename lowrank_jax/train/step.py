@@ -23,10 +23,11 @@ def make_step(
       objective: loss and weight sums of a batch.
       optimizer: updates for a rate of 1 (`optimizer.make_optimizer`).
       shape: step -> multiplier of the peak rate.
-      accumulate: the batch is taken in this many micro-batches, with the same result but for rounding.
+      accumulate: number of micro-batches of a batch; the result is the same but for rounding.
 
     Returns:
-      A step whose state is left unchanged but for its counter where loss or gradient is not finite (metrics["finite"]).
+      The step. Where loss or gradient is not finite (metrics["finite"]), it changes nothing of the state but the
+        counter.
     """
 
     def step(state: TrainState, frozen: Tree, batch: dict[str, Array]):
@@ -43,7 +44,7 @@ def make_step(
         if accumulate == 1:
             sums, grads = loss_and_grad(batch, 0)
         else:
-            # Micro-batch i takes rows i, i + A, i + 2A, ...: each device keeps the rows it holds.
+            # Micro-batch i takes rows i, i + A, i + 2A, ...: each device keeps its rows.
             micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
             shapes = jax.eval_shape(loss_and_grad, jax.tree.map(lambda x: x[0], micros), 0)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,4 +1,4 @@
-"""The records of a run: JSON lines in its folder, and the same in W&B, from process 0 alone."""
+"""The records of a run: JSON lines in its folder, and the same in W&B, written by process 0 alone."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from lowrank_jax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_id"
-INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
+INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's defaults: 90, and no limit
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TrackingConfig:
     """Where records go besides metrics.jsonl.
 
     Attributes:
-      wandb: `auto` (online when logged in, else offline; nothing if wandb is not installed), `online`, `offline` or
-        `disabled`.
+      wandb: `auto` (online when logged in, otherwise offline; nothing if wandb is not installed), `online`, `offline`
+        or `disabled`.
       project, group, tags: as W&B shows them.
     """
 
@@ -54,7 +54,7 @@ class Tracker:
       resumed_step: records after this step are dropped, as they will be written again; 0 starts an empty file.
 
     Raises:
-      UserError: metrics.jsonl cannot be written or is damaged, or W&B was asked for by name and is not available.
+      UserError: metrics.jsonl cannot be written or is damaged, or W&B was set to a mode that is not available.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Tracker:
 
         self._wandb = wandb
         folder = self.path.parent
-        # A sweep's agent has chosen the run's id and project already.
+        # A sweep's agent has already chosen the run's id and project.
         chosen = {} if "WANDB_SWEEP_ID" in os.environ else {"id": _wandb_id(folder, name), "project": tracking.project}
         settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         try:
@@ -134,7 +134,7 @@ class Tracker:
                 dir=str(folder),
                 name=name,
                 resume="allow",
-                reinit="create_new",  # trials of one program are runs beside each other
+                reinit="create_new",  # trials of one program are several runs of one process
                 config=dict(config),
                 group=tracking.group,
                 tags=list(tracking.tags),
@@ -144,7 +144,7 @@ class Tracker:
         except Exception as error:
             if mode == "online":
                 _warn(f"W&B cannot be reached ({_first_line(error)}); its records stay in {folder / 'wandb'}")
-                wandb.teardown()  # its service still holds the run's id
+                wandb.teardown()  # its service still has the run's id
                 self._start("offline", name, config, tracking)
             else:
                 _warn(f"W&B did not start ({_first_line(error)}); records go to {self.path} alone")
@@ -182,7 +182,7 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Keeps the whole records up to `step`."""
+    """Keeps the complete records up to `step`, and drops the others."""
     if not path.exists():
         return
     records = [record for record in read_metrics(path.parent) if record["step"] <= step] if step else []
@@ -199,7 +199,7 @@ def wandb_mode(wanted: str) -> str:
       wanted: `TrackingConfig.wandb`.
 
     Raises:
-      UserError: W&B was asked for by name and is not installed, or online without a key.
+      UserError: W&B was set to a mode and is not installed, or is online without a key.
     """
     if wanted == "disabled":
         return wanted
@@ -240,7 +240,7 @@ def _logged_in() -> bool:
 
 
 def _wandb_id(folder: Path, name: str) -> str:
-    """The run's id in W&B, kept in its folder: a resumed run goes on, a --fresh one of the same name starts anew."""
+    """The run's id in W&B, kept in its folder: a resumed run continues with it, a --fresh one gets a new id."""
     path = folder / WANDB_ID
     if not path.exists():
         with _writing(path):

@@ -20,7 +20,7 @@ from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.step import make_step
 
 TRIAL = "trial"
-SHARED = "params"  # the part of a frozen tree that all trials read
+SHARED = "params"  # the part of a frozen tree that all trials share
 
 
 @jax.jit
@@ -29,7 +29,7 @@ def _stack(trees):
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Equal trees -> one whose leaves have a leading trial axis; one program, for each leaf's would be compiled."""
+    """Stacks equal trees along a leading trial axis, in one program, as each program must be compiled."""
     return _stack(list(trees))
 
 
@@ -46,21 +46,21 @@ def widen(tree: Tree, shapes: Tree) -> dict[str, Any]:
       shapes: the same paths, each leaf at least as large along every axis.
 
     Raises:
-      UserError: other paths, or a leaf that does not fit: the trials are not of one program.
+      UserError: other paths, or a leaf that does not fit: the trials cannot share a program.
     """
     wide, narrow = dict(flatten(shapes)), dict(flatten(tree))
     if wide.keys() != narrow.keys():
-        raise UserError(f"trials train other leaves: {sorted(wide.keys() ^ narrow.keys())[:3]}; run them apart")
+        raise UserError(f"trials train other leaves: {sorted(wide.keys() ^ narrow.keys())[:3]}; run them separately")
     for path, leaf in narrow.items():
         missing = [big - small for big, small in zip(wide[path].shape, leaf.shape, strict=True)]
         if min(missing, default=0) < 0:
-            raise UserError(f"{path} of a trial is {leaf.shape}, the widest {wide[path].shape}; run them apart")
+            raise UserError(f"{path} of a trial is {leaf.shape}, the widest {wide[path].shape}; run them separately")
         narrow[path] = jnp.pad(leaf, [(0, more) for more in missing]) if any(missing) else leaf
     return unflatten(narrow)
 
 
 def narrow(tree: Tree, shapes: Tree) -> dict[str, Any]:
-    """The inverse of `widen`: each leaf cut to its own trial's shape."""
+    """The inverse of `widen`: each leaf cut to its trial's shape."""
     own = flatten(shapes)
     return unflatten({p: leaf[tuple(slice(n) for n in own[p].shape)] for p, leaf in flatten(tree).items()})
 
@@ -71,12 +71,12 @@ def frozen_axes(frozen: Tree) -> dict[str, int | None]:
 
 
 def share(frozen: Sequence[Tree]) -> dict[str, Any]:
-    """One frozen tree of many: the first's params, which are all the same, and the rest stacked."""
+    """One frozen tree from many: the first's params, which all share, and the rest stacked."""
     return {name: tree if name == SHARED else stack([one[name] for one in frozen]) for name, tree in frozen[0].items()}
 
 
 def schedule_table(shape: optax.Schedule, steps: int, width: int) -> np.ndarray:
-    """shape(0), ..., shape(steps - 1) as float32, then zeros up to `width`: a schedule that is an array.
+    """shape(0), ..., shape(steps - 1) as float32, then zeros up to `width`: a schedule as an array.
 
     Raises:
       ValueError: width below steps.
@@ -91,7 +91,7 @@ def schedule_table(shape: optax.Schedule, steps: int, width: int) -> np.ndarray:
 def make_trial_step(
     objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
 ) -> Callable[[TrainState, Tree, dict[str, Array], Array, Array], tuple[TrainState, dict[str, Any]]]:
-    """`make_step` of one trial, with its schedule as a table; a trial past its last step stays as it is.
+    """`make_step` for one trial, with its schedule as a table; after its last step a trial does not change.
 
     Returns:
       step(state, frozen, batch, table [steps] float32, last [] int32) -> (state, metrics).
@@ -113,7 +113,7 @@ def trial_mesh(trials: int, devices: Sequence[Any]) -> Mesh:
 
 
 def together(step: Callable, axes: Any, mesh: Mesh, options: Any = None) -> Any:
-    """The step of all trials at once, jitted: each device runs its own trials and exchanges nothing with the others.
+    """The step of all trials at once, jitted: each device runs some trials and exchanges nothing with others.
 
     Args:
       step: of `make_trial_step`.

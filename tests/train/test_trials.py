@@ -112,7 +112,7 @@ def test_a_table_is_its_schedule(kind):
 
 def test_trees_of_other_leaves_or_larger_ones_are_refused():
     wide = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, adapter(0, R)))
-    with pytest.raises(UserError, match="run them apart"):
+    with pytest.raises(UserError, match="run them separately"):
         trials.widen(adapter(0, WIDE), wide)
     with pytest.raises(UserError, match="other leaves"):
         trials.widen({"adapters": {"v": adapter(0, R)["adapters"]["w"]}}, wide)
