@@ -36,7 +36,7 @@ _HEADS = {  # (kind of encoder, head): {ours: HF's}, outside the encoder's prefi
     },
     ("roberta", "masked-lm"): {"head/dense": "lm_head.dense", "head/norm": "lm_head.layer_norm", "head": "lm_head"},
 }
-_CLASSES = {  # end of HF's class name -> head; the rest are refused
+_CLASSES = {  # end of HF's class name -> head; others are refused
     "Model": "none",
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
@@ -49,7 +49,8 @@ def hf_table(config: BertConfig, prefix: str | None = None, norm: tuple[str, str
     """Key table of HF's BertModel, RobertaModel and their classes with a head; kernels are [out, in] there.
 
     Args:
-      prefix: of the encoder's keys, "" or "bert." or "roberta."; None is what transformers writes: none without a head.
+      prefix: of the encoder's keys, "" or "bert." or "roberta."; None: as transformers writes it, with a prefix only
+        where there is a head.
       norm: names of a norm's scale and bias in the file.
     """
     if prefix is None:
@@ -89,7 +90,7 @@ def hf_table(config: BertConfig, prefix: str | None = None, norm: tuple[str, str
 
 
 def checkpoint_table(reader: Reader, config: BertConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table in the file's own spelling (prefix or none; LayerNorm.gamma of old files), and what it ignores."""
+    """The key table in the file's spelling (prefix; LayerNorm.gamma in old files), and the keys that it ignores."""
     keys = reader.keys()
     old = any(key.endswith("LayerNorm.gamma") for key in keys)
     rows = hf_table(config, _prefix(reader, config), ("gamma", "beta") if old else ("weight", "bias"))
@@ -97,7 +98,7 @@ def checkpoint_table(reader: Reader, config: BertConfig) -> tuple[tuple[Row, ...
 
 
 def head_pairs(reader: Reader, config: BertConfig) -> tuple[Pair, ...]:
-    """A masked-lm head's copies of the word table and of its own bias, in the file's own spelling."""
+    """A masked-lm head's copies of the embedding and of its bias, in the file's spelling."""
     if config.head != "masked-lm":
         return ()
     head = _HEADS[config.model_type, config.head]["head"]
@@ -114,10 +115,10 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", no
     """HF's config.json as a BertConfig, with the head that its architecture names.
 
     Args:
-      notes: takes a line for each field whose places disagree; see `fields`.
+      notes: gets a line for each field with contradicting values; see `fields`.
 
     Raises:
-      UserError: another architecture, a feature that this encoder lacks, or a missing or ill-typed field.
+      UserError: another architecture, a feature that this encoder lacks, a missing field, or one of the wrong type.
     """
     kind = values.get("model_type")
     name = (values.get("architectures") or [f"{_HF_NAMES.get(kind, kind)}Model"])[0]
@@ -142,7 +143,7 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", no
         head == "classification"
         and (values.get("problem_type") or ("regression" if labels == 1 else "")) == "regression"
     ):
-        head = "regression"  # transformers takes a single label for one too
+        head = "regression"  # transformers reads a single label as regression too
     roberta = kind == "roberta"
     rate = values.get("classifier_dropout")
     return checked(
@@ -178,7 +179,7 @@ def config_to_hf(config: BertConfig, dtype: str, tokenizer: Tokenizer | None = N
         "position_embedding_type": "absolute",
         "torch_dtype": dtype,
         **special_ids(tokenizer),
-        "pad_token_id": config.pad_token_id,  # RoBERTa counts positions from it: the tokenizer must not change it
+        "pad_token_id": config.pad_token_id,  # RoBERTa counts positions from this id: the tokenizer must not change it
     }
     if config.head in SEQUENCE_HEADS:
         kinds = {"classification": "single_label_classification", "regression": "regression"}

@@ -1,4 +1,4 @@
-"""What a base's folder or GGUF file says beside its weights, carried over to a model that is exported from it."""
+"""Carries a base's other files and config fields over to a model that is exported from it."""
 
 import dataclasses
 import json
@@ -25,18 +25,18 @@ SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 BESIDE = ("chat_template.jinja", "chat_template.json", GENERATION)
 TOKENIZER = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", *BYTE_PAIRS, WORD_PIECES)
 # Fields of config.json that the export alone decides, whether it writes them or not: types, quantisation, the rotary
-# base in its old and new places, how the head is tied and its keys are spelled, and code that stays behind.
+# base in its old and new places, how the head is tied and its keys are spelled, and code, which is not carried over.
 OURS = (
     *("architectures", "model_type", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters", "legacy", "auto_map"),
 )
-THEIRS = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class")  # the export knows less: one end id
+THEIRS = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class")  # the export has less: one end id
 LABELS = ("id2label", "label2id", "num_labels", "_num_labels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """What goes beside exported weights as it was.
+    """Files and config fields of the base that an export keeps unchanged.
 
     Attributes:
       files: {name in the folder: content}.
@@ -47,17 +47,17 @@ class Carried:
     config: Mapping[str, Any]
 
     def config_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of the export: its own fields over the base's, but for special ids and a kept head's labels."""
+        """config.json of the export: its fields override the base's, but for special ids and a kept head's labels."""
         base = {name: value for name, value in self.config.items() if name not in OURS}
         if base.get("tokenizer_class") == BYTE_CLASS:
-            del base["tokenizer_class"]  # a class that transformers does not know; the tokenizer's files say what it is
+            del base["tokenizer_class"]  # a class unknown to transformers; the tokenizer's files name the right one
         if not self._same_head(values):
             base = {name: value for name, value in base.items() if name not in (*LABELS, "problem_type")}
         kept = {name: base[name] for name in (*THEIRS, *LABELS) if base.get(name) is not None}
         return {**base, **values, **kept}
 
     def write(self, folder: Path) -> None:
-        """Writes the files; those of an earlier export that this one lacks are removed.
+        """Writes the files; removes those of an earlier export that this one lacks.
 
         Raises:
           OSError: the folder cannot be written.
@@ -75,11 +75,11 @@ class Carried:
 
 
 def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
-    """Reads what lies beside the weights at `path`; nothing of the weights themselves.
+    """Reads the other files at `path`; not the weights.
 
     Args:
       path: folder or file of the base; None of a random one, which has its tokenizer alone.
-      tokenizer: the base's; where its own files are not ones that transformers reads, it is written anew.
+      tokenizer: the base's; it is written in transformers' format where the base's files are in another.
 
     Raises:
       UserError: the base is gone, or a file of it cannot be read.
@@ -97,7 +97,7 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
             files[GENERATION] = _bytes(generation)
     else:
         config = _json_of(folder, "config.json")
-    settings.pop("auto_map", None)  # code files, which are not carried
+    settings.pop("auto_map", None)  # code files, which are not carried over
     if has_tokenizer(folder) and not isinstance(tokenizer, ByteTokenizer):
         files |= _read(folder, [*TOKENIZER, *PIECE_FILES])
         if settings != _json_of(folder, SETTINGS):
@@ -109,13 +109,13 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
 
 
 def _head(config: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The class with its head, and the head's labels, of which transformers takes two where the file says nothing."""
+    """The class with its head, and the head's labels, two labels by default, as in transformers."""
     names = config.get("architectures") or [None]
     return names[0], len(config.get("id2label") or ()) or config.get("num_labels") or 2
 
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Those of the files that there are."""
+    """The files that exist."""
     try:
         return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     except OSError as error:

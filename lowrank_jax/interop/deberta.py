@@ -15,14 +15,14 @@ from lowrank_jax.models.deberta import DebertaConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 from lowrank_jax.text.tokenizers import Tokenizer
 
-PREFIX = "deberta."  # of the encoder, in files of a model with a head and in Microsoft's
-# Published files carry what pre-training alone used, and transformers reads none of it either: the replaced-word head,
-# positions that only the masked-word head saw, and, unless it is asked for, that head.
+PREFIX = "deberta."  # of the encoder's keys, in files of a model with a head and in Microsoft's
+# Published files contain weights that only pre-training used, which transformers does not read either: the
+# replaced-word head, positions that only the masked-word head read, and that head itself unless the model has it.
 HF_IGNORED = (r"mask_predictions\..*", r"(deberta\.)?embeddings\.(position_embeddings\.weight|position_ids)")
 UNASKED = (r"lm_predictions\..*",)
-LM_HEADS = {  # where the masked-word head's bias lies: where its product and norm do
-    "cls.predictions": "cls.predictions.transform",  # transformers' own spelling
-    "lm_predictions.lm_head": "lm_predictions.lm_head",  # Microsoft's, which transformers calls not legacy
+LM_HEADS = {  # the masked-word head's bias: the prefix of its product and norm
+    "cls.predictions": "cls.predictions.transform",  # transformers' spelling
+    "lm_predictions.lm_head": "lm_predictions.lm_head",  # Microsoft's spelling, for transformers "not legacy"
 }
 
 _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."
@@ -47,8 +47,9 @@ def hf_table(config: DebertaConfig, prefix: str | None = None, lm_head: str = "c
     """Key table of HF's DebertaV2Model and its classes with a head; kernels are [out, in] there.
 
     Args:
-      prefix: of the encoder's keys, "" or "deberta."; None is what transformers writes: none without a head.
-      lm_head: where a masked-lm head lies, a name of LM_HEADS.
+      prefix: of the encoder's keys, "" or "deberta."; None: as transformers writes it, with a prefix only where there
+        is a head.
+      lm_head: the spelling of a masked-lm head's keys, a name of LM_HEADS.
     """
     if prefix is None:
         prefix = "" if config.head == "none" else PREFIX
@@ -70,7 +71,7 @@ def hf_table(config: DebertaConfig, prefix: str | None = None, lm_head: str = "c
     if config.norm_rel_ebd == "layer_norm":
         norm("relative_norm", f"{prefix}encoder.LayerNorm")
     if size := config.conv_kernel_size:
-        filters = (d, d // config.conv_groups, size)  # [out, in, K]: all axes are turned round
+        filters = (d, d // config.conv_groups, size)  # [out, in, K]: all axes in reverse order
         rows.append(Row(f"{prefix}encoder.conv.conv.weight", "conv/filters", filters, TRANSPOSE))
         rows.append(Row(f"{prefix}encoder.conv.conv.bias", "conv/bias", (d,)))
         norm("conv_norm", f"{prefix}encoder.conv.LayerNorm")
@@ -94,7 +95,7 @@ def hf_table(config: DebertaConfig, prefix: str | None = None, lm_head: str = "c
 
 
 def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table in the file's own spelling (prefix or none; of a masked-lm head), and the keys that it ignores.
+    """The key table in the file's spelling (prefix, masked-lm head), and the keys that it ignores.
 
     Raises:
       UserError: a GGUF file.
@@ -108,7 +109,7 @@ def checkpoint_table(reader: Reader, config: DebertaConfig) -> tuple[tuple[Row, 
 
 
 def head_pairs(reader: Reader, config: DebertaConfig) -> tuple[Pair, ...]:
-    """A masked-lm head's copies of the word table and of its own bias, in the file's own spelling."""
+    """A masked-lm head's copies of the embedding and of its bias, in the file's spelling."""
     if config.head != "masked-lm":
         return ()
     table = f"{_prefix(reader)}embeddings.word_embeddings.weight"
@@ -126,10 +127,10 @@ def config_from_hf(
     """HF's config.json as a DebertaConfig, with the head that its architecture names.
 
     Args:
-      notes: takes a line for each field whose places disagree; see `fields`.
+      notes: gets a line for each field with contradicting values; see `fields`.
 
     Raises:
-      UserError: another architecture, a feature that this DeBERTa lacks, or a missing or ill-typed field.
+      UserError: another architecture, a feature that this DeBERTa lacks, a missing field, or one of the wrong type.
     """
     kind = values.get("model_type")  # Microsoft's own files name no architecture
     default = "DebertaV2Model" if kind == "deberta-v2" else f"model_type {kind}"
@@ -164,7 +165,7 @@ def config_from_hf(
     problem = values.get("problem_type") or ("regression" if labels == 1 else "")  # as transformers decides
     if head == "classification" and problem == "regression":
         head = "regression"
-    labels = labels if head in SEQUENCE_HEADS else 2  # the default; files without such a head may say anything
+    labels = labels if head in SEQUENCE_HEADS else 2  # the default; without such a head the field has no meaning
     rate = values.get("cls_dropout")
     return checked(
         where,
@@ -236,7 +237,7 @@ def export_params(
 
 
 def _parts(values: dict[str, Any], name: str, where: Any) -> tuple[str, ...]:
-    """A field of names, as a list or as one text with "|" between them."""
+    """A field with names, a list or one text with "|" between them."""
     value = values.get(name) or ()
     parts = value.lower().split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):

@@ -1,4 +1,4 @@
-"""Writes params in HF's layout, whole or in shards: config.json, safetensors and the tokenizer."""
+"""Writes params in HF's layout, in one file or in shards: config.json, safetensors and the tokenizer."""
 
 import json
 import math
@@ -37,21 +37,21 @@ def write_checkpoint(
 ) -> Path:
     """Writes a model in HF's layout; transformers loads the folder.
 
-    Every file is written under a temporary name and renamed; config.json comes last, so a folder that has it is whole.
+    Every file is written under a temporary name and renamed, config.json last: a folder that has it is complete.
 
     Args:
       params: the tree below "params"; leaves are stacked over layers. Fetched from the devices tensor by tensor.
       rows, layers: the key table and its number of layers.
       hf_config: the content of config.json.
       dtype: "float32", "bfloat16" or "float16", of the written tensors.
-      shard_size: bytes per file; None writes one file, which holds the whole model in host memory for a moment.
-      tokenizer: written beside the weights when given.
-      report: is told of the values, each counted twice: when it is fetched, and when its file is written.
-      carried: what the base says beside its weights (see `carried.carry`), its tokenizer included: goes into the
-        folder and into config.json; such files of an earlier export go.
+      shard_size: bytes per file; None writes one file, which needs the whole model in host memory for a moment.
+      tokenizer: written to the folder too.
+      report: called with numbers of values, each counted twice: when it is fetched, and when its file is written.
+      carried: the base's other files and fields (see `carried.carry`), with its tokenizer, which go into the folder and
+        into config.json; such files of an earlier export are removed.
 
     Raises:
-      UserError: unknown dtype, a value that float16 cannot hold, or the disk refuses (full, read-only).
+      UserError: unknown dtype, a value outside float16's range, or a disk that is full or read-only.
     """
     if dtype not in EXPORT_DTYPES:
         raise unknown_name("export dtype", dtype, EXPORT_DTYPES)
@@ -72,7 +72,7 @@ def write_checkpoint(
         count = len(files)
         names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
         for old in [folder / "config.json", folder / INDEX, *folder.glob("model*.safetensors")]:
-            old.unlink(missing_ok=True)  # an earlier export gives way only once all of this one's weights are written
+            old.unlink(missing_ok=True)  # an earlier export is only replaced once all weights of this one are written
         for (part, _, _), name in zip(files, names, strict=True):
             os.replace(part, folder / name)
         if count > 1:
@@ -88,7 +88,7 @@ def write_checkpoint(
     except (OSError, UserError) as error:
         for part in folder.glob(".part-*"):
             part.unlink(missing_ok=True)
-        if isinstance(error, UserError):  # a value that the dtype cannot hold
+        if isinstance(error, UserError):  # a value outside the dtype's range
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {folder}: {reason}; free some space or name another folder") from None
@@ -96,7 +96,7 @@ def write_checkpoint(
 
 
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What config.json says of the tokenizer: its special ids, None without one."""
+    """The tokenizer's special ids for config.json, None without a tokenizer."""
     names = ("bos", "eos", "pad")
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_id") if tokenizer else None for name in names}
 

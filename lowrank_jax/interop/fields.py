@@ -1,7 +1,7 @@
-"""Fields of a checkpoint's config, read with their types checked and from all their places; complaints name the file.
+"""Fields of a checkpoint's config, checked for their types and read from old and new places; errors name the file.
 
-A field that has an old and a new place, or two names, is taken from where transformers 5 takes it. Where the others say
-something else, a note names both.
+A field that has an old and a new place, or two names, is read where transformers 5 reads it. Where the other place
+contradicts it, a note names both.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lowrank_jax.core.errors import UserError
 
 Config = TypeVar("Config")
-Notes = list[str]  # a line for each field whose places disagree
+Notes = list[str]  # a line for each field with contradicting values
 FULL = ("full_attention", "attention")  # layer_types' name, and the one before it
 
 
@@ -54,7 +54,7 @@ def section(values: Mapping[str, Any], name: str, where: Any) -> dict[str, Any]:
 
 
 def chosen(where: Any, notes: Notes | None, *places: tuple[str, Any]) -> Any:
-    """The first value that is there, of one field's (name, value) by place; notes the others that say otherwise."""
+    """The first value that is set, of one field's (name, value) pairs; notes those that differ from it."""
     there = [(name, value) for name, value in places if value is not None]
     for name, value in there[1:]:
         if value != there[0][1] and notes is not None:
@@ -64,7 +64,7 @@ def chosen(where: Any, notes: Notes | None, *places: tuple[str, Any]) -> Any:
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str], where: Any, notes: Notes | None) -> dict[str, Any]:
-    """The values with each of `names` {its own name: the general one} under its own; the general name counts first."""
+    """The values with `names` {own name: general name} under their own names; the general one takes precedence."""
     found = {own: chosen(where, notes, (general, values.get(general)), (own, values.get(own)))
              for own, general in names.items()}  # fmt: skip
     return {**values, **{own: value for own, value in found.items() if value is not None}}
@@ -78,12 +78,12 @@ def label_count(values: Mapping[str, Any], where: Any, notes: Notes | None) -> i
 
 
 def refused_everywhere(values: Mapping[str, Any], layers: int, where: Any, notes: Notes | None) -> dict[str, bool]:
-    """Features that no model here has: {name: whether the config asks for it}.
+    """Features that no model here has: {name: whether the config has it}.
 
-    What layer_types says counts before sliding_window and attention_chunk_size, its old places.
+    layer_types takes precedence over its old places, sliding_window and attention_chunk_size.
 
     Raises:
-      UserError: layer_types is no list of one name a layer.
+      UserError: layer_types is not a list of one name a layer.
     """
     types = values.get("layer_types")
     if types is not None and (not isinstance(types, list) or len(types) != layers):
@@ -102,10 +102,10 @@ def refused_everywhere(values: Mapping[str, Any], layers: int, where: Any, notes
 
 
 def checked(where: Any, make: Callable[..., Config], **fields: Any) -> Config:
-    """make(**fields), with `where` in front of its complaint.
+    """make(**fields), with `where` in front of its error.
 
     Raises:
-      UserError: what the config's own check says.
+      UserError: the config's own check fails.
     """
     try:
         return make(**fields)

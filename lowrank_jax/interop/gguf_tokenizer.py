@@ -1,4 +1,4 @@
-"""The tokenizer in the metadata of a GGUF file: rebuilt as byte-level BPE, and what transformers' files say of it."""
+"""The tokenizer in the metadata of a GGUF file: rebuilt as byte-level BPE, and as the fields of transformers' files."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": 
 
 
 def _pre_tokenizers() -> dict[str, list[Any]]:
-    """`tokenizer.ggml.pre` -> steps before the merges; ByteLevel holds GPT-2's pattern."""
+    """`tokenizer.ggml.pre` -> the steps before the merges; ByteLevel has GPT-2's pattern."""
     from tokenizers import pre_tokenizers
 
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -36,7 +36,7 @@ def gguf_tokenizer(reader: GGUFReader, name: str) -> SubwordTokenizer:
 
     Raises:
       UserError: the file's tokenizer is no byte-level BPE, or splits text in a way that is unknown here; a
-        tokenizer.json beside the file replaces it (see `sources`).
+        tokenizer.json next to the file replaces it.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -72,7 +72,7 @@ def gguf_tokenizer(reader: GGUFReader, name: str) -> SubwordTokenizer:
 
 
 def gguf_framed(tokenizer: SubwordTokenizer, reader: GGUFReader) -> SubwordTokenizer:
-    """The tokenizer with the file's own marks around a text, for those that take a tokenizer.json at its word."""
+    """The tokenizer with the file's marks around a text, for programs that follow tokenizer.json alone."""
     from tokenizers import processors
 
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
@@ -93,7 +93,7 @@ def gguf_framed(tokenizer: SubwordTokenizer, reader: GGUFReader) -> SubwordToken
 
 
 def gguf_settings(reader: GGUFReader) -> dict[str, Any]:
-    """tokenizer_config.json of what the metadata says: special tokens, chat templates, the longest text."""
+    """tokenizer_config.json from the metadata: special tokens, chat templates, the longest text."""
     meta = reader.metadata
     tokens = meta.get("tokenizer.ggml.tokens") or []
     ids = {name: meta.get(f"tokenizer.ggml.{part}_token_id") for name, part in SPECIAL.items()}
@@ -109,7 +109,7 @@ def gguf_settings(reader: GGUFReader) -> dict[str, Any]:
 
 
 def gguf_config(reader: GGUFReader) -> dict[str, Any]:
-    """config.json's special ids of the metadata; `eos_token_id` is a list where several tokens end a text."""
+    """config.json's special ids from the metadata; `eos_token_id` is a list where several tokens end a text."""
     meta = reader.metadata
     found = {name: meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", *ENDS)}
     ends = list(dict.fromkeys(int(found[name]) for name in ENDS if found[name] is not None))
@@ -119,7 +119,7 @@ def gguf_config(reader: GGUFReader) -> dict[str, Any]:
 
 
 def gguf_generation(reader: GGUFReader) -> dict[str, Any]:
-    """generation_config.json of the metadata: the special ids, and how the model's makers sample from it."""
+    """generation_config.json from the metadata: the special ids, and the makers' settings for sampling."""
     found = {name: reader.metadata.get(f"general.sampling.{part}") for name, part in SAMPLING.items()}
     shortest = lambda value: float(str(np.float32(value)))  # noqa: E731  0.7 is stored as 0.69999999
     sampling = {name: int(value) if name == "top_k" else shortest(value) for name, value in found.items() if value}

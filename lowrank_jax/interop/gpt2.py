@@ -1,4 +1,4 @@
-"""GPT-2 checkpoints: config and key table of HF's layout, the fused query-key-value product split and joined."""
+"""GPT-2 checkpoints: config and key table of HF's layout, with the fused query-key-value product split and joined."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from lowrank_jax.models.gpt2 import GPT2Config
 from lowrank_jax.text.tokenizers import Tokenizer
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model", "gpt2")
-PREFIX = "transformer."  # GPT2LMHeadModel's; GPT2Model, and the files that OpenAI's weights came in, have none
+PREFIX = "transformer."  # GPT2LMHeadModel's; GPT2Model's and OpenAI's files have none
 HF_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # causal masks in old files
 HF_HEAD = "lm_head.weight"
-HF_NAMES = {  # GPT-2's own: the general name, which transformers reads as well, and before it
+HF_NAMES = {  # GPT-2's name: the general one, which transformers reads as well, with precedence
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -40,7 +40,7 @@ _NAMES = {  # of layers; Conv1D stores [in, out], as we do
 
 
 def third(part: int) -> Transform:
-    """One of three equal parts of the last axis. It has no inverse: exports go through `join` and `fused_table`."""
+    """One of three equal parts of the last axis. It has no inverse: exports use `join` and `fused_table`."""
 
     def forward(x):
         return np.split(x, 3, axis=-1)[part]
@@ -69,7 +69,7 @@ def hf_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
 
 
 def fused_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
-    """The same keys against joined params (see `join`): one row a tensor, so it works both ways."""
+    """The same keys against joined params (see `join`): one row a tensor, for both directions."""
     d, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     products = {"attention/out": (d, d), "mlp/up": (d, ffn), "mlp/down": (ffn, d)}
     layer = f"{prefix}h.{{layer}}."
@@ -91,7 +91,7 @@ def fused_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
 
 
 class _Joined:
-    """Leaves [L, ...] side by side along their last axis; a layer is joined, on the host, when it is asked for."""
+    """Leaves [L, ...] joined along their last axis; a layer is joined, on the host, when it is read."""
 
     def __init__(self, leaves: list[Any]):
         self._leaves = leaves
@@ -111,7 +111,7 @@ def join(params: Any) -> dict[str, Any]:
 
 
 def checkpoint_table(reader: Reader, config: GPT2Config) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table in the file's own spelling (with "transformer." or without), and the keys that it ignores.
+    """The key table in the file's spelling (with "transformer." or without), and the keys that it ignores.
 
     Raises:
       UserError: a GGUF file.
@@ -122,7 +122,7 @@ def checkpoint_table(reader: Reader, config: GPT2Config) -> tuple[tuple[Row, ...
 
 
 def head_pairs(reader: Reader, config: GPT2Config) -> tuple[Pair, ...]:
-    """The head and the table that a tied one is, in the file's own spelling."""
+    """The head and the embedding that it may be tied to, in the file's spelling."""
     return ((HF_HEAD, f"{_prefix(reader)}wte.weight"),)
 
 
@@ -134,13 +134,14 @@ def _prefix(reader: Reader) -> str:
 def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", notes: Notes | None = None) -> GPT2Config:
     """HF's config.json as a GPT2Config.
 
-    A general name (hidden_size, HF_NAMES) counts before GPT-2's own, as in transformers; n_ctx is read by neither.
+    A general name (hidden_size, HF_NAMES) takes precedence over GPT-2's, as in transformers; n_ctx is not read, as
+    there.
 
     Args:
-      notes: takes a line for each field whose names disagree.
+      notes: gets a line for each field whose two names contradict each other.
 
     Raises:
-      UserError: another architecture, a feature that this GPT-2 lacks, or a missing or ill-typed field.
+      UserError: another architecture, a feature that this GPT-2 lacks, a missing field, or one of the wrong type.
     """
     names = values.get("architectures") or [values.get("model_type") or "a config without architectures"]
     if names[0] not in ARCHITECTURES:
