@@ -21,10 +21,10 @@ from lowrank_jax.interop.readers import Part, Reader
 from lowrank_jax.ops.quantized import Quantized
 
 LAYER = "{layer}"
-BLOCK = 2**21  # values of a tensor that the host holds at a time: 8 MiB of float32
+BLOCK = 2**21  # values of a tensor on the host at a time: 8 MiB of float32
 Bounds = tuple[range, ...]  # of a part of a leaf, along each of its axes
-ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> where it lives
-FinishFn = Callable[[str, jax.Array], Any]  # (path, leaf) as it was read or drawn -> the leaf as it is kept
+ShardingFn = Callable[[str, tuple[int, ...]], NamedSharding]  # (path, shape) of a leaf -> its sharding
+FinishFn = Callable[[str, jax.Array], Any]  # (path, leaf) as read or drawn -> the leaf to keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Transform:
       forward: the checkpoint's array -> ours; backward: the inverse.
       shape: the checkpoint's shape -> ours.
       where: (a part of our array, the checkpoint's shape) -> the part of the checkpoint's array with the same values;
-        None: a part of ours is no part of theirs, and the tensor is read whole.
-      transposed: such a part has its axes in reverse order there.
+        None: there is no such part, and the tensor is read whole.
+      transposed: the checkpoint's part has its axes in reverse order.
     """
 
     forward: Callable[[np.ndarray], np.ndarray]
@@ -51,7 +51,7 @@ TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1], lam
 
 
 def unpermute(heads: int) -> Transform:
-    """llama.cpp's rotary order undone, then transposed: rows (h, i, half) -> (h, half, i), [out, in] -> [in, out].
+    """Undoes llama.cpp's rotary order, then transposes: rows (h, i, half) -> (h, half, i), [out, in] -> [in, out].
 
     llama.cpp rotates neighbouring pairs (2i, 2i+1); HF and we rotate (i, i + hd/2). Its converter interleaves the rows
     of q and k so that both agree.
@@ -102,7 +102,7 @@ def check(reader: Reader, rows: Sequence[Row], layers: int, ignored: Sequence[st
     """Compares the checkpoint's keys and shapes with the table, before any weight is read.
 
     Args:
-      ignored: regular expressions of keys that carry no weight of ours (buffers, a tied head's copy).
+      ignored: regular expressions of keys without a weight of our model (buffers, a tied head's copy).
 
     Returns:
       The ignored keys.
@@ -138,18 +138,18 @@ def load(
 ) -> dict[str, Any]:
     """Checkpoint -> params: checks everything, then streams blocks of the tensors into the shards of stacked leaves.
 
-    A leaf's shards are filled on their devices, block by block, so the host holds BLOCK values at a time (as read, and
-    in `dtype` where that is another type) whatever the sharding, and a process reads its own devices' shards. Torch's
+    A leaf's shards are filled on their devices, block by block: for any sharding the host has BLOCK values in memory at
+    a time (as read, and in `dtype` where that is another type), and a process reads its own devices' shards. Torch's
     .bin and the q and k that llama.cpp permutes are read a whole tensor at a time.
 
     Args:
       dtype: of the loaded leaves; cast block by block.
       sharding_fn: (path, shape) -> NamedSharding of a read leaf; None puts it on the default device.
-      finish: called with each leaf before the next is read; what it returns is kept.
-      report: is told of the leaves' values.
+      finish: called with each leaf before the next is read; its result is kept.
+      report: called with numbers of values.
 
     Raises:
-      UserError: see `check`; or a tensor cannot be read, or holds a value that is not finite.
+      UserError: see `check`; or a tensor cannot be read, or has a value that is not finite.
     """
     check(reader, rows, layers, ignored)
     total = sum(math.prod(row.target_shape(layers)) for row in rows)
@@ -174,7 +174,7 @@ def _leaf(
     sharding = sharding_fn(row.target, shape) if sharding_fn else None
     local, shards = (sharding.shard_shape(shape), _addressable(sharding, shape)) if sharding else (shape, 1)
     read_whole = not _is_read_in_parts(reader, row)
-    held: dict[str, np.ndarray] = {}  # the tensor that was read last, where it is read whole
+    held: dict[str, np.ndarray] = {}  # the last tensor read, where tensors are read whole
 
     def read(bounds: Bounds) -> np.ndarray:
         layer, inner = (bounds[0].start, bounds[1:]) if LAYER in row.source else (0, bounds)
@@ -193,31 +193,31 @@ def _leaf(
         advance(size)
         return leaf
     bits = _changed_as(jnp.dtype(dtype), sharding)
-    # Blocks joined on the host would be one more copy of the leaf, and two until the runtime lets go of the last.
+    # Blocks joined on the host would be one more copy of the leaf, and two until the runtime frees the last.
     leaf, update = jnp.zeros(shape, bits, device=sharding), _updater(sharding)
     for number, (start, block) in enumerate(blocks):
         placed = _place(lambda bounds: read(bounds).view(bits), shape, local, start, block, sharding)
-        # Blocked: reading runs ahead of a slow device otherwise, and what waits is held by the host.
+        # Wait: reading would run ahead of a slow device otherwise, with the waiting blocks in the host's memory.
         leaf = jax.block_until_ready(update(leaf, placed, start))
         advance(size * (number + 1) // count - size * number // count)
     return leaf if bits == dtype else _view(leaf, dtype, sharding)
 
 
 def _is_read_in_parts(reader: Reader, row: Row) -> bool:
-    """False too of what is no more than a block: all shards are cut from one reading."""
+    """False too for tensors of at most a block: all shards are cut from one read."""
     return reader.reads_parts and row.transform.where is not None and math.prod(row.shape) > BLOCK
 
 
 def _addressable(sharding: NamedSharding, shape: tuple[int, ...]) -> int:
-    """How many different shards this process's devices hold."""
+    """How many different shards this process's devices have."""
     parts = sharding.addressable_devices_indices_map(shape).values()
     return len({tuple((along.start, along.stop) for along in part) for part in parts})
 
 
 def _blocks(row: Row, shard: tuple[int, ...], rows: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(start, shape) of the blocks that fill a shard: of one layer, and of so many of the file's whole rows.
+    """(start, shape) of the blocks that fill a shard: each of one layer and a number of whole rows in the file.
 
-    All have one shape, for which XLA compiles once: the last one goes over a part of the one before it again.
+    All have one shape, for which XLA compiles once: the last one overlaps the one before it.
     """
     lengths = [1 if axis == 0 and LAYER in row.source else length for axis, length in enumerate(shard)]
     along = len(shard) - 1 if row.transform.transposed else len(shard) - len(row.shape)
@@ -236,10 +236,10 @@ def _place(
     block: tuple[int, ...],
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    """The block at `start` of each shard, on its devices: an array of blocks in the place of shards."""
+    """The block at `start` of each shard, on its devices: an array sharded alike, with blocks for shards."""
     if sharding is None:  # jnp.asarray makes one more copy on its way
         return jax.device_put(read(tuple(range(at, at + size) for at, size in zip(start, block, strict=True))))
-    read = functools.cache(read)  # devices that share a shard share its reading
+    read = functools.cache(read)  # devices with the same shard share what is read
 
     def of_shard(part):
         first = [(along.start or 0) // size for along, size in zip(part, block, strict=True)]
@@ -262,14 +262,14 @@ def _updater(sharding: NamedSharding | None) -> Callable[[jax.Array, jax.Array, 
 
 
 def _changed_as(dtype: jnp.dtype, sharding: NamedSharding | None) -> jnp.dtype:
-    """Bits on the CPU: there XLA passes the whole of a bfloat16 array through float32 to change a part of it."""
+    """A bfloat16 array as integers on the CPU, where XLA otherwise converts all of it to float32 to change a part."""
     devices = sharding.device_set if sharding else jnp.zeros(0).devices()
     on_cpu = any(device.platform == "cpu" for device in devices)
     return jnp.dtype("uint16") if on_cpu and dtype.itemsize == 2 else dtype
 
 
 def _view(leaf: jax.Array, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
-    """The same memory of CPU devices as another type of its size; XLA's own cast would hold both."""
+    """The same memory of CPU devices as another type of equal size; XLA's cast would keep both in memory."""
     parts = [(np.asarray(part.data).view(dtype), part.device) for part in leaf.addressable_shards]
     if sharding is None:
         return jax.device_put(parts[0][0])
@@ -292,7 +292,7 @@ def _cast(reader: Reader, row: Row, key: str, part: Part | None, dtype: Any) -> 
 
 
 def is_finite(tensor: np.ndarray) -> bool:
-    """False for NaN (a damaged file) and inf (float16 ends at 65504); a sum carries both, and needs no mask."""
+    """False for NaN (a damaged file) and inf (float16 ends at 65504); a sum shows both, without a mask."""
     with np.errstate(invalid="ignore"):  # inf - inf
         return bool(np.isfinite(np.sum(tensor, dtype=np.float32)))
 
@@ -306,7 +306,7 @@ def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str,
     """
     flat = flatten(params)
     if codes := [path for path, leaf in flat.items() if isinstance(leaf, Quantized)]:
-        raise UserError(f"{codes[0]} is held as codes, which files of weights do not hold; give dense_tree(params)")
+        raise UserError(f"{codes[0]} is stored as codes, which files of weights cannot have; give dense_tree(params)")
     expected = {row.target: row.target_shape(layers) for row in rows}
     actual = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     if expected != actual:

@@ -18,7 +18,7 @@ from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.llama import LlamaConfig
 from lowrank_jax.text.tokenizers import Tokenizer
 
-# Keys that hold no weight: rotary buffers of old files.
+# Keys without a weight: rotary buffers of old files.
 HF_IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 HF_TABLE, HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -75,14 +75,14 @@ def _table(config, column: int, prefix: str, outer: tuple[str, str, str], specia
 
 
 def checkpoint_table(reader: Reader, config: LlamaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The key table of the file's format, and the keys that it ignores: copies of what they are tied to among them."""
+    """The key table of the file's format, and the keys that it ignores, tied copies among them."""
     if isinstance(reader, GGUFReader):
         return gguf_table(config), ()
     return hf_table(config), HF_IGNORED + copies(config, head_pairs(reader, config))
 
 
 def head_pairs(reader: Reader, config: LlamaConfig) -> tuple[Pair, ...]:
-    """The head and the table that a tied one is; none of GGUF, where the config is made from the keys."""
+    """The head and the embedding that it may be tied to; none for GGUF, whose config follows the keys."""
     return () if isinstance(reader, GGUFReader) else ((HF_HEAD, HF_TABLE),)
 
 
@@ -92,10 +92,10 @@ def config_from_hf(
     """HF's config.json as a LlamaConfig.
 
     Args:
-      notes: takes a line for each field whose places disagree; the rotation's are those of `_rope`.
+      notes: gets a line for each field with contradicting values; for the rotation's see `_rope`.
 
     Raises:
-      UserError: another architecture, a feature that this Llama lacks, or a missing or ill-typed field.
+      UserError: another architecture, a feature that this Llama lacks, a missing field, or one of the wrong type.
     """
     names = values.get("architectures") or [values.get("model_type") or "a config without architectures"]
     if names[0] not in ("LlamaForCausalLM", "llama"):
@@ -212,10 +212,10 @@ def export_params(
 def _rope(values: dict[str, Any], where: Any, notes: Notes | None) -> dict[str, Any]:
     """The rotation's fields from all their places, as transformers 5 reads them.
 
-    A rope_scaling that is not empty is taken whole, with the rope_theta of the top, and rope_parameters left alone.
-    Inside what is taken, rope_theta and partial_rotary_factor come before those of the top, and rope_type before type;
-    but an original_max_position_embeddings of the top comes before the one inside, and max_position_embeddings stands
-    in for both.
+    A rope_scaling that is not empty is used, with the top level's rope_theta, and rope_parameters is ignored. Within
+    it, rope_theta and partial_rotary_factor take precedence over those of the top level, and rope_type over type; but
+    the top level's original_max_position_embeddings takes precedence over the one within, and max_position_embeddings
+    replaces both where they are missing.
 
     Raises:
       UserError: parameters that differ by layer type.
@@ -237,7 +237,7 @@ def _rope(values: dict[str, Any], where: Any, notes: Notes | None) -> dict[str, 
 
 
 def _whole_rope(part: dict[str, Any], place: str, values: dict[str, Any], where: Any, notes: Notes | None) -> dict:
-    """One place's fields with those of the top."""
+    """The fields of one place, completed from the top level."""
 
     def pick(name: str, *others: tuple[str, Any], default: Any = None) -> Any:
         found = chosen(where, notes, (f"{place}.{name}", part.get(name)), *others)
@@ -260,7 +260,7 @@ def _rope_scaling(values: dict[str, Any], where) -> RopeScaling:
 
 
 def _gguf_scaled(meta: Any) -> bool:
-    """As llama.cpp decides: by the type, and without one by the factor, whose old place is rope.scale_linear."""
+    """Whether positions are scaled, as in llama.cpp: by the type, otherwise by the factor (once rope.scale_linear)."""
     if (kind := meta.get("llama.rope.scaling.type")) is not None:
         return kind != "none"
     return any(meta.get(f"llama.rope.{name}", 1.0) not in (0.0, 1.0) for name in ("scaling.factor", "scale_linear"))

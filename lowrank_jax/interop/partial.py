@@ -22,7 +22,7 @@ INIT_STD = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Exceptions:
-    """What a checkpoint may lack or hold beside the model; regular expressions for whole names.
+    """What a checkpoint may lack, or have in addition to the model; regular expressions for whole names.
 
     Attributes:
       fresh: paths below "params" that are drawn where the checkpoint lacks them, or where `unused` names its keys.
@@ -56,14 +56,14 @@ def load(
     finish: FinishFn | None = None,
     report: Report | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`keymap.load` with its exceptions: params, and one line each for what was drawn and what was left unread.
+    """`keymap.load` with its exceptions: params, and one line each about what was drawn and what was not read.
 
     Args:
       key: for the fresh leaves: N(0, 0.02^2), biases zero, norms one.
       finish: as in `keymap.load`, for fresh leaves too.
 
     Raises:
-      UserError: see `keymap.load`; the rest of the checkpoint fits no less strictly.
+      UserError: see `keymap.load`; the rest of the checkpoint must still fit strictly.
     """
     rows, fresh = split(reader, rows, layers, exceptions)
     patterns = (*ignored, *exceptions.unused)
@@ -100,16 +100,16 @@ def draw_params(
     sharding_fn: ShardingFn | None = None,
     finish: FinishFn | None = None,
 ) -> Any:
-    """Params from N(0, 0.02^2), norms one, biases zero, drawn on the devices where they stay.
+    """Params from N(0, 0.02^2), norms one, biases zero, drawn on their devices.
 
-    Each layer is drawn in float32 and cast before the next, so no float32 copy of a stacked leaf exists and bfloat16
+    Each layer is drawn in float32 and cast before the next: no float32 copy of a stacked leaf exists, and bfloat16
     params are the rounded float32 ones.
 
     Args:
       shapes: path below "params" -> shape.
       dtype: of the params.
       sharding_fn: (path, shape) -> Sharding.
-      finish: called with each leaf before the next is drawn; what it returns is kept. None draws them in one program.
+      finish: called with each leaf before the next is drawn; its result is kept. None draws them in one program.
     """
 
     def run(shapes):

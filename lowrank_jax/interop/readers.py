@@ -1,4 +1,4 @@
-"""Opens a checkpoint without reading it, then gives one tensor at a time: safetensors, GGUF, torch's .bin."""
+"""Opens a checkpoint without reading it, then reads one tensor at a time: safetensors, GGUF, torch's .bin."""
 
 import json
 import mmap
@@ -22,7 +22,7 @@ Part = tuple[slice, ...]  # of a tensor: a start and a stop along each axis
 
 
 class Reader(Protocol):
-    """What every checkpoint format gives: names, shapes and one tensor at a time, rows first (HF's [out, in]).
+    """The interface of all checkpoint formats: names, shapes and one tensor at a time, rows first (HF's [out, in]).
 
     Attributes:
       reads_parts: a part of a tensor is read without the rest.
@@ -33,23 +33,23 @@ class Reader(Protocol):
     metadata: Mapping[str, Any]
 
     def keys(self) -> list[str]:
-        """Tensor names in file order; a name that two shards hold comes twice."""
+        """Tensor names in file order; a name that is in two shards comes twice."""
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The tensor's shape; reads no data."""
 
     def is_one(self, first: str, second: str) -> bool:
-        """Whether two names are one tensor of the file, which needs no reading to know."""
+        """Whether two names are one tensor of the file; reads no data."""
 
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         """The tensor, or a part, as float64, float32, float16 or (ml_dtypes) bfloat16; quantised ones as float32."""
 
 
 class SafetensorsReader:
-    """One or more safetensors files that together hold a checkpoint.
+    """One or more safetensors files with a checkpoint.
 
     Raises:
-      UserError: a file is missing, damaged or cut short, or holds other shards' tensors than its index says.
+      UserError: a file is missing, damaged or cut short, or its tensors are not those of its index.
     """
 
     reads_parts = True
@@ -99,12 +99,12 @@ class SafetensorsReader:
 
 
 class TorchReader:
-    """One or more files of torch.save that together hold a checkpoint; see `torch_file`: no code of theirs is run.
+    """One or more files of torch.save with a checkpoint; their code is not run, see `torch_file`.
 
-    A tensor is read whole even for a part of it: the zip file's checksum, which finds damage, is of the whole.
+    Even for a part, the whole tensor is read: the zip file's checksum, which finds damage, is of the whole.
 
     Raises:
-      UserError: a file is missing, damaged, in torch's old format, or holds more than tensors by name.
+      UserError: a file is missing, damaged, in torch's old format, or has more than tensors by name.
     """
 
     reads_parts = False
@@ -140,10 +140,10 @@ class TorchReader:
 class GGUFReader:
     """A GGUF file, memory-mapped; `metadata` is read value by value, as the token lists are long.
 
-    Of a part, whole rows are dequantised: a row's blocks lie together.
+    For a part, whole rows are dequantised: a row's blocks are contiguous.
 
     Raises:
-      UserError: the file is no GGUF, is damaged or cut short, or holds a tensor type that cannot be dequantised.
+      UserError: the file is no GGUF, is damaged or cut short, or has a tensor type that cannot be dequantised.
     """
 
     reads_parts = True
@@ -186,7 +186,7 @@ class GGUFReader:
         part = part or (slice(None),) * len(shape)
         rows, inside = (part[0], (slice(None), *part[1:])) if len(shape) > 1 else (slice(None), part)
         if tensor.tensor_type.name in ("F32", "F16"):
-            values = np.array(tensor.data[part])  # a copy: a jax array on the CPU may go on using what it is given
+            values = np.array(tensor.data[part])  # a copy: a jax array on the CPU may share its memory
         else:
             values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type).reshape(-1, *shape[1:])[inside]
         if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read stay in memory otherwise, in the end the whole file
@@ -195,7 +195,7 @@ class GGUFReader:
 
 
 class _Fields(Mapping):
-    """GGUF metadata by key; a value is decoded when it is first asked for."""
+    """GGUF metadata by key; a value is decoded when it is first read."""
 
     def __init__(self, fields: Mapping[str, Any]):
         self._fields, self._decoded = fields, {}
@@ -213,15 +213,15 @@ class _Fields(Mapping):
 
 
 def open_checkpoint(path: str | Path) -> Reader:
-    """Opens a .safetensors file, a .gguf file, or a folder that holds one checkpoint; reads names and shapes only.
+    """Opens a .safetensors file, a .gguf file, or a folder with one checkpoint; reads names and shapes only.
 
     Args:
       path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, one .gguf, or
         torch's pytorch_model.bin or its index and shards.
 
     Raises:
-      UserError: nothing there, nothing readable, more than one choice (model.safetensors beside an index of other
-        files too), an index that leads out of its folder, or a damaged file.
+      UserError: no such path, nothing readable, more than one choice (also model.safetensors with an index of other
+        files), an index that leads out of its folder, or a damaged file.
     """
     path = Path(path)
     if not path.exists():
@@ -258,7 +258,7 @@ def _open_folder(folder: Path) -> Reader:
 
 
 def _shards(folder: Path, name: str, single: str) -> tuple[list[Path], dict[str, Path]]:
-    """The shards that an index names, and each tensor's; `single` is the file that would hold the whole checkpoint."""
+    """The shards that an index names, and each tensor's; `single` is the name of a file with the whole checkpoint."""
     index = read_json(folder / name).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
         raise UserError(f"{folder / name} has no weight_map; download it again")
@@ -278,7 +278,7 @@ def _shards(folder: Path, name: str, single: str) -> tuple[list[Path], dict[str,
 
 
 def _is_inside(file: str) -> bool:
-    """Of a name in an index: no absolute path and no step upwards, on any system. Where a link leads is not asked."""
+    """Whether a name in an index is neither absolute nor leads upwards, on any system. Links are not followed."""
     kinds = PurePosixPath(file), PureWindowsPath(file)
     return not any(path.anchor or ".." in path.parts for path in kinds)
 

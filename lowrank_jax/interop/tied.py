@@ -1,4 +1,4 @@
-"""Heads that a config calls a copy of the word table, compared with it where the file holds both."""
+"""Heads that a config ties to the embedding: compared with it where the file has both."""
 
 import dataclasses
 import functools
@@ -17,15 +17,15 @@ Pair = tuple[str, str]  # a tied tensor's key, and the key of what it is a copy 
 
 
 def fit(reader: Reader, config: Any, pairs: Sequence[Pair], unused: Sequence[str] = ()) -> tuple[Any, tuple[str, ...]]:
-    """The config with its head untied where the file's own head differs, and a line that says so.
+    """The config, with its head untied where the file's head differs from the embedding, and a line that says so.
 
-    transformers 5 ties what is equal and leaves untied what differs, whatever tie_word_embeddings says; transformers 4
-    tied it all the same. A masked-lm head has no untied form here, and is refused.
+    transformers 5 ties equal tensors and leaves different ones untied, whatever tie_word_embeddings says; transformers
+    4 tied them always. Masked-lm heads are always tied here: one that differs is refused.
 
     Args:
       config: with tie_word_embeddings, or an encoder's, whose head is always tied.
       pairs: an architecture's `head_pairs`.
-      unused: regular expressions of keys that are not to be read: such a head is left out, as a copy is.
+      unused: regular expressions of keys that are not to be read: such a head is ignored, as a copy is.
 
     Raises:
       UserError: an encoder's head differs.
@@ -49,7 +49,7 @@ def fit(reader: Reader, config: Any, pairs: Sequence[Pair], unused: Sequence[str
 
 
 def is_tied(config: Any) -> bool:
-    """Whether there is a head that is the word table, as an encoder's masked-lm head always is here."""
+    """Whether the model has a head tied to the embedding, as an encoder's masked-lm head always is here."""
     return getattr(config, "tie_word_embeddings", getattr(config, "head", None) == "masked-lm")
 
 
@@ -59,7 +59,7 @@ def copies(config: Any, pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 
 def check_head(reader: Reader, config: Any, pairs: Sequence[Pair]) -> None:
-    """Names the flag where the file of an untied config has the table and no head.
+    """Raises an error that names the flag, where the config is untied and the file has the embedding and no head.
 
     Raises:
       UserError: see above.
@@ -74,7 +74,7 @@ def check_head(reader: Reader, config: Any, pairs: Sequence[Pair]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _is_equal(reader: Reader, first: str, second: str) -> bool:
-    """Whether two tensors have one shape and the same values: of each, a block is held at a time."""
+    """Whether two tensors have one shape and the same values: a block of each is in memory at a time."""
     shape = reader.shape(first)
     if shape != reader.shape(second):
         return False
@@ -89,6 +89,6 @@ def _is_equal(reader: Reader, first: str, second: str) -> bool:
 
 
 def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype != b.dtype:  # not all pairs of 16-bit types have a common one
+    if a.dtype != b.dtype:  # not all pairs of 16-bit types have a common type
         a, b = a.astype(np.float64), b.astype(np.float64)
     return np.array_equal(a, b)

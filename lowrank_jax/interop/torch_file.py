@@ -13,7 +13,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 
-STORAGES = {  # torch's storage class -> type of its values
+STORAGES = {  # torch's storage class -> dtype
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -47,7 +47,7 @@ class StoredTensor:
 
 
 def read_names(path: Path) -> dict[str, StoredTensor]:
-    """{name: where its values lie}; a state dict may sit under "state_dict" or "model".
+    """{name: storage and strides of its values}; a state dict may sit under "state_dict" or "model".
 
     Raises:
       UserError: not torch's zip format, damaged, or anything but tensors by name.
@@ -104,7 +104,7 @@ def read_tensor(path: Path, key: str, tensor: StoredTensor) -> np.ndarray:
 
 
 class _Refused(Exception):
-    """A name in the pickle that no weights need."""
+    """The pickle has a name that weights do not need."""
 
 
 class _Names(pickle.Unpickler):

@@ -155,5 +155,5 @@ def test_refused(params):
         to_loralib(mora, {}, ROWS, LAYERS)
     config = AdapterConfig(rank=2, targets=("up", "query"), rank_pattern=(("up", 3),))
     plan = make_plan(params, dataclasses.replace(config))
-    with pytest.raises(UserError, match=r"cannot hold ranks \[2, 3\]"):
+    with pytest.raises(UserError, match=r"does not fit ranks \[2, 3\]"):
         to_loralib(plan, {"params": params, **create(plan, jax.random.key(0))}, ROWS, LAYERS)

@@ -378,7 +378,7 @@ def test_what_has_no_form_in_peft_is_not_written(base, table, tmp_path):
     query = {"rank": 2, "targets": ("query",)}
     with pytest.raises(UserError, match="PEFT's LoRA has no houlsby; keep that adapter in our own format"):
         save([AdapterConfig(**query), AdapterConfig("houlsby", 2)])
-    with pytest.raises(UserError, match="one PEFT folder cannot hold lora and dora together"):
+    with pytest.raises(UserError, match="a PEFT folder has one method, not lora and dora"):
         save([AdapterConfig(**query), AdapterConfig("dora", 2, targets=("value",))])
     with pytest.raises(UserError, match="LoftQ adapter belongs to a 4-bit residual"):
         save(AdapterConfig(init="loftq", **query))

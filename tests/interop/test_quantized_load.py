@@ -115,7 +115,7 @@ def test_random_weights_are_codes_of_the_same_draw():
 
 def test_files_of_weights_hold_no_codes(tmp_path):
     base = load_base(BaseConfig("pico-llama", quantize="int8"))
-    with pytest.raises(UserError, match=r"layers/.* is held as codes"):
+    with pytest.raises(UserError, match=r"layers/.* is stored as codes"):
         export_params(base.params, base.config, tmp_path / "model")
     export_params(dense_tree(base.params), base.config, tmp_path / "model")
 

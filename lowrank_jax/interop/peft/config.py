@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT: what it says, which modules it names, and what cannot be held here."""
+"""PEFT's adapter_config.json: its fields, the modules that it names, and the features that are refused."""
 
 import dataclasses
 import re
@@ -10,11 +10,11 @@ from lowrank_jax.interop.keymap import LAYER, Row
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MORA_SCHEMES = {1: "type1", 2: "type2", 3: "type3", 4: "type4", 6: "type6"}  # the fork's mora_type, our compression
-STARTS = {"pissa": "pissa", "olora": "olora"}  # that change the base on loading and can be made again
-PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # that leave it as it is
+STARTS = {"pissa": "pissa", "olora": "olora"}  # that change the base on loading, which can be repeated here
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # that leave the base unchanged
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
-ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # prefix beside a head: transformers' name
-# Fields that change nothing in what a trained adapter computes, and those that are read below.
+ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
+# Fields that do not change a trained adapter's output, and those that are read below.
 KNOWN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern"),
@@ -31,7 +31,7 @@ class HFModule:
 
     Attributes:
       name: e.g. "model.layers.0.self_attn.q_proj".
-      parts: our modules whose outputs lie side by side in it: one, or query, key and value in GPT-2's c_attn.
+      parts: our modules whose outputs it concatenates: one, or query, key and value in GPT-2's c_attn.
       layer: index into the stacked leaves, None outside a stack.
       table: it is an embedding.
     """
@@ -43,7 +43,7 @@ class HFModule:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Paths below "params" of our parts' weights."""
+        """Paths below "params" of the parts' weights."""
         return tuple(f"{part}/{'embedding' if self.table else 'kernel'}" for part in self.parts)
 
 
@@ -51,7 +51,7 @@ def hf_modules(rows: Sequence[Row], layers: int, tables: bool = False) -> dict[s
     """The linear modules of an architecture by name, from its key table (`llama.hf_table` and its like).
 
     Args:
-      tables: give its embeddings too.
+      tables: include its embeddings.
     """
     parts: dict[str, list[str]] = {}
     for row in rows:
@@ -70,7 +70,7 @@ def hf_modules(rows: Sequence[Row], layers: int, tables: bool = False) -> dict[s
 
 
 def task_of(rows: Sequence[Row]) -> tuple[str | None, str | None]:
-    """(task_type, transformers' class where PEFT finds none by the task) of an architecture, from its key table."""
+    """(task_type, transformers' class where the task names none in PEFT) of an architecture, from its key table."""
     sources = [row.source for row in rows]
     kind = next((name for prefix, name in ENCODERS.items() if any(s.startswith(prefix) for s in sources)), "")
     if any(source.startswith(CLASSIFIER) for source in sources):
@@ -82,7 +82,7 @@ def task_of(rows: Sequence[Row]) -> tuple[str | None, str | None]:
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """The parsed file; fields as PEFT names them, `method` and `start` as ours."""
+    """The parsed file; fields under PEFT's names, but for `method` and `start`."""
 
     method: str
     r: int
@@ -102,7 +102,7 @@ class PeftConfig:
     base: str
 
     def rank(self, name: str) -> int:
-        """The rank of a module: the first pattern that matches the end of its name, else r."""
+        """The rank of a module: that of the first pattern that matches the end of its name, otherwise r."""
         return _first(self.rank_pattern, name, self.r)
 
     def scale(self, name: str) -> float:
@@ -124,7 +124,7 @@ class PeftConfig:
         return found is not None and int(found.group(1)) in self.layers_to_transform
 
     def saves(self, name: str) -> bool:
-        """Whether the module of this name, or one around it, is kept whole."""
+        """Whether the module of this name, or one that contains it, is saved whole."""
         parents = name.split(".")
         paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
         return any(path == m or path.endswith(f".{m}") for path in paths for m in self.modules_to_save)
@@ -134,7 +134,7 @@ def parse(values: dict[str, Any], where: str) -> PeftConfig:
     """adapter_config.json as a PeftConfig.
 
     Raises:
-      UserError: another method than LoRA, rsLoRA, DoRA or MoRA, an ill-typed field, or a feature that is not held here.
+      UserError: another method than LoRA, rsLoRA, DoRA or MoRA, a field of the wrong type, or an unsupported feature.
     """
     kind = values.get("peft_type")
     if kind != "LORA":
@@ -144,10 +144,10 @@ def parse(values: dict[str, Any], where: str) -> PeftConfig:
         raise UserError(f"{where}: {', '.join(sorted(extra))} is not supported here; merge the adapter with PEFT first")
     mora = bool(values.get("use_mora"))
     if mora and (values.get("use_dora") or values.get("use_rslora")):
-        raise UserError(f"{where}: use_mora beside use_dora or use_rslora names two methods; keep one")
+        raise UserError(f"{where}: use_mora with use_dora or use_rslora names two methods; keep one")
     start = values.get("init_lora_weights", True)
     if start not in STARTS and start not in PLAIN_STARTS:
-        raise UserError(f"{where}: init_lora_weights {start!r} changes the base in a way that is not made again here")
+        raise UserError(f"{where}: init_lora_weights {start!r} changes the base in a way that is not repeated here")
     bias = values.get("bias", "none")
     if bias not in ("none", "all", "lora_only"):
         raise UserError(f"{where}: bias {bias!r} is not one of none, all, lora_only")
@@ -182,10 +182,10 @@ def parse(values: dict[str, Any], where: str) -> PeftConfig:
 
 
 def short_names(adapted: Sequence[str], known: Iterable[str]) -> list[str]:
-    """target_modules for these modules: their last names where those select no other module, else their full names."""
+    """target_modules for these modules: their last names if those select no other module; full names otherwise."""
     ends = sorted({name.rpartition(".")[2] for name in adapted})
     selected = {name for name in known if _ends(tuple(ends), name)}
-    # "dense" ends many a module outside the table too (poolers, heads)
+    # modules outside the table may end in "dense" too (poolers, heads)
     return ends if selected == set(adapted) and "dense" not in ends else sorted(adapted)
 
 

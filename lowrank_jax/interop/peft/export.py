@@ -1,8 +1,8 @@
 """Writes adapters as a PEFT folder: LoRA, rsLoRA, DoRA for stock PEFT, MoRA for its authors' fork.
 
-Ranks that were padded with zeros are cut back, layers without an adapter (scale 0) are left out. Different A of parts
-that are fused in the Hugging Face model (GPT-2's query, key, value) lie side by side there, with B block-diagonal.
-A sequence classifier's head is written whole, trained or not: PEFT asks for it by the task.
+Ranks that were padded with zeros are cut back, and layers without an adapter (scale 0) are left out. Where the Hugging
+Face model fuses several of our modules (GPT-2's query, key, value), their A are concatenated and B is block-diagonal.
+A sequence classifier's head is written whole, trained or not: PEFT needs it for the task.
 """
 
 import dataclasses
@@ -41,29 +41,29 @@ def save_peft(
     trained: Sequence[str] = (),
     revision: str | None = None,
 ) -> Path:
-    """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is whole.
+    """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is complete.
 
-    `bases.peft.export_peft` asks a loaded base for what stands below.
+    `bases.peft.export_peft` takes these arguments from a loaded base.
 
     Args:
       folder: an adapter in it is replaced.
       plan: of the adapters.
       variables: {"params", "adapters", "scales"}.
       rows, layers: the base's key table in HF's names and number of layers.
-      base_name: what transformers loads the base by (a Hub name or a folder); PEFT's Auto classes need it.
-      fingerprint: of the base; kept in the weights' header, where `load_peft` looks.
-      trained: paths below "params" that were trained too; they are written as biases or whole modules.
+      base_name: the name by which transformers loads the base (of the Hub, or a folder); PEFT's Auto classes need it.
+      fingerprint: of the base; kept in the weights' header, where `load_peft` reads it.
+      trained: paths below "params" that were trained too; they are written as biases or as whole modules.
       revision: of the base on the Hub.
 
     Raises:
-      UserError: the adapter has no form in PEFT, or the folder cannot be written.
+      UserError: PEFT cannot express the adapter, or the folder cannot be written.
     """
     if not plan.sites:
         raise UserError(f"there is no adapter to write to {folder}")
     config = _config_of(plan)
     if config.init == "loftq":
         raise UserError(
-            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot make again; export the merged model"
+            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot compute again; export the merged model"
         )
     flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
     modules = hf_modules(rows, layers, tables=True)
@@ -83,7 +83,7 @@ def save_peft(
         raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
     task, hf_class = task_of(rows)
     if any(name.startswith(CLASSIFIER) or f"{name}." == CLASSIFIER for name in ranks):
-        task = None  # PEFT takes a head that has an adapter for no other than that
+        task = None  # with an adapter on a head, PEFT treats no other module as the head
     bias, whole = _beside(flat, rows, layers, set(trained), set(ranks), tensors, task == "SEQ_CLS")
     values = _config(config, modules, ranks, scales)
     values |= {"bias": bias, "modules_to_save": whole or None, "task_type": task}
@@ -96,16 +96,16 @@ def save_peft(
 
 
 def _config_of(plan: Plan) -> AdapterConfig:
-    """The plan's one configuration as PEFT sees it: several may differ in sites, ranks and alphas alone.
+    """The plan's configuration for PEFT: several may differ only in sites, ranks and alphas.
 
     Raises:
-      UserError: a family that PEFT has none of, or several that one folder cannot hold.
+      UserError: a family that PEFT lacks, or several, of which a folder can have only one.
     """
     if strange := sorted({site.family.name for site in plan.sites if not site.family.merges}):
         raise UserError(f"PEFT's LoRA has no {' and '.join(strange)}; keep that adapter in our own format")
     same = {"rank": 1, "alpha": 1.0, "targets": (), "exclude": (), "rank_pattern": (), "alpha_pattern": ()}
     if len({dataclasses.replace(config, **same) for config in plan.configs}) != 1:
-        raise UserError(f"one PEFT folder cannot hold {plan.methods} together; export the merged model")
+        raise UserError(f"a PEFT folder has one method, not {plan.methods}; export the merged model")
     return plan.configs[0]
 
 
@@ -147,7 +147,7 @@ def _part(site: Site, config: AdapterConfig, flat: Mapping[str, Any], module: HF
     if config.method == "mora":
         return (leaf, scale) if scale else None
     if config.method == "dora" and not scale:
-        # Left out, unless its magnitudes were trained all the same.
+        # Left out, unless its magnitudes were trained.
         norms = np.linalg.norm(_layer(flat[f"params/{path}/kernel"], module), axis=0)
         if np.allclose(leaf["m"], norms, rtol=1e-5):
             return None
@@ -166,7 +166,7 @@ def _layer(leaf: Any, module: HFModule) -> np.ndarray:
 
 
 def _join(parts: list, widths: list[int]) -> tuple[np.ndarray, np.ndarray, float]:
-    """One (A, B, scale) for outputs that lie side by side; zero columns of B where a part has no adapter."""
+    """One (A, B, scale) for concatenated outputs; zero columns of B where a part has no adapter."""
     held = [part for part in parts if part is not None]
     first_a, _, scale = held[0]
     same = all(np.array_equal(a, first_a) and s == scale for a, _, s in held)
@@ -208,14 +208,14 @@ def _config(ours: AdapterConfig, modules, ranks: dict[str, int], scales: dict[st
 
 
 def _whole(value: float) -> float | int:
-    """alpha as it was written: 16 for 5.3333335 x 3, as scales are float32."""
+    """alpha as it was set: 16 for 5.3333335 x 3, as scales are float32."""
     near = round(value, 4)
     value = near if abs(near - value) <= 1e-6 * abs(value) else value
     return int(value) if value == int(value) else value
 
 
 def _conv1d(rows: Sequence[Row], layers: int) -> set[str]:
-    """Modules whose weight lies [in, out], as in GPT-2, which PEFT calls fan_in_fan_out."""
+    """Modules whose weight is [in, out], as GPT-2's, which PEFT calls fan_in_fan_out."""
     turned = [row for row in rows if row.target.endswith("/kernel") and row.transform is not TRANSPOSE]
     return {source.removesuffix(".weight") for row in turned for source in row.sources(layers)}
 
@@ -223,19 +223,19 @@ def _conv1d(rows: Sequence[Row], layers: int) -> set[str]:
 def _beside(
     flat, rows, layers: int, trained: set[str], adapted: set[str], tensors: Leaf, classifies: bool
 ) -> tuple[str, list[str]]:
-    """Adds what was trained of the base to `tensors`; returns PEFT's `bias` and `modules_to_save`.
+    """Adds the base's trained weights to `tensors`; returns PEFT's `bias` and `modules_to_save`.
 
     Args:
-      classifies: add the classifier too, whole, and call it one module.
+      classifies: add the whole classifier as a module too.
     """
     unknown = trained - {row.target for row in rows}
     if unknown:
-        raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot hold it")
+        raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot save it")
     targets = {row.target for row in rows}
     tables = [path for path in trained if path.endswith("/embedding") and is_tied(path.rpartition("/")[0], targets)]
     if tables:
         raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
-    sources: dict[str, list[Row]] = {}  # of a fused tensor, the rows of its parts
+    sources: dict[str, list[Row]] = {}  # for a fused tensor, the rows of its parts
     for row in rows:
         for source in row.sources(layers):
             sources.setdefault(source, []).append(row)
@@ -259,7 +259,7 @@ def _beside(
             parts.append(np.asarray(leaf[layer] if LAYER in row.source else leaf, np.float32))
         module, _, last = source.rpartition(".")
         key = f"{module}.base_layer.{last}" if module in adapted else source
-        # A part's transform has no inverse: GPT-2's c_attn holds query, key and value side by side, as ours lie.
+        # A part's transform has no inverse: GPT-2's c_attn is query, key and value side by side, in our order.
         value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
         tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
     return bias, sorted({*whole, CLASSIFIER.rstrip(".")} if head else whole)

@@ -3,9 +3,8 @@
 PEFT keeps one A [r, d_in] and one B [d_out, r] a module; ours are stacked over layers, [L, d_in, R] and [L, R, d_out],
 with one scale a layer; an embedding's are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up
 to the largest, R, and a layer without an adapter is zero with scale 0: both compute exactly what PEFT does, get no
-gradient, and are left out again on saving.
-(The exception: a left-out layer of DoRA holds its kernel's norms as magnitudes, which would train if trained on.)
-GPT-2's fused c_attn is query, key and value with one A. Writing is `interop.peft.folder.export`.
+gradient, and are left out again on saving. (But a left-out layer of DoRA has its kernel's norms as magnitudes, which
+further training would change.) GPT-2's fused c_attn is query, key and value with one A. `interop.peft.export` writes.
 """
 
 import dataclasses
@@ -32,19 +31,19 @@ from lowrank_jax.interop.readers import Reader, SafetensorsReader, read_json
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
 TABLE = "lora_embedding_"  # and A [r, rows] or B [d, r], without ".weight"
-METADATA = "lowrank_jax"  # our note in the safetensors header: fingerprint of the base, scale of every module
+METADATA = "lowrank_jax"  # written to the safetensors header: fingerprint of the base, scale of every module
 SHOWN = 4  # names in one error
 
 
 @dataclasses.dataclass(frozen=True)
 class PeftAdapter:
-    """What a folder held.
+    """The content of a PEFT folder.
 
     Attributes:
       plan: its sites, with an AdapterConfig that describes them.
-      adapters, scales: as `adapters.create` makes them; NumPy arrays.
-      params: the base's params with what the adapter changes in them: trained biases, modules kept whole, and the
-        residual kernels of PiSSA and OLoRA. The same leaves elsewhere.
+      adapters, scales: as from `adapters.create`; NumPy arrays.
+      params: the base's params with the adapter's changes: trained biases, modules saved whole, and the residual
+        kernels of PiSSA and OLoRA. Other leaves are the same arrays.
       changed: paths of those leaves.
     """
 
@@ -68,19 +67,19 @@ def load_peft(
     base_names: Sequence[str] = (),
     fingerprint: str | None = None,
 ) -> PeftAdapter:
-    """Reads a PEFT folder onto a base; everything is checked before anything is returned.
+    """Reads a PEFT folder for a base; everything is checked before anything is returned.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
       params: the base's params.
       rows, layers: the base's key table in HF's names (`llama.hf_table(config)` and its like) and number of layers.
-      base_names: names that the base goes by; an adapter that names another Hub repository is refused. Empty: any.
+      base_names: names of the base; an adapter that names another Hub repository is refused. Empty: any is accepted.
       fingerprint: of the base; compared where the adapter, written here, names one.
 
     Raises:
-      UserError: one line: no adapter there, an unknown method or feature, another base, keys that are missing, unknown
-        or without PEFT's prefix, shapes or ranks that disagree with the config, an alpha that disagrees with what was
-        written, a value that is not finite.
+      UserError: one line: no adapter in the folder, an unknown method or feature, another base, keys that are missing,
+        unknown or without PEFT's prefix, shapes or ranks that contradict the config, an alpha that differs from the one
+        saved, a value that is not finite.
     """
     folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
@@ -132,7 +131,7 @@ def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fin
                 f"the adapter in {folder} was made for the base {config.base!r} with other weights ({made})"
             )
         return
-    # A path says where a base lay, not which one it was.
+    # A path does not tell which base was in it.
     ours = {name.rpartition("/")[2].lower() for name in base_names if not Path(name).exists()}
     local = not config.base or Path(config.base).is_absolute() or Path(config.base).exists()
     if ours and not local and config.base.rpartition("/")[2].lower() not in ours:
@@ -159,13 +158,13 @@ def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[in
 
 
 def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader: Reader) -> dict[str, str]:
-    """{key of the base's tensor: key in the file} of trained biases and modules kept whole."""
+    """{key of the base's tensor: key in the file} of trained biases and modules saved whole."""
     held, saved, targets = set(reader.keys()), {}, {row.target for row in rows}
     for row in rows:
         for source in row.sources(layers):
             module, _, leaf = source.rpartition(".")
             biased = leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
-            # An adapted head or embedding: PEFT keeps the frozen weight beside its adapter.
+            # An adapted head or embedding: PEFT saves the frozen weight with its adapter.
             copied = module in adapted and leaf == "weight" and f"{PREFIX}{module}.base_layer.weight" in held
             if not (biased or copied or config.saves(module)):
                 continue
@@ -180,7 +179,7 @@ def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader
 
 
 def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, saved: dict[str, str]) -> None:
-    """Every key consumed, none missing, every shape as the config and the base say."""
+    """Checks that every key is consumed, none missing, and every shape that of the config and the base."""
     wanted: dict[str, tuple[int, ...] | None] = dict.fromkeys(saved.values())
     for module in adapted:
         for leaf, shape in _tensors(config, module, shapes).items():
@@ -264,7 +263,7 @@ def stack_layers(config: PeftConfig, per_site, params: Tree, shapes) -> tuple[Pl
 
 
 def _check_even(config: PeftConfig, adapted, per_site, shapes) -> None:
-    """PiSSA and OLoRA take the kernel apart by rank and scale: those of a stack must be one."""
+    """PiSSA and OLoRA decompose the kernel by rank and scale, which must be equal within a stack."""
     for path, found in per_site.items():
         kinds = {(rank, scale) for _, scale, rank in found.values()}
         stack = shapes[f"{path}/kernel"][:-2]
@@ -276,7 +275,7 @@ def _check_even(config: PeftConfig, adapted, per_site, shapes) -> None:
 
 
 def replace_tensors(flat: dict[str, Any], reader: Reader, rows, layers: int, saved: dict[str, str]) -> list[str]:
-    """Puts trained biases and whole modules in place of the base's; returns their paths."""
+    """Replaces the base's weights by trained biases and whole modules; returns their paths."""
     changed = []
     for row in rows:
         found = {i: saved[source] for i, source in enumerate(row.sources(layers)) if source in saved}
@@ -301,7 +300,7 @@ def replace_tensors(flat: dict[str, Any], reader: Reader, rows, layers: int, sav
 
 
 def read_finite(reader: Reader, key: str) -> np.ndarray:
-    """A tensor in float32; raises UserError when it holds NaN or infinity."""
+    """A tensor in float32; raises UserError where it has NaN or infinity."""
     value = np.asarray(reader.read(key), np.float32)
     if not np.isfinite(value).all():
         raise UserError(f"{reader.path}: {key} is not finite; use an earlier checkpoint")

@@ -1,6 +1,6 @@
 """loralib state dicts both ways: Linear, Embedding, MergedLinear (fused query, key, value with some of them enabled).
 
-A state dict names no alpha and no enabled parts: both are the caller's.
+A state dict has neither alpha nor the enabled parts: the caller gives both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def load_loralib(
     alpha: float,
     enable_lora: Sequence[bool] | None = None,
 ) -> PeftAdapter:
-    """A loralib state dict onto a base.
+    """Reads a loralib state dict for a base.
 
     Args:
       tensors: {name: array or CPU tensor}, e.g. of `torch.load(path, weights_only=True)`: "<module>.lora_A",
@@ -54,7 +54,7 @@ def load_loralib(
       enable_lora: of MergedLinear, for the parts of every fused module in order.
 
     Raises:
-      UserError: one line: keys that are missing or unknown, shapes that disagree, no enable_lora.
+      UserError: one line: keys that are missing or unknown, shapes that do not fit, no enable_lora.
     """
     reader, modules = _Held(tensors), hf_modules(rows, layers, tables=True)
     flat = dict(flatten(params))
@@ -85,13 +85,14 @@ def load_loralib(
 def to_loralib(
     plan: Plan, variables: Mapping[str, Tree], rows: Sequence[Row], layers: int
 ) -> tuple[dict[str, np.ndarray], float, tuple[bool, ...] | None]:
-    """(state dict, alpha, enable_lora): what the LoRA layers of a model built with this alpha and rank load.
+    """(state dict, alpha, enable_lora), to load into LoRA layers built with this alpha and rank.
 
-    Every layer of a site has the site's rank; a layer whose scale is not the site's has its B scaled. enable_lora is
-    None where no module is fused.
+    Every layer of a site has the site's rank; where a layer's scale differs from the site's, its B is scaled.
+    enable_lora is None where no module is fused.
 
     Raises:
-      UserError: another method than lora, or ranks and scales that one alpha and one r cannot hold in a fused module.
+      UserError: another method than lora, or ranks and scales that one alpha and one r cannot express in a fused
+        module.
     """
     if other := [config.method for config in plan.configs if config.method != "lora"]:
         raise UserError(f"loralib has no {other[0]}; export a PEFT folder or the merged model")
@@ -99,7 +100,7 @@ def to_loralib(
     specs = {site.path: site.spec for site in plan.sites}
     ranks = {spec.rank for spec in specs.values()}
     if len(ranks) != 1:
-        raise UserError(f"one loralib alpha cannot hold ranks {sorted(ranks)}; use one rank, or export a PEFT folder")
+        raise UserError(f"one loralib alpha does not fit ranks {sorted(ranks)}; use one rank, or export a PEFT folder")
     rank, alpha = ranks.pop(), plan.sites[0].family.scale(plan.sites[0].spec) * plan.sites[0].spec.rank
     tensors, enabled = {}, None
     for name, module in hf_modules(rows, layers, tables=True).items():

@@ -6,7 +6,7 @@ The fork (kongds/MoRA, peft-mora) keeps PEFT's layout: adapter_config.json with 
 is the transpose. Stock PEFT warns of the unknown fields and then fails on the shapes, or, in older versions, ignores
 them.
 
-Our own format, which any MoRA scheme fits (truncation, decoupling, padding, layouts), is that of
+Our own format, for every MoRA scheme (truncation, decoupling, padding, layouts), is that of
 `checkpoints.adapters_only`: a folder with adapter.safetensors, whose tensors are the stacked leaves by path
 (`adapters/layers/attention/query/m` [layers, p, p], `scales/layers/attention/query/scale` [layers]), and adapter.json
 with the format version, the AdapterConfig, each leaf's dtype and shape, the file's sha256, and the base's name and
@@ -19,7 +19,7 @@ from lowrank_jax.adapters.base import MoraConfig
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.peft.config import MORA_SCHEMES
 
-# What the fork computes: its head as padding, pairs (j, j + p/2), the size rounded half up.
+# The fork's MoRA: the input's head as padding, pairs (j, j + p/2), the size rounded half up.
 _PAPER_NAMES = {"sharing": 1, "rotation": 6}
 
 
@@ -27,7 +27,7 @@ def to_leaf(first: np.ndarray, second: np.ndarray, name: str) -> dict[str, np.nd
     """{"m": [p, p]} from the two copies of the square.
 
     Raises:
-      UserError: the copies differ, so they are no MoRA adapter's.
+      UserError: the copies differ: they are not a MoRA adapter's.
     """
     if first.shape != second.shape or first.shape[0] != first.shape[-1] or not np.array_equal(first, second):
         raise UserError(
