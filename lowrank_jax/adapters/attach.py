@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax.adapters.base import AdapterSpec, Family
-from lowrank_jax.adapters.groups import Group, find_groups
-from lowrank_jax.adapters.plan import Plan
+from lowrank_jax.adapters.fast import get_fast
+from lowrank_jax.adapters.fast.groups import Group, find_groups
+from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.adapters.prepare import prepare
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, nearest, unflatten
+from lowrank_jax.core.paths import flatten, nearest
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.ops.products import formed_apart
@@ -87,7 +88,8 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
             path = "/".join(module.path)
             if context.method_name != "__call__" or (path not in sites and path not in grouped):
                 return next_fun(*args, **kwargs)
-            if args and (grouped.get(path) or sites[path]).apart:
+            tiled = grouped[path].tiled if path in grouped else get_fast(sites[path].family).tiled(sites[path].spec)
+            if args and tiled:
                 out = formed_apart(lambda x: next_fun(x, *args[1:], **kwargs), args[0])
             else:
                 out = next_fun(*args, **kwargs)
@@ -95,13 +97,13 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
                 visited.update(site.path for site in grouped[path].sites if site)
                 return _grouped(module, grouped[path], args[0], out, training, dtype)
             visited.add(path)
-            spec, family = sites[path].spec, sites[path].family
+            site = sites[path]
             y, *others = out if isinstance(out, tuple) else (out,)
-            leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
-            if spec.stack and dtype is not None:
+            leaf = {name: _read(module, name, shape) for name, shape in site.family.shapes(site.spec).items()}
+            if site.spec.stack and dtype is not None:
                 _refuse_rounded(leaf, y.dtype, path)
             x = next(iter((*args, *kwargs.values())))
-            y = _adapted(module, family, spec, leaf, x, y, spec.dropout if training else 0.0)
+            y = _adapted(module, site, leaf, x, y, site.config.dropout if training else 0.0)
             return (y, *others) if isinstance(out, tuple) else y
 
         unread = {site.path for site in plan.sites} - visited
@@ -109,7 +111,7 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
             _check_params(plan, variables.get("params", {}), grouped)
         if plan.sites:
             given = {name: tree for name, tree in variables.items() if name != "scales"}  # folded into the adapters
-            variables = {**given, "adapters": _prepare(variables, plan, dtype, grouped)}
+            variables = {**given, "adapters": prepare(variables, plan, dtype, grouped)}
         with nn.intercept_methods(interceptor):
             outputs = model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
         if unread and (whole or method is None) and (unread := sorted(unread - visited)):
@@ -134,24 +136,25 @@ def _check_params(plan: Plan, params: Tree, grouped: Mapping[str, Group]) -> Non
         raise UserError(f"the plan has a site at {missing[0]!r}, which the parameters do not have; {hint}")
 
 
-def _adapted(
-    module: nn.Module, family: Family, spec: AdapterSpec, leaf: dict[str, Array], x: Array, y: Array, dropout: float
-) -> Array:
+def _adapted(module: nn.Module, site: Site, leaf: dict[str, Array], x: Array, y: Array, dropout: float) -> Array:
     """The module's output with the update.
 
     Args:
+      module, site: the module, and its site.
+      leaf: as `prepare` makes it, of one layer.
       x, y: the module's input and its (first) output.
       dropout: rate on what the branch reads; 0 outside training.
     """
-    if family.place == "table":
-        return y + family.delta(leaf, x, spec, 1.0).astype(y.dtype)
-    read = (x if family.place == "kernel" else y).astype(y.dtype)
+    fast, place = get_fast(site.family), site.family.place
+    if place == "table":
+        return y + fast.delta(leaf, x, site.spec).astype(y.dtype)
+    read = (x if place == "kernel" else y).astype(y.dtype)
     if dropout:
         read = _drop(module, read, dropout)
-    if family.apply is not None:
-        return family.apply(leaf, _frozen(module, read, y, bool(dropout)), read, y, spec, 1.0)
-    update = family.delta(leaf, read, spec, 1.0)
-    if family.place == "norm":
+    if fast.apply is not None:
+        return fast.apply(leaf, _frozen(module, read, y, bool(dropout)), read, y, site.spec)
+    update = fast.delta(leaf, read, site.spec)
+    if place == "norm":
         # A second call of the module would take its parameters' names twice; an unbound copy is a pure function, and
         # has no path that a site could have.
         again = module.clone(parent=None)
@@ -180,49 +183,8 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group]) -> dict[str, Any]:
-    """The adapters as the branches use them: scales folded in; those of stacked kernels in the model's compute dtype.
-
-    Layers without an adapter (AdapterDrop) get one of zeros here, as the scan runs over all layers alike: it computes
-    nothing into nothing, has no parameters and no gradient.
-
-    The cast is for the scan over layers, in which it would be a kernel of its own a layer. A module outside it (a head,
-    perhaps in float32) is used once, and a model without `dtype` says no type: their leaves stay as wide as they are
-    (float32 at least) and `delta` casts them to its input's.
-    """
-    flat = flatten({name: variables.get(name, {}) for name in ("adapters", "scales")})
-    prepared = {}
-    for site in plan.sites:
-        path, spec, family = site.path, site.spec, site.family
-        names = [f"adapters/{path}/{name}" for name in family.shapes(spec)]
-        scale = f"scales/{path}/scale"
-        if missing := [name for name in (*names, scale) if name not in flat]:
-            raise UserError(f"variables hold no {missing[0]!r}; make them with adapters.create")
-        leaf = {name.rpartition("/")[2]: flat[name] for name in names}
-        for name, shape in family.shapes(spec).items():
-            if leaf[name].shape != (*spec.stack, *shape):  # one layer's square would spread over the stack's scales
-                raise UserError(
-                    f"'adapters/{path}/{name}' has shape {leaf[name].shape} where the plan has "
-                    f"{(*spec.stack, *shape)}; it was made by another plan"
-                )
-        wide = jnp.result_type(jnp.float32, *leaf.values())
-        compute = dtype if spec.stack and dtype is not None else wide
-        for name, value in family.prepare(leaf, spec, flat[scale], compute).items():
-            if spec.dropped:
-                value = jnp.concatenate([jnp.zeros((spec.dropped, *value.shape[1:]), value.dtype), value])
-            prepared[f"{path}/{name}"] = value
-    for path, group in grouped.items():
-        leaves = {
-            site.path: {name: prepared.pop(f"{site.path}/{name}") for name in site.family.shapes(site.spec)}
-            for site in group.sites
-            if site
-        }
-        prepared |= {f"{path}/{name}": value for name, value in group.prepare(leaves).items()}
-    return unflatten(prepared)
-
-
 def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
-    """Raises UserError where `_prepare` rounded a leaf to the model's dtype and its module computes in a wider one."""
+    """Raises UserError where `prepare` rounded a leaf to the model's dtype and its module computes in a wider one."""
     for value in leaf.values():
         if jnp.promote_types(value.dtype, dtype) != value.dtype:
             raise UserError(

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
@@ -119,42 +120,39 @@ class AdapterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """One adapted place, statically: all that a family needs to know of it.
+    """One adapted module, statically: all that a family needs to know of it.
 
     Attributes:
-      d_in, d_out: the kernel's axes, y = x @ kernel with x [..., d_in]; a table's rows and width; a value's width,
-        twice.
-      rank, alpha, scaling, dropout, init, init_std: as in `AdapterConfig`, patterns applied.
+      d_in, d_out: the kernel's axes, y = x W with x [..., d_in]; a table's rows and width; the width of a value, twice.
+      rank, alpha: those of the configuration with its patterns applied.
       stack: leading axes of leaves that are stacked over scanned layers, () when they are not.
-      mora, bottleneck: the families' own options.
       dropped: layers of the scan below those of `stack`, which have no adapter.
+      config: the configuration, for everything else.
     """
 
     d_in: int
     d_out: int
     rank: int
     alpha: float = 16.0
-    scaling: str = "standard"
-    dropout: float = 0.0
-    init: str = "kaiming_uniform"
-    init_std: float = 0.02
     stack: tuple[int, ...] = ()
-    mora: MoraConfig = MoraConfig()
-    bottleneck: BottleneckConfig = BottleneckConfig()
     dropped: int = 0
+    config: AdapterConfig = AdapterConfig()
 
 
-Leaf = Mapping[str, Array]  # the arrays of one adapted place by name, without the stack axes
+Leaf = Mapping[str, Array]  # the arrays of one adapted module by name, without the stack axes
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An adapter family: y = x W + delta(x), with delta linear in x and zero at the start, unless it says otherwise.
+    """An adapter family, as its paper has it: y = x W + delta(x), with delta zero at the start.
+
+    Functions take a leaf that its scale was multiplied into (`scale_leaf`), so none has a factor of its own. How an
+    update is computed in a training step is `adapters.fast`'s to say; the result is the same.
 
     `place` is the value that delta reads and where its result goes:
 
     * kernel: x is the module's input, y its output; delta is linear and merges into the kernel.
-    * table: x holds the rows' numbers, y = E[x] + delta(x); merges into the table.
+    * table: x are numbers of rows, y = E[x] + delta(x); merges into the table.
     * output: y = h + delta(h), h the output of a whole module (the first of several); does not merge.
     * norm: y = norm(s + delta(norm(s))), both times with the module's own parameters; does not merge.
 
@@ -163,20 +161,13 @@ class Family:
       shapes: spec -> {leaf name: shape}; its product is the paper's parameter count. Raises UserError on a spec that
         the family cannot serve.
       init: (key, spec) -> leaf in float32, one layer; (key, spec, kernel) where `needs_kernel` says so.
-      delta: (leaf, x [..., d_in], spec, scale []) -> [..., d_out] in x's dtype.
-      prepare: (leaf, spec, scale [*stack], dtype) -> leaf of the whole stack with the scale folded in, in the compute
-        dtype, such that delta(prepared, x, spec, 1.0) = delta(leaf, x, spec, scale). Done once a step, outside the scan
-        over layers: inside, every cast and every scaling is a kernel of its own, 14 a layer with seven targets.
-      scale: spec -> float, the factor that multiplies delta.
-      apply: None, or (leaf, frozen, x, y, spec, scale) -> y for a family that is more than a delta: `frozen` has the
-        module's "kernel" and "product", the kernel's product with x (the dropped x, with dropout).
-      fold: with `apply`: (kernel, leaf, spec, scale) -> the merged kernel in float32.
-      unfold: with `apply`: (merged kernel, leaf, spec, scale, norms) -> the kernel in float32.
-      join: None, or (leaves of sites that read one input, None where a site is missing; columns of each) -> the leaf of
-        one site for all, such that its delta is theirs side by side. Leaves are `prepare`'s, stack axes in front.
-      joins: (specs, columns of all parts) -> whether `join` serves them and pays.
-      apart: spec -> whether delta and its gradient are something narrow repeated, which whatever reads the sum with
-        x W, or with its gradient, adds at less cost than it is written at (`ops.products.formed_apart`).
+      delta: (leaf, x [..., d_in], spec) -> [..., d_out] in x's dtype.
+      scaled: names of the leaf's arrays that are multiplied by the scale.
+      scale: spec -> float, the factor at the start.
+      apply: None, or (leaf, frozen, x, y, spec) -> y for a family that is more than a delta: `frozen` has the module's
+        "kernel" and "product", the kernel's product with x (the dropped x, with dropout).
+      fold: with `apply`: (kernel, leaf, spec) -> the merged kernel in float32.
+      unfold: with `apply`: (merged kernel, leaf, spec, norms) -> the kernel in float32.
       needs_kernel: spec -> whether `init` starts from the kernel.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
@@ -186,15 +177,12 @@ class Family:
     name: str
     shapes: Callable[[AdapterSpec], dict[str, tuple[int, ...]]]
     init: Callable[..., dict[str, Array]]
-    delta: Callable[[Leaf, Array, AdapterSpec, Any], Array]
-    prepare: Callable[[Leaf, AdapterSpec, Any, Any], dict[str, Array]]
-    scale: Callable[[AdapterSpec], float]
-    apply: Callable[[Leaf, Leaf, Array, Array, AdapterSpec, Any], Array] | None = None
-    fold: Callable[[Array, Leaf, AdapterSpec, Any], Array] | None = None
-    unfold: Callable[[Array, Leaf, AdapterSpec, Any, Array], Array] | None = None
-    join: Callable[[Sequence[Leaf | None], Sequence[int]], dict[str, Array]] | None = None
-    joins: Callable[[Sequence[AdapterSpec], Sequence[int]], bool] = lambda specs, columns: True
-    apart: Callable[[AdapterSpec], bool] = lambda spec: False
+    delta: Callable[[Leaf, Array, AdapterSpec], Array]
+    scaled: tuple[str, ...]
+    scale: Callable[[AdapterSpec], float] = lambda spec: 1.0
+    apply: Callable[[Leaf, Leaf, Array, Array, AdapterSpec], Array] | None = None
+    fold: Callable[[Array, Leaf, AdapterSpec], Array] | None = None
+    unfold: Callable[[Array, Leaf, AdapterSpec, Array], Array] | None = None
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
     place: Literal["kernel", "table", "output", "norm"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()
@@ -208,11 +196,25 @@ class Family:
         """Trainable scalars of one layer's site."""
         return sum(math.prod(shape) for shape in self.shapes(spec).values())
 
-    def delta_kernel(self, leaf: Leaf, spec: AdapterSpec, scale: Any) -> Array:
-        """The update as a kernel [d_in, d_out]: `delta` of the identity, or of every row, in float32 on every device.
+    def scale_leaf(self, leaf: Leaf, scale: Any) -> dict[str, Array]:
+        """The leaf with the scale multiplied into it.
+
+        Args:
+          leaf: arrays [*stack, ...].
+          scale: a number, or one a layer [*stack].
+        """
+
+        def scaled(value: Array) -> Array:
+            return value * jnp.expand_dims(scale, range(jnp.ndim(scale), jnp.ndim(value)))
+
+        return {name: scaled(value) if name in self.scaled else value for name, value in leaf.items()}
+
+    def delta_kernel(self, leaf: Leaf, spec: AdapterSpec) -> Float[Array, "d_in d_out"]:
+        """The update as a kernel: `delta` of the identity, or of every row, in float32 (or wider) on every device.
 
         Accelerators multiply float32 in TF32 or bfloat16 passes unless told otherwise.
         """
-        rows = jnp.arange(spec.d_in) if self.place == "table" else jnp.eye(spec.d_in, dtype=jnp.float32)
+        wide = jnp.result_type(jnp.float32, *leaf.values())
+        rows = jnp.arange(spec.d_in) if self.place == "table" else jnp.eye(spec.d_in, dtype=wide)
         with jax.default_matmul_precision("highest"):
-            return self.delta(leaf, rows, spec, scale)
+            return self.delta(leaf, rows, spec)

@@ -13,16 +13,14 @@ near the base; with W_up = 0 the first step moves W_up alone, as it moves B alon
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array, PRNGKey
-from lowrank_jax.ops.products import trained_matmul
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -30,11 +28,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "tanh": jnp.tanh,
 }
+OWN = {"houlsby": "swish", "pfeiffer": "relu", "lin": "relu"}  # each family's activation
 EPS = 1e-5  # of lin's LayerNorm: torch's default
 
 
-def shapes(spec: AdapterSpec, norm: bool = False) -> dict[str, tuple[int, ...]]:
-    """W_down [d, r], b_down [r], W_up [r, d], b_up [d]: 2 d r + r + d; with a norm 2 d more.
+def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """W_down [d, r], b_down [r], W_up [r, d], b_up [d]: 2 d r + r + d; lin's norm has 2 d more.
 
     Raises:
       UserError: r exceeds d, which is no bottleneck.
@@ -43,28 +42,39 @@ def shapes(spec: AdapterSpec, norm: bool = False) -> dict[str, tuple[int, ...]]:
     if rank > width:
         raise UserError(f"a bottleneck of {rank} exceeds the width {width}; choose adapter.rank <= {width}")
     found = {"down_kernel": (width, rank), "down_bias": (rank,), "up_kernel": (rank, width), "up_bias": (width,)}
-    return found | ({"norm_scale": (width,), "norm_bias": (width,)} if norm else {})
+    return found | ({"norm_scale": (width,), "norm_bias": (width,)} if spec.config.method == "lin" else {})
 
 
-def init(key: PRNGKey, spec: AdapterSpec, norm: bool = False) -> dict[str, Array]:
+def init(key: PRNGKey, spec: AdapterSpec) -> dict[str, Array]:
     """W_down ~ N(0, init_std^2), W_up and biases 0; the norm's scale 1."""
-    leaf = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes(spec, norm).items()}
-    leaf["down_kernel"] = spec.init_std * jax.random.normal(key, leaf["down_kernel"].shape, jnp.float32)
-    return leaf | ({"norm_scale": jnp.ones(spec.d_out, jnp.float32)} if norm else {})
+    leaf = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes(spec).items()}
+    leaf["down_kernel"] = spec.config.init_std * jax.random.normal(key, leaf["down_kernel"].shape, jnp.float32)
+    return leaf | ({"norm_scale": jnp.ones(spec.d_out, jnp.float32)} if "norm_scale" in leaf else {})
 
 
-def delta(leaf: Leaf, x: Array, spec: AdapterSpec, scale: Array | float, activation: str, norm: bool = False) -> Array:
-    """scale (W_up f(W_down x + b_down) + b_up), of LN(x) with a norm; x [..., d] -> [..., d] in x's dtype."""
-    name = activation if spec.bottleneck.activation == "family" else spec.bottleneck.activation
-    if norm:
-        x = layer_norm(x, leaf["norm_scale"], leaf["norm_bias"])
-    hidden = trained_matmul(x, leaf["down_kernel"].astype(x.dtype)) + leaf["down_bias"].astype(x.dtype)
-    hidden = checkpoint_name(hidden, "adapter")
-    up, bias = ((leaf[part] * scale).astype(x.dtype) for part in ("up_kernel", "up_bias"))
-    return trained_matmul(ACTIVATIONS[name](hidden), up) + bias
+def delta(leaf: Leaf, h: Float[Array, "*batch d"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
+    """W_up f(W_down h + b_down) + b_up, for lin of LN(h).
+
+    Args:
+      leaf: the arrays of `shapes`.
+      h: [..., d]; the products are in its dtype.
+      spec: the site.
+    """
+    if "norm_scale" in leaf:
+        h = layer_norm(h, leaf["norm_scale"], leaf["norm_bias"])
+    down, b_down, up, b_up = (leaf[n].astype(h.dtype) for n in ("down_kernel", "down_bias", "up_kernel", "up_bias"))
+    return activation(spec)(h @ down + b_down) @ up + b_up
 
 
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+def activation(spec: AdapterSpec) -> Callable[[Array], Array]:
+    """f of `config.bottleneck.activation`."""
+    name = spec.config.bottleneck.activation
+    return ACTIVATIONS[OWN[spec.config.method] if name == "family" else name]
+
+
+def layer_norm(
+    x: Float[Array, "*batch d"], scale: Float[Array, " d"], bias: Float[Array, " d"]
+) -> Float[Array, "*batch d"]:
     """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias, in float32 and returned in x's dtype."""
     wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     wide = wide - wide.mean(-1, keepdims=True)
@@ -72,34 +82,9 @@ def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     return (wide * scale + bias).astype(x.dtype)
 
 
-def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
-    """Products and biases in `dtype`, those of W_up times the scale; the norm's as they are."""
-    del spec
-    factors = {"up_kernel": scale[..., None, None], "up_bias": scale[..., None]}
-    scaled = {name: value * factors.get(name, 1) for name, value in leaf.items()}
-    return {name: value if name.startswith("norm") else value.astype(dtype) for name, value in scaled.items()}
-
-
-def scale(spec: AdapterSpec) -> float:
-    """1: no paper scales these adapters."""
-    del spec
-    return 1.0
-
-
-def _family(name: str, activation: str, place: str, sites: tuple[tuple[str, str], ...], norm: bool = False) -> Family:
-    return Family(
-        name,
-        functools.partial(shapes, norm=norm),
-        functools.partial(init, norm=norm),
-        functools.partial(delta, activation=activation, norm=norm),
-        prepare,
-        scale,
-        place=place,
-        sites=sites,
-    )
-
-
-HOULSBY = _family("houlsby", "swish", "output", (("attention", "attention/out"), ("mlp", "mlp/down")))
-PFEIFFER = _family("pfeiffer", "relu", "norm", (("mlp_norm", "mlp/down"),))
-LIN = _family("lin", "relu", "output", (("mlp", "mlp/down"),), norm=True)
+# The scale stays 1, the default: no paper scales these adapters.
+_family = functools.partial(Family, shapes=shapes, init=init, delta=delta, scaled=("up_kernel", "up_bias"))
+HOULSBY = _family("houlsby", place="output", sites=(("attention", "attention/out"), ("mlp", "mlp/down")))
+PFEIFFER = _family("pfeiffer", place="norm", sites=(("mlp_norm", "mlp/down"),))
+LIN = _family("lin", place="output", sites=(("mlp", "mlp/down"),))
 FAMILIES = (HOULSBY, PFEIFFER, LIN)

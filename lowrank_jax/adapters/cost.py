@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec, Family
+from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.ops.flops import product_flops
 
@@ -30,21 +31,20 @@ def kernel_flops(shapes: list[tuple[int, ...]], tokens: int, trained: bool = Fal
 
 
 def _site(family: Family, spec: AdapterSpec, tokens: int) -> int:
+    fast = get_fast(family)
     leaf = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in family.shapes(spec).items()}
     if family.place == "table":
         rows = jax.ShapeDtypeStruct((tokens,), jnp.int32)
-        return product_flops(
-            lambda leaf, rows: _pull(lambda leaf: family.delta(leaf, rows, spec, 1.0), leaf), leaf, rows
-        )
+        return product_flops(lambda leaf, rows: _pull(lambda leaf: fast.delta(leaf, rows, spec), leaf), leaf, rows)
     x = jax.ShapeDtypeStruct((tokens, spec.d_in), jnp.float32)
-    if family.apply is None:
-        return product_flops(lambda leaf, x: _pull(lambda leaf, x: family.delta(leaf, x, spec, 1.0), leaf, x), leaf, x)
+    if fast.apply is None:
+        return product_flops(lambda leaf, x: _pull(lambda leaf, x: fast.delta(leaf, x, spec), leaf, x), leaf, x)
     kernel = jax.ShapeDtypeStruct((spec.d_in, spec.d_out), jnp.float32)
     y = jax.ShapeDtypeStruct((tokens, spec.d_out), jnp.float32)
 
     def whole(leaf, kernel, x, y):
         def update(leaf, x, y):
-            return family.apply(leaf, {"kernel": kernel, "product": y}, x, y, spec, 1.0)
+            return fast.apply(leaf, {"kernel": kernel, "product": y}, x, y, spec)
 
         return _pull(update, leaf, x, y)
 

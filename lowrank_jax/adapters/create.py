@@ -43,7 +43,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         if family.needs_kernel(spec):
             if params is None:
                 raise UserError(
-                    f"{family.name} with init {spec.init!r} starts from the kernels; "
+                    f"{family.name} with init {spec.config.init!r} starts from the kernels; "
                     "give them: create(plan, key, params)"
                 )
             kernel = kernels[site.weight]
@@ -85,7 +85,7 @@ def _check_residual(path: str, kernel: Any, spec: AdapterSpec) -> None:
     """Refuses to factorise codes: the residual would be rounded a second time, and miss what the first one lost."""
     if isinstance(kernel, Quantized) and inits.changes_base(spec):
         raise UserError(
-            f"adapter.init {spec.init!r} starts from the published {path}, and the base holds {kernel.kind} codes of "
+            f"adapter.init {spec.config.init!r} starts from the published {path}, and the base holds {kernel.kind} codes of "
             "it; set base.quantize=none, or another adapter.init"
         )
 

@@ -5,10 +5,9 @@ all rows share, learns from the first step on. A head that is tied to the table 
 both. Dropout leaves tables alone, as in PEFT.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from lowrank_jax.adapters import lora
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
@@ -22,8 +21,10 @@ def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
     Raises:
       UserError: r exceeds the smaller side of the table; a start that is made for kernels.
     """
-    if spec.init not in ("kaiming_uniform", "gaussian"):
-        raise UserError(f"adapter.init {spec.init!r} is a start for kernels; name tables in a config of their own")
+    if spec.config.init not in ("kaiming_uniform", "gaussian"):
+        raise UserError(
+            f"adapter.init {spec.config.init!r} is a start for kernels; name tables in a config of their own"
+        )
     return lora.shapes(spec)
 
 
@@ -33,15 +34,10 @@ def init(key: PRNGKey, spec: AdapterSpec) -> dict[str, Array]:
     return {"a": jnp.zeros(a, jnp.float32), "b": jax.random.normal(key, b, jnp.float32)}
 
 
-def delta(leaf: Leaf, ids: Array, spec: AdapterSpec, scale: Array | float) -> Array:
-    """A[ids] (scale B); ids int [...] -> [..., d]. An id past the table gives NaN, as `layers.Embedding` does."""
+def delta(leaf: Leaf, ids: Int[Array, "*batch"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
+    """A[ids] B, in the leaf's dtype. An id past the table gives NaN, as `layers.Embedding` does."""
     del spec
-    return jnp.take(leaf["a"], ids, axis=0, mode="fill") @ (leaf["b"] * scale)
+    return jnp.take(leaf["a"], ids, axis=0, mode="fill") @ leaf["b"]
 
 
-def prepare(leaf: Leaf, spec: AdapterSpec, scale: Array, dtype: Any) -> dict[str, Array]:
-    """As `lora.prepare`."""
-    return lora.prepare(leaf, spec, scale, dtype)
-
-
-FAMILY = Family("lora", shapes, init, delta, prepare, lora.scale, place="table")
+FAMILY = Family("embedding", shapes, init, delta, scaled=("b",), scale=lora.scale, place="table")

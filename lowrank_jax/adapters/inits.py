@@ -22,13 +22,13 @@ LOFTQ_STEPS = 5  # quantise, then factorise what that lost, in turn: the LoftQ p
 
 def check(spec: AdapterSpec) -> None:
     """Raises UserError on a start that the spec cannot have."""
-    if spec.init == "orthogonal" and spec.rank % 2:
+    if spec.config.init == "orthogonal" and spec.rank % 2:
         raise UserError(f"adapter.init 'orthogonal' needs an even rank, not {spec.rank}; change adapter.rank")
 
 
 def changes_base(spec: AdapterSpec) -> bool:
     """Whether the frozen kernel is `residual_kernel` rather than the published one."""
-    return spec.init in FROM_KERNEL
+    return spec.config.init in FROM_KERNEL
 
 
 def start(key: PRNGKey, spec: AdapterSpec, scale: float, kernel: Array | None = None) -> dict[str, Array]:
@@ -53,14 +53,16 @@ def start(key: PRNGKey, spec: AdapterSpec, scale: float, kernel: Array | None = 
     """
     rank = spec.rank
     zero = jnp.zeros((rank, spec.d_out), jnp.float32)
-    if spec.init in FROM_KERNEL:
+    if spec.config.init in FROM_KERNEL:
         if kernel is None:
-            raise UserError(f"adapter.init {spec.init!r} starts from the kernels; give them: create(plan, key, params)")
+            raise UserError(
+                f"adapter.init {spec.config.init!r} starts from the kernels; give them: create(plan, key, params)"
+            )
         a, b, _ = _from_kernel(kernel.astype(jnp.float32), spec, scale)
         return {"a": a, "b": b}
-    if spec.init == "gaussian":
-        return {"a": spec.init_std * jax.random.normal(key, (spec.d_in, rank), jnp.float32), "b": zero}
-    if spec.init == "orthogonal":
+    if spec.config.init == "gaussian":
+        return {"a": spec.config.init_std * jax.random.normal(key, (spec.d_in, rank), jnp.float32), "b": zero}
+    if spec.config.init == "orthogonal":
         keys = jax.random.split(key, 3)
         q, _ = jnp.linalg.qr(jax.random.normal(keys[0], (rank, rank), jnp.float32))
         x = jax.random.normal(keys[1], (spec.d_in, rank // 2), jnp.float32)
@@ -92,11 +94,11 @@ def round_nf4(kernel: Array) -> Array:
 def _from_kernel(kernel: Array, spec: AdapterSpec, scale: Any) -> tuple[Array, Array, Array]:
     """(A, B, residual) of the starts in `FROM_KERNEL`."""
     with jax.default_matmul_precision("highest"):
-        if spec.init == "olora":
+        if spec.config.init == "olora":
             q, r = jnp.linalg.qr(kernel.T)
             a, b = r[: spec.rank].T, q[:, : spec.rank].T
             return a, b, kernel - scale * a @ b
-        if spec.init == "pissa":
+        if spec.config.init == "pissa":
             a, b = _top(kernel, spec.rank, scale)
             return a, b, kernel - scale * a @ b
         a, b = jnp.zeros((spec.d_in, spec.rank)), jnp.zeros((spec.rank, spec.d_out))

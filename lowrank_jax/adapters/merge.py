@@ -97,8 +97,7 @@ def column_norms(variables: Tree, plan: Plan) -> dict[str, Any]:
     """{site: {"norms": ||W + scale A B|| of each output, [*stack, d_out] float32}}: what `unmerge` needs for DoRA."""
     flat, norms = flatten(variables["params"]), {}
     for site in (site for site in plan.sites if site.family.unfold is not None):
-        leaf, scale = _leaves(variables, site)
-        norms[f"{site.path}/norms"] = _norms_site(flat[site.weight], leaf, scale, site.spec)
+        norms[f"{site.path}/norms"] = _norms_site(flat[site.weight], *_leaves(variables, site), site.spec)
     return unflatten(norms)
 
 
@@ -131,6 +130,7 @@ def _all_finite(kernel: jax.Array) -> jax.Array:
 
 
 def _leaves(variables: Tree, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The site's arrays [*stack, ...] and its scales [*stack]."""
     flat = flatten({"adapters": variables["adapters"], "scales": variables["scales"]})
     leaf = {name: flat[f"adapters/{site.path}/{name}"] for name in site.family.shapes(site.spec)}
     return leaf, flat[f"scales/{site.path}/scale"]
@@ -143,26 +143,26 @@ def _fold_site(
     """kernel + sign * update, in the kernel's dtype."""
 
     def fold_layer(layer):
-        w, leaf, scale = layer
+        w, leaf = layer
         whole = dense(w, jnp.float32)
         if family.fold is None:
-            folded = whole + sign * family.delta_kernel(leaf, spec, scale)
+            folded = whole + sign * family.delta_kernel(leaf, spec)
         elif sign > 0:
-            folded = family.fold(whole, leaf, spec, scale)
+            folded = family.fold(whole, leaf, spec)
         else:
-            folded = family.unfold(whole, leaf, spec, scale, leaf["norms"])
+            folded = family.unfold(whole, leaf, spec, leaf["norms"])
         return folded.astype(w.dtype)
 
-    return _over_layers(fold_layer, spec, kernel, leaf, scale)
+    return _over_layers(fold_layer, spec, kernel, family.scale_leaf(leaf, scale))
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _norms_site(kernel: jax.Array, leaf: dict[str, jax.Array], scale: jax.Array, spec: AdapterSpec) -> jax.Array:
     def norms(layer):
-        w, leaf, scale = layer
-        return dora.column_norms(dense(w, jnp.float32), leaf, scale)
+        w, leaf = layer
+        return dora.column_norms(dense(w, jnp.float32), leaf, spec)
 
-    return _over_layers(norms, spec, kernel, leaf, scale)
+    return _over_layers(norms, spec, kernel, dora.FAMILY.scale_leaf(leaf, scale))
 
 
 def _over_layers(function: Callable, spec: AdapterSpec, *trees: Any) -> jax.Array:

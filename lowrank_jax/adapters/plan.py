@@ -27,24 +27,22 @@ class Site:
     Attributes:
       path: of the module.
       spec: what the family needs to know.
-      config: the configuration that put it here.
       table: the module is an embedding, and the update is of its rows.
     """
 
     path: str
     spec: AdapterSpec
-    config: AdapterConfig
     table: bool = False
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The configuration that put it here."""
+        return self.spec.config
 
     @property
     def family(self) -> Family:
         """The family that serves the site."""
         return TABLES[self.config.method] if self.table else get_family(self.config.method)
-
-    @property
-    def apart(self) -> bool:
-        """`Family.apart` of this site."""
-        return self.family.apart(self.spec)
 
     @property
     def weight(self) -> str:
@@ -226,16 +224,11 @@ def _site(config: AdapterConfig, path: str, shape: Shape, table: bool) -> Site:
         *shape[-2:],
         rank=next((rank for target, rank in config.rank_pattern if matches(target, path)), config.rank),
         alpha=next((alpha for target, alpha in config.alpha_pattern if matches(target, path)), config.alpha),
-        scaling=config.scaling,
-        dropout=config.dropout,
-        init=config.init,
-        init_std=config.init_std,
         stack=stack,
-        mora=config.mora,
-        bottleneck=config.bottleneck,
         dropped=dropped,
+        config=config,
     )
-    site = Site(path, spec, config, table)
+    site = Site(path, spec, table)
     try:
         site.family.shapes(spec)
     except UserError as error:

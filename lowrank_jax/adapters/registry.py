@@ -7,7 +7,7 @@ from lowrank_jax.core.paths import unknown_name
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY, *bottleneck.FAMILIES)
 }
-TABLES: dict[str, Family] = {embedding.FAMILY.name: embedding.FAMILY}  # what a method does at an embedding
+TABLES: dict[str, Family] = {"lora": embedding.FAMILY}  # what a method does at an embedding
 
 
 def get_family(name: str) -> Family:

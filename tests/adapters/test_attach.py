@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, attach, check, create, make_plan, merge
+from lowrank_jax.adapters.fast import get_fast
+from lowrank_jax.adapters.prepare import prepare
 from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -54,7 +56,7 @@ def test_delta_is_linear(config):
     rng = np.random.default_rng(0)
     leaf = {name: rng.normal(size=shape).astype("float32") for name, shape in family.shapes(spec).items()}
     x, y = rng.normal(size=(2, 3, 12)).astype("float32")
-    delta = jax.jit(lambda leaf, v, scale: family.delta(leaf, v, spec, scale))
+    delta = jax.jit(lambda leaf, v, scale: family.delta(family.scale_leaf(leaf, scale), v, spec))
     out = np.asarray(delta(leaf, 2 * x - y, 3.0))
     close(out, 3 * (2 * np.asarray(delta(leaf, x, 1.0)) - np.asarray(delta(leaf, y, 1.0))), 1e-4)
     assert jax.eval_shape(lambda: family.init(jax.random.key(0), spec)).keys() == leaf.keys()
@@ -62,18 +64,20 @@ def test_delta_is_linear(config):
 
 def test_prepared_leaves_carry_the_scale(config):
     """What a step computes once for the whole stack gives each layer the same branch, to the last bit in bfloat16."""
-    spec = make_plan({"up": {"kernel": jnp.zeros((2, 12, 20))}}, config).sites[0].spec
-    family, rng = FAMILIES[config.method], np.random.default_rng(0)
-    leaf = {k: rng.normal(size=(2, *shape)).astype("float32") for k, shape in family.shapes(spec).items()}
+    params = {"up": {"kernel": jnp.zeros((2, 12, 20))}}
+    (site,) = (plan := make_plan(params, config)).sites
+    family, rng = site.family, np.random.default_rng(0)
+    delta = get_fast(family).delta
+    leaf = {k: rng.normal(size=(2, *shape)).astype("float32") for k, shape in family.shapes(site.spec).items()}
     scales = np.float32([0.3, 7.0])
     for dtype, same in ((jnp.float32, close), (jnp.bfloat16, np.testing.assert_array_equal)):
         x = rng.normal(size=(3, 12)).astype(dtype)
 
         @jax.jit
         def both(leaf, scale, x, dtype=dtype):
-            prepared = family.prepare(leaf, spec, scale, dtype)
-            once = jax.vmap(lambda one: family.delta(one, x, spec, 1.0))(prepared)
-            return once, jax.vmap(lambda one, s: family.delta(one, x, spec, s))(leaf, scale)
+            prepared = prepare({"adapters": {"up": leaf}, "scales": {"up": {"scale": scale}}}, plan, dtype, {})["up"]
+            once = jax.vmap(lambda one: delta(one, x, site.spec))(prepared)
+            return once, jax.vmap(lambda one, s: delta(family.scale_leaf(one, s), x, site.spec))(leaf, scale)
 
         same(*map(np.asarray, both(leaf, scales, x)))
 
@@ -179,7 +183,8 @@ def test_a_model_without_dtype_keeps_float64(toy, adapted, main_config, x):
         flat = flatten(wide)
         for i in range(2):
             leaf = {name: flat[f"adapters/layers/up/{name}"][i] for name in plan.family.shapes(site.spec)}
-            update = plan.family.delta(leaf, jnp.eye(12), site.spec, flat["scales/layers/up/scale"][i])
+            leaf = plan.family.scale_leaf(leaf, flat["scales/layers/up/scale"][i])
+            update = plan.family.delta(leaf, jnp.eye(12), site.spec)
             flat["params/layers/up/kernel"] = flat["params/layers/up/kernel"].at[i].add(update)
         want = model.apply({"params": unflatten(flat)["params"]}, rows)
         assert out.dtype == jnp.float64

@@ -21,6 +21,7 @@ from lowrank_jax.adapters import (
     unmerge,
 )
 from lowrank_jax.adapters.base import AdapterSpec
+from lowrank_jax.adapters.fast import dora as fast
 from lowrank_jax.adapters.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -55,9 +56,10 @@ def peft_layer(w, a, b, m, **options):
     return layer
 
 
-def ours(leaf, w, bias, x, spec, scale):
+def ours(leaf, w, bias, x, spec, scale, apply=dora.apply):
     product = x @ w
-    return dora.apply(leaf, {"kernel": w, "product": product}, x, product + bias, spec, scale)
+    leaf = dora.FAMILY.scale_leaf(leaf, scale)
+    return apply(leaf, {"kernel": w, "product": product}, x, product + bias, spec)
 
 
 @pytest.fixture
@@ -85,7 +87,8 @@ def test_forward_merge_and_gradients_equal_peft(rslora):
     theirs = layer(torch.tensor(x))
     (theirs**2).sum().backward()
     bias = layer.base_layer.bias.detach().numpy()
-    spec = AdapterSpec(D_IN, D_OUT, RANK, ALPHA, "rslora" if rslora else "standard")
+    config = AdapterConfig("dora", scaling="rslora" if rslora else "standard")
+    spec = AdapterSpec(D_IN, D_OUT, RANK, ALPHA, config=config)
     scale = dora.FAMILY.scale(spec)
     with jax.enable_x64(True):
         leaf = {"a": jnp.asarray(a), "b": jnp.asarray(b), "m": jnp.asarray(m)}
@@ -99,7 +102,7 @@ def test_forward_merge_and_gradients_equal_peft(rslora):
     ):
         np.testing.assert_allclose(grads[name], parameter.grad.numpy().T, rtol=1e-9, atol=1e-9)
     layer.merge()
-    merged = dora.fold(jnp.asarray(w), jax.tree.map(jnp.float32, leaf), spec, scale)
+    merged = dora.fold(jnp.asarray(w), dora.FAMILY.scale_leaf(jax.tree.map(jnp.float32, leaf), scale), spec)
     np.testing.assert_allclose(merged, layer.base_layer.weight.detach().numpy().T, rtol=1e-5, atol=1e-5)
 
 
@@ -115,8 +118,10 @@ def test_dropout_falls_on_the_frozen_product_too():
     with jax.enable_x64(True):
         leaf = {"a": jnp.asarray(a), "b": jnp.asarray(b), "m": jnp.asarray(m)}
         frozen = {"kernel": jnp.asarray(w), "product": kept["x"] @ w}
-        out = dora.apply(leaf, frozen, jnp.asarray(kept["x"]), x @ w + bias, spec, ALPHA / RANK)
-    np.testing.assert_allclose(out, theirs, rtol=1e-10, atol=1e-10)
+        scaled = dora.FAMILY.scale_leaf(leaf, ALPHA / RANK)
+        for apply in (dora.apply, fast.apply):
+            out = apply(scaled, frozen, jnp.asarray(kept["x"]), jnp.asarray(x @ w + bias), spec)
+            np.testing.assert_allclose(out, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_adamw_trajectory_equals_torch_and_peft():
@@ -162,13 +167,13 @@ def test_adamw_trajectory_equals_torch_and_peft():
 def test_norm_from_cross_terms_is_the_norm_of_the_sum(size):
     _, w, a, b, _ = draw()
     a = size * a
-    norms = dora.column_norms(jnp.float32(w), {"a": jnp.float32(a), "b": jnp.float32(b)}, 1.5)
+    norms = fast.column_norms(jnp.float32(w), {"a": jnp.float32(a), "b": jnp.float32(1.5 * b)})
     np.testing.assert_allclose(norms, np.linalg.norm(w + 1.5 * a @ b, axis=0), rtol=2e-6)
 
 
 def test_norm_of_a_bfloat16_kernel_is_float32():
     _, w, a, b, _ = draw()
-    norms = dora.column_norms(jnp.bfloat16(w), {"a": jnp.bfloat16(a), "b": jnp.bfloat16(b)}, 1.0)
+    norms = fast.column_norms(jnp.bfloat16(w), {"a": jnp.bfloat16(a), "b": jnp.bfloat16(b)})
     assert norms.dtype == jnp.float32
     rounded = [np.asarray(jnp.bfloat16(v), float) for v in (w, a, b)]
     np.testing.assert_allclose(norms, np.linalg.norm(rounded[0] + rounded[1] @ rounded[2], axis=0), rtol=1e-5)
@@ -181,7 +186,7 @@ def test_a_step_forms_no_second_kernel():
     w, a, b, m, x = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
 
     def run(a, b, m, w, x):
-        return ours({"a": a, "b": b, "m": m}, w, 0, x, spec, 1.0).astype(jnp.float32).sum()
+        return ours({"a": a, "b": b, "m": m}, w, 0, x, spec, 1.0, fast.apply).astype(jnp.float32).sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(run, argnums=(0, 1, 2)))(a, b, m, w, x)
     from_products = [
@@ -197,7 +202,8 @@ def test_a_dead_output_stays_finite():
     leaf = dora.init(jax.random.key(0), spec, w)
     assert float(leaf["m"][0]) == 0
     x = jnp.ones((2, 4))
-    np.testing.assert_allclose(ours(leaf, w, 0, x, spec, 1.0), x @ w, atol=1e-6)
+    for apply in (dora.apply, fast.apply):
+        np.testing.assert_allclose(ours(leaf, w, 0, x, spec, 1.0, apply), x @ w, atol=1e-6)
 
 
 # --- in a model ---

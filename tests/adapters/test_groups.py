@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax import adapters
-from lowrank_jax.adapters import lora
+from lowrank_jax.adapters.fast import lora
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.layouts.fused import fuse, separate

@@ -26,7 +26,7 @@ def kernel():
 
 
 def start(init, kernel):
-    spec = dataclasses.replace(SPEC, init=init)
+    spec = dataclasses.replace(SPEC, config=AdapterConfig(init=init))
     leaf = inits.start(jax.random.key(0), spec, SCALE, kernel)
     return np.asarray(leaf["a"]), np.asarray(leaf["b"]), np.asarray(inits.residual_kernel(kernel, spec, SCALE))
 
@@ -71,7 +71,7 @@ def test_pissa_takes_the_largest_singular_values(kernel):
 
 
 def test_orthogonal_starts_at_zero_with_pefts_spread():
-    spec = AdapterSpec(200, 300, 6, init="orthogonal")
+    spec = AdapterSpec(200, 300, 6, config=AdapterConfig(init="orthogonal"))
     leaf = inits.start(jax.random.key(0), spec, 1.0)
     a, b = np.asarray(leaf["a"]), np.asarray(leaf["b"])
     assert np.abs(a @ b).max() < 1e-6

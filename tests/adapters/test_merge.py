@@ -46,7 +46,7 @@ def test_layers_of_a_stack_are_merged_one_by_one(toy, adapted, main_config):
     assert (deltas.shape, deltas.dtype) == ((2, 20, 12), jnp.float32)
     for i, scale in enumerate((1.0, 3.0)):
         leaf = {k.rsplit("/", 1)[1]: v[i] for k, v in flat.items() if k.startswith("adapters/layers/down/")}
-        alone = plan.family.delta_kernel(leaf, site.spec, scale)
+        alone = plan.family.delta_kernel(plan.family.scale_leaf(leaf, scale), site.spec)
         np.testing.assert_allclose(deltas[i], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -144,6 +144,6 @@ def test_updates_are_multiplied_in_full_float32(toy, adapted, main_config):
     plan, variables = adapted(toy(), main_config)
     flat, spec = flatten(variables), plan.sites[0].spec
     leaf = {name: flat[f"adapters/{plan.sites[0].path}/{name}"][0] for name in plan.family.shapes(spec)}
-    jaxpr = str(jax.make_jaxpr(lambda leaf: plan.family.delta_kernel(leaf, spec, 1.0))(leaf))
+    jaxpr = str(jax.make_jaxpr(lambda leaf: plan.family.delta_kernel(leaf, spec))(leaf))
     assert "HIGHEST" in jaxpr
     assert "precision=None" not in jaxpr

@@ -1,6 +1,5 @@
 """MoRA against golden values of the official code, an independent numpy reference, its merged kernel, and the paper."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -13,7 +12,7 @@ from jax.test_util import check_grads
 
 from lowrank_jax.adapters import mora
 from lowrank_jax.adapters import mora_maps as maps
-from lowrank_jax.adapters.base import AdapterSpec, MoraConfig
+from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec, MoraConfig
 from lowrank_jax.core.errors import UserError
 
 FAMILY = mora.FAMILY
@@ -24,7 +23,7 @@ SHAPES = {"square": (16, 16, 2), "ragged": (19, 23, 2), "wide": (10, 64, 1), "ta
 
 
 def spec_of(d_in, d_out, rank, **options):
-    return AdapterSpec(d_in, d_out, rank, mora=MoraConfig(**options))
+    return AdapterSpec(d_in, d_out, rank, config=AdapterConfig("mora", mora=MoraConfig(**options)))
 
 
 def draw(spec, seed=0, batch=(3, 2)):
@@ -36,12 +35,12 @@ def draw(spec, seed=0, batch=(3, 2)):
 
 @functools.partial(jax.jit, static_argnums=2)
 def branch(m, x, spec):
-    return FAMILY.delta({"m": m}, x, spec, 1.0)
+    return FAMILY.delta({"m": m}, x, spec)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def update(m, spec):
-    return FAMILY.delta_kernel({"m": m}, spec, 1.0)
+    return FAMILY.delta_kernel({"m": m}, spec)
 
 
 def run(spec, official, x, dtype=None):
@@ -229,47 +228,6 @@ def test_a_rotation_is_its_matrix(layout, size, count):
     np.testing.assert_allclose(turn(blocks, layout), np.einsum("bnp,npq->bnq", blocks, matrices), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [7, 8])
-def test_joined_squares_are_products_of_their_own(size):
-    rng = np.random.default_rng(0)
-    x, *squares = (jnp.asarray(rng.normal(size=(size, size)), jnp.float32) for _ in range(4))
-    joined = mora.join([{"m": squares[0]}, None, {"m": squares[2]}], (9, 9, 9))["m"]
-    y = jax.jit(mora._product)(x, joined)
-    np.testing.assert_allclose(y[:, 0], x @ squares[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(y[:, 1], 0)
-    np.testing.assert_allclose(y[:, 2], x @ squares[2], rtol=1e-5, atol=1e-5)
-
-
-def test_what_can_be_joined():
-    wide, narrow = spec_of(16, 24, 2, compression="sharing"), spec_of(16, 8, 2, compression="sharing")
-    assert mora.joins([wide, wide], (24, 24))
-    assert not mora.joins([wide, narrow], (24, 8))
-    assert not mora.joins([wide], (24, 8))  # a part of another width without an adapter
-    assert not mora.joins([wide, dataclasses.replace(wide, rank=1)], (24, 24))
-    assert not mora.joins([wide, spec_of(16, 24, 2, compression="type3")], (24, 24))
-    rotation = spec_of(16, 24, 2, compression="rotation")
-    assert mora.joins([rotation, rotation], (24, 24))
-    assert not mora.joins([rotation], (24, 24))  # half of the product would be of zeros
-    assert mora.joins([wide], (24, 24))
-
-
-@pytest.mark.parametrize("size", [7, 8, 12])
-def test_products_of_other_sizes_than_eights_are_exact(size):
-    """The square is lengthened with zeros for the product, which changes nothing in it or in its gradients."""
-    rng = np.random.default_rng(0)
-    x, m, g = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 3, size), (size, size), (5, 3, size)))
-
-    def one_square(x, m):
-        return mora._product(x, m)[..., 0, :]
-
-    for made, plain in zip(
-        jax.jit(lambda: jax.vjp(one_square, x, m)[1](g) + (one_square(x, m),))(),
-        jax.jit(lambda: jax.vjp(jnp.matmul, x, m)[1](g) + (x @ m,))(),
-        strict=True,
-    ):
-        np.testing.assert_allclose(made, plain, rtol=1e-5, atol=1e-5)
-
-
 def test_rotation_keeps_norms_and_the_first_block():
     x = jax.random.normal(jax.random.key(0), (5, 4, 8))
     for layout in ("half", "pairs"):
@@ -311,7 +269,7 @@ def test_starts_at_zero_with_a_gradient(name):
     _, x = draw(spec)
     x = jnp.asarray(x, jnp.float32)
     assert not branch(leaf["m"], x, spec).any()
-    grad = jax.jit(jax.grad(lambda m: FAMILY.delta({"m": m}, x, spec, 1.0).sum()))(leaf["m"])
+    grad = jax.jit(jax.grad(lambda m: FAMILY.delta({"m": m}, x, spec).sum()))(leaf["m"])
     assert (jnp.abs(grad) > 0).mean() > 0.9
 
 
@@ -320,7 +278,7 @@ def test_the_branch_keeps_the_inputs_dtype_and_batch_axes():
         spec = spec_of(19, 23, 2, compression=name)
         size = mora.square_size(spec)
         m, x = jax.ShapeDtypeStruct((size, size), jnp.float32), jax.ShapeDtypeStruct((*lead, 19), jnp.bfloat16)
-        y = jax.eval_shape(lambda m, x, spec=spec: FAMILY.delta({"m": m}, x, spec, 1.0), m, x)
+        y = jax.eval_shape(lambda m, x, spec=spec: FAMILY.delta({"m": m}, x, spec), m, x)
         assert (y.shape, y.dtype) == ((*lead, 23), jnp.bfloat16)
 
 

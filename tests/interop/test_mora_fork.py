@@ -54,7 +54,7 @@ def test_in_and_out(tmp_path, mora_type):
     for layer in range(LAYERS):
         leaf = {"m": adapter.adapters["layers"]["up"]["m"][layer]}
         scale = adapter.scales["layers"]["up"]["scale"][layer]
-        y = adapter.plan.family.delta(leaf, X, site.spec, scale)
+        y = adapter.plan.family.delta(adapter.plan.family.scale_leaf(leaf, scale), X, site.spec)
         np.testing.assert_allclose(y, (layer + 1) * np.float32(GOLDEN[mora_type]), rtol=1e-6)
     save_peft(tmp_path / "out", adapter.plan, adapter.variables, ROWS, LAYERS)
     from safetensors.numpy import load_file

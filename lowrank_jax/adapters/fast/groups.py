@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import Leaf
+from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.plan import Plan, Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
@@ -30,12 +31,12 @@ class Group:
     @property
     def dropout(self) -> float:
         """Rate on the branch's input: one mask for all parts, as loralib's MergedLinear draws it."""
-        return next(site.spec.dropout for site in self.sites if site)
+        return next(site.config.dropout for site in self.sites if site)
 
     @property
-    def apart(self) -> bool:
-        """`Family.apart`, of all parts that have an adapter."""
-        return all(site.apart for site in self.sites if site)
+    def tiled(self) -> bool:
+        """`Fast.tiled`, of all parts that have an adapter."""
+        return all(get_fast(site.family).tiled(site.spec) for site in self.sites if site)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of what `delta` reads, of one layer."""
@@ -46,8 +47,8 @@ class Group:
             return {name: leaf.shape for name, leaf in made.items()}
         return {f"{i}_{name}": shape for i, found in enumerate(each) if found for name, shape in found.items()}
 
-    def prepare(self, leaves: Mapping[str, Leaf]) -> dict[str, Array]:
-        """The parts' prepared leaves (by site path, stacked over layers) -> what `delta` reads."""
+    def join(self, leaves: Mapping[str, Leaf]) -> dict[str, Array]:
+        """The parts' scaled and cast leaves (by site path, stacked over layers) -> what `delta` reads."""
         each = [leaves[site.path] if site else None for site in self.sites]
         if join := self._join():
             return join(each, self.columns)
@@ -57,23 +58,23 @@ class Group:
         """[delta_1(x) delta_2(x) ...], zero at parts without an adapter; x [.., d_in] -> [.., sum of columns]."""
         if self._join():
             first = next(site for site in self.sites if site)
-            return first.family.delta(leaf, x, first.spec, 1.0)
+            return get_fast(first.family).delta(leaf, x, first.spec)
         parts = []
         for i, (site, columns) in enumerate(zip(self.sites, self.columns, strict=True)):
             if site is None:
                 parts.append(jnp.zeros((*x.shape[:-1], columns), x.dtype))
             else:
                 own = {name: leaf[f"{i}_{name}"] for name in site.family.shapes(site.spec)}
-                parts.append(site.family.delta(own, x, site.spec, 1.0))
+                parts.append(get_fast(site.family).delta(own, x, site.spec))
         return jnp.concatenate(parts, axis=-1)
 
     def _join(self) -> Callable[..., dict[str, Array]] | None:
-        """The family's `join`, where all sites are of one family that has it and it pays."""
+        """`Fast.join`, where all sites are of one family that has it and it pays."""
         sites = [site for site in self.sites if site]
-        family = sites[0].family
-        if family.join is None or any(site.family is not family for site in sites):
+        fast = get_fast(sites[0].family)
+        if fast.join is None or any(site.family is not sites[0].family for site in sites):
             return None
-        return family.join if family.joins([site.spec for site in sites], self.columns) else None
+        return fast.join if fast.joins([site.spec for site in sites], self.columns) else None
 
 
 def find_groups(plan: Plan, groups: Groups) -> dict[str, Group]:
@@ -90,7 +91,7 @@ def find_groups(plan: Plan, groups: Groups) -> dict[str, Group]:
         for site in adapted:
             if site.family.place != "kernel" or site.family.apply is not None:
                 raise UserError(f"{site.config.method} at {site.path} reads that kernel alone; set base.fused to false")
-        if len({site.spec.dropout for site in adapted}) > 1:
+        if len({site.config.dropout for site in adapted}) > 1:
             raise UserError(f"the adapters of {path} have unlike dropout rates; set base.fused to false")
         if adapted:
             found[path] = group
