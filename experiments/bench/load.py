@@ -44,8 +44,10 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
     if fsdp > 1:
         mesh = make_mesh(MeshConfig(fsdp=fsdp))
 
-        def sharding_fn(path, shape):
+        def place(path, shape):
             return jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
+
+        sharding_fn = place
 
     jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' own memory is no part of the load
     started = time.perf_counter()

@@ -97,11 +97,11 @@ def _value(claim: Mapping[str, Any], own: Mapping[str, dict], sides: Mapping[str
         return own[COLD].get("start_seconds")
     if what == "warm":
         cold, warm = (own[side].get("start_seconds") for side in (COLD, WARM))
-        return None if None in (cold, warm) else cold / warm
+        return None if cold is None or warm is None else cold / warm
     other = own.get(PEER, {}) if to == PEER else sides[to][OURS] if to else None
     name = "loss" if what == "loss" else RATIOS[what]
     mine, theirs = own[OURS].get(name), 1.0 if other is None else other.get(name)
-    if None in (mine, theirs):
+    if mine is None or theirs is None:
         return None
     return abs(mine - theirs) if what == "loss" else mine / (theirs * claim.get("times", 1))
 
@@ -111,5 +111,5 @@ def _flops_ratio(row: Row, sides: Mapping[str, Mapping[str, dict]]) -> float | N
     for claim in row.claims:
         if claim["what"] == "time" and claim["to"] != PEER:
             mine, theirs = (sides[name][OURS].get("flops_per_token") for name in (row.name, claim["to"]))
-            return None if None in (mine, theirs) else round(mine / theirs, 4)
+            return None if mine is None or theirs is None else round(mine / theirs, 4)
     return None

@@ -45,7 +45,7 @@ class Row:
     def commands(self) -> dict[str, str]:
         """Side -> what identifies its measurement: rows of one command share it."""
         ours = _command(self.env, "-m", "experiments.bench", *self.words)
-        sides = dict.fromkeys((COLD, WARM) if self.start else (OURS,), ours)
+        sides: dict[str, str] = dict.fromkeys((COLD, WARM) if self.start else (OURS,), ours)
         if self.peer is not None:
             sides[PEER] = _command(self.peer_env, "PEER", *self.peer)
         return sides

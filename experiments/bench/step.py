@@ -88,7 +88,7 @@ def measure(
         "steps": len(seconds),
         "tokens_per_second": round(math.prod(shape) / median),
         "flops_per_token": round(step_flops(experiment, tokens) / tokens),
-        "peak_gib": round(memory.peak_bytes(device) / 2**30, 3) if memory.peak_bytes(device) else None,
+        "peak_gib": round(peak / 2**30, 3) if (peak := memory.peak_bytes(device)) else None,
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
         "compile_seconds": round(compile_seconds, 2),
         "first_step_seconds": round(first_step, 2),

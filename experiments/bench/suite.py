@@ -67,11 +67,12 @@ def find_peer(suite: Suite, given: str | None) -> tuple[Path | None, str]:
     """
     if given and not Path(given).is_file():
         raise UserError(f"--peer: there is no file {given!r}")
-    if not given and not suite.peer:
+    script = given or (suite.peer and ROOT / suite.peer)
+    if not script:
         return None, "no --peer was given"
     if importlib.util.find_spec("torch") is None:
         return None, "torch is not installed (the extra [parity])"
-    return Path(given or ROOT / suite.peer).resolve(), ""
+    return Path(script).resolve(), ""
 
 
 def measure(rows: Sequence[Row], record: "Record", peer: Path | None, repeats: int, deadline: float) -> None:
@@ -118,6 +119,7 @@ def run_side(row: Row, side: str, peer: Path | None, cache: Path) -> dict[str, A
       cache: folder of a start's compilations, empty where `side` is COLD.
     """
     if side == PEER:
+        assert row.peer is not None  # a row without it has no such side
         return run_process([sys.executable, str(peer), *row.peer], row.peer_env)
     env = dict(row.env)
     if side in (COLD, WARM):
@@ -217,7 +219,7 @@ class Record:
             raise UserError(f"--join: there is no {str(path)!r}")
         self._put(_in_full(Record(path, self.suite).data))
 
-    def _put(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def _put(self, entries: Sequence[dict[str, Any]]) -> None:
         keys = {_key(entry) for entry in entries}
         others = [one for one in _in_full(self.data) if _key(one) not in keys]
         self.data["places"], self.data["measurements"] = _share_places([*others, *entries])
@@ -231,7 +233,7 @@ def _in_full(data: Mapping[str, Any]) -> list[dict]:
     return [{**one, "place": places[one["place"]]} if "place" in one else one for one in data["measurements"]]
 
 
-def _share_places(measurements: Sequence[Mapping[str, Any]]) -> tuple[list[dict], list[dict]]:
+def _share_places(measurements: Sequence[dict[str, Any]]) -> tuple[list[dict], list[dict]]:
     """The distinct places, and the measurements with the number of theirs."""
     places: list[dict] = []
     for one in measurements:

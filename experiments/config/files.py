@@ -20,6 +20,8 @@ def load_module(path: str | Path, missing: str = "") -> ModuleType:
     if not path.is_file():
         raise UserError(missing or f"there is no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # a file whose name ends in .py has one
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

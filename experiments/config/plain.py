@@ -121,7 +121,7 @@ def _canonical(node: Any) -> Any:
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
-def is_section(value: Any) -> bool:
+def is_section(value: Any) -> typing.TypeGuard[collections.abc.Mapping]:
     """Whether a value is a mapping or a ConfigDict."""
     # A ConfigDict is not a Mapping, and ml_collections need not be installed to find that out.
     return isinstance(value, collections.abc.Mapping) or (hasattr(value, "items") and hasattr(value, "to_dict"))

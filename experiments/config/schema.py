@@ -2,7 +2,6 @@
 
 import collections.abc
 import dataclasses
-import numbers
 import re
 import types
 import typing
@@ -11,7 +10,7 @@ from typing import Any
 from experiments.config.plain import is_section, to_plain
 from experiments.config.sections import EVALS, SECTIONS, experiment_types, load
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value
+from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value, is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotation `wanted` has it, or a UserError."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is typing.Annotated:
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if is_number(value, whole=False):
             check_value(value, wanted, where)
         return _convert(value, args[0], where)
     if origin in (typing.Union, types.UnionType):
@@ -188,9 +187,9 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     elif wanted is bool:
         fits = isinstance(value, bool)
     elif wanted in (int, float):
-        fits = isinstance(value, numbers.Integral if wanted is int else numbers.Real) and not isinstance(value, bool)
+        fits = is_number(value, whole=wanted is int)
         return wanted(value) if fits else _raise(_wrong(value, wanted, where))
-    elif dataclasses.is_dataclass(wanted):
+    elif isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
         return unpack(value, wanted, where)
     elif (origin or wanted) in (tuple, list, collections.abc.Sequence):
         return _convert_sequence(value, wanted, origin or wanted, args, where)
@@ -211,7 +210,7 @@ def _convert_union(value: Any, wanted: Any, members: tuple, where: str) -> Any:
     for member in members:
         if type(value) is member:
             return value
-    sections = [member for member in members if dataclasses.is_dataclass(member)]
+    sections = [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
     if len(sections) == 1 and is_section(value):
         return unpack(value, sections[0], where)  # its own message says more than "wanted this or that"
     for member in members:
@@ -248,7 +247,8 @@ def _describe(wanted: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(member) for member in args)
     if origin is typing.Literal:
-        return f"one of {', '.join(repr(choice) for choice in args)}" if len(args) > 1 else repr(args[0])
+        choices = [repr(choice) for choice in args]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if origin is typing.Annotated:
         return _describe(args[0])
     if wanted in (None, type(None)):

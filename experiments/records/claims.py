@@ -45,6 +45,7 @@ class Claim(Protocol):
 
     def take(self) -> bool:
         """Takes the claim, or the part in it that the parent program lent; False if another program holds it."""
+        ...
 
     def renew(self) -> None:
         """Says that the holder is alive; called at every record and checkpoint.
@@ -58,9 +59,11 @@ class Claim(Protocol):
 
     def holder(self) -> Holder | None:
         """Who holds it, this program or another; None: nobody, or one who left no word."""
+        ...
 
     def inherited(self) -> Sequence[int]:
         """Descriptors that a program which it is lent to must inherit; none where a token is enough."""
+        ...
 
 
 class FileClaim:
@@ -153,6 +156,7 @@ class FileClaim:
             "program": self.program, "pid": os.getpid(), "host": socket.gethostname(), "since": self._since,
             "token": self.token, "renewed": time.time(),
         }  # fmt: skip
+        assert self._file is not None  # taken
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a word of whose it is
             os.pwrite(self._file, json.dumps(record).ljust(RECORD_BYTES - 1).encode() + b"\n", 0)
 
@@ -163,6 +167,7 @@ class FileClaim:
             return False
 
     def _close(self) -> None:
+        assert self._file is not None  # taken
         os.close(self._file)
         self._file = None
 

@@ -17,7 +17,7 @@ PADDED_STARTS = ("kaiming_uniform", "gaussian", "orthogonal")
 def shared_part(plain: dict) -> dict:
     """What must be equal: the plain config without bookkeeping and without what is free, its length resolved apart."""
     adapter, base = plain.get("adapter") or {}, plain.get("base") or {}
-    free = list(FREE)
+    free: list[str] = list(FREE)
     if adapter.get("method") == "lora" and adapter.get("init", PADDED_STARTS[0]) in PADDED_STARTS:
         free.append("adapter.rank")
     if base.get("random_init") and plain.get("trainable") != "full":

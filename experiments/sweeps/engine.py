@@ -186,7 +186,9 @@ class Sweep:
             if self.results:
                 self.results.put(result)
             return result
-        result = self.results.get(cell.name) if self.results else None
+        if not self.results:
+            return None
+        result = self.results.get(cell.name)
         if not result or result["status"] not in run_folder.ENDED:
             return None
         check_data(cell, result, self.results.path)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.config.plain import content_hash
 from experiments.records.results import at_step, rate_of
@@ -40,7 +41,8 @@ def make_cell(records: Sequence[dict]) -> Cell:
     # Of equals the first by name, so that a table does not depend on the order of files.
     chosen = min(settings.values(), key=lambda group: (-len(group), min(r["name"] for r in group)))
     notes = [f"{n} runs of other settings left out"] if (n := len(records) - len(chosen)) else []
-    trials = [_trial(rate, [r for r in chosen if rate_of(r) == rate]) for rate in sorted({rate_of(r) for r in chosen})]
+    rates = sorted({rate_of(r) for r in chosen})  # pyright: ignore[reportArgumentType] a GLUE record has a rate
+    trials = [_trial(rate, [r for r in chosen if rate_of(r) == rate]) for rate in rates]
     tried = [trial for trial in trials if trial.runs]
     if not tried:
         return Cell(why="; ".join(sorted({state_of(r) for r in chosen})), notes=tuple(notes))
@@ -89,7 +91,8 @@ def _cell(trial: Trial, tried: dict[float, float], notes: list[str]) -> Cell:
         notes += dict.fromkeys(partial)
     counts = trial.runs[0].get("parameters") or {}
     parameters = counts["trainable"] - counts.get("head", 0) if "trainable" in counts else None
-    shared = dict(seeds=len(trial.runs), collapsed=collapsed, rate=trial.rate, tried=tried, parameters=parameters)
+    shared: dict[str, Any] = {"seeds": len(trial.runs), "collapsed": collapsed, "rate": trial.rate}
+    shared |= {"tried": tried, "parameters": parameters}
     if not sound:
         return Cell(**shared, marks=marks, why=f"all {collapsed} collapsed", notes=tuple(notes))
     last = [100 * _score(_last(run)) for run in sound]

@@ -8,7 +8,7 @@ from experiments.papers import lora
 from experiments.tables import style
 from experiments.tables.figures import dress, finish, pyplot
 
-TITLES = dict(zip(lora.TASKS, lora.NAMES, strict=True))
+TITLES: dict[str, str] = dict(zip(lora.TASKS, lora.NAMES, strict=True))
 
 
 def draw(board: Any, folder: str | Path) -> Path | None:

@@ -89,7 +89,7 @@ def board(results: Sequence[dict], model: str) -> Board:
     keys.sort(key=_place)
     made = {key: {task: make_cell(runs) for task, runs in groups.get(key, {}).items()} for key in keys}
     tasks = tuple(task for task in TASKS if any(task in cells for cells in made.values())) or lora.TASKS
-    rows = tuple(GlueRow(*key, {task: cells.get(task, Cell()) for task in tasks}) for key, cells in made.items())
+    rows = tuple(GlueRow(*key, cells={task: cells.get(task, Cell()) for task in tasks}) for key, cells in made.items())
     return Board(model, tasks, rows)
 
 

@@ -137,7 +137,7 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> UuidRow:
         return UuidRow(*key, tried=tried, note="; ".join(states))
     by_rate: dict[float, list[dict]] = {}
     for result in done:
-        by_rate.setdefault(rate_of(result), []).append(result)
+        by_rate.setdefault(rate_of(result), []).append(result)  # pyright: ignore[reportArgumentType] every run has a rate
     # Of several full rates the one with most seeds, then the sweep's own rule.
     rate, best = min(by_rate.items(), key=lambda item: (-len(item[1]), _mean_loss(item[1]), -item[0]))
     scores = [one for r in best for one in r.get("evaluations") or [] if one.get(ACCURACY) is not None]

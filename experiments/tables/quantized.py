@@ -50,14 +50,17 @@ def _held_out(result: dict) -> float | None:
 
 
 def _row(result: dict, plain: dict) -> dict[str, Any]:
+    ours, theirs = _held_out(result), _held_out(plain)
+    assert ours is not None  # only records that have one are paired
+    assert theirs is not None
     losses = [loss for _, loss in result["losses"][-LAST:]]
     return {
         "base": result["base"]["name"],
         "kind": result["config"]["base"].get("quantize", NONE),
         "steps": result["losses"][-1][0],
         "train": sum(losses) / len(losses),
-        "held_out": _held_out(result),
-        "more": None if result is plain else _held_out(result) / _held_out(plain) - 1,
+        "held_out": ours,
+        "more": None if result is plain else ours / theirs - 1,
     }
 
 

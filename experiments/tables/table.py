@@ -5,12 +5,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.records.results import at_step, rate_of
 from experiments.records.text_table import format_table
 from experiments.tables import style
 
+X = TypeVar("X", bound=float)
 MARKS = {
     "c": "some seeds collapsed (in the end one class, one score, or an output not finite) and are not in the median",
     "s": "some seeds diverged, failed or stopped before the last epoch",
@@ -90,7 +91,7 @@ class Cell:
     @property
     def text(self) -> str:
         """ "62.1+-1.2 / 63.0+-0.9 [c]": last / best."""
-        if self.last is None:
+        if self.last is None or self.best is None:
             return self.why
         both = (plus_minus(self.last, self.last_std), plus_minus(self.best, self.best_std))
         return " / ".join(both) + (f" [{self.marks}]" if self.marks else "")
@@ -125,9 +126,9 @@ def ended(runs: Sequence[dict]) -> list[dict]:
     return [r for r in runs if r["status"] == "finished"] or [r for r in runs if r["status"] == "interrupted"]
 
 
-def medians(points: Iterable[tuple[float, float]]) -> dict[float, float]:
+def medians(points: Iterable[tuple[X, float]]) -> dict[X, float]:
     """{x: median of its y}, by x."""
-    found: dict[float, list[float]] = {}
+    found: dict[X, list[float]] = {}
     for x, y in points:
         found.setdefault(x, []).append(y)
     return {x: statistics.median(values) for x, values in sorted(found.items())}

@@ -6,6 +6,7 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
@@ -114,7 +115,7 @@ def _download(repository: str, revision: str, weights: bool) -> Path:
     """The repository's folder in the Hub's cache: downloaded, or without network as it is."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    options = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": [*NESTED]}
+    options: dict[str, Any] = {"allow_patterns": [*CONFIG_FILES], "ignore_patterns": [*NESTED]}
     try:
         try:
             # Behind a firewall that drops packets the download would wait for minutes; this request fails within

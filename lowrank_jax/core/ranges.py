@@ -19,6 +19,11 @@ class OutOfRange(UserError):
     """A number outside its field's range."""
 
 
+def is_number(value: Any, whole: bool) -> bool:
+    """Whether it is a number, or a whole one; a bool is none."""
+    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The values that a number may take; NaN and infinity are never allowed.
@@ -45,7 +50,7 @@ class Range:
           OutOfRange: in one line, with what is allowed.
         """
         whole = kind is int
-        if not isinstance(value, numbers.Integral if whole else numbers.Real) or isinstance(value, bool):
+        if not is_number(value, whole):
             wanted = self._words("a whole number" if whole else "a number")
             raise OutOfRange(f"{where} is {value!r}; it must be {wanted}")
         wide = int(value) if whole else _double(value)

@@ -87,12 +87,12 @@ def is_coded(leaf: Any) -> bool:
     return hasattr(leaf, "codes")
 
 
-def count(tree: Tree) -> int:
-    """Number of scalars in the tree; a quantised kernel counts its weights."""
+def count(tree: Any) -> int:
+    """Number of scalars in any pytree; a quantised kernel counts its weights."""
     leaves = jax.tree.leaves(tree, is_leaf=is_coded)
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def nbytes(tree: Tree) -> int:
-    """Bytes of the tree's leaves; of a quantised kernel, those of its codes and scales."""
+def nbytes(tree: Any) -> int:
+    """Bytes of any pytree's leaves; of a quantised kernel, those of its codes and scales."""
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

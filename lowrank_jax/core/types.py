@@ -7,6 +7,7 @@ import jax
 
 Array = jax.Array
 PRNGKey = jax.Array
+Device = Any  # a jax.Device, which is no type to a checker
 Tree = Mapping[str, Any]  # nested dicts with arrays (or ShapeDtypeStructs) as leaves
 Rules = Sequence[tuple[str, Any]]  # (regular expression, value) pairs; the first that matches a whole path wins
 Report = Callable[[int, int], None]  # reports progress of long work: (done since the last call, total)

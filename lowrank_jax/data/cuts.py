@@ -11,7 +11,7 @@ def describe_cuts(
     name: str,
     key: str,
     limit: int,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     left_out: Sequence[int] = (),
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
 ) -> str | None:
@@ -25,16 +25,16 @@ def describe_cuts(
       left_out: rows that are left out as they keep no target: all their tokens are lost.
       place: row -> file and line.
     """
-    lengths = np.asarray(lengths, np.int64)
-    lost = np.maximum(lengths - limit, 0)
-    lost[list(left_out)] = lengths[list(left_out)]
-    long, rows, words = int((lengths > limit).sum()), len(lengths), []
+    tokens = np.asarray(lengths, np.int64)
+    lost = np.maximum(tokens - limit, 0)
+    lost[list(left_out)] = tokens[list(left_out)]
+    long, rows, words = int((tokens > limit).sum()), len(tokens), []
     if long:
         words.append(f"{long} of {rows} row(s) longer than {key}={limit}")
     if lost.any():
-        words.append(f"{lost.sum():,} of {lengths.sum():,} tokens are lost")
+        words.append(f"{lost.sum():,} of {tokens.sum():,} tokens are lost")
     if long:
-        words.append(f"{key}={lengths.max()} keeps all")
+        words.append(f"{key}={tokens.max()} keeps all")
     if len(left_out):
         shown = "; ".join(place(row) for row in left_out[:SHOWN])
         more = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""

@@ -1,6 +1,6 @@
 """Texts and pairs as ids, encoded once: rows of any length in one flat array, read by index."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def encode_rows(
     """Encodes texts or pairs with the tokenizer's template, at most `max_len` tokens each; see `encode_pairs`."""
     tokens, types, lengths = [], [], []
 
-    def encode(indices, length):
+    def encode(indices: Iterable[int], length: int):
         return tokenizer.encode_pairs(
             [first[i] for i in indices], None if second is None else [second[i] for i in indices], length
         )

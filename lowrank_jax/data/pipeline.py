@@ -4,7 +4,7 @@ import bisect
 import collections
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Batches:
@@ -127,6 +127,7 @@ class Batches:
             raise ValueError("batches without buckets have the length of their features")
         if number >= self._batches:
             raise IndexError(f"batch {number} of {self._batches}")
+        assert self._lengths is not None  # there are none without buckets
         return _bucket(self._lengths[self._indices(number)], self._buckets)
 
     def batch(self, number: int, length: int | None = None) -> Batch:
@@ -237,9 +238,10 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _read(source: Source, indices: Sequence[int]) -> Sequence[Any]:
+def _read(source: Source, indices: Iterable[int]) -> Sequence[Any]:
     indices = [int(i) for i in indices]
-    return source.__getitems__(indices) if hasattr(source, "__getitems__") else [source[i] for i in indices]
+    read = getattr(source, "__getitems__", None)
+    return [source[i] for i in indices] if read is None else read(indices)
 
 
 def _stack(examples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
@@ -284,7 +286,7 @@ def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
     return buckets[bisect.bisect_left(buckets, lengths.max())]
 
 
-def _grain():
+def _grain() -> Any:
     try:
         import grain
     except ImportError as error:

@@ -80,15 +80,20 @@ class Form(Protocol):
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
         """Shapes and dtypes of the longest batch."""
+        ...
 
     def objective(self, setting: Setting) -> Objective:
         """The function that sums losses over a batch, for `train.step.make_step`."""
+        ...
 
     def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
         """The training batches, this process's share."""
+        ...
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
         """Name of a feature -> shape -> random values, for benchmarks without data."""
+        ...
 
     def record_notes(self, task: Task) -> dict[str, Any]:
         """What a run's record notes about the data."""
+        ...

@@ -39,7 +39,7 @@ def make_generator(
     batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
     missing = -len(prompts) % batch_size
     pad_id = tokenizer.pad_id or 0
-    tokens, mask = left_pad([*prompts, *prompts[:1] * missing], pad_id)
+    tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], pad_id)
 
     @jax.jit
     def decode(variables, tokens, mask):
@@ -90,6 +90,7 @@ def in_order(size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.
         out[indices[real]], seen[indices[real]] = values[real], True
     if not seen.all():
         raise ValueError(f"{int((~seen).sum())} of {size} rows were not evaluated")
+    assert out is not None  # there are rows
     return out
 
 

@@ -90,8 +90,14 @@ class NextToken:
 
     def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
         """Batches of one length."""
-        shares = {"process_index": process_index, "process_count": process_count}
-        return Batches(task.train_source(), task.features, batch_size, seed=seed, **shares)
+        return Batches(
+            task.train_source(),
+            task.features,
+            batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
         """Random tokens, all of them targets."""

@@ -120,7 +120,7 @@ def config_from_hf(values: dict[str, Any], where: str | Path = "config.json", no
     Raises:
       UserError: another architecture, a feature that this encoder lacks, a missing field, or one of the wrong type.
     """
-    kind = values.get("model_type")
+    kind = str(values.get("model_type"))
     name = (values.get("architectures") or [f"{_HF_NAMES.get(kind, kind)}Model"])[0]
     head = _CLASSES.get(name.removeprefix(_HF_NAMES.get(kind, "?")))
     if head is None:

@@ -103,8 +103,9 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
         if settings != _json_of(folder, SETTINGS):
             files[SETTINGS] = _bytes(settings)
     elif tokenizer is not None:
-        framed = isinstance(reader, GGUFReader) and isinstance(tokenizer, SubwordTokenizer)
-        files |= tokenizer_files(gguf_framed(tokenizer, reader) if framed else tokenizer, **settings)
+        if isinstance(reader, GGUFReader) and isinstance(tokenizer, SubwordTokenizer):
+            tokenizer = gguf_framed(tokenizer, reader)
+        files |= tokenizer_files(tokenizer, **settings)
     return Carried(files, config)
 
 

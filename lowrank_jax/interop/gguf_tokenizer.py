@@ -112,7 +112,7 @@ def gguf_config(reader: GGUFReader) -> dict[str, Any]:
     """config.json's special ids from the metadata; `eos_token_id` is a list where several tokens end a text."""
     meta = reader.metadata
     found = {name: meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", *ENDS)}
-    ends = list(dict.fromkeys(int(found[name]) for name in ENDS if found[name] is not None))
+    ends = list(dict.fromkeys(int(value) for name in ENDS if (value := found[name]) is not None))
     ids = {"bos_token_id": found["bos"], "pad_token_id": found["padding"]}
     config: dict[str, Any] = {name: int(value) for name, value in ids.items() if value is not None}
     return config | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})

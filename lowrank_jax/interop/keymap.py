@@ -179,10 +179,14 @@ def _leaf(
     def read(bounds: Bounds) -> np.ndarray:
         layer, inner = (bounds[0].start, bounds[1:]) if LAYER in row.source else (0, bounds)
         key, part = row.sources(layers)[layer], tuple(slice(along.start, along.stop) for along in inner)
-        if read_whole and key not in held:
-            held.clear()
-            held[key] = _cast(reader, row, key, None, dtype)
-        found = held[key][part] if read_whole else _cast(reader, row, key, row.transform.where(part, row.shape), dtype)
+        if read_whole:
+            if key not in held:
+                held.clear()
+                held[key] = _cast(reader, row, key, None, dtype)
+            found = held[key][part]
+        else:
+            assert row.transform.where is not None  # `_is_read_in_parts`
+            found = _cast(reader, row, key, row.transform.where(part, row.shape), dtype)
         return found if inner is bounds else found[None]
 
     rows = max(local) if read_whole else BLOCK // shards // math.prod(row.shape[1:])
@@ -211,7 +215,7 @@ def _is_read_in_parts(reader: Reader, row: Row) -> bool:
 def _addressable(sharding: NamedSharding, shape: tuple[int, ...]) -> int:
     """How many different shards this process's devices have."""
     parts = sharding.addressable_devices_indices_map(shape).values()
-    return len({tuple((along.start, along.stop) for along in part) for part in parts})
+    return len({tuple((along.start, along.stop) for along in part or ()) for part in parts})
 
 
 def _blocks(row: Row, shard: tuple[int, ...], rows: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -44,7 +44,7 @@ def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
     """Key table of llama.cpp's "llama" architecture; q and k are stored permuted (`keymap.unpermute`)."""
     permuted = {
         "attention/query/kernel": unpermute(config.num_attention_heads),
-        "attention/key/kernel": unpermute(config.num_key_value_heads),
+        "attention/key/kernel": unpermute(config.heads[1]),
     }
     return _table(config, 1, "blk.{layer}.", ("token_embd.weight", "output_norm.weight", "output.weight"), permuted)
 

@@ -4,7 +4,7 @@ import json
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -21,6 +21,16 @@ DAMAGED = "is damaged or cut short"
 Part = tuple[slice, ...]  # of a tensor: a start and a stop along each axis
 
 
+class Tensors(Protocol):
+    """Tensors by name; `path` is what messages call them."""
+
+    path: Path
+
+    def read(self, key: str) -> np.ndarray:
+        """A whole tensor."""
+        ...
+
+
 class Reader(Protocol):
     """The interface of all checkpoint formats: names, shapes and one tensor at a time, rows first (HF's [out, in]).
 
@@ -30,19 +40,27 @@ class Reader(Protocol):
 
     path: Path
     reads_parts: bool
-    metadata: Mapping[str, Any]
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says beside its tensors."""
+        ...
 
     def keys(self) -> list[str]:
         """Tensor names in file order; a name that is in two shards comes twice."""
+        ...
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The tensor's shape; reads no data."""
+        ...
 
     def is_one(self, first: str, second: str) -> bool:
         """Whether two names are one tensor of the file; reads no data."""
+        ...
 
     def read(self, key: str, part: Part | None = None) -> np.ndarray:
         """The tensor, or a part, as float64, float32, float16 or (ml_dtypes) bfloat16; quantised ones as float32."""
+        ...
 
 
 class SafetensorsReader:
@@ -190,7 +208,7 @@ class GGUFReader:
         else:
             values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type).reshape(-1, *shape[1:])[inside]
         if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read stay in memory otherwise, in the end the whole file
-            self._reader.data.base.madvise(mmap.MADV_DONTNEED)
+            cast(mmap.mmap, self._reader.data.base).madvise(mmap.MADV_DONTNEED)
         return values
 
 

@@ -1,7 +1,7 @@
 """Rotary positions and grouped-query attention, with or without a key/value cache."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.layers import Linear
 from lowrank_jax.ops.saved import saved_product
 
+Kernel = Literal["xla", "cudnn", "heads_first"]
 ATTENTION = ("auto", "xla", "cudnn", "heads_first")
 QKV = ("query", "key", "value")
 
@@ -67,6 +68,7 @@ class Attention(nn.Module):
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
         query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         if cache is not None:
+            assert layer is not None  # a cache has a row for each layer
             cache = write_cache(cache, layer, key, value)
             key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
         kernel = pick_implementation(
@@ -91,7 +93,7 @@ class Attention(nn.Module):
         return Linear(features, self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
 
-def attend(query: Array, key: Array, value: Array, allowed: Array | None, *, causal: bool, kernel: str) -> Array:
+def attend(query: Array, key: Array, value: Array, allowed: Array | None, *, causal: bool, kernel: Kernel) -> Array:
     """softmax(Q K^T / sqrt(head_dim)) V by head, checkpointed as "attention"; the softmax is float32.
 
     Args:
@@ -219,7 +221,7 @@ def read_cache(stacked: Array, layer: Array) -> Array:
     return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
 
 
-def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool) -> str:
+def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool) -> Kernel:
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.

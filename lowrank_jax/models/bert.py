@@ -165,7 +165,7 @@ class SelfAttention(nn.Module):
 class Mlp(nn.Module):
     """W_down act(W_up x + b) + b."""
 
-    config: BertConfig
+    config: Any  # BertConfig or DebertaConfig
     dtype: Any
     param_dtype: Any
 
@@ -225,7 +225,7 @@ class Bert(nn.Module):
             self.pooler = Linear(c.hidden_size, use_bias=True, **types)
         if c.head == "masked-lm":
             activation = "gelu" if c.model_type == "roberta" else c.hidden_act  # RoBERTa's head ignores hidden_act
-            self.head = MaskedLMHead(c.vocab_size, activation, c.layer_norm_eps, **types)
+            self.head: Any = MaskedLMHead(c.vocab_size, activation, c.layer_norm_eps, **types)
         elif c.head in SEQUENCE_HEADS:
             rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout
             self.head = SequenceHead(c.num_labels, c.model_type == "roberta", rate, **types)

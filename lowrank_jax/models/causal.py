@@ -76,7 +76,7 @@ class CausalLM(nn.Module):
         numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
         x, cache = run_layers(self, (x, cache), rotary, allowed, numbers)
         x = self.final_norm(x)
-        return x if cache is None else (x, {**cache, "index": index + length})
+        return x if cache is None or index is None else (x, {**cache, "index": index + length})
 
     def logits(self, hidden: Array) -> Array:
         """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -210,7 +210,7 @@ class Block(nn.Module):
         x = LayerNorm(c.layer_norm_eps, name="mlp_norm", **types)(checkpoint_name(x + y, "mlp_out"))
         if beside is not None:
             branch, norm, mask = beside
-            joined = LayerNorm(c.layer_norm_eps, parent=None, **types).apply({"params": norm}, x + branch)
+            joined = cast(Array, LayerNorm(c.layer_norm_eps, parent=None, **types).apply({"params": norm}, x + branch))
             if mask is not None:
                 joined = jnp.where(mask[..., None], joined, 0)
             x = jnp.where(layer == 0, joined, x)
@@ -281,7 +281,7 @@ class Deberta(nn.Module):
             self.conv_norm = LayerNorm(c.layer_norm_eps, **types)
         add_layers(self, Block, c, self.dtype, self.param_dtype)
         if c.head == "masked-lm":
-            self.head = MaskedLMHead(c.vocab_size, c.hidden_act, c.layer_norm_eps, **types)
+            self.head: Any = MaskedLMHead(c.vocab_size, c.hidden_act, c.layer_norm_eps, **types)
         elif c.head in SEQUENCE_HEADS:
             self.pooler = Linear(c.hidden_size, use_bias=True, **types)
             rate = c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout

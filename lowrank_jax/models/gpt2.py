@@ -109,6 +109,7 @@ class Block(nn.Module):
         y, cache = attention(y, rotary, allowed, cache, layer)
         x = checkpoint_name(x + y, "attention_out")
         y = LayerNorm(c.layer_norm_epsilon, name="mlp_norm", **types)(x)
+        assert c.intermediate_size is not None  # the config's default is in its place
         return (x + MLP(c.intermediate_size, name="mlp", **types)(y), cache), None
 
 

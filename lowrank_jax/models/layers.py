@@ -1,7 +1,7 @@
 """The named layers that models are made of: Linear, Embedding, RMSNorm, LayerNorm, and activations by HF's names."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -55,7 +55,7 @@ class Linear(nn.Module):
             kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
         if self.float32_output:
-            y = matmul_float32(x, dense(kernel, self.dtype), 0)
+            y = cast(Array, matmul_float32(x, dense(kernel, self.dtype), 0))
         else:
             y = multiply(x, kernel) if isinstance(kernel, Quantized) else x @ kernel.astype(self.dtype)
         if self.use_bias:

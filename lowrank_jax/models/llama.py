@@ -65,15 +65,23 @@ class LlamaConfig:
                     "change num_attention_heads or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        heads, kv_heads, _ = self.heads
         if type(self.head_dim) is not int or self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim!r}; rotary positions need an even number of at least 2")
-        if self.num_attention_heads % self.num_key_value_heads:
+        if heads % kv_heads:
             raise UserError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}; choose a divisor"
             )
         if not self.rope_theta > 0 or not self.rms_norm_eps > 0:
             raise UserError(f"rope_theta {self.rope_theta} and rms_norm_eps {self.rms_norm_eps} must both be above 0")
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(num_attention_heads, num_key_value_heads, head_dim)."""
+        assert self.num_key_value_heads is not None  # `__post_init__` put the defaults in place
+        assert self.head_dim is not None
+        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
 
 class SwiGLU(nn.Module):
@@ -108,8 +116,7 @@ class Block(nn.Module):
     def __call__(self, carry: tuple[Array, dict | None], rotary: Any, allowed: Array | None, layer: Array | None):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, cache = carry
-        heads = (c.num_attention_heads, c.num_key_value_heads, c.head_dim)
-        attention = Attention(*heads, implementation=self.attention, fused=self.fused, name="attention", **types)
+        attention = Attention(*c.heads, implementation=self.attention, fused=self.fused, name="attention", **types)
         y = RMSNorm(c.rms_norm_eps, name="attention_norm", **types)(x)
         y, cache = attention(y, rotary, allowed, cache, layer)
         # Named after the sum: the backward pass needs the sum alone, to redo the norm.
@@ -139,8 +146,8 @@ class Llama(CausalLM):
     def fused_groups(self) -> Groups:
         """The kernels that a fused copy of this model reads as one."""
         c = self.config
-        heads = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
-        qkv = [(name, count * c.head_dim) for name, count in zip(QKV, heads, strict=True)]
+        heads, kv_heads, head_dim = c.heads
+        qkv = [(name, count * head_dim) for name, count in zip(QKV, (heads, kv_heads, kv_heads), strict=True)]
         found = {}
         for layers, _, _ in segments(c.num_hidden_layers, self.cuts):
             found[f"{layers}/attention/qkv"] = tuple((f"{layers}/attention/{name}", columns) for name, columns in qkv)
@@ -152,4 +159,4 @@ class Llama(CausalLM):
     def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
         """The tokens' embeddings, and the rotary tables for queries and keys."""
         c = self.config
-        return self.embed(tokens), rotary_tables(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        return self.embed(tokens), rotary_tables(positions, c.heads[2], c.rope_theta, c.rope_scaling)

@@ -106,11 +106,13 @@ LLAMAS["llama3.1-8b"] = dataclasses.replace(
     LLAMAS["llama3-8b"], rope_scaling=RopeScaling(), max_position_embeddings=131072
 )
 
-ROBERTA = dict(vocab_size=50265, model_type="roberta", pad_token_id=1, max_position_embeddings=514, type_vocab_size=1)
-BASE = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
-MINI = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
-TOY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+ROBERTA: dict[str, Any] = dict(
+    vocab_size=50265, model_type="roberta", pad_token_id=1, max_position_embeddings=514, type_vocab_size=1
+)
+BASE: dict[str, Any] = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+LARGE: dict[str, Any] = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+MINI: dict[str, Any] = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
+TOY: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 
 ENCODERS: dict[str, BertConfig] = {
     "bert-base": BertConfig(vocab_size=30522, **BASE),

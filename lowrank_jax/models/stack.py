@@ -73,12 +73,12 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
         # stand before the call's arguments, not the variables and keys: a layer's slice behind one is a copy of its
         # weights (LLaMA-2-7B shape: 128 copies and 2.1 GiB).
         barriers = (False, False, True, True, True, True) if is_unrolled(unroll, layers) else False
-        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=barriers)
+        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=barriers)  # pyright: ignore[reportArgumentType] jax takes a tuple
     return nn.scan(
         block,
         variable_axes={"params": 0, "adapters": 0, "scales": 0},
         split_rngs={"params": True, "dropout": True, "adapters": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] Flax takes a tuple
         length=layers,
         unroll=min(unroll, layers),
     )

@@ -173,4 +173,5 @@ def nearest_level(x: Array) -> Array:
     """uint8 number of the entry of LEVELS that is nearest to each x in [-1, 1]; of two equally near, the lower."""
     levels = np.asarray(LEVELS, np.float32)
     # Fifteen comparisons, which fuse into one pass; a binary search would be a loop over the whole layer.
-    return sum((x > middle).astype(jnp.uint8) for middle in (levels[1:] + levels[:-1]) / 2)
+    above = [(x > middle).astype(jnp.uint8) for middle in (levels[1:] + levels[:-1]) / 2]
+    return functools.reduce(jnp.add, above)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.pipeline import Source
 
 Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]}
 
@@ -23,11 +24,13 @@ class Task(Protocol):
     evaluation: str
     seq_len: int
 
-    def train_source(self) -> Sequence[Any]:
+    def train_source(self) -> Source:
         """Random access to the training examples."""
+        ...
 
     def features(self, example: Any) -> Features:
         """One example as model input."""
+        ...
 
 
 @runtime_checkable
@@ -39,23 +42,28 @@ class GenerationTask(Task, Protocol):
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
         """(prompt, target) texts, the same ones at every call."""
+        ...
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The ids that decoding starts from: exactly those before the target in training."""
+        ...
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
         """Metrics by name."""
+        ...
 
 
 @runtime_checkable
 class LikelihoodTask(Task, Protocol):
     """A task that is scored by the loss on held-out data."""
 
-    def validation_source(self) -> Sequence[Any] | None:
+    def validation_source(self) -> Source | None:
         """Random access to the held-out examples, or None when there are none."""
+        ...
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Metrics of one whole pass over `validation_source`, from the summed loss in nats and the summed weights."""
+        ...
 
 
 @runtime_checkable
@@ -77,15 +85,20 @@ class LabelTask(Task, Protocol):
 
     def lengths(self, source: Any) -> np.ndarray:
         """Number of tokens of each row, int32 [len(source)], without reading rows."""
+        ...
 
     def validation_sources(self) -> dict[str, Any]:
         """Name -> random access to a held-out set; a single set is called ""."""
+        ...
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the logits [n, num_labels] (or scores [n, 1]) of each held-out set; "main" is the paper's."""
+        ...
 
 
-def make_features(tokens: Sequence[int], weights: Sequence[float], seq_len: int, pad_id: int) -> Features:
+def make_features(
+    tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, seq_len: int, pad_id: int
+) -> Features:
     """Pads tokens and weights on the right to `seq_len`; the weight of position 0 is 0, as nothing precedes it.
 
     Args:

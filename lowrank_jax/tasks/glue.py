@@ -107,7 +107,8 @@ class GlueTask:
             kept, note = self._keep(split, len(rows))
             if note:
                 notes.append(note)
-            first, second = ([texts[i] for i in kept] if texts else None for texts in (rows.first, rows.second))
+            first = [rows.first[i] for i in kept]
+            second = [rows.second[i] for i in kept] if rows.second else None
             name = split.removeprefix("dev").removeprefix("_")  # "train", ""; "matched", "mismatched"
             made = encode_rows(tokenizer, first, second, rows.labels[kept], config.seq_len)
             self._splits[name] = made

@@ -13,6 +13,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.jsonl import JsonLines
 from lowrank_jax.data.packing import PackedWindows, encode_array, join_documents, mark, token_dtype
+from lowrank_jax.data.pipeline import Source
 from lowrank_jax.tasks.base import Features, make_features, pad_id
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,11 @@ class TextTask:
         if config.validation_path:
             self._validation, self._validation_bytes = self._load("validation_path")
 
-    def train_source(self) -> Sequence[dict[str, Any]]:
+    def train_source(self) -> Source:
         """Windows {"tokens"}, or rows {"tokens", "start"} whose targets begin at token `start`."""
         return self._train
 
-    def validation_source(self) -> Sequence[dict[str, Any]] | None:
+    def validation_source(self) -> Source | None:
         """The same for the held-out files, or None."""
         return self._validation
 
@@ -103,7 +104,7 @@ class TextTask:
             "bits_per_byte": per_byte / math.log(2),
         }
 
-    def _load(self, field: str) -> tuple[Sequence[dict[str, Any]], int]:
+    def _load(self, field: str) -> tuple[Source, int]:
         """(examples, scored bytes of text) of the files named by a field of the config."""
         rows = JsonLines(getattr(self.config, field))
         if not self.config.packed:

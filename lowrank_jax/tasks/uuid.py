@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
-from lowrank_jax.data.builders.uuid_pairs.source import load_pairs
+from lowrank_jax.data.builders.uuid_pairs.source import PairSource, load_pairs
 from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
 
@@ -74,7 +74,7 @@ class UuidTask:
         self.seq_len = round_up(longest, 2)  # cuDNN's attention wants an even length; more would be padding
         self.max_new_tokens = max(values)
 
-    def train_source(self) -> Sequence[dict[str, str]]:
+    def train_source(self) -> PairSource:
         """Rows {"key", "value"}; row i is pair i."""
         return self._source
 

@@ -24,12 +24,25 @@ class Tokenizer(Protocol):
 
     name: str
     vocab_size: int
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begins a text."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """Ends a text."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """Fills a row."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
+        ...
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
         """Ids and segment types of many texts or pairs, with the special tokens that the checkpoint was trained with.
@@ -40,9 +53,11 @@ class Tokenizer(Protocol):
         Raises:
           UserError: `max_len` has no room for a token of each text.
         """
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids are dropped."""
+        ...
 
 
 def encode_pair(tokenizer: Tokenizer, a: str, b: str | None, max_len: int) -> Encoding:

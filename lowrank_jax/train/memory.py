@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Device
 
 GIB = 2**30
 REMEDIES = (
@@ -56,7 +57,7 @@ def memory_report(compiled: Any) -> MemoryReport | None:
     )
 
 
-def device_limit(device: jax.Device | None = None) -> int | None:
+def device_limit(device: Device | None = None) -> int | None:
     """Bytes that a program may use on one device.
 
     An accelerator reports its allocator's limit. A CPU "device" may use what the machine has free, the container's
@@ -71,7 +72,7 @@ def device_limit(device: jax.Device | None = None) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def check_fits(compiled: Any, device: jax.Device | None = None, what: str = "step") -> MemoryReport | None:
+def check_fits(compiled: Any, device: Device | None = None, what: str = "step") -> MemoryReport | None:
     """Prints "step needs X GiB of Y GiB"; an error where it does not fit.
 
     Args:
@@ -101,7 +102,7 @@ def check_fits(compiled: Any, device: jax.Device | None = None, what: str = "ste
     return report
 
 
-def peak_bytes(device: jax.Device | None = None) -> int | None:
+def peak_bytes(device: Device | None = None) -> int | None:
     """Most bytes in use at once since the start: the allocator's count, or the process's peak resident set on CPU."""
     device = device or jax.local_devices()[0]
     if device.platform == "cpu":

@@ -2,7 +2,9 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ class StopRequest:
     def __init__(self, every: int = 10):
         self.every = every
         self.signal: int | None = None
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`: the same answer in every process. Each process must call it at every step."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 import jax
@@ -22,7 +22,9 @@ from lowrank_jax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_id"
-INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's defaults: 90, and no limit
+Mode = Literal["online", "offline", "disabled"]
+Wanted = Literal["auto", "online", "offline", "disabled"]
+INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TrackingConfig:
       project, group, tags: as W&B shows them.
     """
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    wandb: Wanted = "auto"
     project: str = "lowrank_jax"
     group: str | None = None
     tags: tuple[str, ...] = ()
@@ -66,7 +68,9 @@ class Tracker:
         resumed_step: int = 0,
     ):
         self.path = Path(run_folder) / METRICS
-        self._file, self._run, self._wandb = None, None, None
+        self._file: TextIO | None = None
+        self._run: Any = None
+        self._wandb: Any = None
         if jax.process_index() != 0:
             return
         mode = wandb_mode(tracking.wandb)
@@ -119,13 +123,15 @@ class Tracker:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(failed=error is not None)
 
-    def _start(self, mode: str, name: str, config: Mapping[str, Any], tracking: TrackingConfig) -> None:
+    def _start(self, mode: Mode, name: str, config: Mapping[str, Any], tracking: TrackingConfig) -> None:
         import wandb
 
         self._wandb = wandb
         folder = self.path.parent
         # A sweep's agent has already chosen the run's id and project.
-        chosen = {} if "WANDB_SWEEP_ID" in os.environ else {"id": _wandb_id(folder, name), "project": tracking.project}
+        chosen: dict[str, Any] = (
+            {} if "WANDB_SWEEP_ID" in os.environ else {"id": _wandb_id(folder, name), "project": tracking.project}
+        )
         settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         try:
             wandb.setup(settings=wandb.Settings(silent=True))
@@ -192,7 +198,7 @@ def _cut(path: Path, step: int) -> None:
     os.replace(partial, path)
 
 
-def wandb_mode(wanted: str) -> str:
+def wandb_mode(wanted: Wanted) -> Mode:
     """online, offline or disabled; never one that would prompt.
 
     Args:
@@ -216,7 +222,7 @@ def wandb_mode(wanted: str) -> str:
         return wanted
     asked = os.environ.get("WANDB_MODE")
     if asked in ("offline", "disabled", "dryrun"):
-        return asked.replace("dryrun", "offline")
+        return "disabled" if asked == "disabled" else "offline"
     return "online" if _logged_in() else "offline"
 
 

@@ -1,6 +1,5 @@
 """The fast forms equal the equations: value, and gradients by leaf and input, for every family, option and dtype."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec, BottleneckConfig, MoraConfig
-from lowrank_jax.adapters.fast import FAST, get_fast, mora
-from lowrank_jax.adapters.registry import FAMILIES, TABLES
+from lowrank_jax.adapters.fast import get_fast
+from lowrank_jax.adapters.registry import FAMILIES
 
 # (d_in, d_out, rank): a square that divides both sides, ragged ones, and so wide or tall that blocks repeat or fall
 # away; p of "tall" is a multiple of 8 and d_in more than RUN blocks.

@@ -3,15 +3,25 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import LAYER, Row
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MORA_SCHEMES = {1: "type1", 2: "type2", 3: "type3", 4: "type4", 6: "type6"}  # the fork's mora_type, our compression
-STARTS = {"pissa": "pissa", "olora": "olora"}  # that change the base on loading, which can be repeated here
-PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # that leave the base unchanged
+# The fork's mora_type -> our compression.
+MORA_SCHEMES: dict[int, Literal["type1", "type2", "type3", "type4", "type6"]] = {
+    1: "type1",
+    2: "type2",
+    3: "type3",
+    4: "type4",
+    6: "type6",
+}
+STARTS: dict[str, Literal["pissa", "olora"]] = {
+    "pissa": "pissa",
+    "olora": "olora",
+}  # that change the base on loading and can be made again
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # starts that leave it as it is
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
 ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
 # Fields that do not change a trained adapter's output, and those that are read below.
@@ -84,7 +94,7 @@ def task_of(rows: Sequence[Row]) -> tuple[str | None, str | None]:
 class PeftConfig:
     """The parsed file; fields under PEFT's names, but for `method` and `start`."""
 
-    method: str
+    method: Literal["lora", "mora", "dora"]
     r: int
     lora_alpha: float
     lora_dropout: float
@@ -97,7 +107,7 @@ class PeftConfig:
     layers_pattern: tuple[str, ...]
     bias: str
     modules_to_save: tuple[str, ...]
-    start: str
+    start: Literal["kaiming_uniform", "pissa", "olora"]
     mora_type: int
     base: str
 
@@ -175,7 +185,7 @@ def parse(values: dict[str, Any], where: str) -> PeftConfig:
         layers_pattern=tuple(_listed(values.get("layers_pattern") or ())),
         bias=bias,
         modules_to_save=tuple(values.get("modules_to_save") or ()),
-        start=STARTS.get(start, "kaiming_uniform"),
+        start=STARTS.get(str(start), "kaiming_uniform"),
         mora_type=mora_type,
         base=str(values.get("base_model_name_or_path") or ""),
     )

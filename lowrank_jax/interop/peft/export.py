@@ -115,18 +115,19 @@ def _module(
     """(tensors below the module's name, scale, rank), or None without an adapter."""
     sites = {site.path: site for site in plan.sites if site.table == module.table}
     parts = [_part(sites[path], config, flat, module) if path in sites else None for path in module.parts]
-    if all(part is None for part in parts):
+    first = next((part for part in parts if part is not None), None)
+    if first is None:
         return None
     rank = next(sites[path].spec.rank for path in module.parts if path in sites)
     if module.table:
-        ((leaf, scale),) = parts
+        leaf, scale = first  # of one part
         return {f"{TABLE}A": leaf["a"].T, f"{TABLE}B": leaf["b"].T}, scale, leaf["a"].shape[1]
     if config.method == "mora":
         if len(parts) > 1:
             raise UserError(
                 f"{module.name} is one module in PEFT, and MoRA's squares do not join; export the merged model"
             )
-        return mora_fork.from_leaf(parts[0][0]["m"]), 1.0, rank
+        return mora_fork.from_leaf(first[0]["m"]), 1.0, rank
     widths = [flat[f"params/{path}/kernel"].shape[-1] for path in module.parts]
     a, b, scale = _join([part and (part[0]["a"], part[0]["b"], part[1]) for part in parts], widths)
     tensors = {"lora_A.weight": a.T, "lora_B.weight": b.T}
@@ -271,7 +272,7 @@ def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Pa
     part, text = folder / f".part-{WEIGHTS}", folder / f".part-{CONFIG}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(part, {k: np.float32(v) for k, v in tensors.items()}, {"format": "pt", METADATA: note})
+        write_safetensors(part, {k: v.astype(np.float32) for k, v in tensors.items()}, {"format": "pt", METADATA: note})
         text.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / CONFIG).unlink(missing_ok=True)
         os.replace(part, folder / WEIGHTS)

@@ -26,7 +26,7 @@ from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
 from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse
-from lowrank_jax.interop.readers import Reader, SafetensorsReader, read_json
+from lowrank_jax.interop.readers import Reader, SafetensorsReader, Tensors, read_json
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
@@ -274,7 +274,7 @@ def _check_even(config: PeftConfig, adapted, per_site, shapes) -> None:
             )
 
 
-def replace_tensors(flat: dict[str, Any], reader: Reader, rows, layers: int, saved: dict[str, str]) -> list[str]:
+def replace_tensors(flat: dict[str, Any], reader: Tensors, rows, layers: int, saved: dict[str, str]) -> list[str]:
     """Replaces the base's weights by trained biases and whole modules; returns their paths."""
     changed = []
     for row in rows:
@@ -299,7 +299,7 @@ def replace_tensors(flat: dict[str, Any], reader: Reader, rows, layers: int, sav
     return changed
 
 
-def read_finite(reader: Reader, key: str) -> np.ndarray:
+def read_finite(reader: Tensors, key: str) -> np.ndarray:
     """A tensor in float32; raises UserError where it has NaN or infinity."""
     value = np.asarray(reader.read(key), np.float32)
     if not np.isfinite(value).all():

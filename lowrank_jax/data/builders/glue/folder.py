@@ -122,7 +122,7 @@ def _mrpc_whole(task: str, folder: Path) -> Path | None:
     return _packed(folder, MRPC_WHOLE) if task == "mrpc" else None
 
 
-def _mrpc_ids(folder: Path) -> Collection[tuple[str, str]]:
+def _mrpc_ids(folder: Path) -> Collection[tuple[str, ...]]:
     path = _mrpc_id_file(folder)
     if path is None:
         raise UserError(f"{folder} has {MRPC_WHOLE} but no {MRPC_IDS[0]}, which says what is dev; fetch GLUE's file")

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.lock import folder_lock
@@ -42,6 +43,7 @@ def load_pairs(pairs: int, seed: int, data_dir: str | os.PathLike | None = None)
         except OSError as error:
             raise _unwritable(root, error) from error
     if source is None:
+        assert fault is not None
         raise _unwritable(root, fault)
     return source
 
@@ -49,7 +51,7 @@ def load_pairs(pairs: int, seed: int, data_dir: str | os.PathLike | None = None)
 class PairSource:
     """Random access to {"key": str, "value": str} over TFDS's array_record files; `expected` are the seed's pairs."""
 
-    def __init__(self, source: Sequence, folder: Path, expected: Sequence[tuple[str, str]]):
+    def __init__(self, source: Any, folder: Path, expected: Sequence[tuple[str, str]]):
         self._source, self.folder, self.expected = source, folder, expected
 
     def __len__(self) -> int:
@@ -70,7 +72,7 @@ class PairSource:
         return [{name: _text(row[name]) for name in ("key", "value")} for row in rows]
 
 
-def _builder(root: Path, pairs: int, seed: int):
+def _builder(root: Path, pairs: int, seed: int) -> Any:
     try:
         from lowrank_jax.data.builders.uuid_pairs.uuid_pairs import UuidPairs, UuidPairsConfig
     except ImportError as error:

@@ -41,5 +41,6 @@ class UuidPairs(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         config = self.builder_config
+        assert config is not None  # BUILDER_CONFIGS are not empty
         for index, (key, value) in enumerate(generate_pairs(config.pairs, config.seed)):
             yield index, {"key": key, "value": value}
