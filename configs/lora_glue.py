@@ -97,7 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seed = 0
     config.labels = {"model": choice.model, "protocol": choice.protocol, "reading": choice.reading}
     if choice.method == "adapterdrop" and not choice.drop:
-        config.labels.variant = "drop0"  # what else would tell it from Adapter-P of its size
+        config.labels["variant"] = "drop0"  # what else would tell it from Adapter-P of its size
     config.base = {"name": choice.base or MODELS[choice.model], "dtype": "float32", **_head_of(choice, numbers)}
     config.trainable = _trainable(choice)
     if not adapts and not isinstance(config.trainable, str):

@@ -53,8 +53,8 @@ def main(_) -> int:
 
         # A finished run is only read, which needs no claim.
         if decided(look, folder) == "finished" or decided(take, folder) == "finished":
-            if jax.process_index() == 0:
-                result = run_folder.read_result(folder / run_folder.RESULT)
+            result = run_folder.read_result(folder / run_folder.RESULT)
+            if jax.process_index() == 0 and result:
                 print(f"{name}: {result['status']} already; {run_folder.summary(result)} (--fresh runs it again)")
             return 0
         return train(name, folder, config, plain, claim, started)

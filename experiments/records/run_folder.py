@@ -116,7 +116,7 @@ def falls_short(result: dict, plain: dict) -> bool:
     return result["status"] == "finished" and last_step(result.get("config") or {}) < last_step(plain)
 
 
-def last_step(plain: dict) -> int:
+def last_step(plain: dict) -> float:
     """The step a plain config ends at: train.stop_at, or train.steps; infinity where only the data tells (epochs)."""
     train = plain.get("train") or {}
     if train.get("epochs") and not train.get("stop_at"):

@@ -112,9 +112,10 @@ def build(
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
+    length = seq_len or (task.seq_len if task else 0)
     abstract_batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in form.batch_shapes(train.batch_size, seq_len or task.seq_len).items()
+        for name, (shape, dtype) in form.batch_shapes(train.batch_size, length).items()
     }
     return Experiment(
         config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,

@@ -90,6 +90,12 @@ class Experiment:
         return state, frozen
 
     @property
+    def data(self) -> Task:
+        """The task of a run that is no bench on random tokens."""
+        assert self.task is not None
+        return self.task
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Scalars that are trained and that are not; "head": of the trained, those of a fresh head (and pooler)."""
         frozen = {name: tree for name, tree in self.abstract_frozen.items() if name != "scales"}
@@ -116,7 +122,7 @@ class Experiment:
 
     def record_notes(self) -> dict[str, Any]:
         """What a record must say of the data; see `forms.base.Form`."""
-        return self.form.record_notes(self.task)
+        return self.form.record_notes(self.data)
 
     @property
     def unrolled(self) -> bool:
@@ -169,6 +175,7 @@ class Experiment:
     def load(self) -> tuple[TrainState, Any, str]:
         """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
         base = self.load_base()
+        assert base.fingerprint is not None  # of a loaded base
         fingerprint = base.fingerprint
         trainable, frozen = self.split(base)
         del base  # what is trained was copied: its first copy goes before the moments come
@@ -234,7 +241,7 @@ class Experiment:
     def batches(self) -> Batches:
         """The training stream, this process's share."""
         shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return self.form.stream(self.task, self.config.train.batch_size, self.config.seed, **shares)
+        return self.form.stream(self.data, self.config.train.batch_size, self.config.seed, **shares)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A host batch on the mesh."""
@@ -242,7 +249,7 @@ class Experiment:
 
     def evaluation(self, kind: str | None = None) -> Evaluation | None:
         """One of the form's evaluations, by default the task's own; None where nothing is held out."""
-        kind, known = kind or self.task.evaluation, self.form.evaluations
+        kind, known = kind or self.data.evaluation, self.form.evaluations
         if kind not in known:
             raise unknown_name("evaluation", kind, known)
         return known[kind](self.setting, self.task)
@@ -258,11 +265,12 @@ class Experiment:
         """
         score, train, found = score or _score_one, self.config.train, []
         if not self.config.evals or train.eval_every or train.eval_steps:  # the short way for one
-            found.append(("", self.task.evaluation, LoopConfig.evaluates_at))
+            found.append(("", self.data.evaluation, LoopConfig.evaluates_at))
         for name, entry in self.config.evals.items():
-            found.append((name, entry.type or self.task.evaluation, entry.due))
-        made = {kind: self.evaluation(kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
-        return [Evaluator(name, due, score(made[kind])) for name, kind, due in found if made[kind] is not None]
+            found.append((name, entry.type or self.data.evaluation, entry.due))
+        kinds = {kind: self.evaluation(kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
+        made = {kind: score(evaluation) for kind, evaluation in kinds.items() if evaluation is not None}
+        return [Evaluator(name, due, made[kind]) for name, kind, due in found if kind in made]
 
 
 def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:

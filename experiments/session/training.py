@@ -126,7 +126,7 @@ class Session:
             return None
         result = run_folder.finish_run(
             run.folder, run.name, run.plain, status, one.parameters, self.started, outcome.train_seconds, message,
-            compile_seconds=self.compile_seconds, seq_len=one.task.seq_len, base=one.base_record(fingerprint),
+            compile_seconds=self.compile_seconds, seq_len=one.data.seq_len, base=one.base_record(fingerprint),
             trained=one.trained, **one.record_notes(), **run_folder.data_of(run.folder), **self.more,
         )  # fmt: skip
         tracker.summary({"status": status, **run_folder.last_evaluation(result)})

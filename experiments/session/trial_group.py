@@ -81,7 +81,7 @@ class TrialGroup:
 
     def stepper(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics)."""
-        step = by_length(self.step, {self.lead.task.seq_len: compiled}) if self.bucketed else compiled
+        step = by_length(self.step, {self.lead.data.seq_len: compiled}) if self.bucketed else compiled
         return lambda state, frozen, batch: step(state, frozen, batch, self._tables, self._lasts)
 
     def load(self) -> tuple[TrainState, dict[str, Any], str]:
@@ -99,6 +99,7 @@ class TrialGroup:
             states.append(one.begin(wide))
             frozen.append(rest)
         state, shared = trials.place(trials.stack(states), self.mesh), trials.share(frozen)
+        assert base.fingerprint is not None  # of a loaded base
         fingerprint = base.fingerprint
         del base, rest, frozen  # the shared parameters are laid out anew, and a base may not fit twice
         shared |= lay_out(shared.pop(trials.SHARED, {}), self.lead.groups, self.lead.unrolled)
@@ -143,9 +144,9 @@ class TrialGroup:
         own = {n: tree if self._axes[n] is None else trials.take(tree, index) for n, tree in frozen.items()}
         # The optimizer's moments stay: nothing that looks at one trial reads them.
         single = TrainState(
-            state.step[index], trials.take(state.trainable, index), None, state.learning_rate[index], None
+            state.step[index], trials.take(state.trainable, index), (), state.learning_rate[index], state.key[index]
         )
-        return home(single._replace(opt_state=())), home(own)
+        return home(single), home(own)
 
     def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:
         """The experiment of a trial; built anew only where its adapters differ from the lead's."""

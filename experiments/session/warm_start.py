@@ -50,7 +50,7 @@ def check_start(config: StartConfig, abstract: Any, is_fresh: Callable[[str], bo
         print(f"start.adapter {config.adapter}: trained with base.quantize={then}, goes on with {quantize}", flush=True)
 
 
-def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], bool], fingerprint: str) -> Any:
+def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], bool], fingerprint: str | None) -> Any:
     """The trainable tree with the adapter's leaves in it, in their own sharding and dtype.
 
     Args:
@@ -77,6 +77,7 @@ def _leaves(
     def heads(path):
         return path.startswith(PARAMS) and is_fresh(path.removeprefix(PARAMS))
 
+    assert config.adapter is not None  # the callers ask
     trained, _, _ = load_adapter(config.adapter, fingerprint)
     given, shapes = dict(flatten(trained)), {path: leaf.shape for path, leaf in flatten(wanted).items()}
     if config.head == "fresh":

@@ -85,8 +85,8 @@ def _check_residual(path: str, kernel: Any, spec: AdapterSpec) -> None:
     """Refuses to factorise codes: the residual would be rounded a second time, and miss what the first one lost."""
     if isinstance(kernel, Quantized) and inits.changes_base(spec):
         raise UserError(
-            f"adapter.init {spec.config.init!r} starts from the published {path}, and the base holds {kernel.kind} codes of "
-            "it; set base.quantize=none, or another adapter.init"
+            f"adapter.init {spec.config.init!r} starts from the published {path}, and the base holds {kernel.kind} "
+            "codes of it; set base.quantize=none, or another adapter.init"
         )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SCALES = "scales/"
 def save_adapter(
     folder: str | os.PathLike,
     trainable: Tree,
-    config: Mapping[str, Any] | list[Mapping[str, Any]],
+    config: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     scales: Mapping[str, Any],
     base: Mapping[str, str],
 ) -> None:
@@ -55,7 +55,7 @@ def save_adapter(
     description = {
         "format_version": FORMAT_VERSION,
         "base": {"name": base["name"], "fingerprint": base["fingerprint"]} | _quantize(base),
-        "config": config if isinstance(config, list) else dict(config),
+        "config": dict(config) if isinstance(config, Mapping) else list(config),
         "leaves": {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in tensors.items()},
         "sha256": hashlib.sha256(weights).hexdigest(),
     }

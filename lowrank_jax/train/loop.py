@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import jax
 
@@ -129,6 +129,18 @@ class Evaluator:
         return {f"{prefix}{name}": value for name, value in values.items()}
 
 
+class Stream(Protocol):
+    """Host batches, one after another, and where they are."""
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """The cursor, as JSON-able numbers."""
+        ...
+
+
 @dataclasses.dataclass
 class Job:
     """Everything `fit` needs, already placed and compiled; sequences have one entry a trial.
@@ -151,7 +163,7 @@ class Job:
     state: TrainState
     frozen: Any
     step: Callable
-    batches: Iterator
+    batches: Stream
     place: Callable
     evaluators: Sequence[Evaluator]
     configs: Sequence[LoopConfig]
@@ -258,7 +270,7 @@ class _Trace:
             self.running = True
 
     def ends_with(self, step: int) -> bool:
-        return self.running and step == self.steps[1]
+        return self.running and self.steps is not None and step == self.steps[1]
 
     def stop(self):
         if self.running:

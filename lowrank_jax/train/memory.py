@@ -66,7 +66,7 @@ def device_limit(device: Device | None = None) -> int | None:
     Returns:
       bytes, or None where the device does not say.
     """
-    device = device or jax.local_devices()[0]
+    device = jax.local_devices()[0] if device is None else device
     if device.platform == "cpu":
         return _host_memory()
     return (device.memory_stats() or {}).get("bytes_limit")
@@ -83,7 +83,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
     Raises:
       UserError: it needs more than the device has.
     """
-    device = device or jax.local_devices()[0]
+    device = jax.local_devices()[0] if device is None else device
     report, limit = memory_report(compiled), device_limit(device)
     shared = len(jax.local_devices()) if device.platform == "cpu" else 1  # simulated devices share one memory
     if report is None or limit is None:
@@ -104,7 +104,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
 
 def peak_bytes(device: Device | None = None) -> int | None:
     """Most bytes in use at once since the start: the allocator's count, or the process's peak resident set on CPU."""
-    device = device or jax.local_devices()[0]
+    device = jax.local_devices()[0] if device is None else device
     if device.platform == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

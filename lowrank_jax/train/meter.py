@@ -123,6 +123,7 @@ class Meter:
         values = {name: np.atleast_1d(np.asarray(value)) for name, value in entry.metrics.items()}
         if entry.ended is None:  # it was waited for
             entry.ended = self._marked = time.perf_counter()
+        assert self._clock is not None  # `start` came before
         self.seconds, self._clock = self.seconds + entry.ended - self._clock, entry.ended
         finite = values.pop("finite")
         for trial, config in enumerate(self.configs):
