@@ -4,7 +4,7 @@
     python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=64,seq=64
     python -m experiments.bench --config=configs/bench.py:shape=pico-llama,batch=64,seq=72,dtype=float32    # a CPU
     python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,batch=4,seq=512,remat=attention \
-        --config.base.quantize=nf4    # or int8: what a card of 12 GiB is to hold
+        --config.base.quantize=nf4    # or int8: for a card of 12 GiB
 
 The peers' figures for the same work (HF PEFT, one H100, bfloat16, LoRA r=8): LLaMA-2-7B shape 8 x 512 16,500
 tokens/s and 30.8 GiB with torch.compile; SmolLM2-135M shape 64 x 64 51,782 tokens/s.

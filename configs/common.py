@@ -1,4 +1,4 @@
-"""The argument of a config file: `--config=file.py:scale=gpu,method=lora,rank=8`, typed by its defaults."""
+"""Parses a config file's argument, as in `--config=file.py:scale=gpu,method=lora`; the defaults give the types."""
 
 from types import SimpleNamespace
 from typing import Any

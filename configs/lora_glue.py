@@ -1,4 +1,4 @@
-"""LoRA's Table 2: GLUE's dev sets, by every method of the table and MoRA beside them.
+"""LoRA's Table 2: GLUE's dev sets, with every method of the table and MoRA.
 
 Paper (Hu et al., arXiv 2106.09685, section 5.2, appendix D): LoRA on RoBERTa-base, median of 5 seeds, each at its best
 epoch: MNLI 87.5, SST-2 95.1, MRPC 89.7, CoLA 63.4, QNLI 93.3, QQP 90.8, RTE 86.6, STS-B 91.5, average 87.2.
@@ -17,7 +17,7 @@ incomplete ones, and every record says so.
 Models: minilm-l6 (scripts/fetch_weights.py minilm-l6; has seen AllNLI and Quora pairs: MNLI and QQP with it are
 contaminated), bert-base, roberta-base, roberta-large, deberta-v2-xxlarge (80 GB, --config.base.dtype=bfloat16);
 base=FOLDER_OR_HUB_NAME takes other weights of the same kind. Hyperparameters are in configs/hyperparameters/glue.py.
-The paper's batches of 4 and 6 do not split over more devices: use one, or batch=.
+The paper's batches of 4 and 6 do not divide over several devices: use one, or batch=.
 
 Cost on two cores: an epoch of MRPC with MiniLM-L6 a few minutes. PEFT on the same weights (LoRA r=8, alpha 16, rate
 1e-3, batch 16) has accuracy 0.696, 0.755, 0.765 and F1 0.816, 0.840, 0.840 after 1, 2 and 3 epochs of MRPC; answering
@@ -53,7 +53,7 @@ METHODS = (
     *("houlsby", "lin", "pfeiffer", "adapterdrop"),
 )
 KERNEL_METHODS, BOTTLENECKS = ("lora", "mora", "dora"), ("houlsby", "lin", "pfeiffer", "adapterdrop")
-TRAINABLE = {"fft": "full", "ft-top2": "ft-top2+head", "bitfit": "bitfit+head", "head": "head"}  # else adapters+head
+TRAINABLE = {"fft": "full", "ft-top2": "ft-top2+head", "bitfit": "bitfit+head", "head": "head"}  # or adapters+head
 # Table 5's W_q, W_k, W_v, W_o; plain "out" would name the classifier's last kernel, head/out, too.
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}
 # DeBERTa's checkpoint has no pooler: it is drawn fresh like the head, and trained with it, as the official script does.
@@ -66,7 +66,7 @@ FRESH_POOLER = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One cell; `arg` picks task, model, method and the rest, and what it leaves out comes from the tables."""
+    """One cell; `arg` sets task, model, method and so on, and the paper's tables what it leaves out."""
     choice = parse_arg(
         arg,
         task=("mrpc", "cola", "sst2", "rte", "stsb", "qnli", "qqp", "mnli", "wnli"),
@@ -127,7 +127,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def hyperparameters(choice) -> dict:
-    """Batch, epochs, rate, rank and so on of one cell: the model's table, the reading, then what was asked for.
+    """Batch, epochs, rate, rank and so on of one cell: from the model's table, then the reading, then the argument.
 
     Raises:
       UserError: a reading or protocol that the paper does not have for this model and method.
@@ -156,7 +156,7 @@ def hyperparameters(choice) -> dict:
 
 
 def _published(choice, rank: int | None) -> dict:
-    """Columns of a model that is in the paper, of its LoRA or of what we take for a method without a column."""
+    """The paper's columns for one of its models: LoRA's, or ours for a method without a column."""
     model, method = choice.model, choice.method
     lora = tables.LORA[model, choice.protocol]
     if choice.reading == "code":
@@ -176,8 +176,8 @@ def _adapter(choice, family: str, numbers: dict) -> dict:
         section["targets"] = _targets(choice.targets)
         if family == "mora":
             section["mora"] = {"compression": choice.compression}
-        # A's start: loralib's uniform one on RoBERTa, DeBERTa's script N(0, 0.02^2), the paper a Gaussian of a std that
-        # it does not say. For d = 768 the uniform one has std 0.021.
+        # A's start: loralib's uniform one on RoBERTa, N(0, 0.02^2) in DeBERTa's script, in the paper a Gaussian of
+        # unstated std. For d = 768 the uniform one has std 0.021.
         gaussian = choice.model.startswith("deberta")
         gaussian |= choice.model.startswith("roberta") and choice.reading == "paper"
         section["init"] = "gaussian" if gaussian and family != "mora" else "kaiming_uniform"
@@ -201,7 +201,7 @@ def _trainable(choice):
 
 
 def _head_of(choice, numbers: dict) -> dict:
-    """What the checkpoint lacks (the classifier) and what it holds beside (pre-training's heads)."""
+    """What the checkpoint lacks (the classifier) and has in addition (pre-training's heads)."""
     positions = r"(.*\.)?embeddings\.position_ids"
     if choice.model.startswith("deberta"):
         rate = {"classifier_dropout": numbers["cls_dropout"]} if "cls_dropout" in numbers else {}

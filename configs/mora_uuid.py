@@ -36,7 +36,7 @@ ALPHA_LARGE_RANK = 128.0
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The run; `arg` picks scale, method, rank, compression, reading and data."""
+    """The run; `arg` sets scale, method, rank, compression, reading and data."""
     choice = parse_arg(
         arg,
         scale=("laptop", "gpu", "paper"),

@@ -2,7 +2,7 @@
 
 Next-token prediction on bytes, all weights trained, windows of 512 over plain public-domain English (novels of 1839 to
 1930 and Python Enhancement Proposals, 86 MB). Cost: minutes on one GPU. Expected: under 1.0 nats a byte on held-out
-novels. The model card beside the weights has the command, the data and the loss reached.
+novels. The model card with the weights has the command, the data and the loss reached.
 
     python -m experiments.run --config=configs/pico_pretrain.py \\
         --config.task.path='("novels_train.jsonl.xz","peps_train.jsonl.xz")' \\

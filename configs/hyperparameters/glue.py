@@ -1,7 +1,7 @@
-"""Hyperparameters of GLUE runs as data: Tables 9 and 10 of Hu et al., what their scripts pass instead, and our own.
+"""Hyperparameters of GLUE runs as data: Tables 9 and 10 of Hu et al., the values of their scripts, and our own.
 
-Each entry of a tuple belongs to the task at its place in TASKS, the order of the paper's columns; a single value is
-every task's. WNLI has no column in the paper and takes RTE's.
+The entries of a tuple belong to the tasks in the order of TASKS, that of the paper's columns; a single value is for
+every task. WNLI has no column in the paper and uses RTE's.
 """
 
 TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
@@ -44,7 +44,7 @@ LORA = {
         "warmup_fraction": 0.1,
     },
 }
-# What the official scripts pass instead. Their batch is one process's; "processes" are launched.
+# The values of the official scripts. Their batch is for each of the "processes" that they launch.
 SCRIPTS = {
     "roberta-base": {"alpha": 16.0, "weight_decay": 0.1, "processes": (8, 8, 8, 2, 8, 8, 8, 8)},
     "roberta-large": {
@@ -67,8 +67,8 @@ SCRIPTS = {
 
 _ADAPTER = {"batch": 32, "seq_len": 128, "warmup_fraction": 0.06, "weight_decay": 0.0}
 _SMALL_STEPS = (3e-5, 3e-5, 3e-4, 3e-4, 3e-4, 3e-4, 3e-4, 3e-4)
-# (family, size) -> columns of RoBERTa-large's adapters, all of the restricted (dagger) set-up. On other models of the
-# paper, and for lin (pfeiffer's), we take them too.
+# (family, size) -> columns of RoBERTa-large's adapters, all of the restricted (dagger) set-up. We use them for the
+# paper's other models and for lin (pfeiffer's) too.
 ADAPTERS = {
     ("pfeiffer", 64): {**_ADAPTER, "epochs": (10, 20, 20, 20, 10, 20, 20, 20), "rate": _SMALL_STEPS},
     ("pfeiffer", 16): {**_ADAPTER, "epochs": (5, 20, 20, 20, 10, 20, 20, 20), "rate": 3e-4},
@@ -76,8 +76,8 @@ ADAPTERS = {
     ("houlsby", 8): {**_ADAPTER, "epochs": (10, 5, 10, 10, 5, 20, 20, 10), "rate": 3e-4},
 }
 
-# Sizes where no rank is asked for. Bottlenecks: those that Table 2 sets beside LoRA r=8 (0.8M on RoBERTa-large), which
-# are 6% (houlsby) and 3% (pfeiffer) above LoRA's count on MiniLM-L6. adapterdrop: size 48 in all 12 layers of
+# Sizes where the argument has no rank. Bottlenecks: those that Table 2 compares with LoRA r=8 (0.8M on RoBERTa-large),
+# which are 6% (houlsby) and 3% (pfeiffer) above LoRA's count on MiniLM-L6. adapterdrop: size 48 in all 12 layers of
 # RoBERTa-base gives Table 2's 0.9M, and in the upper 4 its 0.3M (inferred: the paper names neither).
 RANKS = {"houlsby": 8, "pfeiffer": 16, "lin": 16, "adapterdrop": 48}
 
@@ -99,16 +99,16 @@ OWN_RATES = {
     "bert-base": {"fft": 3e-5, "ft-top2": 5e-5, "head": 1e-3, "bitfit": 1e-3, None: 5e-4},
 }
 # Of the paper's models: full fine-tuning as RoBERTa's own GLUE search (Liu et al., 2019), 10 epochs of 16 at 1e-5 to
-# 3e-5; other methods as LoRA's column with the rate below, or LoRA's own.
+# 3e-5; other methods as LoRA's column with the rate below, or LoRA's rate.
 FULL = {"batch": 16, "epochs": 10, "weight_decay": 0.1, "warmup_fraction": 0.06}
 FULL_RATES = {"roberta-base": 2e-5, "roberta-large": 1e-5, "deberta-v2-xxlarge": 5e-6}
 OTHER_RATES = {"bitfit": 1e-3, "head": 1e-3}
 
-# Low-data MNLI, Table 17: examples -> (batch, epochs). Its rates are GPT-3's; ours stay the model's own.
+# Low-data MNLI, Table 17: examples -> (batch, epochs). Its rates are GPT-3's; ours stay the model's.
 LOW_DATA = {100: (20, 40), 1_000: (20, 40), 10_000: (100, 4)}
 
 
 def at_task(columns: dict, task: str) -> dict:
-    """One task's entry of every column."""
+    """One task's entries of all columns."""
     place = TASKS.index("rte" if task == "wnli" else task)
     return {name: value[place] if isinstance(value, tuple) else value for name, value in columns.items()}

@@ -1,10 +1,10 @@
-"""One LoRA step of pico-llama beside HF PEFT on the same weights and the same cores, float32.
+"""One LoRA step of pico-llama compared with HF PEFT on the same weights and the same cores, float32.
 
     python -m experiments.bench --suite=cpu --results=experiments/results/speed/cpu_suite.json
 
-Both sides run in processes of their own, in turn, with the same tokens: the losses of the first step must agree. Rows
-as in configs/suites/h100.py. Transparent huge pages (`env`, for both sides) are what scripts/environment.sh asks for.
-Ours has remat=projections, which keeps less: on a CPU to write what is kept costs more than to make it again.
+The two sides run in separate processes, alternately, with the same tokens: the losses of the first step must agree.
+Rows as in configs/suites/h100.py. Transparent huge pages (`env`, for both sides) are set as in scripts/environment.sh.
+Ours has remat=projections, which saves less: on a CPU, writing values costs more than recomputing them.
 """
 
 PEER = "tests/interop/peft_step.py"  # needs the extra [parity]

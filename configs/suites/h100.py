@@ -1,18 +1,18 @@
-"""Training steps on one GPU beside HF PEFT, bfloat16 base of random weights, adapters on all seven projections, AdamW.
+"""Training steps on one GPU compared with HF PEFT's: bfloat16 base of random weights, seven adapted projections, AdamW.
 
     python -m experiments.bench --suite=h100 --peer=FOLDER/peer_peft.py
 
-A row is one configuration in processes of its own: `words` go to experiments.bench, `peer` to the peer's script (None:
-the peer has nothing like it), `env` is set for ours. A claim compares medians:
+A row is one configuration, measured in separate processes: `words` are arguments of experiments.bench, `peer` of the
+peer's script (None: the peer has no such configuration), `env` is set for ours. A claim compares medians:
 
 * speed (tokens/s), time (ms), memory (most GiB) of ours over those of `to`: "peer", or another row's ours; memory over
-  `times` of them where so many processes would stand side by side; without `to`, memory in GiB as it is;
+  `times` of them where that many processes would run at once; without `to`, memory in GiB;
 * loss: the difference of the first step's losses, where both sides have the same weights and tokens;
-* start (seconds from the command to the end of the first step, nothing cached) and warm (how many times sooner with the
+* start (seconds from the command to the end of the first step, nothing cached) and warm (how many times faster with the
   first start's compilation cache) of a row with `start`.
 
-`least` and `most` are what is aimed at (README, "Speed"). Aims of MoRA are LoRA's time at equal parameters; its FLOPs
-over LoRA's are in the table beside them: 1.00 for sharing, 1.06 (r=8) and 1.25 (r=256) for rotation.
+`least` and `most` are the aims (docs/performance.md). MoRA's aims are LoRA's time at equal parameters; the table also
+has its FLOPs over LoRA's: 1.00 for sharing, 1.06 (r=8) and 1.25 (r=256) for rotation.
 """
 
 PEER = None  # its script comes with --peer: the package imports no torch
@@ -36,7 +36,7 @@ SMALL_UNROLLED = "method=lora,rank=8,fused=True,unroll=30"
 # By the compiler's count 3.4 GiB of eight trials, where a single run has 1.06.
 TRIALS = f"{SMALL_UNROLLED},remat=projections,chunk_tokens=48"
 TRIALS_LOW = f"{SMALL_UNROLLED},remat=attention,chunk_tokens=32"
-NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # its autotuner takes most of a short compilation (speed.md)
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # most of a short compilation: docs/performance.md
 AHEAD = (dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0))
 
 

@@ -26,7 +26,7 @@ RATES = {
 
 
 def cells():
-    """[cell]: task by task, a method's rates and seeds side by side."""
+    """[cell]: task by task, with a method's rates and seeds one after the other."""
     return [
         dict(arg=f"model={MODEL},task={task},{method}", overrides={"optimizer.learning_rate": rate, "seed": seed})
         for task in TASKS

@@ -5,8 +5,8 @@
 
 MRPC, RTE and STS-B start here from a fresh adapter. The paper starts LoRA's from its best MNLI run: give that run's
 adapter as start, --config=configs/lora_glue.py:start=runs/NAME/adapter --only='task=(mrpc|rte|stsb),method=lora$';
-this makes a row of its own in the table. Cost: RoBERTa-base's LoRA on all eight tasks is about 29 million rows a
-seed, days of one large GPU; --only='task=(cola|mrpc),' takes the small ones.
+this makes a separate row in the table. Cost: RoBERTa-base's LoRA on all eight tasks is about 29 million rows a
+seed, days of one large GPU; --only='task=(cola|mrpc),' runs the small ones.
 """
 
 TASKS = ("mrpc", "rte", "stsb", "cola", "sst2", "qnli", "qqp", "mnli")

@@ -1,4 +1,4 @@
-"""Every key a config may have, from the dataclasses that read it: so that any of them can be overridden by a flag."""
+"""Completes a config with every key of its dataclasses: a flag can then override any of them."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ from lowrank_jax.core.paths import nearest
 
 
 def complete(config: Any) -> Any:
-    """The ConfigDict with the keys that its sections leave out, at their defaults; its own values stand."""
+    """The ConfigDict with the keys that its sections leave out, at their defaults; its own values are kept."""
     from ml_collections import ConfigDict
 
     config = ConfigDict(config)
@@ -24,7 +24,7 @@ def complete(config: Any) -> Any:
         for name, value in (("name", None), ("seed", 0), ("labels", ConfigDict()), ("trainable", "adapters")):
             if config.get(name) is None:
                 config[name] = _optional(str) if value is None else value
-        if "stage" not in config.labels:  # a grid sets its cells'; the other labels derive from the rest
+        if "stage" not in config.labels:  # a grid sets that of its cells; the other labels derive from the config
             config.labels.stage = STAGE
     return config
 
@@ -49,7 +49,7 @@ def _fill(section: Any, cls: type) -> Any:
 
 
 def _optional(*kinds: Any) -> Any:
-    """None now; an override gives it a value of the first plain type."""
+    """None by default; an override gives it a value of the first plain type."""
     from ml_collections import config_dict
 
     plain = [kind for kind in kinds if kind in (str, int, float, bool)]
@@ -57,7 +57,7 @@ def _optional(*kinds: Any) -> Any:
 
 
 def wrong_key(config: Any, path: str) -> str | None:
-    """The message for an override of a key that the config does not have; None when it has it."""
+    """The error message for an override of a key that the config does not have; None where it has the key."""
     node, seen = config, ["config"]
     for key in path.split(".")[1:]:
         known = list(node.keys()) if hasattr(node, "keys") else []

@@ -1,4 +1,4 @@
-"""Python files as modules: configs, grids and suites, which are data that is loaded by its path."""
+"""Loads Python files by path: configs, grids and suites, which are data."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ from lowrank_jax.core.errors import UserError
 
 
 def load_module(path: str | Path, missing: str = "") -> ModuleType:
-    """A Python file as a module, run anew at each call.
+    """A Python file as a module, executed at each call.
 
     Args:
       missing: the message where there is no such file.

@@ -1,10 +1,10 @@
-"""The labels of a run, derived from its config: what names, tables and W&B call it by."""
+"""The labels of a run, derived from its config, for run names, tables and W&B."""
 
 from collections.abc import Mapping
 from typing import Any
 
-STAGE = "full"  # of a run by hand, and of a grid of one stage
-METHODS_OF_RULES = {"full": "fft"}  # `trainable` that is called otherwise; bitfit, head and ft-top2 are their own names
+STAGE = "full"  # of a single run, and of a grid of one stage
+METHODS_OF_RULES = {"full": "fft"}  # `trainable` -> method, where they differ (not for bitfit, head, ft-top2)
 ADAPTED = "adapters"
 # Of LoRA's Table 5: W_q, W_k, W_v, W_o.
 LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
@@ -15,7 +15,7 @@ BENCH = "bench"  # its labels describe a step, not a run
 
 
 def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]:
-    """The labels of a plain config: {"method", "rank", "stage", ...}, and what its own `labels` hold beside them.
+    """The labels of a plain config: {"method", "rank", "stage", ...}, and further ones of its `labels`.
 
     A config keeps in its `labels` what nothing else in it says: scale, setting, model (its base may be a folder),
     protocol and reading (sets of numbers, by name), AdapterDrop of no layer (the variant "drop0"), and the method
@@ -57,7 +57,7 @@ def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tup
     """The method's name, and whether it is a family of adapters."""
     family = adapter.get("method")
     family = None if family == "none" else family
-    if not isinstance(trainable, str):  # rules of the config's own, which alone it can name
+    if not isinstance(trainable, str):  # a list of rules, which only the config's labels can name
         return family or kept, family is not None
     rule = trainable.removesuffix("+head")
     if rule != ADAPTED:
@@ -66,7 +66,7 @@ def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tup
 
 
 def _variant(adapter: Mapping[str, Any], all_named: bool) -> str:
-    """What sets a row apart from the family's plain one: "rotation", "q+k", "drop5"."""
+    """How a row differs from the family's plain one: "rotation", "q+k", "drop5"."""
     words = []
     compression = (adapter.get("mora") or {}).get("compression", PLAIN_COMPRESSIONS[0])
     if adapter["method"] == "mora" and (all_named or compression not in PLAIN_COMPRESSIONS):

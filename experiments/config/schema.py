@@ -18,11 +18,11 @@ class RunConfig:
     """A whole config, unpacked. `trainable` is one of `train.state.TRAINABLE` or (regular expression, bool) rules.
 
     `adapters` are further sections like `adapter`, for runs that combine families; `evals` are the run's evaluations by
-    name, where it has others than its task's own at `train.eval_every` and `train.eval_steps`.
+    name, where they are not the task's at `train.eval_every` and `train.eval_steps`.
     """
 
     name: str | None
-    seed: typing.Annotated[int, Range(least=0, most=2**32 - 1)]  # jax keeps no more than its lower 32 bits
+    seed: typing.Annotated[int, Range(least=0, most=2**32 - 1)]  # jax uses only its lower 32 bits
     experiment: str
     labels: dict[str, Any]
     trainable: str | tuple[tuple[str, bool], ...]
@@ -50,10 +50,10 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
 
     Args:
       config: mapping or ConfigDict with the sections of SECTIONS and TASKS and the keys of RunConfig.
-      sections: section -> dataclass, as `experiment_types()` gives by default.
+      sections: section -> dataclass, by default those of `experiment_types()`.
 
     Raises:
-      UserError: a key is unknown, missing or ill-typed.
+      UserError: a key is unknown, missing or of the wrong type.
     """
     sections = experiment_types() if sections is None else sections
     values = dict(_items(config, "config"))
@@ -97,11 +97,12 @@ def unpack(section: Any, cls: type, where: str) -> Any:
 
     Args:
       section: mapping or ConfigDict; ints pass as floats, lists as tuples; an instance of `cls` passes unchanged.
-      cls: dataclass; its annotations say what is allowed.
+      cls: dataclass, whose annotations say what is allowed.
       where: dotted path of the section, for messages ("config.optimizer").
 
     Raises:
-      UserError: unknown key (names the nearest), ill-typed value, missing key, or what the dataclass itself refuses.
+      UserError: an unknown key (names the nearest), a value of the wrong type, a missing key, or an error of the
+        dataclass.
     """
     if isinstance(section, cls):
         return section
@@ -170,7 +171,7 @@ def _wrong(value: Any, wanted: Any, where: str) -> UserError:
 
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:
-    """`value` as the annotation `wanted` has it, or a UserError."""
+    """`value` converted to the annotation `wanted`, or a UserError."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is typing.Annotated:
         if is_number(value, whole=False):
@@ -242,7 +243,7 @@ def _raise(error: UserError) -> typing.NoReturn:
 
 
 def _describe(wanted: Any) -> str:
-    """An annotation in words."""
+    """An annotation in words, for messages."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(member) for member in args)

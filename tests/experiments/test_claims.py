@@ -139,7 +139,7 @@ def test_the_loop_renews_at_records_and_checkpoints_and_ends_where_the_claim_is_
 
 def child(code: str, folder, **options) -> str:
     """What a program prints that sees the project."""
-    words = [sys.executable, "-c", "import sys; from experiments import claims\n" + code, str(folder)]
+    words = [sys.executable, "-c", "import sys; from experiments.records import claims\n" + code, str(folder)]
     environment = {**options.pop("env", os.environ), "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, capture_output=True, text=True, check=True, env=environment, **options).stdout.strip()
 

@@ -223,7 +223,7 @@ def stack_layers(config: PeftConfig, per_site, params: Tree, shapes) -> tuple[Pl
     ranks = {path: max(rank for _, _, rank in found.values()) for path, found in per_site.items()}
     if config.method == "mora" and any(len({rank for *_, rank in found.values()}) > 1 for found in per_site.values()):
         raise UserError(
-            "layers of one stack have MoRA squares of different sizes, which is not held here; merge it first"
+            "layers of one stack have MoRA squares of different sizes, which is not supported here; merge it first"
         )
     scaling = "rslora" if config.use_rslora else "standard"
     alphas = {
@@ -270,7 +270,7 @@ def _check_even(config: PeftConfig, adapted, per_site, shapes) -> None:
         if len(kinds) > 1 or (stack and len(found) < stack[0]) or any(len(m.parts) > 1 for m in adapted):
             raise UserError(
                 f"init_lora_weights {config.start!r} with ranks, scales or layers that differ within {path}, or on a "
-                "fused module, is not held here; convert the adapter to plain LoRA with PEFT's save_pretrained"
+                "fused module, is not supported here; convert the adapter to plain LoRA with PEFT's save_pretrained"
             )
 
 
