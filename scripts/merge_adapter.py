@@ -35,7 +35,7 @@ TOKENS = 16  # that the drift is measured on
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status (2 for a fault that the user can mend)."""
+    """Runs the command line; returns the exit status (2 for a fault that the user can fix)."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="The sum is made in float32 and cast once; the drift that the cast costs is printed. On a terminal, a "
@@ -72,7 +72,7 @@ def run(
         raise UserError(f"{to} exists and is not empty; give another --to")
     ours, peft = ((adapter / name).is_file() for name in (DESCRIPTION, CONFIG))
     if not ours and not peft:
-        raise UserError(f"{adapter} holds neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
+        raise UserError(f"{adapter} has neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
     started = time.monotonic()
 
     def say(step: int, text: str) -> None:
@@ -95,13 +95,13 @@ def run(
     with progress("writing", " values") as report:
         options = {"shard_size": limit, "tokenizer": base.tokenizer, "report": report, "carried": beside}
         export_params(params, base.config, to, dtype, **options)
-    print(f"{to} holds {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
+    print(f"{to} has {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
     return drift
 
 
 @contextlib.contextmanager
 def progress(what: str, unit: str) -> Iterator[Report]:
-    """A bar on stderr while the block runs, moved by the report that it is given; nothing where nobody watches."""
+    """A progress bar on stderr while the block runs, moved by its report function; only on a terminal."""
     with tqdm(desc=what, unit=unit, unit_scale=True, disable=None, leave=False, dynamic_ncols=True) as bar:
 
         def report(done: int, total: int) -> None:
@@ -117,7 +117,7 @@ def read_size(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
     if not found or float(found[1]) <= 0:
-        raise UserError(f"--shard_size {text!r} is no size; give one such as 2GB or 500MB")
+        raise UserError(f"--shard_size {text!r} is not a size; give one such as 2GB or 500MB")
     return int(float(found[1]) * UNITS[found[2]])
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to MoRA beside LoRA on the same UUIDs: environment, two runs, one table. No account, no download of
-# a model, no question asked.
+# From a fresh clone to MoRA compared with LoRA on the same UUIDs: environment, two runs, one table. No account, no
+# model to download, no questions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

