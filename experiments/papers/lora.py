@@ -87,6 +87,6 @@ TABLE2 = (
 
 
 def rows_for(model: str) -> tuple[tuple[Published, ...], bool]:
-    """(rows to set beside ours, whether they are of the same base): the model's own, else RoBERTa-base's."""
+    """(the paper's rows to compare with, whether they are of the same base): the model's, otherwise RoBERTa-base's."""
     own = tuple(row for row in TABLE2 if row.model == model)
     return (own, True) if own else (tuple(row for row in TABLE2 if row.model == BASE), False)

@@ -1,11 +1,11 @@
 """MoRA (Jiang et al., arXiv 2405.12130): the published numbers of its UUID experiment, as data.
 
 Sources: Table 2 is printed in the paper. The curves of Figs. 2 and 3 were digitised from the plots, error about
-+-0.02 in loss; None lies above the plot (loss over 2.5).
++-0.02 in loss; None is above the plot (loss over 2.5).
 """
 
 BASE_MODEL = "LLaMA-2 7B"
-SCALES = ("laptop", "gpu", "paper")  # that configs/mora_uuid.py reproduces the experiment at
+SCALES = ("laptop", "gpu", "paper")  # at which configs/mora_uuid.py reproduces the experiment
 PAIRS, BATCH, STEPS = 10_000, 1_000, 1_000
 
 # Table 2: character-level accuracy in % at each step. Chance over the 32 hexadecimal digits is 9.77%.

@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its claim, its environment and results, and tables as text."""
+"""Run folders, claims on them, and records of results."""

@@ -1,4 +1,4 @@
-"""Who may write a run: one program at a time, until it lets go or dies; one interface, file-backed here."""
+"""Claims: one program at a time may write a run, until it releases its claim or ends. Here with lock files."""
 
 import contextlib
 import dataclasses
@@ -15,18 +15,18 @@ from typing import Any, Protocol
 
 from lowrank_jax.core.errors import UserError
 
-LENT_VARIABLE = "LOWRANK_JAX_LENT_CLAIMS"  # tokens of claims that the program which started this one holds for it
-RENEW_SECONDS = 10.0  # a loop renews at each record, far more often than anything needs to be written
-RECORD_BYTES = 1024  # of one size, so that a renewal is one write and a reader sees no half of it
+LENT_VARIABLE = "LOWRANK_JAX_LENT_CLAIMS"  # tokens of the claims lent by the program that started this one
+RENEW_SECONDS = 10.0  # a loop renews at each record, far more often than a write is needed
+RECORD_BYTES = 1024  # of fixed size: a renewal is one write, which no reader sees in part
 
 
 class Held(UserError):
-    """Another program holds the run."""
+    """Another program holds the claim on the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a run, and since when."""
+    """The holder of a claim, and since when."""
 
     program: str
     pid: int
@@ -38,24 +38,24 @@ class Holder:
 
 
 class Claim(Protocol):
-    """The right to write one run. A holder that dies loses it: a file's lock by itself, a lease by its age."""
+    """The right to write one run. A holder that dies loses it: a lock on a file at once, a lease by its age."""
 
     name: str
-    token: str  # of this taking; a program that is started with it in LENT_VARIABLE takes the same claim
+    token: str  # of this acquisition; a program that is started with it in LENT_VARIABLE takes the same claim
 
     def take(self) -> bool:
         """Takes the claim, or the part in it that the parent program lent; False if another program holds it."""
         ...
 
     def renew(self) -> None:
-        """Says that the holder is alive; called at every record and checkpoint.
+        """Shows that the holder is alive; called at every record and checkpoint.
 
         Raises:
-          Held: it was lost to another program, so this one must write no more.
+          Held: it was lost to another program: this one must write no more.
         """
 
     def release(self) -> None:
-        """Lets go; of a lent claim, of this program's part alone. Nothing if it is not held."""
+        """Releases the claim; a lent one for this program alone. Does nothing if it is not held."""
 
     def holder(self) -> Holder | None:
         """Who holds it, this program or another; None: nobody, or one who left no word."""
@@ -67,10 +67,10 @@ class Claim(Protocol):
 
 
 class FileClaim:
-    """A claim as an flock on a file beside the run's folder, where removing that folder does not touch it.
+    """A claim as an flock on a file next to the run's folder, which removing that folder leaves in place.
 
-    The lock goes with the last process that holds it open, however that ends. The file says who holds it, and is
-    removed with the claim; one that a kill left behind is free to take.
+    The lock ends with the last process that has it open. The file names the holder, and is removed with the claim; one
+    left by a killed process is free.
     """
 
     def __init__(self, path: str | Path, program: str):
@@ -86,7 +86,7 @@ class FileClaim:
         return self._try() or self._again()
 
     def renew(self) -> None:
-        """See `Claim`; takes the lock anew where someone removed its file."""
+        """See `Claim`; takes the lock again where someone removed its file."""
         if self._file is None or time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         if not self._in_place(self._file):
@@ -102,7 +102,7 @@ class FileClaim:
         if self._file is None:
             return
         if not self._lent and self._in_place(self._file):
-            self.path.unlink(missing_ok=True)  # before the lock goes: nobody else has it then
+            self.path.unlink(missing_ok=True)  # before the lock is released: nobody else has it then
         self._close()
 
     def holder(self) -> Holder | None:
@@ -113,7 +113,7 @@ class FileClaim:
             return None
         try:
             if self._file is None and _lock(file, fcntl.LOCK_SH):
-                return None  # left by a kill
+                return None  # left by a killed process
             record = _read(file)
         finally:
             os.close(file)
@@ -123,11 +123,11 @@ class FileClaim:
             return None
 
     def inherited(self) -> Sequence[int]:
-        """See `Claim`: with the lock's descriptor a run stays claimed if the program that lent it is killed."""
+        """See `Claim`: with the lock's descriptor a run stays claimed even if the lending program is killed."""
         return () if self._file is None else (self._file,)
 
     def _again(self) -> bool:
-        time.sleep(0.02)  # another program's look at the holder takes the lock for microseconds
+        time.sleep(0.02)  # another program that reads the holder takes the lock for microseconds
         return self._try()
 
     def _try(self) -> bool:
@@ -143,7 +143,7 @@ class FileClaim:
                 return False
             if self._in_place(file):
                 break
-            os.close(file)  # its holder removed it between our opening and our locking
+            os.close(file)  # its holder removed it between our open and our lock
         self._file, self._lent, self._renewed = file, not locked, time.monotonic()
         self.token = uuid.uuid4().hex if locked else token
         self._since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -176,7 +176,7 @@ class FileClaim:
 
 
 def claim_of(folder: str | Path, program: str) -> Claim:
-    """The claim on the run in `folder`, for a program as messages name it; here an object store's will join."""
+    """The claim on the run in `folder`, for a program under its name in messages."""
     folder = Path(folder)
     return FileClaim(folder.with_name(f"{folder.name}.lock"), program)
 
@@ -200,7 +200,7 @@ def held(claims: Sequence[Claim]) -> Iterator[None]:
 
 
 def lend(claims: Sequence[Claim], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Options of subprocess.Popen for a program that is to write the runs of these claims, which this one holds."""
+    """Options of subprocess.Popen that lend these claims, which this program holds, to the program it starts."""
     tokens = ",".join(claim.token for claim in claims)
     return {
         "env": {**(os.environ if environment is None else environment), LENT_VARIABLE: tokens},

@@ -1,4 +1,4 @@
-"""What a run is trained on, by content: the digests in config.json's "data", and whether they still hold."""
+"""Digests of the data that a run is trained on, in config.json's "data", and checks that they are still the same."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,20 @@ REMEDY = "choose another --name, or --fresh to delete that run"
 
 
 class DataChanged(UserError):
-    """A run's data are not what it was trained on."""
+    """A run's data are no longer those it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One thing that a config names and that is read from disk.
+    """One source that a config names and that is read from disk.
 
     Attributes:
-      key: its place in the record.
-      name: as messages call it.
-      files: where it lies now; their stamps tell whether `digest` must be asked again.
+      key: its key in the record.
+      name: its name in messages.
+      files: its files; their stamps tell whether `digest` must be computed again.
       digest: reads it.
-      resumes: compared when a run goes on; False for what the run compares itself then (the base's fingerprint).
+      resumes: whether it is compared when a run is resumed; False for the base's fingerprint, which the run then
+        compares.
     """
 
     key: str
@@ -43,7 +44,7 @@ class Source:
 
 
 def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
-    """Everything of a plain config that other contents could replace under the same name."""
+    """Every source of a plain config whose content could change under the same name."""
     task = plain.get("task") or {}
     if task.get("name") == "text":
         yield from _text(task)
@@ -59,11 +60,11 @@ def make(
 ) -> dict[str, Any]:
     """The record of a config's data: {key: {"sha256", "files": [[name, bytes, mtime_ns], ...]}}; {} where none is read.
 
-    What is not there is left out: whatever needs it says so.
+    Sources that do not exist are left out: the code that needs them raises an error.
 
     Args:
-      earlier: a record whose digests are taken over where all stamps are as they were.
-      known: key -> digest, of what was read already; see `of_task`.
+      earlier: a record whose digests are reused where all stamps are unchanged.
+      known: key -> digest of the sources already read; see `of_task`.
 
     Raises:
       UserError: a file is damaged.
@@ -84,7 +85,7 @@ def make(
 
 
 def stamps(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """key -> stamps of what is there now, before it is read; for `check_still`."""
+    """key -> stamps before the sources are read, for `check_still`."""
     from lowrank_jax.data.digest import stamp
 
     found = {}
@@ -95,7 +96,7 @@ def stamps(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_still(plain: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Makes sure that the digests to be taken are of what was read.
+    """Checks that no source changed while it was read, before digests are taken.
 
     Raises:
       UserError: a file has changed since `before`.
@@ -107,7 +108,7 @@ def check_still(plain: Mapping[str, Any], before: Mapping[str, Any]) -> None:
 
 
 def of_task(task: Any) -> dict[str, str]:
-    """What a built task knows of its data: key -> digest."""
+    """key -> digest of the data that a built task has read."""
     return {f"task.{split}": digest for split, digest in getattr(task, "contents", {}).items()}
 
 
@@ -122,10 +123,10 @@ def check(
     """Compares the records of one run.
 
     Args:
-      earlier: what the run was trained on.
-      now: what a run of this config would be trained on.
-      ended: the run ended; else it is to go on.
-      where, remedy: whose data they are and what to do, for the message.
+      earlier: the record of the run's training.
+      now: that of the config's present data.
+      ended: the run has ended; otherwise it is to be resumed.
+      where, remedy: the run and what to do, for the message.
 
     Raises:
       DataChanged: contents differ; names the first.
@@ -139,7 +140,7 @@ def check(
 
 
 def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    """Names of what a run goes on with and has no digest of: its folder was made before there were any."""
+    """Names of a resumed run's sources without digests: its folder is older than digests."""
     return [source.name for source in sources(plain) if source.resumes and source.key not in earlier]
 
 
@@ -179,7 +180,7 @@ def _adapter(folder: Path) -> Source:
 
 
 def _base(base: Mapping[str, Any]) -> Iterator[Source]:
-    """A local base: its tokenizer's and config's files, and its weights, which the fingerprint compares at a resume."""
+    """A local base: its tokenizer's and config's files, and its weights (compared by fingerprint)."""
     from lowrank_jax.bases.locate import KNOWN, SHIPPED
     from lowrank_jax.data.digest import content_digest, sampled_digest
 

@@ -1,4 +1,4 @@
-"""Records as JSON lines: one file a grid, one whole line a run, appended by any number of sweeps at once."""
+"""Records as JSON lines: one file a grid, one complete line a run, appended by any number of sweeps at once."""
 
 import errno
 import fcntl
@@ -13,11 +13,11 @@ from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 
 SUFFIX = ".jsonl"
-_told: set[str] = set()  # files whose torn lines were said
+_told: set[str] = set()  # files whose torn lines have been reported
 
 
 def read_lines(path: str | Path) -> dict[str, dict]:
-    """Name -> record, in the file's order; of a repeated name the last whole line. Torn lines are said and left out."""
+    """Name -> record, in the file's order; of a repeated name the last complete line. Reports torn lines."""
     found, torn = {}, 0
     for line in Path(path).read_bytes().splitlines(keepends=True):
         record = _parse(line)
@@ -33,20 +33,20 @@ def read_lines(path: str | Path) -> dict[str, dict]:
 
 
 def append(path: str | Path, records: Iterable[dict]) -> int:
-    """Adds those records that the file does not hold yet, in one write; returns how many.
+    """Adds the records that the file lacks, in one write; returns how many.
 
-    Safe beside other processes that append: the write is made under a lock, after another look at the file. A line that
-    a kill has torn is ended first, and stays torn.
+    Several processes may append: the write is made under a lock, after reading the file again. A line torn by a killed
+    process is ended first, and stays torn.
 
     Raises:
-      UserError: the disk is full or the folder is not writable; the file is then as it was.
+      UserError: the disk is full or the folder is not writable; the file is then unchanged.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing lets go
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing releases the lock
             there = read_lines(path)
             new = [record for record in map(run_folder.finite, records) if there.get(record["name"]) != record]
             if new:
@@ -65,7 +65,7 @@ def line_of(record: dict) -> str:
 
 
 def _write(descriptor: int, lines: bytes) -> None:
-    """One write at the end of a locked file, or none at all."""
+    """One write at the end of a locked file; a partial one is undone."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         lines = b"\n" + lines
@@ -79,7 +79,7 @@ def _write(descriptor: int, lines: bytes) -> None:
 
 
 def _parse(line: bytes) -> object:
-    """A whole line's value, None of a torn one."""
+    """The value of a line, None for a torn one."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -87,7 +87,7 @@ def _parse(line: bytes) -> object:
 
 
 class Recorded:
-    """The recorded results of one grid: NAME.jsonl, and the folder NAME of earlier days with a .json file a run.
+    """The recorded results of one grid: NAME.jsonl, and the older folder NAME with a .json file a run.
 
     Args:
       place: NAME or NAME.jsonl; new records go to NAME.jsonl.
@@ -109,13 +109,13 @@ class Recorded:
         return self._records.get(name) or run_folder.read_result(self.folder / f"{name}.json")
 
     def put(self, record: dict) -> None:
-        """Records a run, unless the same record is there."""
+        """Records a run, unless the file has the same record."""
         if self.get(record["name"]) != record:
             append(self.path, [record])
 
 
 def files_of(place: str | Path) -> tuple[Path, Path]:
-    """(NAME.jsonl, NAME) of either."""
+    """(NAME.jsonl, NAME) from either."""
     path = Path(place)
     folder = path.with_suffix("") if path.suffix == SUFFIX else path
     return folder.parent / (folder.name + SUFFIX), folder

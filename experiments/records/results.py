@@ -1,4 +1,4 @@
-"""Recorded results: found in files and below folders, and what every table asks of one."""
+"""Finds recorded results in files and folders, and reads the fields that tables need."""
 
 import os
 import statistics
@@ -11,7 +11,7 @@ from lowrank_jax.core.errors import UserError
 
 
 def load_results(places: Iterable[str | Path]) -> list[dict]:
-    """Every record at or below the places, one a name, the first found: of .jsonl and .json files and of run folders.
+    """Every record at or below the places, the first found of each name, from .jsonl and .json files and run folders.
 
     Args:
       places: folders; .jsonl files; or a name without the suffix, whose .jsonl file and folder are both read.
@@ -40,7 +40,7 @@ def _below(folder: Path) -> Iterator[dict]:
     for place, subfolders, files in os.walk(folder):
         subfolders.sort()
         if run_folder.CONFIG in files or run_folder.RESULT in files:
-            files, subfolders[:] = [name for name in files if name == run_folder.RESULT], []  # not into checkpoints
+            files, subfolders[:] = [name for name in files if name == run_folder.RESULT], []  # no deeper
         for name in sorted(files):
             if name.endswith(SUFFIX):
                 yield from _of_file(Path(place, name))
@@ -49,7 +49,7 @@ def _below(folder: Path) -> Iterator[dict]:
 
 
 def stage_of(result: dict) -> str:
-    """labels.stage; a run by hand is a full one."""
+    """labels.stage; "full" for a run outside a grid."""
     return result["labels"].get("stage") or "full"
 
 
@@ -59,7 +59,7 @@ def rate_of(result: dict) -> float | None:
 
 
 def at_step(result: dict) -> str:
-    """ " at step 480", the last that the run recorded a loss of."""
+    """ " at step 480", the last step with a recorded loss."""
     return f" at step {result['losses'][-1][0]}" if result.get("losses") else ""
 
 

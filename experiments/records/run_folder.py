@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its files, who may write there, and the record it leaves."""
+"""The folder of a run: its name, its files, whether it can be resumed, and its result."""
 
 import contextlib
 import errno
@@ -18,8 +18,8 @@ from experiments.records.environment import environment_record
 from lowrank_jax.core.errors import UserError
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
-DATA = "data"  # of config.json and result.json: what the run is trained on, by content
-ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a breakage
+DATA = "data"  # key in config.json and result.json: digests of the training data
+ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
 EVALUATION = "eval/"  # what an evaluation's keys start with in metrics.jsonl
@@ -50,7 +50,7 @@ def run_folder(workdir: str | Path, name: str) -> Path:
 
 
 def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
-    """What a run's folder is to a config, reading only: "new", "resume" or "finished".
+    """The state of a run's folder for a config: "new", "resume" or "finished". Only reads.
 
     Args:
       folder: runs/<name>.
@@ -59,15 +59,15 @@ def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | Non
       known: digests of what was read already; see `data_record.make`.
 
     Raises:
-      UserError: the folder holds a run of another config or on other data, or no run at all.
+      UserError: the folder has a run of another config or on other data, or no run at all.
     """
     return _look(Path(folder), plain, fresh, known)[0]
 
 
 def open_run(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
-    """`look`, and config.json of a new or resumed run written. Call it on process 0 alone, holding the run's claim.
+    """`look`, which also writes config.json of a new or resumed run. Call it on process 0 alone, with the run's claim.
 
-    `fresh` first removes that run's folder, and nothing else. Says so where a run goes on that has no digests.
+    `fresh` first removes that run's folder, and nothing else. Prints a note where a resumed run has no digests.
     """
     folder = Path(folder)
     verdict, data = _look(folder, plain, fresh, known)
@@ -92,7 +92,7 @@ def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[s
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --name")
     entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    entries = {name for name in entries if not name.endswith(".tmp")}  # left by a kill during the first write
+    entries = {name for name in entries if not name.endswith(".tmp")}  # left by a process killed during the first write
     if entries and CONFIG not in entries:
         raise UserError(f"{folder} exists and is no run (it has no {CONFIG}); choose another --name")
     if fresh or not entries:
@@ -112,7 +112,7 @@ def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[s
 
 
 def falls_short(result: dict, plain: dict) -> bool:
-    """Whether a finished run ended, by its train.stop_at, before the step this config asks for: it then goes on."""
+    """Whether a finished run ended, by its train.stop_at, before this config's last step: it is then resumed."""
     return result["status"] == "finished" and last_step(result.get("config") or {}) < last_step(plain)
 
 
@@ -125,10 +125,10 @@ def last_step(plain: dict) -> float:
 
 
 def continue_from(source: Path, target: Path, plain: dict) -> bool:
-    """Starts run `target` of config `plain` from what run `source` has done, if source is the same run stopped early.
+    """Starts run `target` of config `plain` from run `source`, if that is the same run stopped early.
 
     Returns:
-      whether it did; not when target exists, source has no checkpoint, or the configs differ beyond bookkeeping.
+      whether it did; not if target exists, source has no checkpoint, or the configs differ in more than bookkeeping.
     """
     if target.exists() or not (source / CHECKPOINTS).is_dir() or not (source / CONFIG).is_file():
         return False
@@ -146,10 +146,10 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one. Non-finite numbers become null.
+    """Writes JSON; a reader sees either the old file or the complete new one. Non-finite numbers become null.
 
     Raises:
-      UserError: the disk is full or the folder is not writable; what was there before is kept.
+      UserError: the disk is full or the folder is not writable; the previous file is kept.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -171,7 +171,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """Reads JSON; a file that cannot be read is a UserError with the given remedy."""
+    """Reads JSON; raises UserError with the given remedy for one that cannot be read."""
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -179,7 +179,7 @@ def read_json(path: str | Path, remedy: str) -> Any:
 
 
 def read_result(path: str | Path) -> dict | None:
-    """A result.json, or None where there is none (or no whole one)."""
+    """A result.json, or None where there is none (or an incomplete one)."""
     try:
         result = json.loads(Path(path).read_text())
     except (OSError, ValueError):
@@ -204,13 +204,13 @@ def result_record(
 
     Args:
       name: the run's name.
-      plain: its plain config; its labels are repeated beside it.
-      status: "finished", "diverged", or how else it ended.
+      plain: its plain config; its labels are repeated outside it.
+      status: "finished", "diverged", or another end.
       wall_seconds, train_seconds: whole run, and optimizer steps alone, over all resumptions.
       parameters: {"trainable": ..., "frozen": ...}.
       evaluations: [{"step", "char_accuracy", "exact_match", ...}], fractions of 1.
       losses: (step, loss) pairs; thinned to LOSS_POINTS.
-      environment: as `environment_record()` gives by default.
+      environment: by default that of `environment_record()`.
     """
     return {
         "name": name,
@@ -238,14 +238,14 @@ def finish_run(
     message: str = "",
     **more: Any,
 ) -> dict:
-    """Writes result.json from what metrics.jsonl holds, and returns it.
+    """Writes result.json from the content of metrics.jsonl, and returns it.
 
     Args:
-      started: time.time() at the start of this session. An earlier session that was killed left no end time, so
+      started: time.time() at the start of this session. An earlier session that was killed left no end time, and
         wall_seconds is this session's alone; train_seconds covers all.
       more: further keys of the record; the others are those of `result_record`.
     """
-    from lowrank_jax.train.tracking import read_metrics  # imports jax, which the sweep and the tables do without
+    from lowrank_jax.train.tracking import read_metrics  # imports jax, which the sweep and the tables do not need
 
     losses, evaluations = split_metrics(read_metrics(folder))
     record = result_record(
@@ -265,7 +265,7 @@ def finish_run(
 
 
 def split_metrics(records: list[dict]) -> tuple[list[tuple[int, float]], list[dict]]:
-    """(step, loss) pairs and evaluations of metrics.jsonl, by step; a step recorded twice counts as last recorded."""
+    """(step, loss) pairs and evaluations of metrics.jsonl, by step; of a step recorded twice the last record counts."""
     losses, evaluations = {}, {}
     for record in records:
         step = record["step"]
