@@ -1,1 +1,1 @@
-"""Speed and memory of training steps, alone or in a suite of rows beside a peer."""
+"""Benchmarks of training steps: speed and memory of one step, or of a suite of rows compared with a peer."""

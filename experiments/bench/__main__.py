@@ -2,8 +2,8 @@
 
 python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,method=lora,rank=8,batch=8,seq=512
 python -m experiments.bench --config=configs/lora_glue.py:task=mrpc --seq_len=96
-python -m experiments.bench --suite=h100 --peer=peer_peft.py    # configs/suites/h100.py, with a peer's script beside
-python -m experiments.bench --suite=h100 --table                # what is recorded, and nothing run
+python -m experiments.bench --suite=h100 --peer=peer_peft.py    # configs/suites/h100.py, with a peer's script
+python -m experiments.bench --suite=h100 --table                # print the recorded table, run nothing
 python -m experiments.bench --suite=h100 --join=a.json,b.json   # of two processes, a card and --results each
 """
 
@@ -28,11 +28,11 @@ flags.DEFINE_string("peer", None, "Of a suite: the peer's script, whose last lin
 flags.DEFINE_string("only", None, "Of a suite: rows whose name matches this regular expression.")
 flags.DEFINE_integer("repeats", 3, "Of a suite: processes of each row; the table has their medians.", lower_bound=1)
 flags.DEFINE_integer("seconds", None, "Of a suite: time after which no further process is started.", lower_bound=1)
-flags.DEFINE_bool("again", False, "Of a suite: measure the chosen rows again instead of going on.")
+flags.DEFINE_bool("again", False, "Of a suite: measure the chosen rows again instead of resuming.")
 flags.DEFINE_list(
-    "join", None, "Of a suite: records of other processes, one a card, to take into --results; runs nothing."
+    "join", None, "Of a suite: records of other processes, one a card, to add to --results; runs nothing."
 )
-flags.DEFINE_bool("table", False, "Of a suite: print what is recorded, and run nothing.")
+flags.DEFINE_bool("table", False, "Of a suite: print the recorded table, and run nothing.")
 flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite: how the table is printed.")
 FLAGS = flags.FLAGS
 

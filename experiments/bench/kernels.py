@@ -1,4 +1,4 @@
-"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel."""
+"""Milliseconds and launches of a traced GPU step, by kind of kernel."""
 
 import collections
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-STEPS = 3  # that experiments.bench traces
+STEPS = 3  # traced by experiments.bench
 LONGEST_NAME = 80
 
 
@@ -25,11 +25,11 @@ def find(place: str | None) -> Path:
 
 
 def summarise(data: Any, top: int) -> dict[str, Any]:
-    """Times of the first GPU's streams: kernels of one kind have one name but for its numbers.
+    """Times of the first GPU's streams: kernels whose names differ only in numbers are one kind.
 
     Args:
       data: jax.profiler.ProfileData of STEPS steps.
-      top: kinds that are listed.
+      top: number of kinds in the list.
 
     Raises:
       UserError: a trace without a GPU.
@@ -37,7 +37,7 @@ def summarise(data: Any, top: int) -> dict[str, Any]:
     plane = next((one for one in data.planes if "GPU" in one.name), None)
     events = [event for line in plane.lines if "Stream" in line.name for event in line.events] if plane else []
     if not events:
-        raise UserError("--profile: the trace holds no kernels of a GPU")
+        raise UserError("--profile: the trace has no kernels of a GPU")
     kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     for event in events:
         kind = kinds[re.sub(r"[._]?\d+", "#", event.name)[:LONGEST_NAME]]

@@ -1,4 +1,4 @@
-"""What reading a base model costs: its time and its peak host memory; and a synthetic base to read."""
+"""Measures reading a base model: time and peak host memory; also writes a synthetic base to read."""
 
 import json
 import math
@@ -47,9 +47,7 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
         def place(path, shape):
             return jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
 
-        sharding_fn = place
-
-    jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' own memory is no part of the load
+    jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' memory does not count
     started = time.perf_counter()
     with ResidentPeak() as peak:
         base = load_base(BaseConfig(name, dtype=dtype, quantize=quantize), sharding_fn=sharding_fn)
@@ -57,7 +55,7 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     leaves = jax.tree.leaves(base.params)
     shard = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    # A CPU device's memory is the host's: the params are what it must hold.
+    # A CPU device's memory is the host's: the params must stay in it.
     held = sum(part.data.nbytes for leaf in leaves for part in leaf.addressable_shards if part.device.platform == "cpu")
     return {
         "base": Path(base.name).name,
@@ -75,7 +73,7 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
-    """Adds a record to the list in a JSON file, which is made where it is not there yet."""
+    """Adds a record to the list in a JSON file, which is created if it does not exist."""
     what = "python -m experiments.load --make=FOLDER; python -m experiments.load --base=FOLDER --dtype=... --fsdp=..."
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"what": what, "records": []}
     content["records"].append(record)
@@ -84,9 +82,10 @@ def append(file: Path, record: dict[str, Any]) -> None:
 
 
 class ResidentPeak:
-    """Most memory beyond that at the start: all resident pages, those of mapped files included.
+    """The most memory beyond that at the start: all resident pages, those of mapped files included.
 
-    The kernel's own high-water mark, set back at the start: a sampling thread misses what is freed before it is let in.
+    By the kernel's high-water mark, reset at the start: a sampling thread would miss memory that is freed between its
+    samples.
 
     Raises:
       UserError: no Linux, whose /proc this reads.
@@ -94,7 +93,7 @@ class ResidentPeak:
 
     def __enter__(self) -> "ResidentPeak":
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark becomes the present size
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the mark to the present size
         except OSError:
             raise UserError("peak memory is measured on Linux alone (/proc/self/clear_refs)") from None
         self._start, self.bytes = self._mark(), 0

@@ -9,7 +9,7 @@ from experiments.bench.rows import COLD, OURS, PEER, WARM, Row
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 
-# Name here -> names in the records of our bench and of a peer's script.
+# Name here -> names in the records of our benchmark and of a peer's script.
 FIELDS = {
     "ms": ("ms",),
     "tokens_per_second": ("tokens_per_second", "tokens_s"),
@@ -41,7 +41,7 @@ def load_suites(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def summarise(rows: Sequence[Row], measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each row: medians of every side, what each claim comes to, and why a side is missing.
+    """One entry for each row: medians of every side, the value of each claim, and why a side is missing.
 
     Args:
       rows: of a suite, all of them.
@@ -107,7 +107,7 @@ def _value(claim: Mapping[str, Any], own: Mapping[str, dict], sides: Mapping[str
 
 
 def _flops_ratio(row: Row, sides: Mapping[str, Mapping[str, dict]]) -> float | None:
-    """The row's FLOPs a token over those of the row that it is compared with in time."""
+    """The row's FLOPs a token over those of the row with which its time is compared."""
     for claim in row.claims:
         if claim["what"] == "time" and claim["to"] != PEER:
             mine, theirs = (sides[name][OURS].get("flops_per_token") for name in (row.name, claim["to"]))

@@ -1,4 +1,4 @@
-"""The rows of a speed table as a file of configs/suites gives them, and the commands that measure each."""
+"""The rows of a speed table, from a file of configs/suites, and the commands that measure them."""
 
 import dataclasses
 import re
@@ -21,11 +21,11 @@ class Row:
     Attributes:
       name, work: for --only, and for the table.
       words: arguments of experiments.bench.
-      peer: arguments of the peer's script; None where the peer has nothing like it.
-      env: variables that are set for both sides, those of jax and XLA for ours alone; XLA_FLAGS are added to those that
-        are there.
-      start: measured is the start, with an empty and with a filled compilation cache.
-      claims: what the table compares, as `report.summarise` reads it.
+      peer: arguments of the peer's script; None where the peer has no such configuration.
+      env: variables that are set for both sides, those of jax and XLA for ours alone; XLA_FLAGS are added to those
+        already set.
+      start: whether the start is measured, with an empty and with a filled compilation cache.
+      claims: the table's comparisons, as read by `report.summarise`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def peer_env(self) -> dict[str, str]:
-        """What is set for the peer."""
+        """The variables that are set for the peer."""
         return {name: value for name, value in self.env.items() if not name.startswith(("JAX_", "XLA_"))}
 
     @property
@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """The rows of a file; the peer's script below this repository, or None; and what the table calls the peer."""
+    """The rows of a file; the peer's script below this repository, or None; and the peer's name in the table."""
 
     name: str
     rows: tuple[Row, ...]
@@ -61,7 +61,7 @@ class Suite:
     peer_name: str
 
     def select(self, only: str | None) -> tuple[Row, ...]:
-        """The rows whose name matches a regular expression; None takes all.
+        """The rows whose name matches a regular expression; None: all.
 
         Raises:
           UserError: none does, or `only` is no regular expression.
@@ -84,7 +84,7 @@ def load_suite(name: str) -> Suite:
     """The suite of a name in configs/suites, or of a file.
 
     Raises:
-      UserError: there is none, two rows have one name, or a claim is about a row that is not there.
+      UserError: there is none, two rows have one name, or a claim is about a row that does not exist.
     """
     path = Path(name) if name.endswith(".py") else ROOT / FOLDER / f"{name}.py"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""One training step measured: a program is compiled, run on random tokens, timed, and told as a record."""
+"""Measures one training step: compiles it, runs it on random tokens, times it, and returns a record."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def measure(
 
     Args:
       config: an unpacked RunConfig.
-      seq_len: tokens a row; None takes the config's own.
+      seq_len: tokens a row; None takes the config's.
       steps, warmup: timed steps, and those before them.
       trials: in one program, which differ in their rates.
       trace: folder for a profile of TRACED more steps.
@@ -63,7 +63,7 @@ def measure(
     for step in range(warmup + steps):
         begin = time.perf_counter()
         state, metrics = compiled(state, frozen, batch)
-        jax.block_until_ready(metrics["loss"])  # as the peer's script waits; the copy to the host is not timed there
+        jax.block_until_ready(metrics["loss"])  # as in the peer's script, where the copy to the host is not timed
         taken = time.perf_counter() - begin
         if step == 0:
             first_step, first_step_at = time.perf_counter() - started, time.time()
@@ -92,7 +92,7 @@ def measure(
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
         "compile_seconds": round(compile_seconds, 2),
         "first_step_seconds": round(first_step, 2),
-        "first_step_at": round(first_step_at, 2),  # since the epoch: whoever started this process knows when that was
+        "first_step_at": round(first_step_at, 2),  # since the epoch: the starting program knows its own start
         "losses": [round(losses[0], 4), round(losses[-1], 4)],
         "remat": config.base.remat,
         "scan_unroll": config.base.scan_unroll,

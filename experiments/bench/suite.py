@@ -1,4 +1,4 @@
-"""Measures a table of speed: rows of experiments.bench and of a peer's script, in processes of their own, in turn."""
+"""Measures a speed table: rows of experiments.bench and of a peer's script, alternately in separate processes."""
 
 import importlib.metadata
 import importlib.util
@@ -22,11 +22,11 @@ from lowrank_jax.core.errors import UserError
 RESULTS = ROOT / "experiments" / "results" / "speed"
 PEER_PACKAGES = ("torch", "transformers", "peft")
 LIMIT_SECONDS = 1_800  # of one process; the longest known, PEFT's 7B shape under torch.compile, takes 230 on one H100
-PLACE = ("hardware", "versions", "git")  # of a record: kept once for all measurements that share it
+PLACE = ("hardware", "versions", "git")  # keys of a record that are stored once for all measurements that share them
 
 
 def suite_main(options: Any) -> None:
-    """Measures what is missing of the chosen rows, writing the file after every process, and prints the table.
+    """Measures the chosen rows that are missing, writes the file after every process, and prints the table.
 
     Args:
       options: flags of experiments.bench: suite, results, table, join, only, again, repeats, peer, seconds, format.
@@ -60,7 +60,7 @@ def suite_main(options: Any) -> None:
 
 
 def find_peer(suite: Suite, given: str | None) -> tuple[Path | None, str]:
-    """The peer's script, or None and why there is none.
+    """The peer's script, or None and the reason.
 
     Raises:
       UserError: `given` names no file.
@@ -76,14 +76,14 @@ def find_peer(suite: Suite, given: str | None) -> tuple[Path | None, str]:
 
 
 def measure(rows: Sequence[Row], record: "Record", peer: Path | None, repeats: int, deadline: float) -> None:
-    """All rows and the peer once, then all again: a machine that drifts drifts under every side.
+    """Measures all rows and the peer once, then all again: a drift of the machine then affects every side.
 
     Args:
-      peer: its script; None leaves its sides out.
+      peer: its script; None: without the peer's sides.
       repeats: processes a side.
       deadline: of time.monotonic(), after which none is started.
     """
-    failed = set()  # what a configuration or a machine refuses once, it refuses again
+    failed = set()  # a configuration that a machine refuses once would be refused again
     for repeat in range(repeats):
         with tempfile.TemporaryDirectory(prefix="compilations_") as folder:
             for number, row in enumerate(rows, 1):
@@ -103,7 +103,7 @@ def measure(rows: Sequence[Row], record: "Record", peer: Path | None, repeats: i
 
 
 def missing_sides(row: Row, record: "Record", repeat: int, peer: Path | None) -> list[str]:
-    """The sides of a row that one repeat has still to measure; of a start both or none, for one fills the cache."""
+    """The sides of a row that one repeat has still to measure; of a start both or none, as one fills the cache."""
     missing = [side for side, command in row.commands.items() if not record.has(command, side, repeat)]
     if row.start and {COLD, WARM} & {*missing}:
         missing = [COLD, WARM, *(side for side in missing if side == PEER)]
@@ -113,10 +113,10 @@ def missing_sides(row: Row, record: "Record", repeat: int, peer: Path | None) ->
 def run_side(row: Row, side: str, peer: Path | None, cache: Path) -> dict[str, Any]:
     """{"record", "seconds"} of one process, "start_seconds" with it for ours; or {"error": one line, "seconds"}.
 
-    A process of its own, because a peak of memory is a process's, and so is what an allocator keeps.
+    A separate process, because peak memory and an allocator's reserve belong to a process.
 
     Args:
-      cache: folder of a start's compilations, empty where `side` is COLD.
+      cache: the compilation cache for a start, empty where `side` is COLD.
     """
     if side == PEER:
         assert row.peer is not None  # a row without it has no such side
@@ -153,7 +153,7 @@ def run_process(argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _without_places(line: str) -> str:
-    """A line without the folders of this machine, for a record that others read."""
+    """A line without this machine's folders, for a record that others read."""
     for place in (str(ROOT), sys.prefix, str(Path.home())):
         line = line.replace(place, "...")
     return line[:400]
@@ -168,11 +168,11 @@ def _told(found: Mapping[str, Any]) -> str:
 
 
 class Record:
-    """The result file of a suite: every measurement, and the summary that the table is printed from.
+    """The result file of a suite: every measurement, and the summary from which the table is printed.
 
     Args:
-      path: what is there is kept.
-      suite: whose rows it has.
+      path: an existing file's measurements are kept.
+      suite: its rows.
 
     Raises:
       UserError: the file is of another suite.
@@ -188,7 +188,7 @@ class Record:
                 raise UserError(f"{path} is no record of the suite {suite.name}; name another --results")
 
     def has(self, command: str, side: str, repeat: int) -> bool:
-        """Whether a process has been measured; one that failed has not."""
+        """Whether a process has been measured; a failed one has not."""
         return any("record" in one and _key(one) == (command, side, repeat) for one in self.data["measurements"])
 
     def forget(self, rows: Sequence[Row]) -> None:
@@ -199,7 +199,7 @@ class Record:
         ]
 
     def add(self, command: str, side: str, repeat: int, found: Mapping[str, Any]) -> None:
-        """One more measurement, in place of one of the same process; writes the file."""
+        """Adds a measurement, or replaces that of the same process; writes the file."""
         entry = {"command": command, "side": side, "repeat": repeat, **found}
         if "record" in found:
             record = dict(found["record"])
@@ -210,7 +210,7 @@ class Record:
         self._put([entry])
 
     def take(self, path: str | Path) -> None:
-        """Every measurement of another record of the suite, in place of those of the same processes; writes the file.
+        """Adds the measurements of another record of the suite, replacing those of the same processes; writes.
 
         Raises:
           UserError: there is no such file, or it is of another suite.

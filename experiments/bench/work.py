@@ -1,4 +1,4 @@
-"""What a bench gives a step to do: a random batch, and how many FLOPs that is."""
+"""The work of a benchmark's step: a random batch, and its FLOPs."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from lowrank_jax.core.paths import flatten
 
 
 def random_batch(experiment: Experiment, trials: int = 1) -> dict[str, np.ndarray]:
-    """A host batch of the experiment's shapes: random tokens and labels, nothing masked, every weight 1.
+    """A host batch of the experiment's shapes: random tokens and labels, no padding, every weight 1.
 
     Args:
-      trials: of one program, which then is a leading axis.
+      trials: of one program, then a leading axis.
     """
     draw = experiment.form.random_features(np.random.default_rng(0), experiment.base.config.vocab_size)
     lead = (trials,) if trials > 1 else ()
@@ -23,8 +23,8 @@ def random_batch(experiment: Experiment, trials: int = 1) -> dict[str, np.ndarra
 def step_flops(experiment: Experiment, tokens: int) -> int:
     """FLOPs of a step over `tokens` rows in products with weights: kernels, a tied head's table and the adapters.
 
-    Left out are attention's own products, what a remat policy computes again, and an encoder's pooler and head, which
-    read one token a row.
+    Left out are attention's products without weights, what a remat policy recomputes, and an encoder's pooler and head,
+    which read one token a row.
     """
     config, flat = experiment.base.config, flatten(experiment.base.params)
     once = experiment.form.once

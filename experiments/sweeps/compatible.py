@@ -1,4 +1,4 @@
-"""Which runs can be trained in one program: those that differ in nothing but what a trial may differ in."""
+"""Which runs can be trained in one program: those that differ only in keys that trials may differ in."""
 
 import copy
 import json
@@ -8,14 +8,14 @@ from typing import Any
 from experiments.config.plain import diff, without
 from lowrank_jax.core.errors import UserError
 
-# Arrays in the state, the frozen scales or the schedule's table: each trial has its own.
+# Arrays in the state, the frozen scales or the schedule's table, one for each trial.
 FREE = ("seed", "optimizer.learning_rate", "schedule", "adapter.alpha")
 # LoRA's A and B can be padded to another rank, where the start does not change the base.
 PADDED_STARTS = ("kaiming_uniform", "gaussian", "orthogonal")
 
 
 def shared_part(plain: dict) -> dict:
-    """What must be equal: the plain config without bookkeeping and without what is free, its length resolved apart."""
+    """The part of a plain config that must be equal: without bookkeeping and free keys, and without its length."""
     adapter, base = plain.get("adapter") or {}, plain.get("base") or {}
     free: list[str] = list(FREE)
     if adapter.get("method") == "lora" and adapter.get("init", PADDED_STARTS[0]) in PADDED_STARTS:
@@ -27,12 +27,12 @@ def shared_part(plain: dict) -> dict:
 
 
 def group_key(plain: dict) -> str:
-    """Equal for runs that may be trained together."""
+    """A key that is equal for runs that can share a program."""
     return json.dumps(shared_part(plain), sort_keys=True)
 
 
 def check_alike(plains: Sequence[dict]) -> None:
-    """Makes sure that runs can share a program.
+    """Checks that runs can share a program.
 
     Raises:
       UserError: names the first keys in which two of them differ.
@@ -40,7 +40,7 @@ def check_alike(plains: Sequence[dict]) -> None:
     first = shared_part(plains[0])
     for other in plains[1:]:
         if changed := diff(first, shared_part(other)):
-            raise UserError(f"these runs cannot share a program: {'; '.join(changed[:3])}; run them apart")
+            raise UserError(f"these runs cannot share a program: {'; '.join(changed[:3])}; run them separately")
 
 
 def with_seed(plain: dict, seed: int) -> dict:
@@ -54,7 +54,7 @@ def parse_seeds(text: str) -> list[int]:
     """ "0,1,2" or "0:5" -> seeds.
 
     Raises:
-      UserError: another form, none, or one twice.
+      UserError: another syntax, no seed, or one twice.
     """
     try:
         if ":" in text:

@@ -1,4 +1,4 @@
-"""A sweep at work: each cell of a grid once and in its own process, or in a group, beside other sweeps."""
+"""Runs a sweep: each cell of a grid once, in a separate process or in a group, while other sweeps may run too."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ from experiments.sweeps.grid import Cell, Grid
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
-POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are looked at again
+POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
 
 
 class Sweep:
-    """Runs cells one after another; cells that another sweep holds are looked at again until they are settled."""
+    """Runs cells one after another; cells claimed by another sweep are checked again until they have a result."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Sweep:
         self.workdir, self.results = Path(workdir), Recorded(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
-        self.holders: dict[str, str] = {}  # name -> who held a cell when it was last asked for
+        self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
         self.child: subprocess.Popen | None = None
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Settles every cell.
+        """Runs until every cell has a result or has failed.
 
         Returns:
           name -> "finished", "diverged" or "failed: why".
@@ -74,7 +74,7 @@ class Sweep:
         return {cell.name: self.settled[cell.name][0] for cell in cells}
 
     def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
-        """Skips, runs or leaves one cell; None if another program holds it."""
+        """Skips, runs or refuses one cell; None if another program holds its claim."""
         place = f"[{len(self.settled) + 1}/{total}]"
         ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
         if ready is None:
@@ -89,7 +89,7 @@ class Sweep:
                 return None
             with contextlib.ExitStack() as held:
                 held.callback(claim.release)
-                if result := self.recorded(ready):  # it ended between the look and the claim
+                if result := self.recorded(ready):  # it ended between the check and the claim
                     self.say(f"{place} {ready.name}: {result['status']} by another program")
                     return result["status"], result
                 self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
@@ -109,7 +109,7 @@ class Sweep:
     def attempt_group(
         self, cell: Cell, pending: Sequence[Cell], total: int, remaining: list[Cell]
     ) -> tuple[str, dict | None] | None:
-        """`attempt` of a cell with others of `pending` that can share its program; settles them too."""
+        """`attempt` for a cell with others of `pending` that can share its program."""
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
@@ -119,11 +119,11 @@ class Sweep:
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
                 ready.append((other, one))
             if not ready:
-                break  # the cell itself is done, or has nothing to run with
+                break  # the cell itself is done, or has no others to run with
         if not ready or ready[0][0] is not cell:
             return self.attempt(cell, total, remaining)
         first = self.claim(*ready[0])
-        if first is None:  # its owner is claiming the rest of its group: taking one of them now would split it
+        if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None
         with contextlib.ExitStack() as held:
             held.callback(first.release)
@@ -152,7 +152,7 @@ class Sweep:
             return self.settled[cell.name]
 
     def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
-        """The claim on a cell, taken, or None, and in `holders` who has it."""
+        """The claim on a cell, taken; None if another program holds it (see `holders`)."""
         claim = claims.claim_of(run_folder.run_folder(self.workdir, ready.name), "experiments.sweep")
         if claim.take():
             return claim
@@ -160,24 +160,24 @@ class Sweep:
         return None
 
     def spawn_group(self, cells: Sequence[Cell], held: Sequence[claims.Claim]) -> int:
-        """Trains cells in one program to its end."""
+        """Trains cells in one program, and waits for its end."""
         listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
         file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
         run_folder.write_json(file, listed)
         return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
 
     def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:
-        """Lets a full row go on from the trial that chose it, where that trial is the row's own first steps."""
+        """Continues a full row from the trial that chose its rate, where that trial's steps are the row's first."""
         for trial in trials:
             source, target = (run_folder.run_folder(self.workdir, name) for name in (trial, cell.name))
             if run_folder.continue_from(source, target, cell.plain):
                 self.say(f"{cell.name}: goes on from {trial}")
 
     def recorded(self, cell: Cell) -> dict | None:
-        """The result of a cell that ended, from its run folder or the recorded results; keeps the latter filled.
+        """The result of a cell that ended, from its run folder or the recorded results; adds it to the latter.
 
         Raises:
-          DataChanged: it ended on other data than the cell's config names now.
+          DataChanged: it ended on data that differ from the present ones of the cell's config.
         """
         file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
         result = run_folder.read_result(file)
@@ -195,32 +195,32 @@ class Sweep:
         return result
 
     def settled_already(self, cell: Cell) -> bool:
-        """Whether `attempt` settles a cell without training: it ended, or is refused."""
+        """Whether `attempt` needs no training for a cell: it ended, or is refused."""
         try:
             return self.recorded(cell) is not None
         except data_record.DataChanged:
             return True
 
     def command(self, cell: Cell) -> list[str]:
-        """The program line of one cell."""
+        """The command of one cell."""
         arg = self.grid.full_arg(cell.arg)
         config = f"{self.grid.config_path}:{arg}" if arg else self.grid.config_path
         changes = [f"--config.{path}={as_flag(value)}" for path, value in cell.overrides.items()]
         return [*RUN_PROGRAM, f"--config={config}", *changes, f"--name={cell.name}", f"--workdir={self.workdir}"]
 
     def spawn(self, cell: Cell, claim: claims.Claim, mine: bool = True) -> int:
-        """Runs a cell's process to its end; an interrupt of the sweep first lets it save."""
-        # A W&B agent's run id is for the cell it asked for, not for the trials that this cell needed first.
+        """Runs a cell's process to its end; when the sweep is interrupted, the process saves first."""
+        # A W&B agent's run id is for its cell, not for the trials that this cell needed first.
         environment = {key: value for key, value in os.environ.items() if mine or key not in AGENT_VARIABLES}
         return self.wait(self.command(cell), [claim], environment)
 
     def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
-        """Starts a program and waits for it, lending it the claims of what it trains."""
+        """Starts a program, lends it the claims of its runs, and waits for it."""
         # If the sweep alone is killed, the cells stay claimed while their program lives.
         self.child = subprocess.Popen(command, **claims.lend(held, environment))
         try:
             return self.child.wait()
-        except KeyboardInterrupt:  # a terminal's Ctrl-C went to the child too
+        except KeyboardInterrupt:  # Ctrl-C in a terminal reaches the child too
             self.child.wait()
             raise
         except SystemExit:
@@ -231,7 +231,7 @@ class Sweep:
             self.child = None
 
     def time_left(self, remaining: Sequence[Cell]) -> str:
-        """Steps still to train here times the seconds a step has taken so far in this grid."""
+        """The time left: remaining steps times the seconds that a step has taken in this grid so far."""
         ended = [(name, result) for name, (_, result) in self.settled.items() if result]
         done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
         seconds = sum(wall for wall, _ in done if wall)
@@ -242,7 +242,7 @@ class Sweep:
 
 
 def check_data(cell: Cell, result: dict, file: Path) -> None:
-    """Raises DataChanged where the cell's config names other data now than those of its result in `file`."""
+    """Raises DataChanged where the cell's data have changed since its result in `file`."""
     earlier = result.get(run_folder.DATA) or {}
     if earlier:
         remedy = f"use another --workdir (and --results), or remove {file} to train the cell again"
@@ -251,7 +251,7 @@ def check_data(cell: Cell, result: dict, file: Path) -> None:
 
 
 def as_flag(value: Any) -> str:
-    """A value as ml_collections' flags read it back."""
+    """A value in the syntax of ml_collections' flags."""
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)

@@ -12,12 +12,12 @@ from experiments.config.plain import to_plain
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 
-BEST = "best:"  # what an override starts with that takes its value from the best cell of an earlier stage
+BEST = "best:"  # prefix of an override that takes its value from the best cell of an earlier stage
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of the grid. `trials` names the cells that decide its "best:" overrides, which `name` still hides."""
+    """One run of the grid. `trials` are the cells that decide its "best:" overrides, which are not in `name`."""
 
     name: str
     stage: str
@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps it trains, the weight of a cell in the time that is left."""
+        """The optimizer steps that it trains, its weight in the estimate of the time left."""
         train = self.plain.get("train") or {}
         return train.get("stop_at") or train.get("steps") or 1
 
@@ -72,7 +72,7 @@ class Grid:
         return Cell(run_folder.run_name(plain), stage, arg, overrides, plain, trials)
 
     def _plain(self, arg: str, overrides: dict) -> dict:
-        from experiments.config.defaults import complete  # imports jax, which --help does without
+        from experiments.config.defaults import complete  # imports jax, which --help does not need
 
         full_arg = self.full_arg(arg)
         plain = to_plain(complete(self.get_config(full_arg) if full_arg else self.get_config()))
@@ -81,7 +81,7 @@ class Grid:
         return with_labels(plain)
 
     def full_arg(self, arg: str) -> str:
-        """The argument after --config's colon with the cell's own keys over it."""
+        """The argument after --config's colon, overridden by the cell's keys."""
         pairs = [part for part in f"{self.base_arg},{arg}".split(",") if part.strip()]
         return ",".join({part.partition("=")[0].strip(): part.strip() for part in pairs}.values())
 
@@ -118,7 +118,7 @@ class Grid:
 
 
 def best_value(results: Sequence[dict], path: str) -> Any:
-    """The config value at `path` of the result with the lowest final loss; of equals the larger; None if none."""
+    """The config value at `path` of the result with the lowest final loss; of equals the larger; None without any."""
     scored = [(run_folder.final_loss(result), _lookup(result["config"], path)) for result in results]
     finite = [pair for pair in scored if math.isfinite(pair[0])]
     if not finite:

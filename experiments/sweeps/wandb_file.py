@@ -6,10 +6,10 @@ from experiments.sweeps.grid import Cell
 
 
 def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str]) -> dict:
-    """A W&B sweep over the same cells: each agent runs `experiments.sweep --cell=NAME`.
+    """The W&B sweep over the same cells: each agent runs `experiments.sweep --cell=NAME`.
 
     Args:
-      cells: as `Grid.select` gives them, trials first.
+      cells: as from `Grid.select`, trials first.
       settings: flags to repeat for the agents (config, grid, workdir, results).
     """
     repeated = [f"--{key}={value}" for key, value in settings.items() if value]
