@@ -1,4 +1,4 @@
-"""The updates as they run best on a device; `tests/adapters/test_fast.py` compares them with the equations."""
+"""The families' updates as they run best; `tests/adapters/test_fast.py` compares them with the equations."""
 
 from lowrank_jax.adapters.base import Family
 from lowrank_jax.adapters.fast import bottleneck, dora, lora, mora
