@@ -47,6 +47,8 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
         def place(path, shape):
             return jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
 
+        sharding_fn = place
+
     jax.block_until_ready(jnp.zeros(8) + 1)  # the devices' memory does not count
     started = time.perf_counter()
     with ResidentPeak() as peak:

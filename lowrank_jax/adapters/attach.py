@@ -1,4 +1,4 @@
-"""Adapters joined to any Linen model without touching it: plan + model -> apply_fn; intercept_methods lives here."""
+"""A Linen model with its plan's adapters, without a change to the model: plan + model -> apply_fn."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,16 +26,16 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyF
     another place (`Family.place`) reads and changes a module's output, or a norm's. Where a module and one inside it
     are both adapted, the inner one comes first, as in the model.
 
-    `variables` holds "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
+    `variables` has "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
+
+    The first whole call (without `method`) is checked against the plan while it is traced: a site that no module of
+    the model reads would silently stay at its start.
 
     Args:
       model, plan: the model, and the sites among its modules.
       groups: kernels that the model reads side by side, as in `layouts.fused`; the plan and the adapters keep the
         parts' own paths.
-
-    The first whole call (without `method`) is held to the plan while it is traced: a site that no module of the model
-    reads would silently stay at its start.
 
     Raises:
       UserError: a family that `groups` cannot serve; by the first call: a site that the parameters do not have, or
@@ -55,7 +55,7 @@ def check(
       inputs, kwargs: one call's arguments; keyword arguments without a shape (`method`, flags) are passed as they are.
 
     Raises:
-      UserError: a site's module was never called, so its adapter would silently stay at its start; `variables` hold
+      UserError: a site's module was never called, so its adapter would silently stay at its start; `variables` have
         an adapter that the plan does not know.
     """
     known = {f"{site.path}/{name}" for site in plan.sites for name in site.family.shapes(site.spec)}
@@ -194,7 +194,7 @@ def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
 
 
 def _frozen(module: nn.Module, x: Array, y: Array, dropped: bool) -> dict[str, Array]:
-    """What `Family.apply` reads of the module: its kernel and the kernel's product with x, without a bias."""
+    """What `Fast.apply` reads of the module: its kernel and the kernel's product with x, without a bias."""
     kernel, bias = (module.get_variable("params", name) for name in ("kernel", "bias"))
     whole = dense(kernel, x.dtype) if isinstance(kernel, Quantized) else kernel
     if dropped:

@@ -127,7 +127,7 @@ class AdapterSpec:
       rank, alpha: those of the configuration with its patterns applied.
       stack: leading axes of leaves that are stacked over scanned layers, () when they are not.
       dropped: layers of the scan below those of `stack`, which have no adapter.
-      config: the configuration, for everything else.
+      config: the configuration, with all other options.
     """
 
     d_in: int

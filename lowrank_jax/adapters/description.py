@@ -1,4 +1,4 @@
-"""A plan's configurations as plain values, as adapter.json and reports hold them, and back."""
+"""A plan's configurations as plain values, as adapter.json and reports have them, and back."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.core.errors import UserError
@@ -31,7 +32,9 @@ def changes_base(spec: AdapterSpec) -> bool:
     return spec.config.init in FROM_KERNEL
 
 
-def start(key: PRNGKey, spec: AdapterSpec, scale: float, kernel: Array | None = None) -> dict[str, Array]:
+def start(
+    key: PRNGKey, spec: AdapterSpec, scale: float, kernel: Float[Array, "d_in d_out"] | None = None
+) -> dict[str, Array]:
     """A [d_in, r] and B [r, d_out] in float32.
 
     * kaiming_uniform: A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B = 0 (loralib).
@@ -73,13 +76,13 @@ def start(key: PRNGKey, spec: AdapterSpec, scale: float, kernel: Array | None = 
     return {"a": jax.random.uniform(key, (spec.d_in, rank), jnp.float32, -bound, bound), "b": zero}
 
 
-def residual_kernel(kernel: Array, spec: AdapterSpec, scale: float) -> Array:
-    """The frozen kernel [d_in, d_out] in float32: W - scale A B for pissa and olora, 4-bit values for loftq, else W."""
+def residual_kernel(kernel: Float[Array, "d_in d_out"], spec: AdapterSpec, scale: float) -> Float[Array, "d_in d_out"]:
+    """The frozen kernel in float32: W - scale A B for pissa and olora, 4-bit values for loftq, otherwise W itself."""
     kernel = kernel.astype(jnp.float32)
     return _from_kernel(kernel, spec, scale)[2] if changes_base(spec) else kernel
 
 
-def round_nf4(kernel: Array) -> Array:
+def round_nf4(kernel: Float[Array, "d_in d_out"]) -> Float[Array, "d_in d_out"]:
     """Every weight to the nearest of 16 levels times its block's largest magnitude, in float32.
 
     Blocks are `BLOCK` neighbours along d_in, then on to the next output: the order of a torch weight in memory.

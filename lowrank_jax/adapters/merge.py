@@ -31,7 +31,7 @@ def merge(variables: Tree, plan: Plan, report: Report | None = None) -> dict[str
 
     Raises:
       UserError: a sum is not finite: a diverged adapter must not spoil the base, and a float16 kernel ends at 65,504;
-        a family that no weight can hold; a table that a tied head multiplies with.
+        a family that no weight can compute; a table that a tied head multiplies with.
     """
     return _checked(fold(variables, plan), plan, report)
 
@@ -40,7 +40,7 @@ def unmerge(variables: Tree, plan: Plan, norms: Tree | None = None) -> dict[str,
     """The inverse of `merge` up to the rounding of the params' dtype; arguments and errors as there.
 
     Args:
-      norms: for DoRA, `column_norms` of the variables before the merge, of which a merged kernel holds no trace.
+      norms: for DoRA, `column_norms` of the variables before the merge, which a merged kernel has no trace of.
     """
     return _checked(fold(variables, plan, sign=-1.0, norms=norms), plan)
 

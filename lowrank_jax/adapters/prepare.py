@@ -16,8 +16,8 @@ from lowrank_jax.core.types import Tree
 def prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group]) -> dict[str, Any]:
     """{"adapters"} with the scales multiplied in, cast, and joined where a model has fused kernels.
 
-    Done once a step, outside the scan over layers: inside, every cast and every scaling would be a kernel of its own,
-    14 a layer with seven targets. Leaves of stacked kernels are cast to the model's compute dtype. A module outside the
+    Done once a step, outside the scan over layers: inside, every cast and every scaling would be a kernel of its own in
+    each layer. Leaves of stacked kernels are cast to the model's compute dtype. A module outside the
     scan (a head, perhaps in float32) is used once, and a model without `dtype` says no type: their leaves stay as wide
     as they are (float32 at least) and `delta` casts them to its input's.
 

@@ -108,7 +108,7 @@ def test_joined_sites_equal_plain_ones():
     """One branch for three sites that read one input: their updates side by side, and their leaves' gradients."""
     lora = AdapterSpec(19, 27, 2), AdapterSpec(19, 20, 3)
     cases = [((lora[0], None, lora[1]), (27, 9, 20)), ((mora_spec(*RAGGED), None, mora_spec(*RAGGED)), (27,) * 3)]
-    cases += [((mora_spec(*RAGGED, compression=name),) * 3, (27,) * 3) for name in COMPRESSIONS]
+    cases += [((mora_spec(*RAGGED, compression=name),) * 3, (27,) * 3) for name in ("decoupling", "rotation", "type2")]
 
     def forms(specs, columns, leaves, x, g):
         family = FAMILIES[specs[0].config.method]
