@@ -9,7 +9,7 @@ make_environment ".[test,dev]"
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-if [ "${CHECK_TYPES:-0}" = 1 ]; then .venv/bin/basedpyright; fi
+.venv/bin/basedpyright
 
 export JAX_PLATFORMS=cpu
 exec .venv/bin/python -m pytest -n 2 "$@"

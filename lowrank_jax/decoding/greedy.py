@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Int
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Array, Tree
@@ -15,12 +16,12 @@ def greedy(
     apply_fn: ApplyFn,
     variables: Tree,
     init_cache: Callable[[int, int], Any],
-    tokens: Array,
-    mask: Array,
+    tokens: Int[Array, "B P"],
+    mask: Bool[Array, "B P"],
     max_new_tokens: int,
     eos_id: int | None,
     pad_id: int,
-) -> Array:
+) -> Int[Array, "B {max_new_tokens}"]:
     """Appends the most likely next token until the end: t_{n+1} = argmax p(. | t_1 .. t_n).
 
     Runs under `jax.jit` with apply_fn, init_cache and the four last arguments static. Logits are taken at the prompt's
@@ -75,7 +76,9 @@ def greedy(
     return lax.while_loop(unfinished, body, (jnp.int32(1), token, done, output, cache))[3]
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def left_pad(
+    rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 8
+) -> tuple[Int[np.ndarray, "B P"], Bool[np.ndarray, "B P"]]:
     """Rows of token ids -> tokens int32 [B, P] padded on the left, and mask bool [B, P]; P is a multiple of `multiple`.
 
     A multiple above 1 bounds how many shapes get compiled.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
+from jaxtyping import Float, Integer, Shaped
 
 from lowrank_jax.core.types import Array
 
@@ -21,7 +22,9 @@ class LossSums(NamedTuple):
     correct: Array  # sum of weight where the target is the most likely token
 
 
-def next_token_loss(logits: Array, tokens: Array, weights: Array) -> LossSums:
+def next_token_loss(
+    logits: Float[Array, "B T V"], tokens: Integer[Array, "B T"], weights: Shaped[Array, "B T"]
+) -> LossSums:
     """Sum over t >= 1 of weights[t] (logsumexp(logits[t - 1]) - logits[t - 1, tokens[t]]).
 
     Args:
@@ -35,10 +38,10 @@ def next_token_loss(logits: Array, tokens: Array, weights: Array) -> LossSums:
 
 
 def chunked_next_token_loss(
-    hidden: Array,
-    logits_fn: Callable[[Array], Array],
-    tokens: Array,
-    weights: Array,
+    hidden: Float[Array, "B T D"],
+    logits_fn: Callable[[Float[Array, "B t D"]], Float[Array, "B t V"]],
+    tokens: Integer[Array, "B T"],
+    weights: Shaped[Array, "B T"],
     chunk_tokens: int,
     unroll: int = 1,
 ) -> LossSums:
@@ -135,13 +138,15 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
     return loss
 
 
-def _gradient(logits: Array, targets: Array, weights: Array) -> Array:
+def _gradient(
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"]
+) -> Float[Array, "B t V"]:
     """Gradient of `_sums(logits, targets, weights).loss` by the logits, in their dtype."""
     wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     return (weights[..., None] * (jax.nn.softmax(wide) - _is_target(wide, targets))).astype(logits.dtype)
 
 
-def _sums(logits: Array, targets: Array, weights: Array) -> LossSums:
+def _sums(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"]) -> LossSums:
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - target_logits

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import jax
 from jax import lax
+from jaxtyping import Float
 
 from lowrank_jax.core.types import Array
 
 
 @jax.custom_vjp
-def trained_matmul(x: Array, weight: Array) -> Array:
+def trained_matmul(x: Float[Array, "*rows d_in"], weight: Float[Array, "d_in d_out"]) -> Float[Array, "*rows d_out"]:
     """x W, with dL/dW = X^T G over the rows of x and dL/dy as matrices.
 
     jax sums over the axes of x [B, T, d_in] as they are; XLA's CPU backend then copies dL/dy into [d_out, B T] for each
@@ -47,7 +48,7 @@ trained_matmul.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def formed_gradient(y: Array) -> Array:
+def formed_gradient(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """y itself, with a barrier that makes its gradient one array, computed once.
 
     XLA's GPU backend may otherwise compute the gradient again inside every kernel that reads it, and for every element
@@ -59,7 +60,9 @@ def formed_gradient(y: Array) -> Array:
 formed_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barrier(g),))
 
 
-def formed_apart(fn: Callable[[Array], Array], x: Array) -> Array:
+def formed_apart(
+    fn: Callable[[Float[Array, "..."]], Float[Array, "..."]], x: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """fn(x), with barriers: it is computed before anything is added to it, and so is its gradient by x.
 
     XLA's GPU backend otherwise lets cuBLAS add the other term of a sum to the product fn(x), and writes that term in

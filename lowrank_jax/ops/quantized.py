@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.types import Array, Tree
@@ -76,7 +77,7 @@ def check_kind(kind: str) -> None:
         raise unknown_name("base.quantize", kind, QUANTIZE)
 
 
-def quantize(kernel: Array, kind: str) -> Quantized:
+def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str) -> Quantized:
     """The nearest codes of a kernel (QLoRA, section 2 and equation 1; nf4 and double quantisation: section 3).
 
     int8: scale = max|w| / 127 over d_in. nf4: scale = max|w| over `BLOCK` neighbours along d_in; the scales, less their
@@ -95,7 +96,7 @@ def quantize(kernel: Array, kind: str) -> Quantized:
     return jax.tree.map(lambda part: part.reshape(*stack, *part.shape[1:]), layers)
 
 
-def dequantize(kernel: Quantized, dtype: Any = None) -> Array:
+def dequantize(kernel: Quantized, dtype: Any = None) -> Float[Array, "*stack {kernel.rows} d_out"]:
     """The kernel [*stack, d_in, d_out] that the codes stand for, computed in float32 and cast to `dtype` (its own)."""
     dtype = kernel.dtype if dtype is None else dtype
     if kernel.kind == INT8:
@@ -108,14 +109,14 @@ def dequantize(kernel: Quantized, dtype: Any = None) -> Array:
     return weights.reshape(*stack, -1, d_out)[..., : kernel.rows, :].astype(dtype)
 
 
-def block_scales(kernel: Quantized) -> Array:
+def block_scales(kernel: Quantized) -> Float[Array, "*stack blocks d_out"]:
     """The scales of a nf4 kernel's blocks, float32 [*stack, ceil(d_in / BLOCK), d_out]."""
     groups = jnp.repeat(kernel.groups, GROUP, axis=-1)[..., : kernel.scales.shape[-1]]
     return kernel.scales.astype(jnp.float32) * groups + kernel.mean
 
 
 @jax.custom_vjp
-def multiply(x: Array, kernel: Quantized) -> Array:
+def multiply(x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized) -> Float[Array, "*rows d_out"]:
     """x W in x's dtype: [..., d_in] -> [..., d_out]. The backward pass dequantises again; W gets no gradient."""
     return x @ dequantize(kernel, x.dtype)
 
@@ -149,13 +150,13 @@ def _dense_stack(leaf: Any) -> Any:
     return jax.jit(dequantize)(leaf) if isinstance(leaf, Quantized) else leaf
 
 
-def _int8(kernel: Array, dtype: Any) -> Quantized:
+def _int8(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:
     kernel = kernel.astype(jnp.float32)
     scales = jnp.maximum(jnp.abs(kernel).max(-2, keepdims=True), TINY) / 127
     return Quantized(jnp.round(kernel / scales).astype(jnp.int8), scales, None, None, INT8, kernel.shape[-2], dtype)
 
 
-def _nf4(kernel: Array, dtype: Any) -> Quantized:
+def _nf4(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:
     rows, d_out = kernel.shape
     blocks = jnp.pad(kernel.astype(jnp.float32), ((0, -rows % BLOCK), (0, 0))).reshape(-1, BLOCK, d_out)
     largest = jnp.maximum(jnp.abs(blocks).max(1), TINY)
@@ -169,7 +170,7 @@ def _nf4(kernel: Array, dtype: Any) -> Quantized:
     return Quantized(packed, scales, groups, mean, NF4, rows, dtype)
 
 
-def nearest_level(x: Array) -> Array:
+def nearest_level(x: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """uint8 number of the entry of LEVELS that is nearest to each x in [-1, 1]; of two equally near, the lower."""
     levels = np.asarray(LEVELS, np.float32)
     # Fifteen comparisons, which fuse into one pass; a binary search would be a loop over the whole layer.

@@ -69,7 +69,7 @@ def device_limit(device: Device | None = None) -> int | None:
     device = jax.local_devices()[0] if device is None else device
     if device.platform == "cpu":
         return _host_memory()
-    return (device.memory_stats() or {}).get("bytes_limit")
+    return (place.memory_stats() or {}).get("bytes_limit")
 
 
 def check_fits(compiled: Any, device: Device | None = None, what: str = "step") -> MemoryReport | None:
@@ -88,7 +88,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
     shared = len(jax.local_devices()) if device.platform == "cpu" else 1  # simulated devices share one memory
     if report is None or limit is None:
         need = f"{_gib(report.needed)} GiB" if report else "an uncounted amount of memory"
-        _say(f"{what} needs {need}; {device.device_kind} does not say whether that fits")
+        _say(f"{what} needs {need}; {place.device_kind} does not say whether that fits")
         return report
     needed = report.needed * shared
     places = f" ({shared} CPU devices)" if shared > 1 else ""
@@ -96,7 +96,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
     if needed > limit:
         raise UserError(
             f"the {what} needs {_gib(needed)} GiB ({_gib(report.arguments * shared)} of weights, states and inputs, "
-            f"{_gib(report.temporaries * shared)} of activations) and {device.device_kind} has {_gib(limit)} GiB; "
+            f"{_gib(report.temporaries * shared)} of activations) and {place.device_kind} has {_gib(limit)} GiB; "
             f"{REMEDIES}"
         )
     return report
@@ -108,7 +108,7 @@ def peak_bytes(device: Device | None = None) -> int | None:
     if device.platform == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return (place.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _host_memory() -> int:

@@ -1,20 +1,23 @@
 """The training step: a pure function of (state, frozen, batch), with the gradient of the trainable tree alone."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Shaped
 
 from lowrank_jax.core.trees import combine
 from lowrank_jax.core.types import Array, Objective, Tree
 from lowrank_jax.train.state import TrainState
 
+Batch = dict[str, Shaped[Array, "batch ..."]]  # a host's or a device's rows, features by name
+Metrics = dict[str, Shaped[Array, ""]]
+
 
 def make_step(
     objective: Objective, optimizer: optax.GradientTransformation, shape: optax.Schedule, accumulate: int = 1
-) -> Callable[[TrainState, Tree, dict[str, Array]], tuple[TrainState, dict[str, Any]]]:
+) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """step(state, frozen, batch) -> (state, metrics).
 
     theta <- theta - peak * shape(step) * optimizer(grad), grad = d(sum of losses / sum of weights) / d theta.
@@ -30,11 +33,11 @@ def make_step(
         counter.
     """
 
-    def step(state: TrainState, frozen: Tree, batch: dict[str, Array]):
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
 
         def loss_and_grad(micro, index):
-            def loss_fn(trainable):
+            def loss_fn(trainable: Tree) -> tuple[Float[Array, ""], Metrics]:
                 rngs = {"dropout": jax.random.fold_in(key, index)}
                 return objective(combine(trainable, frozen), micro, rngs)
 
