@@ -66,8 +66,8 @@ def device_limit(device: Device | None = None) -> int | None:
     Returns:
       bytes, or None where the device does not say.
     """
-    device = jax.local_devices()[0] if device is None else device
-    if device.platform == "cpu":
+    place = jax.local_devices()[0] if device is None else device
+    if place.platform == "cpu":
         return _host_memory()
     return (place.memory_stats() or {}).get("bytes_limit")
 
@@ -83,9 +83,9 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
     Raises:
       UserError: it needs more than the device has.
     """
-    device = jax.local_devices()[0] if device is None else device
-    report, limit = memory_report(compiled), device_limit(device)
-    shared = len(jax.local_devices()) if device.platform == "cpu" else 1  # simulated devices share one memory
+    place = jax.local_devices()[0] if device is None else device
+    report, limit = memory_report(compiled), device_limit(place)
+    shared = len(jax.local_devices()) if place.platform == "cpu" else 1  # simulated devices share one memory
     if report is None or limit is None:
         need = f"{_gib(report.needed)} GiB" if report else "an uncounted amount of memory"
         _say(f"{what} needs {need}; {place.device_kind} does not say whether that fits")
@@ -104,8 +104,8 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
 
 def peak_bytes(device: Device | None = None) -> int | None:
     """Most bytes in use at once since the start: the allocator's count, or the process's peak resident set on CPU."""
-    device = jax.local_devices()[0] if device is None else device
-    if device.platform == "cpu":
+    place = jax.local_devices()[0] if device is None else device
+    if place.platform == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return (place.memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,5 +1,6 @@
 """The fast forms equal the equations: value, and gradients by leaf and input, for every family, option and dtype."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec, BottleneckConfig, MoraConfig
-from lowrank_jax.adapters.fast import get_fast
-from lowrank_jax.adapters.registry import FAMILIES
+from lowrank_jax.adapters.fast import FAST, get_fast, mora
+from lowrank_jax.adapters.registry import FAMILIES, TABLES
 
 RAGGED = (19, 27, 2)  # sqrt(92) is 10 half up and 9 by floor: neither divides a side, nor is a multiple of 8
 # A square that divides both sides; more than RUN blocks to sum; more than RUN copies, some cut; outputs beyond blocks.
