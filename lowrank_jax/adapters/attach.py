@@ -1,7 +1,7 @@
 """A Linen model with its plan's adapters, without a change to the model: plan + model -> apply_fn."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -113,7 +113,7 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
             given = {name: tree for name, tree in variables.items() if name != "scales"}  # folded into the adapters
             variables = {**given, "adapters": prepare(variables, plan, dtype, grouped)}
         with nn.intercept_methods(interceptor):
-            outputs = model.apply(variables, *inputs, rngs=rngs, method=method, **kwargs)
+            outputs = model.apply(variables, *inputs, rngs=cast(Any, rngs), method=method, **kwargs)
         if unread and (whole or method is None) and (unread := sorted(unread - visited)):
             raise UserError(
                 f"no module of the model reads the adapters at {unread}; read are {sorted(visited) or 'none'}: attach "
@@ -158,7 +158,7 @@ def _adapted(module: nn.Module, site: Site, leaf: dict[str, Array], x: Array, y:
         # A second call of the module would take its parameters' names twice; an unbound copy is a pure function, and
         # has no path that a site could have.
         again = module.clone(parent=None)
-        return again.apply({"params": module.variables["params"]}, x + update.astype(x.dtype))
+        return cast(Array, again.apply({"params": module.variables["params"]}, x + update.astype(x.dtype)))
     return y + update
 
 

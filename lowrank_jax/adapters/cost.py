@@ -37,14 +37,15 @@ def _site(family: Family, spec: AdapterSpec, tokens: int) -> int:
         rows = jax.ShapeDtypeStruct((tokens,), jnp.int32)
         return product_flops(lambda leaf, rows: _pull(lambda leaf: fast.delta(leaf, rows, spec), leaf), leaf, rows)
     x = jax.ShapeDtypeStruct((tokens, spec.d_in), jnp.float32)
-    if fast.apply is None:
+    apply = fast.apply
+    if apply is None:
         return product_flops(lambda leaf, x: _pull(lambda leaf, x: fast.delta(leaf, x, spec), leaf, x), leaf, x)
     kernel = jax.ShapeDtypeStruct((spec.d_in, spec.d_out), jnp.float32)
     y = jax.ShapeDtypeStruct((tokens, spec.d_out), jnp.float32)
 
     def whole(leaf, kernel, x, y):
         def update(leaf, x, y):
-            return fast.apply(leaf, {"kernel": kernel, "product": y}, x, y, spec)
+            return apply(leaf, {"kernel": kernel, "product": y}, x, y, spec)
 
         return _pull(update, leaf, x, y)
 

@@ -150,6 +150,7 @@ def _fold_site(
         elif sign > 0:
             folded = family.fold(whole, leaf, spec)
         else:
+            assert family.unfold is not None  # a family that folds unfolds
             folded = family.unfold(whole, leaf, spec, leaf["norms"])
         return folded.astype(w.dtype)
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from lowrank_jax.adapters.base import ALL_LINEAR, AdapterConfig, AdapterSpec, Family
 from lowrank_jax.adapters.registry import TABLES, get_family
@@ -100,7 +101,7 @@ class Plan:
 
 def _table(config: AdapterConfig, sites: Sequence[Site]) -> str:
     kind = "kernel" if get_family(config.method).merges else "module"
-    rows = [(kind, "layers", "d_in", "d_out", "rank", "leaves", "scale", "parameters")]
+    rows: list[tuple[Any, ...]] = [(kind, "layers", "d_in", "d_out", "rank", "leaves", "scale", "parameters")]
     for site in sites:
         spec, family = site.spec, site.family
         leaves = " ".join(f"{k} {'x'.join(map(str, v))}" for k, v in family.shapes(spec).items())

@@ -1,6 +1,7 @@
 """MoRA's maps between a vector and its blocks as they run best; equations and the other maps are in `mora_maps`."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def sum_strided(x: Float[Array, "*batch d_in"], size: int, options: MoraConfig) 
 def tile(z: Float[Array, "*batch p"], d_out: int) -> Float[Array, "*batch d_out"]:
     """y_i = z_{i mod p}."""
     copies = -(-d_out // z.shape[-1])
-    return _copies(z, copies).reshape(*z.shape[:-1], copies * z.shape[-1])[..., :d_out]
+    return cast(Array, _copies(z, copies)).reshape(*z.shape[:-1], copies * z.shape[-1])[..., :d_out]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -44,8 +45,8 @@ def _sum_blocks(blocks: Array, count: int) -> Array:
     wide = blocks.astype(jnp.promote_types(blocks.dtype, jnp.float32))
     whole = count // RUN * RUN
     runs = wide[..., :whole, :].reshape(*lead, whole // RUN, RUN, size)
-    sums = [sum(runs[..., i, :] for i in range(RUN)).sum(-2)] if whole else []
-    return sum(sums + [wide[..., i, :] for i in range(whole, count)]).astype(blocks.dtype)
+    sums = [cast(Array, sum(runs[..., i, :] for i in range(RUN))).sum(-2)] if whole else []
+    return cast(Array, sum(sums + [wide[..., i, :] for i in range(whole, count)])).astype(blocks.dtype)
 
 
 _sum_blocks.defvjp(lambda blocks, count: (_sum_blocks(blocks, count), None), lambda count, _, g: (_copies(g, count),))
