@@ -15,6 +15,8 @@ from jaxtyping import TypeCheckError, install_import_hook
 CHECKED = ("lowrank_jax.adapters", "lowrank_jax.ops", "lowrank_jax.decoding", "lowrank_jax.train.step")
 USED = {
     "adapters": "adapters",
+    "bottleneck": "adapters.bottleneck",
+    "maps": "adapters.mora_maps",
     "paths": "core.paths",
     "trees": "core.trees",
     "greedy": "decoding.greedy",
@@ -146,6 +148,8 @@ def test_a_wrong_shape_raises(checked, model):
         "logits of one row": lambda: losses.next_token_loss(logits[0], tokens, jnp.ones((ROWS, LENGTH))),
         "a vector for a matrix": lambda: products.trained_matmul(jnp.zeros((2, 6)), jnp.zeros(6)),
         "another width": lambda: quantized.multiply(jnp.zeros((2, 5)), quantized.quantize(jnp.zeros((6, 3)), "int8")),
+        "no axis": lambda: checked.maps.tile(jnp.zeros(()), 8),
+        "a kernel for a scale": lambda: checked.bottleneck.layer_norm(jnp.ones((2, 6)), jnp.ones((6, 6)), jnp.ones(6)),
         "one axis": lambda: quantized.quantize(jnp.zeros(6), "int8"),
     }
     for what, call in wrong.items():
