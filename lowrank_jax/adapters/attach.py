@@ -19,7 +19,7 @@ from lowrank_jax.ops.products import formed_apart
 from lowrank_jax.ops.quantized import Quantized, dense, multiply
 
 
-def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyFn:
+def attach(model: nn.Module, plan: Plan, groups: Groups | None = None, strict: bool = True) -> ApplyFn:
     """apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) with y = x W + delta(x) at the plan's sites.
 
     A family that is more than a delta on the kernel (`Family.apply`) makes y from x, x W and the frozen kernel; one of
@@ -29,19 +29,21 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None) -> ApplyF
     `variables` has "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
 
-    The first whole call (without `method`) is checked against the plan while it is traced: a site that no module of
-    the model reads would silently stay at its start.
-
     Args:
       model, plan: the model, and the sites among its modules.
       groups: kernels that the model reads side by side, as in `layouts.fused`; the plan and the adapters keep the
         parts' own paths.
+      strict: False for a model whose first call may leave adapted modules out; `check` then looks for unread ones.
+
+    Calls are compared with the plan while they are traced, as a site that no module reads would silently stay at its start:
+    once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
+    runs a part of the model, no module that ran may have left all sites below it unread.
 
     Raises:
-      UserError: a family that `groups` cannot serve; by the first call: a site that the parameters do not have, or
-        that no module reads.
+      UserError: a family that `groups` cannot serve; by a call: a site that the parameters do not have, that no module
+        reads, or whose module is no product with its kernel.
     """
-    return _attach(model, plan, set(), groups)
+    return _attach(model, plan, set(), groups, strict=strict)
 
 
 def check(
@@ -67,12 +69,15 @@ def check(
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
 
 
-def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False) -> ApplyFn:
+def _attach(
+    model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False, strict: bool = True
+) -> ApplyFn:
     """See `attach`.
 
     Args:
       visited: sites that were read so far; grows.
       whole: a call of one method alone must read every site too.
+      strict: as in `attach`.
     """
     grouped = find_groups(plan, groups or {})
     members = {site.path for group in grouped.values() for site in group.sites if site}
@@ -82,10 +87,13 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
     def apply_fn(variables, *inputs, rngs=None, method=None, **kwargs):
         training = isinstance(rngs, Mapping) and "dropout" in rngs
+        called: dict[str, nn.Module] = {}
 
         def interceptor(next_fun, args, kwargs, context):
             module = context.module
             path = "/".join(module.path)
+            if context.method_name == "__call__":
+                called.setdefault(path, module)
             if context.method_name != "__call__" or (path not in sites and path not in grouped):
                 return next_fun(*args, **kwargs)
             tiled = grouped[path].tiled if path in grouped else get_fast(sites[path].family).tiled(sites[path].spec)
@@ -103,6 +111,8 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
             if site.spec.stack and dtype is not None:
                 _refuse_rounded(leaf, y.dtype, path)
             x = next(iter((*args, *kwargs.values())))
+            if site.family.place == "kernel":
+                _check_product(path, site.spec, x, y)
             y = _adapted(module, site, leaf, x, y, site.config.dropout if training else 0.0)
             return (y, *others) if isinstance(out, tuple) else y
 
@@ -114,12 +124,8 @@ def _attach(model: nn.Module, plan: Plan, visited: set[str], groups: Groups | No
             variables = {**given, "adapters": prepare(variables, plan, dtype, grouped)}
         with nn.intercept_methods(interceptor):
             outputs = model.apply(variables, *inputs, rngs=cast(Any, rngs), method=method, **kwargs)
-        if unread and (whole or method is None) and (unread := sorted(unread - visited)):
-            raise UserError(
-                f"no module of the model reads the adapters at {unread}; read are {sorted(visited) or 'none'}: attach "
-                "reaches Flax Linen modules by the paths of their parameters (not those of nnx.bridge.to_linen, nor of "
-                "an nn.jit that was compiled before)"
-            )
+        if strict and unread:
+            _check_read(unread - visited, visited, called, whole)
         return outputs
 
     return apply_fn
@@ -134,6 +140,53 @@ def _check_params(plan: Plan, params: Tree, grouped: Mapping[str, Group]) -> Non
         close = nearest(missing[0], known)
         hint = f"did the plan mean {' or '.join(close)}?" if close else "make the plan from this model's params"
         raise UserError(f"the plan has a site at {missing[0]!r}, which the parameters do not have; {hint}")
+
+
+def _check_read(unread: set[str], visited: set[str], called: Mapping[str, nn.Module], whole: bool) -> None:
+    """Refuses sites that a call has left unread; see `attach`.
+
+    Args:
+      unread, visited: sites that no call so far has read, and that one has.
+      called: the modules whose `__call__` ran in this call, by path.
+      whole: the call must have read every site, whatever ran.
+    """
+
+    def below(top):
+        return [path for path in unread if not top or path.startswith(f"{top}/")]
+
+    if not whole and "" not in called:  # a part of the model ran: what lies below modules of which nothing was read
+        blind = [top for top in called if not any(path.startswith(f"{top}/") for path in visited)]
+        unread = {path for top in blind for path in below(top)}
+    if not unread:
+        return
+    where = f"no module of the model reads the adapters at {sorted(unread)}"
+    bridged = [top for top, module in called.items() if below(top) and _is_bridge(module)]
+    if bridged:
+        what, remedy = (repr(bridged[0]), ", or name it in adapter.exclude") if bridged[0] else ("the model", "")
+        raise UserError(
+            f"{where}; {what} is a flax.nnx module (nnx.bridge.to_linen), whose layers are none of Linen's: write it "
+            f"in Linen{remedy}"
+        )
+    near = nearest(min(unread), called.keys() - {""})
+    raise UserError(
+        f"{where}; read are {sorted(visited) or 'none'}, called near it {', '.join(near) or 'none'}: attach reaches "
+        "Flax Linen modules by the paths of their parameters; name unread ones in adapter.exclude, or "
+        "attach(strict=False) to a model whose first call leaves modules out"
+    )
+
+
+def _is_bridge(module: nn.Module) -> bool:
+    return any(cls.__name__ == "ToLinen" for cls in type(module).__mro__)
+
+
+def _check_product(path: str, spec: AdapterSpec, x: Array, y: Array) -> None:
+    """Refuses a module that is no product of its input's last axis: its update would be added to something else."""
+    if getattr(x, "ndim", 0) and x.shape[-1] == spec.d_in and y.shape == (*x.shape[:-1], spec.d_out):
+        return
+    raise UserError(
+        f"{path!r} makes {jnp.shape(y)} of {jnp.shape(x)}, which is no product with a kernel "
+        f"[{spec.d_in}, {spec.d_out}] along the last axis; name it in adapter.exclude"
+    )
 
 
 def _adapted(module: nn.Module, site: Site, leaf: dict[str, Array], x: Array, y: Array, dropout: float) -> Array:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec
-from lowrank_jax.adapters.plan import Plan
+from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.paths import unflatten
 from lowrank_jax.core.types import PRNGKey, Tree
 from lowrank_jax.ops.quantized import Quantized, dense
 
@@ -34,7 +34,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
       UserError: the plan needs params and there are none; a start that leaves a residual, of a quantised kernel.
     """
     adapters, scales = {}, {}
-    kernels = flatten(params) if params is not None else {}
+    kernels = flat_params(params, "create") if params is not None else {}
     for site in plan.sites:
         spec, layers = site.spec, math.prod(site.spec.stack)
         site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
@@ -46,7 +46,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
                     f"{family.name} with init {spec.config.init!r} starts from the kernels; "
                     "give them: create(plan, key, params)"
                 )
-            kernel = kernels[site.weight]
+            kernel = weight_of(site, kernels)
             _check_residual(site.path, kernel, spec)
             stack = (keys, jax.tree.map(lambda part, n=layers: part.reshape(n, *part.shape[-2:]), kernel))
             # One layer at a time: a decomposition needs several float32 copies of its kernel.
@@ -73,11 +73,12 @@ def residual(params: Tree, plan: Plan) -> dict[str, Any]:
     Raises:
       UserError: the kernel of such a start is quantised.
     """
-    flat = dict(flatten(params))
+    flat = dict(flat_params(params, "residual"))
     for site in plan.sites:
         if site.family.needs_kernel(site.spec) and inits.changes_base(site.spec):
-            _check_residual(site.path, flat[site.weight], site.spec)
-            flat[site.weight] = _residual_site(flat[site.weight], site.spec, site.family.scale(site.spec))
+            kernel = weight_of(site, flat)
+            _check_residual(site.path, kernel, site.spec)
+            flat[site.weight] = _residual_site(kernel, site.spec, site.family.scale(site.spec))
     return unflatten(flat)
 
 

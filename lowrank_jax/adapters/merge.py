@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters import dora
 from lowrank_jax.adapters.base import AdapterSpec, Family
-from lowrank_jax.adapters.plan import PRE_NORM, Plan, Site
+from lowrank_jax.adapters.plan import OUTPUT_HEADS, PRE_NORM, Plan, Site, flat_params, weight_of
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Report, Tree
@@ -47,7 +47,7 @@ def unmerge(variables: Tree, plan: Plan, norms: Tree | None = None) -> dict[str,
 
 def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = None) -> dict[str, Any]:
     """The params with sign * every site's update added: `merge` without its look at the values, for use under jit."""
-    params = dict(flatten(variables["params"]))
+    params = dict(flat_params(variables["params"], "merge"))
     check_merges(plan, params)
     if sign < 0 and norms is None and (lost := [s.family.name for s in plan.sites if s.family.unfold is not None]):
         raise UserError(
@@ -56,10 +56,11 @@ def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = No
         )
     flat_norms = flatten(norms) if norms is not None else {}
     for site in plan.sites:
+        kernel = weight_of(site, params)
         leaf, scale = _leaves(variables, site)
         if f"{site.path}/norms" in flat_norms:
             leaf["norms"] = flat_norms[f"{site.path}/norms"]
-        params[site.weight] = _fold_site(params[site.weight], leaf, scale, site.family, site.spec, sign)
+        params[site.weight] = _fold_site(kernel, leaf, scale, site.family, site.spec, sign)
     return dense_tree(unflatten(params))
 
 
@@ -89,7 +90,8 @@ def check_merges(plan: Plan, paths: Iterable[str]) -> None:
 def is_tied(path: str, paths: set[str]) -> bool:
     """Whether the model reads the table at `path` as its output layer too: a causal or masked LM without another."""
     word = path in ("embed", "embed/word")
-    causal = any(name.startswith(f"{PRE_NORM}/") for name in paths) and "head/kernel" not in paths
+    headless = not any(f"{head}/kernel" in paths for head in OUTPUT_HEADS)
+    causal = headless and any(name.startswith(f"{PRE_NORM}/") for name in paths)
     return word and (causal or "head/bias" in paths)  # a masked-LM head has a bias of its own and no kernel
 
 

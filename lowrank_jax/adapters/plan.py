@@ -130,9 +130,7 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
         convolution), or `params` are all variables.
     """
     configs = (config,) if isinstance(config, AdapterConfig) else tuple(config)
-    if isinstance(params.get("params"), Mapping):
-        raise UserError('make_plan takes the "params" tree alone: give it variables["params"], not all variables')
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat_params(params, "make_plan").items()}
     kernels = _modules(shapes, "kernel")
     sites: dict[str, Site] = {}
     for one in configs:
@@ -147,6 +145,38 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
     return Plan(adapting or configs[:1], tuple(site for _, site in sorted(sites.items())))
 
 
+def flat_params(params: Tree, reader: str) -> dict[str, Any]:
+    """`flatten(params)`, of what is a "params" tree of arrays or shapes.
+
+    Args:
+      reader: the function that was given them, for messages.
+
+    Raises:
+      UserError: they are all variables, or boxes (`nn.with_partitioning`).
+    """
+    if isinstance(params.get("params"), Mapping):
+        raise UserError(f'{reader} takes the "params" tree alone: give it variables["params"], not all variables')
+    flat = flatten(params)
+    if boxed := [path for path, leaf in flat.items() if not hasattr(leaf, "shape")]:
+        kind = type(flat[boxed[0]]).__name__
+        raise UserError(f"{boxed[0]} is a {kind}, no array: give {reader} flax.linen.meta.unbox(variables)['params']")
+    return flat
+
+
+def weight_of(site: Site, flat: Mapping[str, Any]) -> Any:
+    """The weight that a site's update goes into, among the leaves of `flat_params`.
+
+    Raises:
+      UserError: it is not there, or has another shape than the plan was made of.
+    """
+    wanted = (*site.spec.stack, site.spec.d_in, site.spec.d_out)
+    leaf = flat.get(site.weight)
+    if leaf is None or tuple(leaf.shape) != wanted:
+        found = "is not there" if leaf is None else f"has shape {tuple(leaf.shape)}"
+        raise UserError(f"{site.weight} {found} where the plan has {wanted}; make the plan from these params")
+    return leaf
+
+
 def _modules(shapes: Mapping[str, Shape], leaf: str) -> dict[str, Shape]:
     """{path of a module: shape of its leaf of this name}."""
     ending = f"/{leaf}"
@@ -155,9 +185,10 @@ def _modules(shapes: Mapping[str, Shape], leaf: str) -> dict[str, Shape]:
 
 def _sites(config: AdapterConfig, kernels: dict[str, Shape], shapes: Mapping[str, Shape]) -> list[Site]:
     """The sites of one configuration."""
-    family, tables = get_family(config.method), {}
+    family, tables, beside = get_family(config.method), {}, {}
     if not family.merges:
-        known = _places(family, kernels, shapes)
+        beside = _places(family, kernels, shapes)
+        known = {path: kernels[kernel] for path, kernel in beside.items()}
         wanted = known
     else:
         all_tables = _modules(shapes, "embedding") if config.method in TABLES else {}
@@ -180,34 +211,48 @@ def _sites(config: AdapterConfig, kernels: dict[str, Shape], shapes: Mapping[str
         for target, _ in getattr(config, name):
             if not any(matches(target, path) for path in chosen):
                 raise UserError(f"adapter.{name} entry {target!r} matches none of the adapted kernels {list(chosen)}")
-    for path, shape in chosen.items():
-        _check_stack(path, shape, kernels, shapes)
+    faults = {path: _stack_fault(beside.get(path, path), shapes) for path in chosen}
+    if wrong := [path for path, why in faults.items() if why]:
+        raise UserError(
+            f"{wrong[0]}: {faults[wrong[0]]}, hence the first axes are no layers of a scan (split heads as in "
+            f"nn.MultiHeadDotProductAttention, a convolution); name in adapter.exclude: {', '.join(wrong)}"
+        )
     return [_site(config, path, shape, path in tables) for path, shape in chosen.items()]
 
 
-def _check_stack(path: str, shape: Shape, kernels: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> None:
-    """Refuses axes in front of [d_in, d_out] that are no layers, as far as shapes tell.
+def _stack_fault(path: str, shapes: Mapping[str, Shape]) -> str | None:
+    """What shows that the axes before a weight's last two are no layers, as far as shapes tell; None where they may be.
 
-    A scan stacks every leaf of a layer alike: a bias is then [*stack, d_out], and the kernels of one module have equal
-    axes in front. Flax's attention has kernels [d, heads, d_head] and [heads, d_head, d], a convolution [width, d, d].
-    One kernel by itself without a bias is refused where it is called (`attach`).
+    A scan stacks every leaf of the module that it repeats: the axes are layers where all leaves of a module around the
+    weight begin with them. Otherwise its bias must be [*stack, d_out], and no kernel beside it may hold the same split
+    heads: Flax's attention has [.., d, heads, d_head] and [.., heads, d_head, d]. A kernel by itself without a bias is
+    refused where it is called (`attach`).
     """
-    stack, parent = shape[:-2], path.rpartition("/")[0]
+    name = next(name for name in (f"{path}/kernel", f"{path}/embedding") if name in shapes)
+    shape = shapes[name]
+    stack = shape[:-2]
     if not stack:
-        return
+        return None
+
+    def begins(other: str) -> bool:
+        axes = len(stack) + 2 * (other.rpartition("/")[2] in ("kernel", "embedding"))
+        return shapes[other][: len(stack)] == stack and len(shapes[other]) >= axes
+
     bias = shapes.get(f"{path}/bias")
-    beside = {other: s[:-2] for other, s in kernels.items() if other.rpartition("/")[0] == parent and parent}
-    odd = next((other for other, axes in beside.items() if axes != stack), None)
     if bias is not None and bias != (*stack, shape[-1]):
-        why = f"its bias {list(bias)} is not stacked as its kernel {list(shape)}"
-    elif odd is not None:
-        why = f"its kernel is {list(shape)} and that of {odd} beside it {list(kernels[odd])}"
-    else:
-        return
-    raise UserError(
-        f"{path}: {why}, hence the first axes are no layers of a scan (split heads, a convolution); name it in "
-        "adapter.exclude"
-    )
+        return f"its bias {list(bias)} is not stacked as its kernel {list(shape)}"
+    parts = path.split("/")
+    for depth in range(len(parts)):
+        around = "".join(f"{part}/" for part in parts[:depth])
+        leaves = [other for other in shapes if other.startswith(around)]
+        if len(leaves) > 1 and all(map(begins, leaves)):
+            return None
+    parent = path[: -len(parts[-1])]
+    for other, of in shapes.items():
+        near = other.startswith(parent) and other.endswith("/kernel") and other != name and len(of) == len(shape)
+        if near and (of[-3:-1] == shape[-2:] or shape[-3:-1] == of[-2:]):
+            return f"its kernel is {list(shape)} and that of {other.removesuffix('/kernel')} beside it {list(of)}"
+    return None
 
 
 def _site(config: AdapterConfig, path: str, shape: Shape, table: bool) -> Site:
@@ -237,13 +282,13 @@ def _site(config: AdapterConfig, path: str, shape: Shape, table: bool) -> Site:
     return site
 
 
-def _places(family: Family, kernels: dict[str, Shape], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """{path of a module that the family has a place at: shape of the kernel beside it, whose output is as wide}."""
+def _places(family: Family, kernels: dict[str, Shape], shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """{path of a module that the family has a place at: path of the kernel beside it, whose output is as wide}."""
     found = {}
     for module, kernel in family.sites:
-        for path, shape in kernels.items():
+        for path in kernels:
             if path == kernel or path.endswith(f"/{kernel}"):
-                found[path.removesuffix(kernel) + module] = shape
+                found[path.removesuffix(kernel) + module] = path
     if not found:
         needed = " or ".join(kernel for _, kernel in family.sites)
         raise UserError(

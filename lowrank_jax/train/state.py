@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.paths import first_match, flatten, unknown_name
 from lowrank_jax.core.trees import FROZEN
 from lowrank_jax.core.types import Array, Rules, Tree
 
@@ -61,26 +61,34 @@ def trainable_rules(choice: str | Rules) -> Rules:
 
 
 def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
-    """Refuses rules that train none of the adapters, or that are for adapters where there are none.
+    """Refuses rules that contradict the adapters or the model: the run would be recorded as what it is not.
 
-    The user's own rules may freeze some of the adapters' leaves (every A, say), but not all.
+    The user's own rules may freeze a part of each adapter (every A, say), but not all of one.
 
     Args:
       choice: the rules' name, or the rules.
       trainable, frozen: the two parts of {"params", "adapters", "scales"} by the rules.
 
     Raises:
-      UserError: a contradiction, with the two ways out.
+      UserError: adapters that would stay as they start, rules for adapters where there are none, or a rule that is for
+        no leaf there is; with the ways out.
     """
-    named = isinstance(choice, str)
-    trained, still = bool(trainable.get("adapters")), bool(frozen.get("adapters"))
-    shown = f"trainable={choice!r}" if named else "trainable's rules"
-    if still and (named or not trained):
+    named, rules = isinstance(choice, str), trainable_rules(choice)
+    still, moved = (set(flatten(tree.get("adapters", {}))) for tree in (frozen, trainable))
+    shown = f"config.trainable={choice!r}" if named else "config.trainable's rules"
+    if still and (named or not moved):
         remedy = "set adapter.method=none to train without them, or trainable=adapters (adapters+head) to train them"
-        raise UserError(f"config.{shown} would leave the adapters as they start; {remedy}")
-    if named and choice.startswith("adapters") and not trained:
-        rest = choice.partition("+")[2]
-        raise UserError(f"config.{shown} and there are no adapters; set adapter.method, or trainable={rest or 'full'}")
+        raise UserError(f"{shown} would leave the adapters as they start; {remedy}")
+    wanted = any(keep and pattern.startswith("adapters/") for pattern, keep in rules)
+    if wanted and not moved:
+        rest = (choice.partition("+")[2] or "full") if named else "rules without adapters/"
+        raise UserError(f"{shown} and there are no adapters; set adapter.method, or trainable={rest}")
+    sites = [{path.rpartition("/")[0] for path in paths} for paths in (still, moved)]
+    if rest := sorted(sites[0] - sites[1]):
+        raise UserError(f"{shown} would leave the adapter at {rest[0]} as it starts; name it in adapter.exclude")
+    paths = [*flatten(trainable), *flatten(frozen)]
+    if dead := [p for p, keep in rules if keep and not any(first_match([(p, True)], path) for path in paths)]:
+        raise UserError(f"{shown} has {dead[0]!r}, which is no leaf of this model; leave that part out")
 
 
 def layer_cuts(choice: str | Rules, layers: int) -> tuple[int, ...]:

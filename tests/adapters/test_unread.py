@@ -85,7 +85,9 @@ def test_a_bridged_nnx_model_is_refused_at_its_first_call():
     params = nn.unbox(model.init(jax.random.key(0), X))["params"]
     plan = make_plan(params, ALL)
     assert [site.path for site in plan.sites] == ["dense"]
-    with pytest.raises(UserError, match=r"no module of the model reads the adapters at \['dense'\]; read are none"):
+    with pytest.raises(
+        UserError, match=r"no module of the model reads the adapters at \['dense'\]; the model is a flax.nnx module"
+    ):
         attach(model, plan)({"params": params, **create(plan, jax.random.key(1))}, X)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, count, partition
@@ -20,6 +21,8 @@ from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.train.state import TRAINABLE, check_choice, init_state, layer_cuts, trainable_rules
 
+LORA2, HOULSBY2 = adapters.AdapterConfig(rank=2), adapters.AdapterConfig("houlsby", 2)
+NONE2 = adapters.AdapterConfig("none")
 SHAPE = dict(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
     max_position_embeddings=32,
@@ -168,10 +171,43 @@ def test_names_and_refusals():
 )
 def test_rules_that_contradict_the_adapters(choice, trains, freezes, words):
     """Adapters that would stay at their start, or rules for adapters that are not there; A alone may be frozen."""
-    leaf = {"w": jnp.zeros(1)}
+    leaf = {"head": {"w": jnp.zeros(1)}}
     trees = [dict.fromkeys(names, leaf) for names in (trains, freezes)]
     if words is None:
         check_choice(choice, *trees)
     else:
         with pytest.raises(UserError, match=words):
             check_choice(choice, *trees)
+
+
+@pytest.mark.parametrize(
+    ("choice", "configs", "words"),
+    [
+        (
+            (("adapters/.*/query/.*", True), (".*", False)),
+            [LORA2],
+            r"the adapter at layers/attention/value as it starts",
+        ),
+        ((("adapters/.*/[ab]", True), (".*", False)), [LORA2, HOULSBY2], r"the adapter at layers/\w+ as it starts"),
+        (
+            (("params/.*", True), ("adapters/.*", True), (".*", False)),
+            [NONE2],
+            r"no adapters; .*rules without adapters/",
+        ),
+        ("adapters+head", [LORA2], r"has 'params/head/.\*', which is no leaf of this model"),
+        ((("adapters/.*", True), ("params/haed/.*", True), (".*", False)), [LORA2], "has 'params/haed/.*'"),
+        ((("adapters/.*/b", True), (".*", False)), [LORA2], None),  # A stays where it was drawn
+        ((("adapters/.*", True), ("params/embed/.*", True), (".*", False)), [LORA2], None),
+    ],
+)
+def test_rules_that_leave_an_adapter_or_name_nothing_are_refused(choice, configs, words):
+    """A site whose adapter stays at its start would be recorded as adapted; a misspelt part trains nothing."""
+    params = jax.eval_shape(MODELS["llama"].init, jax.random.key(0), TOKENS)["params"]
+    plan = adapters.make_plan(params, configs)
+    made = jax.eval_shape(lambda key: adapters.create(plan, key), jax.random.key(0))
+    trees = partition({"params": params, **made}, trainable_rules(choice))
+    if words is None:
+        check_choice(choice, *trees)
+        return
+    with pytest.raises(UserError, match=words):
+        check_choice(choice, *trees)
