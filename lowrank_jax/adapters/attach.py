@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.fast.groups import Group, find_groups
 from lowrank_jax.adapters.plan import Plan, Site
@@ -35,7 +36,7 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None, strict: b
         parts' own paths.
       strict: False for a model whose first call may leave adapted modules out; `check` then looks for unread ones.
 
-    Calls are compared with the plan while they are traced, as a site that no module reads would silently stay at its start:
+    Calls are compared with the plan while they are traced, as a site that no module reads would stay at its start:
     once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
     runs a part of the model, no module that ran may have left all sites below it unread.
 

@@ -81,7 +81,7 @@ def check_choice(choice: str | Rules, trainable: Tree, frozen: Tree) -> None:
         raise UserError(f"{shown} would leave the adapters as they start; {remedy}")
     wanted = any(keep and pattern.startswith("adapters/") for pattern, keep in rules)
     if wanted and not moved:
-        rest = (choice.partition("+")[2] or "full") if named else "rules without adapters/"
+        rest = (str(choice).partition("+")[2] or "full") if named else "rules without adapters/"
         raise UserError(f"{shown} and there are no adapters; set adapter.method, or trainable={rest}")
     sites = [{path.rpartition("/")[0] for path in paths} for paths in (still, moved)]
     if rest := sorted(sites[0] - sites[1]):
