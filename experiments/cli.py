@@ -1,4 +1,4 @@
-"""The front door of every program here: flags, config files, and errors a user can mend as one line."""
+"""What all programs share: flags, config files, and one-line messages for errors that a user can fix."""
 
 import contextlib
 import os
@@ -24,8 +24,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
     that it leaves out take their dataclass's defaults; --config.path.to.key=VALUE then overrides any of them.
 
     Args:
-      own_config: --config is a flag of the program's own.
-      words: the program takes arguments that are no flags.
+      own_config: the program defines --config itself.
+      words: the program takes positional arguments.
     """
 
     set_xla_flags()
@@ -47,7 +47,7 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
 
     def guarded(argv):
         if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax tell their steps at INFO
+            logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax log every step at INFO
         with _one_line():
             if len(argv) > 1 and not words:
                 raise UserError(f"unknown argument {argv[1]!r}; see --help")
@@ -77,9 +77,9 @@ def set_xla_flags() -> None:
 
 
 def start_devices() -> None:
-    """Starts jax's devices on another thread, beside what the caller imports next: a CUDA context takes its time.
+    """Starts jax's devices on another thread during the caller's next imports: a CUDA context takes seconds.
 
-    Not before jax.distributed is initialised. What goes wrong is raised again where the devices are asked for.
+    Not before jax.distributed is initialised. An error is raised again where the devices are first used.
     """
     import jax
 
@@ -91,7 +91,7 @@ def start_devices() -> None:
 
 
 def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
-    """The unpacked config of --config, and its plain form; `overrides` by dotted path, None leaving a key alone.
+    """The unpacked config of --config, and its plain form; `overrides` by dotted path, None for unchanged keys.
 
     Raises:
       UserError: no --config, or a key or value that the dataclasses refuse.
@@ -131,7 +131,7 @@ def complete_file(name: str) -> Any:
 
 
 def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
-    """What ml_collections or absl say of a wrong override, on one line and with the nearest key."""
+    """The message of ml_collections or absl about a wrong override, on one line and with the nearest key."""
     from experiments.config.defaults import wrong_key
 
     for word in argv:

@@ -1,4 +1,4 @@
-"""Where a traced step's time on a GPU goes: milliseconds and launches a step by kind of kernel, as one JSON line.
+"""Prints milliseconds and launches of a traced GPU step by kind of kernel, as one JSON line.
 
 python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=64,seq=64 --trace=FOLDER
 python -m experiments.kernels --profile=FOLDER
@@ -12,7 +12,7 @@ from experiments.bench.kernels import find, summarise
 from experiments.cli import launch
 
 flags.DEFINE_string("profile", None, "A folder of experiments.bench --trace, or its .xplane.pb.")
-flags.DEFINE_integer("top", 30, "Kinds that are listed, by time.", lower_bound=1)
+flags.DEFINE_integer("top", 30, "Number of kinds to list, by time.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 

@@ -1,4 +1,4 @@
-"""Time and peak host memory of reading a base model, as one JSON line: `python -m experiments.load --base=FOLDER`.
+"""Measures reading a base model, time and peak host memory, as one JSON line: `python -m experiments.load --base=FOLDER`.
 
     python -m experiments.load --make=/tmp/synthetic      # writes a random Llama of about 2 GB there first
     python -m experiments.load --base=/tmp/synthetic
@@ -18,8 +18,8 @@ from lowrank_jax.core.errors import UserError
 
 flags.DEFINE_string("make", None, "Folder to write a random bfloat16 Llama of about 2 GB to; nothing is measured then.")
 flags.DEFINE_string("base", None, "Base model to read, as in base.name.")
-flags.DEFINE_string("dtype", "bfloat16", "Type the leaves are held in.")
-flags.DEFINE_string("quantize", "none", "How the layers' kernels are held, as in base.quantize.")
+flags.DEFINE_string("dtype", "bfloat16", "Dtype of the leaves.")
+flags.DEFINE_string("quantize", "none", "How the layers' kernels are stored, as in base.quantize.")
 flags.DEFINE_integer("fsdp", 1, "Devices that share each leaf.", lower_bound=1)
 flags.DEFINE_string("out", None, "JSON file whose list of records this one is added to.")
 FLAGS = flags.FLAGS

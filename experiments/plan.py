@@ -1,4 +1,4 @@
-"""What a run will train and what its step will need, without weights: `python -m experiments.plan --config=...`."""
+"""Prints what a run trains and its step's memory, without weights: `python -m experiments.plan --config=...`."""
 
 from absl import flags
 

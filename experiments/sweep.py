@@ -1,4 +1,4 @@
-"""Runs a grid of cells, each once and in its own process; several sweeps may share one grid.
+"""Runs a grid of cells, each once and in a separate process; several sweeps may share one grid.
 
     python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/uuid_table2.py
 
@@ -9,7 +9,8 @@ last 20 steps (of equals, the larger value), and waits for those cells. One swee
 CUDA_VISIBLE_DEVICES and share --workdir.
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
-schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its own order of data and its own record.
+schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
+record.
 
 --results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
 holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before
@@ -33,7 +34,7 @@ INTERRUPTED = 130
 
 
 def define_flags() -> None:
-    """The program's flags; not at import, for another program's --config may be in the same process."""
+    """The program's flags; not defined at import, as another program's --config may be in the same process."""
     flags.DEFINE_string("config", None, "Config file, with an optional argument: configs/mora_uuid.py:scale=gpu")
     flags.DEFINE_string("grid", None, "Grid file: configs/sweeps/uuid_table2.py")
     flags.DEFINE_string("workdir", "runs", "Folder of the run folders and their locks; sweeps that share it share work")
@@ -72,7 +73,7 @@ def sweep_main(options: Any) -> int:
 
 
 def main(_) -> int:
-    """Returns the exit status: 0 all cells ended, 1 some failed, 2 the user can mend it, 130 interrupted."""
+    """Returns the exit status: 0 all cells ended, 1 some failed, 2 the user can fix it, 130 interrupted."""
     try:
         return sweep_main(flags.FLAGS)
     except KeyboardInterrupt:

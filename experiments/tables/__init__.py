@@ -7,7 +7,7 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 
 # Name -> module with `table(results, options) -> Table` and `figures(table, folder) -> paths`; `load(places)`, where
-# its results are not the records of runs.
+# its results are not records of runs.
 TABLES = {
     "mora_table2": "experiments.tables.mora_table2",
     "lora_table2": "experiments.tables.lora_table2",
@@ -18,7 +18,7 @@ TABLES = {
 
 
 def find(names: list[str]) -> ModuleType:
-    """The module of the one table that is named.
+    """The module of the one named table.
 
     Raises:
       UserError: none, several, or an unknown one.

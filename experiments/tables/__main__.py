@@ -1,4 +1,4 @@
-"""Turns recorded results into the papers' tables, ours beside theirs.
+"""Prints the papers' tables from recorded results, ours next to theirs.
 
 python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The program's flags; not at import, for other programs have a --results too."""
+    """The program's flags; not defined at import, as other programs have a --results too."""
     flags.DEFINE_list(
         "results",
         ["experiments/results"],
@@ -35,14 +35,14 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def define_program_flags() -> None:
-    """What a marker in a document has no use for."""
+    """Flags without use in a document's marker."""
     flags.DEFINE_enum("format", "text", ["text", "markdown"], "How the table is printed")
     flags.DEFINE_string("figures", None, "Folder to draw the figures into (PNG)")
     flags.DEFINE_bool("write", False, "Write the tables that README.md and docs/*.md have markers for, and print none")
 
 
 def table_of(words: list[str], root: Path = ROOT) -> str:
-    """The Markdown that a marker's words stand for: a table's name and its flags; places of results below `root`."""
+    """The Markdown for a marker's words: a table's name and its flags, with places of results below `root`."""
     options = flags.FlagValues()
     define_flags(options)
     try:

@@ -1,4 +1,4 @@
-"""A cell from the records of its runs: the rate is chosen over seeds, collapsed and lost runs are told apart."""
+"""A cell from the records of its runs: chooses the rate over seeds, and counts collapsed and lost runs."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ from experiments.config.plain import content_hash
 from experiments.records.results import at_step, rate_of
 from experiments.tables.table import Cell, ended, spread, state_of
 
-MAIN = "main"  # of tasks.glue: the number that the paper's column shows
-SMALLEST_SPREAD = 1e-3  # of predicted scores from 0 to 5: below it a regression says one number
+MAIN = "main"  # of tasks.glue: the score of the paper's column
+SMALLEST_SPREAD = 1e-3  # of predicted scores from 0 to 5: below it a regression predicts a constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Trial:
 
     @property
     def median(self) -> float:
-        """What rates are compared by: the last epoch's median over all that ended, collapsed or not; a lost run loses.
+        """A rate's score: the last epoch's median over all runs that ended, collapsed or not; a lost run is lowest.
 
-        A rate whose runs mostly collapse must not win by its one survivor.
+        A rate whose runs mostly collapse must not win by its one other run.
         """
         finished = [_score(_last(run)) for run in self.runs]
         return statistics.median([*finished, *(-math.inf for run in self.lost if run["status"] != "interrupted")])
@@ -38,7 +38,7 @@ def make_cell(records: Sequence[dict]) -> Cell:
     settings: dict[str, list[dict]] = {}
     for record in records:
         settings.setdefault(setting_of(record), []).append(record)
-    # Of equals the first by name, so that a table does not depend on the order of files.
+    # Of equals the first by name: a table must not depend on the order of files.
     chosen = min(settings.values(), key=lambda group: (-len(group), min(r["name"] for r in group)))
     notes = [f"{n} runs of other settings left out"] if (n := len(records) - len(chosen)) else []
     rates = sorted({rate_of(r) for r in chosen})  # pyright: ignore[reportArgumentType] a GLUE record has a rate
@@ -53,17 +53,17 @@ def make_cell(records: Sequence[dict]) -> Cell:
 
 
 def setting_of(record: dict) -> str:
-    """A name of what must be equal for two runs to stand in one cell: all but seed, rate and bookkeeping."""
+    """A key of the settings that must be equal for two runs in one cell: all but seed, rate and bookkeeping."""
     bare = copy.deepcopy(record["config"])
     bare.pop("seed", None)
     (bare.get("optimizer") or {}).pop("learning_rate", None)
     if (bare.get("start") or {}).get("adapter"):
-        bare["start"]["adapter"] = "any"  # each seed may start from an MNLI run of its own
+        bare["start"]["adapter"] = "any"  # each seed may start from a different MNLI run
     return content_hash(bare)
 
 
 def is_collapsed(evaluation: dict) -> bool:
-    """Whether the model said one thing to all rows, or nothing finite."""
+    """Whether the model predicted one class or score for all rows, or an output was not finite."""
     spread = evaluation.get("spread", math.inf)
     constant = evaluation.get("distinct") == 1 or spread is None or spread < SMALLEST_SPREAD
     return constant or bool(evaluation.get("nonfinite")) or evaluation.get(MAIN) is None

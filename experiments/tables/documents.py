@@ -1,9 +1,9 @@
-"""Tables inside documents, between markers: written anew from the records, all else left as it is.
+"""Tables inside documents, between markers: written again from the records, with the rest left unchanged.
 
     <!-- table: mora_table2 --scale=laptop -->
     <!-- end -->
 
-Markers start their line, outside fenced code; what is between them is replaced.
+Markers start their line, outside fenced code; the text between them is replaced.
 """
 
 import re
@@ -21,7 +21,7 @@ def write_all(root: Path, table_of: Callable[[list[str]], str]) -> list[Path]:
     """Writes the tables of README.md and docs/*.md; returns the files that changed, below `root`.
 
     Raises:
-      UserError: a marker without its end, or words that name no table; no file is then changed.
+      UserError: a marker without its end, or words that name no table; then no file is changed.
     """
     files = [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
     old = {path: path.read_text(encoding="utf-8") for path in files}
@@ -33,7 +33,7 @@ def write_all(root: Path, table_of: Callable[[list[str]], str]) -> list[Path]:
 
 
 def written(text: str, table_of: Callable[[list[str]], str], name: str = "the document") -> str:
-    """A document's text with its tables.
+    """A document's text with its tables written again.
 
     Args:
       table_of: Markdown of a marker's words, ["mora_table2", "--scale=laptop"].

@@ -1,4 +1,4 @@
-"""What figures share: dressed panels, a small PNG without a screen; and the curves of one run."""
+"""What figures share: panels in one style, and small PNG files; and the curves of one run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ def draw_run(result: dict, path: str | Path) -> Path:
     """Draws one run's training loss, and its evaluated scores that lie in [0, 1], against its steps.
 
     Args:
-      result: as result.json holds it.
+      result: the content of result.json.
       path: of the PNG.
     """
     plots = pyplot()
@@ -34,7 +34,7 @@ def draw_run(result: dict, path: str | Path) -> Path:
 
 
 def dress(axes: Any, title: str, below: str) -> None:
-    """Title, the horizontal axis's name, a light grid and no frame."""
+    """Gives a panel its title, the horizontal axis's name, a light grid and no frame."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(below)
     axes.grid(alpha=0.3, linewidth=0.6)
@@ -42,7 +42,7 @@ def dress(axes: Any, title: str, below: str) -> None:
 
 
 def finish(figure: Any, path: Path) -> Path:
-    """Writes a figure of panels and lets go of it."""
+    """Writes a figure of panels and closes it."""
     figure.tight_layout()
     save_small(figure, path)
     pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""LoRA's Table 2: GLUE's dev sets, methods by tasks over seeds; ours, the rates tried, and the paper's rows below."""
+"""LoRA's Table 2: GLUE's dev sets, methods by tasks, over seeds; ours, the rates tried, and the paper's rows."""
 
 import dataclasses
 import statistics
@@ -82,7 +82,7 @@ def board(results: Sequence[dict], model: str) -> Board:
         if stage_of(result) == "full" and labels.get("task") in TASKS:
             groups.setdefault(key_of(result), {}).setdefault(labels["task"], []).append(result)
     started = [key for key in groups if MNLI_START in key[2]]
-    for key in started:  # a started row is the plain one but for the tasks that start
+    for key in started:  # a row with a warm start is the plain one but for the tasks that have one
         plain = groups.get((*key[:2], key[2].removesuffix(MNLI_START).strip()), {})
         groups[key] = {task: runs for task, runs in plain.items() if task not in STARTED} | groups[key]
     keys = [*ROWS, *sorted(groups.keys() - {*ROWS}, key=_place)]
@@ -94,7 +94,7 @@ def board(results: Sequence[dict], model: str) -> Board:
 
 
 def key_of(result: dict) -> tuple[str, int | None, str]:
-    """(method, rank, variant), the variant from what the config says and not from what it is called."""
+    """(method, rank, variant), the variant from the config and not from its labels."""
     labels, config = result["labels"], result["config"]
     adapter, method = config.get("adapter") or {}, labels.get("method") or "?"
     words = []

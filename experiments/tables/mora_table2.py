@@ -45,7 +45,7 @@ class UuidRow(Row):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The rows of one setting (base, task, length) at one scale; `name` says what sets it apart from the first."""
+    """The rows of one setting (base, task, length) at one scale; `name` says how it differs from the first."""
 
     scale: str
     name: str
@@ -65,7 +65,7 @@ class Setting:
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """The table at options.scale; further settings stand below the first."""
+    """The table at options.scale; further settings below the first."""
     first, *others = map(shown, settings(results, options.scale))
     return dataclasses.replace(first, parts=tuple(others))
 
@@ -116,7 +116,7 @@ def key_of(result: dict) -> tuple[str, int | None, str]:
 
 
 def setting_of(result: dict) -> dict:
-    """What must be equal for two runs to stand in one table."""
+    """The settings that must be equal for two runs in one table."""
     config = result["config"]
     train, task = config.get("train") or {}, dict(config.get("task") or {})
     for where_only in ("data_dir", "eval_pairs"):
@@ -146,7 +146,7 @@ def make_row(key: tuple, group: Sequence[dict], scale: str) -> UuidRow:
     notes = [f"stopped{at_step(stopped[0])}, to be resumed"] if stopped else []
     notes += [f"and {len(lost)} seeds {lost[0]['status']}"] if lost else []
     notes += [] if scores else ["no evaluation recorded"]
-    # A resumed run knows the wall time of its last session alone, and the training time of all.
+    # A resumed run has the wall time of its last session alone, and the training time of all.
     walls = [max(r.get("wall_seconds") or 0, r.get("train_seconds") or 0) for r in best]
     losses = [(step, loss) for r in best for step, loss in r.get("losses") or [] if loss is not None]
     return UuidRow(
@@ -172,7 +172,7 @@ def _has_exact(result: dict) -> bool:
 
 
 def _setting_name(group: Sequence[dict], all_groups: Sequence[Sequence[dict]]) -> str:
-    """What sets a second setting apart from the first, for its title."""
+    """How a second setting differs from the first, for its title."""
     if not group or len(all_groups) < 2:
         return ""
     parts = sorted({r["labels"].get("setting") for r in group} - {None, ""})

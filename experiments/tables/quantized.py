@@ -1,4 +1,4 @@
-"""What a base of 4 or 8 bits costs in loss: recorded runs beside the one that differs in base.quantize alone."""
+"""The loss with a base of 4 or 8 bits: recorded runs compared with the one that differs only in base.quantize."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError
 
 KIND, NONE = "base.quantize", "none"  # core.quantized.NONE, whose module imports jax
-AIMS = {"int8": 0.01, "nf4": 0.03}  # of the loss: how much more a quantised base may lose
+AIMS = {"int8": 0.01, "nf4": 0.03}  # largest rise of the loss with a quantised base
 LAST = 10  # recorded training losses that are averaged
 
 
@@ -17,12 +17,12 @@ figures = no_figures
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """Every quantised run beside its twin."""
+    """Every quantised run with the equal run without quantisation."""
     return shown(compared(results))
 
 
 def compared(results: Sequence[dict]) -> list[dict[str, Any]]:
-    """One row a run whose base, or whose twin's, is quantised, the unquantised first.
+    """One row a run, for bases that have quantised and unquantised runs, the unquantised first.
 
     Args:
       results: records of finished runs.
@@ -32,7 +32,7 @@ def compared(results: Sequence[dict]) -> list[dict[str, Any]]:
       last held-out loss (nats a token), and how much more than the unquantised run's it is (0.01: 1%).
 
     Raises:
-      UserError: no record has an unquantised twin.
+      UserError: no quantised record has an equal one without quantisation.
     """
     groups: dict[str, dict[str, dict]] = {}
     for result in results:

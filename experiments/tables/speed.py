@@ -1,4 +1,4 @@
-"""The speed of training steps: each suite's rows beside the peer's, what was claimed, and what was met."""
+"""The speed of training steps: each suite's rows compared with the peer's, and the aims met or missed."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ figures = no_figures
 
 
 def table(results: Sequence[Mapping[str, Any]], options: Any) -> Table:
-    """The suites that were found, one below the other."""
+    """The suites' tables, one below the other."""
     first, *others = map(shown, results)
     return dataclasses.replace(first, parts=tuple(others))
 
 
 def shown(data: Mapping[str, Any]) -> Table:
-    """The table of a result file, from the file alone; rows of which ours was measured.
+    """The table of a result file, from the file alone; only rows whose side "ours" was measured.
 
     Args:
       data: as `suite.Record` writes it.
@@ -101,7 +101,7 @@ def _captions(data: Mapping[str, Any], left_out: int) -> list[str]:
 
 
 def _place(place: Mapping[str, Any]) -> str:
-    """Hardware, versions and commit in one line; a peer has versions alone."""
+    """Hardware, versions and commit in one line; a peer has only versions."""
     words = []
     if hardware := place.get("hardware"):
         devices = [f"{n} x {kind}" if n > 1 else kind for kind, n in hardware["devices"].items()]

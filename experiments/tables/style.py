@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Look(NamedTuple):
-    """A method's name; its colour and marker where ranks are not told apart; {rank: (colour, dash, marker)}."""
+    """A method's name; its colour and marker where ranks do not matter; {rank: (colour, dash, marker)}."""
 
     name: str
     colour: str
@@ -14,7 +14,7 @@ class Look(NamedTuple):
     ranks: Mapping[int | None, tuple[str, str, str]] = MappingProxyType({})
 
 
-# Okabe and Ito's palette, told apart by the colour-blind; each method keeps its colour family, each rank its dash.
+# Okabe and Ito's palette, for colour-blind readers; each method keeps its colour family, each rank its dash.
 METHODS = {
     "fft": Look("FFT", "#000000", "s", {None: ("#000000", "-", "s")}),
     "ft-top2": Look("FT-Top2", "#999999", "s"),
@@ -41,7 +41,7 @@ RANK_COLOURS = {8: "#E69F00", 16: "#56B4E9", 32: "#D55E00", 64: "#0072B2", 128: 
 
 
 def name_of(method: str) -> str:
-    """MoRA; a method that is not known as it is."""
+    """The method's name, "MoRA"; an unknown one unchanged."""
     return METHODS[method].name if method in METHODS else method
 
 

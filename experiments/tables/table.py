@@ -1,4 +1,4 @@
-"""What tables are made of: rows named by their method, cells over seeds with marks, and lines printed with captions."""
+"""The parts of tables: rows named by their method, cells over seeds with marks, lines printed with captions."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ class Table:
       lines: of cells, the header first.
       captions: lines below.
       parts: tables printed below it.
-      data: what the lines were made from, for figures.
+      data: from which the lines were made, for figures.
     """
 
     title: str = ""
@@ -68,7 +68,7 @@ class Cell:
       last, best: median at the last evaluation; median of each run's best one.
       last_std, best_std: sample standard deviations over those seeds, None for one.
       seeds: runs that ended; collapsed: of them.
-      rate, tried: the rate that was chosen, and {rate: median} of all.
+      rate, tried: the chosen rate, and {rate: median} of all.
       parameters: trainable scalars without the head's.
       marks: letters of MARKS.
       why: text of an empty cell.
@@ -114,7 +114,7 @@ def mark_captions(cells: Iterable[Cell]) -> list[str]:
 
 
 def no_figures(table: Table, folder: str | Path) -> list[Path]:
-    """The `figures` of a table that has none."""
+    """The `figures` of a table without figures."""
     return []
 
 
@@ -122,7 +122,7 @@ def no_figures(table: Table, folder: str | Path) -> list[Path]:
 
 
 def ended(runs: Sequence[dict]) -> list[dict]:
-    """The finished runs; where there are none, those that a signal stopped, which show how far they came."""
+    """The finished runs; where there are none, those that a signal stopped, which show their progress."""
     return [r for r in runs if r["status"] == "finished"] or [r for r in runs if r["status"] == "interrupted"]
 
 
