@@ -1,4 +1,4 @@
-"""Measures reading a base model, time and peak host memory, as one JSON line: `python -m experiments.load --base=FOLDER`.
+"""Measures time and peak host memory of reading a base, as one JSON line: `python -m experiments.load --base=FOLDER`.
 
     python -m experiments.load --make=/tmp/synthetic      # writes a random Llama of about 2 GB there first
     python -m experiments.load --base=/tmp/synthetic
