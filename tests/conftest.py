@@ -1,4 +1,4 @@
-"""Test settings that must stand before jax is imported: 8 simulated CPU devices, and one compilation cache per run."""
+"""Settings made before jax is imported: 8 simulated CPU devices, and one compilation cache per run."""
 
 import gc
 import os
@@ -49,7 +49,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of public data sets: $LOWRANK_JAX_DATA, else shared/data beside the checkout; skips without it."""
+    """The folder of public data sets: $LOWRANK_JAX_DATA, or shared/data next to the checkout; skips without it."""
     folder = Path(os.environ.get("LOWRANK_JAX_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
         pytest.skip("no data sets: set LOWRANK_JAX_DATA to their folder")

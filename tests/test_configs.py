@@ -1,4 +1,4 @@
-"""Every config file, with every choice of its argument, is laid out on shapes: no weight is read, nothing trained."""
+"""Every config file, with every choice of its argument, is built on shapes: no weight is read, nothing trained."""
 
 import importlib
 import itertools

@@ -239,7 +239,7 @@ def test_refused_in_one_line(script, base, adapter, tmp_path, capsys):
 
 
 def test_an_adapter_of_several_families(script, base, tmp_path, capsys):
-    """Those that merge do so together; one that no weight can hold is named before anything is written."""
+    """Those that can merge are merged at once; one that cannot is named before anything is written."""
     lora, mora = AdapterConfig(rank=2, targets=("query", "embed")), AdapterConfig("mora", 1, targets=("value",))
     for configs, status in (([lora, mora], 0), ([lora, AdapterConfig("houlsby", 2)], 2)):
         plan, rng = make_plan(base.params, configs), np.random.default_rng(0)

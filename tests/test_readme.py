@@ -1,4 +1,4 @@
-"""README.md and docs/: the example runs, what they name exists, and every table is what the records give."""
+"""README.md and docs/: the example runs, files and names in them exist, and every table is that of the records."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ def test_the_readme_is_two_screens():
 
 
 def test_the_example_learns_and_merges():
-    """Run as printed, in a process of its own: the loss falls and the merged kernels differ from the base's."""
+    """Run as printed, in a separate process: the loss falls and the merged kernels differ from the base's."""
     code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     body = code[code.index("\nbase = ") :].strip().splitlines()
     assert len(body) == 12
@@ -122,7 +122,7 @@ def test_tables_are_those_of_the_recorded_results(name):
 
 
 def test_figures_of_the_readme_are_those_of_the_tables():
-    """Every number with a decimal point in the README's table of results stands in a generated table."""
+    """Every number with a decimal point in the README's table of results is in a generated table."""
     rows = re.search(r"^## Results\n(.*?)^## ", README, re.M | re.S).group(1)
     numbers = set(re.findall(r"[+-]?\d+\.\d+%?", rows))
     known = set(re.findall(r"[+-]?\d+\.\d+%?", " ".join(text for _, text in TABLES.values())))

@@ -85,7 +85,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def config(request) -> AdapterConfig:
-    """Every family and option in turn."""
+    """Every family and option, one after the other."""
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""attach and check refuse, in one line: sites nobody reads, other plans, other shapes, scans that hide something."""
+"""What attach and check refuse, in one line: sites that nothing reads, other plans or shapes, hiding scans."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Kernels that lie side by side compute what they compute apart: outputs, adapters' gradients, and the way back."""
+"""Fused kernels compute what separate ones do: outputs, adapters' gradients, and separating them again."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The starts of A and B: beside peft's, and base + adapter = the published kernel where the kernel is what starts."""
+"""Initial A and B: compared with peft's; starts that decompose the kernel leave base + adapter equal to it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Adapters beside a base of codes: as beside the weights the codes stand for, merged into them, or refused."""
+"""Adapters on a quantised base: as on the weights that the codes stand for, merged into them, or refused."""
 
 import jax
 import jax.numpy as jnp

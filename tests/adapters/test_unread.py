@@ -35,7 +35,7 @@ def test_whole_variables_are_no_params():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", ["query", "out"])
 def test_split_heads_are_no_layers(name, bias):
-    """[d, heads, d_head] and [heads, d_head, d]: by their bias, or by the kernels beside them."""
+    """[d, heads, d_head] and [heads, d_head, d]: known by their bias, or by the kernels next to them."""
     params = Net(bias).init(jax.random.key(0), X)["params"]
     with pytest.raises(UserError, match=rf"attention/{name}: .*no layers of a scan.*adapter\.exclude"):
         make_plan(params, AdapterConfig("lora", rank=2, targets=(name,)))

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: the doors into the package, unpacked fixtures, and the programs' front door."""
+"""What the tests of this folder share: the functions of doors.py, unpacked fixtures, and the programs' command line."""
 
 import importlib.util
 import sys

@@ -239,7 +239,7 @@ def test_a_missing_item_is_refused_and_deleting_the_step_mends_it(tmp_path, item
 
 
 def test_flipped_weights_are_seen(tmp_path, monkeypatch):
-    """The array format has no checksum of its own: a changed value must still be refused."""
+    """The array format has no checksum: a changed value must still be refused."""
     original = leaves.checksums
     with monkeypatch.context() as patch:
         patch.setattr(manager, "checksums", lambda x: {k: v + k.endswith("/a") for k, v in original(x).items()})

@@ -1,4 +1,4 @@
-"""Two processes that save to one folder: each is told of the other, and neither is told to delete a good step."""
+"""Two processes that save to one folder: each error names the other, and neither advises to delete a good step."""
 
 import errno
 

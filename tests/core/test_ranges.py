@@ -1,4 +1,4 @@
-"""Ranges beside fields: what each bound refuses, how it is said, and where float32 ends."""
+"""Ranges of fields: what each bound refuses, the messages, and the limits of float32."""
 
 import dataclasses
 import math

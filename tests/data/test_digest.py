@@ -1,4 +1,4 @@
-"""Digests of files: content however it is packed, samples of large ones, and rows in memory."""
+"""Digests of files: content for every compression, samples of large ones, and rows in memory."""
 
 import gzip
 import lzma

@@ -26,7 +26,7 @@ def tfds_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Folder of a server on this machine, its address, and the paths it was asked for."""
+    """Folder of a server on this machine, its address, and the paths requested from it."""
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""JSON lines: the three packings, both kinds of row, and one line for each way a file can be wrong."""
+"""JSON lines: plain and compressed files, both kinds of row, and one message for each fault of a file."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The programs as a user starts them, in this process or in one of their own, at toy size; and what a run saved."""
+"""The programs as a user starts them, in this process or a separate one, at toy size; and what a run saved."""
 
 import importlib
 import json
@@ -112,7 +112,7 @@ def kept(tmp_path_factory):
 def straight(program, kept, tmp_path):
     """straight(name) -> (status, out, err, folder) of a copy of one uninterrupted toy run, a checkpoint each 2 steps.
 
-    The run is made once a session: its first user pays for it, and each has a copy of its own to spoil.
+    The run is made once a session, at its first use; each test gets a copy to spoil.
     """
 
     def call(name="run"):

@@ -1,4 +1,4 @@
-"""What a bench gives a step to do: batches of every kind of task, their FLOPs, and the same work as the CPU's peer."""
+"""The work of a benchmark's step: batches of every kind of task, their FLOPs, and the same work as the CPU's peer."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""From config to run on shapes: what is loaded is what was planned, and 7B is laid out without weights."""
+"""From config to run on shapes: what is loaded is what was planned, and 7B is planned without weights."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_what_is_loaded_is_what_was_planned(toy, argument, unroll):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_layers_apart_are_the_run_of_a_loop(toy, fused):
-    """The same losses, scores, adapters and exports: where the frozen kernels lie is the run's own affair."""
+    """The same losses, scores, adapters and exports: the layout of the frozen kernels changes nothing else."""
 
     def run(**layout):
         config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", **layout)
@@ -236,7 +236,7 @@ def test_no_tokenizer_no_task(toy):
 
 
 def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
-    """Trained and kept apart; the exported model has the whole stack."""
+    """Trained and saved separately; the exported model has the whole stack."""
     from experiments.session.export import export_run
     from lowrank_jax.bases.base import BaseConfig, load_base
     from lowrank_jax.layouts.segments import join_layers
@@ -274,7 +274,7 @@ def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
 
 
 def test_a_run_of_several_families(toy):
-    """config.adapters are sections beside config.adapter; all of their sites are trained."""
+    """config.adapters are sections like config.adapter; all of their sites are trained."""
     config = complete_file("configs/mora_uuid.py")
     plain = to_plain(config)
     plain |= {"base": {"name": "toy-llama", "random_init": True}, "adapters": [{"method": "houlsby", "rank": 3}]}

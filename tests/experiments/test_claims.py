@@ -1,4 +1,4 @@
-"""One writer a run: who is refused, what a death frees, what a sweep lends, and how a loop learns of a loss."""
+"""One writer a run: who is refused, what a process's end frees, what a sweep lends, and how a loop learns of a lost claim."""
 
 import fcntl
 import json
@@ -192,7 +192,7 @@ def test_a_removed_file_is_taken_anew_or_the_claim_is_lost(tmp_path, monkeypatch
 
 
 def test_a_lock_on_a_file_that_its_holder_removed_is_no_claim(tmp_path, monkeypatch):
-    """Between the opening and the locking the holder lets go: the lock would be on a file that nobody else sees."""
+    """The holder releases between our open and our lock: the lock would be on a file that nobody else sees."""
     lock, seen = claims._lock, []
 
     def late(file, kind):

@@ -49,7 +49,7 @@ def test_bad_arguments_are_one_line(arg, words):
 
 
 def test_light_imports():
-    """A grid of cells is laid out, and a table printed, without jax or matplotlib."""
+    """A grid's cells are listed, and a table printed, without jax or matplotlib."""
     code = "import sys, configs.common, experiments.sweep, experiments.tables; print({*HEAVY} & {*sys.modules})"
     heavy = ("jax", "matplotlib", "ml_collections", "numpy", "wandb")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A trial that stopped early is the first part of the full row: the sweep lets the row go on from it."""
+"""A trial that stopped early is the first part of the full row: the sweep continues the row from it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The content of what is trained on is part of a run: other data under one name are refused, the same data are not."""
+"""The content of the training data is part of a run: other data under one name are refused, the same data are not."""
 
 import gzip
 import json
@@ -66,7 +66,7 @@ def text_run(run, tmp_path):
 
 
 def test_a_run_does_not_go_on_on_other_data_of_one_path_and_number_of_rows(text_run, tmp_path, records):
-    """Each file in turn, before and after the end; the same content goes on, however it is packed."""
+    """Each file, before and after the end; with the same content a run continues, for every compression."""
     assert text_run(train__stop_at=2).status == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert [*config["data"]] == ["task.path.0", "task.path.1", "task.validation_path.0"]
@@ -141,7 +141,7 @@ def test_a_row_that_goes_on_from_its_trial_goes_on_on_its_data(tmp_path):
 
 
 def same(plain, earlier, ended=False):
-    """Whether a run with that record goes on (or is finished) with what the config names now."""
+    """Whether a run with that record continues (or is finished) with the config's present data."""
     try:
         data_record.check(plain, earlier, data_record.make(plain, earlier), ended, "run")
     except data_record.DataChanged:

@@ -1,4 +1,4 @@
-"""`experiments.tables --write`: tables between markers, all else untouched, and the repository's own as printed."""
+"""`experiments.tables --write`: tables between markers, the rest unchanged, and the repository's as printed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run's merged model has beside its weights: what its base has."""
+"""A run's merged model has the same files besides its weights as its base."""
 
 import json
 from types import SimpleNamespace

@@ -93,7 +93,7 @@ def test_seeds_together_are_the_seeds_alone(program, tmp_path, config, whole):
 
 
 def test_a_run_starts_from_another_tasks_adapter(program, tmp_path, config, whole):
-    """MRPC from MNLI's adapter: its LoRA leaves as they were, its three-way head left behind unless asked for."""
+    """MRPC from MNLI's adapter: its LoRA leaves unchanged, its three-way head only if the config says so."""
     mnli = whole("mnli")
     words = (f"--config={config}:mrpc", f"--workdir={tmp_path}", f"--config.start.adapter={mnli / 'adapter'}")
     warm = program("run", *words, "--name=warm", "--config.optimizer.learning_rate=1e-12", "--config.train.epochs=1")

@@ -1,4 +1,4 @@
-"""The programs in processes of their own: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
+"""The programs in separate processes: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Every number that a config can hold has a range, in the library as at the flags; the recorded configs lie inside."""
+"""Every number that a config can hold has a range, in the library as for flags; the recorded configs lie inside."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The real loop at toy size: what a run leaves behind, how it goes on, how it stops, and a user's own data."""
+"""The real loop at toy size: what a run leaves behind, how it resumes, how it stops, and a user's own data."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_the_figure_of_a_run(straight, curves, tmp_path):
 
 @pytest.mark.parametrize("method", ["mora", "lora"])
 def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(run, method, monkeypatch):
-    """The adapter, read from its file, on a base that is loaded anew; the merged model, through its files."""
+    """The adapter, read from its file, on a base that is loaded again; the merged model, through its files."""
     from experiments.session import export
     from lowrank_jax import adapters
     from lowrank_jax.bases.base import BaseConfig, load_base
@@ -258,7 +258,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(run):
 
 
 def test_half_written_folders(run, tmp_path):
-    """Left by a kill during the first write: taken. Something else's, or unreadable: refused, and --fresh mends it."""
+    """Left by a kill during the first write: reused. Another program's, or unreadable: refused; --fresh helps."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json.123.tmp").write_text('{"adap')
     assert run().status == 0

@@ -58,9 +58,9 @@ def test_what_is_set_for_jax_is_not_set_for_the_peer(tmp_path):
 
 @pytest.fixture
 def measured(monkeypatch, rows, tmp_path):
-    """measured(repeats, only=None, again=False, ...) -> data: the suite with processes that are answered here.
+    """measured(repeats, only=None, again=False, ...) -> data: the suite with faked processes.
 
-    `measured.calls` are the processes; `measured.answers` what each side says at its first, second, ... run.
+    `measured.calls` are the processes; `measured.answers` the output of each side at its first, second, ... run.
     """
 
     def record(**values):

@@ -158,7 +158,7 @@ def test_a_claimed_cell_is_left_and_looked_at_again(place):
 
 
 def program(place, *words):
-    """The sweep as a program of its own, over the fake run."""
+    """The sweep as a separate program, over the fake run."""
     code = (
         "from experiments import sweep; from experiments.cli import launch; from experiments.sweeps import engine;"
         f"engine.RUN_PROGRAM = ({sys.executable!r}, {str(place / 'fake_run.py')!r});"
@@ -246,7 +246,7 @@ def test_results_are_recorded_in_one_file_and_count_as_done(place, suffix):
 
 
 def test_a_folder_of_a_file_a_run_still_counts_as_done(place):
-    """Its files stay; what is not among them is added to the file beside the folder."""
+    """Its files stay; records that they lack are added to the file next to the folder."""
     grid, first, _said = make(place)
     first.run(grid.select())
     (place / "old").mkdir()
@@ -333,7 +333,7 @@ def trials(place, monkeypatch):
 
 
 def test_together_trains_cells_that_may_share_a_program(trials):
-    """Rates of one method go together, at most so many; a lone cell is a run; stages still wait."""
+    """Rates of one method share a program, up to the limit; a single cell is a run; stages still wait."""
     grid, first, said = make(trials)
     first.together = 2
     states = first.run(grid.select())

@@ -1,4 +1,4 @@
-"""Toy Llamas written by transformers and by gguf's own writer."""
+"""Toy Llamas written by transformers and by gguf's writer."""
 
 from pathlib import Path
 

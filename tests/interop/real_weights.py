@@ -1,4 +1,4 @@
-"""SmolLM2-135M and MiniLM-L6 beside transformers, as one record: `python -m tests.interop.real_weights --out=FILE`.
+"""SmolLM2-135M and MiniLM-L6 against transformers, as one record: `python -m tests.interop.real_weights --out=FILE`.
 
 Needs the extra [parity], and the weights: `python scripts/fetch_weights.py smollm2-135m`, and `minilm-l6`.
 """

@@ -1,4 +1,4 @@
-"""What lies beside a base's weights is beside an export's: transformers reads the same from both folders."""
+"""An export has the other files of its base's folder: transformers reads the same from both folders."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ FIELDS = {  # of config.json, which the Llama here makes nothing of
 
 @pytest.fixture(scope="module")
 def folder(helpers, subwords, tmp_path_factory):
-    """A Llama with a tokenizer and everything beside it that this file is about."""
+    """A Llama with a tokenizer and all other files that are carried over."""
     from tokenizers import Tokenizer
 
     folder = tmp_path_factory.mktemp("whole")
@@ -117,7 +117,7 @@ def test_chat_templates_in_files(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["vocab", "added"])
 def test_older_tokenizer_files(folder, subwords, tmp_path, kind):
-    """vocab.json with merges.txt, and added_tokens.json beside them, go as they are."""
+    """vocab.json with merges.txt, and added_tokens.json, are copied unchanged."""
     source = shutil.copytree(folder, tmp_path / "in")
     if kind == "vocab":
         (source / "tokenizer.json").unlink()
@@ -252,7 +252,7 @@ def test_a_hub_snapshot_brings_them_along():
 
 
 def test_a_hub_base_and_a_single_file(monkeypatch, folder):
-    """A snapshot lies in the Hub's cache; a weights file has its neighbours."""
+    """A snapshot in the Hub's cache; a weights file with other files next to it."""
     monkeypatch.setattr(locate, "_download", lambda *_: folder)
     for name in ("org/toy", str(folder / "model.safetensors")):
         base = abstract_base(BaseConfig(name))

@@ -1,4 +1,4 @@
-"""Fields with an old and a new place: read where transformers 5 reads them, what disagrees named, the rest refused."""
+"""Fields with an old and a new place: read as by transformers 5; contradictions are named, the rest refused."""
 
 import json
 import re

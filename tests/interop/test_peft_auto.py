@@ -137,7 +137,7 @@ def test_a_trained_embedding_beside_a_head_of_its_own(tmp_path, offline):
 
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "DebertaV2"])
 def test_a_trained_head(tmp_path, offline, name):
-    """A part of the head is trained, and what stands before it: the file has the whole head."""
+    """A part of the head is trained, and an earlier layer: the file has the whole head."""
     base = load_base(BaseConfig(str(written(tmp_path, f"{name}ForSequenceClassification"))))
     trained = ["head/out/bias", "pooler/kernel"] if name != "Roberta" else ["head/out/kernel"]
     plan, variables = adapted(base, "query", trained=trained)
@@ -150,7 +150,7 @@ def test_a_trained_head(tmp_path, offline, name):
 
 
 def test_a_fresh_head_on_a_bare_encoder(tmp_path, offline):
-    """Drawn here and nowhere else: it is written without being named as trained."""
+    """It is drawn here and in no other file: it is written though it is not trained."""
     folder = written(tmp_path, "DebertaV2Model")
     config = BaseConfig(str(folder), head="classification", num_labels=3, fresh=("head/.*", "pooler/.*"))
     base = load_base(config, key=jax.random.key(1))
@@ -172,7 +172,7 @@ def test_biases_beside_a_trained_head(tmp_path, offline):
 
 
 def test_an_adapter_on_the_head(tmp_path, offline):
-    """Which PEFT takes without the task alone, for that keeps the head whole."""
+    """PEFT accepts it only without the task, which would save the head whole."""
     base = load_base(BaseConfig(str(written(tmp_path, "BertForSequenceClassification"))))
     plan, variables = adapted(base, "query", "head/out")
     export_peft(tmp_path / "out", plan, variables, base)
@@ -200,7 +200,7 @@ def test_the_name_that_a_base_is_loaded_by(tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_task_is_that_of_the_exported_class(name):
-    """From a key table alone, for every architecture and head: what config.json of an export says."""
+    """From a key table alone, for every architecture and head, as in an export's config.json."""
     config = abstract_base(BaseConfig(name, random_init=True)).config
     architecture = architecture_of(config)
     heads = ("none", "masked-lm", "classification", "regression") if architecture.with_head else ("",)

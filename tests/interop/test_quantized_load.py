@@ -57,7 +57,7 @@ def test_the_layers_kernels_are_codes_of_the_published_ones(published, kind):
 
 @pytest.mark.parametrize(("kind", "random"), [("nf4", False), ("int8", True)])
 def test_shapes_without_weights_are_those_with_them(kind, random):
-    """On a mesh, where codes and scales take the kernel's axes as far as they divide."""
+    """On a mesh, where codes and scales are split as the kernel is, as far as they divide."""
     sharding_fn = by_rules(make_mesh(MeshConfig(2, 2, 2)))
     config = BaseConfig("toy-llama" if random else "pico-llama", dtype="bfloat16", quantize=kind, random_init=random)
     base = load_base(config, jax.random.key(0), sharding_fn)

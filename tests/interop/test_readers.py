@@ -1,4 +1,4 @@
-"""Readers: every dtype comes back, and every damaged file is one clear line."""
+"""Readers: every dtype is read back, and every damaged file gives one clear line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M and MiniLM-L6 beside transformers, when scripts/fetch_weights.py has brought them."""
+"""SmolLM2-135M and MiniLM-L6 compared with transformers, if scripts/fetch_weights.py has fetched them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Names of bases: where each is looked for, what is said when it is absent, random shapes, plans and fingerprints."""
+"""Names of bases: where each is looked for, the error when it is absent, random shapes, plans and fingerprints."""
 
 import socket
 import time

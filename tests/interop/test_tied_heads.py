@@ -1,4 +1,4 @@
-"""Heads that a config calls tied: compared with the word table, then untied, ignored or refused."""
+"""Heads that a config calls tied: compared with the embedding, then untied, ignored or refused."""
 
 import importlib.util
 import json
@@ -58,7 +58,7 @@ def write(folder, saved, name, change=lambda state: None, **config):
 
 
 def own_head(name, spread=0.3):
-    """A change that gives the file a head apart from its table, or a copy with spread 0."""
+    """A change that gives the file a head different from its embedding, or a copy with spread 0."""
     _, head, table = MODELS[name]
 
     def change(state):

@@ -1,4 +1,4 @@
-"""Layers as arrays of their own: there and back, on shapes and meshes, and no stack in the step that reads them."""
+"""Layers as separate arrays: unstacked and restacked, on shapes and meshes, and no stack in the step that reads them."""
 
 import re
 

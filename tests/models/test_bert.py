@@ -1,4 +1,4 @@
-"""The encoder against transformers' BERT and RoBERTa: outputs, gradients, types, dropout and complaints."""
+"""The encoder against transformers' BERT and RoBERTa: outputs, gradients, types, dropout and errors."""
 
 import dataclasses
 

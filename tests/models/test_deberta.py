@@ -1,4 +1,4 @@
-"""DeBERTa-v2 against transformers' DebertaV2Model: hidden states, gradients, buckets; counts and complaints."""
+"""DeBERTa-v2 against transformers' DebertaV2Model: hidden states, gradients, buckets; counts and errors."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""GPT-2 against transformers' GPT2LMHeadModel: logits, gradients, greedy decoding; parameter counts and complaints."""
+"""GPT-2 against transformers' GPT2LMHeadModel: logits, gradients, greedy decoding; parameter counts and errors."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Heads by name: what each computes, in float32, and where its parameters lie."""
+"""Heads by name: what each computes, in float32, and the paths of its parameters."""
 
 import jax
 import jax.numpy as jnp

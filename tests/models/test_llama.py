@@ -1,4 +1,4 @@
-"""Llama against transformers' LlamaForCausalLM, its parameter counts, its types and its complaints."""
+"""Llama against transformers' LlamaForCausalLM, its parameter counts, its types and its errors."""
 
 import dataclasses
 

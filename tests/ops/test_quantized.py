@@ -1,4 +1,4 @@
-"""Codes of kernels: beside brute force, qwix and the published levels; their product, its gradient and its size."""
+"""Quantised kernels: compared with brute force, qwix and the published levels; their product, its gradient and size."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The mesh and its path rules, on eight simulated devices: same numbers as on one, and the layout asked for."""
+"""The mesh and its path rules, on eight simulated devices: same numbers as on one, and the rules' shardings."""
 
 import functools
 

@@ -110,7 +110,7 @@ def test_the_length_that_keeps_all_does(write, caplog):
 
 
 def test_rows_that_are_cut_are_found_in_every_file(write, tmp_path, caplog):
-    """Several files, one packed; held-out files; more rows without a target than a line names."""
+    """Several files, one compressed; held-out files; more rows without a target than a line names."""
     short = write([{"prompt": "", "completion": "ab"}] * 2)
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(b'\n{"prompt": "abcdef", "completion": "g"}\n' * 5))

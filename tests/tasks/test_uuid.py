@@ -35,7 +35,7 @@ def test_bytes_with_loss_on_the_value():
 
 
 def test_a_prepared_folder_with_other_pairs_is_refused(tmp_path, monkeypatch):
-    """A run's config says the seed alone: every row read must be the seed's, not those checked at the opening alone."""
+    """A run's config has only the seed: every row read must be the seed's, not only those checked at the opening."""
     from lowrank_jax.data.builders.uuid_pairs import uuid_pairs
 
     def spoilt(pairs, seed):

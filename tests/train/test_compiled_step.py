@@ -1,4 +1,4 @@
-"""The compiled step as the speed tables count on it: one base among the arguments, no second one, no logits whole.
+"""The compiled step behind the speed tables: the base is an argument once, is not copied, and logits come in chunks.
 
 Equality of fast and plain forms is held elsewhere: remat and unroll in models/test_stack.py, chunked losses in
 tasks/test_losses.py, trials in test_trials.py and experiments/test_trials.py, adapters' products in
@@ -86,7 +86,7 @@ def test_no_logits_of_all_tokens_in_a_chunked_step(fields):
     ids=str,
 )
 def test_one_base_among_the_arguments_and_no_stack_of_kernels_made(how):
-    """Kernels of all layers, [6, 96, 256], are read where they lie: not copied, cast, turned or added to."""
+    """Kernels of all layers, [6, 96, 256], are read in place: not copied, cast, transposed or added to."""
     compiled, state, frozen = compile_step(**how)
     memory, base = compiled.memory_analysis(), nbytes(frozen["params"])
     given = base + nbytes(state)

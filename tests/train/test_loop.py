@@ -182,7 +182,7 @@ def test_steps_read_together_share_their_time(clock):
 
 
 def test_named_evaluations_have_rhythms_of_their_own():
-    """`config.evals`: each under its name, at its own steps; the short way beside them keeps its own."""
+    """`config.evals`: each under its name, at its own steps; so is the short way, with its steps."""
     recorder, config = Recorder(), LoopConfig(steps=9, eval_every=4)
     rhythms = {"quick": EvalConfig(every=2, at_end=False), "late": EvalConfig(steps=(5,))}
     evaluators = [Evaluator("", LoopConfig.evaluates_at, score)]

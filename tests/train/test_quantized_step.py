@@ -1,4 +1,4 @@
-"""The step beside a base of codes: what it costs in memory, and the same numbers on a mesh."""
+"""The step on a quantised base: its memory, and the same numbers on a mesh."""
 
 import functools
 import math

@@ -62,7 +62,7 @@ def test_other_threads_may_use_it():
 
 
 def test_two_processes_stop_after_the_same_step(tmp_path):
-    """One of two is told to stop at step 7; both leave at 10, the next step at which they ask each other."""
+    """One of two gets the signal at step 7; both end at 10, the next step at which they compare."""
     script = tmp_path / "worker.py"
     script.write_text(
         textwrap.dedent(

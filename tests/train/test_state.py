@@ -67,7 +67,7 @@ def test_the_last_two_layers_are_counted_exactly(name):
 @pytest.mark.parametrize(("name", "outside"), [("roberta-base", 1), ("roberta-large", 1), ("deberta-v2-xxlarge", 5)])
 def test_bitfit_trains_every_bias(name, outside):
     """11 d a layer; outside the layers the embeddings' norm, and DeBERTa's relative table, convolution, its norm and
-    the pooler. The head's own biases are counted apart."""
+    the pooler. The head's biases are counted separately."""
     config = get_model(name)
     d, heads = config.hidden_size, 2 + (config.hidden_size if name.startswith("roberta") else 0)
     expected = 11 * d * config.num_hidden_layers + outside * d

@@ -1,4 +1,4 @@
-"""Many trials in one program: ranks padded and cut, schedules as tables, and no word between devices."""
+"""Many trials in one program: ranks padded and cut, schedules as tables, and no communication between devices."""
 
 import jax
 import jax.numpy as jnp
