@@ -1,4 +1,4 @@
-"""One writer a run: who is refused, what a process's end frees, what a sweep lends, and how a loop learns of a lost claim."""
+"""One writer a run: who is refused, what a sweep lends, and what a loop sees of a lost claim."""
 
 import fcntl
 import json

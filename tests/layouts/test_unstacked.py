@@ -1,4 +1,4 @@
-"""Layers as separate arrays: unstacked and restacked, on shapes and meshes, and no stack in the step that reads them."""
+"""Layers as separate arrays: unstacked and restacked, on shapes and meshes, and no stack in the step."""
 
 import re
 
