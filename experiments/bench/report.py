@@ -36,7 +36,7 @@ def load_suites(places: Iterable[str | Path]) -> list[dict[str, Any]]:
             if isinstance(data, dict) and {"suite", "rows"} <= data.keys():
                 found.append(data)
     if not found:
-        raise UserError("--results holds no record of a suite; make one: python -m experiments.bench --suite=cpu")
+        raise UserError("--results has no record of a suite; make one: python -m experiments.bench --suite=cpu")
     return found
 
 

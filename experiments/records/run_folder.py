@@ -102,7 +102,7 @@ def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[s
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise UserError(
-            f"{folder} holds a run of another config ({shown}); choose another --name, or --fresh to delete that run"
+            f"{folder} has a run of another config ({shown}); choose another --name, or --fresh to delete that run"
         )
     result, earlier = read_result(folder / RESULT), there.get(DATA) or {}
     ended = bool(result) and result["status"] in ENDED and not falls_short(result, plain)

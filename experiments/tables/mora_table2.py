@@ -1,4 +1,4 @@
-"""MoRA's Table 2: digits recalled of random UUID pairs, by method and step, ours beside the paper's."""
+"""MoRA's Table 2: digits recalled of random UUID pairs, by method and step, ours next to the paper's."""
 
 import dataclasses
 import statistics

@@ -41,7 +41,7 @@ def compared(results: Sequence[dict]) -> list[dict[str, Any]]:
             groups.setdefault(key, {})[result["config"]["base"].get("quantize", NONE)] = result
     pairs = [group for group in groups.values() if NONE in group and len(group) > 1]
     if not pairs:
-        raise UserError("--results hold no run with base.quantize beside the same run without")
+        raise UserError("--results has no run with base.quantize and the same run without")
     return [_row(group[kind], group[NONE]) for group in pairs for kind in (NONE, *sorted(set(group) - {NONE}))]
 
 

@@ -101,7 +101,7 @@ class Checkpoints:
             if step not in self._found:
                 raise UserError(self._second_writer(f"step {step} appeared there"))
             raise UserError(
-                f"{self.folder} already holds step {step} of an earlier run; delete {self._path(step)} to write it anew"
+                f"{self.folder} already has step {step} of an earlier run; delete {self._path(step)} to write it anew"
             )
         train, opt = storable(named(trainable)), storable(named(rest))
         meta = {

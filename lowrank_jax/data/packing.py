@@ -10,7 +10,7 @@ from lowrank_jax.text.tokenizers import ByteTokenizer
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned type that holds every token id: 86 MB of bytes as uint16 take 172 MB, as int64 690."""
+    """The smallest unsigned type for all token ids: 86 MB of bytes as uint16 take 172 MB, as int64 690."""
     return np.min_scalar_type(vocab_size - 1)
 
 
@@ -28,7 +28,7 @@ def join_documents(
       tokens [N] of `token_dtype(vocab_size)`.
 
     Raises:
-      UserError: the tokenizer lacks a mark that is asked for.
+      UserError: the tokenizer lacks one of these marks.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     before = [mark(tokenizer, "bos")] if add_bos else []

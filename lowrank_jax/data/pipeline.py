@@ -24,7 +24,7 @@ class Source(Protocol):
 
 
 class Batches:
-    """Iterator of batches: shuffled anew in each epoch, each a dict of stacked arrays [batch_size / processes, ...].
+    """Iterator of batches: shuffled again in each epoch, each a dict of stacked arrays [batch_size / processes, ...].
 
     The order is grain's: `range(n).seed(seed).shuffle().repeat(epochs).batch(batch_size)`. Grain orders indices, and
     the rows are then read and mapped here: a process reads only its own rows, in one call, and row j of the global
@@ -278,7 +278,7 @@ def _check_buckets(source: Source, lengths: np.ndarray | None, buckets: Sequence
     if list(buckets) != sorted(set(buckets)) or not buckets or buckets[0] < 1:
         raise UserError(f"the buckets {tuple(buckets)} are not ascending lengths")
     if max(lengths) > buckets[-1]:
-        raise UserError(f"a row has {max(lengths)} tokens, the last bucket {buckets[-1]}; add a bucket that holds it")
+        raise UserError(f"a row has {max(lengths)} tokens, the last bucket {buckets[-1]}; add a bucket that is longer")
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:

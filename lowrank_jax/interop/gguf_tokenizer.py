@@ -41,7 +41,7 @@ def gguf_tokenizer(reader: GGUFReader, name: str) -> SubwordTokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     meta = reader.metadata
-    remedy = "put the base's tokenizer.json beside the file"
+    remedy = "put the base's tokenizer.json next to the file"
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2":
         raise UserError(f"{reader.path}: tokenizer model {kind!r} is not byte-level BPE ('gpt2'); {remedy}")

@@ -265,14 +265,14 @@ def _open_folder(folder: Path) -> Reader:
     if not tensors and len(ggufs) == 1:
         return GGUFReader(ggufs[0])
     if several := [file.name for file in tensors + ggufs]:
-        raise UserError(f"{folder} holds several checkpoints and no {INDEX}: {', '.join(several[:5])}; name one file")
+        raise UserError(f"{folder} has several checkpoints and no {INDEX}: {', '.join(several[:5])}; name one file")
     if (folder / TORCH_INDEX).is_file():
         return TorchReader(folder, *_shards(folder, TORCH_INDEX, TORCH_SINGLE))
     if (folder / TORCH_SINGLE).is_file():
         return TorchReader(folder, [folder / TORCH_SINGLE])
     if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth")):
-        raise UserError(f"{folder} holds only torch's {pickled[0].name}; save it as safetensors (save_pretrained)")
-    raise UserError(f"{folder} holds none of .safetensors, .gguf, {TORCH_SINGLE}")
+        raise UserError(f"{folder} has only torch's {pickled[0].name}; save it as safetensors (save_pretrained)")
+    raise UserError(f"{folder} has none of .safetensors, .gguf, {TORCH_SINGLE}")
 
 
 def _shards(folder: Path, name: str, single: str) -> tuple[list[Path], dict[str, Path]]:
@@ -289,7 +289,7 @@ def _shards(folder: Path, name: str, single: str) -> tuple[list[Path], dict[str,
     files = sorted(set(home.values()))
     if (folder / single).is_file() and folder / single not in files:
         raise UserError(
-            f"{folder} holds {single} and {name}, which names other files; delete the one that is stale, or name "
+            f"{folder} has {single} and {name}, which names other files; delete the one that is stale, or name "
             f"{folder / single} as the base to read that"
         )
     return files, home

@@ -66,7 +66,7 @@ def read_names(path: Path) -> dict[str, StoredTensor]:
     except UserError:
         raise
     except _Refused as error:
-        raise UserError(f"{path} holds {error}, more than tensors; its code is not run: use safetensors") from None
+        raise UserError(f"{path} contains {error}, more than tensors; its code is not run: use safetensors") from None
     except Exception as error:  # a damaged pickle may raise anything
         raise UserError(f"{path} is damaged ({type(error).__name__}); copy or download it again") from None
     for wrapper in ("state_dict", "model"):

@@ -67,7 +67,7 @@ class UuidTask:
         self.stop_id = self._eos[0] if config.add_eos else None
         self._pairs = [(row["key"], row["value"]) for row in self._source.__getitems__(range(len(self._source)))]
         if self._pairs != self._source.expected:  # a run's record has only the seed
-            raise UserError(f"{self._source.folder} holds other pairs than its seed gives; delete it and run again")
+            raise UserError(f"{self._source.folder} has other pairs than its seed gives; delete it and run again")
         self._encoded = {key: (self.prompt_tokens(key + ":"), tokenizer.encode(value)) for key, value in self._pairs}
         values = [len(value) for _, value in self._encoded.values()]
         longest = max(len(prompt) + len(value) for prompt, value in self._encoded.values()) + len(self._eos)

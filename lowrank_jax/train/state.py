@@ -15,7 +15,7 @@ from lowrank_jax.core.types import Array, Rules, Tree
 _TOP = (r"params/layers_[1-9]\d*_\d+/.*", True)
 _HEAD = (r"params/head/.*", True)
 
-# Which leaves of {"params", "adapters", "scales"} are trained, by name. Anything else is a list of (path, bool) rules.
+# Which leaves of {"params", "adapters", "scales"} are trained, by name. Others are lists of (path, bool) rules.
 TRAINABLE: dict[str, Rules] = {
     "adapters": (("adapters/.*", True), FROZEN),
     "full": (("params/.*", True), FROZEN),

@@ -126,7 +126,7 @@ def test_keeps_the_newest_and_repeats_are_free(tmp_path):
         checkpoints.wait()
         assert (checkpoints.latest(), checkpoints.steps()) == (3, [2, 3])
     with Checkpoints(tmp_path, 2, IDENTITY) as checkpoints:
-        with pytest.raises(UserError, match="already holds step 3"):
+        with pytest.raises(UserError, match="already has step 3"):
             checkpoints.save(3, *state(), {})
         checkpoints.restore(3, *state())
         checkpoints.save(3, *state(), {})

@@ -41,5 +41,5 @@ def test_records_before_there_was_quantize_are_plain():
     [[], [record("none", 2.0)], [record("int8", 2.0)], [record("none", 2.0, status="failed"), record("int8", 2.0)]],
 )
 def test_without_a_pair_there_is_no_table(results):
-    with pytest.raises(UserError, match="hold no run with"):
+    with pytest.raises(UserError, match="has no run with"):
         compared(results)

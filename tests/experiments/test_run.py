@@ -235,7 +235,7 @@ def test_another_config_is_refused_and_fresh_starts_again(run, straight):
     first = straight()
     refused = run(optimizer__learning_rate=0.5, seed=3)
     assert refused.status == 2
-    assert "holds a run of another config (optimizer.learning_rate: 0.003 -> 0.5; seed: 0 -> 3)" in refused.err
+    assert "has a run of another config (optimizer.learning_rate: 0.003 -> 0.5; seed: 0 -> 3)" in refused.err
     assert "--fresh" in refused.err
     assert json.loads((first.folder / "config.json").read_text())["seed"] == 0
     fresh = run("--fresh", optimizer__learning_rate=0.5, seed=3)

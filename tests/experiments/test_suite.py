@@ -254,7 +254,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         suite.Record(tmp_path / "other_suite.json", rows)
     with pytest.raises(UserError, match=r"there is no 'gone'"):
         report.load_suites(["gone"])
-    with pytest.raises(UserError, match="holds no record"):
+    with pytest.raises(UserError, match="has no record"):
         report.load_suites([tmp_path])
 
 

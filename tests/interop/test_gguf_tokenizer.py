@@ -83,7 +83,7 @@ def test_digits_split_only_where_the_file_says_so(subwords, tmp_path):
 def test_tokenizers_that_are_refused(subwords, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         gguf_tokenizer(written(subwords, tmp_path / "t.gguf", **changes), "toy")
-    assert "tokenizer.json beside the file" in str(error.value)
+    assert "tokenizer.json next to the file" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -364,7 +364,7 @@ def test_an_alpha_changed_after_writing_is_found(base, table, trained, tmp_path)
 
 
 def test_folders_without_an_adapter(base, table, tmp_path):
-    with pytest.raises(UserError, match=r"holds no adapter_model.safetensors; give the folder"):
+    with pytest.raises(UserError, match=r"has no adapter_model.safetensors; give the folder"):
         read(tmp_path, base, table)
     (tmp_path / "adapter_model.bin").touch()
     with pytest.raises(UserError, match="safe_serialization=True"):

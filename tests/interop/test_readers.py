@@ -90,7 +90,7 @@ def test_a_whole_file_beside_an_index_of_others_is_ambiguous(tmp_path, single, i
     (tmp_path / index).write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(UserError) as error:
         open_checkpoint(tmp_path)
-    assert f"holds {single} and {index}, which names other files; delete the one that is stale" in one_line(error)
+    assert f"has {single} and {index}, which names other files; delete the one that is stale" in one_line(error)
     assert open_checkpoint(tmp_path / single).keys() == ["a", "b"]  # the remedy that it names
     for home in ({"a": single, "b": single}, {"a": single, "b": f"./{single}"}):  # an index of that file alone
         (tmp_path / index).write_text(json.dumps({"weight_map": home}))
@@ -138,7 +138,7 @@ def test_an_index_may_name_folders_and_links(tmp_path, single, index):
 def test_folders_that_hold_no_single_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         open_checkpoint(tmp_path / "absent")
-    with pytest.raises(UserError, match="holds none of"):
+    with pytest.raises(UserError, match="has none of"):
         open_checkpoint(tmp_path)
     (tmp_path / "consolidated.pth").write_bytes(b"x")
     with pytest.raises(UserError, match=r"only torch's consolidated.pth"):
@@ -310,7 +310,7 @@ def test_torch_files_code_is_never_run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Harmful()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds .*open, more than tensors; its code is not run") as error:
+    with pytest.raises(UserError, match=r"contains .*open, more than tensors; its code is not run") as error:
         open_checkpoint(tmp_path)
     one_line(error)
     assert not (tmp_path / "harm-was-done").exists()

@@ -43,7 +43,7 @@ def test_a_prepared_folder_with_other_pairs_is_refused(tmp_path, monkeypatch):
         return [made[0], (made[1][0], made[0][1]), *made[2:]]
 
     monkeypatch.setattr(uuid_pairs, "generate_pairs", spoilt)
-    with pytest.raises(UserError, match=r"pairs_200_seed_5.* holds other pairs than its seed gives; delete it"):
+    with pytest.raises(UserError, match=r"pairs_200_seed_5.* has other pairs than its seed gives; delete it"):
         UuidTask(UuidConfig(pairs=200, seed=5, data_dir=str(tmp_path)), BYTES)
 
 

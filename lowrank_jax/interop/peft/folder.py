@@ -87,7 +87,7 @@ def load_peft(
         hint = (
             "save it again with safe_serialization=True" if old else "give the folder that PEFT's save_pretrained wrote"
         )
-        raise UserError(f"{folder} holds no {WEIGHTS}; {hint}")
+        raise UserError(f"{folder} has no {WEIGHTS}; {hint}")
     config = parse(read_json(folder / CONFIG), str(folder / CONFIG))
     reader = SafetensorsReader(folder / WEIGHTS, [folder / WEIGHTS])
     note = _note(reader)

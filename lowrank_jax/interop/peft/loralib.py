@@ -66,7 +66,7 @@ def load_loralib(
         found = "; ".join(
             f"{kind}: {', '.join(keys[:4])}" for kind, keys in (("missing", missing), ("unknown", unknown))
         )
-        raise UserError(f"the state dict does not fit this base; {found or 'it holds no lora_A'}")
+        raise UserError(f"the state dict does not fit this base; {found or 'it has no lora_A'}")
     per_site: dict[str, dict] = {}
     for name in sorted(names):
         module = modules[name]

@@ -42,7 +42,7 @@ class GlueRows:
 
 
 def read_folder(task: str, split: str, root: Path) -> GlueRows:
-    """The rows of `split`, from the official tsv files or the parts of them that a folder holds.
+    """The rows of `split`, from the official tsv files or from the parts that the folder has.
 
     `root` is the task's folder, or the folder of all data sets with the task's in it under its official name ("STS-B")
     or as "glue-stsb" (parts: "glue-stsb-partial"). The task's folder has the split's file ("dev.tsv") or its parts

@@ -10,7 +10,7 @@ def generate_pairs(pairs: int, seed: int) -> list[tuple[str, str]]:
     """The (key, value) pairs of a seed: the first 128 bits of SHA-256("seed:index:key|value"), as version-4 UUIDs.
 
     A hash and not a random generator: it gives the same pairs on every machine, Python and numpy, and pair i does not
-    depend on how many pairs are asked for.
+    depend on the number of pairs.
 
     Args:
       pairs: how many, at least 1.

@@ -21,7 +21,7 @@ def load_pairs(pairs: int, seed: int, data_dir: str | os.PathLike | None = None)
     Args:
       pairs: how many, at least 1.
       seed: seed of `generate_pairs`, at least 0 (it names a folder).
-      data_dir: TFDS folder; default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: TFDS folder; default $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 
     Raises:
       UserError: TFDS is missing, `pairs` or `seed` is out of range, or the folder cannot be written.
@@ -102,7 +102,7 @@ def _open(root: Path, pairs: int, seed: int, expected: list) -> tuple[PairSource
     except Exception as error:  # TFDS, etils and array_record raise different exceptions for a damaged folder
         return None, error
     if rows != [dict(zip(("key", "value"), expected[i], strict=True)) for i in indices]:
-        return None, ValueError(f"{folder} holds other pairs than its name says")
+        return None, ValueError(f"{folder} has other pairs than its name says")
     return source, None
 
 
