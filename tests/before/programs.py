@@ -59,12 +59,12 @@ def equations(jaxpr) -> dict[str, int]:
     found = collections.Counter()
 
     def visit(value):
-        if isinstance(value, ClosedJaxpr):
-            visit(value.jaxpr)
-        elif isinstance(value, Jaxpr):
+        if isinstance(value, Jaxpr):  # with jax 0.11 a ClosedJaxpr is one too
             for equation in value.eqns:
                 found[equation.primitive.name] += 1
                 visit(list(equation.params.values()))
+        elif isinstance(value, ClosedJaxpr):
+            visit(value.jaxpr)
         elif isinstance(value, list | tuple):
             for one in value:
                 visit(one)
