@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.types import Report
-from lowrank_jax.interop.carried import Carried
-from lowrank_jax.interop.export import special_ids, write_checkpoint
+from lowrank_jax.interop.export import exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
 from lowrank_jax.interop.readers import GGUFReader, Reader
@@ -221,19 +219,7 @@ def config_to_hf(config: DebertaConfig, dtype: str, tokenizer: Tokenizer | None 
     return values
 
 
-def export_params(
-    params: Any,
-    config: DebertaConfig,
-    folder: str | Path,
-    dtype: str = "float32",
-    shard_size: int | None = None,
-    tokenizer: Tokenizer | None = None,
-    report: Report | None = None,
-    carried: Carried | None = None,
-) -> Path:
-    """Writes the encoder and its head in HF's layout; see `export.write_checkpoint`."""
-    rows, layers, values = hf_table(config), config.num_hidden_layers, config_to_hf(config, dtype, tokenizer)
-    return write_checkpoint(params, rows, layers, values, folder, dtype, shard_size, tokenizer, report, carried)
+export_params = exporter(hf_table, config_to_hf)
 
 
 def _parts(values: dict[str, Any], name: str, where: Any) -> tuple[str, ...]:

@@ -23,6 +23,37 @@ from lowrank_jax.text.tokenizers import Tokenizer, save_tokenizer
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 
 
+def exporter(
+    table: Callable[[Any], Sequence[Row]],
+    config_to_hf: Callable[[Any, str, Tokenizer | None], dict[str, Any]],
+    join: Callable[[Any], Any] | None = None,
+) -> Callable[..., Path]:
+    """The `export_params` of an architecture.
+
+    Args:
+      table: its key table, of a config.
+      config_to_hf: the content of config.json, of a config, the dtype's name and the tokenizer.
+      join: makes of our parameters those that the table names; None where these are the same.
+    """
+
+    def export_params(
+        params: Any,
+        config: Any,
+        folder: str | Path,
+        dtype: str = "float32",
+        shard_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        report: Report | None = None,
+        carried: Carried | None = None,
+    ) -> Path:
+        """Writes the model in HF's layout; transformers loads the folder. See `write_checkpoint`."""
+        rows, layers, values = table(config), config.num_hidden_layers, config_to_hf(config, dtype, tokenizer)
+        params = params if join is None else join(params)
+        return write_checkpoint(params, rows, layers, values, folder, dtype, shard_size, tokenizer, report, carried)
+
+    return export_params
+
+
 def write_checkpoint(
     params: Any,
     rows: Sequence[Row],

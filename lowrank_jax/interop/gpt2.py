@@ -7,9 +7,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.types import Report
-from lowrank_jax.interop.carried import Carried
-from lowrank_jax.interop.export import special_ids, write_checkpoint
+from lowrank_jax.interop.export import exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.readers import GGUFReader, Reader
@@ -195,17 +193,4 @@ def config_to_hf(config: GPT2Config, dtype: str, tokenizer: Tokenizer | None = N
     }
 
 
-def export_params(
-    params: Any,
-    config: GPT2Config,
-    folder: str | Path,
-    dtype: str = "float32",
-    shard_size: int | None = None,
-    tokenizer: Tokenizer | None = None,
-    report: Report | None = None,
-    carried: Carried | None = None,
-) -> Path:
-    """Writes a GPT-2 in HF's layout; transformers loads the folder. See `export.write_checkpoint`."""
-    hf = config_to_hf(config, dtype, tokenizer)
-    rows, layers = fused_table(config), config.num_hidden_layers
-    return write_checkpoint(join(params), rows, layers, hf, folder, dtype, shard_size, tokenizer, report, carried)
+export_params = exporter(fused_table, config_to_hf, join)

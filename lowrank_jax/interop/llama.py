@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.types import Report
-from lowrank_jax.interop.carried import Carried
-from lowrank_jax.interop.export import special_ids, write_checkpoint
+from lowrank_jax.interop.export import exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, section
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform, unpermute
 from lowrank_jax.interop.readers import GGUFReader, Reader
@@ -194,19 +192,7 @@ def config_to_hf(config: LlamaConfig, dtype: str, tokenizer: Tokenizer | None = 
     }
 
 
-def export_params(
-    params: Any,
-    config: LlamaConfig,
-    folder: str | Path,
-    dtype: str = "float32",
-    shard_size: int | None = None,
-    tokenizer: Tokenizer | None = None,
-    report: Report | None = None,
-    carried: Carried | None = None,
-) -> Path:
-    """Writes a Llama in HF's layout; see `export.write_checkpoint`."""
-    rows, layers, values = hf_table(config), config.num_hidden_layers, config_to_hf(config, dtype, tokenizer)
-    return write_checkpoint(params, rows, layers, values, folder, dtype, shard_size, tokenizer, report, carried)
+export_params = exporter(hf_table, config_to_hf)
 
 
 def _rope(values: dict[str, Any], where: Any, notes: Notes | None) -> dict[str, Any]:
