@@ -15,7 +15,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import attend, pick_implementation
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
-from lowrank_jax.models.stack import add_layers, run_layers
+from lowrank_jax.models.stack import Model, add_layers, run_layers
 
 KINDS = ("bert", "roberta")
 COUNTS = (
@@ -196,25 +196,10 @@ class Block(nn.Module):
         return LayerNorm(c.layer_norm_eps, name="mlp_norm", **types)(x), None
 
 
-class Bert(nn.Module):
-    """tokens -> the head's output; (hidden, pooled) without a head.
-
-    Attributes:
-      config: the shape and the head.
-      dtype: compute type; param_dtype: type that parameters are created in.
-      remat: what the backward pass recomputes, a name of `stack.REMAT`.
-      scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla", "cudnn" or "heads_first"; see `attention.pick_implementation`.
-      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
-    """
+class Bert(Model):
+    """tokens -> what the head gives; (hidden, pooled) without a head. Fields as in `stack.Model`."""
 
     config: BertConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_unroll: int = 1
-    attention: str = "auto"
-    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,28 +9,14 @@ from jax import lax
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import allowed_keys
-from lowrank_jax.models.stack import run_layers
+from lowrank_jax.models.stack import Model, run_layers
 
 
-class CausalLM(nn.Module):
-    """tokens -> float32 logits. A subclass sets up embed, its layers, final_norm and, untied, head; and has `start`.
+class CausalLM(Model):
+    """tokens -> float32 logits. A model sets up embed, its layers, final_norm and, untied, head; and gives `start`.
 
-    Attributes:
-      config: the shape, of which max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here.
-      dtype: compute type; param_dtype: type that parameters are created in.
-      remat: what the backward pass recomputes, a name of `stack.REMAT`.
-      scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla", "cudnn" or "heads_first"; see `attention.pick_implementation`.
-      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
+    Of config, max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here; fields as in `Model`.
     """
-
-    config: Any
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_unroll: int = 1
-    attention: str = "auto"
-    cuts: tuple[int, ...] = ()
 
     def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
         """tokens [B, T], positions [T] or [B, T] -> the layers' input: x [B, T, D], rotary tables or None."""

@@ -19,7 +19,7 @@ from lowrank_jax.models.attention import ATTENTION
 from lowrank_jax.models.bert import Mlp
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout
-from lowrank_jax.models.stack import add_layers, run_layers
+from lowrank_jax.models.stack import Model, add_layers, run_layers
 
 COUNTS = (
     "vocab_size",
@@ -245,25 +245,13 @@ class Conv(nn.Module):
         return CONV_ACTIVATIONS[c.conv_act](dropout(self, y, c.hidden_dropout_prob))
 
 
-class Deberta(nn.Module):
-    """tokens -> the head's output; (hidden, None) without a head. Called as `bert.Bert` is.
+class Deberta(Model):
+    """tokens -> what the head gives; (hidden, None) without a head. Called as `bert.Bert` is.
 
-    Attributes:
-      config: the shape and the head.
-      dtype: compute type; param_dtype: type that parameters are created in.
-      remat: what the backward pass recomputes, a name of `stack.REMAT`.
-      scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto" or "xla", which are the same here.
-      cuts: layers at which the stack is cut into segments; see `stack.add_layers`.
+    Fields as in `stack.Model`; of attention, "auto" and "xla" are the same here, and others are refused.
     """
 
     config: DebertaConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_unroll: int = 1
-    attention: str = "auto"
-    cuts: tuple[int, ...] = ()
 
     def setup(self):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}

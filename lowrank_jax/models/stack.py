@@ -1,10 +1,11 @@
-"""A stack of equal layers: one scan over stacked parameters, with rematerialisation by name."""
+"""A model's fields and its stack of equal layers: one scan over stacked parameters, rematerialised by name."""
 
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
@@ -46,6 +47,27 @@ POLICIES: dict[str, Callable[..., bool]] = {
 REMAT = ("none", *POLICIES)
 
 
+class Model(nn.Module):
+    """The fields of every model: its config, and how its layers run.
+
+    Attributes:
+      config: the shape; of an encoder, the head too.
+      dtype: compute type; param_dtype: type that parameters are created in.
+      remat: what the backward pass recomputes, a name of `stack.REMAT`.
+      scan_unroll: layers per iteration of the compiled loop.
+      attention: "auto", "xla", "cudnn" or "heads_first" (see `attention.pick_implementation`), or what a model says.
+      cuts: layers at which the stack is cut into segments; see `add_layers`.
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+    attention: str = "auto"
+    cuts: tuple[int, ...] = ()
+
+
 def is_unrolled(unroll: int, layers: int) -> bool:
     """Whether `scan_layers` leaves no loop in the compiled program."""
     return unroll >= layers
@@ -84,7 +106,7 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
     )
 
 
-def add_layers(model: nn.Module, block: type[nn.Module], *fields: Any) -> None:
+def add_layers(model: Model, block: type[nn.Module], *fields: Any) -> None:
     """In a model's `setup`: its layers as the submodule "layers", or as one for each segment of `model.cuts`.
 
     Each segment is a scan over separate leaves, so that a rule can train the uppermost layers alone; the gradient then
@@ -99,7 +121,7 @@ def add_layers(model: nn.Module, block: type[nn.Module], *fields: Any) -> None:
         setattr(model, name, scan_layers(block, high - low, model.remat, model.scan_unroll)(*fields))
 
 
-def run_layers(model: nn.Module, carry: Any, rotary: Any, allowed: Any, numbers: Any) -> Any:
+def run_layers(model: Model, carry: Any, rotary: Any, allowed: Any, numbers: Any) -> Any:
     """The carry after all layers of `add_layers`; arguments as a block's, `numbers` [L] or None."""
     for name, low, high in segments(model.config.num_hidden_layers, model.cuts):
         carry, _ = getattr(model, name)(carry, rotary, allowed, None if numbers is None else numbers[low:high])
