@@ -1,6 +1,7 @@
 """The house rules that a parser can hold: floors, cycles, Flax's place, file sizes, first lines, no local traces."""
 
 import ast
+import collections
 import functools
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Imports go down; rooms on one floor do not import each other.
-FLOORS = (
+FLOORS = (  # the ground floor is two: core is below the other rooms there
     ("core",),
     ("assets", "ops", "layouts"),
     ("adapters", "models", "sharding", "metrics", "text"),
@@ -24,6 +25,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PROJECT = ("lowrank_jax", "experiments", "configs", "scripts")
 MAX_LINES = 400
+MAX_MODULES = 16  # of a folder, not counting __init__
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
 LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
@@ -216,16 +218,27 @@ def test_the_originals_are_imported_by_tests_alone():
     assert any(imports_anything(path, *ORIGINALS) for path in PYTHON if path not in SOURCES)  # the test can see them
 
 
-def test_the_originals_are_an_extra(monkeypatch):
-    import setuptools
-
-    asked = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **words: asked.update(words))
-    exec(compile(parse(ROOT / "setup.py"), "setup.py", "exec"), {})
-    parity, test = (asked["extras_require"][name] for name in ("parity", "test"))
+def test_the_originals_are_an_extra():
+    lists = {}
+    for node in parse(ROOT / "setup.py").body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
+            items = node.value.elts
+            lists[node.targets[0].id] = (
+                {item.value for item in items if isinstance(item, ast.Constant)},
+                {item.value.id for item in items if isinstance(item, ast.Starred)},
+            )
+    parity, _ = lists["PARITY_REQUIRES"]
     assert {re.match(r"\w+", line).group() for line in parity} == set(ORIGINALS)
-    assert set(parity) <= set(test)
-    assert not set(parity) & set(asked["install_requires"])
+    assert "PARITY_REQUIRES" in lists["TEST_REQUIRES"][1]
+    required, taken = lists["REQUIRES"]
+    assert required
+    assert not taken
+    assert not parity & required
+    setup = next(n for n in ast.walk(parse(ROOT / "setup.py")) if isinstance(n, ast.Call) and n.func.id == "setup")
+    words = {word.arg: ast.unparse(word.value) for word in setup.keywords}
+    assert words["install_requires"] == "REQUIRES"
+    assert "'parity': PARITY_REQUIRES" in words["extras_require"]
+    assert "'test': TEST_REQUIRES" in words["extras_require"]
 
 
 def test_no_junk_drawers():
@@ -237,6 +250,29 @@ def test_no_long_files():
     sources = [p for p in FILES if p.relative_to(ROOT).parts[0] in PROJECT and p.suffix in (".py", ".sh")]
     long = {relative(p): n for p in sources if (n := len(p.read_text(encoding="utf-8").splitlines())) > MAX_LINES}
     assert not long, long
+
+
+def test_no_folder_of_many_modules():
+    held = collections.Counter(
+        relative(path.parent)
+        for path in SOURCES
+        if path.name != "__init__.py" and path.relative_to(ROOT).parts[0] in ("lowrank_jax", "experiments")
+    )
+    assert held
+    full = {folder: count for folder, count in held.items() if count > MAX_MODULES}
+    assert not full, full
+
+
+def test_forms_alone_ask_what_kind_a_task_is():
+    """Calls isinstance(..., SomeTask), and those with such a class in a tuple or a union."""
+    asking = []
+    for name, path in MODULES.items():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and room(name) != "forms":
+                kinds = [n.id if isinstance(n, ast.Name) else getattr(n, "attr", "") for n in ast.walk(node.args[1])]
+                if any(kind.endswith("Task") for kind in kinds):
+                    asking.append(f"{relative(path)}:{node.lineno}")
+    assert not asking, asking
 
 
 def test_every_python_file_opens_with_its_purpose():
