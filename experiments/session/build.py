@@ -20,7 +20,8 @@ from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.forms.base import Form, Setting
 from lowrank_jax.forms.registry import form_of
 from lowrank_jax.layouts.fused import Groups
-from lowrank_jax.layouts.unstacked import lay_out, reading_layers, restack
+from lowrank_jax.layouts.run_time import layout_of, present
+from lowrank_jax.layouts.unstacked import Unstacked, reading
 from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
@@ -70,7 +71,7 @@ def build(
     check_choice(config.trainable, trainable, frozen)
     model, groups = _fused_model(base, config)
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
-    frozen |= lay_out(frozen.pop("params", {}), groups, unrolled)
+    frozen |= present(layout_of(groups, unrolled).apply(frozen.pop("params", {})))
     variables = combine(trainable, frozen)
     abstract_state = jax.eval_shape(
         functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable
@@ -80,8 +81,8 @@ def build(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, layout
     )
 
-    apply_fn = reading_layers(adapters.attach(model, plan, groups))
-    stacked = variables | {"params": jax.eval_shape(restack, variables["params"])}
+    apply_fn = reading(adapters.attach(model, plan, groups))
+    stacked = variables | {"params": Unstacked().undo(variables["params"])}
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
     check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 

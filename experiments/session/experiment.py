@@ -22,9 +22,10 @@ from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Form, Setting
-from lowrank_jax.layouts.fused import Groups, separate
-from lowrank_jax.layouts.segments import split_layers
-from lowrank_jax.layouts.unstacked import compile_unstack, lay_out, restack
+from lowrank_jax.layouts.fused import Fused, Groups
+from lowrank_jax.layouts.run_time import layout_of, present
+from lowrank_jax.layouts.segments import Segments
+from lowrank_jax.layouts.unstacked import Unstacked, compile_unstack
 from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
@@ -179,7 +180,7 @@ class Experiment:
         fingerprint = base.fingerprint
         trainable, frozen = self.split(base)
         del base  # what is trained was copied: its first copy goes before the moments come
-        frozen |= lay_out(frozen.pop("params", {}), self.groups, self.unrolled)
+        frozen |= present(layout_of(self.groups, self.unrolled).apply(frozen.pop("params", {})))
         return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
 
     def load_base(self) -> Base:
@@ -189,7 +190,7 @@ class Experiment:
         return in_segments(base, self.config)
 
     def split(self, base: Base) -> tuple[Any, Any]:
-        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before `lay_out`."""
+        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before its layout."""
         _, adapter_key = self._keys()
         variables = {"params": adapters.residual(base.params, self.plan)}
         if self.plan.sites:
@@ -201,7 +202,7 @@ class Experiment:
     def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
         """All variables of a state, each kernel under its own name and stacked."""
         variables = combine(state.trainable, frozen)
-        return variables | {"params": separate(restack(variables["params"]), self.groups)}
+        return variables | {"params": Fused(self.groups).undo(Unstacked().undo(variables["params"]))}
 
     def begin(self, trainable: Any) -> TrainState:
         """The state before the first step; the trainable tree is donated."""
@@ -292,4 +293,4 @@ def in_segments(base: Base, config: RunConfig) -> Base:
     cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
     if not cuts:
         return base
-    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=split_layers(base.params, cuts))
+    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=Segments(cuts).apply(base.params))

@@ -13,7 +13,7 @@ from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
-from lowrank_jax.layouts.segments import join_layers
+from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.train.state import TrainState
 
 
@@ -47,7 +47,7 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
             experiment.base_record(fingerprint),
         )
     if config.merged:
-        params = join_layers(adapters.merge(experiment.variables(state, frozen), plan))
+        params = Segments().undo(adapters.merge(experiment.variables(state, frozen), plan))
         base = experiment.base
         beside = carry(base.path, base.tokenizer)
         export_params(params, base.config, folder / "model", config.merged, tokenizer=base.tokenizer, carried=beside)

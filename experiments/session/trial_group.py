@@ -21,7 +21,7 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.forms.base import Evaluation
-from lowrank_jax.layouts.unstacked import lay_out
+from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
 from lowrank_jax.train.loop import Evaluator
@@ -102,7 +102,8 @@ class TrialGroup:
         assert base.fingerprint is not None  # of a loaded base
         fingerprint = base.fingerprint
         del base, rest, frozen  # the shared parameters are laid out anew, and a base may not fit twice
-        shared |= lay_out(shared.pop(trials.SHARED, {}), self.lead.groups, self.lead.unrolled)
+        layout = layout_of(self.lead.groups, self.lead.unrolled)
+        shared |= present(layout.apply(shared.pop(trials.SHARED, {})))
         return state, trials.place_frozen(shared, self.mesh), fingerprint
 
     def batches(self) -> StackedBatches:

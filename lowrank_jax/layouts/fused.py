@@ -4,6 +4,7 @@ One wide product reads its input once, forward and backward, where three read it
 plans, adapters, files, fingerprints and exports know the kernels by their own names.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -14,55 +15,53 @@ import jax.numpy as jnp
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
+from lowrank_jax.layouts.base import cut, run
 
 Groups = Mapping[str, tuple[tuple[str, int], ...]]  # fused module's path -> (member's path, its columns), in order
 
 
-def fuse(params: Tree, groups: Groups) -> dict[str, Any]:
-    """[.., d, n_1], [.., d, n_2], ... -> [.., d, n_1 + n_2 + ...] for each group, sharded as its first member.
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """[.., d, n_1], [.., d, n_2], ... <-> [.., d, n_1 + n_2 + ...] for each group, sharded as its first member.
 
-    Args:
-      params: arrays or ShapeDtypeStructs; each member has a kernel and nothing else.
-
-    Raises:
-      UserError: a member's kernel is not there (it is trained, or of another model), or a member has more leaves.
+    Attributes:
+      groups: which kernels lie side by side; each member has a kernel and nothing else.
     """
-    flat = dict(flatten(params))
-    parts = {}
-    for path, members in groups.items():
-        leaves = []
-        for member, columns in members:
-            kernel = flat.pop(f"{member}/kernel", None)
-            if kernel is None:
-                raise UserError(f"no frozen {member}/kernel to fuse into {path}; set base.fused to false")
-            if beside := [other for other in flat if other.startswith(f"{member}/")]:
-                raise UserError(f"{beside[0]} stands beside a kernel that is to be fused; set base.fused to false")
-            if kernel.shape[-1] != columns:
-                raise UserError(f"{member}/kernel has {kernel.shape[-1]} columns where the model has {columns}")
-            leaves.append(kernel)
-        parts[f"{path}/kernel"] = leaves
-    return unflatten(flat | _side_by_side(parts))
 
+    groups: Groups
 
-def separate(params: Tree, groups: Groups) -> dict[str, Any]:
-    """The inverse of `fuse`, on arrays."""
-    flat = dict(flatten(params))
-    for path, members in groups.items():
-        kernel, first = flat.pop(f"{path}/kernel"), 0
-        for member, columns in members:
-            flat[f"{member}/kernel"] = kernel[..., first : first + columns]
-            first += columns
-    return unflatten(flat)
+    def apply(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.apply`.
 
+        Raises:
+          UserError: a member's kernel is not there (it is trained, or of another model), or a member has more leaves.
+        """
+        flat = dict(flatten(params))
+        parts = {}
+        for path, members in self.groups.items():
+            leaves = []
+            for member, columns in members:
+                kernel = flat.pop(f"{member}/kernel", None)
+                if kernel is None:
+                    raise UserError(f"no frozen {member}/kernel to fuse into {path}; set base.fused to false")
+                if beside := [other for other in flat if other.startswith(f"{member}/")]:
+                    raise UserError(f"{beside[0]} stands beside a kernel that is to be fused; set base.fused to false")
+                if kernel.shape[-1] != columns:
+                    raise UserError(f"{member}/kernel has {kernel.shape[-1]} columns where the model has {columns}")
+                leaves.append(kernel)
+            parts[f"{path}/kernel"] = leaves
+        shardings = tuple((path, getattr(leaves[0], "sharding", None)) for path, leaves in parts.items())
+        return unflatten(flat | (run(_join(shardings), parts, shardings=dict(shardings)) if parts else {}))
 
-def _side_by_side(parts: dict[str, list]) -> dict[str, Any]:
-    first = {path: leaves[0] for path, leaves in parts.items()}
-    if all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in first.values()):
-        shapes = {path: (*first[path].shape[:-1], sum(x.shape[-1] for x in leaves)) for path, leaves in parts.items()}
-        return {
-            path: jax.ShapeDtypeStruct(shapes[path], leaf.dtype, sharding=leaf.sharding) for path, leaf in first.items()
-        }
-    return _join(tuple((path, leaf.sharding) for path, leaf in first.items()))(parts)
+    def undo(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.undo`."""
+        flat = dict(flatten(params))
+        for path, members in self.groups.items():
+            kernel, first = flat.pop(f"{path}/kernel"), 0
+            for member, columns in members:
+                flat[f"{member}/kernel"] = cut(kernel, first, first + columns, axis=-1)
+                first += columns
+        return unflatten(flat)
 
 
 @functools.cache  # trials of one base are laid out alike, one after the other

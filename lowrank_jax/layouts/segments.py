@@ -4,6 +4,7 @@ A rule freezes or trains whole leaves, so layers that are to differ must lie in 
 layout of the run alone: files, fingerprints and exports keep "layers".
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
+from lowrank_jax.layouts.base import cut, run
 
 STACK = "layers"
 NAME = re.compile(rf"{STACK}_(\d+)_(\d+)")
@@ -39,34 +41,40 @@ def segments(layers: int, cuts: Sequence[int] = ()) -> tuple[tuple[str, int, int
     return tuple((f"{STACK}_{low}_{high - 1}", low, high) for low, high in itertools.pairwise(bounds))
 
 
-def split_layers(tree: Tree, cuts: Sequence[int]) -> dict[str, Any]:
-    """A tree with "layers" at its top, its stacked leaves cut into segments; unchanged without cuts.
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """ "layers" at the top of a tree <-> its segments; nothing changes without cuts.
 
-    Leaves are arrays or ShapeDtypeStructs, whose sharding is kept (a layer axis is never split over devices).
+    Attributes:
+      cuts: numbers of the layers that begin a new segment; see `segments`. A layer axis is never split over devices.
     """
-    if not cuts:
-        return dict(tree)
-    split = {name: node for name, node in tree.items() if name != STACK}
-    layers = jax.tree.leaves(tree[STACK])[0].shape[0]
-    for name, low, high in segments(layers, cuts):
-        split[name] = jax.tree.map(lambda leaf, low=low, high=high: _cut(leaf, low, high), tree[STACK])
-    return split
 
+    cuts: Sequence[int] = ()
 
-def join_layers(tree: Tree) -> dict[str, Any]:
-    """The inverse of `split_layers`, on arrays.
+    def apply(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.apply`."""
+        if not self.cuts:
+            return dict(params)
+        split = {name: node for name, node in params.items() if name != STACK}
+        layers = jax.tree.leaves(params[STACK])[0].shape[0]
+        for name, low, high in segments(layers, self.cuts):
+            split[name] = jax.tree.map(lambda leaf, low=low, high=high: cut(leaf, low, high), params[STACK])
+        return split
 
-    Raises:
-      ValueError: segments that do not follow one another from layer 0 on.
-    """
-    found = sorted((int(match[1]), int(match[2]), name) for name in tree if (match := NAME.fullmatch(name)))
-    if not found:
-        return dict(tree)
-    if [low for low, _, _ in found] != [0, *(high + 1 for _, high, _ in found[:-1])]:
-        raise ValueError(f"segments {[name for *_, name in found]} are no whole stack")
-    parts = [tree[name] for *_, name in found]
-    joined = {name: node for name, node in tree.items() if not NAME.fullmatch(name)}
-    return joined | {STACK: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)}
+    def undo(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.undo`; joins what segments there are, whatever the cuts.
+
+        Raises:
+          ValueError: segments that do not follow one another from layer 0 on.
+        """
+        found = sorted((int(match[1]), int(match[2]), name) for name in params if (match := NAME.fullmatch(name)))
+        if not found:
+            return dict(params)
+        if [low for low, _, _ in found] != [0, *(high + 1 for _, high, _ in found[:-1])]:
+            raise ValueError(f"segments {[name for *_, name in found]} are no whole stack")
+        parts = [params[name] for *_, name in found]
+        joined = {name: node for name, node in params.items() if not NAME.fullmatch(name)}
+        return joined | {STACK: jax.tree.map(_join, *parts)}
 
 
 def overlay(tree: Tree, trained: Tree) -> dict[str, Any]:
@@ -90,7 +98,5 @@ def overlay(tree: Tree, trained: Tree) -> dict[str, Any]:
     return unflatten(flat)
 
 
-def _cut(leaf: Any, low: int, high: int) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((high - low, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
-    return leaf[low:high]
+def _join(*leaves: Any) -> Any:
+    return run(jnp.concatenate, leaves, getattr(leaves[0], "sharding", None))

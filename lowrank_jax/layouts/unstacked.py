@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lowrank_jax.core.paths import SEPARATOR, flatten, unflatten
 from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import ApplyFn, Array, Tree
-from lowrank_jax.layouts.fused import Groups, fuse
+from lowrank_jax.layouts.base import placed, run
 from lowrank_jax.layouts.segments import NAME, STACK
 
 
@@ -33,85 +33,73 @@ class Layers:
     each: tuple[Any, ...]
 
 
-def lay_out(params: Tree, groups: Groups, unrolled: bool) -> dict[str, Any]:
-    """{"params": frozen parameters as a step reads them}; nothing where none is frozen.
+class Unstacked:
+    """Stacked leaves [L, ...] <-> `Layers` of L. A leaf is stacked where "layers" or a segment of it is its top.
 
-    Args:
-      params: arrays or ShapeDtypeStructs. A base may not fit twice: hand over the only reference to arrays.
-      groups: whose kernels come to lie side by side (`layouts.fused`).
-      unrolled: the layers are no loop, and become arrays of their own.
-
-    Raises:
-      UserError: a kernel of a group is not there; see `layouts.fused.fuse`.
+    Quantised kernels stay as they are. Of no leaf but the one in work both forms exist.
     """
-    if groups:
-        params = fuse(params, groups)
-    if unrolled:
+
+    def apply(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.apply`."""
         flat = flatten(params)
         del params
-        params = unstack(flat)
-    return {"params": params} if params else {}
+        taken = {}
+        for path in list(flat):
+            leaf, top = flat.pop(path), path.partition(SEPARATOR)[0]
+            stacked = (top == STACK or NAME.fullmatch(top)) and not is_coded(leaf)
+            taken[path] = _each(leaf) if stacked else leaf
+            del leaf
+        return unflatten(taken)
+
+    def undo(self, params: Tree) -> dict[str, Any]:
+        """See `base.Layout.undo`; what is read of a stack a layer at a time is never formed in a compiled step."""
+        flat = flatten(params)
+        return unflatten({p: _stack(leaf) if isinstance(leaf, Layers) else leaf for p, leaf in flat.items()})
 
 
-def unstack(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested tree of a flat one ({path: leaf}), each stacked leaf as `Layers`; `restack` is the inverse.
-
-    A leaf is stacked where "layers" or a segment of it is its top. Quantised kernels stay as they are.
-
-    Args:
-      flat: arrays or ShapeDtypeStructs; emptied on the way, so that of no leaf but the one in work both forms exist.
-    """
-    taken = {}
-    for path in list(flat):
-        leaf, top = flat.pop(path), path.partition(SEPARATOR)[0]
-        stacked = (top == STACK or NAME.fullmatch(top)) and not is_coded(leaf)
-        taken[path] = _each(leaf) if stacked else leaf
-        del leaf
-    return unflatten(taken)
-
-
-def restack(tree: Tree) -> dict[str, Any]:
-    """Every `Layers` as one array [L, ...]; what is read of it a layer at a time is never formed in a compiled step."""
-    flat = flatten(tree)
-    return unflatten({p: jnp.stack(leaf.each) if isinstance(leaf, Layers) else leaf for p, leaf in flat.items()})
-
-
-def reading_layers(apply_fn: ApplyFn) -> ApplyFn:
-    """`apply_fn` for variables whose "params" hold `Layers`."""
+def reading(apply_fn: ApplyFn) -> ApplyFn:
+    """`apply_fn` for variables whose "params" may hold `Layers`."""
 
     def read(variables, *inputs, **kwargs):
-        return apply_fn({**variables, "params": restack(variables["params"])}, *inputs, **kwargs)
+        return apply_fn({**variables, "params": Unstacked().undo(variables["params"])}, *inputs, **kwargs)
 
     return read
 
 
 def compile_unstack(params: Tree) -> None:
-    """Compiles what `unstack` ran, or is to run, on arrays.
+    """Compiles what `Unstacked.apply` ran, or is to run, on arrays.
 
     Args:
-      params: of `unstack`, with ShapeDtypeStructs with shardings.
+      params: in this layout, with ShapeDtypeStructs with shardings.
     """
     for leaf in flatten(params).values():
         if isinstance(leaf, Layers):
             first, count = leaf.each[0], len(leaf.each)
-            spec = first.sharding.spec and PartitionSpec(None, *first.sharding.spec)
-            sharding = NamedSharding(first.sharding.mesh, spec)
-            stacked = jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=sharding)
-            _split(count, first.sharding).lower(stacked).compile()
+            stacked = jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=_stacked(first.sharding))
+            placed(_split(count), first.sharding).lower(stacked).compile()
 
 
 def _each(leaf: Any) -> Layers:
     count, sharding = leaf.shape[0], getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return Layers((jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding),) * count)
-    return Layers(_split(count, sharding)(leaf))
+    return Layers(run(_split(count), leaf, sharding))
+
+
+def _stack(layers: Layers) -> Any:
+    return run(jnp.stack, layers.each, _stacked(getattr(layers.each[0], "sharding", None)))
+
+
+def _stacked(sharding: Any) -> Any:
+    """The sharding of a stack, of a layer's."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, sharding.spec and PartitionSpec(None, *sharding.spec))
 
 
 @functools.cache  # one program for all leaves of a shape
-def _split(count: int, sharding: Any) -> Any:
+def _split(count: int) -> Any:
     def split(stacked: Array) -> tuple[Array, ...]:
         return tuple(stacked[i] for i in range(count))
 
-    return jax.jit(split, out_shardings=sharding)
+    return jax.jit(split)

@@ -12,7 +12,7 @@ from lowrank_jax import adapters
 from lowrank_jax.adapters.fast import lora
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.layouts.fused import fuse, separate
+from lowrank_jax.layouts.fused import Fused
 from lowrank_jax.models.layers import Linear
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
@@ -68,7 +68,7 @@ def test_fused_equals_plain(case, remat):
     given = (variables["adapters"], variables["scales"])
     want, want_grads = loss(adapters.attach(MODEL, plan), PARAMS)(*given)
     fast = MODEL.clone(fused=True, remat=remat)
-    got, grads = loss(adapters.attach(fast, plan, GROUPS), fuse(PARAMS, GROUPS))(*given)
+    got, grads = loss(adapters.attach(fast, plan, GROUPS), Fused(GROUPS).apply(PARAMS))(*given)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for path, leaf in flatten(want_grads).items():
         assert np.abs(leaf).max() > 0
@@ -89,14 +89,14 @@ def test_two_thin_products_serve_a_fused_kernel():
         program = jax.make_jaxpr(lambda v: apply_fn(v, TOKENS))({**variables, "params": params})
         return str(program).count("dot_general")
 
-    plain, fused = products(MODEL, None, PARAMS), products(MODEL.clone(fused=True), GROUPS, fuse(PARAMS, GROUPS))
+    plain, fused = products(MODEL, None, PARAMS), products(MODEL.clone(fused=True), GROUPS, Fused(GROUPS).apply(PARAMS))
     assert plain - fused == 3 * 3  # three kernels less: each a product of its own and two of its branch
 
 
 def test_one_square_product_serves_gate_and_up():
     plan, variables = adapted(**CASES["mora sharing"])
     apply_fn = adapters.attach(MODEL.clone(fused=True), plan, GROUPS)
-    program = jax.make_jaxpr(lambda v: apply_fn(v, TOKENS))({**variables, "params": fuse(PARAMS, GROUPS)})
+    program = jax.make_jaxpr(lambda v: apply_fn(v, TOKENS))({**variables, "params": Fused(GROUPS).apply(PARAMS)})
     plain = jax.make_jaxpr(lambda v: adapters.attach(MODEL, plan)(v, TOKENS))({**variables, "params": PARAMS})
     # Three kernels less, and one square; key and value are narrower than query here, so these stay apart.
     assert str(plain).count("dot_general") - str(program).count("dot_general") == 3 + 1
@@ -120,7 +120,7 @@ def test_the_frozen_product_stands_apart_where_the_update_is_narrow(grouped):
 
     def barriers(**config):
         plan = adapters.make_plan(params, adapters.AdapterConfig(targets=names, rank=1, **config))
-        values = {**adapters.create(plan, jax.random.key(1)), "params": fuse(params, groups or {})}
+        values = {**adapters.create(plan, jax.random.key(1)), "params": Fused(groups or {}).apply(params)}
         program = jax.jit(adapters.attach(Wide(), plan, groups)).lower(values, x).as_text()
         return sum("optimization_barrier" in line and "tensor<3x8xf32>" in line for line in program.splitlines())
 
@@ -137,7 +137,7 @@ def test_one_mask_drops_the_input_of_a_fused_kernel():
     made = adapters.create(plan, jax.random.key(1))
     ones = jax.tree.map(jnp.ones_like, made["adapters"])
     apply_fn = adapters.attach(Wide(), plan, groups)
-    values = {**made, "adapters": ones, "params": fuse(params, groups)}
+    values = {**made, "adapters": ones, "params": Fused(groups).apply(params)}
     keys = jax.random.split(jax.random.key(2), 4096)
     each = jax.jit(jax.vmap(lambda key: apply_fn(values, x, rngs={"dropout": key})))(keys)
     plain = apply_fn(values, x)
@@ -147,15 +147,15 @@ def test_one_mask_drops_the_input_of_a_fused_kernel():
 
 
 def test_separate_is_the_inverse():
-    back = separate(fuse(PARAMS, GROUPS), GROUPS)
+    back = Fused(GROUPS).undo(Fused(GROUPS).apply(PARAMS))
     assert flatten(back).keys() == flatten(PARAMS).keys()
     jax.tree.map(np.testing.assert_array_equal, back, PARAMS)
 
 
 def test_shapes_fuse_as_arrays_do():
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), PARAMS)
-    want = {path: leaf.shape for path, leaf in flatten(fuse(PARAMS, GROUPS)).items()}
-    assert {path: leaf.shape for path, leaf in flatten(fuse(shapes, GROUPS)).items()} == want
+    want = {path: leaf.shape for path, leaf in flatten(Fused(GROUPS).apply(PARAMS)).items()}
+    assert {path: leaf.shape for path, leaf in flatten(Fused(GROUPS).apply(shapes)).items()} == want
 
 
 def test_refusals():
@@ -167,4 +167,4 @@ def test_refusals():
         adapters.attach(MODEL.clone(fused=True), adapters.make_plan(PARAMS, two), GROUPS)
     trained = {path: leaf for path, leaf in flatten(PARAMS).items() if not path.endswith("query/kernel")}
     with pytest.raises(UserError, match="no frozen layers/attention/query/kernel"):
-        fuse({"layers": {"attention": {}}} | trained, GROUPS)
+        Fused(GROUPS).apply({"layers": {"attention": {}}} | trained)

@@ -17,6 +17,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, nbytes
 from lowrank_jax.interop import partial
+from lowrank_jax.layouts import base as layouts
 from lowrank_jax.layouts import unstacked
 
 
@@ -128,6 +129,7 @@ def test_what_load_runs_is_compiled_beside_the_step(toy, caplog, ahead):
     experiment = build(config)
     partial._draw_program.cache_clear()  # toy bases of other tests
     unstacked._split.cache_clear()
+    layouts.placed.cache_clear()
     experiment.compile(ahead=ahead)
     with jax.log_compiles():
         experiment.load()
@@ -239,7 +241,7 @@ def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     """Trained and saved separately; the exported model has the whole stack."""
     from experiments.session.export import export_run
     from lowrank_jax.bases.base import BaseConfig, load_base
-    from lowrank_jax.layouts.segments import join_layers
+    from lowrank_jax.layouts.segments import Segments
 
     config = config_of(toy, base__name="pico-llama", adapter__method="none", trainable="ft-top2", mesh__fsdp=8)
     experiment = build(dataclasses.replace(config, export=dataclasses.replace(config.export, merged="float32")))
@@ -255,10 +257,10 @@ def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     for _ in range(2):  # the first has the warm-up's rate, 0
         state, metrics = experiment.step(state, frozen, experiment.place(batch))
     assert metrics["finite"]
-    whole = join_layers(jax.device_get(combine(state.trainable, frozen)["params"]))
+    whole = Segments().undo(jax.device_get(combine(state.trainable, frozen)["params"]))
     kernels = {p: x for p, x in flatten(whole).items() if p.endswith("mlp/up/kernel")}
     for path, leaf in kernels.items():
-        moved = np.abs(leaf - flatten(join_layers(before))[path]).max((1, 2)) > 0
+        moved = np.abs(leaf - flatten(Segments().undo(before))[path]).max((1, 2)) > 0
         np.testing.assert_array_equal(moved, [False, False, True, True])
     export_run(tmp_path, experiment, state, frozen, fingerprint)
     again = load_base(BaseConfig(str(tmp_path / "model"))).params
@@ -268,7 +270,7 @@ def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     from lowrank_jax.layouts.segments import overlay
 
     kept, _, _ = load_adapter(tmp_path / "adapter", fingerprint)
-    laid = flatten(overlay(join_layers(before), kept["params"]))
+    laid = flatten(overlay(Segments().undo(before), kept["params"]))
     for path, leaf in flatten(whole).items():
         np.testing.assert_array_equal(laid[path], leaf)
 

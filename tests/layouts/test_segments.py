@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.layouts.segments import join_layers, overlay, segments, split_layers
+from lowrank_jax.layouts.segments import Segments, overlay, segments
 
 TREE = {"embed": np.ones(3), "layers": {"a": {"kernel": np.arange(24.0).reshape(6, 2, 2)}, "b": np.arange(6)}}
 
@@ -20,9 +20,9 @@ def test_segments_have_their_layers_in_their_names():
 
 @pytest.mark.parametrize("cuts", [(), (4,), (1, 2, 5), tuple(range(1, 6))])
 def test_joining_undoes_splitting(cuts):
-    split = split_layers(TREE, cuts)
+    split = Segments(cuts).apply(TREE)
     assert len(split) == 2 + len(cuts)
-    joined = flatten(join_layers(split))
+    joined = flatten(Segments().undo(split))
     assert joined.keys() == flatten(TREE).keys()
     for path, leaf in flatten(TREE).items():
         np.testing.assert_array_equal(joined[path], leaf)
@@ -30,12 +30,12 @@ def test_joining_undoes_splitting(cuts):
 
 def test_more_than_ten_segments_join_in_the_order_of_their_layers():
     tree = {"layers": {"a": np.arange(13)}}
-    np.testing.assert_array_equal(join_layers(split_layers(tree, range(1, 13)))["layers"]["a"], np.arange(13))
+    np.testing.assert_array_equal(Segments().undo(Segments(range(1, 13)).apply(tree))["layers"]["a"], np.arange(13))
 
 
 def test_shapes_split_too():
     shape = jax.ShapeDtypeStruct((6, 2), jnp.bfloat16)
-    split = split_layers({"layers": {"a": shape}}, (4,))
+    split = Segments((4,)).apply({"layers": {"a": shape}})
     assert split["layers_4_5"]["a"] == jax.ShapeDtypeStruct((2, 2), jnp.bfloat16)
 
 
@@ -53,11 +53,11 @@ def test_overlay_puts_trained_layers_in_their_places():
 @pytest.mark.parametrize("cuts", [(0,), (6,), (3, 3), (4, 2)])
 def test_cuts_that_do_not_rise_within_the_stack(cuts):
     with pytest.raises(UserError, match=r"do not divide 6 layers; give rising numbers from 1 to 5"):
-        split_layers(TREE, cuts)
+        Segments(cuts).apply(TREE)
 
 
 def test_a_gap_is_no_stack():
     with pytest.raises(ValueError, match="no whole stack"):
-        join_layers({"layers_1_2": {"a": np.ones(2)}})
+        Segments().undo({"layers_1_2": {"a": np.ones(2)}})
     with pytest.raises(ValueError, match="no whole stack"):
-        join_layers({"layers_0_1": {"a": np.ones(2)}, "layers_3_3": {"a": np.ones(1)}})
+        Segments().undo({"layers_0_1": {"a": np.ones(2)}, "layers_3_3": {"a": np.ones(1)}})

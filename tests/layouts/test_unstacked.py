@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lowrank_jax.core.paths import flatten
-from lowrank_jax.layouts.unstacked import Layers, compile_unstack, reading_layers, restack, unstack
+from lowrank_jax.core.paths import unflatten
+from lowrank_jax.layouts.unstacked import Layers, Unstacked, compile_unstack, reading
 from lowrank_jax.ops.quantized import Quantized, quantize
 
 MESH = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
@@ -24,20 +24,20 @@ def tree(layers=3):
 
 
 def test_there_and_back():
-    flat = flatten(tree())
-    apart = unstack(flat)
-    assert not flat  # the caller's references are gone: a base may not fit twice
+    apart = Unstacked().apply(tree())
     kernel = apart["layers"]["mlp"]["up"]["kernel"]
     assert isinstance(kernel, Layers)
     assert [x.shape for x in kernel.each] == [(4, 8)] * 3
     assert apart["embed"]["embedding"].shape == (5, 4)
-    jax.tree.map(np.testing.assert_array_equal, restack(apart), tree())
+    jax.tree.map(np.testing.assert_array_equal, Unstacked().undo(apart), tree())
 
 
 def test_segments_are_stacks_too_and_codes_stay():
-    apart = unstack({"layers_0_1/up/kernel": jnp.ones((2, 4, 8)), "layers_2_2/up/kernel": jnp.ones((1, 4, 8))})
+    apart = Unstacked().apply(
+        unflatten({"layers_0_1/up/kernel": jnp.ones((2, 4, 8)), "layers_2_2/up/kernel": jnp.ones((1, 4, 8))})
+    )
     assert [len(node["up"]["kernel"].each) for node in apart.values()] == [2, 1]
-    codes = unstack({"layers/up/kernel": quantize(jnp.ones((2, 64, 8)), "int8")})
+    codes = Unstacked().apply(unflatten({"layers/up/kernel": quantize(jnp.ones((2, 64, 8)), "int8")}))
     assert isinstance(codes["layers"]["up"]["kernel"], Quantized)
 
 
@@ -45,9 +45,11 @@ def test_segments_are_stacks_too_and_codes_stay():
 def test_shards_stay_where_they_are(spec):
     sharding = NamedSharding(MESH, spec)
     stacked = jax.device_put(jnp.arange(96.0).reshape(3, 4, 8), sharding)
-    shapes = unstack({"layers/up/kernel": jax.ShapeDtypeStruct(stacked.shape, stacked.dtype, sharding=sharding)})
+    shapes = Unstacked().apply(
+        unflatten({"layers/up/kernel": jax.ShapeDtypeStruct(stacked.shape, stacked.dtype, sharding=sharding)})
+    )
     compile_unstack(shapes)
-    got = unstack({"layers/up/kernel": stacked})["layers"]["up"]["kernel"].each
+    got = Unstacked().apply(unflatten({"layers/up/kernel": stacked}))["layers"]["up"]["kernel"].each
     for i, (ours, shape) in enumerate(zip(got, shapes["layers"]["up"]["kernel"].each, strict=True)):
         assert ours.sharding == shape.sharding == NamedSharding(MESH, PartitionSpec(*spec[1:]))
         np.testing.assert_array_equal(ours, stacked[i])
@@ -61,8 +63,8 @@ def test_a_compiled_step_never_forms_the_stack():
         return jax.lax.scan(layer, x, variables["params"]["layers"]["kernel"], unroll=3)[0]
 
     kernel, x = jnp.ones((3, 64, 64)), jnp.ones((8, 64))
-    apart = unstack({"layers/kernel": kernel})
-    gradient = jax.jit(jax.grad(lambda x, params: reading_layers(apply_fn)({"params": params}, x).sum()))
+    apart = Unstacked().apply(unflatten({"layers/kernel": kernel}))
+    gradient = jax.jit(jax.grad(lambda x, params: reading(apply_fn)({"params": params}, x).sum()))
     program = gradient.lower(x, apart).compile()
     assert not re.search(r"f32\[3,64,64\]", program.as_text())
     want = jax.grad(lambda x: apply_fn({"params": {"layers": {"kernel": kernel}}}, x).sum())(x)

@@ -12,7 +12,7 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, count, partition
-from lowrank_jax.layouts.segments import join_layers, split_layers
+from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.models.bert import Bert, BertConfig, with_head
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.deberta import with_head as with_deberta_head
@@ -49,7 +49,7 @@ def params_of(name, labels=2):
 
 def trained(name, choice):
     layers = get_model(name).num_hidden_layers
-    params = split_layers(params_of(name), layer_cuts(choice, layers))
+    params = Segments(layer_cuts(choice, layers)).apply(params_of(name))
     trainable, frozen = partition({"params": params}, trainable_rules(choice))
     assert count(trainable) + count(frozen) == count(params_of(name))
     return count(trainable)
@@ -97,7 +97,7 @@ def test_a_cut_stack_computes_what_the_whole_one_does(name, cuts):
     params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
     cut = model.clone(cuts=cuts)
     shapes = jax.eval_shape(cut.init, jax.random.key(0), TOKENS)["params"]
-    split = split_layers(params, cuts)
+    split = Segments(cuts).apply(params)
     assert jax.tree.map(jnp.shape, split) == jax.tree.map(jnp.shape, dict(shapes))
     np.testing.assert_allclose(
         jax.jit(lambda p: outputs(cut, p))(split), jax.jit(lambda p: outputs(model, p))(params), atol=1e-5
@@ -111,7 +111,7 @@ def test_only_the_last_two_layers_learn(name):
     params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
     cuts = layer_cuts(choice, 4)
     cut = model.clone(cuts=cuts)
-    trainable, frozen = partition({"params": split_layers(params, cuts)}, trainable_rules(choice))
+    trainable, frozen = partition({"params": Segments(cuts).apply(params)}, trainable_rules(choice))
     assert set(trainable["params"]) == {"layers_2_3"}
 
     weights = jax.random.normal(jax.random.key(1), jax.eval_shape(lambda: outputs(model, params)).shape)
@@ -128,7 +128,7 @@ def test_only_the_last_two_layers_learn(name):
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * count(trainable)
     updated = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
-    joined = flatten(join_layers(combine(updated, frozen)["params"]))
+    joined = flatten(Segments().undo(combine(updated, frozen)["params"]))
     for path, leaf in flatten(params).items():
         moved = np.abs(joined[path] - leaf)
         below = moved[:2] if path.startswith("layers/") else moved

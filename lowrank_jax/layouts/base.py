@@ -1,0 +1,102 @@
+"""What a layout is: parameters as a step reads them, and back; on arrays and on shapes alike."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import NamedSharding
+
+from lowrank_jax.core.types import Tree
+
+
+class Layout(Protocol):
+    """How the parameters of a run lie in memory. Files, plans, fingerprints and exports know the canonical tree alone.
+
+    Leaves are arrays or ShapeDtypeStructs, whose shardings are kept; `undo(apply(params))` equals `params`.
+    """
+
+    def apply(self, params: Tree) -> dict[str, Any]:
+        """The canonical parameters in this layout. A base may not fit twice: hand over the only reference to arrays."""
+        ...
+
+    def undo(self, params: Tree) -> dict[str, Any]:
+        """The canonical parameters of those in this layout."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """Several layouts, applied in order and undone in reverse; none leaves the parameters as they are.
+
+    Attributes:
+      layouts: the first is applied to the canonical parameters.
+    """
+
+    layouts: tuple[Layout, ...] = ()
+
+    def apply(self, params: Tree) -> dict[str, Any]:
+        """See `Layout.apply`."""
+        held = [params]
+        del params  # each layout has the only reference to what the last one gave
+        for layout in self.layouts:
+            held.append(layout.apply(held.pop()))
+        return held.pop()
+
+    def undo(self, params: Tree) -> dict[str, Any]:
+        """See `Layout.undo`."""
+        held = [params]
+        del params
+        for layout in reversed(self.layouts):
+            held.append(layout.undo(held.pop()))
+        return held.pop()
+
+
+def compose(*layouts: Layout) -> Composed:
+    """The layouts one after the other."""
+    return Composed(layouts)
+
+
+def run(function: Callable[[Any], Any], leaves: Any, shardings: Any) -> Any:
+    """function(leaves), sharded as said, of arrays; of ShapeDtypeStructs, those of its results.
+
+    Args:
+      function: a tree of arrays -> one array, a tuple of them or {name: array}; one object for one computation, as its
+        compiled program is kept.
+      leaves: a tree of arrays or of ShapeDtypeStructs.
+      shardings: of the results: one for all, or {name: one}; None where nothing is said (in a compiled function).
+    """
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(leaves)):
+        if isinstance(shardings, NamedSharding):
+            return placed(function, shardings)(leaves)
+        return function(leaves)
+    shapes = jax.eval_shape(function, leaves)
+    if isinstance(shardings, dict):
+        return {name: _shape(leaf, shardings[name]) for name, leaf in shapes.items()}
+    return jax.tree.map(lambda leaf: _shape(leaf, shardings), shapes)
+
+
+def cut(leaf: Any, low: int, high: int, axis: int = 0) -> Any:
+    """leaf[low:high] along an axis."""
+    return run(_cutter(low, high, axis), leaf, getattr(leaf, "sharding", None))
+
+
+@functools.cache
+def placed(function: Callable[[Any], Any], sharding: NamedSharding) -> Any:
+    """The function compiled, with every result sharded so: one program a shape."""
+    return jax.jit(function, out_shardings=sharding)
+
+
+def _shape(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@functools.cache
+def _cutter(low: int, high: int, axis: int) -> Callable[[Any], Any]:
+    def part(x):
+        index = [slice(None)] * x.ndim
+        index[axis] = slice(low, high)
+        return x[tuple(index)]
+
+    return part

@@ -1,0 +1,93 @@
+"""Every layout and their compositions: undone they give what there was, on arrays, shapes, meshes and codes."""
+
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.layouts import unstacked
+from lowrank_jax.layouts.base import compose
+from lowrank_jax.layouts.fused import Fused
+from lowrank_jax.layouts.run_time import layout_of
+from lowrank_jax.layouts.segments import Segments
+from lowrank_jax.layouts.unstacked import Unstacked
+from lowrank_jax.ops.quantized import quantize
+
+MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+SPECS = {
+    "a": PartitionSpec(None, "fsdp", "tensor"),
+    "b": PartitionSpec(None, "fsdp", "tensor"),
+    "norm": PartitionSpec(),
+}
+WHOLE = {"layers/ab": (("layers/a", 8), ("layers/b", 4))}
+PARTS = {f"{top}/ab": ((f"{top}/a", 8), (f"{top}/b", 4)) for top in ("layers_0_1", "layers_2_2")}
+LAYOUTS = {
+    "none": compose(),
+    "segments": Segments((2,)),
+    "fused": Fused(WHOLE),
+    "unstacked": Unstacked(),
+    "fused and unstacked": layout_of(WHOLE, True),
+    "all": compose(Segments((2,)), Fused(PARTS), Unstacked()),
+}
+
+
+def tree(sharded=False):
+    flat = {
+        "embed/embedding": jnp.ones((5, 4), jnp.bfloat16),
+        "layers/a/kernel": jnp.arange(96, dtype=jnp.bfloat16).reshape(3, 4, 8),
+        "layers/b/kernel": -jnp.arange(48, dtype=jnp.bfloat16).reshape(3, 4, 4),
+        "layers/norm/scale": jnp.arange(12.0).reshape(3, 4),
+    }
+    if sharded:
+        spec = {path: SPLIT if "kernel" in path else PartitionSpec() for path in flat}
+        flat = {path: jax.device_put(leaf, NamedSharding(MESH, spec[path])) for path, leaf in flat.items()}
+    return unflatten(flat)
+
+
+def shapes(params):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one device", "mesh"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_undone_it_is_what_it_was(name, sharded):
+    layout, params = LAYOUTS[name], tree(sharded)
+    applied, abstract = layout.apply(params), layout.apply(shapes(params))
+    assert jax.tree.structure(applied) == jax.tree.structure(abstract)
+    back = layout.undo(applied)
+    assert shapes(applied) == abstract or not sharded
+    assert flatten(layout.undo(abstract)) == flatten(shapes(params))
+    assert flatten(back).keys() == flatten(params).keys()
+    for path, leaf in flatten(params).items():
+        ours = flatten(back)[path]
+        assert ours.dtype == leaf.dtype
+        assert ours.sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+        np.testing.assert_array_equal(ours, leaf)
+
+
+@pytest.mark.parametrize("layout", [Segments((1,)), Unstacked(), compose(Segments((1,)), Unstacked())])
+def test_codes_come_back(layout):
+    params = {"layers": {"up": {"kernel": quantize(jnp.linspace(-1, 1, 3 * 64 * 8).reshape(3, 64, 8), "int8")}}}
+    back = layout.undo(layout.apply(params))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_stacks_go_one_by_one(monkeypatch):
+    """A base may not fit twice: of those that were taken apart no stack is left when the next is."""
+    params = unflatten({f"layers/{name}/kernel": jnp.ones((2, 4, 8)) for name in "abc"})
+    held, left, each = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)], [], unstacked._each
+
+    def watched(leaf):
+        left.append(sum(ref() is not None for ref in held))
+        return each(leaf)
+
+    monkeypatch.setattr(unstacked, "_each", watched)
+    box = [params]
+    del params
+    compose(Unstacked()).apply(box.pop())
+    assert left == [3, 2, 1]
