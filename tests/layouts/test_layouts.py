@@ -18,11 +18,7 @@ from lowrank_jax.layouts.unstacked import Unstacked
 from lowrank_jax.ops.quantized import quantize
 
 MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-SPECS = {
-    "a": PartitionSpec(None, "fsdp", "tensor"),
-    "b": PartitionSpec(None, "fsdp", "tensor"),
-    "norm": PartitionSpec(),
-}
+SPLIT = PartitionSpec(None, "fsdp", "tensor")
 WHOLE = {"layers/ab": (("layers/a", 8), ("layers/b", 4))}
 PARTS = {f"{top}/ab": ((f"{top}/a", 8), (f"{top}/b", 4)) for top in ("layers_0_1", "layers_2_2")}
 LAYOUTS = {
