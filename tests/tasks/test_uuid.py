@@ -114,6 +114,7 @@ def test_samples_are_fixed_spread_out_and_bounded():
     [
         ({"pairs": 0}, "task.pairs is 0"),
         ({"pairs": 2.5}, "task.pairs is 2.5"),
+        ({"seed": -1}, "task.seed is -1"),
         ({"loss_on": "values"}, "unknown loss_on 'values'; did you mean value"),
         ({"eval_pairs": 0}, "task.eval_pairs is 0"),
         ({"eval_pairs": 65}, "eval_pairs=65 is more than pairs=64"),
