@@ -42,7 +42,7 @@ class Composed:
         del params  # each layout has the only reference to what the last one gave
         for layout in self.layouts:
             held.append(layout.apply(held.pop()))
-        return held.pop()
+        return dict(held.pop())
 
     def undo(self, params: Tree) -> dict[str, Any]:
         """See `Layout.undo`."""
@@ -50,7 +50,7 @@ class Composed:
         del params
         for layout in reversed(self.layouts):
             held.append(layout.undo(held.pop()))
-        return held.pop()
+        return dict(held.pop())
 
 
 def compose(*layouts: Layout) -> Composed:
