@@ -30,15 +30,15 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None, strict: b
     `variables` has "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
 
+    Calls are compared with the plan while they are traced, as a site that no module reads would stay at its start:
+    once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
+    runs a part of the model, no module that ran may have left all sites below it unread.
+
     Args:
       model, plan: the model, and the sites among its modules.
       groups: kernels that the model reads side by side, as in `layouts.fused`; the plan and the adapters keep the
         parts' own paths.
       strict: False for a model whose first call may leave adapted modules out; `check` then looks for unread ones.
-
-    Calls are compared with the plan while they are traced, as a site that no module reads would stay at its start:
-    once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
-    runs a part of the model, no module that ran may have left all sites below it unread.
 
     Raises:
       UserError: a family that `groups` cannot serve; by a call: a site that the parameters do not have, that no module
