@@ -16,7 +16,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.layouts.fused import Groups
-from lowrank_jax.ops.products import formed_apart
+from lowrank_jax.ops.products import materialize_product
 from lowrank_jax.ops.quantized import Quantized, dense, multiply
 
 
@@ -99,7 +99,7 @@ def _attach(
                 return next_fun(*args, **kwargs)
             tiled = grouped[path].tiled if path in grouped else get_fast(sites[path].family).tiled(sites[path].spec)
             if args and tiled:
-                out = formed_apart(lambda x: next_fun(x, *args[1:], **kwargs), args[0])
+                out = materialize_product(lambda x: next_fun(x, *args[1:], **kwargs), args[0])
             else:
                 out = next_fun(*args, **kwargs)
             if path in grouped:

@@ -48,7 +48,7 @@ trained_matmul.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def formed_gradient(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def materialize_gradient(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """y itself, with a barrier that makes its gradient one array, computed once.
 
     XLA's GPU backend may otherwise compute the gradient again inside every kernel that reads it, and for every element
@@ -57,10 +57,10 @@ def formed_gradient(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return y
 
 
-formed_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barrier(g),))
+materialize_gradient.defvjp(lambda y: (y, None), lambda _, g: (lax.optimization_barrier(g),))
 
 
-def formed_apart(
+def materialize_product(
     fn: Callable[[Float[Array, "..."]], Float[Array, "..."]], x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """fn(x), with barriers: it is computed before anything is added to it, and so is its gradient by x.
@@ -69,4 +69,4 @@ def formed_apart(
     full first. Where the term is a small array tiled to the sum's width (MoRA's groups), the kernel that reads the sum
     tiles it for less (bytes: docs/performance.md, "Figures behind comments in the code").
     """
-    return lax.optimization_barrier(fn(formed_gradient(x)))
+    return lax.optimization_barrier(fn(materialize_gradient(x)))

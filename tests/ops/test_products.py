@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax.ops.products import formed_apart, formed_gradient, trained_matmul
+from lowrank_jax.ops.products import materialize_gradient, materialize_product, trained_matmul
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 5), (2, 3, 5)])
@@ -74,19 +74,19 @@ def test_other_platforms_keep_the_plain_product_of_a_tall_weight(monkeypatch):
     assert barriers == {"cpu": 2, "gpu": 1, "tpu": 1}
 
 
-def test_a_formed_gradient_is_the_gradient_and_stands_before_its_readers():
+def test_a_materialize_gradient_is_the_gradient_and_stands_before_its_readers():
     x = jnp.arange(6.0).reshape(2, 3)
 
     def loss(x, form):
         return jnp.sum(jnp.sin(form(x)) ** 2)
 
-    np.testing.assert_array_equal(jax.grad(loss)(x, formed_gradient), jax.grad(loss)(x, lambda y: y))
-    assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: jax.grad(loss)(x, formed_gradient))(x))
-    many = jax.vmap(jax.grad(lambda x: loss(x, formed_gradient)))(jnp.stack([x, -x]))  # trials
+    np.testing.assert_array_equal(jax.grad(loss)(x, materialize_gradient), jax.grad(loss)(x, lambda y: y))
+    assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: jax.grad(loss)(x, materialize_gradient))(x))
+    many = jax.vmap(jax.grad(lambda x: loss(x, materialize_gradient)))(jnp.stack([x, -x]))  # trials
     np.testing.assert_allclose(many[1], jax.grad(loss)(-x, lambda y: y), rtol=1e-6)
 
 
-def test_what_is_formed_apart_is_the_sum_and_stands_before_it_in_both_directions():
+def test_what_is_materialize_product_is_the_sum_and_stands_before_it_in_both_directions():
     x = jnp.arange(6.0).reshape(2, 3)
 
     def loss(x, call):
@@ -95,10 +95,10 @@ def test_what_is_formed_apart_is_the_sum_and_stands_before_it_in_both_directions
     def plain(fn, x):
         return fn(x)
 
-    assert loss(x, formed_apart) == loss(x, plain)
-    np.testing.assert_allclose(jax.grad(loss)(x, formed_apart), jax.grad(loss)(x, plain), rtol=1e-6)
+    assert loss(x, materialize_product) == loss(x, plain)
+    np.testing.assert_allclose(jax.grad(loss)(x, materialize_product), jax.grad(loss)(x, plain), rtol=1e-6)
     for fn, barriers in ((loss, 1), (jax.grad(loss), 3)):  # the value; its gradient; the gradient by x
-        program = jax.jit(fn, static_argnums=1).lower(x, formed_apart).as_text()
+        program = jax.jit(fn, static_argnums=1).lower(x, materialize_product).as_text()
         assert program.count("optimization_barrier") == barriers
-    many = jax.vmap(jax.grad(lambda x: loss(x, formed_apart)))(jnp.stack([x, -x]))  # trials
+    many = jax.vmap(jax.grad(lambda x: loss(x, materialize_product)))(jnp.stack([x, -x]))  # trials
     np.testing.assert_allclose(many[1], jax.grad(loss)(-x, plain), rtol=1e-6)

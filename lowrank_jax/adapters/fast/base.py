@@ -19,7 +19,7 @@ class Fast:
         one site for all. Leaves are scaled and cast, stack axes in front.
       joins: (specs, columns of all parts) -> whether `join` serves them and pays.
       tiled: spec -> whether the update is a small array tiled to d_out, so that the kernel that reads x W + delta(x)
-        tiles it for less (`ops.products.formed_apart`).
+        tiles it for less (`ops.products.materialize_product`).
     """
 
     delta: Callable[[Leaf, Array, AdapterSpec], Array]

@@ -13,7 +13,7 @@ from lowrank_jax.adapters.fast import mora_maps as maps
 from lowrank_jax.adapters.fast.base import Fast
 from lowrank_jax.adapters.mora import ROTATIONS, square_size
 from lowrank_jax.core.types import Array
-from lowrank_jax.ops.products import formed_gradient, trained_matmul
+from lowrank_jax.ops.products import materialize_gradient, trained_matmul
 
 # compression -> (f_comp, f_decomp), for those that compress x to one vector of the square's size
 GROUPINGS = {
@@ -44,7 +44,7 @@ def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Floa
         turned = options.compression in ROTATIONS
         z = _product(plain.rotate(blocks, options.layout), m, "rotated") if turned else _product(blocks, m)
         parts = maps.join(jnp.moveaxis(z, -2, -3), spec.d_out)
-    return formed_gradient(parts.reshape(*x.shape[:-1], -1))
+    return materialize_gradient(parts.reshape(*x.shape[:-1], -1))
 
 
 def _product(x: Array, m: Array, name: str | None = None) -> Array:
