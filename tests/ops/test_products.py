@@ -32,7 +32,7 @@ def test_under_vmap_over_trials_and_in_bfloat16():
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=0.1)
 
 
-def test_a_materialize_gradient_is_the_gradient():
+def test_a_materialized_gradient_is_the_gradient():
     x = jnp.arange(6.0).reshape(2, 3)
 
     def loss(x, form):
@@ -43,7 +43,7 @@ def test_a_materialize_gradient_is_the_gradient():
     np.testing.assert_allclose(many[1], jax.grad(loss)(-x, lambda y: y), rtol=1e-6)
 
 
-def test_what_is_materialize_product_is_the_sum():
+def test_what_is_materialized_is_the_sum():
     x = jnp.arange(6.0).reshape(2, 3)
 
     def loss(x, call):
