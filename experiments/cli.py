@@ -10,11 +10,10 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments.config.files import load_module
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, report
 
 FILE_FLAG = "--config="
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-MENDABLE = 2  # exit status of an error that the user can mend
 
 
 def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bool = False) -> None:
@@ -147,5 +146,4 @@ def _one_line():
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(MENDABLE)
+        sys.exit(report(error))

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from experiments.records import run_folder
 from experiments.records.lines import append, files_of, read_lines
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             said = f"differs in {', '.join(wrong[:3])}" if wrong else f"{len(records)} records, equal"
             print(f"{folder} and {file}: {said}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return status
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
 from lowrank_jax.bases.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, report
 from lowrank_jax.core.paths import unknown_name
 
 RECORD = "SOURCE.json"
@@ -58,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         fetch(KNOWN[options.name], options.to or cache_folder(options.name), options.source)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except KeyboardInterrupt:
         print("error: stopped; the same command goes on from here", file=sys.stderr)
         return 130

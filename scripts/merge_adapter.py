@@ -21,7 +21,7 @@ from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
 from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, report
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         run(options.base, options.adapter, options.to, options.dtype, options.shard_size, options.revision)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except KeyboardInterrupt:
         print(
             "error: stopped; nothing was written to the target that could be taken for a whole model", file=sys.stderr

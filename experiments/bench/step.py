@@ -50,7 +50,7 @@ def measure(
     compiled = group.compile(ahead=True)
     compile_seconds = time.perf_counter() - compile_started
     needed = memory.check_fits(compiled)
-    compiled = group.stepper(compiled)
+    compiled = group.step_function(compiled)
     state, frozen, _fingerprint = group.load()
 
     local = random_batch(experiment, trials)

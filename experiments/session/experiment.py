@@ -165,7 +165,7 @@ class Experiment:
     def _compile_layers(self) -> None:
         compile_unstack(self.abstract_frozen.get("params", {}))
 
-    def stepper(self, compiled: Any) -> Callable:
+    def step_function(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics) for batches of every length.
 
         Args:

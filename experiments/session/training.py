@@ -97,7 +97,7 @@ class Session:
             job = loop.Job(
                 state=state,
                 frozen=frozen,
-                step=program.stepper(self.compiled),
+                step=program.step_function(self.compiled),
                 batches=batches,
                 place=program.place,
                 evaluators=program.evaluators(),

@@ -79,7 +79,7 @@ class TrialGroup:
         with self.lead.load_ahead() if ahead else contextlib.nullcontext():
             return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
 
-    def stepper(self, compiled: Any) -> Callable:
+    def step_function(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics)."""
         step = by_length(self.step, {self.lead.data.seq_len: compiled}) if self.bucketed else compiled
         return lambda state, frozen, batch: step(state, frozen, batch, self._tables, self._lasts)

@@ -36,7 +36,7 @@ def config_of(name, **changes):
 
 def step_once(group, batch):
     """Loss of the first step, by the program as the bench runs it."""
-    step = group.stepper(group.compile())
+    step = group.step_function(group.compile())
     state, frozen, _ = group.load()
     return step(state, frozen, group.place(batch))[1]["loss"]
 
@@ -118,7 +118,7 @@ def plain_step():
 def moments(setting):
     """Loss, and AdamW's moments after two steps."""
     experiment = build(config_of(f"bench.py:{TOY},{setting}"), seq_len=16)
-    step, (state, frozen, _) = experiment.stepper(experiment.compile()), experiment.load()
+    step, (state, frozen, _) = experiment.step_function(experiment.compile()), experiment.load()
     batch = experiment.place(random_batch(experiment))
     for _ in range(2):
         state, metrics = step(state, frozen, batch)

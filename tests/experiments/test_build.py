@@ -104,7 +104,7 @@ def test_trials_share_layers_apart(toy):
         return [dataclasses.replace(config, optimizer=one) for one in optimizers]
 
     group = TrialGroup(configs(base__scan_unroll=2, base__fused=True), seq_len=None)
-    step = group.stepper(group.compile())
+    step = group.step_function(group.compile())
     state, frozen, _ = group.load()
     batches, got = group.batches(), []
     for _ in range(3):

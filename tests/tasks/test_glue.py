@@ -34,7 +34,8 @@ def one_hot(predictions, classes):
 @pytest.mark.parametrize("name", GLUE)
 def test_every_task_gives_what_its_protocol_says(name, build):
     task, spec = build(name), GLUE[name]
-    assert isinstance(task, LabelTask)
+    protocol = LabelTask
+    assert isinstance(task, protocol)
     assert task.head == ("regression" if name == "stsb" else "classification")
     assert task.num_labels == len(task.label_names) == {"stsb": 1, "mnli": 3}.get(name, 2)
     assert list(task.validation_sources()) == (["matched", "mismatched"] if name == "mnli" else [""])
