@@ -15,7 +15,7 @@ from lowrank_jax import adapters
 from lowrank_jax.bases.base import AUTO, Base, abstract_base
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.forms.base import Form, Setting
 from lowrank_jax.forms.registry import form_of
@@ -56,6 +56,9 @@ def build(
     mesh = make_mesh(config.mesh, devices)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)
     form = form_of(config.task)
+    for entry in config.evals.values():
+        if entry.type and entry.type not in form.evaluations:
+            raise unknown_name("evaluation", entry.type, form.evaluations)
     config = _with_head(config, form)
     base = in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
