@@ -108,6 +108,10 @@ class Recorded:
             self._records, self._state = read_lines(self.path) if state else {}, state
         return self._records.get(name) or run_folder.read_result(self.folder / f"{name}.json")
 
+    def place(self, name: str) -> str:
+        """Where the record of a run is, for messages: its line of the file, or a file of the older folder."""
+        return f"the line of {name} in {self.path}" if name in self._records else f"{self.folder / name}.json"
+
     def put(self, record: dict) -> None:
         """Records a run, unless the file has the same record."""
         if self.get(record["name"]) != record:

@@ -182,7 +182,7 @@ class Sweep:
         file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
         result = run_folder.read_result(file)
         if result and result["status"] in run_folder.ENDED:
-            check_data(cell, result, file)
+            check_data(cell, result, str(file))
             if self.results:
                 self.results.put(result)
             return result
@@ -191,7 +191,7 @@ class Sweep:
         result = self.results.get(cell.name)
         if not result or result["status"] not in run_folder.ENDED:
             return None
-        check_data(cell, result, self.results.path)
+        check_data(cell, result, self.results.place(cell.name))
         return result
 
     def settled_already(self, cell: Cell) -> bool:
@@ -241,13 +241,13 @@ class Sweep:
         return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"
 
 
-def check_data(cell: Cell, result: dict, file: Path) -> None:
-    """Raises DataChanged where the cell's data have changed since its result in `file`."""
+def check_data(cell: Cell, result: dict, place: str) -> None:
+    """Raises DataChanged where the cell's data have changed since its result, which is at `place`."""
     earlier = result.get(run_folder.DATA) or {}
     if earlier:
-        remedy = f"use another --workdir (and --results), or remove {file} to train the cell again"
+        remedy = f"use another --workdir (and --results), or remove {place} to train the cell again"
         now = data_record.make(cell.plain, earlier)
-        data_record.check(cell.plain, earlier, now, True, str(file), remedy)
+        data_record.check(cell.plain, earlier, now, True, place, remedy)
 
 
 def as_flag(value: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 from experiments import sweep
 from experiments.config.plain import content_hash
 from experiments.records import data_record, run_folder
+from experiments.records.lines import append
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data import digest
@@ -238,17 +239,15 @@ def test_a_local_base(tmp_path):
 
 
 def test_trials_over_other_data_do_not_share_a_program(tiny_glue, tmp_path):
-    from experiments.trials import check_data
-
     shutil.copytree(tiny_glue, tmp_path / "glue")
     plains = [glue(tiny_glue), glue(tmp_path / "glue")]
     known = {key: entry["sha256"] for key, entry in data_record.make(plains[1]).items()}
-    check_data(plains, ["one", "two"], 1, known)
+    data_record.check_shared(plains, ["one", "two"], 1, known)
     file = tmp_path / "glue" / "CoLA" / "dev.tsv"
     file.write_text(file.read_text().replace("plain", "blank"))
     known = {key: entry["sha256"] for key, entry in data_record.make(plains[1]).items()}
     with pytest.raises(UserError, match=r"one and two cannot share a program: task\.dev differs"):
-        check_data(plains, ["one", "two"], 1, known)
+        data_record.check_shared(plains, ["one", "two"], 1, known)
 
 
 # ---- the sweep ----
@@ -261,7 +260,7 @@ def get_config(arg=None):
 GRID = "def cells():\n    return [dict(arg=arg, overrides={}) for arg in ('a', 'b')]\n"
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", ["run", "file", "line"])
 def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept, monkeypatch):
     (tmp_path / "config.py").write_text(CONFIG.format(folder=tmp_path))
     (tmp_path / "grid.py").write_text(GRID)
@@ -271,8 +270,17 @@ def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept,
     for cell, arg in zip(cells, "ab", strict=True):
         write(tmp_path / f"{arg}.jsonl", "cats")
         result = {"name": cell.name, "status": "finished", "config": cell.plain, "data": data_record.make(cell.plain)}
-        place = tmp_path / "results" / f"{cell.name}.json" if kept else tmp_path / cell.name / run_folder.RESULT
-        run_folder.write_json(place, result)
+        if kept == "line":
+            append(tmp_path / "results.jsonl", [result])
+            continue
+        file = tmp_path / "results" / f"{cell.name}.json" if kept == "file" else tmp_path / cell.name / "result.json"
+        run_folder.write_json(file, result)
+    name = cells[0].name
+    removed = {
+        "run": tmp_path / name / "result.json",
+        "file": tmp_path / "results" / f"{name}.json",
+        "line": f"the line of {name} in {tmp_path / 'results.jsonl'}",  # not the file, which has every other run too
+    }[kept]
 
     def states(together):
         said = []
@@ -286,4 +294,5 @@ def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept,
         assert second == "finished"
         assert first.startswith("failed: ")
         assert f"the contents of {tmp_path / 'a.jsonl'} have changed since; use another --workdir" in first
+        assert f"or remove {removed} to train the cell again" in first
         assert sum("refused" in line for line in said) == 1
