@@ -76,8 +76,8 @@ class Session:
         state, frozen, fingerprint = program.load()
         batches, first, seconds = program.batches(), 0, 0.0
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
-        if fresh and jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        if fresh and folder.exists() and jax.process_index() == 0:
+            shutil.rmtree(folder)  # an error here ends the session: it must not resume from what was to be removed
         with (
             Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
             contextlib.ExitStack() as open_files,
