@@ -30,7 +30,7 @@ from lowrank_jax.train.state import TrainState
 
 
 class TrialGroup:
-    """Trials of configs that `together.check_alike` has passed.
+    """Trials of configs that `compatible.check_alike` has passed.
 
     Attributes:
       each: the experiment of every trial, on one device.

@@ -8,7 +8,7 @@ from experiments.records.text_table import number
 from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError
 
-KIND, NONE = "base.quantize", "none"  # core.quantized.NONE, whose module imports jax
+KIND, NONE = "base.quantize", "none"  # ops.quantized.NONE, whose module imports jax
 AIMS = {"int8": 0.01, "nf4": 0.03}  # largest rise of the loss with a quantised base
 LAST = 10  # recorded training losses that are averaged
 

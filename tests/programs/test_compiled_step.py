@@ -1,8 +1,8 @@
 """The compiled step behind the speed tables: the base is an argument once, is not copied, and logits come in chunks.
 
-Equality of fast and plain forms is held elsewhere: remat and unroll in models/test_stack.py, chunked losses in
-tasks/test_losses.py, trials in test_trials.py and experiments/test_trials.py, adapters' products in
-core/test_products.py, the settings of the suites as whole steps in experiments/test_bench.py.
+Equality of fast and plain forms is tested elsewhere: remat and unroll in models/test_stack.py, chunked losses in
+ops/test_losses.py, trials in test_trials.py and experiments/test_trials.py, products in ops/test_products.py, fast
+adapters in adapters/test_fast.py, the settings of the suites as whole steps in experiments/test_bench.py.
 """
 
 import math
