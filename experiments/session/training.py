@@ -54,13 +54,15 @@ class Session:
     say: Callable[[str], None] = print
     compiled: Any = None
     compile_seconds: float = 0.0
+    evaluators: Sequence[loop.Evaluator] = ()
 
     def compile(self) -> None:
-        """Compiles the step, and makes sure that it fits, before anything is written.
+        """Prepares the evaluations, compiles the step, and makes sure that it fits, before anything is written.
 
         Raises:
-          UserError: it needs more memory than its device has.
+          UserError: the task has no evaluation of that type, or the step needs more memory than its device has.
         """
+        self.evaluators = self.program.evaluators()
         begin = time.perf_counter()
         self.compiled = self.program.compile(ahead=True)
         self.compile_seconds = time.perf_counter() - begin
@@ -100,7 +102,7 @@ class Session:
                 step=program.step_function(self.compiled),
                 batches=batches,
                 place=program.place,
-                evaluators=program.evaluators(),
+                evaluators=self.evaluators,
                 configs=[one.config.train for one in program.each],
                 checkpoints=checkpoints,
                 checkpoint_every=lead.config.checkpoint.every,

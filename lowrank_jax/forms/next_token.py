@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
@@ -42,7 +43,13 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
 
 
 def generation(setting: Setting, task: GenerationTask) -> Evaluation:
-    """Continues the task's prompts greedily and scores the texts."""
+    """Continues the task's prompts greedily and scores the texts.
+
+    Raises:
+      UserError: the task has no prompts.
+    """
+    if not isinstance(task, GenerationTask):
+        raise UserError("the evaluation 'generation' needs a task with prompts to continue; take 'likelihood'")
     prompts, targets = zip(*task.prompts(), strict=True)
     generate = make_generator(
         setting.apply_fn,
@@ -58,7 +65,13 @@ def generation(setting: Setting, task: GenerationTask) -> Evaluation:
 
 
 def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
-    """The loss on the task's held-out text; None without any."""
+    """The loss on the task's held-out text; None without any.
+
+    Raises:
+      UserError: the task is never scored by a loss.
+    """
+    if not isinstance(task, LikelihoodTask):
+        raise UserError("the evaluation 'likelihood' needs a task with held-out text; take 'generation'")
     source = task.validation_source()
     if source is None:
         return None

@@ -48,6 +48,7 @@ def test_each_has_its_own_rhythm_and_name(run, tmp_path, records):
     ("evals", "words"),
     [
         ('{"quick": {"type": "generations"}}', "unknown evaluation 'generations'; did you mean generation"),
+        ('{"quick": {"type": "likelihood"}}', "the evaluation 'likelihood' needs a task with held-out text"),
         ('{"quick": {"often": 2}}', "unknown config key config.evals.quick.often"),
         ('{"quick": {"every": -1}}', "config.evals.quick.every is -1; it must be at least 0"),
         ('{"a/b": {"every": 1}}', "config.evals.a/b: name an evaluation with letters"),
