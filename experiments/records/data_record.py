@@ -217,5 +217,5 @@ def check_shared(plains: Sequence[dict], names: Sequence[str], lead: int, known:
         other = make(plain, earlier=first)
         if wrong := [key for key in first if other.get(key, first[key])["sha256"] != first[key]["sha256"]]:
             raise UserError(
-                f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them apart"
+                f"{name} and {names[lead]} cannot share a program: {wrong[0]} differs by content; run them separately"
             )

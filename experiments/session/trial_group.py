@@ -168,7 +168,7 @@ class TrialGroup:
         if frozen := sorted(set(new) & set(held)):
             raise UserError(
                 f"seeds {self.lead.config.seed} and {one.config.seed} draw other frozen weights ({frozen[0]}); run "
-                "them apart, or train what is drawn"
+                "them separately, or train what is drawn"
             )
         return dataclasses.replace(base, params=unflatten({**flat, **new}))
 
