@@ -277,7 +277,7 @@ def test_without_adapters_it_is_the_model(toy, base, x):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_compiled_model_does_not_hide_the_adapters(toy, adapted, x, remat):
-    """An interceptor around an already compiled function is ignored (house.md, trap 1): ours is entered inside."""
+    """An interceptor around an already compiled function is ignored: ours is entered inside."""
     model = toy(remat=remat)
     plan, variables = adapted(model, LORA)
     compiled = jax.jit(model.apply)
@@ -297,7 +297,7 @@ def test_plans_that_differ_in_options_alone_do_not_share_a_compilation(toy, adap
 
 
 def test_trials_side_by_side_equal_one_after_another(toy, adapted, compiled, main_config, x):
-    """vmap over adapters and scales on one shared base (house.md, section 3)."""
+    """vmap over adapters and scales on one shared base."""
     model = toy()
     _, variables = adapted(model, main_config)
     params, one = variables.pop("params"), compiled(model, main_config)

@@ -117,7 +117,7 @@ def test_combine_refuses_a_leaf_over_a_branch(swap):
 
 
 def test_optax_sees_the_trainable_half_only():
-    """Frozen leaves neither move nor weigh in the global norm, and have no moments (house.md, traps 2 and 3)."""
+    """Frozen leaves neither move nor weigh in the global norm, and have no moments."""
     tree = variables()
     trainable, frozen = trees.partition(tree)
     tx = optax.chain(optax.clip_by_global_norm(1e-3), optax.adamw(1.0, weight_decay=0.1))
@@ -139,7 +139,7 @@ def test_optax_sees_the_trainable_half_only():
 
 
 def test_bfloat16_weights_need_masters():
-    """Why masters: an update of 1e-4 of a weight is lost in bfloat16 (house.md, trap 6)."""
+    """Why masters: an update of 1e-4 of a weight is lost in bfloat16."""
     one = jnp.ones((), jnp.bfloat16)
     assert one + jnp.bfloat16(1e-3) == one
     assert trees.as_master(one) + 1e-3 != trees.as_master(one)
