@@ -332,6 +332,8 @@ def _check_names(
     for target in targets:
         if any(_matches(target, path, field) for path in known):
             continue
+        if not known and not near:
+            raise UserError(f"adapter.{field} entry {target!r}: the params have no {kinds} below a module's name")
         ends = sorted({path.split("/")[-1] for path in known})
         close = nearest(target, {*known, *ends, *near})
         hint = f"did you mean {' or '.join(close)}?" if close else f"{kinds}s: {', '.join(ends)}"

@@ -109,10 +109,12 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
     return Carried(files, config)
 
 
-def _head(config: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The class with its head, and the head's labels, two labels by default, as in transformers."""
-    names = config.get("architectures") or [None]
-    return names[0], len(config.get("id2label") or ()) or config.get("num_labels") or 2
+def _head(config: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """The class with its head, and a classifier's labels, two by default, as in transformers."""
+    name = (config.get("architectures") or [None])[0]
+    if not (name or "").endswith("ForSequenceClassification"):
+        return name, None  # labels that no weight depends on
+    return name, len(config.get("id2label") or ()) or config.get("num_labels") or 2
 
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -32,6 +32,12 @@ def test_whole_variables_are_no_params():
         make_plan(variables, ALL)
 
 
+def test_a_model_that_is_one_layer():
+    params = nn.Dense(16).init(jax.random.key(0), X)["params"]
+    with pytest.raises(UserError, match=r"'all-linear': the params have no kernel below a module's name$"):
+        make_plan(params, ALL)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", ["query", "out"])
 def test_split_heads_are_no_layers(name, bias):

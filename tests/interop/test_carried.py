@@ -176,6 +176,14 @@ def test_a_classifier_keeps_its_labels(tmp_path, name):
         assert load_base(BaseConfig(str(tmp_path / head))).config == base.config
 
 
+def test_labels_beside_another_head(folder):
+    """A causal model has no weights for them, and keeps them as they are."""
+    own = config_to_hf(abstract_base(BaseConfig(str(folder))).config, "float32")
+    carried = carry(folder, None)
+    carried.config.update({"id2label": {str(i): name for i, name in LABELS.items()}})
+    assert carried.config_with(own)["id2label"] == {"0": "ENTAILMENT", "1": "NEUTRAL", "2": "CONTRADICTION"}
+
+
 def gguf_with_a_tokenizer(helpers, subwords, path, template=TEMPLATE, end=None):
     """A Llama as GGUF, with the tokenizer, chat templates and several ends in its metadata."""
     state = json.loads(subwords.backend.to_str())
