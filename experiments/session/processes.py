@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+from jax.experimental import multihost_utils
 
 from lowrank_jax.core.errors import UserError
 
@@ -35,7 +35,7 @@ def check_alike(data: dict) -> None:
     if jax.process_count() == 1:
         return
     digests = " ".join(data[key]["sha256"] for key in sorted(data))
-    seen = np.unique(process_allgather(np.uint32(zlib.crc32(digests.encode()))))
+    seen = np.unique(multihost_utils.process_allgather(np.uint32(zlib.crc32(digests.encode()))))
     if len(seen) > 1:
         raise UserError("the processes of this run read other data than each other; give every host the same files")
 
@@ -44,4 +44,4 @@ def of_chief(value: int) -> int:
     """Process 0's value, on every process."""
     if jax.process_count() == 1:
         return value
-    return int(broadcast_one_to_all(value))
+    return int(multihost_utils.broadcast_one_to_all(value))
