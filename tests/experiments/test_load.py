@@ -15,7 +15,7 @@ from lowrank_jax.interop.readers import open_checkpoint
 
 
 def forget(params):
-    """Frees the leaves, and what earlier tests have freed, back to the system: none of it may go during a measurement."""
+    """Gives the leaves and what earlier tests have freed back to the system: none may go during a measurement."""
     for leaf in jax.tree.leaves(params):
         leaf.block_until_ready().delete()
     gc.collect()
