@@ -62,6 +62,12 @@ def define_run_flags() -> None:
         flags.DEFINE_bool("fresh", False, "Delete the runs of these names and start again.")
 
 
+def define_seq_len(text: str) -> None:
+    """--seq_len, of programs that need no data; several of them may be in one process."""
+    if "seq_len" not in flags.FLAGS:
+        flags.DEFINE_integer("seq_len", None, text, lower_bound=1)
+
+
 def set_xla_flags() -> None:
     """Adds the XLA flags that a run needs to XLA_FLAGS, unless the user has set them; before jax starts its devices.
 

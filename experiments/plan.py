@@ -2,9 +2,10 @@
 
 from absl import flags
 
-from experiments.cli import launch, load_config
+from experiments.cli import define_seq_len, launch, load_config
 
-flags.DEFINE_integer("seq_len", None, "Tokens a row, without data or tokenizer; by default the task's.", lower_bound=1)
+define_seq_len("Tokens a row, without data or tokenizer; by default the task's.")
+flags.declare_key_flag("seq_len")  # shown by --help
 FLAGS = flags.FLAGS
 
 

@@ -11,11 +11,10 @@ import json
 
 from absl import flags
 
-from experiments.cli import launch, load_config, start_devices
+from experiments.cli import define_seq_len, launch, load_config, start_devices
 
-flags.DEFINE_integer(
-    "seq_len", None, "Tokens a row; by default the config's (configs/bench.py), or the task's.", lower_bound=1
-)
+define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
+flags.declare_key_flag("seq_len")  # shown by --help
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
 flags.DEFINE_integer(

@@ -266,7 +266,7 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     from experiments.bench import __main__ as program
     from experiments.cli import load_file
 
-    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[program.__name__]} | {"config"}
+    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[program.__name__]} | {"config", "seq_len"}
     for row in load_suite(name).rows:
         for word in row.words:
             flag, _, value = word.removeprefix("--").partition("=")
