@@ -39,7 +39,7 @@ def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, t
         ({"base__quantize": "nf5"}, "unknown base.quantize 'nf5'; did you mean nf4"),
         (
             {"base__quantize": "nf4", "trainable": "full", "adapter__method": "none"},
-            "stored as nf4 codes and cannot be",
+            "stored as nf4 codes and cannot",
         ),
         ({"base__quantize": "nf4", "adapter__method": "lora", "adapter__init": "pissa"}, "adapter.init 'pissa' starts"),
     ],
