@@ -118,7 +118,7 @@ def test_a_failed_write_keeps_the_adapter_that_was_there(tmp_path, monkeypatch):
 
 def test_other_folders_are_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="something other than an adapter"):
         save_adapter(tmp_path, trainable(), CONFIG, SCALES, BASE)
     assert (tmp_path / "thesis.tex").exists()
     shutil.rmtree(tmp_path)
