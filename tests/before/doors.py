@@ -205,18 +205,25 @@ def _trace_trials(group: Any) -> Any:
 
 
 def place() -> dict[str, Any]:
-    """What the last bits of a run depend on beside this code."""
+    """What the last bits of a run depend on beside this code.
+
+    Its instruction sets belong to it: virtual machines call processors of several generations "AMD EPYC".
+    """
+    import hashlib
     import os
     import platform
 
     import jax
     import jaxlib
 
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    described = Path("/proc/cpuinfo")  # of Linux
+    about = described.read_text().splitlines() if described.exists() else []
+    cpu, flags = (next((line for line in about if line.startswith(key)), "") for key in ("model name", "flags"))
     return {
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "devices": len(jax.devices()),
         "cpu": cpu.partition(":")[2].strip() or platform.machine(),
+        "instructions": hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:10],
         "cores": os.cpu_count(),
     }
