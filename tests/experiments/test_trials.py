@@ -14,8 +14,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
-STEPS = 50
-SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(25,)", checkpoint__every=0)
+STEPS = 20
+SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(10,)", checkpoint__every=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +71,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     changes = [
         dict(adapter__rank=4, optimizer__learning_rate=3e-3, seed=0),
         dict(adapter__rank=2, optimizer__learning_rate=1e-3, seed=1, adapter__alpha=4.0, schedule__warmup_steps=9),
-        dict(adapter__rank=1, optimizer__learning_rate=2e-3, seed=2, train__stop_at=30),
+        dict(adapter__rank=1, optimizer__learning_rate=2e-3, seed=2, train__stop_at=12),
     ]
     cells = cells_file(tmp_path, program, toy, changes)
     ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")

@@ -91,9 +91,8 @@ def outputs(model, params):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("cuts", [(2,), (1, 3)])
-def test_a_cut_stack_computes_what_the_whole_one_does(name, cuts):
-    model = MODELS[name]
+def test_a_cut_stack_computes_what_the_whole_one_does(name):
+    model, cuts = MODELS[name], (1, 3)
     params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
     cut = model.clone(cuts=cuts)
     shapes = jax.eval_shape(cut.init, jax.random.key(0), TOKENS)["params"]
