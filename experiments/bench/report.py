@@ -15,6 +15,7 @@ FIELDS = {
     "tokens_per_second": ("tokens_per_second", "tokens_s"),
     "peak_gib": ("peak_gib",),
     "flops_per_token": ("flops_per_token",),
+    "mfu": ("mfu",),
     "compile_seconds": ("compile_seconds", "warmup_s"),
 }
 RATIOS = {"speed": "tokens_per_second", "time": "ms", "memory": "peak_gib"}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.work import random_batch, step_flops
+from experiments.bench.work import random_batch, step_flops, utilisation
 from experiments.records.environment import environment_record
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
@@ -77,6 +77,8 @@ def measure(
             jax.block_until_ready(metrics["loss"])
     median = statistics.median(seconds)
     device = jax.local_devices()[0]
+    flops_per_token = step_flops(experiment, tokens) / tokens
+    mfu = utilisation(flops_per_token * math.prod(shape), median, device.device_kind, group.mesh.size)
     record = {
         "labels": dict(config.labels),
         "trainable": experiment.parameters["trainable"],
@@ -87,7 +89,9 @@ def measure(
         "ms_min_max": [round(min(seconds) * 1e3, 3), round(max(seconds) * 1e3, 3)],
         "steps": len(seconds),
         "tokens_per_second": round(math.prod(shape) / median),
-        "flops_per_token": round(step_flops(experiment, tokens) / tokens),
+        "flops_per_token": round(flops_per_token),
+        "devices": group.mesh.size,
+        "mfu": round(mfu, 4) if mfu else None,
         "peak_gib": round(peak / 2**30, 3) if (peak := memory.peak_bytes(device)) else None,
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
         "compile_seconds": round(compile_seconds, 2),

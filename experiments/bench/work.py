@@ -1,10 +1,22 @@
-"""The work of a benchmark's step: a random batch, and its FLOPs."""
+"""The work of a benchmark's step: a random batch, its FLOPs, and how much of its devices' peak it reaches."""
 
 import numpy as np
 
 from experiments.session.experiment import Experiment
 from lowrank_jax.adapters.cost import adapter_flops, kernel_flops
 from lowrank_jax.core.paths import flatten
+
+# Dense bfloat16 FLOP/s of a device, from its maker's data sheet, by jax's `device_kind`.
+PEAKS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5 lite": 197e12,
+    "TPU v6 lite": 918e12,
+}
 
 
 def random_batch(experiment: Experiment, trials: int = 1) -> dict[str, np.ndarray]:
@@ -35,3 +47,17 @@ def step_flops(experiment: Experiment, tokens: int) -> int:
     learnt = flatten(experiment.abstract_state.trainable.get("params", {}))
     base = sum(kernel_flops([shape], tokens, trained=path in learnt) for path, shape in weights.items())
     return base + adapter_flops(experiment.plan, tokens)
+
+
+def utilisation(flops: float, seconds: float, kind: str, devices: int) -> float | None:
+    """MFU = FLOPs of a step / (seconds * devices * peak FLOP/s); None of a kind whose peak is not in PEAKS.
+
+    Args:
+      flops: `step_flops` of all tokens of all trials. A frozen kernel has no weight gradient: 4 a weight and token
+        rather than full training's 6, so that this MFU is not inflated by products that nobody computes.
+      seconds: of a step.
+      kind: jax's `device_kind`.
+      devices: how many of them.
+    """
+    peak = PEAKS.get(kind)
+    return None if peak is None else flops / (seconds * devices * peak)

@@ -51,7 +51,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _step(side: Mapping[str, Any]) -> str:
     if "error" in side:
         return _missing(side)
-    return f"{side['ms']:.1f} ms, {side['tokens_per_second']:,.0f} tok/s"
+    mfu = f", MFU {side['mfu']:.2f}" if "mfu" in side else ""  # earlier records have none
+    return f"{side['ms']:.1f} ms, {side['tokens_per_second']:,.0f} tok/s{mfu}"
 
 
 def _start(name: str, side: Mapping[str, Any]) -> str:

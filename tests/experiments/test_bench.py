@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.bench.rows import load_suite
-from experiments.bench.work import random_batch, step_flops
+from experiments.bench.work import random_batch, step_flops, utilisation
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
@@ -92,6 +92,11 @@ def test_flops_of_a_step():
 def test_an_encoders_head_reads_one_token_a_row():
     config = config_of("lora_glue.py:task=mrpc,method=head", base__name="toy-bert", base__random_init=True)
     assert step_flops(build(config, seq_len=12), tokens=7) == 7 * 4 * 2 * (4 * 32 * 32 + 2 * 32 * 48)
+
+
+def test_utilisation_is_a_share_of_the_peak_of_all_devices():
+    assert utilisation(989e12, 2.0, "NVIDIA H200", 2) == pytest.approx(0.25)
+    assert utilisation(989e12, 2.0, "cpu", 1) is None
 
 
 def settings():
