@@ -23,8 +23,9 @@ from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.layouts.unstacked import Unstacked, reading
 from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.ops.placement import with_rows_in_place
 from lowrank_jax.ops.quantized import NONE
-from lowrank_jax.sharding.mesh import batch_sharding, check_batch, make_mesh, replicated
+from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import state_shardings, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.registry import build_task
@@ -85,6 +86,8 @@ def build(
     )
 
     apply_fn = reading(adapters.attach(model, plan, groups))
+    if mesh.shape["fsdp"] > 1:
+        apply_fn = with_rows_in_place(apply_fn, mesh, BATCH_AXES)
     stacked = variables | {"params": Unstacked().undo(variables["params"])}
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
     check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax.core.types import Array
+from lowrank_jax.ops.placement import rows
 from lowrank_jax.ops.quantized import Quantized, dense, multiply
 
 KERNEL_INIT = nn.initializers.lecun_normal()
@@ -53,7 +54,7 @@ class Linear(nn.Module):
         kernel = self.get_variable("params", "kernel")
         if not isinstance(kernel, Quantized):  # `param` would check for one array of the kernel's shape
             kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
-        x = x.astype(self.dtype)
+        x = rows(x.astype(self.dtype))
         if self.float32_output:
             y = cast(Array, matmul_float32(x, dense(kernel, self.dtype), 0))
         else:
@@ -61,7 +62,7 @@ class Linear(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(y.dtype)
-        return y
+        return rows(y)
 
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
@@ -85,11 +86,11 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """tokens int [...] -> [..., features]; an id outside the table gives NaN, not a wrong row: a run stops."""
-        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+        return rows(jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype))
 
     def logits(self, x: Array) -> Array:
         """x E^T: [..., features] -> float32 [..., vocab_size]."""
-        return matmul_float32(x.astype(self.dtype), self.embedding.astype(self.dtype), 1)
+        return rows(matmul_float32(rows(x.astype(self.dtype)), self.embedding.astype(self.dtype), 1))
 
 
 class RMSNorm(nn.Module):

@@ -91,7 +91,11 @@ def test_adapters_inherit_their_kernels_axes():
     assert leaf_spec("params/layers/mlp/up/kernel", (2, 32, 48), mesh) == P(None, "fsdp", "tensor")
     assert leaf_spec("adapters/layers/mlp/up/a", (2, 32, 4), mesh) == P(None, "fsdp", None)
     assert leaf_spec("adapters/layers/mlp/up/b", (2, 4, 48), mesh) == P(None, None, "tensor")
-    assert leaf_spec("adapters/layers/mlp/down/a", (2, 48, 4), mesh) == P(None, "tensor", None)
+    # Row-parallel kernels are divided along their rows by both axes; a length that only the first divides takes it alone
+    assert leaf_spec("params/layers/mlp/down/kernel", (2, 48, 32), mesh) == P(None, ("tensor", "fsdp"), None)
+    assert leaf_spec("params/layers/mlp/down/kernel", (2, 46, 32), mesh) == P(None, ("tensor",), None)
+    assert leaf_spec("params/layers/mlp/down/kernel", (2, 33, 32), mesh) == P(None, None, None)
+    assert leaf_spec("adapters/layers/mlp/down/a", (2, 48, 4), mesh) == P(None, ("tensor", "fsdp"), None)
     assert leaf_spec("adapters/layers/mlp/up/m", (2, 9, 9), mesh) == P()
     assert leaf_spec("params/layers/mlp_norm/scale", (2, 32), mesh) == P()
     assert leaf_spec("adapters/embed/a", (64, 4), mesh) == P("tensor", None)
