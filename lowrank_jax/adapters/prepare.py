@@ -11,6 +11,7 @@ from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
+from lowrank_jax.ops.placement import whole
 
 
 def prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group]) -> dict[str, Any]:
@@ -62,4 +63,4 @@ def prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group
             if site
         }
         prepared |= {f"{path}/{name}": value for name, value in group.join(leaves).items()}
-    return unflatten(prepared)
+    return unflatten({path: whole(value) for path, value in prepared.items()})

@@ -32,6 +32,15 @@ def rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def whole(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """x on every device, gathered here; x itself outside of `rows_stay`.
+
+    For what all layers read a little of: gathered where each layer reads it, it would be a small transfer a layer.
+    """
+    found = _BATCH.get()
+    return x if found is None else jax.lax.with_sharding_constraint(x, NamedSharding(found[0], PartitionSpec()))
+
+
 def is_divided() -> bool:
     """Whether a step is traced whose weights are divided along an axis of the batch: a layer gathers what it reads."""
     return _BATCH.get() is not None
