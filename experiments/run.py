@@ -1,6 +1,7 @@
 """One run of one config: `python -m experiments.run --config=configs/mora_uuid.py:method=lora`."""
 
 import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from absl import flags, logging
 
 from experiments.cli import define_run_flags, launch, load_config, start_devices
 from experiments.records import claims
+from experiments.session import cluster
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
 define_run_flags()
 for _flag in ("workdir", "fresh"):
     flags.declare_key_flag(_flag)  # shown by --help
-flags.DEFINE_bool("multihost", False, "One of several processes: start jax.distributed (a TPU pod, SLURM, ...).")
+flags.DEFINE_bool("multihost", None, "One of several processes: start jax.distributed (a TPU pod, SLURM, ...).")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several processes ($JAX_COORDINATOR_ADDRESS).")
+flags.DEFINE_integer("processes", None, "How many processes make the run ($JAX_NUM_PROCESSES).")
+flags.DEFINE_integer("process", None, "Which of them this is, from 0 ($JAX_PROCESS_ID).")
+flags.DEFINE_integer("heartbeat_seconds", 100, "A process that is silent for so long counts as dead.", lower_bound=1)
+flags.DEFINE_integer("start_seconds", 300, "How long processes wait for each other to start.", lower_bound=1)
 flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into the run's folder.")
 FLAGS = flags.FLAGS
 
@@ -22,19 +29,23 @@ FLAGS = flags.FLAGS
 def main(_) -> int:
     """Says that the run is finished, or claims it and trains; returns the exit status."""
     started = time.time()
+    place = cluster.place(FLAGS.multihost, {name: FLAGS[name].value for name in cluster.VARIABLES})
     config, plain = load_config({"train.profile_steps": FLAGS.profile_steps})
+    if place is None:
+        start_devices()
+    with cluster.start(place, FLAGS.heartbeat_seconds, FLAGS.start_seconds):
+        return claim_and_train(config, plain, started)
 
+
+def claim_and_train(config: Any, plain: dict, started: float) -> int:
+    """Claims the run of a config and trains it, in this process or with others; returns the exit status."""
     # Imported after the flags are parsed: --help and a wrong flag answer at once.
     import jax
 
-    if not FLAGS.multihost:
-        start_devices()
     from experiments.records import run_folder
     from experiments.session.processes import decided
     from lowrank_jax.train import tracking
 
-    if FLAGS.multihost:
-        jax.distributed.initialize()
     if jax.process_index() == 0:
         tracking.wandb_mode(config.tracking.wandb)  # refuses "online" without a key before any work
 
@@ -67,7 +78,8 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     from experiments.records import data_record, run_folder
     from experiments.session.build import build
     from experiments.session.processes import check_alike, decided
-    from experiments.session.training import INTERRUPTED, Run, Session
+    from experiments.session.training import Run, Session
+    from lowrank_jax.core.errors import INTERRUPTED
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train.loop import Diverged
 
@@ -110,4 +122,5 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
 
 if __name__ == "__main__":
+    cluster.quieten(sys.argv[1:])
     launch(main)

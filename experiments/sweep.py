@@ -26,11 +26,11 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.session.cluster import refuse_several
 from experiments.sweeps.engine import Sweep, show
 from experiments.sweeps.grid import Grid
 from experiments.sweeps.wandb_file import wandb_sweep
-
-INTERRUPTED = 130
+from lowrank_jax.core.errors import INTERRUPTED
 
 
 def define_flags() -> None:
@@ -63,6 +63,7 @@ def sweep_main(options: Any) -> int:
     if options.dry_run:
         show(sweep, cells)
         return 0
+    refuse_several("experiments.sweep", "start one for each GPU or host, with the same --workdir: they share the grid")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     states = sweep.run(cells)
     for name, state in states.items():

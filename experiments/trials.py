@@ -12,7 +12,8 @@ from absl import flags
 
 from experiments.cli import define_run_flags, launch, load_config, start_devices
 from experiments.records import claims
-from lowrank_jax.core.errors import UserError
+from experiments.session.cluster import refuse_several
+from lowrank_jax.core.errors import INTERRUPTED, UserError
 
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")
 flags.DEFINE_string("cells", None, 'JSON file of the runs instead of --config: [{"name": ..., "config": {...}}].')
@@ -25,6 +26,7 @@ FLAGS = flags.FLAGS
 def main(_) -> int:
     """Trains what is not finished yet and prints every run's scores and their median; returns the exit status."""
     started = time.time()
+    refuse_several("experiments.trials", "start one on each host, with its own share of the cells")
     named = wanted_runs()
 
     from experiments.records import run_folder
@@ -73,18 +75,12 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     Args:
       held: the claims of their runs.
     """
-    import jax
-
     start_devices()
     from experiments.config.schema import unpack_run
     from experiments.records import data_record, run_folder
-    from experiments.session.training import INTERRUPTED, Run, Session
+    from experiments.session.training import Run, Session
     from experiments.session.trial_group import TrialGroup
 
-    if jax.process_count() > 1:
-        raise UserError(
-            "experiments.trials runs in one process; start one on each host, with its own share of the cells"
-        )
     names, plains = [name for name, _ in named], [plain for _, plain in named]
     claim_of = {claim.name: claim for claim in held}
     runs = [Run(name, plain, run_folder.run_folder(FLAGS.workdir, name), claim_of[name]) for name, plain in named]

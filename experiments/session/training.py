@@ -18,8 +18,6 @@ from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.train import loop, memory, tracking
 
-INTERRUPTED = 130  # exit status of a program that a signal stopped after it had saved; shells use it for Ctrl-C
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -3,6 +3,7 @@
 import sys
 
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
+INTERRUPTED = 130  # of a program that a signal stopped, after it had saved what there was; shells use it for Ctrl-C
 
 
 class UserError(Exception):

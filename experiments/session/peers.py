@@ -1,0 +1,204 @@
+"""Where one of several processes ends or dies, the others end too, each with one line that names it."""
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import jax
+from tqdm import tqdm
+
+from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError, report
+
+LOST = 75  # exit status: another process died or was cut off; EX_TEMPFAIL of sysexits.h, "try again"
+AGAIN = "start all processes again: the run resumes from its last checkpoint, if it has one"
+WORD_SECONDS = 1.0  # an answer of the coordinator that is on its way arrives within it
+OWN_SECONDS = 5.0  # for a process to come to the same end by itself, with words of its own
+FOREVER = 10**11  # milliseconds: three years
+TASK = re.compile(r"\bTask:? (\d+)")  # of the coordinator's message on a barrier that fails
+PREFIX = "lowrank_jax/"
+
+
+class Peers:
+    """The other processes, watched for as long as the context is open.
+
+    One thread waits at a barrier that is not complete before the end: it fails when a process dies, and says which.
+    Another waits for the note of a process that ends with an error while the others go on. The error of such a
+    process is its own only once all have read the note; a collective fails in the same way where another died, and the
+    barrier says that within `heartbeat_seconds`.
+
+    Args:
+      heartbeat_seconds: as given to jax.distributed.initialize.
+    """
+
+    def __init__(self, heartbeat_seconds: int):
+        self.heartbeat_seconds = heartbeat_seconds
+        self.process, self.processes, self.coordinator = 0, 1, ""
+        self._client: Any = None
+        self._speaking, self._note, self._leaving = threading.Lock(), {}, False
+        self._heard, self._own = threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def know(self) -> None:
+        """Takes over what jax.distributed.initialize found."""
+        from jax._src.distributed import global_state
+
+        self._client, self.coordinator = global_state.client, global_state.coordinator_address
+        self.process, self.processes = global_state.process_id, global_state.num_processes
+
+    def lost(self) -> None:
+        """jaxlib's client has lost the others: ends this process, and names the dead one if it can."""
+        self._end_for("")
+
+    def __enter__(self) -> "Peers":
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # jax's own handler would only note it
+        if self.processes > 1:
+            self._threads = [threading.Thread(target=work, daemon=True) for work in (self._stand, self._listen)]
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.processes > 1:
+            if error is None:
+                self._part()
+            else:
+                self._end_with(error)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"interrupted; {AGAIN}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+    # ---- the end of this process ----
+
+    def _part(self) -> None:
+        """All have come to the end: releases the threads, which must not wait in C++ when the interpreter goes."""
+        try:
+            self._client.wait_at_barrier(f"{PREFIX}end", FOREVER)
+        except jax.errors.JaxRuntimeError as error:
+            self._end_for(str(error))
+        self._leaving = True
+        if self.process == 0:
+            self._client.key_value_set(f"{PREFIX}note", json.dumps({}))
+        self._client.wait_at_barrier(self._barrier(at_end=True), FOREVER)
+        for thread in self._threads:
+            thread.join()
+
+    def _end_with(self, error: BaseException) -> None:
+        """Leaves a note for the others, or ends by theirs; returns for the error to be shown."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        mendable = isinstance(error, UserError | OSError)
+        note = {
+            "process": self.process,
+            "status": INTERRUPTED if interrupted else MENDABLE if mendable else 1,
+            "words": "interrupted" if interrupted else str(error) if mendable else f"{type(error).__name__}: {error}",
+        }
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or the coordinator is lost
+            self._client.key_value_set(f"{PREFIX}note", json.dumps(note))
+        self._heard.wait()
+        if self._note["process"] != self.process and not mendable and not interrupted:
+            self._end_by_note()
+        self._own.set()
+        if not self._speaking.acquire(blocking=False):
+            _wait()
+        if self.process == 0:
+            time.sleep(WORD_SECONDS)  # what the coordinator has answered reaches the others
+        leave_with(note["status"])
+
+    # ---- the end of another ----
+
+    def _stand(self) -> None:
+        try:
+            self._client.wait_at_barrier(self._barrier(at_end=False), FOREVER)
+        except jax.errors.JaxRuntimeError as error:
+            self._end_for(str(error))
+
+    def _listen(self) -> None:
+        try:
+            note = json.loads(self._client.blocking_key_value_get(f"{PREFIX}note", FOREVER))
+            if not note:
+                return
+            self._note = note
+            self._client.wait_at_barrier(f"{PREFIX}heard", FOREVER)
+        except jax.errors.JaxRuntimeError as error:
+            self._end_for(str(error))
+        self._heard.set()
+        if self._note["process"] != self.process and not self._own.wait(OWN_SECONDS):
+            self._end_by_note()
+
+    def _barrier(self, at_end: bool) -> str:
+        """Where this process waits from the beginning, or comes at the end: process 0 at one, the others at another."""
+        return f"{PREFIX}{'0' if (self.process == 0) != at_end else 'others'}"
+
+    def _heed_note(self) -> None:
+        """A process that left a note which all have read has not died; nor has the coordinator, once it left one."""
+        if self._note.get("process") == self.process and self._heard.is_set():
+            _wait()  # the main thread ends this process
+        if self._note and (self._heard.is_set() or self._note["process"] == 0 != self.process):
+            self._end_by_note()
+
+    def _end_for(self, message: str) -> NoReturn:
+        """Ends this process for a death of which the client said `message`; never returns."""
+        if self._leaving:
+            _wait()  # the run is complete, and the main thread ends the process
+        self._heed_note()
+        dead = [int(task) for task in TASK.findall(message)]
+        if not dead:
+            time.sleep(WORD_SECONDS)  # the other thread may have the name
+            self._heed_note()
+        if self.process in dead:
+            line = f"process {self.process} of {self.processes}, this one, was silent or cut off; the others ended"
+        elif dead:
+            line = f"process {dead[0]} of {self.processes} died or was cut off: silent for {self.heartbeat_seconds} s"
+        elif self.process:
+            line = f"process 0 of {self.processes}, the coordinator, died or was cut off"
+        else:
+            line = f"one of the {self.processes} processes died or was cut off"
+        self._say(f"{line}; {AGAIN}", LOST)
+
+    def _end_by_note(self) -> NoReturn:
+        note = self._note
+        self._say(f"process {note['process']} of {self.processes} ended: {note['words']}", note["status"])
+
+    def _say(self, line: str, status: int) -> NoReturn:
+        if not self._speaking.acquire(blocking=False):
+            _wait()
+        if getattr(tqdm, "_instances", ()):
+            print(file=sys.stderr)  # a progress bar stands on this line
+        report(UserError(line))
+        if self.process == 0:
+            time.sleep(WORD_SECONDS)  # what the coordinator has answered reaches the others
+        _leave(status)
+
+
+def leave_with(status: int) -> None:
+    """At its end the process does not wait for the others, which jax's own exit does for 300 s.
+
+    Args:
+      status: of the process, where the interpreter shows no traceback.
+    """
+    atexit.register(lambda: _leave(1 if hasattr(sys, "last_value") else status))
+
+
+def _leave(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it
+            stream.flush()
+    os._exit(status)
+
+
+def _wait() -> NoReturn:
+    """Until another thread, which is speaking, has ended the process."""
+    while True:
+        time.sleep(60)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

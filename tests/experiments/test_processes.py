@@ -1,0 +1,285 @@
+"""Several processes that end well: where they stand, one line where one dies or ends, and a run that resumes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.session import cluster
+from experiments.session.cluster import Place
+from experiments.session.peers import LOST
+from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
+
+ROOT = Path(__file__).parents[2]
+NOTHING = dict.fromkeys(cluster.VARIABLES)
+HEARTBEAT = 10  # seconds; of the tests in which a process dies
+
+# One process of a program that does nothing but exchange values with the others. argv: what happens, in which
+# process; then the flags of experiments.run that say where it stands.
+EXCHANGE = """
+import os, signal, sys, time
+event, where, *words = sys.argv[1:]
+from experiments.session import cluster
+cluster.quieten(words)
+from absl import flags
+from experiments import run
+from experiments.cli import launch
+from lowrank_jax.core.errors import UserError
+
+def main(_):
+    F = flags.FLAGS
+    place = cluster.place(F.multihost, {name: F[name].value for name in cluster.VARIABLES})
+    with cluster.start(place, F.heartbeat_seconds, F.start_seconds):
+        import numpy as np
+        from jax.experimental.multihost_utils import process_allgather
+        from lowrank_jax.train.signals import StopRequest
+        if event == "TERM_EARLY" and F.process == int(where):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        with StopRequest(every=5) as stop:
+            for step in range(1, 10**6):
+                process_allgather(np.int32(step))
+                if step == 3 and F.process == int(where):
+                    if event == "UserError":
+                        raise UserError("the disk is full")
+                    if event == "ZeroDivisionError":
+                        1 / 0
+                    if event.startswith("SIG"):
+                        os.kill(os.getpid(), getattr(signal, event))
+                if stop.requested(step):
+                    return 130
+
+sys.argv = ["run", *words]
+launch(main, own_config=True)
+"""
+
+# experiments.run whose process `where` kills itself with a signal in place of step 4.
+KILLED = """
+import os, signal, sys
+where, *words = sys.argv[1:]
+from experiments.session import cluster
+cluster.quieten(words)
+sys.argv = ["run", *words]
+from experiments import run
+from experiments.cli import launch
+from lowrank_jax.train.meter import Meter
+push = Meter.push
+
+def killed(self, step, metrics):
+    if step == 4 and f"--process={where}" in words:
+        os.kill(os.getpid(), signal.SIGKILL)
+    push(self, step, metrics)
+
+Meter.push = killed
+launch(run.main)
+"""
+
+
+@pytest.fixture
+def several(one_device):
+    """several(word, ..., count=2) -> [(status, out, err)] of processes with one device each.
+
+    Words: a program's, None for its code in place of its name. `variables` says where each stands by variables rather
+    than flags. A process that was stopped is killed once the others have ended.
+    """
+
+    def call(*command, count=2, variables=False, stopped=None):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        workers = []
+        for index in range(count):
+            standing = dict(zip(cluster.VARIABLES, (address, str(count), str(index)), strict=True))
+            flags = [] if variables else [f"--{name}={value}" for name, value in standing.items()]
+            environment = {cluster.VARIABLES[name]: value for name, value in standing.items()} if variables else {}
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, command), *flags],
+                    cwd=ROOT, env=one_device | {"NPROC": "8"} | environment,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+        try:
+            order = sorted(range(count), key=lambda index: index == stopped)  # its pipes end only when it is killed
+            texts = {}
+            for index in order:
+                if index == stopped:
+                    workers[index].kill()
+                texts[index] = workers[index].communicate(timeout=200)
+        finally:
+            for worker in workers:
+                worker.kill()
+        words = lambda out: "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))  # noqa: E731
+        return [(worker.returncode, words(texts[i][0]), texts[i][1]) for i, worker in enumerate(workers)]
+
+    return call
+
+
+def no_lines_but(err: str, line: str) -> None:
+    """Makes sure that a progress bar and this line are all that a process said on stderr."""
+    said = [x for x in err.splitlines() if x.strip() and "step/s" not in x]
+    assert len(said) == 1, err
+    assert said[0].startswith(line), err
+
+
+def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, several, toy, records, saved, tmp_path):
+    """Process 0 alone writes and speaks; the losses are those of one process; those of a resumed run the same bits."""
+    straight("alone")
+    changes = dict(train__eval_steps="(2,)", checkpoint__every=2)
+    (status, out, err), (other_status, other_out, other_err) = several(
+        "-m", "experiments.run", *toy(tmp_path, name="pair", **changes), variables=True
+    )
+    assert (status, other_status) == (0, 0), (err, other_err)
+    assert "on 2 cpu device(s)" in out
+    assert "pair: finished" in out
+    assert other_out == other_err == ""
+    ours, theirs = (records(tmp_path / name) for name in ("pair", "alone"))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (tmp_path / "pair" / "adapter" / "adapter.json").is_file()
+    assert json.loads((tmp_path / "pair" / "result.json").read_text())["environment"]["hardware"]["devices"] == {
+        "cpu": 2
+    }
+
+    words = toy(tmp_path, name="run", **changes)
+    (status, _, err), (killed, _, _) = several("-c", KILLED, "1", *words, f"--heartbeat_seconds={HEARTBEAT}")
+    assert (status, killed) == (LOST, -signal.SIGKILL), err
+    no_lines_but(err, "error: process 1 of 2 died or was cut off: silent for 10 s; start all processes again")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    ended = several("-m", "experiments.run", *words)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert records(tmp_path / "run") == records(tmp_path / "pair")
+    assert saved(tmp_path / "run", 6) == saved(tmp_path / "pair", 6)
+
+
+COORDINATOR = "error: process 0 of 2, the coordinator, died or was cut off; start all processes again"
+
+
+@pytest.mark.parametrize(
+    ("event", "where", "statuses", "line"),
+    [
+        ("SIGKILL", 0, (-signal.SIGKILL, LOST), COORDINATOR),
+        ("SIGSTOP", 0, (-signal.SIGKILL, LOST), COORDINATOR),
+        ("SIGSTOP", 1, (LOST, -signal.SIGKILL), "error: process 1 of 2 died or was cut off: silent for 10 s; start"),
+        ("UserError", 0, (MENDABLE, MENDABLE), "error: process 0 of 2 ended: the disk is full"),
+        ("UserError", 1, (MENDABLE, MENDABLE), "error: process 1 of 2 ended: the disk is full"),
+        ("ZeroDivisionError", 1, (1, 1), "error: process 1 of 2 ended: ZeroDivisionError: division by zero"),
+        ("TERM_EARLY", 1, (INTERRUPTED, INTERRUPTED), "error: process 1 of 2 ended: interrupted"),
+    ],
+)
+def test_where_one_ends_the_other_ends_with_one_line(event, where, statuses, line, several):
+    stopped = where if event == "SIGSTOP" else None
+    heartbeat = [f"--heartbeat_seconds={HEARTBEAT}"] if event in ("SIGKILL", "SIGSTOP") else []
+    ended = several("-c", EXCHANGE, event, where, *heartbeat, stopped=stopped)
+    assert tuple(status for status, _, _ in ended) == statuses, ended
+    no_lines_but(ended[1 - where][2], line)
+    own = ended[where][2]
+    assert ("Traceback" in own) == (event == "ZeroDivisionError"), own
+    if event == "UserError":
+        no_lines_but(own, "error: the disk is full")
+    if event == "TERM_EARLY":
+        no_lines_but(own, "interrupted; start all processes again")
+
+
+def test_the_dead_one_of_three_is_named_and_a_signal_to_one_stops_all(several):
+    ended = several("-c", EXCHANGE, "SIGKILL", 1, f"--heartbeat_seconds={HEARTBEAT}", count=3)
+    assert [status for status, _, _ in ended] == [LOST, -signal.SIGKILL, LOST], ended
+    for index in (0, 2):
+        no_lines_but(ended[index][2], "error: process 1 of 3 died or was cut off: silent for 10 s; start")
+    ended = several("-c", EXCHANGE, "SIGTERM", 2, count=3)
+    assert [(status, err) for status, _, err in ended] == [(INTERRUPTED, "")] * 3, ended
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "found"),
+    [
+        ({}, {}, None),
+        ({"coordinator": "a:1", "processes": 3, "process": 2}, {}, Place("a:1", 3, 2)),
+        ({}, {"coordinator": "[::1]:8476", "processes": "2", "process": "0"}, Place("[::1]:8476", 2, 0)),
+        ({"process": 1}, {"coordinator": "a:1", "processes": "2", "process": "0"}, Place("a:1", 2, 1)),
+        ({"multihost": True}, {}, Place()),
+        ({"multihost": True}, {"coordinator": "a:1"}, Place("a:1")),
+        ({"multihost": False}, {"coordinator": "a:1", "processes": "2", "process": "0"}, None),
+    ],
+)
+def test_where_a_process_stands(flags, variables, found, monkeypatch):
+    standing(monkeypatch, variables)
+    assert cluster.place(flags.pop("multihost", None), NOTHING | flags) == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        ({"coordinator": "a:1"}, {}, "without --processes (JAX_NUM_PROCESSES) and --process (JAX_PROCESS_ID);"),
+        ({"processes": 2, "process": 0}, {}, "without --coordinator (JAX_COORDINATOR_ADDRESS);"),
+        ({}, {"processes": "2"}, "without --coordinator (JAX_COORDINATOR_ADDRESS) and --process (JAX_PROCESS_ID);"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, {}, "process 2 of 2 is out of range"),
+        ({"coordinator": "a:1", "processes": 0, "process": 0}, {}, "--processes is 0"),
+        ({"coordinator": "a:1", "processes": 2, "process": -1}, {}, "--process is -1"),
+        ({"coordinator": "a:1", "process": 0}, {"processes": "two"}, "JAX_NUM_PROCESSES is 'two'"),
+        ({"coordinator": "a:1", "processes": 2}, {"process": "-1"}, "JAX_PROCESS_ID is '-1'"),
+        ({"coordinator": "a", "processes": 2, "process": 0}, {}, "write HOST:PORT"),
+        ({"coordinator": ":1", "processes": 2, "process": 0}, {}, "write HOST:PORT"),
+        ({"coordinator": "a:65536", "processes": 2, "process": 0}, {}, "write HOST:PORT"),
+        ({"multihost": False, "process": 0}, {}, "--nomultihost contradicts --process"),
+    ],
+)
+def test_a_part_that_is_missing_or_wrong_is_named(flags, variables, words, monkeypatch):
+    standing(monkeypatch, variables)
+    with pytest.raises(UserError) as told:
+        cluster.place(flags.pop("multihost", None), NOTHING | flags)
+    assert words in str(told.value)
+
+
+def standing(monkeypatch, variables):
+    for name, variable in cluster.VARIABLES.items():
+        monkeypatch.delenv(variable, raising=False)
+        if name in variables:
+            monkeypatch.setenv(variable, variables[name])
+
+
+def test_processes_that_do_not_come_together(start):
+    """Nobody listens, nobody comes, the port is another program's, no cluster: one line each, and status 2."""
+    with socket.socket() as free, socket.socket() as taken:
+        for probe in (free, taken):
+            probe.bind(("localhost", 0))  # and does not listen
+        nobody, other = (f"localhost:{probe.getsockname()[1]}" for probe in (free, taken))
+        where = lambda address, process: (f"--coordinator={address}", "--processes=2", f"--process={process}")  # noqa: E731
+        cases = {
+            f"the coordinator, process 0 at {nobody}, cannot be reached within 2 s": where(nobody, 1),
+            f"process 0 cannot listen at {other}": where(other, 0),
+            "one of several processes, but without --coordinator (JAX_COORDINATOR_ADDRESS) and": ("--multihost",),
+        }
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            alone = f"localhost:{probe.getsockname()[1]}"
+        cases[f"the 2 processes did not come together at {alone} within 2 s"] = where(alone, 0)
+        started = {
+            line: start(None, EXCHANGE, "nothing", 0, *words, "--start_seconds=2") for line, words in cases.items()
+        }
+        for line, process in started.items():
+            _, err = process.communicate(timeout=100)
+            assert process.returncode == MENDABLE, err
+            no_lines_but(err, f"error: {line}")
+
+
+def test_programs_of_one_process_say_so(program, start, grid_files, monkeypatch):
+    """Each process would run the whole of it, and a sweep's cells would each wait for the others."""
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    ended = program("trials", "--config=configs/mora_uuid.py", "--seeds=0,1", f"--workdir={grid_files}")
+    assert ended.status == MENDABLE
+    no_lines_but(ended.err, "error: experiments.trials runs in one process, and JAX_NUM_PROCESSES asks for several;")
+    grid = [f"--config={grid_files / 'config.py'}", f"--grid={grid_files / 'grid.py'}", f"--workdir={grid_files}"]
+    sweep = start("sweep", *grid, JAX_NUM_PROCESSES="2")
+    _, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == MENDABLE
+    no_lines_but(err, "error: experiments.sweep runs in one process, and JAX_NUM_PROCESSES asks for several;")
+    assert not list(grid_files.glob("*.lock"))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    cluster.refuse_several("experiments.trials", "")
