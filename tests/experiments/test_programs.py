@@ -1,11 +1,8 @@
-"""The programs in separate processes: --help, bench, plan, kill -9, SIGTERM, and two processes as one run."""
+"""The programs in separate processes: --help, bench, plan, kill -9, SIGTERM, and what several processes agree on."""
 
 import contextlib
 import json
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -176,63 +173,6 @@ def test_killed_and_told_to_stop_a_run_ends_with_the_same_bits(start, toy, saved
     assert "finished" in finished(start("run", *toy(tmp_path, **changes)))
     assert saved(folder, 60) == saved(tmp_path / "straight", 60)
     assert records(folder) == records(tmp_path / "straight")
-
-
-TWO = """
-import sys
-import jax
-port, index, *words = sys.argv[1:]
-jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-sys.argv = ["run", *words]
-from experiments import run
-from experiments.cli import launch
-launch(run.main)
-"""
-
-
-@pytest.fixture
-def two(one_device):
-    """two(word, ...) -> [(status, out, err)] of two processes with one device each that make one run."""
-
-    def call(*words):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        environment = one_device | {"NPROC": "8"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        workers = [
-            subprocess.Popen([sys.executable, "-c", TWO, str(port), index, *words], cwd=ROOT, env=environment, **pipes)
-            for index in "01"
-        ]
-        try:
-            texts = [worker.communicate(timeout=120) for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-        said = ("".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")) for out, _ in texts)
-        return [(worker.returncode, out, err) for worker, out, (_, err) in zip(workers, said, texts, strict=True)]
-
-    return call
-
-
-def test_two_processes_make_one_run(straight, two, toy, records, tmp_path):
-    """Process 0 alone writes and speaks; the losses are those of one process."""
-    straight("alone")
-    (status, out, err), (other_status, other_out, other_err) = two(
-        *toy(tmp_path, name="pair", train__eval_steps="(2,)")
-    )
-    assert (status, other_status) == (0, 0), (err, other_err)
-    assert "on 2 cpu device(s)" in out
-    assert "pair: finished" in out
-    assert other_out == ""
-    ours, theirs = (records(tmp_path / name) for name in ("pair", "alone"))
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (ours, theirs)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert (tmp_path / "pair" / "adapter" / "adapter.json").is_file()
-    assert json.loads((tmp_path / "pair" / "result.json").read_text())["environment"]["hardware"]["devices"] == {
-        "cpu": 2
-    }
 
 
 @pytest.mark.parametrize("verdict", ["refused", "new", "resume", "finished"])
