@@ -138,10 +138,10 @@ class Peers:
         return f"{PREFIX}{'0' if (self.process == 0) != at_end else 'others'}"
 
     def _heed_note(self) -> None:
-        """A process that left a note which all have read has not died; nor has the coordinator, once it left one."""
-        if self._note.get("process") == self.process and self._heard.is_set():
-            _wait()  # the main thread ends this process
-        if self._note and (self._heard.is_set() or self._note["process"] == 0 != self.process):
+        """A process whose note all have read has not died: it, or the note, ends this one."""
+        if self._heard.is_set():
+            if self._note["process"] == self.process:
+                _wait()  # the main thread ends this process
             self._end_by_note()
 
     def _end_for(self, message: str) -> NoReturn:
@@ -153,6 +153,8 @@ class Peers:
         if not dead:
             time.sleep(WORD_SECONDS)  # the other thread may have the name
             self._heed_note()
+            if self._note.get("process") == 0 != self.process:
+                self._end_by_note()  # the coordinator, which leaves once all have read it
         if self.process in dead:
             line = f"process {self.process} of {self.processes}, this one, was silent or cut off; the others ended"
         elif dead:
