@@ -91,7 +91,7 @@ def test_adapters_inherit_their_kernels_axes():
     assert leaf_spec("params/layers/mlp/up/kernel", (2, 32, 48), mesh) == P(None, "fsdp", "tensor")
     assert leaf_spec("adapters/layers/mlp/up/a", (2, 32, 4), mesh) == P(None, "fsdp", None)
     assert leaf_spec("adapters/layers/mlp/up/b", (2, 4, 48), mesh) == P(None, None, "tensor")
-    # Row-parallel kernels are divided along their rows by both axes; a length that only the first divides takes it alone
+    # Row-parallel kernels are divided along their rows by both axes, or by the first where only that divides them.
     assert leaf_spec("params/layers/mlp/down/kernel", (2, 48, 32), mesh) == P(None, ("tensor", "fsdp"), None)
     assert leaf_spec("params/layers/mlp/down/kernel", (2, 46, 32), mesh) == P(None, ("tensor",), None)
     assert leaf_spec("params/layers/mlp/down/kernel", (2, 33, 32), mesh) == P(None, None, None)
