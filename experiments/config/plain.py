@@ -68,6 +68,32 @@ def content_hash(plain: dict) -> str:
     return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
 
 
+def changes(plain_a: dict, plain_b: dict) -> list[str]:
+    """`diff` of what two configs say of a run; a key that one of them lacks has its default there."""
+    return diff(_with_defaults(without(plain_a)), _with_defaults(without(plain_b)))
+
+
+def _with_defaults(plain: dict) -> dict:
+    """A plain config with the keys that its sections lack: those added to the code since it was written."""
+    types_ = experiment_types()
+    tasks = types_.pop("task")
+    filled = dict(plain)
+    for name, cls in (*types_.items(), ("task", tasks.get((plain.get("task") or {}).get("name")))):
+        if cls is not None and isinstance(plain.get(name), dict):
+            filled[name] = _filled(plain[name], cls)
+    return filled
+
+
+def _filled(section: dict, cls: type) -> dict:
+    filled = dict(section)
+    for field in dataclasses.fields(cls):
+        if field.init and field.default is not dataclasses.MISSING:
+            default, value = field.default, filled.setdefault(field.name, to_plain(field.default))
+            if dataclasses.is_dataclass(default) and isinstance(value, dict):
+                filled[field.name] = _filled(value, type(default))
+    return filled
+
+
 def _without_defaults(section: dict, cls: type) -> dict:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kept = {}

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.config.plain import content_hash, diff, without
+from experiments.config.plain import changes, content_hash
 from experiments.records import data_record
 from experiments.records.environment import environment_record
 from lowrank_jax.core.errors import UserError
@@ -98,7 +98,7 @@ def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[s
     if fresh or not entries:
         return "new", {}
     there = read_json(folder / CONFIG, remedy="start again with --fresh, or choose another --name")
-    changed = diff(without(there), without(plain))
+    changed = changes(there, plain)
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise UserError(

@@ -12,6 +12,8 @@ from lowrank_jax.core.ranges import Range, check_ranges
 
 Kind = Literal["constant", "linear", "cosine"]
 KINDS = get_args(Kind)
+Start = Literal["zero", "one"]
+STARTS = get_args(Start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,26 +22,35 @@ class ScheduleConfig:
 
     Attributes:
       kind: decay after the warm-up: `constant`, `linear` or `cosine`.
-      warmup_steps: optimizer steps of linear warm-up from 0.
+      warmup_steps: W, optimizer steps of linear warm-up.
       warmup_fraction: the same as a share of the run's steps, rounded up as HF's Trainer does; give one of the two.
+      warmup_start: the rate of step t = 1, 2, ..., W of the warm-up: `zero` is peak (t - 1) / W, as in transformers and
+        in every recorded run, and step 1 then changes nothing; `one` is peak t / W.
       end_fraction: multiplier at the last step.
     """
 
     kind: Kind = "linear"
     warmup_steps: Annotated[int, Range(least=0)] = 0
     warmup_fraction: Annotated[float, Range(least=0, below=1)] = 0.0
+    warmup_start: Start = "zero"
     end_fraction: Annotated[float, Range(least=0, most=1)] = 0.0
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise unknown_name("schedule.kind", self.kind, KINDS)
+        if self.warmup_start not in STARTS:
+            raise unknown_name("schedule.warmup_start", self.warmup_start, STARTS)
         check_ranges(self, "schedule")
         if self.warmup_steps and self.warmup_fraction:
             raise UserError("schedule.warmup_steps and schedule.warmup_fraction are both given; set one of them to 0")
 
 
 def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
-    """step [] int32 -> multiplier [] float32. Step 0 is the first update; with a warm-up its multiplier is 0.
+    """step [] int32 -> multiplier [] float32 of the peak rate.
+
+    Count t = 0, 1, ... of updates already made, W steps of warm-up, N = total_steps, decay d(s) over s in [0, 1]:
+
+        t < W: t / W ("zero") or (t + 1) / W ("one");    t >= W: d((t - W) / (N - W))
 
     Raises:
       UserError: the warm-up does not end before the run does.
@@ -55,4 +66,7 @@ def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     }[config.kind]
     if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), decay], [warmup])
+    rise = optax.linear_schedule(0.0, 1.0, warmup)
+    if config.warmup_start == "one":
+        return optax.join_schedules([lambda step: rise(step + 1), decay], [warmup])
+    return optax.join_schedules([rise, decay], [warmup])

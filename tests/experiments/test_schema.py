@@ -160,6 +160,22 @@ def test_diff_lists_paths():
     assert plain_form.diff({"x": 1.0}, {"x": 1}) == []
 
 
+def test_a_key_that_an_older_config_lacks_has_its_default():
+    """A run's folder from before a key was added is resumed; a key that is set away from its default is another run."""
+    old = {"task": {"name": "uuid", "pairs": 4}, "schedule": {"kind": "linear"}, "adapter": {"method": "mora"}}
+    now = {
+        "task": {"name": "uuid", "pairs": 4, "seed": 0},
+        "schedule": {"kind": "linear", "warmup_start": "zero"},
+        "adapter": {"method": "mora", "mora": {"padding": "wrap"}},
+    }
+    assert plain_form.changes(old, now) == plain_form.changes(now, old) == []
+    other = {**now, "schedule": {"warmup_start": "one"}, "adapter": {"method": "mora", "mora": {"padding": "zero"}}}
+    assert plain_form.changes(old, other) == [
+        'adapter.mora.padding: "wrap" -> "zero"',
+        'schedule.warmup_start: "zero" -> "one"',
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     pairs: int = 4

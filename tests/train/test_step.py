@@ -164,6 +164,17 @@ def test_schedules_match_transformers():
             reference.step()
 
 
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_a_warm_up_from_one_moves_at_its_first_step(kind):
+    """(t + 1) / W to the peak, against t / W; after the warm-up the two are one schedule."""
+    zero, one = (make_shape(ScheduleConfig(kind, warmup_steps=4, warmup_start=start), 12) for start in ("zero", "one"))
+    np.testing.assert_allclose([zero(t) for t in range(4)], [0, 0.25, 0.5, 0.75], atol=1e-7)
+    np.testing.assert_allclose([one(t) for t in range(4)], [0.25, 0.5, 0.75, 1], atol=1e-7)
+    np.testing.assert_array_equal([one(t) for t in range(4, 12)], [zero(t) for t in range(4, 12)])
+    single = make_shape(ScheduleConfig(kind, warmup_fraction=0.01, warmup_start="one"), 12)  # W = 1
+    assert float(single(0)) == 1
+
+
 def test_bad_schedule_optimizer_and_rules():
     with pytest.raises(UserError, match="warmup_steps is 10"):
         make_shape(ScheduleConfig(warmup_steps=10), 10)
@@ -175,6 +186,8 @@ def test_bad_schedule_optimizer_and_rules():
         OptimizerConfig(b2=1.0)
     with pytest.raises(UserError, match=r"unknown schedule.kind 'cosin'; did you mean cosine"):
         ScheduleConfig("cosin")
+    with pytest.raises(UserError, match=r"unknown schedule.warmup_start 'on'; did you mean one"):
+        ScheduleConfig(warmup_start="on")
     with pytest.raises(UserError, match=r"end_fraction is 2.0; it must lie in \[0, 1\]"):
         ScheduleConfig(end_fraction=2.0)
     with pytest.raises(UserError, match="did you mean bitfit"):
