@@ -1,6 +1,7 @@
 """The labels of a run, derived from its config, for run names, tables and W&B."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 STAGE = "full"  # of a single run, and of a grid of one stage
@@ -11,6 +12,7 @@ LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
 PLAIN_TARGETS = ("query", "value")
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
+TAG_LENGTH = 64  # W&B refuses longer ones
 BENCH = "bench"  # its labels describe a step, not a run
 
 
@@ -51,6 +53,16 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
 def with_labels(plain: dict, stage: str | None = None) -> dict:
     """The plain config with its derived labels."""
     return {**plain, "labels": derive(plain, stage)}
+
+
+def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
+    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, task and base, from a plain config."""
+    labels, task = derive(plain), plain.get("task") or {}
+    base = Path((plain.get("base") or {}).get("name") or "").name  # a base may be a folder
+    rank = None if labels["rank"] is None else f"rank {labels['rank']}"
+    found = (labels["method"], rank, labels.get("task") or task.get("name"), base)
+    own = (plain.get("tracking") or {}).get("tags") or ()
+    return tuple(dict.fromkeys([*own, *(word[:TAG_LENGTH] for word in found if word)]))
 
 
 def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tuple[str | None, bool]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from experiments.config.labels import tags
 from experiments.records import claims, run_folder
 from experiments.session import export
 from experiments.session.experiment import Experiment
@@ -89,10 +90,9 @@ class Session:
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
                 self.say(f"resumed at step {first}")
             trackers = [
-                open_files.enter_context(
-                    tracking.Tracker(run.folder, run.name, run.plain, one.config.tracking, resumed_step=first)
-                )
+                open_files.enter_context(tracking.Tracker(run.folder, run.name, run.plain, tagged, resumed_step=first))
                 for run, one in zip(self.runs, program.each, strict=True)
+                for tagged in [dataclasses.replace(one.config.tracking, tags=tags(run.plain))]
             ]
             job = loop.Job(
                 state=state,

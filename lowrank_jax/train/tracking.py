@@ -34,7 +34,8 @@ class TrackingConfig:
     Attributes:
       wandb: `auto` (online when logged in, otherwise offline; nothing if wandb is not installed), `online`, `offline`
         or `disabled`.
-      project, group, tags: as W&B shows them.
+      project, group: as W&B shows them.
+      tags: of one's own; a run's method, rank, task and base are added.
     """
 
     wandb: Wanted = "auto"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import complete_file
-from experiments.config.labels import derive, with_labels
+from experiments.config.labels import derive, tags, with_labels
 from experiments.config.plain import to_plain
 from experiments.records.results import load_results
 from experiments.records.run_folder import run_name
@@ -69,3 +69,19 @@ def test_labels_say_what_is_trained(name, changes, expected):
 def test_a_bench_is_labelled_by_its_own_config():
     labels = labels_of("bench.py:shape=toy-llama,method=mora,rank=2,seq=16")
     assert labels == {"shape": "toy-llama", "method": "mora sharing", "rank": 2, "seq_len": 16}
+
+
+def tags_of(name, **changes):
+    config = complete_file(f"configs/{name}")
+    with config.unlocked():
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return tags(to_plain(config))
+
+
+def test_tags_for_wandb():
+    """The user's own first; method, rank, task and base of every kind of run, none twice or longer than W&B takes."""
+    assert tags_of("mora_uuid.py") == ("mora", "rank 8", "uuid", "pico-llama")
+    assert tags_of("mora_uuid.py:method=fft", base__name="/data/my-llama/") == ("fft", "uuid", "my-llama")
+    assert tags_of("lora_glue.py:task=rte,model=minilm-l6")[:3] == ("lora", "rank 8", "rte")
+    own = tags_of("mora_uuid.py:method=lora", tracking__tags=("trial", "lora"), base__name="x" * 99)
+    assert own == ("trial", "lora", "rank 8", "uuid", "x" * 64)

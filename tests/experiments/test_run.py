@@ -139,12 +139,15 @@ def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    ended = run(tracking__wandb="auto", tracking__group="a-group-of-its-own")
+    ended = run(tracking__wandb="auto", tracking__group="a-group-of-its-own", tracking__tags="('my-tag',)")
     assert ended.status == 0, ended.err
-    (written,) = (ended.folder / "wandb").rglob("*.wandb")
+    (folder,) = (ended.folder / "wandb").glob("offline-run-*")  # what README.md tells `wandb sync` to take
+    (written,) = folder.glob("*.wandb")
     content = written.read_bytes()
     for words in (b"a-group-of-its-own", b"toy-llama", b"tokens_per_second", b"eval/char_accuracy", b"finished"):
         assert words in content, words
+    for tag in (b"my-tag", b"rank 4"):  # the user's own and the run's
+        assert tag in content, tag
 
 
 # ---- going on ----
