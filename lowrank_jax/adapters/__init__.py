@@ -1,5 +1,6 @@
 """The papers' equations and their life: plan, create, attach, merge."""
 
+from lowrank_jax.adapters.analysis.spectrum import spectrum
 from lowrank_jax.adapters.attach import attach, check
 from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
 from lowrank_jax.adapters.create import create, needs_params, residual
@@ -23,5 +24,6 @@ __all__ = [
     "needs_params",
     "read_configs",
     "residual",
+    "spectrum",
     "unmerge",
 ]

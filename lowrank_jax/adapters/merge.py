@@ -57,7 +57,7 @@ def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = No
     flat_norms = flatten(norms) if norms is not None else {}
     for site in plan.sites:
         kernel = weight_of(site, params)
-        leaf, scale = _leaves(variables, site)
+        leaf, scale = leaves_of(variables, site)
         if f"{site.path}/norms" in flat_norms:
             leaf["norms"] = flat_norms[f"{site.path}/norms"]
         params[site.weight] = _fold_site(kernel, leaf, scale, site.family, site.spec, sign)
@@ -99,7 +99,7 @@ def column_norms(variables: Tree, plan: Plan) -> dict[str, Any]:
     """{site: {"norms": ||W + scale A B|| of each output, [*stack, d_out] float32}}: what `unmerge` needs for DoRA."""
     flat, norms = flatten(variables["params"]), {}
     for site in (site for site in plan.sites if site.family.unfold is not None):
-        norms[f"{site.path}/norms"] = _norms_site(flat[site.weight], *_leaves(variables, site), site.spec)
+        norms[f"{site.path}/norms"] = _norms_site(flat[site.weight], *leaves_of(variables, site), site.spec)
     return unflatten(norms)
 
 
@@ -109,7 +109,7 @@ def site_delta(variables: Tree, plan: Plan, site: Site) -> jax.Array:
     start = jnp.zeros((*spec.stack, spec.d_in, spec.d_out), jnp.float32)
     if family.fold is not None:
         start = dense(flatten(variables["params"])[site.weight], jnp.float32)
-    return _fold_site(start, *_leaves(variables, site), family, spec, 1.0) - (0 if family.fold is None else start)
+    return _fold_site(start, *leaves_of(variables, site), family, spec, 1.0) - (0 if family.fold is None else start)
 
 
 def _checked(params: dict[str, Any], plan: Plan, report: Report | None = None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _all_finite(kernel: jax.Array) -> jax.Array:
     return jnp.isfinite(kernel).all()
 
 
-def _leaves(variables: Tree, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
+def leaves_of(variables: Tree, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
     """The site's arrays [*stack, ...] and its scales [*stack]."""
     flat = flatten({"adapters": variables["adapters"], "scales": variables["scales"]})
     leaf = {name: flat[f"adapters/{site.path}/{name}"] for name in site.family.shapes(site.spec)}
@@ -156,7 +156,7 @@ def _fold_site(
             folded = family.unfold(whole, leaf, spec, leaf["norms"])
         return folded.astype(w.dtype)
 
-    return _over_layers(fold_layer, spec, kernel, family.scale_leaf(leaf, scale))
+    return over_layers(fold_layer, spec, kernel, family.scale_leaf(leaf, scale))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -165,10 +165,10 @@ def _norms_site(kernel: jax.Array, leaf: dict[str, jax.Array], scale: jax.Array,
         w, leaf = layer
         return dora.column_norms(dense(w, jnp.float32), leaf, spec)
 
-    return _over_layers(norms, spec, kernel, dora.FAMILY.scale_leaf(leaf, scale))
+    return over_layers(norms, spec, kernel, dora.FAMILY.scale_leaf(leaf, scale))
 
 
-def _over_layers(function: Callable, spec: AdapterSpec, *trees: Any) -> jax.Array:
+def over_layers(function: Callable, spec: AdapterSpec, *trees: Any) -> jax.Array:
     """`function` of one layer, for each of the stack: a 7B model's stacked update alone would be 5.8 GB of float32."""
     layers = math.prod(spec.stack)
     stacked = jax.tree.map(lambda x: x.reshape(layers, *x.shape[len(spec.stack) :]), trees)

@@ -1,0 +1,1 @@
+"""What trained updates look like."""
