@@ -18,7 +18,7 @@ FACTORS = {"a", "b"}  # leaves of a family whose update is their product
 
 
 def spectrum(variables: Tree, plan: Plan) -> dict[str, np.ndarray]:
-    """Singular values s_1 >= s_2 >= ... of each layer's Delta W = U diag(s) V^T, what `merge` adds to the frozen weight.
+    """Singular values s_1 >= s_2 >= ... of each layer's Delta W = U diag(s) V^T, which `merge` adds to the weight.
 
     The rank of an update is the number of its s that are not 0: at most r for LoRA, up to the size of its square (or
     more, where the square is applied to each block) for MoRA. MoRA (section 6) counts the s above 0.1; LoRA (section 7)
