@@ -29,8 +29,10 @@ def main(_) -> int:
     refuse_several("experiments.trials", "start one on each host, with its own share of the cells")
     named = wanted_runs()
 
+    from experiments.config.vary import seeds_alone
     from experiments.records import run_folder
     from experiments.records.results import scores
+    from experiments.tables import sweep
 
     def unfinished(those):
         return [
@@ -47,7 +49,10 @@ def main(_) -> int:
     results = [
         run_folder.read_result(run_folder.run_folder(FLAGS.workdir, name) / run_folder.RESULT) for name, _ in named
     ]
-    print(scores([result for result in results if result]), flush=True)
+    there = [result for result in results if result]
+    print(scores(there), flush=True)
+    if not seeds_alone([result["config"] for result in there]):
+        print(f"\n{sweep.of(there).text()}", flush=True)
     return status
 
 
@@ -67,6 +72,20 @@ def wanted_runs() -> list[tuple[str, dict]]:
         raise UserError("give --config with --seeds=0,1,2, or --cells")
     check_alike([plain for _, plain in named])
     return named
+
+
+def described(names: Sequence[str], plains: Sequence[dict], trainable: Sequence[int], devices: int) -> str:
+    """What the trials of a program are: one line, and, where they differ in more than seeds, one more for each."""
+    from experiments.config.vary import named, seeds_alone, varying
+
+    counts = "-".join(f"{count:,}" for count in dict.fromkeys((min(trainable), max(trainable))))
+    line = f"{len(names)} trials of {counts} trainable parameters over one base on {devices} device(s)"
+    each = [named(values) for values in varying(plains)]
+    if seeds_alone(plains):
+        return f"{line}: {'; '.join(each)}" if len(names) > 1 else line
+    note = f"{line}; above is the plan of the largest" if min(trainable) < max(trainable) else line
+    rows = zip(names, each, trainable, strict=True)
+    return "\n".join([note, *(f"  {name}: {words}; {count:,} trainable" for name, words, count in rows)])
 
 
 def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[claims.Claim]) -> int:
@@ -89,10 +108,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     stamps = [data_record.stamps(plain) for plain in plains]
     group = TrialGroup([unpack_run(plain) for plain in plains])
     print(group.lead.plan)
-    print(
-        f"{len(names)} trials of {group.lead.parameters['trainable']:,} trainable parameters over one base on "
-        f"{group.mesh.size} device(s)"
-    )
+    print(described(names, plains, [one.parameters["trainable"] for one in group.each], group.mesh.size))
     place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
     identity = {"configs": [run_folder.content_hash(plain) for plain in plains]}
     session = Session(group, runs, place, identity, started, more={"together": len(names)})

@@ -70,17 +70,17 @@ def content_hash(plain: dict) -> str:
 
 def changes(plain_a: dict, plain_b: dict) -> list[str]:
     """`diff` of what two configs say of a run; a key that one of them lacks has its default there."""
-    return diff(_with_defaults(without(plain_a)), _with_defaults(without(plain_b)))
+    return diff(with_defaults(without(plain_a)), with_defaults(without(plain_b)))
 
 
-def _with_defaults(plain: dict) -> dict:
-    """A plain config with the keys that its sections lack: those added to the code since it was written."""
+def with_defaults(plain: dict) -> dict:
+    """A plain config with the keys and sections that it lacks: those added to the code since it was written."""
     types_ = experiment_types()
     tasks = types_.pop("task")
     filled = dict(plain)
     for name, cls in (*types_.items(), ("task", tasks.get((plain.get("task") or {}).get("name")))):
-        if cls is not None and isinstance(plain.get(name), dict):
-            filled[name] = _filled(plain[name], cls)
+        if cls is not None and isinstance(section := plain.get(name, {}), dict):
+            filled[name] = _filled(section, cls)
     return filled
 
 

@@ -5,9 +5,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from experiments.config.vary import seeds_alone
 from experiments.records import run_folder
 from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
+
+LOSSES = ("loss", "perplexity", "loss_per_byte", "bits_per_byte")  # scores whose best is the least
 
 
 def load_results(places: Iterable[str | Path]) -> list[dict]:
@@ -64,18 +67,22 @@ def at_step(result: dict) -> str:
 
 
 def scores(results: Sequence[dict]) -> str:
-    """One line a run, then last, best and median of each score over the runs that finished."""
+    """One line a run; then, where they differ in seeds alone, last, best and median of each score of those that ended."""
     lines = [
         f"{result['name']}: {result['status']}; {result.get('message') or run_folder.summary(result)}"
         for result in results
     ]
     done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
+    if not seeds_alone([result["config"] for result in results]):
+        done = []
     names = [name for name in run_folder.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
     for name in names:
         last = [run_folder.last_evaluation(result)[name] for result in done]
-        best = [max(evaluation[name] for evaluation in result["evaluations"]) for result in done]
+        better = min if name.rpartition("/")[2] in LOSSES else max
+        best = [better(one[name] for one in result["evaluations"] if name in one) for result in done]
         shown = ", ".join(f"{value:.4f}" for value in last)
         lines.append(
-            f"{name}: last {shown}; median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
+            f"{run_folder.score_name(name)}: last {shown}; "
+            f"median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
         )
     return "\n".join(lines)

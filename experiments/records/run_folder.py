@@ -283,11 +283,22 @@ def last_evaluation(result: dict) -> dict[str, float]:
     return {name: value for name, value in last.items() if name != "step"}
 
 
+def score_name(name: str) -> str:
+    """The name of an evaluation's score for people, who know a training loss too: "held-out loss" for "loss"."""
+    entry, _, score = name.rpartition("/")
+    return f"{entry}{'/' if entry else ''}{'held-out loss' if score == 'loss' else score}"
+
+
 def summary(result: dict) -> str:
-    """A result in a few words: last loss, last scores, training time."""
-    words = [f"loss {result['losses'][-1][1]:.4f}"] if (result.get("losses") or [[0, None]])[-1][1] is not None else []
+    """A result in a few words: training loss over the last steps, scores of the last evaluation, training time."""
+    words, losses = [], result.get("losses") or []
+    if math.isfinite(loss := final_loss(result)):
+        steps = min(LOSS_WINDOW, losses[-1][0])
+        words = [f"training loss {loss:.4f} (mean of the last {steps} step{'s' if steps > 1 else ''})"]
     words += [
-        f"{name} {value:.4g}" for name, value in last_evaluation(result).items() if isinstance(value, int | float)
+        f"{score_name(name)} {value:.4g}"
+        for name, value in last_evaluation(result).items()
+        if isinstance(value, int | float)
     ]
     return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training"])
 

@@ -94,6 +94,9 @@ class Session:
                 for run, one in zip(self.runs, program.each, strict=True)
                 for tagged in [dataclasses.replace(one.config.tracking, tags=tags(run.plain))]
             ]
+            if jax.process_index() == 0:
+                each = ", of one trial" if len(self.runs) > 1 else ""
+                print(f"tok/s: {lead.form.counted} in a second of training{each}", flush=True)
             job = loop.Job(
                 state=state,
                 frozen=frozen,

@@ -13,6 +13,7 @@ TABLES = {
     "lora_table2": "experiments.tables.lora_table2",
     "speed": "experiments.tables.speed",
     "quantized": "experiments.tables.quantized",
+    "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }
 

@@ -89,6 +89,7 @@ class Label:
     """
 
     name, bucketed, once = "label", True, ("head", "pooler")
+    counted = "tokens that are read (without padding)"
     evaluations: ClassVar = {"labels": labels}
 
     def __init__(self, config: Any):

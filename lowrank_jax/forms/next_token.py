@@ -90,6 +90,7 @@ class NextToken:
     """See `base.Form`."""
 
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
+    counted = "tokens that are predicted (without prompts and padding)"
     evaluations: ClassVar = {"generation": generation, "likelihood": likelihood}
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:

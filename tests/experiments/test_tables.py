@@ -343,7 +343,8 @@ def test_a_result_is_written_from_the_metrics(tmp_path):
     assert set(result["environment"]) == {"hardware", "versions", "git", "date"}
     assert result["environment"]["versions"]["jax"]
     assert run_folder.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
-    assert run_folder.summary(result) == "loss 1.0000, char_accuracy 0.5, exact_match 0, 3.0 s of training"
+    mean = "training loss 1.5000 (mean of the last 2 steps)"
+    assert run_folder.summary(result) == f"{mean}, char_accuracy 0.5, exact_match 0, 3.0 s of training"
     assert run_folder.open_run(folder, config) == "finished"
 
 
