@@ -67,7 +67,7 @@ def at_step(result: dict) -> str:
 
 
 def scores(results: Sequence[dict]) -> str:
-    """One line a run; then, where they differ in seeds alone, last, best and median of each score of those that ended."""
+    """One line a run; then, where they differ in seeds alone, last, best and median of each score."""
     lines = [
         f"{result['name']}: {result['status']}; {result.get('message') or run_folder.summary(result)}"
         for result in results

@@ -76,7 +76,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     cells = cells_file(tmp_path, program, toy, changes)
     ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")
     assert ended.status == 0, ended.err
-    assert "  cell1: rank 2, learning_rate 0.001, alpha 4, warmup_steps 9, stop_at 0, seed 1;" in ended.out
+    assert "  cell1: rank 2, alpha 4, learning_rate 0.001, warmup_steps 9, stop_at 0, seed 1;" in ended.out
     assert "mora_uuid: 3 runs in 3 setting(s), medians over seeds" in ended.out
     assert (
         "tok/s: tokens that are predicted (without prompts and padding) in a second of training, of one trial"
