@@ -9,8 +9,7 @@ MoRA r=8 10.1 / 15.7 / 87.4 / 100, LoRA r=256 9.9 / 70.6 / 100 / 100, MoRA r=256
     python -m experiments.run --config=configs/mora_uuid.py:scale=gpu,method=mora,rank=32    # SmolLM2-135M, one GPU
     python -m experiments.run --config=configs/mora_uuid.py:scale=paper,method=lora,rank=256 \\
         --config.base.name=/path/to/Llama-2-7b-hf                                            # the paper's own setting
-    python -m experiments.run --config=configs/mora_uuid.py:data=text \\
-        --config.task.path=mine.jsonl --config.task.seq_len=256                              # your own JSON lines
+    python -m experiments.run --config=configs/mora_uuid.py:data=text --config.task.path=mine.jsonl  # your JSON lines
 
 Scales:
   laptop  pico-llama (3.3M parameters, bytes, shipped), 64 pairs in one batch, loss on the value; 1 minute on 2 cores.
@@ -70,10 +69,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if choice.scale == "paper":
             config.update(train={"batch_size": 1024})
     if choice.data == "text":
-        config.task = {"name": "text", "path": "", "seq_len": 256, "packed": False, "truncate": True}
-        config.task["validation_path"] = None
-        config.update(train={"eval_steps": ()})
+        _own(config)
     return config
+
+
+def _own(config: ConfigDict) -> None:
+    """Your own JSON lines: length of a row, batch and steps are 0, which leaves them to the data."""
+    config.task = {"name": "text", "path": "", "seq_len": 0, "packed": False, "truncate": True, "validation_path": None}
+    config.schedule = {"kind": "linear", "warmup_steps": 5, "warmup_start": "one"}
+    config.update(train={"steps": 0, "batch_size": 0, "eval_steps": ()})
 
 
 def _laptop(config: ConfigDict) -> None:

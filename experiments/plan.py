@@ -13,11 +13,14 @@ def main(_) -> None:
     """Prints the plan, the parameters and the compiled step's memory."""
     config, _plain = load_config()
     from experiments.session.build import build
+    from experiments.session.fit import described
     from lowrank_jax.core.trees import nbytes
     from lowrank_jax.train import memory
 
     experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
     print(experiment.plan)
+    if experiment.task is not None and experiment.chosen:
+        print(described(experiment.chosen, experiment.task, experiment.config))
     parameters = experiment.parameters
     print(f"trainable {parameters['trainable']:,}, frozen {parameters['frozen']:,} parameters")
     print(

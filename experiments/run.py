@@ -77,6 +77,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     from experiments.records import data_record, run_folder
     from experiments.session.build import build
+    from experiments.session.fit import described, fill
     from experiments.session.processes import check_alike, decided
     from experiments.session.training import Run, Session
     from lowrank_jax.core.errors import INTERRUPTED
@@ -87,7 +88,9 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     # ---- everything that can be checked on shapes ----
     stamps = data_record.stamps(plain)
-    experiment = build(config)
+    before = run_folder.chosen_of(folder, FLAGS.fresh)
+    experiment = build(fill(config, before))
+    chosen = before or experiment.chosen
     if chief:
         parameters = experiment.parameters
         print(experiment.plan)
@@ -97,6 +100,8 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
             f"{jax.devices()[0].device_kind} device(s)",
             flush=True,
         )
+        if chosen:
+            print(f"{name}: {described(chosen, experiment.task, experiment.config)}", flush=True)
     identity = {"config": run_folder.content_hash(plain)}
     runs = [Run(name, plain, folder, claim)]
     session = Session(experiment, runs, folder, identity, started, say=lambda line: logging.info("%s %s", name, line))
@@ -106,7 +111,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     def open_run() -> str:
         data_record.check_still(plain, stamps)
-        return run_folder.open_run(folder, plain, FLAGS.fresh, known)
+        return run_folder.open_run(folder, plain, FLAGS.fresh, known, chosen)
 
     decided(open_run, folder)  # only now: a config that fails leaves no folder behind, and costs no earlier run
 

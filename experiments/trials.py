@@ -97,6 +97,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     start_devices()
     from experiments.config.schema import unpack_run
     from experiments.records import data_record, run_folder
+    from experiments.session import fit
     from experiments.session.training import Run, Session
     from experiments.session.trial_group import TrialGroup
 
@@ -106,8 +107,12 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
 
     # ---- everything that can be checked on shapes ----
     stamps = [data_record.stamps(plain) for plain in plains]
-    group = TrialGroup([unpack_run(plain) for plain in plains])
+    before = [run_folder.chosen_of(run.folder, FLAGS.fresh) for run in runs]
+    group = TrialGroup([fit.fill(unpack_run(plain), kept) for plain, kept in zip(plains, before, strict=True)])
+    chosen = [kept or one.chosen for kept, one in zip(before, group.each, strict=True)]
     print(group.lead.plan)
+    if words := fit.described(chosen[group.wide], group.lead.task, group.lead.config):
+        print(words)
     print(described(names, plains, [one.parameters["trainable"] for one in group.each], group.mesh.size))
     place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
     identity = {"configs": [run_folder.content_hash(plain) for plain in plains]}
@@ -117,8 +122,8 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     data_record.check_shared(plains, names, group.wide, known)
     for plain, before in zip(plains, stamps, strict=True):
         data_record.check_still(plain, before)
-    for run in runs:
-        run_folder.open_run(run.folder, run.plain, FLAGS.fresh, known)
+    for run, values in zip(runs, chosen, strict=True):
+        run_folder.open_run(run.folder, run.plain, FLAGS.fresh, known, values)
 
     # ---- weights, the loop, the records ----
     outcome, _ = session.train(FLAGS.fresh)

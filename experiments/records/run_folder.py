@@ -19,6 +19,7 @@ from lowrank_jax.core.errors import UserError
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
 DATA = "data"  # key in config.json and result.json: digests of the training data
+CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
@@ -64,10 +65,13 @@ def look(folder: str | Path, plain: dict, fresh: bool = False, known: dict | Non
     return _look(Path(folder), plain, fresh, known)[0]
 
 
-def open_run(folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None) -> str:
+def open_run(
+    folder: str | Path, plain: dict, fresh: bool = False, known: dict | None = None, chosen: dict | None = None
+) -> str:
     """`look`, which also writes config.json of a new or resumed run. Call it on process 0 alone, with the run's claim.
 
     `fresh` first removes that run's folder, and nothing else. Prints a note where a resumed run has no digests.
+    `chosen` is what the data decided, see `session.fit`; the other arguments are those of `look`.
     """
     folder = Path(folder)
     verdict, data = _look(folder, plain, fresh, known)
@@ -77,14 +81,21 @@ def open_run(folder: str | Path, plain: dict, fresh: bool = False, known: dict |
         shutil.rmtree(folder)
     if verdict != "finished":  # the bookkeeping (labels, tracking, ...) may have changed
         data = data or data_record.make(plain, known=known)
-        write_json(folder / CONFIG, {**plain, DATA: data} if data else plain)
+        more = {DATA: data, CHOSEN: chosen}
+        write_json(folder / CONFIG, {**plain, **{key: value for key, value in more.items() if value}})
     return verdict
 
 
 def data_of(folder: str | Path) -> dict:
-    """{DATA: ...} of a run's config.json, for its result.json; {} where it has none."""
+    """{DATA: ..., CHOSEN: ...} of a run's config.json, for its result.json; {} where it has none."""
     there = read_json(Path(folder) / CONFIG, remedy="start again with --fresh")
-    return {DATA: there[DATA]} if DATA in there else {}
+    return {key: there[key] for key in (DATA, CHOSEN) if key in there}
+
+
+def chosen_of(folder: str | Path, fresh: bool = False) -> dict[str, int]:
+    """What the data had decided when a run began, for its resumption; {} of a new run."""
+    file = Path(folder) / CONFIG
+    return {} if fresh or not file.is_file() else data_of(folder).get(CHOSEN, {})
 
 
 def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[str, dict]:
@@ -117,11 +128,11 @@ def falls_short(result: dict, plain: dict) -> bool:
 
 
 def last_step(plain: dict) -> float:
-    """The step a plain config ends at: train.stop_at, or train.steps; infinity where only the data tells (epochs)."""
+    """The step a plain config ends at: train.stop_at, or train.steps; infinity where only the data tell."""
     train = plain.get("train") or {}
-    if train.get("epochs") and not train.get("stop_at"):
-        return math.inf
-    return train.get("stop_at") or train.get("steps") or 0
+    if train.get("stop_at"):
+        return train["stop_at"]
+    return math.inf if train.get("epochs") or train.get("steps") == 0 else train.get("steps") or 0
 
 
 def continue_from(source: Path, target: Path, plain: dict) -> bool:
@@ -140,7 +151,7 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     partial.mkdir(parents=True)
     shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
     shutil.copy(source / METRICS, partial / METRICS)
-    write_json(partial / CONFIG, {**plain, DATA: there[DATA]} if DATA in there else plain)
+    write_json(partial / CONFIG, {**plain, **{key: there[key] for key in (DATA, CHOSEN) if key in there}})
     os.replace(partial, target)
     return True
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.config.schema import RunConfig
 from experiments.session.experiment import Experiment, in_segments, is_fresh, params_sharding
+from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import AUTO, Base, abstract_base
@@ -31,13 +32,10 @@ from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
-from lowrank_jax.train.loop import LoopConfig
 from lowrank_jax.train.optimizer import make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import check_choice, init_state, trainable_rules
 from lowrank_jax.train.step import make_step
-
-EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
 
 
 def build(
@@ -55,7 +53,7 @@ def build(
       UserError: anything that can be known to be wrong before the weights are read.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    check_batch(mesh, config.train.batch_size, config.train.accumulate)  # 0, left to the data, divides
     form = form_of(config.task)
     for entry in config.evals.values():
         if entry.type and entry.type not in form.evaluations:
@@ -101,8 +99,9 @@ def build(
                 remedy = "random weights read bytes alone (pico-llama, toy-llama), and experiments.bench no text"
             raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
         check_vocabulary(base.tokenizer, base.config.vocab_size)
-        task = build_task(config.task_name, config.task, base.tokenizer)
-    config = dataclasses.replace(config, train=in_steps(config.train, task))
+        positions = getattr(base.config, "max_position_embeddings", None)
+        task = build_task(config.task_name, config.task, base.tokenizer, positions)
+    asked, config = config, fit(config, task, mesh)
     train = config.train
     setting = Setting(
         apply_fn,
@@ -126,7 +125,7 @@ def build(
     }
     return Experiment(
         config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,
-        abstract_state, frozen, abstract_batch, jitted, options,
+        abstract_state, frozen, abstract_batch, jitted, options, chosen(asked, config),
     )  # fmt: skip
 
 
@@ -145,11 +144,6 @@ def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
     if config.mesh.tensor > 1:
         raise UserError("base.fused joins columns that mesh.tensor splits; set one of them back (false, or 1)")
     return base.model.clone(fused=True), base.model.fused_groups()
-
-
-def in_steps(train: LoopConfig, task: Task | None) -> LoopConfig:
-    """The length in steps alone; a bench on random tokens, which has no task, takes epochs of EXAMPLES rows."""
-    return train.over(EXAMPLES if task is None else len(task.train_source()))
 
 
 def _with_head(config: RunConfig, form: Form) -> RunConfig:

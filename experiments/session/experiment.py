@@ -41,7 +41,8 @@ class Experiment:
     """A run that has been checked and traced on shapes; no weight has been read yet.
 
     Attributes:
-      config: the run's config, unpacked, its length in steps and its base with the head that the task needs.
+      config: the run's config, unpacked, its length in steps, with what it left to the data, and its base with the head
+        that the task needs.
       mesh: the devices.
       base: the base model with ShapeDtypeStructs for params.
       plan: the adapters' sites.
@@ -53,6 +54,7 @@ class Experiment:
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
       step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
       options: of the compiler, for the step; None where it has XLA's own.
+      chosen: {key: value} of what the config left to the data; see `fit`.
       programs: what `load` has jitted, which `dataclasses.replace` hands on.
     """
 
@@ -73,6 +75,7 @@ class Experiment:
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     step: Any
     options: dict[str, bool | int | str] | None
+    chosen: dict[str, int] = dataclasses.field(default_factory=dict)
     programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

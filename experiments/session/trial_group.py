@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.config.schema import RunConfig
-from experiments.session.build import build, in_steps
+from experiments.session.build import build
 from experiments.session.by_length import by_length
 from experiments.session.experiment import Experiment, is_fresh, params_sharding
+from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import apply_start
 from lowrank_jax.bases.base import Base, redraw
 from lowrank_jax.core.errors import UserError
@@ -153,10 +154,9 @@ class TrialGroup:
         """The experiment of a trial; built anew only where its adapters differ from the lead's."""
         if config.adapter != self.lead.config.adapter:
             return build(config, seq_len=seq_len, task=self.lead.task, devices=device)
-        train = in_steps(config.train, self.lead.task)
-        return dataclasses.replace(
-            self.lead, config=dataclasses.replace(config, train=train, base=self.lead.config.base)
-        )
+        config = dataclasses.replace(config, base=self.lead.config.base)
+        fitted = fit(config, self.lead.task, self.lead.mesh)
+        return dataclasses.replace(self.lead, config=fitted, chosen=chosen(config, fitted))
 
     def _redrawn(self, base: Base, one: Experiment) -> Base:
         """The base with the fresh leaves of the trial's own seed."""

@@ -23,8 +23,11 @@ def task_config(name: str) -> type:
     return TASKS[name][0]
 
 
-def build_task(name: str, config: Any, tokenizer: Any) -> Task:
+def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = None) -> Task:
     """The task `name` over `tokenizer`.
+
+    Args:
+      positions: most tokens of a row that the base can read, for a task that takes its length from the data.
 
     Raises:
       UserError: no such task, or the config is of another one.
@@ -32,4 +35,5 @@ def build_task(name: str, config: Any, tokenizer: Any) -> Task:
     expected = task_config(name)
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
-    return TASKS[name][1](config, tokenizer)
+    made = TASKS[name][1]
+    return made(config, tokenizer, positions) if made is TextTask else made(config, tokenizer)

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.jsonl import JsonLines
 from lowrank_jax.data.packing import PackedWindows, encode_array, join_documents, mark, token_dtype
 from lowrank_jax.data.pipeline import Source
-from lowrank_jax.tasks.base import Features, make_features, pad_id
+from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
+ROUNDED = 8  # tokens: few lengths to compile for, even ones for cuDNN's attention
+LONGEST = 256  # tokens of a row, where the data may choose
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TextConfig:
 
     Attributes:
       path: one file or several (.jsonl, .jsonl.gz, .jsonl.xz) of {"text"} or of {"prompt", "completion"} rows.
-      seq_len: tokens per example.
+      seq_len: tokens per example. 0: from the data, the longest row's (of packed text, all), rounded up to a multiple
+        of ROUNDED, and at most LONGEST or the model's positions.
       validation_path: held-out files of the same kind; None: no evaluation.
       packed: True joins all texts and cuts windows, without padding (text rows only); False makes each row an example.
       truncate: where a row is longer than seq_len, True cuts its end off and notes what is lost, False refuses it at
@@ -36,7 +39,7 @@ class TextConfig:
 
     form: ClassVar[str] = "next_token"
     path: Paths = ""
-    seq_len: Annotated[int, Range(least=2)] = 512  # one token to read, one to predict
+    seq_len: Annotated[int, Range(least=2, also=(0,))] = 512  # one token to read, one to predict
     validation_path: Paths | None = None
     packed: bool = True
     truncate: bool = False
@@ -53,28 +56,49 @@ class TextConfig:
             raise UserError("task.path is empty; give a .jsonl, .jsonl.gz or .jsonl.xz file, or several")
 
 
+class _Encoded(NamedTuple):
+    """Rows as tokens, marks included, and where each one's targets start and its text ends; of packed text one row."""
+
+    rows: JsonLines
+    tokens: list[np.ndarray]
+    starts: list[int]
+    ends: list[int]
+
+
 class TextTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
     The loss is over all tokens of a text, or over the completion (and EOS) of a prompt with its completion. Prompt and
     completion are encoded separately and joined: decoding can start from exactly the ids of training.
 
+    Args:
+      config: which files, and how their rows become examples.
+      tokenizer: of the base.
+      positions: most tokens of a row that the base can read; None for no such limit.
+
     Attributes:
+      seq_len: tokens per example, as the config or the data have it.
+      longest: tokens of the longest row (of packed text, of all), which may exceed it.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
     """
 
     name, evaluation = "text", "likelihood"
 
-    def __init__(self, config: TextConfig, tokenizer: Any):
+    def __init__(self, config: TextConfig, tokenizer: Any, positions: int | None = None):
         self.config, self.tokenizer = config, tokenizer
-        self.seq_len = config.seq_len
         self._bos = [mark(tokenizer, "bos")] if config.add_bos else []
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.notes: tuple[str, ...] = ()
-        self._train, _ = self._load("path")
-        self._validation, self._validation_bytes = None, 0
-        if config.validation_path:
-            self._validation, self._validation_bytes = self._load("validation_path")
+        fields = [field for field in ("path", "validation_path") if getattr(config, field)]
+        read = {field: self._read(field) for field in fields}
+        self.longest = max(len(tokens) for one in read.values() for tokens in one.tokens)
+        self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), LONGEST, positions or LONGEST)
+        cut = {
+            field: self._packed(one) if config.packed else self._examples(one, f"task.{field}")
+            for field, one in read.items()
+        }
+        self._train, _ = cut["path"]
+        self._validation, self._validation_bytes = cut.get("validation_path", (None, 0))
 
     def train_source(self) -> Source:
         """Windows {"tokens"}, or rows {"tokens", "start"} whose targets begin at token `start`."""
@@ -104,36 +128,43 @@ class TextTask:
             "bits_per_byte": per_byte / math.log(2),
         }
 
-    def _load(self, field: str) -> tuple[Source, int]:
-        """(examples, scored bytes of text) of the files named by a field of the config."""
-        rows = JsonLines(getattr(self.config, field))
-        if not self.config.packed:
-            return self._examples(rows, f"task.{field}")
-        if rows.kind != "text":
-            raise UserError(f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts')
-        marks = {"add_bos": self.config.add_bos, "add_eos": self.config.add_eos}
-        tokens = join_documents((row["text"] for row in rows), self.tokenizer, **marks)
-        scored = sum(len(row["text"].encode()) for row in rows)
-        if not self.config.add_bos:
-            scored -= self._bytes(tokens[:1])  # the first token of all has nothing before it
-        return PackedWindows(tokens, self.seq_len), scored
-
-    def _examples(self, rows: JsonLines, name: str) -> tuple[Sequence[dict[str, Any]], int]:
-        examples, scored, lengths, left_out = [], 0, [], []
-        dtype = token_dtype(self.tokenizer.vocab_size)
+    def _read(self, field: str) -> "_Encoded":
+        """The rows of the files named by a field of the config, encoded whole."""
+        rows, marks = JsonLines(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
+        if self.config.packed:
+            if rows.kind != "text":
+                raise UserError(f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts')
+            texts = (row["text"] for row in rows)
+            joined = join_documents(texts, self.tokenizer, add_bos=marks[0], add_eos=marks[1])
+            return _Encoded(rows, [joined], [0], [len(joined)])
+        found, dtype = _Encoded(rows, [], [], []), token_dtype(self.tokenizer.vocab_size)
         for index in range(len(rows)):
             row = rows[index]
             prompt = [*self._bos, *(self.tokenizer.encode(row["prompt"]) if rows.kind == "completion" else [])]
             target = encode_array(row["completion" if rows.kind == "completion" else "text"], self.tokenizer, dtype)
-            tokens = np.concatenate([np.array(prompt, dtype), target, np.array(self._eos, dtype)])
-            lengths.append(len(tokens))
-            first = max(len(prompt), 1)  # the first target; position 0 has nothing before it
+            found.tokens.append(np.concatenate([np.array(prompt, dtype), target, np.array(self._eos, dtype)]))
+            found.starts.append(len(prompt))
+            found.ends.append(len(prompt) + len(target))
+        return found
+
+    def _packed(self, read: "_Encoded") -> tuple[PackedWindows, int]:
+        """(windows, scored bytes of text)."""
+        (tokens,), scored = read.tokens, sum(len(row["text"].encode()) for row in read.rows)
+        if not self.config.add_bos:
+            scored -= self._bytes(tokens[:1])  # the first token of all has nothing before it
+        return PackedWindows(tokens, self.seq_len), scored
+
+    def _examples(self, read: "_Encoded", name: str) -> tuple[Sequence[dict[str, Any]], int]:
+        """(examples, scored bytes of text), each row cut to seq_len."""
+        examples, scored, left_out = [], 0, []
+        rows, lengths = read.rows, [len(tokens) for tokens in read.tokens]
+        for index, (tokens, start, end) in enumerate(zip(read.tokens, read.starts, read.ends, strict=True)):
+            first = max(start, 1)  # the first target; position 0 has nothing before it
             if first >= min(len(tokens), self.seq_len):  # nothing is left, or a single token
                 left_out.append(index)
                 continue
-            end = min(len(prompt) + len(target), self.seq_len)
-            scored += self._bytes(tokens[first:end])
-            examples.append({"tokens": tokens[: self.seq_len], "start": len(prompt)})
+            scored += self._bytes(tokens[first : min(end, self.seq_len)])
+            examples.append({"tokens": tokens[: self.seq_len], "start": start})
         if max(lengths) > self.seq_len and not self.config.truncate:
             long = [index for index, length in enumerate(lengths) if length > self.seq_len]
             raise UserError(

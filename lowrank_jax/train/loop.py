@@ -16,16 +16,20 @@ from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.tracking import Tracker
 
+# Where a 0 leaves it to the data: a few rows are seen often enough to be learnt, many rows each a few times.
+FITTED_BATCH, FITTED_STEPS, FITTED_PASSES = 64, 100, 3
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """Length and rhythm of a run, in optimizer steps.
 
     Attributes:
-      steps: length of the run; the schedule decays over it.
+      steps: length of the run; the schedule decays over it. 0: from the data, FITTED_PASSES over them and at least
+        FITTED_STEPS; see `over`.
       epochs: the length in passes over the data instead, each with an evaluation at its end; see `over`. 0 for `steps`.
       stop_at: ends the run early with the schedule unchanged, for learning-rate trials; 0 for `steps`.
-      batch_size: examples a step, over all devices.
+      batch_size: examples a step, over all devices. 0: from the data, as many as there are, at most FITTED_BATCH.
       accumulate: micro-batches a step.
       chunk_tokens: positions whose float32 logits exist at a time in the loss; 0 for all.
       log_every: a record of the loss each so many steps.
@@ -33,10 +37,10 @@ class LoopConfig:
       profile_steps: "first:last" steps traced into the run's folder, "" for none.
     """
 
-    steps: Annotated[int, Range(least=1)] = 100
+    steps: Annotated[int, Range(least=0)] = 100
     epochs: Annotated[int, Range(least=0)] = 0
     stop_at: Annotated[int, Range(least=0)] = 0
-    batch_size: Annotated[int, Range(least=1)] = 64
+    batch_size: Annotated[int, Range(least=0)] = 64
     accumulate: Annotated[int, Range(least=1)] = 1
     chunk_tokens: Annotated[int, Range(least=0)] = 0
     log_every: Annotated[int, Range(least=1)] = 1
@@ -46,7 +50,7 @@ class LoopConfig:
 
     def __post_init__(self):
         check_ranges(self, "train")
-        if self.epochs:  # the rest depends on the steps, which `over` finds
+        if self.epochs or not self.steps:  # the rest depends on the steps, which `over` finds
             return
         if self.stop_at > self.steps:
             raise UserError(f"train.stop_at is {self.stop_at}; it must lie in [0, {self.steps}], the steps")
@@ -60,14 +64,22 @@ class LoopConfig:
         """The step this run ends at."""
         return self.stop_at or self.steps
 
-    def over(self, examples: int) -> "LoopConfig":
-        """The config in steps alone: with `epochs`, epoch e ends at step e * examples / batch_size, rounded."""
+    def over(self, examples: int, multiple: int = 1) -> "LoopConfig":
+        """The config in steps alone, with what is to come from the data.
+
+        With `epochs`, epoch e ends at step e * examples / batch_size, rounded.
+
+        Args:
+          examples: of the training data.
+          multiple: what a batch must divide into: `accumulate` times the devices that share it.
+        """
+        size = self.batch_size or max(multiple, min(examples, FITTED_BATCH) // multiple * multiple)
         if not self.epochs:
-            return self
-        ends = [max(1, round(epoch * examples / self.batch_size)) for epoch in range(1, self.epochs + 1)]
-        return dataclasses.replace(
-            self, epochs=0, steps=ends[-1], eval_steps=tuple(sorted({*self.eval_steps, *ends} & {*range(ends[-1] + 1)}))
-        )
+            steps = self.steps or max(FITTED_STEPS, -(-FITTED_PASSES * examples // size))
+            return dataclasses.replace(self, steps=steps, batch_size=size)
+        ends = [max(1, round(epoch * examples / size)) for epoch in range(1, self.epochs + 1)]
+        evaluated = tuple(sorted({*self.eval_steps, *ends} & {*range(ends[-1] + 1)}))
+        return dataclasses.replace(self, epochs=0, steps=ends[-1], batch_size=size, eval_steps=evaluated)
 
     def profile_range(self) -> tuple[int, int] | None:
         """(first, last) of `profile_steps`."""

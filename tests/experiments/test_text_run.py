@@ -45,6 +45,43 @@ def test_prompt_and_completion_rows(run, tmp_path):
     assert evaluation["loss_per_byte"] == pytest.approx(2 * evaluation["loss"])  # EOS is a target but no byte
 
 
+def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, tmp_path, monkeypatch):
+    """50 rows: length, batch and steps fit them; a resumption has them whatever later code would choose."""
+    train = write(tmp_path / "train.jsonl", [{"text": f"row {i:03d} of a small file"} for i in range(50)])
+    own = {**OWN, "task__path": train, "task__seq_len": None, "train__batch_size": None, "train__steps": None}
+    mesh = {"mesh__data": 1, "mesh__tensor": 8, "task__packed": False}
+    words = [word for word in toy(tmp_path, **own, **mesh) if not word.startswith(("--workdir", "--name"))]
+    assert "from the data: task.seq_len=24" in program("plan", *words).out
+    first = run(**own, **mesh, train__stop_at=2)
+    assert first.status == 0, first.err
+    chosen = {"task.seq_len": 24, "train.batch_size": 50, "train.steps": 100}
+    said = (
+        "from the data: task.seq_len=24 (the longest row has 24 tokens), train.batch_size=50 (of 50 rows), "
+        "train.steps=100 (100.0 passes over them)"
+    )
+    assert said in first.out
+    assert json.loads((first.folder / "config.json").read_text())["chosen"] == chosen
+    result = json.loads((first.folder / "result.json").read_text())
+    assert (result["chosen"], result["seq_len"], result["config"]["train"]["steps"]) == (chosen, 24, 0)
+
+    monkeypatch.setattr("lowrank_jax.train.loop.FITTED_STEPS", 7)
+    monkeypatch.setattr("lowrank_jax.train.loop.FITTED_BATCH", 8)
+    monkeypatch.setattr("lowrank_jax.tasks.text.ROUNDED", 64)
+    second = run(**own, **mesh, train__stop_at=3)
+    assert second.status == 0, second.err
+    assert said in second.out
+    result = json.loads((first.folder / "result.json").read_text())
+    assert (result["chosen"], result["losses"][-1][0]) == (chosen, 3)
+    rates = [json.loads(line)["learning_rate"] for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.003, 0.003, 0.003 * 98 / 99], rel=1e-5)  # one step up, then down over 100
+
+    set_by_hand = run(**{**own, "task__seq_len": 32, "train__batch_size": 8, "train__steps": 3}, **mesh, name="set")
+    assert set_by_hand.status == 0, set_by_hand.err
+    assert "from the data" not in set_by_hand.out
+    result = json.loads((set_by_hand.folder / "result.json").read_text())
+    assert (result["seq_len"], result["losses"][-1][0], "chosen" in result) == (32, 3, False)
+
+
 def test_text_without_held_out_files_is_not_evaluated(run, tmp_path):
     train = write(tmp_path / "train.jsonl", [{"text": "abc " * 40}])
     ended = run(**OWN, task__path=train, task__packed=True)

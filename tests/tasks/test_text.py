@@ -175,11 +175,35 @@ def test_several_files_and_no_validation(write):
     assert task.train_source()[0]["tokens"].tolist() == [*b"abcde"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "more", "positions", "length"),
+    [
+        ([{"text": "a" * 40}, {"text": "ab"}], {}, None, 48),  # 40 bytes and EOS
+        ([{"prompt": "q" * 30, "completion": "a" * 9}], {}, 2048, 40),  # 39 and EOS
+        ([{"text": "a" * 300}, {"text": "ab"}], {"truncate": True}, None, 256),
+        ([{"text": "a" * 300}], {"truncate": True}, 100, 100),  # of the model
+        ([{"text": "a" * 9}] * 5, {"packed": True}, None, 56),  # 50 tokens in one window
+        ([{"text": "a" * 99}] * 5, {"packed": True}, None, 256),
+    ],
+)
+def test_a_length_from_the_data(write, rows, more, positions, length):
+    """Of the longest row, rounded up to 8 and bounded; what is cut then is noted as ever."""
+    task = TextTask(TextConfig(path=write(rows), **{"seq_len": 0, "packed": False, **more}), BYTES, positions)
+    assert task.seq_len == length
+    assert task.features(task.train_source()[0])["tokens"].shape == (length,)
+    assert bool(task.notes) == ("truncate" in more)
+
+
+def test_a_length_from_the_data_counts_held_out_rows_too(write):
+    paths = {"path": write([{"text": "abc"}]), "validation_path": write([{"text": "a" * 20}], "b.jsonl")}
+    assert TextTask(TextConfig(**paths, seq_len=0, packed=False), BYTES).seq_len == 24
+
+
 def test_bad_input(write):
     with pytest.raises(UserError, match=r"task\.path is empty"):
         TextConfig()
-    with pytest.raises(UserError, match=r"task\.seq_len is 0"):
-        TextConfig(path="a", seq_len=0)
+    with pytest.raises(UserError, match=r"task\.seq_len is 1"):
+        TextConfig(path="a", seq_len=1)
     with pytest.raises(UserError, match='packed=True takes "text" rows; set packed=False'):
         TextTask(TextConfig(path=write([{"prompt": "a", "completion": "b"}])), BYTES)
     with pytest.raises(UserError, match="no such file"):

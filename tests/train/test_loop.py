@@ -293,11 +293,30 @@ def test_a_trace_is_closed_when_the_run_diverges(traces):
     assert traces == ["start", "stop"]
 
 
+def test_what_is_left_to_the_data():
+    """(batch, steps) of 0: as many rows as there are up to 64; three passes, and at least 100 steps; what is set stays."""
+    left, found = (
+        LoopConfig(steps=0, batch_size=0),
+        lambda config, *of: (config.over(*of).batch_size, config.over(*of).steps),
+    )
+    assert found(left, 50) == (50, 100)
+    assert found(left, 64) == (64, 100)
+    assert found(left, 10_000) == (64, 469)
+    assert found(left, 50, 8) == (48, 100)  # what 8 shares divide
+    assert found(left, 3, 8) == (8, 100)  # a row several times
+    assert found(LoopConfig(steps=0, batch_size=16), 10_000) == (16, 1875)
+    assert found(LoopConfig(steps=7, batch_size=0), 10) == (10, 7)
+    assert found(LoopConfig(epochs=2, batch_size=0, steps=0), 30) == (30, 2)
+    assert found(LoopConfig(steps=7, batch_size=16), 10) == (16, 7)
+    with pytest.raises(UserError, match=r"eval_steps \[101\] lie beyond train.steps 100"):
+        LoopConfig(steps=0, eval_steps=(101,)).over(50)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"steps": 0}, r"train\.steps is 0"),
-        ({"batch_size": 0}, r"train\.batch_size is 0"),
+        ({"steps": -1}, r"train\.steps is -1"),
+        ({"batch_size": -1}, r"train\.batch_size is -1"),
         ({"accumulate": -1}, r"train\.accumulate is -1"),
         ({"log_every": 0}, r"train\.log_every is 0"),
         ({"eval_every": -5}, r"train\.eval_every is -5"),
