@@ -294,11 +294,12 @@ def test_a_trace_is_closed_when_the_run_diverges(traces):
 
 
 def test_what_is_left_to_the_data():
-    """(batch, steps) of 0: as many rows as there are up to 64; three passes, and at least 100 steps; what is set stays."""
-    left, found = (
-        LoopConfig(steps=0, batch_size=0),
-        lambda config, *of: (config.over(*of).batch_size, config.over(*of).steps),
-    )
+    """(batch, steps) of 0: all rows, up to 64; three passes, and at least 100 steps; what is set stays."""
+
+    def found(config, *of):
+        return config.over(*of).batch_size, config.over(*of).steps
+
+    left = LoopConfig(steps=0, batch_size=0)
     assert found(left, 50) == (50, 100)
     assert found(left, 64) == (64, 100)
     assert found(left, 10_000) == (64, 469)
