@@ -8,6 +8,21 @@ from lowrank_jax.core.errors import UserError
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
+ASK = "?"  # an argument that asks what there is
+
+
+class Asked(UserError):
+    """The arguments of a config file, which was given ASK.
+
+    Attributes:
+      arguments: (key, default, what it takes) of each.
+    """
+
+    def __init__(self, declared: dict[str, Any]):
+        self.arguments = [(key, _default(spec), _words(spec)) for key, spec in declared.items()]
+        super().__init__("arguments: " + "; ".join(f"{key}={value} ({words})" for key, value, words in self.arguments))
+
+
 def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
     """Parses "key=value,key=value" against declared keys.
 
@@ -20,8 +35,10 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
       A namespace with one attribute for each declared key.
 
     Raises:
-      UserError: a key is unknown or given twice, or a value is ill-typed or not among the choices.
+      UserError: a key is unknown or given twice, or a value is ill-typed or not among the choices; `Asked` for "?".
     """
+    if arg == ASK:
+        raise Asked(declared)
     values = {key: _default(spec) for key, spec in declared.items()}
     given = set()
     for part in (arg or "").split(","):
@@ -41,6 +58,14 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
             text = "true"
         values[key] = _value(key, text, declared[key])
     return SimpleNamespace(**values)
+
+
+def _words(spec: Any) -> str:
+    """What an argument takes."""
+    if isinstance(spec, tuple):
+        return ", ".join(map(str, spec))
+    kind = spec if isinstance(spec, type) else type(spec)
+    return {bool: "true, false", int: "an integer", float: "a number"}.get(kind, "a word")
 
 
 def _default(spec: Any) -> Any:

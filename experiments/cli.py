@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags, logging
@@ -13,6 +13,7 @@ from experiments.config.files import load_module
 from lowrank_jax.core.errors import UserError, report
 
 FILE_FLAG = "--config="
+READS_CONFIG = "reads_config"
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
@@ -40,7 +41,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
                     from ml_collections import config_flags
 
                     config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
-                return flags.FLAGS(rest)
+                with _config_help(main, files, config):
+                    return flags.FLAGS(rest)
             except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
                 raise UserError(_override_error(error, config, rest)) from None
 
@@ -53,6 +55,25 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
             return main(argv)
 
     app.run(guarded, flags_parser=parse)
+
+
+def reads_config(main: Callable) -> Callable:
+    """Marks the `main` of a program that takes --config: --help then tells of it."""
+    setattr(main, READS_CONFIG, True)
+    return main
+
+
+@contextlib.contextmanager
+def _config_help(main: Callable, files: list[str], config: Any) -> Iterator[None]:
+    """Adds what --help says of --config to what absl prints of the flags, before it ends the program."""
+    try:
+        yield
+    except SystemExit:
+        if getattr(main, READS_CONFIG, False):
+            from experiments.config.help import help_of
+
+            print(help_of(files[-1] if files else None, config))
+        raise
 
 
 def define_run_flags() -> None:

@@ -2,13 +2,14 @@
 
 from absl import flags
 
-from experiments.cli import define_seq_len, launch, load_config
+from experiments.cli import define_seq_len, launch, load_config, reads_config
 
 define_seq_len("Tokens a row, without data or tokenizer; by default the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
 FLAGS = flags.FLAGS
 
 
+@reads_config
 def main(_) -> None:
     """Prints the plan, the parameters and the compiled step's memory."""
     config, _plain = load_config()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli import define_run_flags, launch, load_config, start_devices
+from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
 from experiments.records import claims
 from experiments.session.cluster import refuse_several
 from lowrank_jax.core.errors import INTERRUPTED, UserError
@@ -23,6 +23,7 @@ for _flag in ("workdir", "fresh"):
 FLAGS = flags.FLAGS
 
 
+@reads_config
 def main(_) -> int:
     """Trains what is not finished yet and prints every run's scores and their median; returns the exit status."""
     started = time.time()

@@ -11,7 +11,7 @@ import json
 
 from absl import flags
 
-from experiments.cli import define_seq_len, launch, load_config, start_devices
+from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices
 
 define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
@@ -36,6 +36,7 @@ flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite: how the t
 FLAGS = flags.FLAGS
 
 
+@reads_config
 def main(_) -> None:
     """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}, or measures a suite."""
     if FLAGS.suite:

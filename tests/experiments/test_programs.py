@@ -46,12 +46,17 @@ def test_help_imports_no_jax(start, name):
     imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
     assert "argparse" in imported or "absl.flags" in imported  # the list is there
     assert not imported & {"jax", "flax", "optax"}
+    assert ("--config=FILE:ARGUMENT" in out) == (name in ("run", "trials", "plan", "bench"))
 
 
 def test_help_with_a_config(start):
+    """The flags, the file's own arguments, and every key with the value that it has."""
     out, err = start("run", "--config=configs/mora_uuid.py:method=lora", "--help").communicate(timeout=60)
     assert "Traceback" not in err
     assert "--[no]fresh" in out
+    assert "    method=mora          mora, lora, fft\n    rank=8               an integer\n" in out
+    assert "--config.adapter.method=lora\n" in out
+    assert "--config.optimizer.learning_rate=0.003\n" in out
 
 
 @pytest.mark.parametrize("name", ["run", "bench", "plan"])
