@@ -10,6 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments.config.files import load_module
+from experiments.config.json_flags import take
 from lowrank_jax.core.errors import UserError, report
 
 FILE_FLAG = "--config="
@@ -40,6 +41,7 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
                 if config is not None:
                     from ml_collections import config_flags
 
+                    rest = take(config, rest)
                     config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
                 with _config_help(main, files, config):
                     return flags.FLAGS(rest)

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from typing import Any
 
+from experiments.config.json_flags import KEYS, way
 from experiments.config.labels import STAGE
 from experiments.config.sections import experiment_types
 from lowrank_jax.core.paths import nearest
@@ -62,6 +63,8 @@ def wrong_key(config: Any, path: str) -> str | None:
     for key in path.split(".")[1:]:
         known = list(node.keys()) if hasattr(node, "keys") else []
         if key not in known:
+            if node is config and key in KEYS:  # a part of what is given whole
+                return f"config.{key} has no part {path.removeprefix(f'config.{key}').strip('.')!r} to set; {way(key)}"
             close = nearest(key, known)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
             return f"unknown config key {'.'.join([*seen, key])}; {hint}"

@@ -1,7 +1,9 @@
 """Runs a sweep: each cell of a grid once, in a separate process or in a group, while other sweeps may run too."""
 
 import contextlib
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.json_flags import KEYS, is_plain
 from experiments.records import claims, data_record, run_folder
 from experiments.records.lines import Recorded
 from experiments.records.text_table import clock
@@ -205,7 +208,7 @@ class Sweep:
         """The command of one cell."""
         arg = self.grid.full_arg(cell.arg)
         config = f"{self.grid.config_path}:{arg}" if arg else self.grid.config_path
-        changes = [f"--config.{path}={as_flag(value)}" for path, value in cell.overrides.items()]
+        changes = [f"--config.{path}={as_flag(value, path)}" for path, value in cell.overrides.items()]
         return [*RUN_PROGRAM, f"--config={config}", *changes, f"--name={cell.name}", f"--workdir={self.workdir}"]
 
     def spawn(self, cell: Cell, claim: claims.Claim, mine: bool = True) -> int:
@@ -250,8 +253,10 @@ def check_data(cell: Cell, result: dict, place: str) -> None:
         data_record.check(cell.plain, earlier, now, True, place, remedy)
 
 
-def as_flag(value: Any) -> str:
-    """A value in the syntax of ml_collections' flags."""
+def as_flag(value: Any, path: str = "") -> str:
+    """A value in the syntax of ml_collections' flags, or JSON for the keys that take it."""
+    if path in KEYS and not is_plain(path, value):
+        return json.dumps(value)
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
@@ -269,4 +274,4 @@ def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
         except data_record.DataChanged as error:
             state = f"refused: {error}"
         print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
-        print("    " + " ".join(sweep.command(ready or cell)))
+        print("    " + shlex.join(sweep.command(ready or cell)))

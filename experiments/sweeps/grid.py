@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config.files import load_module
+from experiments.config.json_flags import KEYS, is_plain
 from experiments.config.labels import with_labels
 from experiments.config.plain import to_plain
 from experiments.records import run_folder
@@ -150,6 +151,9 @@ def _lookup(plain: dict, path: str) -> Any:
 
 def _override(plain: dict, path: str, value: Any) -> None:
     *parents, last = path.split(".")
+    if path in KEYS and not is_plain(path, value):  # whole, and absent from most configs
+        plain[path] = value
+        return
     node = plain
     for key in [*parents, last]:
         if not isinstance(node, dict) or key not in node:
