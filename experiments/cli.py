@@ -14,6 +14,7 @@ from experiments.config.json_flags import take
 from lowrank_jax.core.errors import UserError, report
 
 FILE_FLAG = "--config="
+KEY_FLAG = "--config."
 READS_CONFIG = "reads_config"
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -36,6 +37,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
         files = [word.removeprefix(FILE_FLAG) for word in named]
         rest = [word for word in argv if word not in named]
         with _one_line():
+            if own_config:  # of a sweep: for all of its cells
+                rest = [f"--set={word[len(KEY_FLAG) :]}" if word.startswith(KEY_FLAG) else word for word in rest]
             config = complete_file(files[-1]) if files else None
             try:
                 if config is not None:

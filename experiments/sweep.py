@@ -6,7 +6,7 @@ A grid file is plain data: `cells() -> [cell, ...]`, or `stages() -> [(stage nam
 `dict(arg="scale=gpu,method=lora,rank=8", overrides={"optimizer.learning_rate": 1e-3, "seed": 0})`. An override
 "best:rates" takes the value from the cell of stage "rates" with the same arg that had the lowest training loss over its
 last 20 steps (of equals, the larger value), and waits for those cells. One sweep a GPU or a host: set
-CUDA_VISIBLE_DEVICES and share --workdir.
+CUDA_VISIBLE_DEVICES and share --workdir. --config.KEY=VALUE sets a key of all cells (--config.task.path=mine.jsonl).
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
@@ -43,6 +43,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("only", None, "Run only cells whose name or arg matches this regular expression")
     flags.DEFINE_string("cell", None, "Run only the cell of this name (for W&B agents), with the trials it needs")
+    flags.DEFINE_multi_string(
+        "set", [], "KEY=VALUE for the config of every cell, also written --config.KEY=VALUE; a cell's own overrides win"
+    )
     flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
@@ -51,13 +54,13 @@ def define_flags() -> None:
 
 def sweep_main(options: Any) -> int:
     """Runs the program for parsed flags; returns the exit status."""
-    grid = Grid(options.config, options.grid)
+    grid = Grid(options.config, options.grid, options.set)
     cells = grid.select(options.only, options.cell)
     say = lambda line: print(line, flush=True)  # noqa: E731
     sweep = Sweep(grid, options.workdir, options.results, say, options.cell, options.together)
     if options.wandb_sweep:
         settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
-        Path(options.wandb_sweep).write_text(json.dumps(wandb_sweep(cells, settings), indent=1) + "\n")
+        Path(options.wandb_sweep).write_text(json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n")
         print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
         return 0
     if options.dry_run:

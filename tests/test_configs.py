@@ -160,7 +160,7 @@ def test_grids_are_made_of_configs_that_exist():
     """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
     from experiments.config.defaults import wrong_key
 
-    files = {"uuid": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
+    files = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
         stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]

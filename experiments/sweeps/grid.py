@@ -1,5 +1,6 @@
 """The cells of a sweep: a grid file over a config file, and the choice of a best trial."""
 
+import ast
 import dataclasses
 import math
 import re
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config.files import load_module
-from experiments.config.json_flags import KEYS, is_plain
+from experiments.config.json_flags import KEYS, is_plain, read
 from experiments.config.labels import with_labels
 from experiments.config.plain import to_plain
 from experiments.records import run_folder
@@ -34,10 +35,23 @@ class Cell:
         return train.get("stop_at") or train.get("steps") or 1
 
 
-class Grid:
-    """The cells of a grid file over one config file, in order."""
+class Text(str):
+    """A value from the command line, of the type that the config has there."""
 
-    def __init__(self, config: str, grid: str):
+
+class Grid:
+    """The cells of a grid file over one config file, in order.
+
+    Args:
+      config: FILE:ARGUMENT.
+      grid: its file.
+      keys: KEY=VALUE for every cell; its own overrides win.
+    """
+
+    def __init__(self, config: str, grid: str, keys: Sequence[str] = ()):
+        if wrong := [pair for pair in keys if "=" not in pair]:
+            raise UserError(f"--config.{wrong[0]} has no value; write --config.{wrong[0]}=VALUE")
+        self.common = {key: Text(value) for key, _, value in (pair.partition("=") for pair in keys)}
         path, _, self.base_arg = config.partition(":")
         self.config_path = path
         self.get_config = _attribute(path, "get_config", "--config")
@@ -59,7 +73,7 @@ class Grid:
     def _cell(self, stage: str, cell: dict) -> Cell:
         if wrong := set(cell) - {"arg", "overrides"}:
             raise UserError(f"a cell of stage {stage!r} has {sorted(wrong)}; a cell is dict(arg=..., overrides=...)")
-        overrides = {"labels.stage": stage, **cell.get("overrides", {})}
+        overrides = {"labels.stage": stage, **self.common, **cell.get("overrides", {})}
         return self._build(stage, cell.get("arg", ""), overrides)
 
     def _build(self, stage: str, arg: str, overrides: dict) -> Cell:
@@ -78,6 +92,8 @@ class Grid:
         full_arg = self.full_arg(arg)
         plain = to_plain(complete(self.get_config(full_arg) if full_arg else self.get_config()))
         for path, value in overrides.items():
+            if isinstance(value, Text) and not _is_best(value):
+                value = _typed(value, path, _lookup(plain, path, missing=True))
             _override(plain, path, to_plain(value, path))
         return with_labels(plain)
 
@@ -143,10 +159,30 @@ def _is_best(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(BEST)
 
 
-def _lookup(plain: dict, path: str) -> Any:
+def _lookup(plain: Any, path: str, missing: bool = False) -> Any:
+    """The value at a path; None where it may be `missing` and is."""
     for key in path.split("."):
+        if missing and (not isinstance(plain, dict) or key not in plain):
+            return None
         plain = plain[key]
     return plain
+
+
+def _typed(text: str, path: str, present: Any) -> Any:
+    """A value of the command line as the config has it at `path`."""
+    if path in KEYS and not is_plain(path, text):
+        return read(path, text)
+    if isinstance(present, str):
+        return str(text)
+    if isinstance(present, bool):
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"--config.{path}={text}: wanted true or false")
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        value = str(text)  # of a key that is not set; otherwise its type is told to be wrong
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _override(plain: dict, path: str, value: Any) -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.sweeps import engine
 from experiments.sweeps.grid import Grid, best_value
+from experiments.sweeps.wandb_file import wandb_sweep
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +84,40 @@ def test_the_shipped_grids_fit_the_config(grid):
         for trial in (made.cells[name] for name in cell.trials):
             assert trial.steps < cell.steps <= cell.plain["train"]["steps"]
             assert trial.plain["schedule"] == cell.plain["schedule"]
+
+
+def test_keys_for_every_cell_come_from_the_command_line(tmp_path, monkeypatch):
+    """Typed as the config has them; a cell's own override wins; each cell's command gives the cell's config."""
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "grid.py"
+    file.write_text("def cells():\n    return [dict(arg='method=lora'), dict(arg='', overrides={'train.steps': 9})]\n")
+    keys = ["train.steps=7", "optimizer.learning_rate=1e-4", "export.adapter=false", "train.eval_steps=(2,)", "name=3"]
+    made = Grid("configs/mora_uuid.py", str(file), [*keys, 'adapters=[{"method": "houlsby"}]'])
+    first, second = (cell.plain for cell in made.cells.values())
+    assert (first["train"]["steps"], second["train"]["steps"]) == (7, 9)
+    assert first["optimizer"]["learning_rate"] == 1e-4
+    assert (first["export"]["adapter"], first["train"]["eval_steps"]) == (False, [2])
+    assert first["adapters"] == [{"method": "houlsby"}]
+    command = engine.Sweep(made, str(tmp_path)).command(next(iter(made.cells.values())))
+    assert {"--config.train.steps=7", "--config.export.adapter=false", "--config.train.eval_steps=(2,)"} <= {*command}
+    for wrong, words in (
+        ("train.step=7", "no 'step' there"),
+        ("train.steps=many", "the config has 100"),
+        ("export.adapter=1", "wanted true or false"),
+        ("train.steps", "has no value"),
+        ("evals=quick", "config.evals is not JSON"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Grid("configs/mora_uuid.py", str(file), [wrong])
+
+
+def test_the_shipped_grid_of_ranks_takes_ones_own_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    keys = [f"task.path={tmp_path / 'mine.jsonl'}"]
+    cells = list(Grid("configs/mora_uuid.py:data=text", "configs/sweeps/ranks.py", keys).cells.values())
+    assert [(cell.plain["labels"]["method"], cell.plain["labels"]["rank"]) for cell in cells] == [
+        (method, rank) for method in ("lora", "mora") for rank in (2, 4, 8)
+    ]
+    assert {cell.plain["task"]["path"] for cell in cells} == {str(tmp_path / "mine.jsonl")}
+    sweep = wandb_sweep(cells, {"config": "c.py", "results": ""}, keys)
+    assert sweep["command"][3:-1] == ["--config=c.py", f"--config.{keys[0]}"]
