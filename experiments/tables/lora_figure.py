@@ -15,7 +15,7 @@ def draw(board: Any, folder: str | Path) -> Path | None:
     """Draws the average over the tasks that all of our rows have; None without such a task.
 
     Args:
-      board: from `lora_table2.board`.
+      board: from `glue_rows.board`.
       folder: made if absent.
     """
     rows = [row for row in board.rows if row.parameters]

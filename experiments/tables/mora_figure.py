@@ -13,7 +13,7 @@ def draw(setting: Any, folder: str | Path, stem: str = "") -> list[Path]:
     """Draws every figure that the setting has data for; returns the files.
 
     Args:
-      setting: one of `mora_table2.settings`.
+      setting: one of `uuid_rows.settings`.
       folder: made if absent.
       stem: put before each file's name.
     """

@@ -9,7 +9,7 @@ import pytest
 from experiments.papers import lora
 from experiments.records import run_folder
 from experiments.records.results import load_results
-from experiments.tables import lora_figure, lora_table2, style
+from experiments.tables import glue_rows, lora_figure, lora_table2, style
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def five(mains, **how):
 
 
 def cell_of(results, task="mrpc", label="LoRA 8", model="minilm-l6"):
-    (row,) = [row for row in lora_table2.board(results, model).rows if row.label == label]
+    (row,) = [row for row in glue_rows.board(results, model).rows if row.label == label]
     return row.cells[task]
 
 
@@ -84,9 +84,9 @@ def test_the_rate_is_the_best_median_at_the_last_epoch():
     assert cell.tried == {3e-4: pytest.approx(0.6), 1e-3: pytest.approx(0.7), 3e-3: pytest.approx(0.5)}
     one_lucky_seed = record([0.95], rate=1e-2)
     assert cell_of([*results, one_lucky_seed]).rate == 1e-3
-    text = lora_table2.shown(lora_table2.board(results, "minilm-l6")).text()
+    text = lora_table2.shown(glue_rows.board(results, "minilm-l6")).text()
     assert "0.001 (0.0003: 60.0, 0.001: 70.0, 0.003: 50.0)\n" in text
-    edge = lora_table2.shown(lora_table2.board([r for r in results if r not in best_epoch_only], "minilm-l6")).text()
+    edge = lora_table2.shown(glue_rows.board([r for r in results if r not in best_epoch_only], "minilm-l6")).text()
     assert "0.001 (0.0003: 60.0, 0.001: 70.0) edge" in edge
     tie = five([0.7] * 5, rate=2e-3)
     assert cell_of([*results, *tie]).rate == 2e-3
@@ -97,7 +97,7 @@ def test_collapsed_runs_are_flagged_and_left_out():
     cell = cell_of(five([0.8, 0.82, 0.84])[:3] + dead)
     assert (cell.last, cell.seeds, cell.collapsed, cell.marks) == (pytest.approx(82), 5, 2, "c")
     assert cell.notes == ("2 of 5 collapsed",)
-    text = lora_table2.shown(lora_table2.board(five([0.8, 0.82, 0.84])[:3] + dead, "minilm-l6")).text()
+    text = lora_table2.shown(glue_rows.board(five([0.8, 0.82, 0.84])[:3] + dead, "minilm-l6")).text()
     assert "82.0+-2.0 / 84.0+-2.0 [c]" in text
     assert "LoRA 8, MRPC: 2 of 5 collapsed." in text
     assert "[c] some seeds collapsed" in text
@@ -131,14 +131,14 @@ def test_lost_and_stopped_runs_are_said():
 
 def test_partial_data_and_contamination_are_marked():
     results = [record([0.7], task="mnli", partial=["mnli train: 3000 rows, officially 392702"])]
-    text = lora_table2.shown(lora_table2.board(results, "minilm-l6")).text()
+    text = lora_table2.shown(glue_rows.board(results, "minilm-l6")).text()
     assert "70.0 / 70.0 [p]" in text
     assert "LoRA 8, MNLI: mnli train: 3000 rows, officially 392702." in text
     assert "MNLI [x]" in text
     assert "contaminated: minilm-l6 saw AllNLI" in text
     some = record([0.7], data={"max_dev_examples": 32})
     assert cell_of([some | {"notes": ["mrpc dev: 32 of 408 rows scored"]}]).marks == "p"
-    other = lora_table2.shown(lora_table2.board([record([0.7], task="mnli", model="bert-base")], "bert-base")).text()
+    other = lora_table2.shown(glue_rows.board([record([0.7], task="mnli", model="bert-base")], "bert-base")).text()
     assert "[x]" not in other
     assert "[p]" not in other
 
@@ -165,7 +165,7 @@ def test_rows_say_what_sets_them_apart():
         record([0.8], labels={"stage": "rates"}),
         record([0.9], model="other"),
     ]
-    table = lora_table2.board(results, "minilm-l6")
+    table = glue_rows.board(results, "minilm-l6")
     shown = {row.label: row.cells["mrpc"].last for row in table.rows}
     assert shown == {
         "FFT": pytest.approx(70),
@@ -194,7 +194,7 @@ def test_a_start_from_mnli_is_a_row_that_shares_the_other_tasks():
 
 def test_averages_are_of_complete_rows_and_the_paper_stands_below():
     results = [*five([0.7] * 5), *five([0.5] * 5, task="cola"), *five([0.6] * 5, method="mora")]
-    table = lora_table2.board(results, "minilm-l6")
+    table = glue_rows.board(results, "minilm-l6")
     rows = {row.label: row for row in table.rows}
     assert table.tasks == ("mrpc", "cola")
     assert rows["LoRA 8"].average(table.tasks) == pytest.approx(60)
@@ -210,22 +210,22 @@ def test_averages_are_of_complete_rows_and_the_paper_stands_below():
     assert ours.endswith("76.5 (87.2)")  # (89.7 + 63.4) / 2
     assert "No runs on this base: MNLI, SST-2, QNLI, QQP, RTE, STS-B." in lines
     assert "0.001 (0.001: 70.0)" in text
-    same = lora_table2.shown(lora_table2.board([record([0.7], model="roberta-large")], "roberta-large")).text()
+    same = lora_table2.shown(glue_rows.board([record([0.7], model="roberta-large")], "roberta-large")).text()
     assert "the same base model, roberta-large" in same
     assert "Adpt-H+" in same
 
 
 def test_markdown_has_whole_rows():
-    text = lora_table2.shown(lora_table2.board(five([0.7] * 5), "minilm-l6")).text("markdown")
+    text = lora_table2.shown(glue_rows.board(five([0.7] * 5), "minilm-l6")).text("markdown")
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 3
     assert all(len({line.count("|") for line in block.splitlines()}) == 1 for block in tables)
 
 
 def test_nothing_run_prints_the_paper():
-    text = lora_table2.shown(lora_table2.board([], "minilm-l6")).text()
+    text = lora_table2.shown(glue_rows.board([], "minilm-l6")).text()
     assert "nothing run yet" in text
-    assert text.count("not run") == len(lora_table2.ROWS) * len(lora.TASKS)
+    assert text.count("not run") == len(glue_rows.ROWS) * len(lora.TASKS)
     assert "87.5+-0.3" in text
 
 
@@ -233,14 +233,14 @@ def test_the_figure_is_drawn_only_from_data(tmp_path):
     results = [*five([0.7] * 5), *five([0.5] * 5, task="cola")]
     results += five([0.6] * 5, method="mora") + five([0.4] * 5, task="cola", method="mora", compression="sharing")
     results += five([0.8] * 5, method="fft", rank=None, trainable=22_000_000)
-    table = lora_table2.board(results, "minilm-l6")
+    table = glue_rows.board(results, "minilm-l6")
     path = lora_figure.draw(table, tmp_path / "plots")
     assert path.name == "glue_minilm-l6.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert 5_000 < path.stat().st_size < 100_000
-    assert lora_figure.draw(lora_table2.board([], "minilm-l6"), tmp_path / "none") is None
+    assert lora_figure.draw(glue_rows.board([], "minilm-l6"), tmp_path / "none") is None
     disjoint = [record([0.7]), record([0.7], method="mora", task="rte")]
-    assert lora_figure.draw(lora_table2.board(disjoint, "minilm-l6"), tmp_path / "none") is None
+    assert lora_figure.draw(glue_rows.board(disjoint, "minilm-l6"), tmp_path / "none") is None
 
 
 def test_program(tmp_path):
@@ -270,7 +270,7 @@ def test_the_names_are_those_of_the_config_and_the_task():
     from lowrank_jax.data.builders.glue.specs import GLUE
 
     assert lora.TASKS == TASKS
-    assert set(lora_table2.TASKS) == set(GLUE)
-    assert lora_table2.STARTED == STARTED
+    assert set(glue_rows.TASKS) == set(GLUE)
+    assert glue_rows.STARTED == STARTED
     assert FAMILIES.keys() <= style.METHODS.keys()
     assert {row.method for row in lora.TABLE2} <= style.METHODS.keys()

@@ -11,7 +11,7 @@ import pytest
 from experiments.papers import ledger, mora
 from experiments.records import environment, run_folder
 from experiments.records.results import load_results
-from experiments.tables import mora_figure, mora_table2
+from experiments.tables import mora_figure, mora_table2, uuid_rows
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +75,9 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
     write(tmp_path, {}, "diverged", method="fft", rate=1e-2)
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text('{"bench": 1}')
-    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "gpu")
     rows = rows_of(table)
-    assert list(rows) == list(mora_table2.ROWS["gpu"])
+    assert list(rows) == list(uuid_rows.ROWS["gpu"])
     mora8 = rows["mora", 8]
     assert (mora8.rate, mora8.tried, mora8.seeds, mora8.parameters) == (3e-3, (1e-3, 3e-3, 1e-2), 1, 4_884_480)
     assert mora8.accuracy[700] == pytest.approx(90.0)
@@ -98,7 +98,7 @@ def test_rows_take_full_cells_and_say_why_others_are_empty(tmp_path):
 def test_the_scores_are_those_of_the_task():
     from lowrank_jax.tasks.uuid import score_uuids
 
-    assert set(score_uuids(["x"], ["0" * 36])) == {mora_table2.ACCURACY, mora_table2.EXACT}
+    assert set(score_uuids(["x"], ["0" * 36])) == {uuid_rows.ACCURACY, uuid_rows.EXACT}
 
 
 def test_the_reason_for_the_empty_row_is_true():
@@ -114,7 +114,7 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
         write(tmp_path, {300: accuracy}, seed=seed)
     write(tmp_path, {300: 0.0}, "diverged", seed=3)
     write(tmp_path, {300: 1.0}, rate=5e-3)  # one seed at another rate does not outvote three
-    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "gpu")
     row = rows_of(table)["mora", 8]
     assert row.accuracy == {300: pytest.approx(40.0)}
     assert row.seeds == 3
@@ -124,7 +124,7 @@ def test_seeds_give_the_median_and_are_counted(tmp_path):
 
 def test_other_steps_stand_beside_the_papers_and_say_so(tmp_path):
     write(tmp_path, {25: 0.1, 100: 0.99}, scale="laptop")
-    (table,) = mora_table2.settings(load_results([tmp_path]), "laptop")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "laptop")
     text = mora_table2.shown(table).text()
     header = text.splitlines()[2]
     assert header.index("step 25") < header.index("step 100") < header.index("paper 300") < header.index("paper 900")
@@ -137,14 +137,14 @@ def test_settings_are_never_mixed(tmp_path):
     write(tmp_path, PAPER_STEPS)
     write(tmp_path, PAPER_STEPS, method="lora")
     write(tmp_path, {300: 0.3}, pairs=40_000, setting="hard")
-    first, second = mora_table2.settings(load_results([tmp_path]), "gpu")
+    first, second = uuid_rows.settings(load_results([tmp_path]), "gpu")
     assert rows_of(first)["mora", 8].accuracy[300] == pytest.approx(10.0)
     assert [(row.method, row.rank) for row in second.rows] == [("mora", 8)]
     assert "(hard; task.pairs: 10000 -> 40000)" in mora_table2.shown(second).text().splitlines()[0]
 
 
 def test_nothing_run_prints_the_paper(tmp_path):
-    (table,) = mora_table2.settings([], "paper")
+    (table,) = uuid_rows.settings([], "paper")
     text = mora_table2.shown(table).text()
     assert text.count("not run") == 5
     assert "54.2" in text
@@ -152,7 +152,7 @@ def test_nothing_run_prints_the_paper(tmp_path):
 
 def test_markdown_escapes_the_bars(tmp_path):
     write(tmp_path, PAPER_STEPS)
-    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "gpu")
     lines = [line for line in mora_table2.shown(table).text("markdown").splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 7
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
@@ -172,17 +172,17 @@ def test_figures_are_small_and_drawn_only_from_data(tmp_path):
     curve = [(step, 2.6 / step**0.5) for step in range(1, 401)]
     write(tmp_path, PAPER_STEPS, losses=curve)
     write(tmp_path, PAPER_STEPS, method="lora", losses=curve)
-    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "gpu")
     drawn = mora_figure.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_accuracy.png"]
     write(tmp_path, PAPER_STEPS, method="lora", rank=32, losses=curve)
-    (table,) = mora_table2.settings(load_results([tmp_path]), "gpu")
+    (table,) = uuid_rows.settings(load_results([tmp_path]), "gpu")
     drawn = mora_figure.draw(table, tmp_path / "plots", "gpu_")
     assert [path.name for path in drawn] == ["gpu_losses.png", "gpu_lora_ranks.png", "gpu_accuracy.png"]
     for path in drawn:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert 5_000 < path.stat().st_size < 100_000
-    (empty,) = mora_table2.settings([], "gpu")
+    (empty,) = uuid_rows.settings([], "gpu")
     assert mora_figure.draw(empty, tmp_path / "none") == []
 
 
