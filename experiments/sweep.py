@@ -26,10 +26,11 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
 from experiments.sweeps.engine import Sweep, show
 from experiments.sweeps.grid import Grid
-from experiments.sweeps.wandb_file import wandb_sweep
+from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
 from lowrank_jax.core.errors import INTERRUPTED
 
 
@@ -57,10 +58,13 @@ def sweep_main(options: Any) -> int:
     grid = Grid(options.config, options.grid, options.set)
     cells = grid.select(options.only, options.cell)
     say = lambda line: print(line, flush=True)  # noqa: E731
+    if options.results:
+        check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
     sweep = Sweep(grid, options.workdir, options.results, say, options.cell, options.together)
     if options.wandb_sweep:
         settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
-        Path(options.wandb_sweep).write_text(json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n")
+        text = json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n"
+        write_sweep(Path(options.wandb_sweep), text)
         print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
         return 0
     if options.dry_run:

@@ -1,8 +1,8 @@
 """LoRA and MoRA of equal size at three ranks, e.g. on your own text; as few programs as can be with --together=3.
 
     python -m experiments.sweep --config=configs/mora_uuid.py:data=text --config.task.path=mine.jsonl \\
-        --grid=configs/sweeps/ranks.py --together=3 --results=mine
-    python -m experiments.tables sweep --results=mine.jsonl
+        --grid=configs/sweeps/ranks.py --together=3 --results=ranks
+    python -m experiments.tables sweep --results=ranks.jsonl
 """
 
 

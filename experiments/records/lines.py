@@ -32,6 +32,22 @@ def read_lines(path: str | Path) -> dict[str, dict]:
     return found
 
 
+def check_results(path: str | Path) -> None:
+    """Makes sure that records may be added to a file: it is new, or holds records (and torn lines) alone.
+
+    Raises:
+      UserError: it has a line of something else, which may be a user's data.
+    """
+    if not Path(path).is_file():
+        return
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
+        found = _parse(line.rstrip(b"\n") + b"\n")  # a user's last line may lack its end
+        if found is not None and not (isinstance(found, dict) and "name" in found and "status" in found):
+            raise UserError(
+                f"{path}, line {number} is no record of a run: results are not added to it; name another file"
+            )
+
+
 def append(path: str | Path, records: Iterable[dict]) -> int:
     """Adds the records that the file lacks, in one write; returns how many.
 
@@ -39,7 +55,7 @@ def append(path: str | Path, records: Iterable[dict]) -> int:
     process is ended first, and stays torn.
 
     Raises:
-      UserError: the disk is full or the folder is not writable; the file is then unchanged.
+      UserError: the disk is full, the folder is not writable, or the file has something else; it is then unchanged.
     """
     path = Path(path)
     try:
@@ -47,6 +63,7 @@ def append(path: str | Path, records: Iterable[dict]) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing releases the lock
+            check_results(path)
             there = read_lines(path)
             new = [record for record in map(run_folder.finite, records) if there.get(record["name"]) != record]
             if new:

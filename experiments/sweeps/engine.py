@@ -22,6 +22,7 @@ from experiments.sweeps.grid import Cell, Grid
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+USER_ERROR = 2  # exit status of a program that said in one line what to correct
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
 
 
@@ -106,7 +107,8 @@ class Sweep:
             self.say(f"{place} {ready.name}: {result['status']} in {clock(result.get('wall_seconds') or 0)}")
             return result["status"], result
         why = f"exit status {status}" if status else "it ended without a result"
-        self.say(f"{place} {ready.name}: failed ({why}); a second sweep resumes it")
+        remedy = "correct what it says, and sweep again" if status == USER_ERROR else "a second sweep resumes it"
+        self.say(f"{place} {ready.name}: failed ({why}); {remedy}")
         return f"failed: {why}", None
 
     def attempt_group(

@@ -1,8 +1,11 @@
 """A grid as a W&B sweep file, whose agents run its cells."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.sweeps.grid import Cell
+from lowrank_jax.core.errors import UserError
 
 
 def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str], keys: Sequence[str] = ()) -> dict:
@@ -21,3 +24,19 @@ def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str], keys: Sequence[
         "parameters": {"cell": {"values": [cell.name for cell in cells]}},
         "command": ["${interpreter}", "-m", "experiments.sweep", *repeated, "${args}"],
     }
+
+
+def write_sweep(path: Path, text: str) -> None:
+    """Writes the file, over an earlier one.
+
+    Raises:
+      UserError: there is another kind of file, which may be a user's.
+    """
+    if path.exists():
+        try:
+            earlier = json.loads(path.read_text())
+        except (OSError, ValueError):
+            earlier = None
+        if not (isinstance(earlier, dict) and "program" in earlier):
+            raise UserError(f"{path} exists and is no W&B sweep; name another file")
+    path.write_text(text)

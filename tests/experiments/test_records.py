@@ -95,6 +95,23 @@ def test_several_processes_append_whole_lines(tmp_path):
     assert {*names} == expected
 
 
+@pytest.mark.parametrize(
+    "text", ['{"text": "mine"}\n', '{"prompt": "a", "completion": ""}', "[1]\n", '{"name": "x"}\n']
+)
+def test_a_file_of_something_else_is_left_alone(tmp_path, text):
+    """--results=mine beside one's own mine.jsonl."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    for write in (lambda: append(path, [record("a")]), lambda: lines.check_results(path)):
+        with pytest.raises(UserError, match=r"mine\.jsonl, line 1 is no record of a run"):
+            write()
+    assert path.read_text() == text
+    lines.check_results(tmp_path / "new.jsonl")
+    append(tmp_path / "new.jsonl", [record("a")])
+    (tmp_path / "new.jsonl").write_text((tmp_path / "new.jsonl").read_text() + '{"name": "b", "sta')  # torn by a kill
+    lines.check_results(tmp_path / "new.jsonl")
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "grid.jsonl"
     append(path, [record("a")])

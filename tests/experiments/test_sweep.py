@@ -157,6 +157,20 @@ def test_a_claimed_cell_is_left_and_looked_at_again(place):
     assert names.index(cell.name) > next(i for i, n in enumerate(names) if "lora" in n and "rates" not in n)
 
 
+def test_files_of_something_else_are_not_written_to(place):
+    """A user's data of the results' name, before any cell is run; and another file of the W&B sweep's."""
+    for name, words in (("mine.jsonl", "--results=mine"), ("grid.py", "--wandb_sweep=grid.py")):
+        before = '{"text": "my own"}\n' if name == "mine.jsonl" else (place / name).read_text()
+        (place / name).write_text(before)
+        flag, _, value = words.partition("=")
+        ended = program(place, f"{flag}={place / value}")
+        _, err = ended.communicate()
+        assert ended.returncode == 2, err
+        assert "name another file" in err
+        assert (place / name).read_text() == before
+    assert not (place / "runs").exists() or not list((place / "runs").iterdir())
+
+
 def program(place, *words):
     """The sweep as a separate program, over the fake run."""
     code = (
