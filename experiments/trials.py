@@ -108,9 +108,9 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
 
     # ---- everything that can be checked on shapes ----
     stamps = [data_record.stamps(plain) for plain in plains]
-    before = [run_folder.chosen_of(run.folder, FLAGS.fresh) for run in runs]
-    group = TrialGroup([fit.fill(unpack_run(plain), kept) for plain, kept in zip(plains, before, strict=True)])
-    chosen = [kept or one.chosen for kept, one in zip(before, group.each, strict=True)]
+    earlier = [run_folder.chosen_of(run.folder, FLAGS.fresh) for run in runs]
+    group = TrialGroup([fit.fill(unpack_run(plain), kept) for plain, kept in zip(plains, earlier, strict=True)])
+    chosen = [kept or one.chosen for kept, one in zip(earlier, group.each, strict=True)]
     print(group.lead.plan)
     if words := fit.described(chosen[group.wide], group.lead.task, group.lead.config):
         print(words)

@@ -306,6 +306,8 @@ def summary(result: dict) -> str:
     if math.isfinite(loss := final_loss(result)):
         steps = min(LOSS_WINDOW, losses[-1][0])
         words = [f"training loss {loss:.4f} (mean of the last {steps} step{'s' if steps > 1 else ''})"]
+    elif losses and losses[-1][1] is not None:  # of a run that diverged after it
+        words = [f"training loss {losses[-1][1]:.4f} (of step {losses[-1][0]})"]
     words += [
         f"{score_name(name)} {value:.4g}"
         for name, value in last_evaluation(result).items()

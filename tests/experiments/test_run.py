@@ -67,7 +67,7 @@ def test_a_run_leaves_its_records(straight, records):
     assert result["environment"]["hardware"]["devices"] == {"cpu": 8}
     assert result["base"]["name"] == "toy-llama"
     assert len(result["base"]["fingerprint"]) == 64
-    assert "run: finished; loss" in ended.out
+    assert "run: finished; training loss" in ended.out
     assert ended.out.count("step needs") == 1
 
 
@@ -229,7 +229,7 @@ def test_a_finished_run_says_so(run, straight):
     stamp = (ended.folder / "metrics.jsonl").stat().st_mtime_ns
     again = run(tracking__project="another", checkpoint__keep=3)  # bookkeeping: still the same run
     assert (again.status, again.err) == (0, "")
-    assert again.out.startswith("run: finished already; loss ")
+    assert again.out.startswith("run: finished already; training loss ")
     assert again.out.count("\n") == 1
     assert (ended.folder / "metrics.jsonl").stat().st_mtime_ns == stamp
 
@@ -313,7 +313,7 @@ def test_a_diverging_run_says_where_it_was_good(run, saved):
         assert np.isfinite(np.frombuffer(content, dtype)).all(), shape
     assert not (ended.folder / "adapter").exists()
     again = run(optimizer__learning_rate=1e30)
-    assert again.out.startswith("run: diverged already; loss ")
+    assert again.out.startswith("run: diverged already; training loss ")
 
 
 def test_a_poisoned_base_stops_at_the_first_step(run, monkeypatch):
