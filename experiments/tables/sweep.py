@@ -19,6 +19,7 @@ CAPTION = (
     f"Training loss: mean of a run's last {LOSS_WINDOW} steps. Scores: of its last evaluation. Time: in steps alone, "
     "over all sessions. Columns: what differs between the configs, seeds aside."
 )
+TOGETHER = "Runs that were trials of one program have the time of the whole program."
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
@@ -46,7 +47,8 @@ def of(results: Sequence[dict]) -> Table:
     lines = [line if any(line[-1] for line in lines[1:]) else line[:-1] for line in lines]
     count = f"{len(results)} runs" if len(results) > 1 else "1 run"
     title = f"{results[0]['config'].get('experiment')}: {count} in {len(settings)} setting(s), medians over seeds"
-    return Table(title, tuple(lines), (CAPTION,), data=settings)
+    shared = (TOGETHER,) if any(run.get("together", 1) > 1 for run in results) else ()
+    return Table(title, tuple(lines), (CAPTION, *shared), data=settings)
 
 
 def _settings(results: Sequence[dict]) -> list[tuple[dict[str, Any], list[dict]]]:

@@ -58,6 +58,8 @@ def test_a_row_for_each_rank_and_medians_over_its_seeds(tmp_path):
         ["lora", "8", "3", "2.0000", "18", "9", "8,000", "9 s"],
     ]  # fmt: skip
     assert table.title == "finetune: 9 runs in 3 setting(s), medians over seeds"
+    assert sweep.TOGETHER not in table.captions
+    assert sweep.TOGETHER in sweep.of([*GRID[1:], {**GRID[0], "together": 3}]).captions
 
 
 def test_what_differs_has_a_column_and_what_was_lost_a_note(tmp_path):
