@@ -9,13 +9,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.config.files import load_module
+from experiments.config.files import config_maker
 from experiments.config.json_flags import take
-from lowrank_jax.core.errors import UserError, report
+from lowrank_jax.core.errors import UserError, front_door
 
-FILE_FLAG = "--config="
+FILE_FLAGS = ("--config", "-config")
 KEY_FLAG = "--config."
 READS_CONFIG = "reads_config"
+HELP_FLAGS = ("help", "helpshort", "helpfull", "helpxml", "?")
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
@@ -33,10 +34,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
     set_xla_flags()
 
     def parse(argv):
-        named = [] if own_config else [word for word in argv[1:] if word.startswith(FILE_FLAG)]
-        files = [word.removeprefix(FILE_FLAG) for word in named]
-        rest = [word for word in argv if word not in named]
-        with _one_line():
+        with front_door():
+            files, rest = ([], list(argv)) if own_config else _config_files(argv)
             if own_config:  # of a sweep: for all of its cells
                 rest = [f"--set={word[len(KEY_FLAG) :]}" if word.startswith(KEY_FLAG) else word for word in rest]
             config = complete_file(files[-1]) if files else None
@@ -48,13 +47,25 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
                     config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
                 with _config_help(main, files, config):
                     return flags.FLAGS(rest)
-            except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+            except (
+                AttributeError,
+                KeyError,
+                OverflowError,
+                RecursionError,
+                TypeError,
+                ValueError,
+                flags.Error,
+            ) as error:
                 raise UserError(_override_error(error, config, rest)) from None
+            except SystemExit as ended:
+                if ended.code == 1 and any(word.lstrip("-").partition("=")[0] in HELP_FLAGS for word in rest):
+                    sys.exit(0)  # absl ends with 1 once it has printed the help that was asked for
+                raise
 
     def guarded(argv):
         if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # tensorflow-datasets and orbax log every step at INFO
-        with _one_line():
+        with front_door():
             if len(argv) > 1 and not words:
                 raise UserError(f"unknown argument {argv[1]!r}; see --help")
             return main(argv)
@@ -141,17 +152,16 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
             for section in sections:
                 node = node[section]
             node[key] = value
-    plain = with_labels(to_plain(config))
+    plain = to_plain(config)
+    unpack_run(plain)  # before labels are derived from it, which takes every section to be one
+    plain = with_labels(plain)
     return unpack_run(plain), plain
 
 
 def load_file(name: str) -> Any:
-    """The ConfigDict of a config file, "configs/mora_uuid.py:method=lora"."""
+    """The ConfigDict of a config file, "configs/mora_uuid.py:method=lora", or of a run's config.json."""
     path, _, argument = name.partition(":")
-    module = load_module(path, f"no config file {path}; try configs/mora_uuid.py")
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no get_config(argument)")
-    return module.get_config(argument or None)
+    return config_maker(path)(argument or None)
 
 
 def complete_file(name: str) -> Any:
@@ -173,9 +183,18 @@ def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
     return " ".join(str(said).split())
 
 
-@contextlib.contextmanager
-def _one_line():
-    try:
-        yield
-    except UserError as error:
-        sys.exit(report(error))
+def _config_files(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(values of --config, in either spelling, with "=" or a space; the other words). Ends at "--", as absl does."""
+    files, rest, words = [], argv[:1], iter(argv[1:])
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif flag not in FILE_FLAGS:
+            rest.append(word)
+        else:
+            value = value if equals else next(words, "")
+            if not value or (not equals and value.startswith("-")):
+                raise UserError(f"{flag} has no value; name a config file: --config=configs/mora_uuid.py")
+            files.append(value)
+    return files, rest

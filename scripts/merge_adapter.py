@@ -21,7 +21,8 @@ from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
 from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
-from lowrank_jax.core.errors import UserError, report
+from lowrank_jax.core.errors import UserError, front_door, report
+from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
@@ -69,7 +70,7 @@ def run(
     limit = read_size(shard_size)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} exists and is not empty; give another --to")
-    ours, peft = ((adapter / name).is_file() for name in (DESCRIPTION, CONFIG))
+    ours, peft = (kind_of(adapter / name) is not None for name in (DESCRIPTION, CONFIG))
     if not ours and not peft:
         raise UserError(f"{adapter} has neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
     started = time.monotonic()
@@ -151,4 +152,5 @@ def _load_ours(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with front_door():
+        sys.exit(main())

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.json_text import read_json
 
 GIB = 2**30
 
@@ -77,7 +79,11 @@ def measure(name: str, dtype: str, quantize: str, fsdp: int) -> dict[str, Any]:
 def append(file: Path, record: dict[str, Any]) -> None:
     """Adds a record to the list in a JSON file, which is created if it does not exist."""
     what = "python -m experiments.load --make=FOLDER; python -m experiments.load --base=FOLDER --dtype=... --fsdp=..."
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"what": what, "records": []}
+    content = {"what": what, "records": []}
+    if kind_of(file) is not None:
+        content = read_json(file, "name another --out")
+        if not isinstance(content, dict) or not isinstance(content.get("records"), list):
+            raise UserError(f"{file} has no list of records; name another --out")
     content["records"].append(record)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

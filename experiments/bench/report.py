@@ -8,6 +8,7 @@ from typing import Any
 from experiments.bench.rows import COLD, OURS, PEER, WARM, Row
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
 
 # Name here -> names in the records of our benchmark and of a peer's script.
 FIELDS = {
@@ -30,7 +31,7 @@ def load_suites(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     """
     found = []
     for place in map(Path, places):
-        if not place.exists():
+        if kind_of(place) is None:
             raise UserError(f"--results: there is no {str(place)!r}")
         for path in sorted(place.rglob("*_suite.json")) if place.is_dir() else (place,):
             data = run_folder.read_json(path, remedy="name another --results")

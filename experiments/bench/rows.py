@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.config.files import load_module
+from experiments.config.files import call, load_module
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.patterns import check_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("configs/suites")
@@ -66,10 +67,8 @@ class Suite:
         Raises:
           UserError: none does, or `only` is no regular expression.
         """
-        try:
-            chosen = tuple(row for row in self.rows if re.search(only or "", row.name))
-        except re.error as error:
-            raise UserError(f"--only={only} is no regular expression: {error}") from None
+        check_pattern("--only:", only or "")
+        chosen = tuple(row for row in self.rows if re.search(only or "", row.name))
         if not chosen:
             raise UserError(f"--only={only} matches none of {', '.join(row.name for row in self.rows)}")
         return chosen
@@ -91,7 +90,9 @@ def load_suite(name: str) -> Suite:
         known = sorted(p.stem for p in (ROOT / FOLDER).glob("[a-z]*.py"))
         raise UserError(f"no suite {name!r}; known: {', '.join(known)}, or a file like {FOLDER}/h100.py")
     module = load_module(path)
-    rows = tuple(Row(**row) for row in module.ROWS)
+    if missing := [known for known in ("ROWS", "PEER", "PEER_NAME") if not hasattr(module, known)]:
+        raise UserError(f"{path} defines no {missing[0]}; see {FOLDER}/h100.py")
+    rows: tuple[Row, ...] = call(path, lambda: tuple(Row(**row) for row in module.ROWS))
     names = [row.name for row in rows]
     if twice := sorted({one for one in names if names.count(one) > 1}):
         raise UserError(f"{path.name} has two rows {twice[0]!r}; rename one")

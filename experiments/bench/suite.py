@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from experiments.bench.rows import COLD, PEER, ROOT, WARM, Row, Suite, load_suit
 from experiments.records import run_folder
 from experiments.tables import speed
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.json_text import NotJson, parse
 
 RESULTS = ROOT / "experiments" / "results" / "speed"
 PEER_PACKAGES = ("torch", "transformers", "peft")
@@ -146,7 +146,10 @@ def run_process(argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         last = lines[-1].removeprefix("error: ") if lines else f"ended with status {done.returncode} and said nothing"
         return {"error": _without_places(last), **found}
-    record = json.loads(records[-1])
+    try:
+        record = parse(records[-1])
+    except NotJson as error:
+        return {"error": f"its last line is no record ({error})", **found}
     if "first_step_at" in record:
         found["start_seconds"] = round(record.pop("first_step_at") - began, 2)
     return {"record": record, **found}
@@ -184,8 +187,14 @@ class Record:
         self.data |= {"rows": [], "places": [], "measurements": []}
         if self.path.exists():
             self.data = run_folder.read_json(self.path, remedy="name another --results")
-            if self.data.get("suite") != suite.name:
+            if not isinstance(self.data, dict) or self.data.get("suite") != suite.name:
                 raise UserError(f"{path} is no record of the suite {suite.name}; name another --results")
+            try:
+                report.summarise(suite.rows, _in_full(self.data))
+            except speed.MISSHAPEN as error:
+                said = f"{type(error).__name__}: {error}"
+                raise UserError(f"{path} is a damaged record ({said}); name another --results") from error
+            speed.check_shown(self.data, str(path))
 
     def has(self, command: str, side: str, repeat: int) -> bool:
         """Whether a process has been measured; a failed one has not."""

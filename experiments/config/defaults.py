@@ -11,7 +11,10 @@ from lowrank_jax.core.paths import nearest
 
 
 def complete(config: Any) -> Any:
-    """The ConfigDict with the keys that its sections leave out, at their defaults; its own values are kept."""
+    """The ConfigDict with the keys that its sections leave out, at their defaults; its own values are kept.
+
+    What is no section where one belongs is left as it is: `schema.unpack_run` says what is wrong with it.
+    """
     from ml_collections import ConfigDict
 
     config = ConfigDict(config)
@@ -20,12 +23,14 @@ def complete(config: Any) -> Any:
     with config.unlocked():
         for name, cls in sections.items():
             config[name] = _fill(config.get(name), cls)
-        if "task" in config and config.task.get("name") in tasks:
-            config.task = _fill(config.task, tasks[config.task.name])
+        task = config.get("task")
+        if isinstance(task, ConfigDict) and (cls := tasks.get(str(task.get("name")))):
+            config.task = _fill(task, cls)
         for name, value in (("name", None), ("seed", 0), ("labels", ConfigDict()), ("trainable", "adapters")):
             if config.get(name) is None:
                 config[name] = _optional(str) if value is None else value
-        if "stage" not in config.labels:  # a grid sets that of its cells; the other labels derive from the config
+        # A grid sets the stage of its cells; the other labels derive from the config.
+        if isinstance(config.labels, ConfigDict) and "stage" not in config.labels:
             config.labels.stage = STAGE
     return config
 
@@ -34,6 +39,8 @@ def _fill(section: Any, cls: type) -> Any:
     from ml_collections import ConfigDict
 
     section = ConfigDict() if section is None else section
+    if not isinstance(section, ConfigDict):
+        return section
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if not field.init:

@@ -1,10 +1,20 @@
-"""Loads Python files by path: configs, grids and suites, which are data."""
+"""Loads files by path: Python files of configs, grids and suites, which are data; and a run's config.json."""
 
-import importlib.util
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from experiments.config.plain import check_size, is_section
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_bytes
+from lowrank_jax.core.json_text import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ("data", "chosen")  # keys of a run's config.json with what it read and what that decided: no sections
+CONFIG = "config.json"
 
 
 def load_module(path: str | Path, missing: str = "") -> ModuleType:
@@ -14,14 +24,153 @@ def load_module(path: str | Path, missing: str = "") -> ModuleType:
       missing: the message where there is no such file.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it cannot be read or executed; names the file, its line and the error.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(missing or f"there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # a file whose name ends in .py has one
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    source = read_bytes(path, missing)
+    module = ModuleType(Path(path).stem)
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise UserError(_said(path, error)) from error
     return module
+
+
+def call(path: str | Path, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of a loaded file returns.
+
+    Raises:
+      UserError: it raises; names the file, its line and the error.
+    """
+    try:
+        return function(*args)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(_said(path, error)) from error
+
+
+def function_of(path: str | Path, module: ModuleType, *names: str) -> tuple[str, Callable[..., Any]]:
+    """(name, function) of the first of these functions that a loaded file has.
+
+    Raises:
+      UserError: it has none.
+    """
+    for name in names:
+        if callable(found := getattr(module, name, None)):
+            return name, found
+    listed = " nor ".join(f"{name}()" for name in names)
+    raise UserError(f"{path} defines {'neither' if len(names) > 1 else 'no'} {listed}; see configs/ for examples")
+
+
+def config_maker(path: str | Path) -> Callable[[str | None], Any]:
+    """argument -> ConfigDict, of a config file in Python with `get_config`, or of a run's config.json.
+
+    Raises:
+      UserError: there is no such file, it has no `get_config`, or it is no run's config; and, of the function returned,
+        what `get_config` raises, a result that is no mapping, or an argument for a run's config.
+    """
+    if kind_of(path) in (None, "folder"):
+        raise UserError(_no_config(path))
+    if str(path).endswith(".json"):
+        plain = read_run_config(path)
+        return lambda argument: _of_run(path, plain, argument)
+    module = load_module(path)
+    _, get_config = function_of(path, module, "get_config")
+
+    def make(argument: str | None) -> Any:
+        given = [argument or None] if _takes_one(get_config) else []
+        if argument and not given:
+            raise UserError(f"{path}: its get_config takes no argument; leave out {argument!r}")
+        return _section(path, call(path, get_config, *given))
+
+    return make
+
+
+def read_run_config(path: str | Path) -> dict[str, Any]:
+    """The config of a run's config.json, without the records of its data.
+
+    Raises:
+      UserError: there is no such file, or it is no run's config.
+    """
+    remedy = "give the config.json of a run, or a config file in Python such as configs/mora_uuid.py"
+    plain = read_json(path, remedy, finite=True)
+    if not isinstance(plain, dict) or not isinstance(plain.get("task"), dict):
+        raise UserError(f"{path} is no config of a run: it has no section task; {remedy}")
+    return {key: value for key, value in plain.items() if key not in RECORDS}
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):  # it takes none, or it is no function of Python
+        return False
+    return True
+
+
+def _of_run(path: str | Path, plain: dict[str, Any], argument: str | None) -> Any:
+    if argument:
+        raise UserError(f"{path} is a run's config and takes no argument {argument!r}; use --config.key=value")
+    return _section(path, {key: _frozen(value) for key, value in plain.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """A value of JSON as configs have it: tuples for lists."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _section(path: str | Path, config: Any) -> Any:
+    from ml_collections import ConfigDict
+
+    if isinstance(config, Mapping):
+        if wrong := [key for key in config if not isinstance(key, str)]:
+            raise UserError(f"{path}: the config has the key {wrong[0]!r}; keys must be strings")
+        config = call(path, ConfigDict, dict(config))
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returned {_short(config)}; it must return a ConfigDict or a dict")
+    _check_sizes(config, "config")
+    return config
+
+
+def _check_sizes(value: Any, where: str) -> None:
+    """Refuses whole numbers that cannot be written, before a flag shows one as its default."""
+    if isinstance(value, int):
+        check_size(value, where)
+    elif is_section(value):
+        for key, item in value.items():
+            _check_sizes(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_sizes(item, f"{where}[{i}]")
+
+
+def _no_config(path: str | Path) -> str:
+    """The message where there is no config file: where it was looked for, and what may be meant."""
+    kind, place = kind_of(path), Path(path)
+    if kind == "folder":
+        inside = f"; give {place / CONFIG}" if kind_of(place / CONFIG) == "file" else ""
+        return f"no config file {path}: it is a folder{inside}"
+    if not place.is_absolute() and kind_of(ROOT / place) == "file":
+        return f"no config file {path} in {Path.cwd()}; give its whole path: {ROOT / place}"
+    where = "" if place.is_absolute() else f" in {Path.cwd()}"
+    return f"no config file {path}{where}; give one such as {ROOT / 'configs/mora_uuid.py'}"
+
+
+def _said(path: str | Path, error: BaseException) -> str:
+    """ "FILE, line N: KIND: what it says", N the last line of the file itself that was on the way."""
+    if isinstance(error, SyntaxError):
+        line = f", line {error.lineno}" if error.lineno else ""
+        return f"{path}{line}: {type(error).__name__}: {error.msg}; correct the file"
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = f", line {frames[-1]}" if frames else ""
+    what = f": {' '.join(str(error).split())}" if str(error) else ""
+    return f"{path}{line}: {type(error).__name__}{what}; correct the file"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''}, a {type(value).__name__}"

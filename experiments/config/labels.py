@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_jax.core.errors import UserError
+
 STAGE = "full"  # of a single run, and of a grid of one stage
 METHODS_OF_RULES = {"full": "fft"}  # `trainable` -> method, where they differ (not for bitfit, head, ft-top2)
 ADAPTED = "adapters"
@@ -13,6 +15,8 @@ PLAIN_TARGETS = ("query", "value")
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
 TAG_LENGTH = 64  # W&B refuses longer ones
+TEXTS = ("method", "scale", "setting", "model", "task", "stage", "variant", "protocol", "reading")  # labels' names
+COUNTS = ("rank", "seq_len")
 BENCH = "bench"  # its labels describe a step, not a run
 
 
@@ -27,10 +31,16 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
       plain: as `plain.to_plain` gives it.
       stage: of the grid's cell; by default what the config's labels say, "full" where they say nothing.
     """
-    kept = dict(plain.get("labels") or {})
+    kept = dict(_section(plain, "labels", "config"))
+    for name in TEXTS:
+        if not isinstance(kept.get(name), str | None):
+            raise UserError(f"config.labels.{name}={kept[name]!r} is no string; tables compare it as one")
+    for name in COUNTS:
+        if kept.get(name) is not None and not (type(kept[name]) is int and kept[name] > 0):
+            raise UserError(f"config.labels.{name}={kept[name]!r} is no whole number above 0")
     if plain.get("experiment") == BENCH:
         return {name: value for name, value in kept.items() if name != "stage"}
-    adapter, task = plain.get("adapter") or {}, plain.get("task") or {}
+    adapter, task = _section(plain, "adapter", "config"), _section(plain, "task", "config")
     method, adapts = _method(plain.get("trainable", ADAPTED), adapter, kept.get("method"))
     derived = {
         "method": method,
@@ -65,6 +75,14 @@ def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *(word[:TAG_LENGTH] for word in found if word)]))
 
 
+def _section(holder: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """A section of the config, {} where it is absent; a value that is none is refused."""
+    value = holder.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{where}.{name}={value!r} is not a section; give it keys and values")
+    return value or {}
+
+
 def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tuple[str | None, bool]:
     """The method's name, and whether it is a family of adapters."""
     family = adapter.get("method")
@@ -80,13 +98,16 @@ def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tup
 def _variant(adapter: Mapping[str, Any], all_named: bool) -> str:
     """How a row differs from the family's plain one: "rotation", "q+k", "drop5"."""
     words = []
-    compression = (adapter.get("mora") or {}).get("compression", PLAIN_COMPRESSIONS[0])
+    compression = _section(adapter, "mora", "config.adapter").get("compression", PLAIN_COMPRESSIONS[0])
     if adapter["method"] == "mora" and (all_named or compression not in PLAIN_COMPRESSIONS):
         words.append(compression)
     if not all_named:
         return " ".join(words)
-    bottleneck = (adapter.get("bottleneck") or {}).get("drop_layers")
-    targets = tuple(adapter.get("targets") or PLAIN_TARGETS)
+    bottleneck = _section(adapter, "bottleneck", "config.adapter").get("drop_layers")
+    targets = adapter.get("targets") or PLAIN_TARGETS
+    if not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
+        raise UserError(f"config.adapter.targets={targets!r} is no list of strings")
+    targets = tuple(targets)
     if adapter["method"] in ("lora", "mora", "dora") and targets != PLAIN_TARGETS:
         words.append("+".join(LETTERS.get(name, name) for name in targets))
     return " ".join([*words, *([f"drop{bottleneck}"] if bottleneck else [])])

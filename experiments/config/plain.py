@@ -18,6 +18,8 @@ BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
     "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data", "chosen",
 )  # fmt: skip
 
+MOST_BITS = 1_024  # of an int: a float ends there, and Python writes no int of more than 4,300 digits
+
 
 def to_plain(config: Any, where: str = "config") -> Any:
     """The JSON form of a config: nested dicts with sorted keys, lists, strings, finite numbers, booleans, None.
@@ -25,9 +27,13 @@ def to_plain(config: Any, where: str = "config") -> Any:
     Raises:
       UserError: a value has no JSON form.
     """
-    if config is None or isinstance(config, bool | str):
+    if isinstance(config, str):
+        check_text(config, where)
+        return config
+    if config is None or isinstance(config, bool):
         return config
     if isinstance(config, numbers.Integral):
+        check_size(int(config), where)
         return int(config)
     if isinstance(config, numbers.Real):
         if not math.isfinite(config):
@@ -44,6 +50,30 @@ def to_plain(config: Any, where: str = "config") -> Any:
             raise UserError(f"{where} has the key {wrong[0]!r}; keys must be strings")
         return {key: to_plain(config[key], f"{where}.{key}") for key in sorted(config)}
     raise UserError(f"{where}={config!r} cannot be written as JSON; use numbers, strings, booleans, lists or sections")
+
+
+def check_size(number: int, where: str) -> None:
+    """Refuses a whole number beyond a float's range.
+
+    Raises:
+      UserError: it has more than MOST_BITS bits.
+    """
+    if number.bit_length() > MOST_BITS:
+        raise UserError(f"{where} is a whole number of {number.bit_length():,} bits; no key takes one")
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses a string that no file's name can have: any may become one.
+
+    Raises:
+      UserError: it has a null byte, or half of a surrogate pair.
+    """
+    try:
+        os.fsencode(text)  # takes what Python makes of a command line's bytes that are no UTF-8
+    except UnicodeEncodeError:
+        raise UserError(f"{where}={text[:80]!r} holds half of a surrogate pair; remove it") from None
+    if "\0" in text:
+        raise UserError(f"{where}={text[:80]!r} holds a null byte; remove it")
 
 
 def config_hash(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> str:

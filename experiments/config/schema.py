@@ -10,6 +10,7 @@ from typing import Any
 from experiments.config.plain import is_section, to_plain
 from experiments.config.sections import EVALS, SECTIONS, experiment_types, load
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value, is_number
 
 
@@ -64,6 +65,8 @@ def unpack_run(config: Any, sections: collections.abc.Mapping[str, Any] | None =
     task = dict(_items(values.get("task", {}), "config.task"))
     if "name" not in task:
         raise UserError(f"config.task.name is missing; give one of {sorted(sections['task'])}")
+    if not isinstance(task["name"], str):
+        raise _wrong(task["name"], str, "config.task.name")
     if task["name"] not in sections["task"]:
         raise UserError(_did_you_mean("task", f"config.task.name={task['name']!r}", task["name"], sections["task"]))
     task_type = sections["task"][task["name"]]
@@ -140,10 +143,7 @@ def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:
         return value
     rules = _convert(value, tuple[tuple[str, bool], ...], where)
     for pattern, _ in rules:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+        check_pattern(f"{where}: rule", pattern)
     return rules
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.json_text import parse
 
 LENT_VARIABLE = "LOWRANK_JAX_LENT_CLAIMS"  # tokens of the claims lent by the program that started this one
 RENEW_SECONDS = 10.0  # a loop renews at each record, far more often than a write is needed
@@ -218,7 +219,7 @@ def _lock(file: int, kind: int) -> bool:
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        record = json.loads(os.pread(file, RECORD_BYTES, 0))
+        record = parse(os.pread(file, RECORD_BYTES, 0))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -139,6 +139,19 @@ def check(
             )
 
 
+def check_form(record: Any, where: str, remedy: str) -> None:
+    """Refuses what is no record of data; None is the absent one.
+
+    Raises:
+      UserError: names the first key whose value is none.
+    """
+    if record is not None and not isinstance(record, dict):
+        raise UserError(f"{where}: its data is a {type(record).__name__}, not an object; {remedy}")
+    for key, one in (record or {}).items():
+        if not isinstance(one, dict) or not isinstance(one.get("sha256"), str):
+            raise UserError(f"{where}: its data.{key} has no sha256; {remedy}")
+
+
 def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """Names of a resumed run's sources without digests: its folder is older than digests."""
     return [source.name for source in sources(plain) if source.resumes and source.key not in earlier]

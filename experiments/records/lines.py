@@ -10,19 +10,27 @@ from pathlib import Path
 from absl import logging
 
 from experiments.records import run_folder
+from experiments.records.form import check_record
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import read_bytes, refuse_special
+from lowrank_jax.core.json_text import NotJson, parse
 
 SUFFIX = ".jsonl"
 _told: set[str] = set()  # files whose torn lines have been reported
 
 
 def read_lines(path: str | Path) -> dict[str, dict]:
-    """Name -> record, in the file's order; of a repeated name the last complete line. Reports torn lines."""
+    """Name -> record, in the file's order; of a repeated name the last complete line. Reports torn lines.
+
+    Raises:
+      UserError: no regular file, or a record with a field of another kind than a run writes.
+    """
     found, torn = {}, 0
-    for line in Path(path).read_bytes().splitlines(keepends=True):
+    for number, line in enumerate(read_bytes(path).splitlines(keepends=True), 1):
         record = _parse(line)
         torn += record is None
         if isinstance(record, dict) and "name" in record and "status" in record:
+            check_record(record, f"{path}, line {number}", "delete that line")
             found[record["name"]] = record
     if torn and str(path) not in _told:
         _told.add(str(path))
@@ -98,8 +106,8 @@ def _write(descriptor: int, lines: bytes) -> None:
 def _parse(line: bytes) -> object:
     """The value of a line, None for a torn one."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        return parse(line, finite=True) if line.endswith(b"\n") else None
+    except NotJson:
         return None
 
 
@@ -112,6 +120,7 @@ class Recorded:
 
     def __init__(self, place: str | Path):
         self.path, self.folder = files_of(place)
+        refuse_special(self.path)
         self._records: dict[str, dict] = {}
         self._state: Sequence | None = None  # of the file when it was read
 

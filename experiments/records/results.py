@@ -9,6 +9,7 @@ from experiments.config.vary import seeds_alone
 from experiments.records import run_folder
 from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import refuse_special
 
 LOSSES = ("loss", "perplexity", "loss_per_byte", "bits_per_byte")  # scores whose best is the least
 
@@ -25,6 +26,7 @@ def load_results(places: Iterable[str | Path]) -> list[dict]:
     found: dict[str, dict] = {}
     for place in places:
         file, folder = files_of(place)
+        refuse_special(file)
         below = () if Path(place).suffix == SUFFIX else _below(folder)
         if not file.is_file() and (below == () or not folder.is_dir()):
             raise UserError(f"--results: there is no folder {str(place)!r} and no {file.name}")

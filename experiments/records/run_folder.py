@@ -15,9 +15,13 @@ from typing import Any
 from experiments.config.plain import changes, content_hash
 from experiments.records import data_record
 from experiments.records.environment import environment_record
+from experiments.records.form import check_record
+from lowrank_jax.core import json_text
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
+FILES, FOLDERS = (CONFIG, METRICS, RESULT, "curves.png"), (CHECKPOINTS, "adapter", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault
@@ -88,7 +92,7 @@ def open_run(
 
 def data_of(folder: str | Path) -> dict:
     """{DATA: ..., CHOSEN: ...} of a run's config.json, for its result.json; {} where it has none."""
-    there = read_json(Path(folder) / CONFIG, remedy="start again with --fresh")
+    there = read_config(Path(folder) / CONFIG, remedy="start again with --fresh")
     return {key: there[key] for key in (DATA, CHOSEN) if key in there}
 
 
@@ -100,15 +104,23 @@ def chosen_of(folder: str | Path, fresh: bool = False) -> dict[str, int]:
 
 def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[str, dict]:
     """(verdict, the data's record, {} of a new run)."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --name")
+    check_no_link(folder, fresh)
+    if (kind := kind_of(folder)) not in (None, "folder"):
+        raise UserError(f"{folder} is a {kind}; choose another --name")
     entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
     entries = {name for name in entries if not name.endswith(".tmp")}  # left by a process killed during the first write
     if entries and CONFIG not in entries:
         raise UserError(f"{folder} exists and is no run (it has no {CONFIG}); choose another --name")
     if fresh or not entries:
         return "new", {}
-    there = read_json(folder / CONFIG, remedy="start again with --fresh, or choose another --name")
+    for name in FILES:
+        refuse_special(folder / name)
+    for name in FOLDERS:
+        if (kind := kind_of(folder / name)) not in (None, "folder"):
+            raise UserError(
+                f"{folder / name} is a {kind} where a run has a folder; move it away, or choose another --name"
+            )
+    there = read_config(folder / CONFIG, remedy="start again with --fresh, or choose another --name")
     changed = changes(there, plain)
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -120,6 +132,19 @@ def _look(folder: Path, plain: dict, fresh: bool, known: dict | None) -> tuple[s
     now = data_record.make(plain, earlier, known)
     data_record.check(plain, earlier, now, ended, str(folder))
     return "finished" if ended else "resume", {**earlier, **now}
+
+
+def check_no_link(folder: Path, fresh: bool) -> None:
+    """Refuses a link to nothing, and with `fresh` any link: what it points at may not be the run's to delete.
+
+    Raises:
+      UserError: names the link and where it points.
+    """
+    if folder.is_symlink() and (fresh or not folder.exists()):
+        target, gone = os.readlink(folder), "" if folder.exists() else ", which is not there"
+        remedy = "remove the link, or name what it points at" if fresh and not gone else "remove the link"
+        what = "--fresh deletes folders and no links; " if fresh and not gone else ""
+        raise UserError(f"{folder} is a link to {target}{gone}; {what}{remedy}")
 
 
 def falls_short(result: dict, plain: dict) -> bool:
@@ -143,7 +168,7 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     """
     if target.exists() or not (source / CHECKPOINTS).is_dir() or not (source / CONFIG).is_file():
         return False
-    there = read_json(source / CONFIG, remedy="remove that run")
+    there = read_config(source / CONFIG, remedy="remove that run")
     if content_hash(there) != content_hash(plain) or last_step(there) >= last_step(plain):
         return False
     partial = target.with_name(target.name + ".tmp")
@@ -183,19 +208,34 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path, remedy: str) -> Any:
     """Reads JSON; raises UserError with the given remedy for one that cannot be read."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); {remedy}") from error
+    return json_text.read_json(path, remedy, f"cannot read {path}: there is no such file; {remedy}", finite=True)
+
+
+def read_config(path: str | Path, remedy: str) -> dict:
+    """A run's config.json; raises UserError with the given remedy for what is no config."""
+    plain = read_json(path, remedy)
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} is no config of a run, but a JSON {type(plain).__name__}; {remedy}")
+    data_record.check_form(plain.get(DATA), str(path), remedy)
+    return plain
 
 
 def read_result(path: str | Path) -> dict | None:
-    """A result.json, or None where there is none (or an incomplete one)."""
-    try:
-        result = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+    """A result.json; None where there is none, or one that is no record of a run, such as a half of one.
+
+    Raises:
+      UserError: it is a folder or a pipe, or a record with a field of another kind than a run writes.
+    """
+    if kind_of(path) is None:
         return None
-    return result if isinstance(result, dict) and "status" in result else None
+    try:
+        result = json_text.parse(read_bytes(path), finite=True)
+    except json_text.NotJson:
+        return None
+    if not isinstance(result, dict) or "status" not in result:
+        return None
+    check_record(result, str(path), "remove it, and the run goes on from its last checkpoint")
+    return result
 
 
 def result_record(

@@ -103,6 +103,8 @@ def build(
         task = build_task(config.task_name, config.task, base.tokenizer, positions)
     asked, config = config, fit(config, task, mesh)
     train = config.train
+    for name, entry in config.evals.items():
+        entry.check_due(f"config.evals.{name}", train)
     setting = Setting(
         apply_fn,
         base.config,

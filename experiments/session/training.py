@@ -67,18 +67,27 @@ class Session:
         self.compile_seconds = time.perf_counter() - begin
         memory.check_fits(self.compiled)
 
-    def train(self, fresh: bool = False) -> tuple[loop.Outcome, list[dict]]:
-        """Trains to the end, to a signal or until no run is left; returns how it ended, and on process 0 the records.
+    def forget(self) -> None:
+        """Removes the checkpoints of an earlier session, for --fresh: before the run folders are opened.
 
-        Args:
-          fresh: remove the checkpoints that are there.
+        A program that is killed between the two must not find new runs beside old checkpoints. An error here ends the
+        session.
+
+        Raises:
+          UserError: they are behind a link.
         """
+        folder = self.place / run_folder.CHECKPOINTS
+        run_folder.check_no_link(self.place, fresh=True)
+        run_folder.check_no_link(folder, fresh=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def train(self) -> tuple[loop.Outcome, list[dict]]:
+        """Trains to the end, to a signal or until no run is left; returns how it ended, and process 0 the records."""
         program, lead = self.program, self.program.lead
         state, frozen, fingerprint = program.load()
         batches, first, seconds = program.batches(), 0, 0.0
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
-        if fresh and folder.exists() and jax.process_index() == 0:
-            shutil.rmtree(folder)  # an error here ends the session: it must not resume from what was to be removed
         with (
             Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
             contextlib.ExitStack() as open_files,

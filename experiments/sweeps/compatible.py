@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.config.plain import diff, without
 from lowrank_jax.core.errors import UserError
@@ -12,6 +11,9 @@ from lowrank_jax.core.errors import UserError
 FREE = ("seed", "optimizer.learning_rate", "schedule", "adapter.alpha")
 # LoRA's A and B can be padded to another rank, where the start does not change the base.
 PADDED_STARTS = ("kaiming_uniform", "gaussian", "orthogonal")
+
+MOST_SEEDS = 10_000
+LARGEST_SEED = 2**32 - 1  # as schema.RunConfig.seed
 
 
 def shared_part(plain: dict) -> dict:
@@ -59,11 +61,19 @@ def parse_seeds(text: str) -> list[int]:
     try:
         if ":" in text:
             first, _, last = text.partition(":")
-            seeds: Any = list(range(int(first), int(last)))
+            seeds: Sequence[int] = range(int(first), int(last))
         else:
             seeds = [int(word) for word in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"--seeds={text!r}: write different whole numbers as 0,1,2 or 0:5 (0 to 4)")
-    return seeds
+    few = len(seeds[: MOST_SEEDS + 1]) <= MOST_SEEDS  # len() of a range stops at 2^63
+    if not seeds or not few or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+        raise UserError(
+            f"--seeds={_short(text)!r}: write at most {MOST_SEEDS} different whole numbers from 0 to {LARGEST_SEED} as "
+            "0,1,2 or 0:5 (0 to 4)"
+        )
+    return list(seeds)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."

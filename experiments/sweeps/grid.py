@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.files import load_module
+from experiments.config.files import call, config_maker, function_of, load_module
 from experiments.config.json_flags import KEYS, is_plain, read
 from experiments.config.labels import with_labels
 from experiments.config.plain import to_plain
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.patterns import check_pattern
 
 BEST = "best:"  # prefix of an override that takes its value from the best cell of an earlier stage
 
@@ -53,17 +54,10 @@ class Grid:
             raise UserError(f"--config.{wrong[0]} has no value; write --config.{wrong[0]}=VALUE")
         self.common = {key: Text(value) for key, _, value in (pair.partition("=") for pair in keys)}
         path, _, self.base_arg = config.partition(":")
-        self.config_path = path
-        self.get_config = _attribute(path, "get_config", "--config")
-        module = _load(grid, "--grid")
-        if hasattr(module, "stages"):
-            stages = module.stages()
-        elif hasattr(module, "cells"):
-            stages = [("full", module.cells())]
-        else:
-            raise UserError(f"{grid} defines neither cells() nor stages(); see configs/sweeps for examples")
+        self.config_path, self.grid_path = path, grid
+        self.get_config = config_maker(path)
         self.cells: dict[str, Cell] = {}
-        for stage, cells in stages:
+        for stage, cells in _stages(grid):
             for cell in cells:
                 made = self._cell(stage, cell)
                 self.cells.setdefault(made.name, made)  # a cell listed twice is one run
@@ -71,10 +65,16 @@ class Grid:
             raise UserError(f"{grid} has no cells")
 
     def _cell(self, stage: str, cell: dict) -> Cell:
-        if wrong := set(cell) - {"arg", "overrides"}:
-            raise UserError(f"a cell of stage {stage!r} has {sorted(wrong)}; a cell is dict(arg=..., overrides=...)")
-        overrides = {"labels.stage": stage, **self.common, **cell.get("overrides", {})}
-        return self._build(stage, cell.get("arg", ""), overrides)
+        if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides"}))):
+            found = wrong if isinstance(cell, dict) else repr(cell)[:60]
+            raise UserError(f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=...)")
+        arg, given = cell.get("arg") or "", cell.get("overrides") or {}
+        if not isinstance(arg, str) or not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+            raise UserError(
+                f"a cell of stage {stage!r} has arg={arg!r:.60}, overrides={given!r:.60}; arg is a string, and "
+                "overrides are values by dotted path"
+            )
+        return self._build(stage, arg, {"labels.stage": stage, **self.common, **given})
 
     def _build(self, stage: str, arg: str, overrides: dict) -> Cell:
         plain = self._plain(arg, overrides)
@@ -90,7 +90,7 @@ class Grid:
         from experiments.config.defaults import complete  # imports jax, which --help does not need
 
         full_arg = self.full_arg(arg)
-        plain = to_plain(complete(self.get_config(full_arg) if full_arg else self.get_config()))
+        plain = to_plain(complete(self.get_config(full_arg)))
         for path, value in overrides.items():
             if isinstance(value, Text) and not _is_best(value):
                 value = _typed(value, path, _lookup(plain, path, missing=True))
@@ -110,10 +110,8 @@ class Grid:
                 raise UserError(f"no cell {name!r} in the grid; --dry_run lists them")
             chosen = [name]
         elif only:
-            try:
-                chosen = [n for n, cell in self.cells.items() if re.search(only, n) or re.search(only, cell.arg)]
-            except re.error as error:
-                raise UserError(f"--only={only!r} is not a regular expression: {error}") from error
+            check_pattern("--only:", only)
+            chosen = [n for n, cell in self.cells.items() if re.search(only, n) or re.search(only, cell.arg)]
             if not chosen:
                 raise UserError(f"--only={only!r} matches no cell; --dry_run lists them")
         needed = {*chosen, *(trial for n in chosen for trial in self.cells[n].trials)}
@@ -144,15 +142,16 @@ def best_value(results: Sequence[dict], path: str) -> Any:
     return max(value for loss, value in finite if loss == lowest)
 
 
-def _load(path: str, flag: str) -> Any:
-    return load_module(path, f"{flag}: there is no file {path!r}; give a path like configs/mora_uuid.py")
-
-
-def _attribute(path: str, name: str, flag: str) -> Any:
-    module = _load(path, flag)
-    if not hasattr(module, name):
-        raise UserError(f"{flag}: {path} defines no {name}()")
-    return getattr(module, name)
+def _stages(grid: str) -> list[tuple[str, Sequence[Any]]]:
+    """[(stage, its cells)] of a grid file."""
+    module = load_module(grid, f"--grid: there is no file {grid!r}; give a path like configs/sweeps/uuid_laptop.py")
+    name, function = function_of(grid, module, "stages", "cells")
+    found = call(grid, lambda: [*function()])
+    stages = found if name == "stages" else [("full", found)]
+    try:
+        return [(str(stage), [*cells]) for stage, cells in stages]
+    except (TypeError, ValueError):
+        raise UserError(f"{grid}: stages() must return [(stage name, [cell, ...]), ...]") from None
 
 
 def _is_best(value: Any) -> bool:

@@ -39,4 +39,7 @@ def write_sweep(path: Path, text: str) -> None:
             earlier = None
         if not (isinstance(earlier, dict) and "program" in earlier):
             raise UserError(f"{path} exists and is no W&B sweep; name another file")
-    path.write_text(text)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write --wandb_sweep={path}: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """The papers' tables from recorded results. A new table is a module and its line in TABLES."""
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,10 @@ TABLES = {
     "ledger": "experiments.papers.ledger",
 }
 
+# Flag -> the tables that read it, for flags that only some read; a new table that reads one joins it here.
+READERS = {"scale": ("mora_table2",), "model": ("lora_table2",)}
+WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read
+
 
 def find(names: list[str]) -> ModuleType:
     """The module of the one named table.
@@ -27,6 +32,29 @@ def find(names: list[str]) -> ModuleType:
     if len(names) != 1 or names[0] not in TABLES:
         raise UserError(f"name one table: {' or '.join(TABLES)}" + (f"; not {' '.join(names)}" if names else ""))
     return importlib.import_module(TABLES[names[0]])
+
+
+def check_flags(name: str, given: Iterable[str]) -> None:
+    """Refuses flags that a table does not read.
+
+    Args:
+      given: names of the flags on the command line.
+
+    Raises:
+      UserError: names the first, and the table that reads it.
+    """
+    for flag in given:
+        if flag in READERS and name not in READERS[flag]:
+            raise UserError(f"{name} reads no --{flag}, which is of {' and '.join(READERS[flag])}; leave it out")
+        if name in WITHOUT.get(flag, ()) or (flag == "figures" and not has_figures(find([name]))):
+            raise UserError(f"{name} reads no --{flag}; leave it out")
+
+
+def has_figures(module: ModuleType) -> bool:
+    """Whether a table draws anything."""
+    from experiments.tables.table import no_figures
+
+    return module.figures is not no_figures
 
 
 def make(module: ModuleType, options: Any) -> Any:

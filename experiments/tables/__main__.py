@@ -50,8 +50,15 @@ def table_of(words: list[str], root: Path = ROOT) -> str:
         _, *names = options(["marker", *words])
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
+    module = tables.find(names)
+    tables.check_flags(names[0], _given(options))
     options.results = [str(root / place) for place in options.results]
-    return tables.make(tables.find(names), options).text("markdown", options.lines)
+    return tables.make(module, options).text("markdown", options.lines)
+
+
+def _given(options: flags.FlagValues) -> list[str]:
+    """Names of the flags that the command line sets."""
+    return [name for name in (*tables.READERS, *tables.WITHOUT, "figures") if name in options and options[name].present]
 
 
 def main(argv: list[str]) -> None:
@@ -64,6 +71,7 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"wrote {path}" for path in changed) or "every table is as its records give it")
         return
     module = tables.find(names)
+    tables.check_flags(names[0], _given(options))
     table = tables.make(module, options)
     print(table.text(options.format, options.lines))
     if options.figures:

@@ -1,16 +1,43 @@
 """The speed of training steps: each suite's rows compared with the peer's, and the aims met or missed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.bench.report import MISSING, load_suites
 from experiments.bench.rows import COLD, OURS, PEER, WARM
 from experiments.records.text_table import number
 from experiments.tables.table import Table, no_figures
+from lowrank_jax.core.errors import UserError
 
-load = load_suites
 figures = no_figures
+# Of reading a record whose values are of other kinds than a suite writes.
+MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+
+
+def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The records of suites; see `report.load_suites`.
+
+    Raises:
+      UserError: as there, or a record that cannot be shown.
+    """
+    found = load_suites(places)
+    for data in found:
+        check_shown(data, f"--results: a record of the suite {str(data['suite'])[:60]!r}")
+    return found
+
+
+def check_shown(data: Mapping[str, Any], where: str) -> None:
+    """Refuses a record that the table cannot show: showing it is what tells.
+
+    Raises:
+      UserError: names the first value that is missing or of another kind.
+    """
+    try:
+        shown(data).text()
+    except MISSHAPEN as error:
+        raise UserError(f"{where} is damaged ({type(error).__name__}: {error}); name another --results") from error
 
 
 def table(results: Sequence[Mapping[str, Any]], options: Any) -> Table:

@@ -170,10 +170,16 @@ def _check_read(unread: set[str], visited: set[str], called: Mapping[str, nn.Mod
         )
     near = nearest(min(unread), called.keys() - {""})
     raise UserError(
-        f"{where}; read are {sorted(visited) or 'none'}, called near it {', '.join(near) or 'none'}: attach reaches "
+        f"{where}; {_seen(visited, near)}; attach reaches "
         "Flax Linen modules by the paths of their parameters; name unread ones in adapter.exclude, or "
         "attach(strict=False) to a model whose first call leaves modules out"
     )
+
+
+def _seen(visited: set[str], near: list[str]) -> str:
+    """What a call did read, and which modules of like names it ran."""
+    read = f"it reads those at {sorted(visited)}" if visited else "it reads none at all"
+    return f"{read}, and runs {', '.join(near)}" if near else f"{read}, and runs no module of a like name"
 
 
 def _is_bridge(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.kinds import misfit
 from lowrank_jax.core.paths import nearest
 
 SECTIONS = {"mora": MoraConfig, "bottleneck": BottleneckConfig}
@@ -26,7 +27,7 @@ def read_configs(values: Any, where: str) -> tuple[AdapterConfig, ...]:
       where: the file, for messages.
 
     Raises:
-      UserError: a field that this code does not know.
+      UserError: a field that this code does not know, or one of another kind.
     """
     return tuple(read_config(one, where) for one in (values if isinstance(values, list) else [values]))
 
@@ -38,12 +39,18 @@ def read_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
     return AdapterConfig(**{**fields, **sections})
 
 
-def _fields(values: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
+def _fields(values: Any, cls: type, where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: its config is {str(values)[:60]!r}, not an object; use the adapter that was written")
     known = {field.name for field in dataclasses.fields(cls)}
     if strange := sorted(values.keys() - known):
         close = nearest(strange[0], known) or sorted(known)
         raise UserError(f"{where}: unknown field {strange[0]!r} (near: {', '.join(close)}); use the code that wrote it")
-    return {name: _tuples(value) for name, value in values.items()}
+    found = {name: _tuples(value) for name, value in values.items()}
+    if wrong := misfit({name: value for name, value in found.items() if name not in SECTIONS}, cls):
+        shown = str(found[wrong])[:60]
+        raise UserError(f"{where}: {wrong} is {shown!r}, of another kind; use the adapter that was written")
+    return found
 
 
 def _tuples(value: Any) -> Any:

@@ -10,8 +10,10 @@ from lowrank_jax.adapters.base import ALL_LINEAR, AdapterConfig, AdapterSpec, Fa
 from lowrank_jax.adapters.registry import TABLES, get_family
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
+from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.types import Tree
 
+FORM = r"(?:.*/)?(?:{})"  # a target names a whole path or its last parts
 # Output layers, which `all-linear` leaves out: PEFT does so for a model's output embedding ("lm_head") and for
 # "score" and "classifier", and adapts BERT's pooler. "head" is our Llama's.
 OUTPUT_HEADS = ("head", "lm_head", "classifier", "score")
@@ -314,14 +316,12 @@ def matches(target: str, path: str) -> bool:
     if target == ALL_LINEAR:
         parts = path.split("/")
         return not {parts[0], parts[-1]} & set(OUTPUT_HEADS)
-    return re.fullmatch(rf"(?:.*/)?(?:{target})", path) is not None
+    return re.fullmatch(FORM.format(target), path) is not None
 
 
 def _matches(target: str, path: str, field: str) -> bool:
-    try:
-        return matches(target, path)
-    except re.error as error:
-        raise UserError(f"adapter.{field} entry {target!r} is no regular expression: {error}") from None
+    check_pattern(f"adapter.{field} entry", target, FORM)
+    return matches(target, path)
 
 
 def _check_names(

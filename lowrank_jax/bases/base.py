@@ -1,6 +1,7 @@
 """Loads a base model by its name: shape, weights, tokenizer and fingerprint."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,12 @@ from lowrank_jax.bases.codes import abstract_leaf, quantize_leaf
 from lowrank_jax.bases.fingerprint import digest, fingerprint, sample
 from lowrank_jax.bases.locate import SHIPPED, is_here, resolve
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial, tied
-from lowrank_jax.interop.fields import Notes
+from lowrank_jax.interop.fields import Notes, check_kinds
 from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import FinishFn, ShardingFn
 from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params, draw_program
@@ -33,6 +35,7 @@ from lowrank_jax.ops.quantized import NONE, check_kind
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_PARAMETERS = 2**43  # 9e12, several times the largest model; XLA ends the process where bytes pass an int64
 AUTO = "auto"  # the checkpoint's head
 UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
 
@@ -91,6 +94,9 @@ class BaseConfig:
 
     def __post_init__(self):
         check_ranges(self, "base")
+        Exceptions(self.fresh, self.unused)  # checks their patterns
+        if not self.name.strip():
+            raise UserError(f"base.name is empty; name a base such as {SHIPPED}, a folder, or a Hub repository")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +212,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
         shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
     else:
         path, source = resolve(config.name, config.revision, weights=False)
-        if path.is_dir() and (path / "config.json").is_file():
+        if path.is_dir() and kind_of(path / "config.json") is not None:
             shape = _planned(config, path, source)
             tokenizer = ByteTokenizer() if config.name == SHIPPED else _folder_tokenizer(path)
         else:
@@ -234,7 +240,10 @@ def build_model(config: BaseConfig, shape: Any) -> Any:
 def param_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """{path below "params": shape}, without creating arrays."""
     rows = architecture_of(config).interop.hf_table(config)
-    return {row.target: row.target_shape(config.num_hidden_layers) for row in rows}
+    shapes = {row.target: row.target_shape(config.num_hidden_layers) for row in rows}
+    if (total := sum(map(math.prod, shapes.values()))) > MOST_PARAMETERS:
+        raise UserError(f"a {type(config).__name__} of {total:.3g} parameters is beyond reason; check its sizes")
+    return shapes
 
 
 def load_params(
@@ -291,6 +300,7 @@ def config_of(path: Path, reader: Reader | None, notes: Notes | None = None) -> 
         return llama.config_from_gguf(reader)
     file = (path if path.is_dir() else path.parent) / "config.json"
     values = read_json(file)
+    check_kinds(values, file)
     kind = values.get("model_type")
     for row in ARCHITECTURES:
         if kind in row.model_types:

@@ -15,6 +15,8 @@ import numpy as np
 from lowrank_jax.checkpoints.leaves import misfits
 from lowrank_jax.checkpoints.safetensors_file import safetensors_bytes
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_bytes
+from lowrank_jax.core.json_text import parse
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 
@@ -124,10 +126,10 @@ def load_adapter(
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    if not (folder / DESCRIPTION).is_file():
+    if kind_of(folder / DESCRIPTION) is None:
         raise UserError(f"no adapter in {folder}: it has no {DESCRIPTION}; give the folder that a run wrote")
     try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+        description = parse(read_bytes(folder / DESCRIPTION), finite=True)
         version = int(description["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, DESCRIPTION, error) from error
@@ -151,18 +153,23 @@ def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, np.nda
     from safetensors import SafetensorError, deserialize
 
     try:
-        content = (folder / WEIGHTS).read_bytes()
+        content = read_bytes(folder / WEIGHTS)
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
             raise ValueError("its content is not what was written")
         # Not safetensors.numpy.load, which knows no bfloat16.
         return {
-            path: np.frombuffer(tensor["data"], jnp.dtype(description["leaves"][path]["dtype"])).reshape(
-                tensor["shape"]
-            )
+            path: np.frombuffer(tensor["data"], _dtype(description["leaves"][path]["dtype"])).reshape(tensor["shape"])
             for path, tensor in deserialize(content)
         }
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(folder, WEIGHTS, error) from error
+
+
+def _dtype(name: Any) -> np.dtype:
+    """The dtype of a name such as "bfloat16"; NumPy reads many other texts, "4," and "f4,f4" among them."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{str(name)[:40]!r} is no dtype")
+    return jnp.dtype(name)
 
 
 def _damaged(folder: Path, name: str, error: Exception) -> UserError:

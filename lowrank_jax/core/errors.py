@@ -1,9 +1,22 @@
-"""`UserError`, for faults that a user can fix: its message names what is wrong and the remedy."""
+"""`UserError`, for faults that a user can fix, and the front door of a program, which makes one line of it."""
 
+import contextlib
+import errno
+import io
+import os
+import select
 import sys
+from collections.abc import Iterator
 
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
 INTERRUPTED = 130  # of a program that a signal stopped, after it had saved what there was; shells use it for Ctrl-C
+PIPE_CLOSED = 141  # what a shell shows of a program that SIGPIPE ended: `| head` has read enough
+# What the system says of a file's place, its rights, its name or its disk; anything else may be a fault of ours.
+PLACES = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
+    + (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENXIO, errno.ESTALE)
+)
+SHOWN = 4_000  # characters of a message: a wrong value may be a megabyte
 
 
 class UserError(Exception):
@@ -15,5 +28,46 @@ class UserError(Exception):
 
 def report(error: UserError) -> int:
     """Prints the error's one line to stderr and returns the exit status of such faults."""
-    print(f"error: {error}", file=sys.stderr)
+    line = " ".join(str(error).splitlines())
+    print(f"error: {line if len(line) <= SHOWN else f'{line[:SHOWN]}...'}", file=sys.stderr)
     return MENDABLE
+
+
+@contextlib.contextmanager
+def front_door() -> Iterator[None]:
+    """Around a whole program: ends it with one line and status 2 where its user can fix what is wrong.
+
+    That is a UserError, or what the system says of a file's place. A reader of stdout that has gone (`| head`) ends the
+    program quietly. Everything else is a fault of ours and keeps its traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal cannot show
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here rather than at the interpreter's end, where a closed pipe cannot be answered
+    except UserError as error:
+        sys.exit(report(error))
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be flushed goes nowhere
+        sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACES:
+            raise
+        sys.exit(report(UserError(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}")))
+
+
+def _reader_gone() -> bool:
+    """Whether it is stdout that nobody reads any more, rather than another pipe of the program's."""
+    try:
+        out = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file, or closed
+        return False
+    poll = select.poll()
+    poll.register(out, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.types import Rules, Tree
 
 SEPARATOR = "/"
@@ -52,11 +53,9 @@ def first_match(rules: Rules, path: str, default: Any = None) -> Any:
       UserError: a pattern that is no regular expression.
     """
     for pattern, value in rules:
-        try:
-            if re.fullmatch(pattern, path):
-                return value
-        except re.error as error:
-            raise UserError(f"path rule {pattern!r} is no regular expression: {error}") from None
+        check_pattern("path rule", pattern)
+        if re.fullmatch(pattern, path):
+            return value
     return default
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import refuse_special
 from lowrank_jax.data.lines import OPENERS
 
 BLOCK = 2**20
@@ -19,7 +20,12 @@ Stamp = list  # [name, bytes, mtime in ns], as read back from JSON
 
 
 def stamp(path: Path) -> Stamp:
-    """The file's stamp, by which a change is seen without reading it; OSError where there is no file."""
+    """The file's stamp, by which a change is seen without reading it; OSError where there is no file.
+
+    Raises:
+      UserError: a folder, pipe, socket or device, which has no content to be digested.
+    """
+    refuse_special(path)
     found = os.stat(path)
     return [path.name, found.st_size, found.st_mtime_ns]
 

@@ -1,11 +1,11 @@
 """A user's own data: JSON lines with "text", or with "prompt" and "completion"; plain, .gz or .xz."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.data.lines import read_lines
 
 KINDS = {"text": ("text",), "completion": ("prompt", "completion")}
@@ -60,8 +60,8 @@ class JsonLines:
 def _row(where: str, line: str) -> tuple[str, dict[str, str]]:
     """(kind, the row's known keys)."""
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        row = parse(line)
+    except NotJson as error:
         raise UserError(f"{where}: not JSON ({error}); write one JSON object per line") from error
     if not isinstance(row, dict):
         raise UserError(f'{where}: is a JSON {type(row).__name__}, not an object; write {{"text": "..."}}')

@@ -1,5 +1,6 @@
 """Lines of a text file, plain or compressed (.gz, .xz); a fault of the file is an error that names it."""
 
+import contextlib
 import gzip
 import lzma
 import zlib
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import refuse_special
 
+DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)  # of a file that is cut or changed
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -21,6 +24,7 @@ def read_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, st
     Raises:
       UserError: the file is missing, not UTF-8, cut short or damaged.
     """
+    refuse_special(path)
     number = 0
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline=newline) as file:
@@ -30,6 +34,26 @@ def read_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, st
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the data path") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        line, column = _wrong_byte(path, number)
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 ({error.reason} at byte {column}); save the file as UTF-8"
+        ) from error
+    except DAMAGES as error:
         raise UserError(f"{path}, after line {number}: cannot be read ({error}); fetch the file again") from error
+
+
+def _wrong_byte(path: Path, read: int) -> tuple[int, int]:
+    """(line, byte in it) of the first byte that is not UTF-8: text is decoded by blocks, far ahead of its lines.
+
+    Args:
+      read: lines that were read as text; the next one is named where the file is damaged as well.
+    """
+    number, line = read, b""
+    with contextlib.suppress(*DAMAGES), OPENERS.get(path.suffix, open)(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number, error.start + 1
+        return number, len(line)  # a character that the file's end cuts
+    return read + 1, 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_bytes
 from lowrank_jax.interop.gguf_tokenizer import gguf_config, gguf_framed, gguf_generation, gguf_settings
 from lowrank_jax.interop.readers import GGUFReader, open_checkpoint, read_json
 from lowrank_jax.text.tokenizers import (
@@ -119,14 +119,11 @@ def _head(config: Mapping[str, Any]) -> tuple[str | None, int | None]:
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
     """The files that exist."""
-    try:
-        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror}); make the base's files readable") from None
+    return {name: read_bytes(folder / name) for name in names if kind_of(folder / name) is not None}
 
 
 def _json_of(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(folder / name) if (folder / name).is_file() else {}
+    return read_json(folder / name) if kind_of(folder / name) is not None else {}
 
 
 def _bytes(values: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ A field that has an old and a new place, or two names, is read where transformer
 contradicts it, a note names both.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +12,10 @@ from lowrank_jax.core.errors import UserError
 
 Config = TypeVar("Config")
 Notes = list[str]  # a line for each field with contradicting values
+TEXTS = (  # fields of config.json that are names
+    *("model_type", "hidden_act", "activation_function", "conv_act", "pooler_hidden_act", "position_embedding_type"),
+    *("problem_type", "tokenizer_class"),
+)
 FULL = ("full_attention", "attention")  # layer_types' name, and the one before it
 
 
@@ -22,9 +27,34 @@ def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default
     """
     value = values.get(name)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
-        raise UserError(f"{where}: {name} must be {'a whole number' if kind is int else 'a number'}, not {value!r}")
+    wanted = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
+    try:
+        fits = math.isfinite(value) and kind(value) == value
+    except OverflowError:  # an int beyond a float's range
+        fits = False
+    if not fits:
+        raise UserError(f"{where}: {name} must be {wanted}, not {str(value)[:60]}")
     return kind(value)
+
+
+def check_kinds(values: Mapping[str, Any], where: Any) -> None:
+    """Refuses names in a config.json that are no strings; numbers and flags are checked where they are read.
+
+    Raises:
+      UserError: names the first such field.
+    """
+    for name in TEXTS:
+        if not isinstance(values.get(name), str | None):
+            raise UserError(f"{where}: {name} must be a string, not {values[name]!r}")
+    named = values.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        raise UserError(f"{where}: architectures must be a list of strings, not {named!r}")
+    for place in ("rope_scaling", "rope_parameters"):
+        kinds = section(values, place, where)
+        if wrong := [name for name in ("rope_type", "type") if not isinstance(kinds.get(name), str | None)]:
+            raise UserError(f"{where}: {place}.{wrong[0]} must be a string, not {kinds[wrong[0]]!r}")
 
 
 def flag(values: Mapping[str, Any], name: str, where: Any, default: bool) -> bool:

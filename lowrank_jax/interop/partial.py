@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop import keymap
 from lowrank_jax.interop.keymap import FinishFn, Row, ShardingFn
@@ -35,10 +36,7 @@ class Exceptions:
     def __post_init__(self):
         for name in ("fresh", "unused"):
             for pattern in getattr(self, name):
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise UserError(f"base.{name} entry {pattern!r} is no regular expression: {error}") from None
+                check_pattern(f"base.{name} entry", pattern)
 
 
 STRICT = Exceptions()

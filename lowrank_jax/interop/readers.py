@@ -1,6 +1,5 @@
 """Opens a checkpoint without reading it, then reads one tensor at a time: safetensors, GGUF, torch's .bin."""
 
-import json
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -9,6 +8,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import check_file, kind_of, read_text, refuse_special
+from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.interop.torch_file import StoredTensor, read_names, read_tensor
 
 INDEX = "model.safetensors.index.json"
@@ -80,8 +81,7 @@ class SafetensorsReader:
         self._keys: list[str] = []
         self._home: dict[str, tuple[Path, tuple[int, ...], str]] = {}  # name -> (its file, shape, type)
         for file in files:
-            if not file.is_file():
-                raise UserError(f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
+            check_file(file, f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
             try:
                 with safe_open(file, framework="np") as handle:
                     self.metadata.update(handle.metadata() or {})
@@ -133,8 +133,7 @@ class TorchReader:
         self._keys: list[str] = []
         self._home: dict[str, tuple[Path, StoredTensor]] = {}
         for file in files:
-            if not file.is_file():
-                raise UserError(f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
+            check_file(file, f"{self.path} lacks the shard {file.name}; copy or download the checkpoint again")
             tensors = read_names(file)
             _check_shard(file, set(tensors), index, TORCH_INDEX)
             self._keys.extend(tensors)
@@ -172,7 +171,7 @@ class GGUFReader:
         except ImportError:
             raise UserError(f"reading {path} needs the gguf package: pip install gguf") from None
 
-        self.path = Path(path)
+        self.path = check_file(path)
         with open(path, "rb") as file:
             if file.read(4) != b"GGUF":
                 raise UserError(f"{path} is not a GGUF file (it does not begin with 'GGUF')")
@@ -242,10 +241,9 @@ def open_checkpoint(path: str | Path) -> Reader:
         files), an index that leads out of its folder, or a damaged file.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"no checkpoint at {path}")
-    if path.is_dir():
+    if kind_of(path) == "folder":
         return _open_folder(path)
+    check_file(path, f"no checkpoint at {path}")
     if path.suffix == ".gguf":
         return GGUFReader(path)
     if path.suffix == ".safetensors":
@@ -256,6 +254,8 @@ def open_checkpoint(path: str | Path) -> Reader:
 
 
 def _open_folder(folder: Path) -> Reader:
+    for name in (INDEX, SINGLE, TORCH_INDEX, TORCH_SINGLE):
+        refuse_special(folder / name)
     if (folder / INDEX).is_file():
         return SafetensorsReader(folder, *_shards(folder, INDEX, SINGLE))
     tensors = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
@@ -313,11 +313,9 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is missing, is not JSON, or is no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} lacks {path.name}") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({_one_line(error)})") from None
+        value = parse(read_text(path, f"{path.parent} lacks {path.name}"))
+    except NotJson as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value

@@ -13,6 +13,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import attend, pick_implementation
+from lowrank_jax.models.counts import check_counts
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
 from lowrank_jax.models.stack import Model, add_layers, run_layers
@@ -66,10 +67,9 @@ class BertConfig:
     classifier_dropout: float | None = None
 
     def __post_init__(self):
-        for name in COUNTS:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        check_counts(self, COUNTS)
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"pad_token_id is {self.pad_token_id}; it must be a token, from 0 to {self.vocab_size - 1}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads; "

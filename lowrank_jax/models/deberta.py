@@ -17,6 +17,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import ATTENTION
 from lowrank_jax.models.bert import Mlp
+from lowrank_jax.models.counts import MOST, check_counts
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout
 from lowrank_jax.models.stack import Model, add_layers, run_layers
@@ -79,14 +80,13 @@ class DebertaConfig:
     def __post_init__(self):
         if self.max_relative_positions < 1:
             object.__setattr__(self, "max_relative_positions", self.max_position_embeddings)
-        for name in COUNTS:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        check_counts(self, COUNTS)
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"pad_token_id is {self.pad_token_id}; it must be a token, from 0 to {self.vocab_size - 1}")
         for name, parts in (("num_attention_heads", self.num_attention_heads), ("conv_groups", self.conv_groups)):
             if parts < 1 or self.hidden_size % parts:
                 raise UserError(f"hidden_size {self.hidden_size} does not divide by {name} {parts}; change {name}")
-        if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
+        if not 0 <= self.conv_kernel_size <= MOST or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
             raise UserError(f"conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for no convolution")
         if self.position_buckets > 0 and not 4 <= self.position_buckets < 2 * self.max_relative_positions - 2:
             raise UserError(

@@ -10,6 +10,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.attention import Attention
 from lowrank_jax.models.causal import CausalLM
+from lowrank_jax.models.counts import check_counts
 from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
 from lowrank_jax.models.stack import add_layers
 
@@ -45,10 +46,7 @@ class GPT2Config:
     def __post_init__(self):
         if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
-        for name in COUNTS:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        check_counts(self, COUNTS)
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads; "

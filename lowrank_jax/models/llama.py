@@ -1,5 +1,6 @@
 """Llama: RMSNorm, rotary grouped-query attention and SwiGLU, scanned over layers."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.segments import segments
 from lowrank_jax.models.attention import QKV, Attention, RopeScaling, rotary_tables
 from lowrank_jax.models.causal import CausalLM
+from lowrank_jax.models.counts import MOST, check_counts
 from lowrank_jax.models.layers import Embedding, Linear, RMSNorm
 from lowrank_jax.models.stack import add_layers
 from lowrank_jax.ops.saved import saved_product
@@ -54,10 +56,7 @@ class LlamaConfig:
     def __post_init__(self):
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        for name in COUNTS:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        check_counts(self, COUNTS)
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
@@ -66,15 +65,17 @@ class LlamaConfig:
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         heads, kv_heads, _ = self.heads
-        if type(self.head_dim) is not int or self.head_dim < 2 or self.head_dim % 2:
-            raise UserError(f"head_dim is {self.head_dim!r}; rotary positions need an even number of at least 2")
+        if type(self.head_dim) is not int or not 2 <= self.head_dim <= MOST or self.head_dim % 2:
+            raise UserError(f"head_dim is {self.head_dim!r}; rotary positions need an even number from 2 to {MOST}")
         if heads % kv_heads:
             raise UserError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}; choose a divisor"
             )
-        if not self.rope_theta > 0 or not self.rms_norm_eps > 0:
-            raise UserError(f"rope_theta {self.rope_theta} and rms_norm_eps {self.rms_norm_eps} must both be above 0")
+        if not 0 < self.rope_theta < math.inf or not 0 < self.rms_norm_eps < math.inf:
+            raise UserError(
+                f"rope_theta {self.rope_theta} and rms_norm_eps {self.rms_norm_eps} must both be above 0 and finite"
+            )
 
     @property
     def heads(self) -> tuple[int, int, int]:

@@ -43,14 +43,14 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1:
         raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: one of them may be -1, not more")
+    given = dict(zip(AXES, sizes, strict=True))
     fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
+    if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
-        raise UserError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {max(math.prod(sizes), fixed)} devices, "
-            f"{len(devices)} are here; set mesh.data=-1 or sizes whose product is {len(devices)}"
-        )
+        needed = f"a multiple of {fixed}" if -1 in sizes else f"{fixed}"
+        remedy = f"set mesh.data=-1 and sizes that divide {len(devices)}"
+        raise UserError(f"mesh {given} needs {needed} devices, {len(devices)} are here; {remedy}")
     # Auto axes: make_mesh defaults to Explicit ones in jax 0.10, and flax's Embed raises under those.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

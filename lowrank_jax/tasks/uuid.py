@@ -12,6 +12,7 @@ from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
 
 LOSS_ON = ("value", "all")
+MOST_PAIRS = 1_000_000  # all are made and compared at the start: the paper has 10,000, a million takes seconds
 LENGTH = 36  # characters of a UUID
 DIGITS = [i for i in range(LENGTH) if i not in (8, 13, 18, 23)]  # 32 hexadecimal digits; the rest are hyphens
 # Accuracy of the best guess that knows only the format: the version digit is always 4, the variant digit is one of 8,
@@ -32,7 +33,7 @@ class UuidConfig:
       data_dir: TFDS folder; None takes TFDS's default.
     """
 
-    pairs: Annotated[int, Range(least=1)] = 64
+    pairs: Annotated[int, Range(least=1, most=MOST_PAIRS)] = 64
     seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
     form: ClassVar[str] = "next_token"
     loss_on: str = "value"

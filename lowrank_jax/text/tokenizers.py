@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import check_file, kind_of
+from lowrank_jax.core.json_text import read_json
 from lowrank_jax.text.byte_backend import SETTINGS, byte_backend
 from lowrank_jax.text.vocabulary_files import has_vocabulary, read_vocabulary
 
@@ -148,7 +150,7 @@ class SentencePieceTokenizer:
             raise UserError(
                 f"{path} needs the sentencepiece package (pip install sentencepiece), or a tokenizer.json next to it"
             ) from None
-        self.path = Path(path)
+        self.path = check_file(path)
         self.name = self.path.parent.name
         try:
             self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -185,12 +187,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     settings = _settings(folder)
     if BYTE_CLASS in (settings.get(BYTE_MARK), settings.get("tokenizer_class")):
         return ByteTokenizer()
-    if (folder / "tokenizer.json").is_file():
+    if kind_of(folder / "tokenizer.json") is not None:
         return _subwords(_read_json(folder / "tokenizer.json"), folder, settings)
     if has_vocabulary(folder):
         return _subwords(read_vocabulary(folder, settings), folder, settings)
     for name in PIECE_FILES:
-        if (folder / name).is_file():
+        if kind_of(folder / name) is not None:
             return SentencePieceTokenizer(folder / name)
     raise UserError(
         f"{folder} has no tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model; "
@@ -201,7 +203,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has any tokenizer file, be it only one of settings."""
     files = ("tokenizer.json", "tokenizer_config.json", *PIECE_FILES)
-    return any((folder / file).is_file() for file in files) or has_vocabulary(folder)
+    return any(kind_of(folder / file) is not None for file in files) or has_vocabulary(folder)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -281,6 +283,7 @@ def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:
 def _read_json(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
+    check_file(file)
     try:
         return Backend.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for every fault of the file
@@ -292,27 +295,36 @@ def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTo
         token = settings.get(f"{name}_token")
         if isinstance(token, dict):  # older files write an AddedToken's fields
             token = token.get("content")
+        if not isinstance(token, str | None):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is no string")
         found = None if token is None else backend.token_to_id(token)
         if token is not None and found is None:
             raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in the vocabulary")
-        return settings.get(f"{name}_token_id") if token is None else found
+        return _id(settings, f"{name}_token_id", folder, backend) if token is None else found
 
     return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name)
+
+
+def _id(settings: dict[str, Any], name: str, folder: Path, backend: Any) -> int | None:
+    """A special id of config.json; None where it has none, for which some files write a negative one."""
+    number = settings.get(name)
+    if isinstance(number, list):  # Llama-3 style: several end ids; the first is the text's end
+        number = number[0] if number else None
+    if number is None or (type(number) is int and number < 0):
+        return None
+    if type(number) is not int or number > max(backend.get_vocab(with_added_tokens=True).values()):
+        raise UserError(f"{folder / 'config.json'}: {name} is {str(number)[:40]}, no id of the tokenizer; correct it")
+    return number
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, and config.json's special ids where it names no tokens."""
     merged: dict[str, Any] = {}
     for name in ("config.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
+        if kind_of(folder / name) is None:
             continue
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{folder / name} is not JSON ({error})") from None
+        found = read_json(folder / name, "copy the base's own file")
         if not isinstance(found, dict):
             raise UserError(f"{folder / name} is not a JSON object; copy the base's own file")
         merged.update({key: value for key, value in found.items() if value is not None})
-    if isinstance(merged.get("eos_token_id"), list):  # Llama-3 style: several end ids; the first is the text's end
-        merged["eos_token_id"] = merged["eos_token_id"][0]
     return merged

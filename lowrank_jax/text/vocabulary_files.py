@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import check_file, kind_of
 
 BYTE_PAIRS = ("vocab.json", "merges.txt")  # GPT-2, RoBERTa
 WORD_PIECES = "vocab.txt"  # BERT
@@ -13,7 +14,7 @@ SPECIAL = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", "[PAD]", 
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether `read_vocabulary` finds its files."""
-    return all((folder / name).is_file() for name in BYTE_PAIRS) or (folder / WORD_PIECES).is_file()
+    return _has(folder, *BYTE_PAIRS) or _has(folder, WORD_PIECES)
 
 
 def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
@@ -26,7 +27,9 @@ def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
     Raises:
       UserError: the files cannot be read.
     """
-    read = _byte_pairs if all((folder / name).is_file() for name in BYTE_PAIRS) else _word_pieces
+    read = _byte_pairs if _has(folder, *BYTE_PAIRS) else _word_pieces
+    for name in BYTE_PAIRS if read is _byte_pairs else (WORD_PIECES,):
+        check_file(folder / name)
     try:
         tokenizer = read(folder, settings)
     except Exception as error:  # the library raises plain Exception for every fault of the files
@@ -34,6 +37,10 @@ def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
         raise UserError(f"{folder}'s vocabulary files cannot be read ({reason}); copy the base's own again") from None
     tokenizer.add_special_tokens([token for token in SPECIAL if tokenizer.token_to_id(token) is not None])
     return tokenizer
+
+
+def _has(folder: Path, *names: str) -> bool:
+    return all(kind_of(folder / name) is not None for name in names)
 
 
 def _byte_pairs(folder: Path, settings: dict[str, Any]) -> Any:

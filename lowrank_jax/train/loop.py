@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Annotated, Any, Protocol
@@ -18,6 +19,7 @@ from lowrank_jax.train.tracking import Tracker
 
 # Where a 0 leaves it to the data: a few rows are seen often enough to be learnt, many rows each a few times.
 FITTED_BATCH, FITTED_STEPS, FITTED_PASSES = 64, 100, 3
+MOST_EPOCHS = 100_000  # the end of each is listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LoopConfig:
     """
 
     steps: Annotated[int, Range(least=0)] = 100
-    epochs: Annotated[int, Range(least=0)] = 0
+    epochs: Annotated[int, Range(least=0, most=MOST_EPOCHS)] = 0
     stop_at: Annotated[int, Range(least=0)] = 0
     batch_size: Annotated[int, Range(least=0)] = 64
     accumulate: Annotated[int, Range(least=1)] = 1
@@ -78,17 +80,17 @@ class LoopConfig:
             steps = self.steps or max(FITTED_STEPS, -(-FITTED_PASSES * examples // size))
             return dataclasses.replace(self, steps=steps, batch_size=size)
         ends = [max(1, round(epoch * examples / size)) for epoch in range(1, self.epochs + 1)]
-        evaluated = tuple(sorted({*self.eval_steps, *ends} & {*range(ends[-1] + 1)}))
-        return dataclasses.replace(self, epochs=0, steps=ends[-1], batch_size=size, eval_steps=evaluated)
+        evaluated = sorted(step for step in {*self.eval_steps, *ends} if step <= ends[-1])
+        return dataclasses.replace(self, epochs=0, steps=ends[-1], batch_size=size, eval_steps=tuple(evaluated))
 
     def profile_range(self) -> tuple[int, int] | None:
         """(first, last) of `profile_steps`."""
         if not self.profile_steps:
             return None
-        first, _, last = self.profile_steps.partition(":")
-        if not (first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
-            raise UserError(f"train.profile_steps is {self.profile_steps!r}; write it as 10:15")
-        return int(first), int(last)
+        found = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", self.profile_steps)
+        if not found or not 0 < int(found[1]) < int(found[2]):
+            raise UserError(f"train.profile_steps is {self.profile_steps[:40]!r}; write it as 10:15")
+        return int(found[1]), int(found[2])
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the model is evaluated after `step` updates."""
@@ -119,6 +121,22 @@ class EvalConfig:
         """Whether it is time after `step` updates."""
         at_end = self.at_end and step == train.last_step
         return at_end or step in self.steps or bool(self.every and step % self.every == 0)
+
+    def check_due(self, where: str, train: LoopConfig) -> None:
+        """Refuses steps beyond the run's, and an entry that is never due.
+
+        Args:
+          where: the entry's name in messages.
+          train: in steps alone; see `LoopConfig.over`.
+
+        Raises:
+          UserError: names the entry.
+        """
+        if late := [step for step in self.steps if step > train.steps]:
+            raise UserError(f"{where}.steps {late} lie beyond the last step, {train.steps}")
+        if not self.at_end and not self.steps and not 0 < self.every <= train.steps:
+            every = f"every {self.every} of {train.steps} steps" if self.every else "no every, no steps"
+            raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps or at_end")
 
 
 @dataclasses.dataclass(frozen=True)

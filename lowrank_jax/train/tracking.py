@@ -19,6 +19,8 @@ import jax
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import read_bytes
+from lowrank_jax.core.json_text import parse
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_id"
@@ -173,14 +175,14 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
       UserError: there is no metrics.jsonl, or a line other than the last is damaged.
     """
     path = Path(run_folder) / METRICS
-    if not path.is_file():
-        raise UserError(f"no {METRICS} in {run_folder}; give the folder of a run")
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path, f"no {METRICS} in {run_folder}; give the folder of a run").split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse(line, finite=True)
             record["step"] = int(record["step"])
+            if any(isinstance(value, str | list | dict) for value in record.values()):
+                raise TypeError("a record has numbers alone")
             records.append(record)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines) and lines[number:] != [b""]:

@@ -122,3 +122,14 @@ def test_other_folders_are_not_replaced(tmp_path):
         save_adapter(tmp_path, trainable(), CONFIG, SCALES, BASE)
     assert (tmp_path / "thesis.tex").exists()
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["4,", "f4,f4", "", "float31", 5, None, ["float32"], "(((", "V8"])
+def test_a_dtype_that_is_none_is_damage(tmp_path, name):
+    """NumPy parses a text with a comma as Python, and raises a SyntaxError."""
+    save_adapter(tmp_path, trainable(), CONFIG, SCALES, BASE)
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    description["leaves"]["half"]["dtype"] = name
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"adapter\.safetensors is damaged"):
+        load_adapter(tmp_path)

@@ -116,7 +116,7 @@ def test_columns_are_found_by_name(tmp_path):
         ("stsb", "sentence1\tsentence2\tscore\na\tb\t5.001\n", "line 2: the score '5.001' is no number from 0 to 5"),
         ("stsb", "sentence1\tsentence2\tscore\na\tb\tnan\n", "line 2: the score 'nan' is no number"),
         ("stsb", "sentence1\tsentence2\tscore\na\tb\t\n", "line 2: the score '' is no number"),
-        ("rte", b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n", "dev.tsv, after line 0: not UTF-8"),
+        ("rte", b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n", "dev.tsv, line 2: not UTF-8"),
     ],
 )
 def test_faults_name_file_line_and_remedy(tmp_path, task, text, message):

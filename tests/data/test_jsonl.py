@@ -79,7 +79,7 @@ def test_files_that_cannot_be_read(tmp_path):
         JsonLines(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no data file given"):
         JsonLines([])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         JsonLines(tmp_path)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
@@ -108,3 +108,23 @@ def test_public_text_is_read_whole(data_folder):
     rows = JsonLines([data_folder / "text-en" / f"{name}_validation.jsonl.xz" for name in ("novels", "peps")])
     assert len(rows) == 39
     assert sum(len(row["text"].encode()) for row in rows) == 2_703_138 + 706_069
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz"])
+def test_a_byte_that_is_not_utf8_is_found_on_its_line(tmp_path, suffix):
+    """Text is decoded by blocks of 8 KiB: the fault is seen before the first line is."""
+    lines = [json.dumps({"text": f"row {i}"}).encode() for i in range(80)]
+    lines[50] = b'{"text": "caf\xe9"}'
+    path = tmp_path / f"a{suffix}"
+    {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb").write(b"\n".join(lines))
+    with pytest.raises(UserError, match=rf"a{suffix}, line 51: not UTF-8 \(.* at byte 14\)"):
+        JsonLines(path)
+
+
+@pytest.mark.parametrize("row", ["9" * 5000, '{"text": ' + "9" * 5000 + "}", "[" * 99_999, "NaN", '{"text": 1e999}'])
+def test_numbers_and_depths_beyond_reason(tmp_path, row):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "a"}}\n{row}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: ") as error:
+        JsonLines(path)
+    assert len(str(error.value)) < 300

@@ -52,6 +52,9 @@ def test_each_has_its_own_rhythm_and_name(run, tmp_path, records):
         ('{"quick": {"often": 2}}', "unknown config key config.evals.quick.often"),
         ('{"quick": {"every": -1}}', "config.evals.quick.every is -1; it must be at least 0"),
         ('{"a/b": {"every": 1}}', "config.evals.a/b: name an evaluation with letters"),
+        ('{"ok": {}, "late": {"steps": (2, 9)}}', "config.evals.late.steps [9] lie beyond the last step, 6"),
+        ('{"never": {"at_end": False}}', "config.evals.never is never due (no every, no steps, at_end=False)"),
+        ('{"never": {"every": 7, "at_end": False}}', "config.evals.never is never due (every 7 of 6 steps"),
     ],
 )
 def test_mistakes(run, tmp_path, evals, words):

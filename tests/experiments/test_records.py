@@ -187,6 +187,15 @@ def test_converted_records_equal_the_folders(convert, tmp_path, capsys, grid):
     assert [*read_lines(written)] == sorted(records)
 
 
+def test_a_folder_without_records_is_no_success(convert, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert convert([str(tmp_path / "empty"), "--check"]) == 2
+    assert "has no .json file of a run" in capsys.readouterr().err
+    (tmp_path / "empty" / "a.json").write_text('{"name": "a", "status": "finished", "losses": 5}')
+    assert convert([str(tmp_path / "empty")]) == 2
+    assert "its losses is 5" in capsys.readouterr().err
+
+
 def test_a_check_names_what_differs_and_no_record_is_lost(convert, tmp_path, capsys):
     folder = tmp_path / "grid"
     run_folder.write_json(folder / "a.json", record("a"))

@@ -214,7 +214,7 @@ def test_every_rule_set_of_the_training_state_is_a_choice():
         ({"task": {"name": "uuid", "pair": 3}}, "config.task.pair; did you mean pairs"),
         ({"train": {"sise": 3}}, "config.train.sise; did you mean size"),
         ({"trainable": "ful"}, "config.trainable='ful'; did you mean full"),
-        ({"trainable": [["(", True]]}, "not a regular expression"),
+        ({"trainable": [["(", True]]}, "no regular expression"),
         ({"seed": "0"}, "config.seed='0'"),
         ({"base": None}, "config.base=None is not a section"),
     ],

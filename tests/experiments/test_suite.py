@@ -241,7 +241,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         load_suite("h10")
     with pytest.raises(UserError, match=r"--only=x matches none of lora, same, mora"):
         rows.select("x")
-    with pytest.raises(UserError, match=r"--only=\( is no regular expression"):
+    with pytest.raises(UserError, match=r"--only: '\(' is no regular expression"):
         rows.select("(")
     mistakes = {"two rows 'lora'": ('"same"', '"lora"'), "is no row": ('to="lora"', 'to="x"')}
     for message, change in mistakes.items():

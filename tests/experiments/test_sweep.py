@@ -41,6 +41,7 @@ if ending == "silent":
     sys.exit(0)
 arg = flags["config"].partition(":")[2]
 words = dict(part.split("=") for part in arg.split(",") if part)
+words |= {"rank": int(words["rank"])} if "rank" in words else {}
 best = 3e-4 if words.get("method") == "fft" else 1e-3
 losses = [[step, abs(rate - best)] for step in range(1, 21)]
 result = {"name": name, "status": ending, "labels": {**words, "stage": flags["config.labels.stage"]},

@@ -359,3 +359,43 @@ def test_the_commit_can_be_given_outside_git(monkeypatch):
     assert environment.git_record() == {"commit": "1a2b3c", "dirty": True}
     monkeypatch.setenv(environment.COMMIT_VARIABLE, "1a2b3c")
     assert environment.git_record() == {"commit": "1a2b3c", "dirty": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lora_table2", "--scale=gpu"], "lora_table2 reads no --scale, which is of mora_table2; leave it out"),
+        (["mora_table2", "--model=x"], "mora_table2 reads no --model, which is of lora_table2; leave it out"),
+        (["ledger", "--results=x"], "ledger reads no --results; leave it out"),
+        (["speed", "--scale=gpu"], "speed reads no --scale"),
+    ],
+)
+def test_a_flag_that_a_table_does_not_read_is_refused(words, said):
+    from experiments.tables.__main__ import table_of
+
+    with pytest.raises(UserError, match=said):
+        table_of(words)
+
+
+def test_every_flag_that_only_some_tables_read_is_of_tables_that_exist():
+    from experiments import tables
+
+    assert {
+        name for names in (*tables.READERS.values(), *tables.WITHOUT.values()) for name in names
+    } <= tables.TABLES.keys()
+    tables.check_flags("mora_table2", ["scale", "results", "figures"])
+    with pytest.raises(UserError, match="quantized reads no --figures"):
+        tables.check_flags("quantized", ["figures"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 5}, {"rows": [5]}, {"rows": [{}]}, {"peer": 5}, {"rows": [{"sides": {"ours": {}}, "work": "a"}]}],
+)
+def test_a_speed_record_of_other_kinds_is_refused(tmp_path, change):
+    from experiments.tables import speed
+
+    data = json.loads((ROOT / "experiments/results/speed/cpu_suite.json").read_text())
+    (tmp_path / "a_suite.json").write_text(json.dumps({**data, **change}))
+    with pytest.raises(UserError, match="is damaged"):
+        speed.load([tmp_path / "a_suite.json"])

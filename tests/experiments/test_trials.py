@@ -203,3 +203,47 @@ def test_seeds_are_read():
     for wrong in ("", "a", "1,1", "-1", "3:3"):
         with pytest.raises(UserError, match="--seeds="):
             parse_seeds(wrong)
+
+
+def test_a_group_that_is_killed_while_it_starts_afresh_finds_no_old_checkpoints(program, toy, tmp_path, monkeypatch):
+    """--fresh removes the checkpoints first: killed before the run folders are opened, the next start begins at 0."""
+    given = words(toy, tmp_path, config="configs/mora_uuid.py:method=lora", train__steps=4, train__eval_steps="()")
+    given += ["--seeds=0,1"]
+    assert program("trials", *given).status == 0
+    (place,) = tmp_path.glob("together-*")
+    assert list((place / run_folder.CHECKPOINTS).iterdir())
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "kept").write_text("x")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    for spot in ("open_run", "write_json"):  # before a run folder is removed, and once it has been
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, spot, kill)
+            with pytest.raises(Killed):
+                program("trials", *given, "--fresh")
+        assert not (place / run_folder.CHECKPOINTS).exists()
+    (place / run_folder.CHECKPOINTS).symlink_to(outside)
+    refused = program("trials", *given, "--fresh")
+    assert refused.status == 2
+    assert "--fresh deletes folders and no links" in refused.err
+    assert (outside / "kept").is_file()
+
+
+def test_a_cells_file_that_is_none(program, tmp_path):
+    file = tmp_path / "cells.json"
+    good = {"name": "a", "config": {"task": {"name": "uuid"}, "base": {"name": "toy-llama"}}}
+    for value, said in (
+        ([], "lists no runs"), ({}, "lists no runs"), ([5], "lists what is no"), ([{"name": 5, "config": {}}], "no {"),
+        ([{"name": "a"}], "lists what is no"), ([{**good, "config": {"tusk": 5}}], "unknown config key config.tusk"),
+        ([good, good], "lists a run twice"), ([{**good, "config": {**good["config"], "name": "\0"}}], "null byte"),
+    ):  # fmt: skip
+        file.write_text(json.dumps(value))
+        ended = program("trials", f"--cells={file}", f"--workdir={tmp_path}")
+        assert ended.status == 2, ended.err
+        assert said in ended.err
+        assert ended.err.count("\n") == 1

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.patterns import check_pattern
+from lowrank_jax.core.ranges import MOST
 from lowrank_jax.interop.keymap import LAYER, Row
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -22,6 +24,8 @@ STARTS: dict[str, Literal["pissa", "olora"]] = {
     "olora": "olora",
 }  # that change the base on loading and can be made again
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # starts that leave it as it is
+MODULE_FORM = r"(.*\.)?({})$"  # as PEFT matches a pattern of ranks or alphas
+LAYERS_FORM = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
 ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
 # Fields that do not change a trained adapter's output, and those that are read below.
@@ -129,9 +133,9 @@ class PeftConfig:
             return False
         if self.layers_to_transform is None or isinstance(self.target_modules, str):
             return True
-        patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        patterns = [LAYERS_FORM.format(p) for p in self.layers_pattern] or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
         found = next((match for p in patterns if (match := re.match(p, name))), None)
-        return found is not None and int(found.group(1)) in self.layers_to_transform
+        return found is not None and int(found.group("layer")) in self.layers_to_transform
 
     def saves(self, name: str) -> bool:
         """Whether the module of this name, or one that contains it, is saved whole."""
@@ -140,7 +144,7 @@ class PeftConfig:
         return any(path == m or path.endswith(f".{m}") for path in paths for m in self.modules_to_save)
 
 
-def parse(values: dict[str, Any], where: str) -> PeftConfig:
+def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
     """adapter_config.json as a PeftConfig.
 
     Raises:
@@ -156,39 +160,69 @@ def parse(values: dict[str, Any], where: str) -> PeftConfig:
     if mora and (values.get("use_dora") or values.get("use_rslora")):
         raise UserError(f"{where}: use_mora with use_dora or use_rslora names two methods; keep one")
     start = values.get("init_lora_weights", True)
-    if start not in STARTS and start not in PLAIN_STARTS:
+    if not isinstance(start, str | bool | None) or (start not in STARTS and start not in PLAIN_STARTS):
         raise UserError(f"{where}: init_lora_weights {start!r} changes the base in a way that is not repeated here")
     bias = values.get("bias", "none")
     if bias not in ("none", "all", "lora_only"):
         raise UserError(f"{where}: bias {bias!r} is not one of none, all, lora_only")
     layers = values.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
+    if layers and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
+        raise UserError(f"{where}: layers_to_transform is {layers!r}; it must be whole numbers")
     mora_type = values.get("mora_type", 1) if mora else 0
-    if mora and mora_type not in MORA_SCHEMES:
+    if mora and (type(mora_type) is not int or mora_type not in MORA_SCHEMES):
         raise UserError(
             f"{where}: mora_type {mora_type!r} has no forward pass in the fork; known: {list(MORA_SCHEMES)}"
         )
     targets = values.get("target_modules")
     if not targets or not isinstance(targets, str | list):
         raise UserError(f"{where}: target_modules is {targets!r}; it must name the adapted modules")
+    _check_names(values, where)
+    dropout = values.get("lora_dropout") or 0.0
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{where}: lora_dropout is {dropout!r}; it must lie in [0, 1)")
     return PeftConfig(
         method="mora" if mora else "dora" if values.get("use_dora") else "lora",
         r=_positive(values, "r", int, where),
         lora_alpha=_positive(values, "lora_alpha", float, where),
-        lora_dropout=float(values.get("lora_dropout") or 0.0),
+        lora_dropout=float(dropout),
         use_rslora=bool(values.get("use_rslora")),
         target_modules=_names(targets),
         exclude_modules=_names(values.get("exclude_modules") or ()),
-        rank_pattern={k: _positive({k: v}, k, int, where) for k, v in (values.get("rank_pattern") or {}).items()},
-        alpha_pattern={k: _positive({k: v}, k, float, where) for k, v in (values.get("alpha_pattern") or {}).items()},
+        rank_pattern=_each_positive(values, "rank_pattern", int, where),
+        alpha_pattern=_each_positive(values, "alpha_pattern", float, where),
         layers_to_transform=tuple(layers) if layers else None,
         layers_pattern=tuple(_listed(values.get("layers_pattern") or ())),
         bias=bias,
-        modules_to_save=tuple(values.get("modules_to_save") or ()),
+        modules_to_save=tuple(_listed(values.get("modules_to_save") or ())),
         start=STARTS.get(str(start), "kaiming_uniform"),
         mora_type=mora_type,
         base=str(values.get("base_model_name_or_path") or ""),
     )
+
+
+def _check_names(values: dict[str, Any], where: str) -> None:
+    """Refuses fields of names and patterns of another type, and patterns that are no regular expressions."""
+    patterns: list[tuple[str, str]] = []
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        value = values.get(name) or ()
+        if not isinstance(value, str) and not all(isinstance(one, str) for one in _iterable(value)):
+            raise UserError(f"{where}: {name} is {value!r}; it must be strings")
+        whole = name in ("target_modules", "exclude_modules")  # of which a string alone is a pattern
+        if name != "modules_to_save" and (isinstance(value, str) or not whole):
+            patterns += [(name, one) for one in _listed(value)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        value = values.get(name) or {}
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {name} is {value!r}; it must be an object with a value for each pattern")
+        patterns += [(name, pattern) for pattern in value]
+    forms = {"layers_pattern": LAYERS_FORM, "rank_pattern": MODULE_FORM, "alpha_pattern": MODULE_FORM}
+    for name, pattern in patterns:
+        check_pattern(f"{where}: {name} entry", pattern, forms.get(name, "{}"))
+
+
+def _iterable(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def short_names(adapted: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -206,7 +240,7 @@ def _ends(names: str | tuple[str, ...], name: str) -> bool:
 
 
 def _first(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((value for key, value in patterns.items() if re.match(MODULE_FORM.format(key), name)), default)
 
 
 def _names(value: Any) -> str | tuple[str, ...]:
@@ -217,9 +251,17 @@ def _listed(value: Any) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _each_positive(values: dict[str, Any], name: str, kind: type, where: str) -> dict[str, Any]:
+    given = values.get(name) or {}
+    return {pattern: _positive(given, pattern, kind, f"{where}: {name}") for pattern in given}
+
+
 def _positive(values: dict[str, Any], name: str, kind: type, where: str) -> Any:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or kind(value) != value:
+    fits = False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        fits = 0 < value <= MOST and kind(value) == value  # beyond it no rank is one, and a float may not hold an int
+    if not fits:
         whole = "a whole number" if kind is int else "a number"
-        raise UserError(f"{where}: {name} is {value!r}; it must be {whole} above 0")
-    return kind(value)
+        raise UserError(f"{where}: {name} is {value!r}; it must be {whole} above 0, and at most {MOST}")
+    return kind(value)  # pyright: ignore[reportArgumentType] it fits

@@ -8,7 +8,6 @@ further training would change.) GPT-2's fused c_attn is query, key and value wit
 """
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -21,11 +20,13 @@ import numpy as np
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, make_plan, residual
 from lowrank_jax.adapters.merge import is_tied
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
-from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse
+from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse_config
 from lowrank_jax.interop.readers import Reader, SafetensorsReader, Tensors, read_json
 
 PREFIX = "base_model.model."
@@ -82,13 +83,13 @@ def load_peft(
         saved, a value that is not finite.
     """
     folder = Path(folder)
-    if not (folder / WEIGHTS).is_file():
+    if kind_of(folder / WEIGHTS) is None:
         old = (folder / "adapter_model.bin").is_file()
         hint = (
             "save it again with safe_serialization=True" if old else "give the folder that PEFT's save_pretrained wrote"
         )
         raise UserError(f"{folder} has no {WEIGHTS}; {hint}")
-    config = parse(read_json(folder / CONFIG), str(folder / CONFIG))
+    config = parse_config(read_json(folder / CONFIG), str(folder / CONFIG))
     reader = SafetensorsReader(folder / WEIGHTS, [folder / WEIGHTS])
     note = _note(reader)
     _check_base(folder, config, note, base_names, fingerprint)
@@ -118,9 +119,17 @@ def load_peft(
 
 def _note(reader: Reader) -> dict[str, Any]:
     try:
-        return json.loads(reader.metadata.get(METADATA, "{}"))
-    except ValueError:
-        raise UserError(f"{reader.path} has a damaged header; copy or export the adapter again") from None
+        note = parse(reader.metadata.get(METADATA, "{}"), finite=True)
+    except NotJson:
+        note = None
+    scales = note.get("scales", {}) if isinstance(note, dict) else None
+    if (
+        not isinstance(note, dict)
+        or not isinstance(scales, dict)
+        or not all(isinstance(scale, int | float) for scale in scales.values())
+    ):
+        raise UserError(f"{reader.path} has a damaged header; copy or export the adapter again")
+    return note
 
 
 def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fingerprint: str | None) -> None:

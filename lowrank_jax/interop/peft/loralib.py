@@ -14,7 +14,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import Row
-from lowrank_jax.interop.peft.config import HFModule, hf_modules, parse
+from lowrank_jax.interop.peft.config import HFModule, hf_modules, parse_config
 from lowrank_jax.interop.peft.folder import PeftAdapter, read_finite, replace_tensors, stack_layers
 
 HALVES = (".lora_A", ".lora_B")
@@ -76,7 +76,7 @@ def load_loralib(
             per_site.setdefault(path, {})[module.layer] = (leaf, alpha / rank, rank)
     rank = next(iter(next(iter(per_site.values())).values()))[2]
     fields = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(names)}
-    config = parse(fields, "loralib")
+    config = parse_config(fields, "loralib")
     plan, adapters, scales = stack_layers(config, per_site, params, {path: x.shape for path, x in flat.items()})
     changed = replace_tensors(flat, reader, rows, layers, {key: key for key in tensors if key in sources})
     return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.builders.glue.specs import GLUE, SCORES, GlueSpec
 from lowrank_jax.data.digest import text_digest
 from lowrank_jax.data.lines import OPENERS, read_lines
@@ -115,7 +116,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 def _packed(folder: Path, name: str) -> Path | None:
     """The file, plain or compressed, if it exists."""
-    return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+    return next((path for suffix in SUFFIXES if kind_of(path := folder / f"{name}{suffix}") is not None), None)
 
 
 def _mrpc_whole(task: str, folder: Path) -> Path | None:

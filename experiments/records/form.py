@@ -1,0 +1,121 @@
+"""The form of a run's record: which fields have which kinds of values, as the tables and a resumed run read them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.config.labels import TEXTS as TEXTS_OF_LABELS
+from experiments.config.sections import SECTIONS
+from lowrank_jax.core.errors import UserError
+
+MOST_BITS = 1_024  # of a whole number: it must become a float
+
+
+def check_record(record: dict[str, Any], where: str, remedy: str) -> None:
+    """Refuses a record with a field of another kind than a run writes.
+
+    Args:
+      record: with a status.
+      where, remedy: the file and what to do about it, for the message.
+
+    Raises:
+      UserError: names the first such field.
+    """
+    for name, (fits, wanted) in FIELDS.items():
+        if name in record and not fits(record[name]):
+            found = f"its {name} is {_short(record[name])}, not {wanted}"
+            raise UserError(f"{where} is no record of a run: {found}; {remedy}")
+    labels = record.get("labels") or {}
+    if wrong := [name for name in TEXTS_OF_LABELS if not isinstance(labels.get(name), str | None)]:
+        found = f"its labels.{wrong[0]} is {_short(labels[wrong[0]])}, not a string"
+        raise UserError(f"{where} is no record of a run: {found}; {remedy}")
+    if labels.get("rank") is not None and not _is_whole(labels["rank"]):
+        found = f"its labels.rank is {_short(labels['rank'])}, not a whole number"
+        raise UserError(f"{where} is no record of a run: {found}; {remedy}")
+    if fault := _config_fault(record.get("config") or {}):
+        raise UserError(f"{where} is no record of a run: its config.{fault}; {remedy}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or value.bit_length() <= MOST_BITS
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool) or is_number(value)
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _values(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _items(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_whole(value[0]) and _or_none(is_number)(value[1])
+
+
+def _is_evaluation(value: Any) -> bool:
+    return _values(_or_none(is_number))(value) and _is_whole(value.get("step"))
+
+
+_PLAIN_OR_LIST = lambda value: _is_plain(value) or _items(_is_plain)(value)  # noqa: E731
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a string"),
+    "status": (_is_text, "a string"),
+    "labels": (_values(_PLAIN_OR_LIST), "an object of plain values"),
+    "config": (_is_section, "an object"),
+    "environment": (_is_section, "an object"),
+    "wall_seconds": (_or_none(is_number), "a number"),
+    "train_seconds": (_or_none(is_number), "a number"),
+    "compile_seconds": (_or_none(is_number), "a number"),
+    "parameters": (_values(_is_whole), "an object of whole numbers"),
+    "evaluations": (_items(_is_evaluation), "a list of objects with a step and numbers"),
+    "losses": (_items(_is_point), "a list of [step, loss]"),
+    "message": (_is_text, "a string"),
+    "notes": (_items(_is_text), "a list of strings"),
+    "base": (_values(_is_text), "an object of strings"),
+    "seq_len": (_or_none(_is_whole), "a whole number"),
+    "together": (_is_whole, "a whole number"),
+}
+# Values of a record's config that tables and a resumed run compute with.
+NUMBERS = ("seed", "optimizer.learning_rate", "train.steps", "train.stop_at", "train.epochs")
+TEXTS = ("experiment", "base.name", "base.quantize", "task.name")
+
+
+def _config_fault(config: dict[str, Any]) -> str:
+    """What is wrong with a record's config, as far as records are read by it; "" for nothing."""
+    for name in (*SECTIONS, "task", "labels"):
+        if config.get(name) is not None and not isinstance(config[name], dict):
+            return f"{name} is {_short(config[name])}, not an object"
+    for paths, fits, wanted in ((NUMBERS, is_number, "a number"), (TEXTS, _is_text, "a string")):
+        for path in paths:
+            section, _, key = path.rpartition(".")
+            value = (config.get(section) or {} if section else config).get(key)
+            if value is not None and not fits(value):
+                return f"{path} is {_short(value)}, not {wanted}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or is_number(value) else "a whole number of many digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

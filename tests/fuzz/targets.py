@@ -1,0 +1,452 @@
+"""What is mutated, and which program is given it; every case is made from its seed, target and number alone."""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from fuzz import doors, mutations
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = {
+    "base.name": "toy-llama", "base.random_init": "true", "adapter.rank": "4", "task.pairs": "8",
+    "task.eval_pairs": "2",
+    "train.batch_size": "8", "train.steps": "2", "train.eval_steps": "()", "schedule.warmup_steps": "0",
+    "tracking.wandb": "disabled",
+}  # fmt: skip
+SECONDS = 60  # of one case
+MEMORY = 2**28  # bytes that a trained case may need
+REAL = 0.04  # share of the cases of a config that are trained
+SHAPES = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True,
+        "rope_theta": 10000.0, "head_dim": 8, "eos_token_id": [257], "bos_token_id": 256, "rope_scaling": None,
+    },
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 259, "n_embd": 32, "n_layer": 2,
+        "n_head": 4, "n_positions": 64, "n_inner": 48, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new",
+    },
+    "bert": {
+        "architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": 259, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
+        "hidden_dropout_prob": 0.1, "id2label": {"0": "no", "1": "yes"}, "classifier_dropout": None,
+    },
+    "deberta": {
+        "model_type": "deberta-v2", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64, "relative_attention": True,
+        "position_biased_input": False, "pos_att_type": "c2p|p2c", "share_att_key": True, "norm_rel_ebd": "layer_norm",
+        "position_buckets": 16, "type_vocab_size": 0, "conv_kernel_size": 3, "conv_act": "gelu",
+    },
+}  # fmt: skip
+
+
+# ---- one workspace for all cases ----
+
+
+@functools.cache
+def workspace(folder):
+    """The unspoilt files below a folder: a finished run, bases, adapters, data and records."""
+    os.chdir(ROOT)
+    place = Path(folder)
+    kept = SimpleNamespace(place=place, runs=place / "runs", data=place / "rows.jsonl", base=place / "base")
+    kept.data.write_text("".join(json.dumps({"text": f"row {i} of some text"}) + "\n" for i in range(40)))
+    ended = doors.call("run", *words(kept), "--name=run")
+    assert not doors.verdict(ended) and ended.status == 0, ended  # noqa: PT018
+    kept.run = kept.runs / "run"
+    kept.config = json.loads((kept.run / "config.json").read_text())
+    kept.result = json.loads((kept.run / "result.json").read_text())
+    _bases(kept)
+    kept.recorded = _recorded()
+    return kept
+
+
+def words(kept, config="configs/mora_uuid.py", **changes):
+    """The command line of a toy run."""
+    settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
+    given = [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
+    return [f"--config={config}", f"--workdir={kept.runs}", *given]
+
+
+def _bases(kept):
+    import jax
+    import jax.numpy as jnp
+
+    from lowrank_jax import adapters
+    from lowrank_jax.bases.base import BaseConfig, export_params, load_base
+    from lowrank_jax.bases.peft import export_peft
+    from lowrank_jax.core.trees import combine
+    from lowrank_jax.models.llama import LlamaConfig
+
+    shape = LlamaConfig(259, 32, 48, 2, 4, 2, max_position_embeddings=512, tie_word_embeddings=True)
+    from lowrank_jax.bases.base import random_params
+    from lowrank_jax.text.tokenizers import ByteTokenizer
+
+    params = random_params(shape, jax.random.key(0), jnp.float32)
+    export_params(params, shape, kept.base, "float32", tokenizer=ByteTokenizer())
+    kept.sharded = kept.place / "sharded"
+    export_params(params, shape, kept.sharded, "float32", tokenizer=ByteTokenizer(), shard_size=40_000)
+    (kept.base / "config.json").write_text(json.dumps(SHAPES["llama"]))
+    base = load_base(BaseConfig(str(kept.base)))
+    plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=2, targets=("query", "value")))
+    made = adapters.create(plan, jax.random.key(1))
+    kept.peft = kept.place / "peft"
+    export_peft(kept.peft, plan, {"params": base.params, **combine(made, {})}, base)
+    from lowrank_jax.checkpoints.adapters_only import save_adapter
+    from lowrank_jax.core.paths import flatten
+
+    kept.adapter = kept.place / "adapter"
+    scales = {path: jax.device_get(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
+    names = {"name": base.name, "fingerprint": base.fingerprint}
+    save_adapter(kept.adapter, {"adapters": made["adapters"]}, adapters.describe(plan), scales, names)
+
+
+def _recorded():
+    """A few recorded results of every grid, and the speed records."""
+    found = []
+    for path in sorted((ROOT / "experiments" / "results").glob("*.jsonl")):
+        lines = path.read_text().splitlines()
+        found += [json.loads(line) for line in lines[:: max(1, len(lines) // 6)]]
+    for record in found:
+        record["losses"] = record["losses"][-3:]  # few, so that the mutations come to the other fields
+        record["evaluations"] = record["evaluations"][-2:]
+    return found
+
+
+# ---- the cases ----
+
+
+def config(rng, kept, case):
+    """A run's config.json, given as --config."""
+    file = case / "config.json"
+    mutations.write(file, mutations.text_of(rng, mutations.mutate(rng, kept.config)))
+    if rng.random() < REAL:
+        return run(kept, case, f"--config={file}")
+    return build(f"--config={file}")
+
+
+def override(rng, kept, case):
+    """One to three values of the command line."""
+    given = words(kept)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        path = rng.choice(_paths(kept.config))
+        value = mutations.near(rng, _at(kept.config, path))
+        if isinstance(value, list):
+            value = tuple(value)
+        shown = value if isinstance(value, str) else _shown(value)
+        given.append(f"--config.{path}={shown}".replace("\0", "").replace("\ud800", ""))
+    given = [word for word in given if not word.startswith("--workdir")]
+    if rng.random() < REAL:
+        return run(kept, case, *given)
+    return build(*given)
+
+
+def data(rng, kept, case):
+    """JSON lines of a user's own data."""
+    file = case / rng.choice(("rows.jsonl", "rows.jsonl", "rows.jsonl.gz"))
+    lines = kept.data.read_text().splitlines()
+    for _ in range(rng.choice((1, 2))):
+        place = rng.randrange(len(lines))
+        row = rng.choice(({"text": f"row {place}"}, {"text": f"row {place}"}, {"prompt": "a", "completion": "b"}))
+        lines[place] = mutations.text_of(rng, mutations.mutate(rng, row))
+    content = "\n".join(lines).encode("utf-8", errors="surrogatepass")
+    content = mutations.flip(rng, content) if rng.random() < 0.4 else content
+    if file.suffix == ".gz" and rng.random() < 0.9:
+        content = gzip.compress(content)
+        content = mutations.flip(rng, content) if rng.random() < 0.5 else content
+    file.write_bytes(content)
+    more = {"task__packed": rng.choice(("true", "false")), "task__seq_len": rng.choice(("8", "16", "2", "512"))}
+    given = words(
+        kept, "configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None, task__path=file, **more
+    )
+    return build(*(word for word in given if not word.startswith("--workdir")))
+
+
+def base(rng, kept, case):
+    """A base folder: its config.json, tokenizer, index or weights."""
+    folder = case / "base"
+    shutil.copytree(rng.choice((kept.base, kept.sharded)), folder)
+    name = rng.choice(sorted(file.name for file in folder.iterdir()) + ["config.json"] * 4)
+    spoil(rng, folder / name)
+    given = words(kept, base__name=folder, base__random_init="false")
+    if rng.random() < 0.3:
+        return load(folder)
+    return build(*(word for word in given if not word.startswith("--workdir")))
+
+
+def shape(rng, kept, case):
+    """A config.json of any architecture, without weights."""
+    folder = case / "base"
+    folder.mkdir()
+    kind = rng.choice(sorted(SHAPES))
+    mutations.write(folder / "config.json", mutations.text_of(rng, mutations.mutate(rng, SHAPES[kind])))
+    given = words(kept, base__name=folder, base__random_init="false", adapter__targets="('all-linear',)")
+    return build(*(word for word in given if not word.startswith("--workdir")), seq_len=16)
+
+
+def adapter(rng, kept, case):
+    """An adapter's folder, ours or PEFT's: as a start, and to be merged."""
+    ours = rng.random() < 0.5
+    folder = case / "adapter"
+    shutil.copytree(kept.adapter if ours else kept.peft, folder)
+    spoil(rng, folder / rng.choice(sorted(file.name for file in folder.iterdir())))
+    if ours and rng.random() < 0.7:
+        _sign(folder)
+    if ours and rng.random() < 0.5:
+        given = words(
+            kept, base__name=kept.base, base__random_init="false", start__adapter=folder, adapter__method="lora",
+            adapter__rank="2", adapter__targets="('query','value')",
+        )  # fmt: skip
+        return build(*(word for word in given if not word.startswith("--workdir")))
+    script = _script("merge_adapter")
+    argv = ["--base", str(kept.base), "--adapter", str(folder), "--to", str(case / "out")]
+    return lambda: doors.call("", main=lambda: script.main(argv), seconds=SECONDS)
+
+
+def results(rng, kept, case):
+    """Recorded results, for the tables."""
+    from absl import flags
+
+    from experiments import tables
+    from experiments.tables.__main__ import define_flags
+
+    name = rng.choice(("mora_table2", "mora_table2", "lora_table2", "quantized", "speed"))
+    options = flags.FlagValues()
+    define_flags(options)
+    options(["tables"])
+    options.scale = rng.choice(("gpu", "laptop"))
+    if name == "speed":
+        suite = json.loads((ROOT / "experiments/results/speed/cpu_suite.json").read_text())
+        file = case / "cpu_suite.json"
+        mutations.write(file, mutations.text_of(rng, mutations.mutate(rng, suite)))
+    else:
+        file = case / "found.jsonl"
+        lines = [json.dumps(record) for record in kept.recorded]
+        place = rng.randrange(len(lines))
+        lines[place] = mutations.text_of(rng, mutations.mutate(rng, kept.recorded[place]))
+        mutations.write(file, "\n".join(lines) + "\n")
+        if rng.random() < 0.3:
+            file.write_bytes(mutations.flip(rng, file.read_bytes()))
+    options.results = [str(file)]
+
+    def show():
+        print(tables.make(tables.find([name]), options).text("text"))
+        return 0
+
+    return lambda: doors.call("", main=show, seconds=SECONDS)
+
+
+def finished(rng, kept, case):
+    """The folder of a finished run, started again."""
+    shutil.copytree(kept.run, case / "run")
+    name = rng.choice(("result.json", "config.json", "metrics.jsonl", "result.json"))
+    spoil(rng, case / "run" / name)
+    given = [word for word in words(kept) if not word.startswith("--workdir")]
+    return lambda: _untrained("run", *given, f"--workdir={case}", "--name=run")
+
+
+def source(rng, kept, case):
+    """A config file in Python."""
+    file = case / "config.py"
+    file.write_bytes(mutations.flip(rng, (ROOT / "configs/mora_uuid.py").read_bytes()))
+    return build(f"--config={file}:method={rng.choice(('lora', 'mora'))}", *words(kept)[2:])
+
+
+TARGETS = {one.__name__: one for one in (config, override, data, base, shape, adapter, results, finished, source)}
+
+
+# ---- the programs ----
+
+
+def build(*given, seq_len=None):
+    """A case that does what experiments.plan does, but for the compilation."""
+    more = () if seq_len is None else (f"--seq_len={seq_len}",)
+    return lambda: _uncompiled("plan", *given, *more)
+
+
+def run(kept, case, *given):
+    """A case that trains in a folder of its own, and whose records are then read back."""
+
+    def call():
+        place = case / "trained"
+        few = ["--config.train.steps=2"] if not any("train.steps" in word for word in given) else []
+        ended = _bounded("run", *given, *few, f"--workdir={place}", "--name=run")
+        if ended.status == 0 and not ended.fault:
+            ended.fault = _read_back(place / "run")
+        return ended
+
+    return call
+
+
+def load(folder):
+    """A case that loads a base, weights and all."""
+
+    def main():
+        import jax
+
+        from lowrank_jax.bases.base import BaseConfig, load_base
+
+        load_base(BaseConfig(str(folder)), jax.random.PRNGKey(0))
+        return 0
+
+    return lambda: doors.call("", main=main, seconds=SECONDS)
+
+
+class Trained(Exception):
+    """The case has come as far as training, which takes too long for every one of them."""
+
+
+def _uncompiled(name, *given):
+    with mock.patch("experiments.session.experiment.Experiment.compile", return_value=None):
+        with mock.patch("lowrank_jax.train.memory.check_fits", return_value=None):
+            return doors.call(name, *given, seconds=SECONDS)
+
+
+def _bounded(name, *given):
+    """Trains on a device of little memory: what asks for more is refused as on any other."""
+    with mock.patch("lowrank_jax.train.memory.device_limit", return_value=MEMORY):
+        return doors.call(name, *given, seconds=4 * SECONDS)
+
+
+def _untrained(name, *given):
+    def stop(*_, **__):
+        raise Trained
+
+    with mock.patch("experiments.session.training.Session.compile", stop):
+        ended = doors.call(name, *given, seconds=SECONDS)
+    if ended.fault.rstrip().endswith("Trained"):
+        ended.fault = ""  # it was to be resumed
+    return ended
+
+
+def _read_back(folder):
+    """ "" where a run's records are finite and its config is what is read back; otherwise what is wrong."""
+    from experiments.config.labels import with_labels
+    from experiments.config.plain import content_hash, to_plain
+
+    from experiments.cli import complete_file  # isort: skip
+
+    written = json.loads((folder / "config.json").read_text())
+    written.pop("data", None)
+    again = with_labels(to_plain(complete_file(str(folder / "config.json"))))
+    if again != written or content_hash(again) != content_hash(written):
+        return f"read back otherwise: {again} instead of {written}"
+    result = json.loads((folder / "result.json").read_text())
+    if any(loss is None for _, loss in result["losses"]) and result["status"] != "diverged":
+        return "a loss that is not finite"
+    return ""
+
+
+# ---- spoiling files ----
+
+
+def spoil(rng, file):
+    """Mutates a file by its kind: JSON, JSON lines, safetensors' header, or bytes."""
+    if rng.random() < 0.03:
+        _replace(rng, file)
+    elif file.suffix == ".json" and rng.random() < 0.9:
+        mutations.write(file, mutations.text_of(rng, mutations.mutate(rng, json.loads(file.read_text()))))
+    elif file.suffix == ".jsonl" and rng.random() < 0.9:
+        lines = file.read_text().splitlines()
+        place = rng.randrange(len(lines))
+        lines[place] = mutations.text_of(rng, mutations.mutate(rng, json.loads(lines[place])))
+        mutations.write(file, "\n".join(lines) + "\n")
+    elif file.suffix == ".safetensors" and rng.random() < 0.7:
+        content = file.read_bytes()
+        size = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + size])
+        text = mutations.text_of(rng, mutations.mutate(rng, header)).encode("utf-8", errors="surrogatepass")
+        file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+    else:
+        file.write_bytes(mutations.flip(rng, file.read_bytes()))
+
+
+def _replace(rng, file):
+    """A folder, a pipe, a link to nothing, or nothing, in the file's place."""
+    file.unlink()
+    kind = rng.randrange(4)
+    if kind == 0:
+        file.mkdir()
+    elif kind == 1:
+        os.mkfifo(file)
+    elif kind == 2:
+        file.symlink_to("nowhere")
+
+
+def _sign(folder):
+    """Writes the weights' true digest into adapter.json, so that a mutated file comes further."""
+    with contextlib.suppress(ValueError, OSError, TypeError, RecursionError):
+        description = json.loads((folder / "adapter.json").read_text())
+        description["sha256"] = hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
+        (folder / "adapter.json").write_text(json.dumps(description))
+
+
+# ---- small things ----
+
+
+def _paths(node, prefix=""):
+    found = []
+    for key, value in node.items():
+        if isinstance(value, dict) and value and key not in ("data",):
+            found += _paths(value, f"{prefix}{key}.")
+        elif key not in ("data",):
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _at(node, path):
+    for key in path.split("."):
+        node = node[key]
+    return node
+
+
+def _shown(value):
+    try:
+        return repr(value)
+    except ValueError:  # an int that Python does not write
+        return "9" * 5000
+
+
+@functools.cache
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def state(place):
+    """{file: (size, time)} of everything below a folder but the cases' own."""
+    found = {}
+    for folder, below, files in os.walk(place):
+        below[:] = [name for name in below if name != "case"]
+        for name in files:
+            about = os.stat(os.path.join(folder, name))
+            found[os.path.join(folder, name)] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
+def attempt(target, seed, number, folder):
+    """(what is wrong or "", how it ended) of one case."""
+    kept = workspace(str(folder))
+    rng = random.Random(f"{seed}/{target}/{number}")
+    case = kept.place / "case"
+    shutil.rmtree(case, ignore_errors=True)
+    case.mkdir()
+    before = state(kept.place)
+    ended = TARGETS[target](rng, kept, case)()
+    wrong = doors.verdict(ended)
+    if not wrong and (changed := {*before.items()} ^ {*state(kept.place).items()}):
+        wrong = f"files outside the case changed: {sorted(name for name, _ in changed)[:3]}"
+    return wrong, ended

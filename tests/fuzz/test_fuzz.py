@@ -1,0 +1,93 @@
+"""A few mutated inputs of every kind; `python -m tests.fuzz --minutes=60` tries thousands."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+if str(Path(__file__).parents[1]) not in sys.path:
+    sys.path.append(str(Path(__file__).parents[1]))
+
+from fuzz import doors, mutations, targets
+
+SEED, CASES = 0, 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The workspace of all cases; the first use trains a toy run in it."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """The cases work in the checkout, and draw no figures."""
+    monkeypatch.chdir(targets.ROOT)
+    monkeypatch.setattr(targets, "REAL", 0.0)
+    monkeypatch.setattr("experiments.tables.figures.draw_run", lambda result, path: path)
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_a_mutated_input_is_one_line_or_a_success(folder, target):
+    wrong = {}
+    for number in range(CASES):
+        found, ended = targets.attempt(target, SEED, number, folder)
+        if found:
+            wrong[f"python -m tests.fuzz --only={target} --case={number} --seed={SEED}"] = found, ended.fault[-500:]
+    assert not wrong
+
+
+def test_a_run_of_a_mutated_config_is_read_back(folder, monkeypatch):
+    """The one case here that trains: its records are finite, and its config.json gives the same run again."""
+    monkeypatch.setattr(targets, "REAL", 1.0)
+    monkeypatch.setattr(mutations, "mutate", lambda rng, node: {**node, "seed": 3})
+    monkeypatch.setattr(mutations, "text_of", lambda rng, node: __import__("json").dumps(node))
+    wrong, ended = targets.attempt("config", SEED, 0, folder)
+    assert not wrong, ended.fault
+    assert ended.status == 0, ended.err
+    assert "finished" in ended.out
+
+
+def test_what_the_oracle_takes_for_wrong(folder):
+    def ended(main):
+        return doors.verdict(doors.call("", main=main, seconds=1))
+
+    def traceback():
+        raise ValueError("ours")
+
+    def two_lines():
+        print("error: a", file=sys.stderr)
+        print("error: b", file=sys.stderr)
+        return 2
+
+    def never():
+        while True:
+            pass
+
+    assert ended(lambda: 0) == ""
+    assert ended(traceback) == "traceback: ValueError: ours"
+    assert ended(two_lines).startswith("not one line")
+    assert ended(lambda: 1).startswith("status 1")
+    assert "Hang" in ended(never)
+
+    def write(rng, kept, case):
+        kept.data.write_text("x")
+        return lambda: doors.call("", main=lambda: 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(targets.TARGETS, "write", write)
+        before = targets.workspace(str(folder)).data.read_text()
+        assert "files outside the case changed" in targets.attempt("write", 0, 0, folder)[0]
+        targets.workspace(str(folder)).data.write_text(before)
+
+
+def test_a_case_is_the_same_each_time():
+    node = {"a": [1, 2.5, "x", None, {"b": True}], "c": {"d": "e"}}
+    for seed in range(50):
+        texts = {
+            mutations.text_of(rng, mutations.mutate(rng, node)) for rng in (random.Random(seed), random.Random(seed))
+        }
+        assert len(texts) == 1
+        flips = {mutations.flip(rng, b"some bytes") for rng in (random.Random(seed), random.Random(seed))}
+        assert len(flips) == 1
