@@ -41,6 +41,7 @@ TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
     "pytest-timeout",
+    "hypothesis>=6.150",  # chooses, repeats and shrinks the mutations of tests/fuzz
     "beartype",  # checks shapes at run time, under jaxtyping's import hook
     "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone

@@ -439,8 +439,12 @@ def state(place):
 
 def attempt(target, seed, number, folder):
     """(what is wrong or "", how it ended) of one case."""
+    return tried(target, random.Random(f"{seed}/{target}/{number}"), folder)
+
+
+def tried(target, rng, folder):
+    """The same of the case that a source of random choices makes."""
     kept = workspace(str(folder))
-    rng = random.Random(f"{seed}/{target}/{number}")
     case = kept.place / "case"
     shutil.rmtree(case, ignore_errors=True)
     case.mkdir()

@@ -4,7 +4,9 @@ import random
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, strategies
 
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.append(str(Path(__file__).parents[1]))
@@ -29,13 +31,14 @@ def here(monkeypatch):
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)
-def test_a_mutated_input_is_one_line_or_a_success(folder, target):
-    wrong = {}
-    for number in range(CASES):
-        found, ended = targets.attempt(target, SEED, number, folder)
-        if found:
-            wrong[f"python -m tests.fuzz --only={target} --case={number} --seed={SEED}"] = found, ended.fault[-500:]
-    assert not wrong
+@hypothesis.given(rng=strategies.randoms(use_true_random=False))
+@hypothesis.settings(
+    max_examples=CASES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+def test_a_mutated_input_is_one_line_or_a_success(folder, target, rng):
+    """hypothesis makes the choices of a mutation, the same each time, and of a failing one the simplest that fails."""
+    wrong, ended = targets.tried(target, rng, folder)
+    assert not wrong, ended.fault[-500:]
 
 
 def test_a_run_of_a_mutated_config_is_read_back(folder, monkeypatch):
