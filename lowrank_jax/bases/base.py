@@ -29,7 +29,8 @@ from lowrank_jax.models.bert import with_head as bert_with_head
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.deberta import with_head as deberta_with_head
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
-from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.models.registry import MODELS, get_model
 from lowrank_jax.ops.quantized import NONE, check_kind
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
@@ -52,7 +53,7 @@ class Architecture:
 
 
 ARCHITECTURES = (
-    Architecture(("llama",), llama, LlamaConfig, Llama),
+    Architecture(llama.MODEL_TYPES, llama, LlamaConfig, Llama),
     Architecture(("bert", "roberta"), bert, BertConfig, Bert, bert_with_head),
     Architecture(("gpt2",), gpt2, GPT2Config, GPT2),
     Architecture(("deberta-v2",), deberta, DebertaConfig, Deberta, deberta_with_head),

@@ -96,7 +96,7 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
         if GENERATION not in files and (generation := gguf_generation(reader)):
             files[GENERATION] = _bytes(generation)
     else:
-        config = _json_of(folder, "config.json")
+        config = _text(_json_of(folder, "config.json"))
     settings.pop("auto_map", None)  # code files, which are not carried over
     if has_tokenizer(folder) and not isinstance(tokenizer, ByteTokenizer):
         files |= _read(folder, [*TOKENIZER, *PIECE_FILES])
@@ -107,6 +107,13 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
             tokenizer = gguf_framed(tokenizer, reader)
         files |= tokenizer_files(tokenizer, **settings)
     return Carried(files, config)
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the text part, which is what is exported, of a model of text and images."""
+    if not isinstance(text := config.get("text_config"), dict):
+        return config
+    return {**text, **{name: config[name] for name in THEIRS if name in config}}
 
 
 def _head(config: Mapping[str, Any]) -> tuple[str | None, int | None]:

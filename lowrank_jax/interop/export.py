@@ -54,6 +54,17 @@ def exporter(
     return export_params
 
 
+class Joined:
+    """Leaves [L, ..., n] side by side along their last axis; a layer is joined, on the host, when it is read."""
+
+    def __init__(self, leaves: Sequence[Any]):
+        self._leaves = leaves
+        self.shape = (*leaves[0].shape[:-1], sum(leaf.shape[-1] for leaf in leaves))
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf[layer]) for leaf in self._leaves], axis=-1)
+
+
 def write_checkpoint(
     params: Any,
     rows: Sequence[Row],

@@ -107,22 +107,27 @@ def label_count(values: Mapping[str, Any], where: Any, notes: Notes | None) -> i
     return number({"num_labels": count}, "num_labels", int, where, 2)
 
 
-def refused_everywhere(values: Mapping[str, Any], layers: int, where: Any, notes: Notes | None) -> dict[str, bool]:
+def refused_everywhere(
+    values: Mapping[str, Any], layers: int, where: Any, notes: Notes | None, windows: bool = False
+) -> dict[str, bool]:
     """Features that no model here has: {name: whether the config has it}.
+
+    Args:
+      windows: the model has sliding windows, and reads layer_types and sliding_window itself.
 
     layer_types takes precedence over its old places, sliding_window and attention_chunk_size.
 
     Raises:
       UserError: layer_types is not a list of one name a layer.
     """
-    types = values.get("layer_types")
+    types = None if windows else values.get("layer_types")
     if types is not None and (not isinstance(types, list) or len(types) != layers):
         raise UserError(f"{where}: layer_types must be a list of one name for each of the {layers} layers")
     found = {name: bool(values.get(name)) for name in ("quantization_config", "compression_config", "per_layer_config")}
     found["a nested text_config"] = values.get("text_config") is not None
     found["layer_types other than full_attention"] = any(kind not in FULL for kind in types or ())
     old = {name: values.get(name) for name in ("sliding_window", "attention_chunk_size")}
-    if not values.get("use_sliding_window", True):
+    if windows or not values.get("use_sliding_window", True):
         del old["sliding_window"]
     if types is None:
         return found | {name: value is not None for name, value in old.items()}

@@ -7,7 +7,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.interop.export import exporter, special_ids
+from lowrank_jax.interop.export import Joined, exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.readers import GGUFReader, Reader
@@ -88,23 +88,12 @@ def fused_table(config: GPT2Config, prefix: str = PREFIX) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-class _Joined:
-    """Leaves [L, ...] joined along their last axis; a layer is joined, on the host, when it is read."""
-
-    def __init__(self, leaves: list[Any]):
-        self._leaves = leaves
-        self.shape = (*leaves[0].shape[:-1], sum(leaf.shape[-1] for leaf in leaves))
-
-    def __getitem__(self, layer: int) -> np.ndarray:
-        return np.concatenate([np.asarray(leaf[layer]) for leaf in self._leaves], axis=-1)
-
-
 def join(params: Any) -> dict[str, Any]:
     """Our params with query, key and value as one "qkv", for `keymap.unload` by `fused_table`; copies nothing yet."""
     flat = flatten(params)
     for leaf in ("kernel", "bias"):
         parts = [flat.pop(f"layers/attention/{name}/{leaf}") for name in FUSED]
-        flat[f"{JOINED}/{leaf}"] = _Joined(parts)
+        flat[f"{JOINED}/{leaf}"] = Joined(parts)
     return unflatten(flat)
 
 

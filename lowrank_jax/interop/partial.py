@@ -19,6 +19,7 @@ from lowrank_jax.interop.keymap import FinishFn, Row, ShardingFn
 from lowrank_jax.interop.readers import Reader
 
 INIT_STD = 0.02
+SHOWN = 16  # names in one note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load(
         shapes = {row.target: row.target_shape(layers) for row in fresh}
         params.update(flatten(draw_params(shapes, key, dtype, sharding_fn, finish)))
     found = (("drawn fresh", [row.target for row in fresh]), ("not read", unread))
-    notes = tuple(f"{reader.path}: {what}: {', '.join(sorted(names))}" for what, names in found if names)
+    notes = tuple(f"{reader.path}: {what}: {_listed(names)}" for what, names in found if names)
     return unflatten(params), notes
 
 
@@ -134,7 +135,7 @@ def _draw_program(shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: Any, s
         for path, shape in shapes:
             leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))  # independent of the other leaves
             name = path.rpartition("/")[2]
-            if name in ("scale", "bias"):
+            if name in ("scale", "bias", "offset"):
                 leaves[path] = jnp.full(shape, name == "scale", dtype)
             elif path.startswith("layers/"):
                 leaves[path] = jax.lax.map(lambda k, s=shape[1:]: normal(k, s), jax.random.split(leaf_key, shape[0]))
@@ -144,6 +145,12 @@ def _draw_program(shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: Any, s
 
     paths = [path for path, _ in shapes]
     return jax.jit(draw, out_shardings=dict(zip(paths, shardings, strict=True)) if shardings else None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names in order, the first SHOWN of a tower's many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(sorted(names)[:SHOWN]) + more
 
 
 def _any(patterns: Sequence[str], name: str) -> bool:

@@ -25,7 +25,7 @@ class Fused:
     """[.., d, n_1], [.., d, n_2], ... <-> [.., d, n_1 + n_2 + ...] for each group, sharded as its first member.
 
     Attributes:
-      groups: which kernels lie side by side; each member has a kernel and nothing else.
+      groups: which kernels lie side by side; each member has a kernel, and all of a group a bias or none.
     """
 
     groups: Groups
@@ -34,22 +34,29 @@ class Fused:
         """See `base.Layout.apply`.
 
         Raises:
-          UserError: a member's kernel is not there (it is trained, or of another model), or a member has more leaves.
+          UserError: a member's kernel is not there (it is trained, or of another model), a member has more leaves, or
+            some members alone have a bias.
         """
         flat = dict(flatten(params))
         parts = {}
         for path, members in self.groups.items():
-            leaves = []
+            leaves, biases = [], []
             for member, columns in members:
                 kernel = flat.pop(f"{member}/kernel", None)
                 if kernel is None:
                     raise UserError(f"no frozen {member}/kernel to fuse into {path}; set base.fused to false")
+                if (bias := flat.pop(f"{member}/bias", None)) is not None:
+                    biases.append(bias)
                 if beside := [other for other in flat if other.startswith(f"{member}/")]:
                     raise UserError(f"{beside[0]} stands beside a kernel that is to be fused; set base.fused to false")
                 if kernel.shape[-1] != columns:
                     raise UserError(f"{member}/kernel has {kernel.shape[-1]} columns where the model has {columns}")
                 leaves.append(kernel)
             parts[f"{path}/kernel"] = leaves
+            if biases and len(biases) < len(members):
+                raise UserError(f"some parts of {path} alone have a frozen bias; set base.fused to false")
+            if biases:
+                parts[f"{path}/bias"] = biases
         shardings = tuple((path, getattr(leaves[0], "sharding", None)) for path, leaves in parts.items())
         return unflatten(flat | (run(_join(shardings), parts, shardings=dict(shardings)) if parts else {}))
 
@@ -57,10 +64,11 @@ class Fused:
         """See `base.Layout.undo`."""
         flat = dict(flatten(params))
         for path, members in self.groups.items():
-            kernel, first = flat.pop(f"{path}/kernel"), 0
-            for member, columns in members:
-                flat[f"{member}/kernel"] = cut(kernel, first, first + columns, axis=-1)
-                first += columns
+            for leaf in ("kernel", "bias"):
+                whole, first = flat.pop(f"{path}/{leaf}", None), 0
+                for member, columns in members if whole is not None else ():
+                    flat[f"{member}/{leaf}"] = cut(whole, first, first + columns, axis=-1)
+                    first += columns
         return unflatten(flat)
 
 

@@ -1,7 +1,8 @@
-"""Rotary positions and grouped-query attention, with or without a key/value cache."""
+"""Grouped-query attention with rotary positions, with or without a sliding window and a key/value cache."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
+from lowrank_jax.models.rotary import Tables, rotate
 from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
@@ -28,10 +30,15 @@ class Attention(nn.Module):
 
     Attributes:
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
-      use_bias: the projections have biases.
+      use_bias: the projections have biases; out_bias: out has one, None: as the others.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
       implementation: "auto", "xla", "cudnn" or "heads_first"; see `pick_implementation`.
       fused: one product for query, key and value; see `layouts.fused`.
+      qk_norm: "head" or "width": what the RMSNorms query_norm and key_norm, before the rotation, are over; or "none".
+      norm_eps, norm_offset: of these norms, as in `layers.RMSNorm`.
+      scale: of the scores; None is 1 / sqrt(head_dim).
+      softcap: scores s become softcap tanh(s / softcap).
+      window: a query attends to so many keys, the last of them its own; None to all.
     """
 
     heads: int
@@ -42,15 +49,24 @@ class Attention(nn.Module):
     param_dtype: Any = jnp.float32
     implementation: str = "auto"
     fused: bool = False
+    out_bias: bool | None = None
+    qk_norm: str = "none"
+    norm_eps: float = 1e-6
+    norm_offset: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Array,
-        rotary: tuple[Array, Array] | None,
+        rotary: Tables | None,
         allowed: Array | None,
         cache: dict | None,
         layer: Array | None,
+        local: Array | None = None,
+        query_scale: Array | None = None,
     ) -> tuple[Array, dict | None]:
         """Args:
           x: [B, T, D].
@@ -58,66 +74,157 @@ class Attention(nn.Module):
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
           layer: int32 scalar, this layer's row of the cache.
+          local: bool scalar, this layer has the window; None: it has the one there is.
+          query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
 
         Returns:
           [B, T, D], and the cache with this layer's T new keys and values written at `index`, which stays as it is.
         """
         query, key, value = self.projections(x)
         value = saved_product(value, "value")
-        # Rotation is linear: the backward pass needs only its output, so the output is what is saved by name.
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
-        query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        if query_scale is not None:
+            query = query * query_scale.astype(query.dtype)
+        if self.qk_norm == "none":
+            # Rotation is linear: the backward pass needs only its output, so the output is what is saved by name.
+            query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        first: Array | int = 0
         if cache is not None:
             assert layer is not None  # a cache has a row for each layer
+            first = cache["index"]
             cache = write_cache(cache, layer, key, value)
             key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
         kernel = pick_implementation(
-            self.implementation, self.dtype, self.head_dim, masked=allowed is not None, cached=cache is not None
+            self.implementation,
+            self.dtype,
+            self.head_dim,
+            masked=allowed is not None,
+            cached=cache is not None,
+            capped=self.softcap is not None,
         )
-        y = attend(query, key, value, allowed, causal=allowed is None, kernel=kernel)
+        window = None if self.window is None or self.window >= key.shape[1] else Window(self.window, local, first)
+        causal = allowed is None
+        y = attend(
+            query, key, value, allowed, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
+            window=window,
+        )  # fmt: skip
         y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
-        return self.linear(x.shape[-1], "out")(y), cache
+        return self.linear(x.shape[-1], "out", self.use_bias if self.out_bias is None else self.out_bias)(y), cache
 
     def projections(self, x: Array) -> list[Array]:
         """Query, key and value, [B, T, heads, head_dim] each."""
         heads = dict(zip(QKV, (self.heads, self.kv_heads, self.kv_heads), strict=True))
         if self.fused:
-            y = self.linear(sum(heads.values()) * self.head_dim, "qkv")(x)
+            if self.use_bias:
+                check_joined_bias(self, "qkv")
+            y = self.linear(sum(heads.values()) * self.head_dim, "qkv", self.use_bias)(x)
             parts = jnp.split(y, [self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim], axis=-1)
         else:
-            parts = [self.linear(count * self.head_dim, name)(x) for name, count in heads.items()]
-        return [y.reshape(*y.shape[:-1], -1, self.head_dim) for y in parts]
+            parts = [self.linear(count * self.head_dim, name, self.use_bias)(x) for name, count in heads.items()]
+        query, key, value = parts
+        if self.qk_norm != "none":  # a norm's backward pass needs its input
+            query, key = (self.norm(saved_product(y, name), name) for name, y in (("query", query), ("key", key)))
+        return [y.reshape(*x.shape[:-1], -1, self.head_dim) for y in (query, key, value)]
 
-    def linear(self, features: int, name: str) -> Linear:
+    def norm(self, y: Array, name: str) -> Array:
+        """RMSNorm of a projection [B, T, heads * head_dim], over each head or over all."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = RMSNorm(self.norm_eps, offset=self.norm_offset, name=f"{name}_norm", **types)
+        return norm(y.reshape(*y.shape[:-1], -1, self.head_dim) if self.qk_norm == "head" else y)
+
+    def linear(self, features: int, name: str, use_bias: bool) -> Linear:
         """The Linear called `name`."""
-        return Linear(features, self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+        return Linear(features, use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
 
-def attend(query: Array, key: Array, value: Array, allowed: Array | None, *, causal: bool, kernel: Kernel) -> Array:
+class Window(NamedTuple):
+    """A sliding window over the keys.
+
+    Attributes:
+      size: keys that a query attends to, the last of them its own.
+      local: bool scalar, False where this layer attends to all keys after all; None: it has the window.
+      first: the first query's slot among the keys.
+    """
+
+    size: int
+    local: Array | None = None
+    first: Array | int = 0
+
+    def narrow(self, allowed: Array | None, queries: int, slots: int) -> Array:
+        """`allowed` (None: all keys) without the keys before the window, bool [..., T, S]."""
+        query = self.first + jnp.arange(queries, dtype=jnp.int32)[:, None]
+        near = query - jnp.arange(slots, dtype=jnp.int32) < self.size
+        near = near if self.local is None else near | ~self.local
+        return near if allowed is None else allowed & near
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None,
+    *,
+    causal: bool,
+    kernel: Kernel,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: Window | None = None,
+) -> Array:
     """softmax(Q K^T / sqrt(head_dim)) V by head, checkpointed as "attention"; the softmax is float32.
 
     Args:
       query, key, value: [B, T, heads, head_dim], [B, S, kv_heads, head_dim] twice.
       allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None for all.
       causal: a query attends only to keys no later than itself; S is T.
-      kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`.
+      kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`; with a softcap "heads_first".
+      scale, softcap: as of `Attention`.
+      window: with a causal call or with `allowed`.
 
     Returns:
       [B, T, heads, head_dim].
     """
+    queries, slots = query.shape[1], key.shape[1]
+    if window is not None and not (causal and kernel == "cudnn"):
+        allowed, window, causal = window.narrow(_tri(queries) if causal else allowed, queries, slots), None, False
     if kernel == "heads_first":
-        allowed = jnp.tri(query.shape[1], dtype=bool) if causal else allowed
-        return checkpoint_name(heads_first_attention(query, key, value, allowed), "attention")
-    y = jax.nn.dot_product_attention(query, key, value, mask=allowed, is_causal=causal, implementation=kernel)
+        allowed = _tri(queries) if causal else allowed
+        return checkpoint_name(heads_first_attention(query, key, value, allowed, scale, softcap), "attention")
+    run = functools.partial(
+        jax.nn.dot_product_attention, mask=allowed, is_causal=causal, scale=scale, implementation=kernel
+    )
+    if window is None:
+        y = run(query, key, value)
+    else:
+        y = windowed(run, query, key, value, window)
     # cuDNN's output is saved with its log-sum-exp, by its primitive (`stack`): under a name it would be saved twice.
     return checkpoint_name(y, "attention") if kernel == "xla" else y
 
 
-def heads_first_attention(query: Array, key: Array, value: Array, allowed: Array | None) -> Array:
+def windowed(run: Callable[..., Array], query: Array, key: Array, value: Array, window: Window) -> Array:
+    """run(query, key, value) with the kernel's own window, which must be static: one of two kernels, by the layer."""
+    narrow = functools.partial(run, local_window_size=(window.size - 1, 0))
+    if window.local is None:
+        return narrow(query, key, value)
+    return lax.cond(window.local, narrow, run, query, key, value)
+
+
+def _tri(queries: int) -> Array:
+    return jnp.tri(queries, dtype=bool)
+
+
+def heads_first_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
     """`attend` over [B, heads, T, head_dim], each array transposed once.
 
     For CPUs: jax.nn's products read strided heads, which XLA's CPU backend transposes again for each product (a step of
-    pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, 120 with this function).
+    pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, 120 with this function). And for a softcap, which jax.nn's
+    function lacks.
 
     Arguments and result are those of `attend`; `allowed` may also be [T, S].
     """
@@ -125,65 +232,16 @@ def heads_first_attention(query: Array, key: Array, value: Array, allowed: Array
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     batch, _, length, _ = query.shape
     query = query.reshape(batch, kv_heads, -1, width)  # queries that share a key are rows of one product
-    scores = jnp.einsum("bktd,bksd->bkts", query * width**-0.5, key, preferred_element_type=jnp.float32)
+    scaled = query * (width**-0.5 if scale is None else scale)
+    scores = jnp.einsum("bktd,bksd->bkts", scaled, key, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     if allowed is not None:
         by_head = scores.reshape(batch, heads, length, -1)
         scores = jnp.where(allowed, by_head, 0.5 * jnp.finfo(scores.dtype).min).reshape(scores.shape)
     weights = jax.nn.softmax(scores).astype(value.dtype)
     y = jnp.einsum("bkts,bksd->bktd", weights, value)
     return y.reshape(batch, heads, length, width).swapaxes(1, 2)
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """LLaMA-3's scaling for a longer context: low frequencies are lowered, high ones kept, those between interpolated.
-
-    With wavelength w = 2 pi / frequency and old = original_max_position_embeddings: w > old / low_freq_factor is
-    divided by factor, w < old / high_freq_factor is kept. Defaults are LLaMA-3.1's.
-    """
-
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-    def __post_init__(self):
-        if not (self.factor >= 1 and 0 < self.low_freq_factor < self.high_freq_factor):
-            raise UserError(f"{self} needs a factor of at least 1 and 0 < low_freq_factor < high_freq_factor")
-        if self.original_max_position_embeddings < 1:
-            raise UserError(f"{self} needs original_max_position_embeddings of at least 1")
-
-    def apply(self, frequency: Array) -> Array:
-        """Scaled frequencies, in radians a position."""
-        turns = self.original_max_position_embeddings * frequency / (2 * jnp.pi)  # in the old context
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = jnp.clip(kept, 0.0, 1.0)
-        return frequency * (kept + (1 - kept) / self.factor)
-
-
-def rotary_tables(
-    positions: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Array, Array]:
-    """cos and sin of p theta^(-2j/head_dim), j < head_dim/2, float32, shaped to broadcast over heads.
-
-    Args:
-      positions: int [T] or [B, T].
-      scaling: changes the frequencies; None keeps them.
-
-    Returns:
-      two arrays [..., T, 1, head_dim/2].
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is not None:
-        frequency = scaling.apply(frequency)
-    angle = positions.astype(jnp.float32)[..., None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates the pairs (x_j, x_{j + head_dim/2}) of [B, T, heads, head_dim] in float32: HF's half-split layout."""
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
 def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: int) -> Array | None:
@@ -221,18 +279,25 @@ def read_cache(stacked: Array, layer: Array) -> Array:
     return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
 
 
-def pick_implementation(name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool) -> Kernel:
+def pick_implementation(
+    name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool, capped: bool = False
+) -> Kernel:
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
     cuDNN's applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up
-    to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA.
+    to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap
+    on the scores (`capped`) always takes `heads_first_attention`, the only one that has it.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.
     """
     if name not in ATTENTION:
         raise unknown_name("attention", name, ATTENTION)
+    if capped:
+        if name == "cudnn":
+            raise UserError('attention "cudnn" has no softcap on scores, which this model needs; set it to "auto"')
+        return "heads_first"
     if name == "xla" or cached:
         return "xla"
     if name == "heads_first" or (name == "auto" and jax.default_backend() == "cpu"):

@@ -18,9 +18,17 @@ class CausalLM(Model):
     Of config, max_position_embeddings, num_hidden_layers and tie_word_embeddings are read here; fields as in `Model`.
     """
 
-    def start(self, tokens: Array, positions: Array) -> tuple[Array, Any]:
-        """tokens [B, T], positions [T] or [B, T] -> the layers' input: x [B, T, D], rotary tables or None."""
+    def start(self, tokens: Array, positions: Array, slots: int | None = None) -> tuple[Array, Any]:
+        """tokens [B, T], positions [T] or [B, T] -> the layers' input: x [B, T, D], a `rotary.Rotation` or None.
+
+        Args:
+          slots: of the cache, where there is one.
+        """
         raise NotImplementedError
+
+    def kinds(self) -> dict[str, Any]:
+        """What differs between layers: {name: [L]}, of which a block gets its own entries."""
+        return {}
 
     def __call__(
         self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
@@ -56,10 +64,12 @@ class CausalLM(Model):
         index = None if cache is None else cache["index"]
         if positions is None:
             positions = default_positions(length, mask, index)
-        x, rotary = self.start(tokens, positions)
+        x, rotary = self.start(tokens, positions, None if cache is None else slots)
         allowed = allowed_keys(length, mask, index, slots)
-        numbers = None if cache is None else jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
-        x, cache = run_layers(self, (x, cache), rotary, allowed, numbers)
+        kinds = self.kinds()
+        if cache is not None:
+            kinds["number"] = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
+        x, cache = run_layers(self, (x, cache), rotary, allowed, kinds)
         x = self.final_norm(x)
         return x if cache is None or index is None else (x, {**cache, "index": index + length})
 

@@ -98,13 +98,13 @@ class Block(nn.Module):
     attention: str
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, dict | None], rotary: None, allowed: Array | None, layer: Array | None):
+    def __call__(self, carry: tuple[Array, dict | None], rotary: None, allowed: Array | None, layer: dict):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, cache = carry
         heads = (c.num_attention_heads, c.num_attention_heads, c.head_dim)
         attention = Attention(*heads, use_bias=True, implementation=self.attention, name="attention", **types)
         y = LayerNorm(c.layer_norm_epsilon, name="attention_norm", **types)(x)
-        y, cache = attention(y, rotary, allowed, cache, layer)
+        y, cache = attention(y, rotary, allowed, cache, layer.get("number"))
         x = checkpoint_name(x + y, "attention_out")
         y = LayerNorm(c.layer_norm_epsilon, name="mlp_norm", **types)(x)
         assert c.intermediate_size is not None  # the config's default is in its place
@@ -125,6 +125,6 @@ class GPT2(CausalLM):
         if not c.tie_word_embeddings:
             self.head = Linear(c.vocab_size, float32_output=True, **types)
 
-    def start(self, tokens: Array, positions: Array) -> tuple[Array, None]:
+    def start(self, tokens: Array, positions: Array, slots: int | None = None) -> tuple[Array, None]:
         """The tokens' embeddings plus those of their positions."""
         return self.embed(tokens) + self.position(positions), None

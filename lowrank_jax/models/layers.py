@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.placement import rows
 from lowrank_jax.ops.quantized import Quantized, dense, multiply
@@ -65,6 +66,17 @@ class Linear(nn.Module):
         return rows(y)
 
 
+def check_joined_bias(module: nn.Module, name: str) -> None:
+    """In a fused model's call: the joined bias of the Linear `name` is there.
+
+    Raises:
+      UserError: it is not, as biases that are trained keep their own places.
+    """
+    held = module.get_variable("params", name)
+    if held is not None and "bias" not in held:
+        raise UserError(f"the biases of {name} are trained, and base.fused joins frozen ones; set it to false")
+
+
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
     """x with entries zeroed at `rate` and the others divided by 1 - rate; x itself in calls without a "dropout" key."""
     if not rate or not module.has_rng("dropout"):
@@ -94,18 +106,25 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32 and returned in `dtype`."""
+    """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32 and returned in `dtype`.
+
+    With `offset` the parameter is called so and begins at 0, and y is multiplied by 1 + offset.
+    """
 
     eps: float
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        name, start = (
+            ("offset", nn.initializers.zeros_init()) if self.offset else ("scale", nn.initializers.ones_init())
+        )
+        scale = self.param(name, start, (x.shape[-1],), self.param_dtype).astype(jnp.float32)
         x = x.astype(jnp.float32)
         x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+        return (x * (1 + scale if self.offset else scale)).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

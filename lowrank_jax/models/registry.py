@@ -5,9 +5,10 @@ from typing import Any
 
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.models import deberta, gpt2
-from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.bert import BertConfig
-from lowrank_jax.models.llama import LlamaConfig
+from lowrank_jax.models.family_shapes import FAMILIES
+from lowrank_jax.models.llama_config import LlamaConfig
+from lowrank_jax.models.rotary import Llama3Scaling
 
 BYTE_VOCAB = 259  # 256 bytes, then BOS, EOS and PAD
 
@@ -102,8 +103,9 @@ LLAMAS: dict[str, LlamaConfig] = {
         max_position_embeddings=1024,
     ),
 }
+LLAMAS |= FAMILIES
 LLAMAS["llama3.1-8b"] = dataclasses.replace(
-    LLAMAS["llama3-8b"], rope_scaling=RopeScaling(), max_position_embeddings=131072
+    LLAMAS["llama3-8b"], rope_scaling=Llama3Scaling(), max_position_embeddings=131072
 )
 
 ROBERTA: dict[str, Any] = dict(

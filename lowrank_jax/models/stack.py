@@ -17,7 +17,8 @@ _policies = jax.checkpoint_policies
 # Values that a block names with `checkpoint_name`, in running order. Absent on purpose: the outputs of the norms, cheap
 # functions of saved values, and of `down` in a pre-norm block: it is only read in the sum that is the next block's
 # input, which the scan saves. A post-norm block names the sum that its last norm reads "mlp_out": without it the
-# product would run again.
+# product would run again. Where norms stand behind attention or MLP, or over queries and keys, the products that they
+# read have the names "attention_out", "mlp_out", "query" and "key".
 PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "gate_up", "mlp_out")
 ADAPTER = "adapter"  # named by `adapters` at each site: LoRA's x A, the sums of MoRA's groups
 ROTATED = "rotated"  # and the blocks that MoRA has rotated, as wide as the input
@@ -79,7 +80,8 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
 
     Args:
       block: module whose call is (carry, rotary, allowed, layer) -> (carry, None); rotary (None where positions are
-        embedded) and allowed are the same for all layers, layer is the number of the layer or None.
+        embedded) and allowed are the same for all layers, layer has what differs between them by name ("number" is the
+        layer's row of a cache).
       layers: how many.
       remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
       unroll: layers per iteration of the compiled loop.
@@ -124,8 +126,9 @@ def add_layers(model: Model, block: type[nn.Module], *fields: Any) -> None:
         setattr(model, name, scan_layers(block, high - low, model.remat, model.scan_unroll)(*fields))
 
 
-def run_layers(model: Model, carry: Any, rotary: Any, allowed: Any, numbers: Any) -> Any:
-    """The carry after all layers of `add_layers`; arguments as a block's, `numbers` [L] or None."""
+def run_layers(model: Model, carry: Any, rotary: Any, allowed: Any, kinds: Any) -> Any:
+    """The carry after all layers of `add_layers`; arguments as a block's, `kinds` {name: [L]}."""
     for name, low, high in segments(model.config.num_hidden_layers, model.cuts):
-        carry, _ = getattr(model, name)(carry, rotary, allowed, None if numbers is None else numbers[low:high])
+        layer = jax.tree.map(lambda each, low=low, high=high: each[low:high], kinds)
+        carry, _ = getattr(model, name)(carry, rotary, allowed, layer)
     return carry

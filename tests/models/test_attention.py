@@ -1,5 +1,7 @@
 """Rotary positions, masks, the cache, and the choice of kernel."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,14 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.models import attention
 from lowrank_jax.models.attention import (
     Attention,
+    Window,
     allowed_keys,
     attend,
+    heads_first_attention,
     pick_implementation,
-    rotary_tables,
-    rotate,
+    windowed,
 )
+from lowrank_jax.models.rotary import rotary_tables, rotate
 
 
 def test_rotation_is_the_complex_product():
@@ -195,3 +199,74 @@ def test_cudnn_equals_xla():
 
     for one, two in zip(jax.tree.leaves(gradient(module)), jax.tree.leaves(gradient(plain)), strict=True):
         assert np.abs(one - two).max() < 0.03 * np.abs(two).max()
+
+
+def masked(query, key, value, window, local):
+    """The window as a mask over all pairs."""
+    distance = jnp.arange(9)[:, None] - jnp.arange(9)
+    near = (distance < window) | (not local)
+    return heads_first_attention(query, key, value, (distance >= 0) & near)
+
+
+@pytest.mark.parametrize("local", [None, True, False])
+@pytest.mark.parametrize("kernel", ["heads_first", "xla", "a kernel's own window"])
+def test_a_window_and_a_layer_without_it(kernel, local):
+    """By a mask, and by a kernel that takes the window itself, of which a layer picks one of two."""
+    query, key, value = (jax.random.normal(jax.random.key(i), (2, 9, n, 8)) for i, n in enumerate((4, 2, 2)))
+    window = Window(3, None if local is None else jnp.bool_(local))
+
+    @jax.jit
+    def run(query):
+        if kernel == "a kernel's own window":
+            library = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+            return windowed(library, query, key, value, window)
+        return attend(query, key, value, None, causal=True, kernel=kernel, window=window)
+
+    def want(query):
+        return masked(query, key, value, 3, local is not False)
+
+    np.testing.assert_allclose(run(query), want(query), atol=1e-5)
+    gradients = [jax.grad(lambda q, f=f: jnp.sin(f(q)).sum())(query) for f in (run, want)]
+    np.testing.assert_allclose(*gradients, atol=1e-5)
+    assert np.abs(want(query) - masked(query, key, value, 9, True)).max() > 0.1 or local is False
+
+
+def test_a_window_as_wide_as_the_rows_is_none():
+    """No mask, and the kernels that take none: the program is the one without a window."""
+
+    def program(window):
+        module, variables, x, rotary = layer("heads_first", window=window)
+        return str(jax.make_jaxpr(lambda x: module.apply(variables, x, rotary, None, None, None)[0])(x))
+
+    assert program(6) == program(None) != program(5)
+
+
+@pytest.mark.parametrize("scale", [None, 0.1])
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_scale_and_softcap(scale, softcap):
+    module, variables, x, rotary = layer("auto", scale=scale, softcap=softcap)
+    p = {name: leaf["kernel"] for name, leaf in variables["params"].items()}
+    q, k, v = ((x @ p[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
+    q, k, v = rotate(q, *rotary), jnp.repeat(rotate(k, *rotary), 2, 2), jnp.repeat(v, 2, 2)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) * (8**-0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf))
+    want = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(2, 6, 32) @ p["out"]
+    np.testing.assert_allclose(module.apply(variables, x, rotary, None, None, None)[0], want, atol=1e-5)
+    if softcap:
+        with pytest.raises(UserError, match="has no softcap on scores"):
+            layer("cudnn", softcap=softcap)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("local", [None, True, False])
+def test_cudnns_own_window(local):
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (2, 9, n, 64), jnp.bfloat16) for i, n in ((0, 4), (1, 2), (2, 2))
+    )
+    window = Window(3, None if local is None else jnp.bool_(local))
+    got, want = (
+        jax.jit(lambda q, kernel=kernel: attend(q, key, value, None, causal=True, kernel=kernel, window=window))(query)
+        for kernel in ("cudnn", "xla")
+    )
+    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=2e-2)

@@ -144,6 +144,14 @@ def test_parameters_of_the_registered_models():
     assert count(shapes["llama3-8b"]) == 8_030_261_248
     assert count(shapes["smollm2-135m"]) == 134_515_008
     assert count(shapes["smollm2-360m"]) == 361_821_120
+    assert count(shapes["llama-3.2-1b"]) == 1_235_814_400
+    assert count(shapes["qwen2.5-0.5b"]) == 494_032_768
+    assert count(shapes["qwen3-0.6b"]) == 596_049_920
+    assert count(shapes["gemma-3-270m"]) == 268_098_176
+    assert count(shapes["gemma-3-1b"]) == 999_885_952
+    assert count(shapes["smollm3-3b"]) == 3_075_098_624
+    assert count(shapes["mistral-7b-v0.3"]) == 7_248_023_552
+    assert count(shapes["olmo-2-1b"]) == 1_484_916_736
     # MoRA's table: linear kernels, then embeddings, head and norms.
     assert count(shapes["mora-250m"]) == pytest.approx(198.2e6 + 49.3e6, rel=1e-3)
     assert count(shapes["mora-1.3b"]) == pytest.approx(1207.9e6 + 131.6e6, rel=1e-3)

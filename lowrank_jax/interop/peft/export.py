@@ -22,7 +22,7 @@ from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
-from lowrank_jax.interop.keymap import LAYER, TRANSPOSE, Row
+from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
 from lowrank_jax.interop.peft.config import CLASSIFIER, CONFIG, WEIGHTS, HFModule, hf_modules, short_names, task_of
 from lowrank_jax.interop.peft.folder import MAGNITUDE, METADATA, PREFIX, TABLE
@@ -217,7 +217,7 @@ def _whole(value: float) -> float | int:
 
 def _conv1d(rows: Sequence[Row], layers: int) -> set[str]:
     """Modules whose weight is [in, out], as GPT-2's, which PEFT calls fan_in_fan_out."""
-    turned = [row for row in rows if row.target.endswith("/kernel") and row.transform is not TRANSPOSE]
+    turned = [row for row in rows if row.target.endswith("/kernel") and not row.transform.transposed]
     return {source.removesuffix(".weight") for row in turned for source in row.sources(layers)}
 
 
@@ -260,8 +260,11 @@ def _beside(
             parts.append(np.asarray(leaf[layer] if LAYER in row.source else leaf, np.float32))
         module, _, last = source.rpartition(".")
         key = f"{module}.base_layer.{last}" if module in adapted else source
+        transform = sources[source][0].transform
         # A part's transform has no inverse: GPT-2's c_attn is query, key and value side by side, in our order.
-        value = sources[source][0].transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        value = transform.backward(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        if len(parts) > 1 and transform.transposed:
+            value = value.T
         tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
     return bias, sorted({*whole, CLASSIFIER.rstrip(".")} if head else whole)
 

@@ -106,7 +106,7 @@ def load_peft(
                 f"{folder / CONFIG}: lora_alpha and r give {name} the scale {config.scale(name):g}, and the adapter "
                 f"was written with {scale:g}; restore the config that came with it"
             )
-    per_site = _leaves(reader, config, adapted)
+    per_site = _leaves(reader, config, adapted, shapes)
     plan, adapters, scales = stack_layers(config, per_site, params, shapes)
     flat = dict(flatten(params))
     changed = replace_tensors(flat, reader, rows, layers, saved)
@@ -207,7 +207,9 @@ def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, sav
         raise UserError(f"{folder / WEIGHTS} does not fit its config and this base; {'; '.join(found)}")
 
 
-def _leaves(reader: Reader, config: PeftConfig, adapted) -> dict[str, dict[int | None, tuple[dict, float, int]]]:
+def _leaves(
+    reader: Reader, config: PeftConfig, adapted, shapes
+) -> dict[str, dict[int | None, tuple[dict, float, int]]]:
     """{our site: {layer: (leaf, scale, rank)}}; a fused module's B and magnitude are cut into its parts."""
     sites: dict[str, dict] = {}
     for module in adapted:
@@ -217,10 +219,10 @@ def _leaves(reader: Reader, config: PeftConfig, adapted) -> dict[str, dict[int |
         if config.method == "mora":
             leaves = [mora_fork.to_leaf(first, second, module.name)]
         else:
-            count = len(module.parts)
-            leaves = [{"a": first.T, "b": part.T} for part in np.split(second, count)]
+            ends = np.cumsum([shapes[weight][-1] for weight in module.weights])[:-1]
+            leaves = [{"a": first.T, "b": part.T} for part in np.split(second, ends)]
             if config.method == "dora":
-                for leaf, part in zip(leaves, np.split(read(MAGNITUDE), count), strict=True):
+                for leaf, part in zip(leaves, np.split(read(MAGNITUDE), ends), strict=True):
                     leaf["m"] = part
         for part, leaf in zip(module.parts, leaves, strict=True):
             sites.setdefault(part, {})[module.layer] = (leaf, config.scale(module.name), config.rank(module.name))

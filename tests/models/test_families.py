@@ -1,0 +1,356 @@
+"""Each family at toy size against transformers: logits with padding, windows and a cache, gradients, PEFT, exports."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax import adapters
+from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.bases.peft import export_peft
+from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.interop.llama import config_from_hf, config_to_hf, export_params, hf_table
+from lowrank_jax.interop.peft.folder import load_peft
+from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.llama import Llama
+
+SHAPE = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+LENGTH, WINDOW = 13, 5
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e3}
+LONG = [1.0 + j / 2 for j in range(2)], [1.5 + 3 * j for j in range(2)]
+
+
+def plain(name):
+    """A change of one field of the config, back to Llama's."""
+    return lambda c: {name: type(c).__dataclass_fields__[name].default}
+
+
+def attention(**changes):
+    """A change of the attention's kind."""
+    return lambda c: {"attention": dataclasses.replace(c.attention, **changes)}
+
+
+def layers(**changes):
+    """A change of the layers' kinds."""
+    return lambda c: {"layers": dataclasses.replace(c.layers, **changes)}
+
+
+NO_BIAS, NO_QK_NORM = attention(qkv_bias=False), attention(qk_norm="none")
+NO_WINDOW, EVERY_WINDOW = layers(sliding_window=None), layers(local=())
+NO_SCALING = plain("rope_scaling")
+# HF's model_type: (transformers' class, its fields beyond SHAPE, {flag: change of our config that takes it away}).
+FAMILIES = {
+    "llama": (
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True},
+        {"biases": attention(qkv_bias=False, out_bias=False), "mlp_bias": plain("mlp_bias")},
+    ),
+    "qwen2": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": True},
+        {"bias": NO_BIAS, "window": NO_WINDOW, "layers": EVERY_WINDOW},
+    ),
+    "mistral": (
+        "Mistral",
+        {"sliding_window": WINDOW, "rope_parameters": YARN},
+        {"window": NO_WINDOW, "yarn": NO_SCALING},
+    ),
+    "ministral3": (
+        "Ministral3",
+        {
+            "sliding_window": None,
+            "head_dim": 8,
+            "rope_parameters": {
+                **YARN,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "original_max_position_embeddings": 4,
+                "llama_4_scaling_beta": 0.7,
+            },
+        },
+        {"query_growth": attention(query_growth=None), "yarn": NO_SCALING},
+    ),
+    "smollm3": (
+        "SmolLM3",
+        {"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": WINDOW},
+        {"rotated": layers(rotated=()), "window": NO_WINDOW, "layers": EVERY_WINDOW},
+    ),
+    "olmo2": ("Olmo2", {}, {"qk_norm": NO_QK_NORM, "norms": lambda c: {"norms": "both"}}),
+    "olmo3": (
+        "Olmo3",
+        {"sliding_window": WINDOW, "rope_theta": 1e3, "rope_scaling": {**YARN, "attention_factor": 1.3}},
+        {
+            "window": NO_WINDOW,
+            "layers": layers(local=(True,) * 4),
+            "yarn": NO_SCALING,
+            "local": layers(local_theta=None),
+        },
+    ),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        {
+            "softcap": attention(softcap=None),
+            "query_scalar": attention(query_scalar=None),
+            "window": NO_WINDOW,
+            "logit_softcap": plain("logit_softcap"),
+            "embedding": plain("scale_embedding"),
+            "norms": plain("norms"),
+            "activation": plain("hidden_act"),
+            "offset": plain("norm_offset"),
+            "layers": EVERY_WINDOW,
+        },
+    ),
+    "gemma3_text": (
+        "Gemma3Text",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        },
+        {
+            "qk_norm": NO_QK_NORM,
+            "local": layers(local_theta=None),
+            "linear": NO_SCALING,
+            "window": NO_WINDOW,
+            "query_scalar": attention(query_scalar=None),
+            "embedding": plain("scale_embedding"),
+        },
+    ),
+    "phi3": (
+        "Phi3",
+        {
+            "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 8,
+            "sliding_window": WINDOW,
+            "rope_scaling": {"type": "longrope", "short_factor": LONG[0], "long_factor": LONG[1]},
+        },
+        {
+            "scaling": NO_SCALING,
+            "window": NO_WINDOW,
+            "part": lambda c: {"rope_scaling": None, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 12, "rope_theta": 1e3}, {"qk_norm": NO_QK_NORM, "theta": plain("rope_theta")}),
+}
+
+
+def torch_model(name, **changes):
+    """A family's toy at random weights; norms uneven, so that a dropped one shows."""
+    import torch
+    import transformers
+
+    title, fields, _ = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{title}Config")(**{**SHAPE, **fields, **changes}, attn_implementation="eager")
+    kind = title.removesuffix("Text")
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
+    middle = 0.0 if "gemma" in name else 1.0
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if "norm" in path:
+                weight.uniform_(middle - 0.5, middle + 0.5)
+            else:
+                weight.normal_(0, 0.2)
+    return model
+
+
+def torch_logits(model, tokens, mask=None):
+    """transformers' logits; positions count the valid tokens."""
+    import torch
+
+    given = {}
+    if mask is not None:
+        positions = np.maximum(mask.cumsum(1) - 1, 0)
+        given = {"attention_mask": torch.tensor(mask), "position_ids": torch.tensor(positions)}
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(tokens), use_cache=False, **given).logits.numpy()
+
+
+TOKENS = np.random.default_rng(1).integers(1, 61, (3, LENGTH)).astype(np.int32)
+PADDED = np.arange(LENGTH)[::-1] < np.array([[13], [9], [4]])  # on the left
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def toy(request, tmp_path_factory):
+    """A family's toy: transformers' model, its folder, and the base that is read from it."""
+    pytest.importorskip("transformers")
+    folder, model = tmp_path_factory.mktemp(request.param), torch_model(request.param)
+    model.save_pretrained(folder)
+    base = load_base(BaseConfig(str(folder)))
+    return SimpleNamespace(
+        name=request.param, torch=model, folder=folder, base=base, wanted=torch_logits(model, TOKENS)
+    )
+
+
+def ours(config, params, tokens=TOKENS, **inputs):
+    return np.asarray(Llama(config).apply({"params": params}, tokens, **inputs))
+
+
+def close(got, want, bound=1e-5):
+    assert np.isfinite(got).all()
+    assert np.abs(got - want).max() / np.abs(want).max() < bound
+
+
+def test_logits(toy):
+    assert toy.base.config.family == toy.name
+    close(ours(toy.base.config, toy.base.params), toy.wanted)
+
+
+def test_logits_of_padded_rows(toy):
+    got = ours(toy.base.config, toy.base.params, mask=jnp.asarray(PADDED))
+    close(got[PADDED], torch_logits(toy.torch, TOKENS, PADDED)[PADDED])
+
+
+def test_cached_pieces_give_the_logits_of_the_whole(toy):
+    config = toy.base.config
+    cache, pieces = init_cache(config, 3, LENGTH, jnp.float32), []
+    step = jax.jit(Llama(config).apply)
+    for start, stop in ((0, 7), (7, 10), (10, 13)):
+        logits, cache = step({"params": toy.base.params}, TOKENS[:, start:stop], cache=cache)
+        pieces.append(logits)
+    close(np.concatenate(pieces, 1), toy.wanted)
+
+
+def with_others_names(params):
+    """Params with norms in front too, where a model has them behind alone, and offsets as scales too."""
+    flat = dict(flatten(params))
+    for path, leaf in flatten(params).items():
+        flat.setdefault(path.replace("_post_norm", "_norm"), leaf)
+        flat.setdefault(path.replace("/offset", "/scale"), leaf)
+    return unflatten(flat)
+
+
+def test_every_flag_matters(toy):
+    for name, change in FAMILIES[toy.name][2].items():
+        config = dataclasses.replace(toy.base.config, **change(toy.base.config))
+        got = ours(config, with_others_names(toy.base.params))
+        assert np.abs(got - toy.wanted).max() / np.abs(toy.wanted).max() > 1e-3, name
+
+
+def test_the_config_comes_back(toy):
+    assert config_from_hf(config_to_hf(toy.base.config, "float32")) == toy.base.config
+
+
+@pytest.fixture(scope="module")
+def peft_toy(toy, tmp_path_factory):
+    """PEFT's LoRA on all linear modules, B drawn; its folder, logits and gradients."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = peft.get_peft_model(toy.torch, peft.LoraConfig(r=2, lora_alpha=3, target_modules="all-linear"))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if "lora_B" in path:
+                weight.normal_(0, 0.2)
+    folder = tmp_path_factory.mktemp("peft")
+    model.save_pretrained(folder)
+    logits = model(input_ids=torch.tensor(TOKENS)).logits
+    logits.square().mean().backward()
+    gradients = {path: weight.grad.numpy() for path, weight in model.named_parameters() if weight.grad is not None}
+    found = SimpleNamespace(folder=folder, logits=logits.detach().numpy(), gradients=gradients)
+    model.unload()
+    return found
+
+
+def test_a_peft_folder_and_its_gradients(toy, peft_toy, tmp_path):
+    base = toy.base
+    read = load_peft(peft_toy.folder, base.params, hf_table(base.config), 4)
+    apply_fn = adapters.attach(base.model, read.plan)
+    variables = jax.tree.map(jnp.asarray, read.variables)
+
+    def loss(trained):
+        logits = apply_fn({**variables, "adapters": trained}, TOKENS)
+        return jnp.square(logits).mean(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["adapters"])
+    close(logits, peft_toy.logits)
+    assert np.abs(peft_toy.logits - toy.wanted).max() > 1e-2
+    found = {}  # of a product that the file holds as one, all parts
+    for row in hf_table(base.config):
+        for layer, source in enumerate(row.sources(4)):
+            path, name = row.target.removesuffix("/kernel"), f"base_model.model.{source.removesuffix('.weight')}"
+            if f"{path}/a" in flatten(gradients):
+                part = [flatten(gradients)[f"{path}/{leaf}"][layer] for leaf in "ab"]
+                found.setdefault(name, []).append(part)
+    assert 2 * len(found) == len(peft_toy.gradients)
+    for name, parts in found.items():
+        a, b = sum(a for a, _ in parts), jnp.concatenate([b for _, b in parts], 1)
+        for leaf, got in (("A", a), ("B", b)):
+            close(got, peft_toy.gradients[f"{name}.lora_{leaf}.default.weight"].T, 1e-4)
+    merged = adapters.merge(variables, read.plan)
+    export_params(merged, base.config, tmp_path / "merged")
+    close(reloaded(tmp_path / "merged"), peft_toy.logits)
+
+
+def test_peft_reads_what_is_written(toy, tmp_path):
+    """Sites of their own each, which PEFT has as one module where the file holds their kernels as one."""
+    peft = pytest.importorskip("peft")
+    plan = adapters.make_plan(toy.base.params, adapters.AdapterConfig(targets=("all-linear",), rank=2, alpha=3.0))
+    made, rng = adapters.create(plan, jax.random.key(0)), np.random.default_rng(2)
+    made["adapters"] = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), made["adapters"])
+    variables = {"params": toy.base.params, **made}
+    ours = adapters.attach(toy.base.model, plan)(variables, TOKENS)
+    export_peft(tmp_path, plan, variables, toy.base)
+    model = peft.PeftModel.from_pretrained(toy.torch, tmp_path).eval()
+    theirs = torch_logits(model, TOKENS)
+    model.unload()
+    close(np.asarray(ours), theirs)
+    assert np.abs(theirs - toy.wanted).max() > 1e-2
+
+
+@functools.cache
+def _auto():
+    import transformers
+
+    return transformers.AutoModelForCausalLM
+
+
+def reloaded(folder):
+    return torch_logits(_auto().from_pretrained(folder, attn_implementation="eager").eval(), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("phi3", {"target_modules": "all-linear", "use_dora": True}),
+        ("phi3", {"target_modules": ["down_proj"], "modules_to_save": ["qkv_proj"]}),
+        ("gemma3_text", {"target_modules": ["embed_tokens"]}),
+        ("gemma2", {"target_modules": ["q_proj"], "modules_to_save": ["post_feedforward_layernorm"]}),
+        ("qwen2", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
+    ],
+)
+def test_more_than_lora_goes_both_ways(name, options, tmp_path):
+    """Magnitudes, trained norms, biases and whole modules of what PEFT has under other names; scaled embeddings."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = torch_model(name, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "base")
+    base = load_base(BaseConfig(str(tmp_path / "base")))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=3, **options)).eval()
+    with torch.no_grad():
+        for weight in (weight for weight in adapted.parameters() if weight.requires_grad):
+            weight += 0.2 * torch.randn_like(weight)
+    adapted.save_pretrained(tmp_path / "theirs")
+    want = torch_logits(adapted, TOKENS)
+    read = load_peft(tmp_path / "theirs", base.params, hf_table(base.config), 4)
+    close(np.asarray(adapters.attach(base.model, read.plan)(jax.tree.map(jnp.asarray, read.variables), TOKENS)), want)
+    assert np.abs(want - ours(base.config, base.params)).max() > 1e-2
+    export_peft(tmp_path / "ours", read.plan, read.variables, base, read.changed)
+    fresh = torch_model(name, tie_word_embeddings=False)
+    close(torch_logits(peft.PeftModel.from_pretrained(fresh, tmp_path / "ours").eval(), TOKENS), want)
