@@ -84,12 +84,10 @@ def config_hash(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> str:
 
 def content_hash(plain: dict) -> str:
     """`config_hash` of what differs from the defaults: a key added to the code later does not rename recorded runs."""
-    types_ = experiment_types()
-    tasks = types_.pop("task")
     bare = without(plain)
-    task = bare.get("task") or {}
-    for name, cls in (*types_.items(), ("task", tasks.get(task.get("name")))):
-        if cls is not None and isinstance(bare.get(name), dict):
+    types_ = _section_types(bare)
+    for name, cls in types_.items():
+        if isinstance(bare.get(name), dict):
             bare[name] = _without_defaults(bare[name], cls)
     if isinstance(further := bare.get("adapters"), list):
         bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
@@ -105,13 +103,19 @@ def changes(plain_a: dict, plain_b: dict) -> list[str]:
 
 def with_defaults(plain: dict) -> dict:
     """A plain config with the keys and sections that it lacks: those added to the code since it was written."""
-    types_ = experiment_types()
-    tasks = types_.pop("task")
     filled = dict(plain)
-    for name, cls in (*types_.items(), ("task", tasks.get((plain.get("task") or {}).get("name")))):
-        if cls is not None and isinstance(section := plain.get(name, {}), dict):
+    for name, cls in _section_types(plain).items():
+        if isinstance(section := plain.get(name, {}), dict):
             filled[name] = _filled(section, cls)
     return filled
+
+
+def _section_types(plain: dict) -> dict[str, type]:
+    """Section -> dataclass, of "task" that of its name; of a config that nobody has checked, perhaps a damaged file's."""
+    types_ = experiment_types()
+    tasks, task = types_.pop("task"), plain.get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    return {**types_, "task": tasks[name]} if isinstance(name, str) and name in tasks else types_
 
 
 def _filled(section: dict, cls: type) -> dict:
@@ -124,7 +128,9 @@ def _filled(section: dict, cls: type) -> dict:
     return filled
 
 
-def _without_defaults(section: dict, cls: type) -> dict:
+def _without_defaults(section: Any, cls: type) -> Any:
+    if not isinstance(section, dict):
+        return section
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kept = {}
     for key, value in section.items():

@@ -258,3 +258,14 @@ def test_further_adapters():
         with pytest.raises(UserError) as error:
             schema.unpack_run({**plain, "adapters": wrong})
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("task", [5, [], "x", None, {"name": []}, {"name": 1}, {}])
+def test_a_damaged_configs_hash_and_differences(task):
+    """A config.json that somebody edited is compared before anything has checked it."""
+    from experiments.config.plain import changes, content_hash
+
+    plain = {"task": {"name": "uuid", "pairs": 8}, "train": {"steps": 9}}
+    damaged = {**plain, "task": task, "adapters": [1], "evals": {"a": 2}, "base": [], "train": 3}
+    assert content_hash(damaged) != content_hash(plain)
+    assert any(line.startswith("task") for line in changes(damaged, plain))

@@ -386,6 +386,8 @@ def _replace(rng, file):
 
 def _sign(folder):
     """Writes the weights' true digest into adapter.json, so that a mutated file comes further."""
+    if not all((folder / name).is_file() for name in ("adapter.json", "adapter.safetensors")):
+        return  # a mutation made a pipe of it, whose reader would wait
     with contextlib.suppress(ValueError, OSError, TypeError, RecursionError):
         description = json.loads((folder / "adapter.json").read_text())
         description["sha256"] = hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
