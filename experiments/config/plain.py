@@ -111,7 +111,7 @@ def with_defaults(plain: dict) -> dict:
 
 
 def _section_types(plain: dict) -> dict[str, type]:
-    """Section -> dataclass, of "task" that of its name; of a config that nobody has checked, perhaps a damaged file's."""
+    """Section -> dataclass, of "task" that of its name; of an unchecked config, perhaps a damaged one."""
     types_ = experiment_types()
     tasks, task = types_.pop("task"), plain.get("task")
     name = task.get("name") if isinstance(task, dict) else None
