@@ -32,7 +32,8 @@ def square_size(spec: AdapterSpec) -> int:
     """p = sqrt((d_in + d_out) r), rounded; even for rotation, whose coordinates come in pairs.
 
     Raises:
-      UserError: p reaches the layer's input or passes its output: no room to compress, or columns nobody reads.
+      UserError: p reaches the layer's input or passes its output: nothing to compress, or columns that nobody reads.
+        The official code runs such shapes up to p = 2 d_in, where its wrapped padding ends.
     """
     exact = math.sqrt((spec.d_in + spec.d_out) * spec.rank)
     options = spec.config.mora

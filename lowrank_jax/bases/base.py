@@ -107,7 +107,8 @@ class Base:
     Attributes:
       params: the tree below "params"; ShapeDtypeStructs from `abstract_base`.
       tokenizer: None when the weights come without one.
-      fingerprint: of the params as read, before quantisation and without a fresh head; None from `abstract_base`.
+      fingerprint: of the config and the params as read, before quantisation and without a fresh head; None from
+        `abstract_base`.
       source: where the weights came from, for a run's records.
       notes: a line for each field of the config with contradicting values, for a head that the config wrongly calls
         tied, for what was drawn fresh, and for what was not read.
@@ -160,7 +161,7 @@ def load_base(
             raise ValueError("random_init needs a key")
         one_by_one = finish if config.quantize != NONE else None  # compiles a program a leaf, in twice the time
         params, notes = draw_params(param_shapes(shape), key, model_dtype, sharding_fn, one_by_one), ()
-        fresh, mark = tuple(flatten(params)), digest(samples) if samples else fingerprint(params)
+        fresh, mark = tuple(flatten(params)), digest(samples, shape) if samples else fingerprint(params, shape)
     else:
         path, source = resolve(config.name, config.revision)
         reader = open_checkpoint(path)
@@ -173,7 +174,7 @@ def load_base(
             )
         params, notes, fresh = load_params(reader, shape, model_dtype, sharding_fn, exceptions, key, finish, report)
         notes = (*said, *notes)
-        mark = digest({path: one for path, one in samples.items() if path not in fresh})
+        mark = digest({path: one for path, one in samples.items() if path not in fresh}, shape)
     for note in notes:
         print(note, flush=True)
     model = build_model(config, shape)

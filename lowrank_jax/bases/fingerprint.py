@@ -1,36 +1,102 @@
-"""The fingerprint of a parameter tree, which tells whether an adapter or a checkpoint was made for this base."""
+"""The fingerprint of a base, by which adapters and checkpoints know it: a digest of all values and of its config.
 
+It ends with the fingerprint of the older kind (16 values a leaf, no config), which files from before are compared with
+(`core.fingerprints`).
+"""
+
+import dataclasses
+import functools
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_jax.bases.leaf_sums import sums
+from lowrank_jax.core.fingerprints import join
 from lowrank_jax.core.paths import flatten, unflatten
 
-Sample = tuple[tuple[int, ...], bytes]
+# Fields of a config that leave the outputs alone, or show in the leaves' paths and shapes, or belong to a fresh head.
+SILENT = {
+    *("head", "num_labels", "pooler", "tie_word_embeddings", "max_position_embeddings"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+}
 
 
-def fingerprint(params: Any) -> str:
-    """Hex sha256 over each leaf's path, shape and 16 evenly strided values in bfloat16.
+class Sample(NamedTuple):
+    """What enters the fingerprint of one leaf.
 
-    Copies in float32 and in bfloat16 have the same fingerprint. Reads 16 values a leaf; works on sharded and on numpy
-    arrays.
+    Attributes:
+      shape: of the leaf.
+      values: 16 of them in bfloat16, for the older kind.
+      sums: of all values with their places.
+    """
+
+    shape: tuple[int, ...]
+    values: bytes
+    sums: bytes
+
+
+def fingerprint(params: Any, config: Any = None) -> str:
+    """The digest of every leaf's path, shape and values in bfloat16, and of the config; then the older kind's.
+
+    Copies in float32 and in bfloat16 have the same fingerprint, as do sharded and NumPy arrays. It tells bases apart
+    that were edited or mistaken for each other; it is no protection against somebody who wants two to be equal.
 
     Args:
       params: the tree below "params".
+      config: the model's, a dataclass; None for weights alone.
     """
-    flat = flatten(params)
-    values = _values({path: (leaf, _points(leaf.shape)) for path, leaf in flat.items()})
-    return digest({path: _sample(leaf, values[path]) for path, leaf in flat.items()})
+    return digest({path: sample(leaf) for path, leaf in flatten(params).items()}, config)
 
 
 def sample(leaf: Any) -> Sample:
-    """What enters the fingerprint of one leaf: its shape and 16 values."""
-    return _sample(leaf, _values({"": (leaf, _points(leaf.shape))})[""])
+    """What enters the fingerprint of one leaf; read where the leaf lies, in one pass and without a copy."""
+    leaf = jnp.asarray(leaf)
+    values, found = jax.device_get(_program(leaf.sharding)(leaf, _points(leaf.shape)))
+    return Sample(tuple(leaf.shape), values.astype(np.float32).astype(jnp.bfloat16).tobytes(), found.tobytes())
+
+
+def digest(samples: Mapping[str, Sample], config: Any = None) -> str:
+    """The fingerprint of a tree from the `sample` of each leaf by path, taken before the leaf was changed."""
+    older, whole = hashlib.sha256(), hashlib.sha256(_function(config).encode())
+    for path, one in flatten(unflatten(samples)).items():  # in the order of a tree's leaves
+        for found, content in ((older, one.values), (whole, one.sums)):
+            found.update(f"{path}{one.shape}".encode())
+            found.update(content)
+    return join(whole.hexdigest(), older.hexdigest())
+
+
+def _function(config: Any) -> str:
+    """The config's fields that change what the weights compute; not defaults, so that a new field changes nothing."""
+    if config is None:
+        return ""
+    fields = {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in SILENT and _plain(getattr(config, field.name)) != _plain(field.default)
+    }
+    return json.dumps([type(config).__name__, fields], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able, with the numbers as float32 has them: GGUF keeps no more."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+@functools.cache  # leaves of one shape are read by one program, whatever their base
+def _program(sharding: Any) -> Any:
+    return jax.jit(lambda leaf, points: (leaf[points], sums(leaf, sharding)), out_shardings=_whole(sharding))
 
 
 def _points(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -38,36 +104,8 @@ def _points(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     return tuple(axis.astype(np.int32) for axis in np.unravel_index(indices, shape))
 
 
-def _sample(leaf: Any, values: np.ndarray) -> Sample:
-    return tuple(leaf.shape), values.astype(np.float32).astype(jnp.bfloat16).tobytes()
-
-
-def digest(samples: Mapping[str, Sample]) -> str:
-    """The fingerprint of a tree from the `sample` of each leaf by path, taken before the leaf was changed."""
-    found = hashlib.sha256()
-    for path, (shape, values) in flatten(unflatten(samples)).items():  # in the order of a tree's leaves
-        found.update(f"{path}{shape}".encode())
-        found.update(values)
-    return found.hexdigest()
-
-
-def _values(leaves: Mapping[str, tuple[Any, tuple[np.ndarray, ...]]]) -> dict[str, np.ndarray]:
-    """The values of each leaf at its points; those on devices by one program, as each program must be compiled."""
-    values = {path: leaf[points] for path, (leaf, points) in leaves.items() if not isinstance(leaf, jax.Array)}
-    held = {path: given for path, given in leaves.items() if path not in values}
-    if held:
-        shardings = {path: _whole(leaf.sharding) for path, (leaf, _) in held.items()}
-        read = jax.jit(_gather, out_shardings=shardings)(held)
-        values |= {path: np.asarray(x) for path, x in read.items()}
-    return values
-
-
 def _whole(sharding: Any) -> Any:
     """Replicated, so that every process of a pod can read the values."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding
-
-
-def _gather(leaves):
-    return {path: leaf[points] for path, (leaf, points) in leaves.items()}

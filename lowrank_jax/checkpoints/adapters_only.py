@@ -16,6 +16,7 @@ from lowrank_jax.checkpoints.leaves import misfits
 from lowrank_jax.checkpoints.safetensors_file import safetensors_bytes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes
+from lowrank_jax.core.fingerprints import same, shown
 from lowrank_jax.core.json_text import parse
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
@@ -107,10 +108,11 @@ def load_adapter(
     folder = Path(folder)
     description = _read_description(folder)
     base = description["base"]
-    if fingerprint is not None and base["fingerprint"] != fingerprint:
+    if fingerprint is not None and not same(base["fingerprint"], fingerprint, f"the adapter in {folder}"):
         raise UserError(
-            f"the adapter in {folder} was trained on {base['name']} with fingerprint {base['fingerprint']}, not on "
-            f"this base with fingerprint {fingerprint}; load the base it was trained on"
+            f"the adapter in {folder} was trained on {base['name']} with fingerprint {shown(base['fingerprint'])}, not "
+            f"on this base with fingerprint {shown(fingerprint)} (weights or config differ); load the base it was "
+            "trained on"
         )
     tensors = _read_weights(folder, description)
     scales = {path.removeprefix(SCALES): leaf for path, leaf in tensors.items() if path.startswith(SCALES)}

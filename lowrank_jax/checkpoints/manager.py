@@ -15,6 +15,7 @@ import jax
 
 from lowrank_jax.checkpoints.leaves import abstract, checksums, describe, listed, misfits, named, rebuild, storable
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.fingerprints import same
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.ranges import Range, check_ranges
 
@@ -51,7 +52,8 @@ class Checkpoints:
     Args:
       folder: where the steps go; made if absent.
       keep: the newest steps that stay on disk.
-      identity: what the run is (base fingerprint, config hash, ...), JSON-able; must be equal when restoring.
+      identity: what the run is, JSON-able; must be equal when restoring, but that "base", its fingerprint, may be of
+        an older kind.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, identity: dict[str, Any]):
@@ -241,6 +243,9 @@ class Checkpoints:
             raise Damaged("meta is not what was saved for this step")
         saved, ours = meta["identity"], self.identity
         differing = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
+        made, base = (str(identity.get("base")) for identity in (saved, ours))
+        if "base" in differing and same(made, base, f"the checkpoint of step {step} in {self.folder}"):
+            differing.remove("base")
         if differing:
             pairs = "; ".join(f"{key} was {_short(saved.get(key))}, now {_short(ours.get(key))}" for key in differing)
             raise UserError(f"the checkpoints in {self.folder} are of another run: {pairs}; give this run another name")

@@ -34,7 +34,7 @@ def start(init, kernel):
 def peft_start(init, kernel):
     import peft
 
-    model = torch.nn.Sequential(torch.nn.Linear(D_IN, D_OUT, bias=False))
+    model = torch.nn.Sequential(torch.nn.Linear(*kernel.shape, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(kernel.T))
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], init_lora_weights=init)
@@ -68,6 +68,24 @@ def test_pissa_takes_the_largest_singular_values(kernel):
     values = np.linalg.svd(kernel, compute_uv=False)
     np.testing.assert_allclose(np.linalg.svd(SCALE * a @ b, compute_uv=False)[:RANK], values[:RANK], rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(rest), np.linalg.norm(values[RANK:]), rtol=1e-5)
+
+
+def test_pissa_residuals_differ_by_the_rounding_of_the_decomposition():
+    """A folder has no residual, so each reader factorises the kernel again: PEFT's factors are as far off as ours.
+
+    What is frozen and what is trained add up to the kernel far nearer than that: rounding moves a part between them.
+    """
+    kernel = np.random.default_rng(0).normal(size=(128, 356)).astype(np.float32)
+    (a, b, rest), (_, _, their_rest) = start("pissa", kernel), peft_start("pissa", kernel)
+    u, s, vt = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+    exact = kernel - (u[:, :RANK] * s[:RANK]) @ vt[:RANK]
+    largest = np.abs(kernel).max()
+    off, theirs = (np.abs(found - exact).max() / largest for found in (rest, their_rest))
+    assert off < 3e-5
+    assert theirs < 3e-5
+    assert np.abs(rest - their_rest).max() / largest <= off + theirs + 1e-7
+    whole = rest.astype(np.float64) + SCALE * a.astype(np.float64) @ b.astype(np.float64)
+    assert np.abs(whole - kernel).max() / largest < 3e-7 < max(off, theirs)
 
 
 def test_orthogonal_starts_at_zero_with_pefts_spread():

@@ -336,9 +336,11 @@ def test_rounding_half_up_and_floor():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_square_that_reaches_the_input_is_refused(name):
-    """The official code breaks at r-hat >= d_in."""
-    with pytest.raises(UserError, match=r"too large for a 16 x 16 kernel.*lower adapter.rank"):
-        FAMILY.shapes(spec_of(16, 16, 8, compression=name))
+    """The official code runs up to r-hat = 2 d_in, with at least as many parameters as a d_in x d_in kernel."""
+    for rank, size in ((8, 16), (32, 32), (40, 36)):
+        message = rf"square of {size}, too large for a 16 x 16 .*below 16 .*lower adapter.rank"
+        with pytest.raises(UserError, match=message):
+            FAMILY.shapes(spec_of(16, 16, rank, compression=name))
     FAMILY.shapes(spec_of(16, 16, 7, compression=name))
 
 

@@ -347,7 +347,7 @@ def test_an_adapter_of_another_base_is_refused(base, table, spoiled, tmp_path, t
         read(folder, base, table, base_names=("org/toy",))
     adapter = read(trained("lora")[0], base, table)
     save_peft(tmp_path / "own", adapter.plan, adapter.variables, *table, "org/toy", "abc")
-    with pytest.raises(UserError, match=r"made for the base 'org/toy' with other weights \(abc\)"):
+    with pytest.raises(UserError, match=r"made for the base 'org/toy' with other weights or another config \(abc\)"):
         read(tmp_path / "own", base, table, fingerprint=base.fingerprint)
 
 

@@ -53,7 +53,7 @@ def gpt2_logits(folder, adapter_folder):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_fused_module_is_split_and_joined(gpt2, tmp_path, dora):
+def test_a_fused_module_is_split_and_joined(gpt2, tmp_path, capsys, dora):
     import peft
     import transformers
 
@@ -66,6 +66,9 @@ def test_a_fused_module_is_split_and_joined(gpt2, tmp_path, dora):
                 parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "in")
     adapter = load_peft(tmp_path / "in", params, rows, layers)
+    told = "the one lora_A of transformer.h.0.attn.c_attn and its like is here one each for query, key, value"
+    assert told in adapter.notes[-1]
+    assert capsys.readouterr().out.splitlines() == list(adapter.notes)
     assert [s.path for s in adapter.plan.sites] == [f"layers/attention/{n}" for n in ("key", "query", "value")] + [
         "layers/mlp/up"
     ]

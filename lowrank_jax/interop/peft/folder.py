@@ -21,12 +21,14 @@ from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, make_plan, res
 from lowrank_jax.adapters.merge import is_tied
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.fingerprints import same, shown
 from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
 from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse_config
+from lowrank_jax.interop.peft.notes import notes
 from lowrank_jax.interop.readers import Reader, SafetensorsReader, Tensors, read_json
 
 PREFIX = "base_model.model."
@@ -46,6 +48,7 @@ class PeftAdapter:
       params: the base's params with the adapter's changes: trained biases, modules saved whole, and the residual
         kernels of PiSSA and OLoRA. Other leaves are the same arrays.
       changed: paths of those leaves.
+      notes: what was said at loading, see `peft.notes`.
     """
 
     plan: Plan
@@ -53,6 +56,7 @@ class PeftAdapter:
     scales: dict[str, Any]
     params: Tree
     changed: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def load_peft(
     base_names: Sequence[str] = (),
     fingerprint: str | None = None,
 ) -> PeftAdapter:
-    """Reads a PEFT folder for a base; everything is checked before anything is returned.
+    """Reads a PEFT folder for a base, when everything in it was checked; prints `PeftAdapter.notes`.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
@@ -114,7 +118,10 @@ def load_peft(
         _check_even(config, adapted, per_site, shapes)
         flat |= flatten(residual(unflatten(flat), plan))
         changed += [site.weight for site in plan.sites]
-    return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)))
+    said = notes(folder, config, "scales" in note, per_site, adapted, base_names)
+    for line in said:
+        print(line, flush=True)
+    return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)), said)
 
 
 def _note(reader: Reader) -> dict[str, Any]:
@@ -135,9 +142,10 @@ def _note(reader: Reader) -> dict[str, Any]:
 def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fingerprint: str | None) -> None:
     made = note.get("fingerprint")
     if made and fingerprint:
-        if made != fingerprint:
+        if not same(str(made), fingerprint, f"the adapter in {folder}"):
             raise UserError(
-                f"the adapter in {folder} was made for the base {config.base!r} with other weights ({made})"
+                f"the adapter in {folder} was made for the base {config.base!r} with other weights or another config "
+                f"({shown(str(made))})"
             )
         return
     # A path does not tell which base was in it.
@@ -193,7 +201,9 @@ def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, sav
     for module in adapted:
         for leaf, shape in _tensors(config, module, shapes).items():
             wanted[f"{PREFIX}{module.name}.{leaf}"] = shape
-    held = reader.keys()
+    copies = _copies(config, reader, saved)
+    keys = reader.keys()
+    held = [key for key in keys if key not in copies]
     if stray := [key for key in held if not key.startswith(PREFIX)]:
         raise UserError(f"{folder / WEIGHTS}: {_some(stray)} lacks the prefix {PREFIX!r}; write it as PEFT does")
     missing, unknown = [key for key in wanted if key not in held], [key for key in held if key not in wanted]
@@ -205,6 +215,40 @@ def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, sav
     faults = {"missing": missing, "unknown": unknown, "of another rank or shape": misshapen}
     if found := [f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys]:
         raise UserError(f"{folder / WEIGHTS} does not fit its config and this base; {'; '.join(found)}")
+
+
+def _copies(config: PeftConfig, reader: Reader, saved: dict[str, str]) -> set[str]:
+    """Keys that say nothing new: with bias="all", PEFT writes a saved module's biases again, as trained and as before.
+
+    Raises:
+      UserError: such a copy of a trained bias differs from it.
+    """
+    copies, held = set(), reader.keys()
+    for key in held if config.bias == "all" else ():
+        module, kind, rest = _saved_part(key)
+        # a module within the saved one is below the adapter's name ("default"), which is left out otherwise
+        sources = [f"{module}.{name}" for name in (rest, rest.partition(".")[2]) if name]
+        source = next((source for source in sources if source in saved), None)
+        if not kind or source is None or not config.saves(module) or not source.endswith("bias"):
+            continue
+        if kind == "modules_to_save":
+            trained = saved[source]
+            if trained not in held or not np.array_equal(reader.read(key), reader.read(trained)):
+                raise UserError(
+                    f"{reader.path}: {key} and {trained} are one bias in PEFT and differ here; save the adapter again"
+                )
+        copies.add(key)
+    return copies
+
+
+def _saved_part(key: str) -> tuple[str, str, str]:
+    """("classifier", "modules_to_save", "dense.bias") of "base_model.model.classifier.modules_to_save.dense.bias"."""
+    name = key.removeprefix(PREFIX)
+    for kind in ("modules_to_save", "original_module"):
+        module, found, rest = name.partition(f".{kind}.")
+        if found:
+            return module, kind, rest
+    return name, "", ""
 
 
 def _leaves(
