@@ -92,6 +92,7 @@ class Session:
             Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
             contextlib.ExitStack() as open_files,
         ):
+            open_files.callback(batches.close)
             if checkpoints.latest():
                 rest = program.abstract_state._asdict()
                 trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)

@@ -54,9 +54,11 @@ class StackedBatches:
         self._next = state["batches"]
 
     def close(self) -> None:
-        """Drops what was read ahead and ends the threads."""
+        """Drops what was read ahead and ends the threads, those of the streams too."""
         self._drop()
         self._pool.shutdown()
+        for stream in self._streams:
+            stream.close()
 
     def _drop(self) -> None:
         while self._ahead:

@@ -241,7 +241,8 @@ def fit(job: Job) -> Outcome:
     state, done, last = job.state, job.first, max(config.last_step for config in job.configs)
     last_good = functools.partial(_last_good, job.checkpoints)
     meter = Meter(job.configs, job.trackers, job.first, job.train_seconds, last_good, job.renew)
-    trace = _Trace(job.configs[0].profile_range(), job.profile_folder)
+    ranges = [steps for config in job.configs if (steps := config.profile_range())]  # one trace serves all trials
+    trace = _Trace(ranges[0] if ranges else None, job.profile_folder)
     with StopRequest() as stop, meter.bar, trace:
         for done in range(job.first + 1, last + 1):
             trace.before(done)

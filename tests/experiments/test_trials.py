@@ -1,6 +1,7 @@
 """experiments.trials: trials of one program are the runs they would have been alone, on one device and on several."""
 
 import json
+import threading
 
 import jax
 import numpy as np
@@ -136,6 +137,8 @@ def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program,
 
     again = pair("whole", "0:3")
     assert again.status == 0
+    readers = [thread.name for thread in threading.enumerate() if thread.name.startswith(("trials", "batches"))]
+    assert not readers, "threads that read ahead outlive their run"
     assert "1 trials of" in again.out
     assert again.out.count("finished") == 3
 
