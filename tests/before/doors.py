@@ -110,6 +110,8 @@ def table(name: str, **options: str) -> str:
     from experiments import tables
 
     given = {"results": [str(RESULTS)], "scale": "laptop", "model": "minilm-l6"} | options
+    if only := given.pop("only", ""):  # of the records' files, those that there were when the text was kept
+        given["results"] = [str(RESULTS / file) for file in only.split(",")]
     form = given.pop("format", "text")
     module = tables.find([name])
     own = hasattr(module, "load")  # its results are no records of runs

@@ -192,7 +192,8 @@ TABLES = {
         f"lora_table2-{model}": ("lora_table2", {"model": model})
         for model in ("minilm-l6", "bert-base", "roberta-base", "roberta-large", "deberta-v2-xxlarge")
     },
-    **{name: (name, {}) for name in ("speed", "quantized", "ledger")},
+    **{name: (name, {}) for name in ("quantized", "ledger")},
+    "speed": ("speed", {"only": "speed/cpu_suite.json,speed/h100_suite.json,speed/h200_suite.json"}),
 }
 FORMATS = {"txt": "text", "md": "markdown"}
 

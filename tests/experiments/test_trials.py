@@ -1,7 +1,6 @@
 """experiments.trials: trials of one program are the runs they would have been alone, on one device and on several."""
 
 import json
-import threading
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from experiments.records import run_folder
 from experiments.sweeps.compatible import check_alike, group_key, parse_seeds
 from lowrank_jax.bases.base import export_params, random_params
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
@@ -118,6 +118,9 @@ def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program,
     assert whole.out.count("finished") == 2
     assert "median" in whole.out
 
+    closed, close = [], StackedBatches.close
+    monkeypatch.setattr(StackedBatches, "close", lambda self: (closed.append(self), close(self)))
+
     class Stop(loop.StopRequest):
         def requested(self, step):
             return step == 3
@@ -137,8 +140,7 @@ def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program,
 
     again = pair("whole", "0:3")
     assert again.status == 0
-    readers = [thread.name for thread in threading.enumerate() if thread.name.startswith(("trials", "batches"))]
-    assert not readers, "threads that read ahead outlive their run"
+    assert len(closed) == 3, "threads that read ahead outlive their run"
     assert "1 trials of" in again.out
     assert again.out.count("finished") == 3
 
