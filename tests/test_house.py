@@ -24,6 +24,7 @@ FLOORS = (  # the ground floor is two: core is below the other rooms there
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PROJECT = ("lowrank_jax", "experiments", "configs", "scripts")
+FOLDERS = (*PROJECT, "docs", "tests")
 MAX_LINES = 400
 MAX_MODULES = 16  # of a folder, not counting __init__
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
@@ -123,6 +124,12 @@ def imports_anything(path: Path, *names: str, top_level: bool = False) -> list[s
 def test_there_is_a_house():
     assert {"core", "adapters"} <= {room(name) for name in MODULES}
     assert len(MODULES) > 10
+
+
+def test_the_checkout_has_no_other_folders():
+    """Such as what a test or a run left where it was started."""
+    folders = {path.relative_to(ROOT).parts[0] for path in FILES if path.parent != ROOT}
+    assert {name for name in folders if not name.startswith(".")} == {*FOLDERS}
 
 
 def test_every_room_has_a_floor():

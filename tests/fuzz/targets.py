@@ -24,6 +24,7 @@ TOY = {
     "tracking.wandb": "disabled",
 }  # fmt: skip
 SECONDS = 60  # of one case
+HERE = "here"  # folder of a case that its programs are started in
 MEMORY = 2**28  # bytes that a trained case may need
 REAL = 0.04  # share of the cases of a config that are trained
 SHAPES = {
@@ -58,8 +59,7 @@ SHAPES = {
 @functools.cache
 def workspace(folder):
     """The unspoilt files below a folder: a finished run, bases, adapters, data and records."""
-    os.chdir(ROOT)
-    place = Path(folder)
+    place = Path(folder).resolve()
     kept = SimpleNamespace(place=place, runs=place / "runs", data=place / "rows.jsonl", base=place / "base")
     kept.data.write_text("".join(json.dumps({"text": f"row {i} of some text"}) + "\n" for i in range(40)))
     ended = doors.call("run", *words(kept), "--name=run")
@@ -76,7 +76,7 @@ def words(kept, config="configs/mora_uuid.py", **changes):
     """The command line of a toy run."""
     settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
     given = [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
-    return [f"--config={config}", f"--workdir={kept.runs}", *given]
+    return [f"--config={ROOT / config}", f"--workdir={kept.runs}", *given]
 
 
 def _bases(kept):
@@ -332,13 +332,15 @@ def _untrained(name, *given):
 
 def _read_back(folder):
     """ "" where a run's records are finite and its config is what is read back; otherwise what is wrong."""
+    from experiments.config.files import RECORDS
     from experiments.config.labels import with_labels
     from experiments.config.plain import content_hash, to_plain
 
     from experiments.cli import complete_file  # isort: skip
 
     written = json.loads((folder / "config.json").read_text())
-    written.pop("data", None)
+    for key in RECORDS:
+        written.pop(key, None)
     again = with_labels(to_plain(complete_file(str(folder / "config.json"))))
     if again != written or content_hash(again) != content_hash(written):
         return f"read back otherwise: {again} instead of {written}"
@@ -449,9 +451,10 @@ def tried(target, rng, folder):
     kept = workspace(str(folder))
     case = kept.place / "case"
     shutil.rmtree(case, ignore_errors=True)
-    case.mkdir()
+    (case / HERE).mkdir(parents=True)
     before = state(kept.place)
-    ended = TARGETS[target](rng, kept, case)()
+    with contextlib.chdir(case / HERE):  # where a mutated name of a folder, "../x" too, is inside the case
+        ended = TARGETS[target](rng, kept, case)()
     wrong = doors.verdict(ended)
     if not wrong and (changed := {*before.items()} ^ {*state(kept.place).items()}):
         wrong = f"files outside the case changed: {sorted(name for name, _ in changed)[:3]}"
