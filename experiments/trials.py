@@ -136,6 +136,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     earlier = [run_folder.chosen_of(run.folder, FLAGS.fresh) for run in runs]
     group = TrialGroup([fit.fill(unpack_run(plain), kept) for plain, kept in zip(plains, earlier, strict=True)])
     chosen = [kept or one.chosen for kept, one in zip(earlier, group.each, strict=True)]
+    fit.check_shared(names, chosen)
     print(group.lead.plan)
     if words := fit.described(chosen[group.wide], group.lead.task, group.lead.config):
         print(words)

@@ -7,6 +7,7 @@ from experiments.config.labels import TEXTS as TEXTS_OF_LABELS
 from experiments.config.sections import SECTIONS
 from lowrank_jax.core.errors import UserError
 
+CHOICES = ("task.seq_len", "train.batch_size", "train.steps")  # keys of a config that a 0 leaves to the data
 MOST_BITS = 1_024  # of a whole number: it must become a float
 
 
@@ -33,6 +34,21 @@ def check_record(record: dict[str, Any], where: str, remedy: str) -> None:
         raise UserError(f"{where} is no record of a run: {found}; {remedy}")
     if fault := _config_fault(record.get("config") or {}):
         raise UserError(f"{where} is no record of a run: its config.{fault}; {remedy}")
+
+
+def check_chosen(value: Any, where: str, remedy: str) -> None:
+    """Refuses what is no record of what the data decided; None is the absent one.
+
+    Raises:
+      UserError: names the first key that is none, or whose value is no whole number above 0.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where}: its chosen is {_short(value)}, not an object; {remedy}")
+    for key, one in (value or {}).items():
+        if key not in CHOICES:
+            raise UserError(f"{where}: its chosen has {_short(key)}, which is none of {', '.join(CHOICES)}; {remedy}")
+        if not (_is_whole(one) and one > 0):
+            raise UserError(f"{where}: its chosen.{key} is {_short(one)}, not a whole number above 0; {remedy}")
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from experiments.config.plain import changes, content_hash
 from experiments.records import data_record
 from experiments.records.environment import environment_record
-from experiments.records.form import check_record
+from experiments.records.form import check_chosen, check_record
 from lowrank_jax.core import json_text
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
@@ -217,6 +217,7 @@ def read_config(path: str | Path, remedy: str) -> dict:
     if not isinstance(plain, dict):
         raise UserError(f"{path} is no config of a run, but a JSON {type(plain).__name__}; {remedy}")
     data_record.check_form(plain.get(DATA), str(path), remedy)
+    check_chosen(plain.get(CHOSEN), str(path), remedy)
     return plain
 
 

@@ -216,3 +216,17 @@ def test_the_repositorys_records_are_whole_lines_by_name():
         assert text.endswith("\n")
         assert all(line_of(json.loads(line)) == line for line in text.splitlines(keepends=True))
     assert sum(path.stat().st_size for path in files) < 5e6
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[], "x", 5, {"seed": 3}, {"task.packed": 1}, {"train.log_every": 5}, {"a.b": 3}, {"train.steps": "x"},
+     {"train.steps": True}, {"train.batch_size": None}, {"train.batch_size": 7.5}, {"task.seq_len": 0}],
+    ids=repr,
+)  # fmt: skip
+def test_what_the_data_decided_is_whole_numbers_of_known_keys(tmp_path, chosen):
+    """A run that resumes is built with them."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"task": {"name": "text"}, "chosen": chosen}))
+    with pytest.raises(UserError, match=r"config\.json: its chosen.*; start again with --fresh"):
+        run_folder.look(tmp_path, {"task": {"name": "text"}})

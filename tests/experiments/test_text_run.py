@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,6 +81,30 @@ def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, t
     assert "from the data" not in set_by_hand.out
     result = json.loads((set_by_hand.folder / "result.json").read_text())
     assert (result["seq_len"], result["losses"][-1][0], "chosen" in result) == (32, 3, False)
+
+
+def test_trials_of_which_one_began_with_another_batch(program, toy, tmp_path):
+    """A run alone divides its batch over 8 devices, a trial has one of its own: 8 of 10 rows, and 10."""
+    from lowrank_jax.bases.base import export_params, random_params
+    from lowrank_jax.models.registry import get_model
+    from lowrank_jax.text.tokenizers import ByteTokenizer
+
+    shape = get_model("toy-llama")
+    params = random_params(shape, jax.random.key(0), "float32")
+    export_params(params, shape, tmp_path / "base", "float32", tokenizer=ByteTokenizer())
+    train = write(tmp_path / "train.jsonl", [{"text": f"row {i}"} for i in range(10)])
+    own = {**OWN, "task__path": train, "train__batch_size": None, "task__packed": False, "base__random_init": False}
+    words = toy(tmp_path, **own, base__name=tmp_path / "base", train__steps=2)
+    words = [word for word in words if not word.startswith("--name=")]
+    alone = program("run", *words, "--config.train.stop_at=1")
+    assert "train.batch_size=8 (of 10 rows)" in alone.out, alone.err
+    ended = program("trials", *words, "--seeds=0,1")
+    assert ended.status == 2, ended.err
+    assert "cannot share a program: the data gave them train.batch_size=8 and 10 when they began" in ended.err
+    assert ended.err.count("\n") == 1
+    assert len([*tmp_path.glob("mora*")]) + len([*tmp_path.glob("finetune*")]) == 1  # nothing of the second trial
+    again = program("trials", *words, "--seeds=0,1", "--fresh")
+    assert again.status == 0, again.err
 
 
 def test_text_without_held_out_files_is_not_evaluated(run, tmp_path):
