@@ -66,7 +66,8 @@ def test_a_run_leaves_its_records(straight, records):
     assert result["compile_seconds"] > 0
     assert result["environment"]["hardware"]["devices"] == {"cpu": 8}
     assert result["base"]["name"] == "toy-llama"
-    assert len(result["base"]["fingerprint"]) == 64
+    kind, whole, sampled = result["base"]["fingerprint"].split(":")
+    assert (kind, len(whole), len(sampled)) == ("2", 64, 64)
     assert "run: finished; training loss" in ended.out
     assert ended.out.count("step needs") == 1
 
