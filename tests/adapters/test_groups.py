@@ -70,8 +70,9 @@ def plain(case):
     return plan, given, loss(adapters.attach(MODEL, plan), PARAMS)(*given)
 
 
-@pytest.mark.parametrize("remat", ["none", "projections"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "remat"), [*((case, "projections") for case in CASES), ("lora", "none"), ("mora sharing", "none")]
+)
 def test_fused_equals_plain(case, remat):
     plan, given, (want, want_grads) = plain(case)
     fast = MODEL.clone(fused=True, remat=remat)

@@ -59,7 +59,9 @@ def variables_of(params, configs):
 
 # The families meet the codes through the same two functions, whichever the kind.
 @pytest.mark.parametrize(
-    ("name", "params"), [("lora", "int8"), *((name, "nf4") for name in METHODS)], indirect=["params"]
+    ("name", "params"),
+    [("lora", "int8"), *((name, "nf4") for name in ("rotation", "dora dropout", "sharing and lin"))],
+    indirect=["params"],
 )
 def test_outputs_and_gradients_are_those_beside_the_weights(model, tokens, params, name):
     plan, variables = variables_of(params, METHODS[name])

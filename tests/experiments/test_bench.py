@@ -109,6 +109,8 @@ def settings():
             pairs = {key: value for key, value in pairs.items() if key in ("remat", "unroll", "chunk_tokens")}
             if "chunk_tokens" in pairs:
                 pairs["chunk_tokens"] = "24"  # of 8 x 16 tokens
+            if "unroll" in pairs:
+                pairs["unroll"] = "2"  # all layers, as in the suites
             found.add(",".join(f"{key}={value}" for key, value in sorted(pairs.items())))
     return sorted(found - {""})
 

@@ -346,7 +346,13 @@ def test_every_recorded_result_has_the_form_of_one():
     assert len(load_results([ROOT / "experiments" / "results"])) > 500
 
 
-@pytest.mark.parametrize("text", ["[]", "5", "null", '"a"', "9" * 5000, "[" * 99_999, "", "{", "\x00"])
+@pytest.mark.parametrize("text", ["5", "null", '"a"', "9" * 5000, "[" * 99_999, "", "\x00"])
+def test_a_result_that_is_no_record_is_none(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    assert run_folder.read_result(tmp_path / "result.json") is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{"])
 def test_a_result_that_is_no_record_is_written_anew(straight, run, text):
     folder = straight().folder
     (folder / "result.json").write_text(text)

@@ -84,16 +84,16 @@ def test_the_length_of_the_longest_row_decides(scaling):
     """Of its valid tokens where rows are padded; of a cache its slots, as its keys stay as they were rotated."""
     model = Llama(dataclasses.replace(TOY, rope_scaling=scaling, max_position_embeddings=32))
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 1, 61)
-    params = model.init(jax.random.key(0), tokens)
-    short, long = model.apply(params, tokens[:, :8]), model.apply(params, tokens)
+    params, apply = jax.jit(model.init)(jax.random.key(0), tokens), jax.jit(model.apply)
+    short, long = apply(params, tokens[:, :8]), apply(params, tokens)
     assert np.abs(short - long[:, :8]).max() > 1e-3
     mask = jnp.arange(12) >= jnp.array([[4], [4]])
-    padded = model.apply(params, jnp.roll(tokens, 4, 1), mask=mask)
+    padded = apply(params, jnp.roll(tokens, 4, 1), mask=mask)
     np.testing.assert_allclose(padded[:, 4:], short, atol=1e-5)
     from lowrank_jax.models.causal import init_cache
 
     for slots, want in ((8, short), (12, long[:, :8])):
-        got, _ = model.apply(params, tokens[:, :8], cache=init_cache(model.config, 2, slots, jnp.float32))
+        got, _ = apply(params, tokens[:, :8], cache=init_cache(model.config, 2, slots, jnp.float32))
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
