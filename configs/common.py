@@ -8,14 +8,14 @@ from lowrank_jax.core.errors import UserError
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-ASK = "?"  # an argument that asks what there is
+ASK = "?"  # the argument that asks which arguments a config file takes
 
 
 class Asked(UserError):
-    """The arguments of a config file, which was given ASK.
+    """Raised by `parse_arg` for ASK: lists the arguments that the config file takes.
 
     Attributes:
-      arguments: (key, default, what it takes) of each.
+      arguments: (key, default, accepted values in words) of each.
     """
 
     def __init__(self, declared: dict[str, Any]):
@@ -61,7 +61,7 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
 
 
 def _words(spec: Any) -> str:
-    """What an argument takes."""
+    """The values that an argument accepts, in words."""
     if isinstance(spec, tuple):
         return ", ".join(map(str, spec))
     kind = spec if isinstance(spec, type) else type(spec)

@@ -69,12 +69,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if choice.scale == "paper":
             config.update(train={"batch_size": 1024})
     if choice.data == "text":
-        _own(config)
+        _own_data(config)
     return config
 
 
-def _own(config: ConfigDict) -> None:
-    """Your own JSON lines: length of a row, batch and steps are 0, which leaves them to the data."""
+def _own_data(config: ConfigDict) -> None:
+    """Your own JSON lines: row length, batch and steps are 0, so that they are chosen from the data."""
     config.task = {"name": "text", "path": "", "seq_len": 0, "packed": False, "truncate": True, "validation_path": None}
     config.schedule = {"kind": "linear", "warmup_steps": 5, "warmup_start": "one"}
     config.update(train={"steps": 0, "batch_size": 0, "eval_steps": ()})

@@ -36,7 +36,7 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
     def parse(argv):
         with front_door():
             files, rest = ([], list(argv)) if own_config else _config_files(argv)
-            if own_config:  # of a sweep: for all of its cells
+            if own_config:  # a sweep sets these keys in all of its cells
                 rest = [f"--set={word[len(KEY_FLAG) :]}" if word.startswith(KEY_FLAG) else word for word in rest]
             config = complete_file(files[-1]) if files else None
             try:
@@ -74,14 +74,14 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
 
 
 def reads_config(main: Callable) -> Callable:
-    """Marks the `main` of a program that takes --config: --help then tells of it."""
+    """Marks the `main` of a program that takes --config, which --help then describes."""
     setattr(main, READS_CONFIG, True)
     return main
 
 
 @contextlib.contextmanager
 def _config_help(main: Callable, files: list[str], config: Any) -> Iterator[None]:
-    """Adds what --help says of --config to what absl prints of the flags, before it ends the program."""
+    """Prints the help on --config below absl's help on the flags, after which absl ends the program."""
     try:
         yield
     except SystemExit:
@@ -153,7 +153,7 @@ def load_config(overrides: dict[str, Any] | None = None) -> tuple[Any, dict]:
                 node = node[section]
             node[key] = value
     plain = to_plain(config)
-    unpack_run(plain)  # before labels are derived from it, which takes every section to be one
+    unpack_run(plain)  # checks it first: deriving the labels relies on every section being one
     plain = with_labels(plain)
     return unpack_run(plain), plain
 

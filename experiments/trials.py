@@ -75,7 +75,7 @@ def wanted_runs() -> list[tuple[str, dict]]:
 
 
 def described(names: Sequence[str], plains: Sequence[dict], trainable: Sequence[int], devices: int) -> str:
-    """What the trials of a program are: one line, and, where they differ in more than seeds, one more for each."""
+    """The trials of a program in one line; where they differ in more than seeds, with a further line for each."""
     from experiments.config.vary import named, seeds_alone, varying
 
     counts = "-".join(f"{count:,}" for count in dict.fromkeys((min(trainable), max(trainable))))
@@ -92,7 +92,7 @@ def read_cells(path: str) -> list[tuple[str, dict]]:
     """(name, plain config) of every run in a file of --cells.
 
     Raises:
-      UserError: it is no list of such runs, lists none or one twice, or a config is wrong.
+      UserError: it is not a list of such runs, is empty, lists a run twice, or has a wrong config.
     """
     from experiments.config.plain import to_plain
     from experiments.config.schema import unpack_run
@@ -103,7 +103,7 @@ def read_cells(path: str) -> list[tuple[str, dict]]:
     named = []
     for cell in listed if isinstance(listed, list) else []:
         if not (isinstance(cell, dict) and isinstance(cell.get("name"), str) and isinstance(cell.get("config"), dict)):
-            raise UserError(f'{path} lists what is no {{"name": ..., "config": {{...}}}}; {remedy}')
+            raise UserError(f'{path} has an entry that is not {{"name": ..., "config": {{...}}}}; {remedy}')
         try:
             unpack_run(to_plain(cell["config"]))
         except UserError as error:
@@ -150,7 +150,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     for plain, before in zip(plains, stamps, strict=True):
         data_record.check_still(plain, before)
     if FLAGS.fresh:
-        session.forget()
+        session.remove_checkpoints()
     for run, values in zip(runs, chosen, strict=True):
         run_folder.open_run(run.folder, run.plain, FLAGS.fresh, known, values)
 

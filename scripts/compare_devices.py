@@ -1,10 +1,10 @@
-"""Compares one small run on several numbers of devices and processes, stopped and resumed across; prints a JSON record.
+"""Compares a small run on one and two devices, stopped and resumed, moved between them; prints a JSON record.
 
     python scripts/compare_devices.py --to=/tmp/compared.json         # two GPUs of one host
     python scripts/compare_devices.py --to=/tmp/compared.json --axis=fsdp
 
-Each run is `experiments.run` on a few rows of text, in a process of its own that sees one GPU or two. "equal" counts
-the steps whose losses are equal to the last bit.
+Each run is `experiments.run` on a few rows of text, in a process of its own that sees one GPU or two; one is divided
+between two processes. "equal" counts the steps whose losses are equal to the last bit.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BOTH, FIRST = "0,1", "0"
 
 def main() -> None:
     """Runs everything and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", required=True, help="file of the record")
     parser.add_argument("--axis", choices=MESHES, default="data", help="of the mesh, over two devices")
     options = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measured(place: Path, two: list[str]) -> dict[str, dict]:
-    """{what is compared: `compared` of it}; `two` are the flags of a mesh over two devices."""
+    """{name of a comparison: its `compared`}; `two` are the flags of a mesh over two devices."""
     rows = [f"{n} times {n + 1} is {n * (n + 1)}, and half of it {n * (n + 1) // 2}" for n in range(200)]
     (place / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
 
@@ -100,7 +100,7 @@ def compared(ours: dict[int, float], others: dict[int, float]) -> dict[str, floa
     """{"steps", "equal": how many have the same bits, "largest_relative": difference}.
 
     Raises:
-      ValueError: the runs have not the same steps.
+      ValueError: the runs have different steps.
     """
     if ours.keys() != others.keys():
         raise ValueError(f"steps {sorted(ours)} beside {sorted(others)}")

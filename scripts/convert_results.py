@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
 from experiments.records import run_folder
-from experiments.records.form import check_record
+from experiments.records.checks import check_record
 from experiments.records.lines import append, files_of, read_lines
 from lowrank_jax.core.errors import UserError, front_door, report
 

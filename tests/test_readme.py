@@ -108,6 +108,7 @@ def test_tables_are_named():
         "quantized",
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
+        "speed --results=experiments/results/speed/two_cards_suite.json",
     ]
     assert sum(page.count("<!-- table: ") for page in DOCS.values()) == len(TABLES)
 

@@ -2,9 +2,9 @@
 
     python -m experiments.bench --suite=two_cards
 
-Rows on one card see the first alone (CUDA_VISIBLE_DEVICES). LoRA r=8 on all seven projections, bfloat16, random
-weights. `speed` is tokens/s over those of the row named, `memory` the most GiB on a card over that row's. Rows named
-"-full" save only each layer's input (remat=full): most of what is left on a card are the weights, which fsdp divides.
+Rows on one card see only the first card (CUDA_VISIBLE_DEVICES). LoRA r=8 on all seven projections, bfloat16, random
+weights. `speed` is the ratio of tokens/s to those of the row named, `memory` the ratio of the most GiB on a card. Rows
+named "-full" save only each layer's input (remat=full): then a card holds mostly weights, which fsdp divides.
 """
 
 from configs.suites.h100 import FAST, LONG, SEVEN_B, SMALL, TRIALS
@@ -14,8 +14,8 @@ PEER_NAME = "no peer"
 
 ONE = {"CUDA_VISIBLE_DEVICES": "0"}
 DATA, FSDP = ("--config.mesh.data=2",), ("--config.mesh.data=1", "--config.mesh.fsdp=2")
-# A scan: unrolled, XLA's scheduler runs recomputation ahead to hide the gathering of weights, and keeps its results (by
-# the compiler's count 17.0 GiB beside the arguments, a scan 2.1).
+# A scan, not unrolled layers: with those XLA's scheduler recomputes early, to hide the gathering of weights, and keeps
+# the results (by the compiler's count 17.0 GiB beside the arguments; a scan 2.1).
 FULL = "remat=full,fused=True,chunk_tokens=256"
 
 

@@ -1,4 +1,4 @@
-"""LoRA and MoRA of equal size at three ranks, e.g. on your own text; as few programs as can be with --together=3.
+"""LoRA and MoRA of equal size at three ranks, for example on your own text; --together=3 joins LoRA's in one program.
 
     python -m experiments.sweep --config=configs/mora_uuid.py:data=text --config.task.path=mine.jsonl \\
         --grid=configs/sweeps/ranks.py --together=3 --results=ranks
@@ -7,5 +7,5 @@
 
 
 def cells():
-    """[cell]: method by method, rank by rank."""
+    """A cell for each method and rank."""
     return [dict(arg=f"method={method},rank={rank}") for method in ("lora", "mora") for rank in (2, 4, 8)]

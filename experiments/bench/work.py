@@ -1,4 +1,4 @@
-"""The work of a benchmark's step: a random batch, its FLOPs, and how much of its devices' peak it reaches."""
+"""The work of a benchmark's step: a random batch, its FLOPs, and the share of the devices' peak that it reaches."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from experiments.session.experiment import Experiment
 from lowrank_jax.adapters.cost import adapter_flops, kernel_flops
 from lowrank_jax.core.paths import flatten
 
-# Dense bfloat16 FLOP/s of a device, from its maker's data sheet, by jax's `device_kind`.
+# jax's `device_kind` -> dense bfloat16 FLOP/s of one device, from its maker's data sheet.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -50,12 +50,12 @@ def step_flops(experiment: Experiment, tokens: int) -> int:
 
 
 def utilisation(flops: float, seconds: float, kind: str, devices: int) -> float | None:
-    """MFU = FLOPs of a step / (seconds * devices * peak FLOP/s); None of a kind whose peak is not in PEAKS.
+    """MFU = FLOPs of a step / (seconds * devices * peak FLOP/s); None where PEAKS lacks the kind.
 
     Args:
-      flops: `step_flops` of all tokens of all trials. A frozen kernel has no weight gradient: 4 a weight and token
-        rather than full training's 6, so that this MFU is not inflated by products that nobody computes.
-      seconds: of a step.
+      flops: `step_flops` for all tokens of all trials. A frozen kernel has no weight gradient, and counts 4 FLOPs a
+        weight and token, not full training's 6: the MFU has no products that are not computed.
+      seconds: the time of a step.
       kind: jax's `device_kind`.
       devices: how many of them.
     """

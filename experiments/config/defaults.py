@@ -13,7 +13,7 @@ from lowrank_jax.core.paths import nearest
 def complete(config: Any) -> Any:
     """The ConfigDict with the keys that its sections leave out, at their defaults; its own values are kept.
 
-    What is no section where one belongs is left as it is: `schema.unpack_run` says what is wrong with it.
+    A value where a section belongs is left as it is: `schema.unpack_run` says what is wrong with it.
     """
     from ml_collections import ConfigDict
 
@@ -70,7 +70,7 @@ def wrong_key(config: Any, path: str) -> str | None:
     for key in path.split(".")[1:]:
         known = list(node.keys()) if hasattr(node, "keys") else []
         if key not in known:
-            if node is config and key in KEYS:  # a part of what is given whole
+            if node is config and key in KEYS:  # a key that is given whole
                 return f"config.{key} has no part {path.removeprefix(f'config.{key}').strip('.')!r} to set; {way(key)}"
             close = nearest(key, known)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"

@@ -13,7 +13,7 @@ from lowrank_jax.core.files import kind_of, read_bytes
 from lowrank_jax.core.json_text import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = ("data", "chosen")  # keys of a run's config.json with what it read and what that decided: no sections
+RECORDS = ("data", "chosen")  # keys of a run's config.json that record its data, and are not part of its config
 CONFIG = "config.json"
 
 
@@ -69,8 +69,8 @@ def config_maker(path: str | Path) -> Callable[[str | None], Any]:
     """argument -> ConfigDict, of a config file in Python with `get_config`, or of a run's config.json.
 
     Raises:
-      UserError: there is no such file, it has no `get_config`, or it is no run's config; and, of the function returned,
-        what `get_config` raises, a result that is no mapping, or an argument for a run's config.
+      UserError: there is no such file, it has no `get_config`, or it is not a run's config. The function returned also
+        raises it where `get_config` raises anything or returns no mapping, or where a run's config gets an argument.
     """
     if kind_of(path) in (None, "folder"):
         raise UserError(_no_config(path))
@@ -93,7 +93,7 @@ def read_run_config(path: str | Path) -> dict[str, Any]:
     """The config of a run's config.json, without the records of its data.
 
     Raises:
-      UserError: there is no such file, or it is no run's config.
+      UserError: there is no such file, or it is not a run's config.
     """
     remedy = "give the config.json of a run, or a config file in Python such as configs/mora_uuid.py"
     plain = read_json(path, remedy, finite=True)
@@ -105,7 +105,7 @@ def read_run_config(path: str | Path) -> dict[str, Any]:
 def _takes_one(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind(None)
-    except (TypeError, ValueError):  # it takes none, or it is no function of Python
+    except (TypeError, ValueError):  # it takes no argument, or is a built-in without a signature
         return False
     return True
 
@@ -117,7 +117,7 @@ def _of_run(path: str | Path, plain: dict[str, Any], argument: str | None) -> An
 
 
 def _frozen(value: Any) -> Any:
-    """A value of JSON as configs have it: tuples for lists."""
+    """A JSON value with tuples for its lists, as configs have them."""
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
@@ -137,7 +137,7 @@ def _section(path: str | Path, config: Any) -> Any:
 
 
 def _check_sizes(value: Any, where: str) -> None:
-    """Refuses whole numbers that cannot be written, before a flag shows one as its default."""
+    """Refuses whole numbers that Python cannot print, before a flag shows one as its default."""
     if isinstance(value, int):
         check_size(value, where)
     elif is_section(value):
@@ -161,7 +161,7 @@ def _no_config(path: str | Path) -> str:
 
 
 def _said(path: str | Path, error: BaseException) -> str:
-    """ "FILE, line N: KIND: what it says", N the last line of the file itself that was on the way."""
+    """ "FILE, line N: TYPE: message"; N is the last line of the traceback that is in the file itself."""
     if isinstance(error, SyntaxError):
         line = f", line {error.lineno}" if error.lineno else ""
         return f"{path}{line}: {type(error).__name__}: {error.msg}; correct the file"

@@ -1,4 +1,4 @@
-"""What --help says of --config: its form, the sections and, of a named file, its arguments and all keys with values."""
+"""Writes what --help says about --config: its syntax and sections, and a named file's arguments and keys."""
 
 import ast
 import json
@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.config.files import load_module
+from experiments.config.files import ROOT, load_module
 from experiments.config.sections import SECTIONS, TASKS
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = "configs/mora_uuid.py"
-ASK = "?"  # makes configs.common.parse_arg raise an error that has the `arguments`
+ASK = "?"  # as configs.common.ASK: parse_arg raises an error that lists the `arguments`
 
 
 def help_of(name: str | None, config: Any) -> str:
-    """The text for FILE:ARGUMENT of --config and the complete ConfigDict that it gives, or for no file."""
+    """The help on --config=FILE:ARGUMENT, from the complete ConfigDict that it gives; the general help for None."""
     if name is None:
         return general()
     from experiments.config.plain import to_plain  # imports jax
@@ -24,7 +23,7 @@ def help_of(name: str | None, config: Any) -> str:
 
 
 def general() -> str:
-    """The form of --config, the config files, and the sections with the first lines of their docstrings."""
+    """How --config is written, the config files, and the sections with the first lines of their docstrings."""
     found = [(path, _config(path)) for path in sorted((ROOT / "configs").glob("*.py"))]
     files = [(str(path.relative_to(ROOT)), text) for path, text in found if text]
     sections = [(name, _first_line(target)) for name, target in SECTIONS.items()]
@@ -64,7 +63,7 @@ def arguments(path: str) -> list[tuple[str, Any, str]]:
         return []
     try:
         load_module(path).get_config(ASK)
-    except Exception as answer:  # of a file with its own reading of arguments, any
+    except Exception as answer:  # a file that does not use parse_arg may raise anything
         return getattr(answer, "arguments", [])
     return []
 
@@ -77,7 +76,7 @@ def _config(path: Path) -> str:
 
 
 def _first_line(target: str) -> str:
-    """Of the docstring of the class at "module:name", read from the file: importing it takes seconds."""
+    """The first line of the docstring of the class "module:name", read from its file: importing it takes seconds."""
     module, name = target.split(":")
     tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
@@ -98,7 +97,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value as a flag takes it."""
+    """A value as it is written in a flag."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):

@@ -1,13 +1,13 @@
-"""Keys of a config that hold sections or rules of their own: on the command line their value is JSON."""
+"""Keys of a config that hold sections or rules of their own, whose value on the command line is JSON."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.json_text import NotJson, parse
 
-# Key -> (type, an example). Of "trainable" only a list of rules; its names are plain words.
+# Key -> (type, an example). "trainable" is JSON only where it is a list of rules; its names are plain words.
 KEYS = {
     "adapters": (list, '[{"method": "houlsby", "rank": 4}]'),
     "evals": (dict, '{"quick": {"every": 100, "at_end": false}}'),
@@ -43,7 +43,7 @@ def take(config: Any, words: Sequence[str]) -> list[str]:
 
 
 def is_plain(key: str, value: Any) -> bool:
-    """Whether a value is a plain word of a key that may hold one."""
+    """Whether a value is a plain word, not JSON, for a key that takes both ("trainable")."""
     return key == "trainable" and isinstance(value, str) and not value.lstrip().startswith(("[", "{"))
 
 
@@ -51,9 +51,9 @@ def read(key: str, text: str) -> Any:
     """The value of one of KEYS from its JSON; errors as `take`."""
     kind, _ = KEYS[key]
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"config.{key} is not JSON ({' '.join(str(error).split())}); {way(key)}") from None
+        value = parse(text)
+    except NotJson as error:
+        raise UserError(f"config.{key} is not JSON ({error}); {way(key)}") from None
     if not isinstance(value, kind):
         wanted = "a list" if kind is list else "an object"
         raise UserError(f"config.{key} is JSON but not {wanted}; {way(key)}")

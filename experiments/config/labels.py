@@ -15,7 +15,8 @@ PLAIN_TARGETS = ("query", "value")
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
 TAG_LENGTH = 64  # W&B refuses longer ones
-TEXTS = ("method", "scale", "setting", "model", "task", "stage", "variant", "protocol", "reading")  # labels' names
+# Labels that are strings, and labels that are whole numbers.
+TEXTS = ("method", "scale", "setting", "model", "task", "stage", "variant", "protocol", "reading")
 COUNTS = ("rank", "seq_len")
 BENCH = "bench"  # its labels describe a step, not a run
 
@@ -76,7 +77,7 @@ def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _section(holder: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """A section of the config, {} where it is absent; a value that is none is refused."""
+    """A section of the config, {} where it is absent; a value that is not a section is refused."""
     value = holder.get(name)
     if value is not None and not isinstance(value, Mapping):
         raise UserError(f"{where}.{name}={value!r} is not a section; give it keys and values")

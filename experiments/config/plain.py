@@ -18,7 +18,7 @@ BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
     "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data", "chosen",
 )  # fmt: skip
 
-MOST_BITS = 1_024  # of an int: a float ends there, and Python writes no int of more than 4,300 digits
+MOST_BITS = 1_024  # of a whole number: larger ones do not fit in a float, and Python prints at most 4,300 digits
 
 
 def to_plain(config: Any, where: str = "config") -> Any:
@@ -63,13 +63,13 @@ def check_size(number: int, where: str) -> None:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuses a string that no file's name can have: any may become one.
+    """Refuses a string that cannot be part of a file name, as any string of a config may become one.
 
     Raises:
       UserError: it has a null byte, or half of a surrogate pair.
     """
     try:
-        os.fsencode(text)  # takes what Python makes of a command line's bytes that are no UTF-8
+        os.fsencode(text)  # accepts what Python makes of bytes on the command line that are not UTF-8
     except UnicodeEncodeError:
         raise UserError(f"{where}={text[:80]!r} holds half of a surrogate pair; remove it") from None
     if "\0" in text:
@@ -97,12 +97,12 @@ def content_hash(plain: dict) -> str:
 
 
 def changes(plain_a: dict, plain_b: dict) -> list[str]:
-    """`diff` of what two configs say of a run; a key that one of them lacks has its default there."""
+    """`diff` of two configs without bookkeeping; a config that lacks a key has its default."""
     return diff(with_defaults(without(plain_a)), with_defaults(without(plain_b)))
 
 
 def with_defaults(plain: dict) -> dict:
-    """A plain config with the keys and sections that it lacks: those added to the code since it was written."""
+    """A plain config with the defaults of the keys and sections that were added since it was written."""
     filled = dict(plain)
     for name, cls in _section_types(plain).items():
         if isinstance(section := plain.get(name, {}), dict):
@@ -111,7 +111,7 @@ def with_defaults(plain: dict) -> dict:
 
 
 def _section_types(plain: dict) -> dict[str, type]:
-    """Section -> dataclass, of "task" that of its name; of an unchecked config, perhaps a damaged one."""
+    """Section -> dataclass, for "task" the one of its name. The config is unchecked and may be damaged."""
     types_ = experiment_types()
     tasks, task = types_.pop("task"), plain.get("task")
     name = task.get("name") if isinstance(task, dict) else None

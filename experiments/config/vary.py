@@ -1,4 +1,4 @@
-"""Which keys differ among several configs, and each one's values of them: for trials of one program, and for sweeps."""
+"""Finds the keys in which several configs differ, and each config's values of them: for trials and for sweeps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from experiments.config.plain import BOOKKEEPING, with_defaults, without
 
 SEED = "seed"
 LABELS = ("method", "rank", "variant", "stage")
-# What these labels tell; they also know full fine-tuning and BitFit.
+# Keys that have no column of their own: the labels show them, and full fine-tuning and BitFit too.
 TOLD = ("adapter", "adapter.method", "adapter.rank", "adapter.mora.compression")
-KEPT = ("train.stop_at",)  # bookkeeping, as a run may go on; but one that is stopped early has other scores
+KEPT = ("train.stop_at",)  # bookkeeping, but shown: a run that is stopped early has other scores
 
 
 def varying(plains: Sequence[dict]) -> list[dict[str, Any]]:
-    """Of each plain config, {key: value} of the keys in which they differ: method and rank first, the seed last.
+    """For each plain config its values of the keys in which they differ: method and rank first, the seed last.
 
-    Keys are named by their last part where that is unique: "rank", "learning_rate", "base" for base.name. A key that
-    one of them lacks has its default there.
+    Keys are named by their last part where that is unique: "rank", "learning_rate", "base" for base.name. A config
+    that lacks a key has its default.
     """
     found = [_values(plain) for plain in plains]
     keys = list(dict.fromkeys(key for one in found for key in one))
@@ -29,12 +29,12 @@ def varying(plains: Sequence[dict]) -> list[dict[str, Any]]:
 
 
 def seeds_alone(plains: Sequence[dict]) -> bool:
-    """Whether configs differ in nothing but their seeds: only then is a median over them one of a setting."""
+    """Whether configs differ in nothing but their seeds: only then is a median over all of them meaningful."""
     return not plains or set(varying(plains)[0]) <= {SEED}
 
 
 def named(values: Mapping[str, Any]) -> str:
-    """Some of `varying`'s values in words: "method mora, rank 8, learning_rate 0.003"."""
+    """The values of one config from `varying` in words: "method mora, rank 8, learning_rate 0.003"."""
     return ", ".join(f"{key} {shown(value)}" for key, value in values.items())
 
 

@@ -139,11 +139,11 @@ def check(
             )
 
 
-def check_form(record: Any, where: str, remedy: str) -> None:
-    """Refuses what is no record of data; None is the absent one.
+def check_digests(record: Any, where: str, remedy: str) -> None:
+    """Refuses a record of data that lacks its digests; None, where there is no record, passes.
 
     Raises:
-      UserError: names the first key whose value is none.
+      UserError: names the first source without a digest.
     """
     if record is not None and not isinstance(record, dict):
         raise UserError(f"{where}: its data is a {type(record).__name__}, not an object; {remedy}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from experiments.records import run_folder
-from experiments.records.form import check_record
+from experiments.records.checks import check_record
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes, refuse_special
 from lowrank_jax.core.json_text import NotJson, parse
@@ -23,7 +23,7 @@ def read_lines(path: str | Path) -> dict[str, dict]:
     """Name -> record, in the file's order; of a repeated name the last complete line. Reports torn lines.
 
     Raises:
-      UserError: no regular file, or a record with a field of another kind than a run writes.
+      UserError: it is not a regular file, or has a record with a field of another type than a run writes.
     """
     found, torn = {}, 0
     for number, line in enumerate(read_bytes(path).splitlines(keepends=True), 1):

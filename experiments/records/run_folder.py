@@ -14,13 +14,14 @@ from typing import Any
 
 from experiments.config.plain import changes, content_hash
 from experiments.records import data_record
+from experiments.records.checks import check_chosen, check_record
 from experiments.records.environment import environment_record
-from experiments.records.form import check_chosen, check_record
 from lowrank_jax.core import json_text
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
+# What a run writes as files and as folders.
 FILES, FOLDERS = (CONFIG, METRICS, RESULT, "curves.png"), (CHECKPOINTS, "adapter", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
@@ -75,7 +76,7 @@ def open_run(
     """`look`, which also writes config.json of a new or resumed run. Call it on process 0 alone, with the run's claim.
 
     `fresh` first removes that run's folder, and nothing else. Prints a note where a resumed run has no digests.
-    `chosen` is what the data decided, see `session.fit`; the other arguments are those of `look`.
+    `chosen` has the values that the data decided, see `session.fit`; the other arguments are those of `look`.
     """
     folder = Path(folder)
     verdict, data = _look(folder, plain, fresh, known)
@@ -97,7 +98,7 @@ def data_of(folder: str | Path) -> dict:
 
 
 def chosen_of(folder: str | Path, fresh: bool = False) -> dict[str, int]:
-    """What the data had decided when a run began, for its resumption; {} of a new run."""
+    """The values that the data decided when the run began, which a resumed run keeps; {} for a new run."""
     file = Path(folder) / CONFIG
     return {} if fresh or not file.is_file() else data_of(folder).get(CHOSEN, {})
 
@@ -212,20 +213,20 @@ def read_json(path: str | Path, remedy: str) -> Any:
 
 
 def read_config(path: str | Path, remedy: str) -> dict:
-    """A run's config.json; raises UserError with the given remedy for what is no config."""
+    """A run's config.json; raises UserError with the given remedy for anything else."""
     plain = read_json(path, remedy)
     if not isinstance(plain, dict):
         raise UserError(f"{path} is no config of a run, but a JSON {type(plain).__name__}; {remedy}")
-    data_record.check_form(plain.get(DATA), str(path), remedy)
+    data_record.check_digests(plain.get(DATA), str(path), remedy)
     check_chosen(plain.get(CHOSEN), str(path), remedy)
     return plain
 
 
 def read_result(path: str | Path) -> dict | None:
-    """A result.json; None where there is none, or one that is no record of a run, such as a half of one.
+    """A result.json; None where there is no file, or one that is not the record of a run (half of one, for example).
 
     Raises:
-      UserError: it is a folder or a pipe, or a record with a field of another kind than a run writes.
+      UserError: it is a folder or a pipe, or a record with a field of another type than a run writes.
     """
     if kind_of(path) is None:
         return None
@@ -336,7 +337,7 @@ def last_evaluation(result: dict) -> dict[str, float]:
 
 
 def score_name(name: str) -> str:
-    """The name of an evaluation's score for people, who know a training loss too: "held-out loss" for "loss"."""
+    """A score's name in text: "held-out loss" for an evaluation's "loss", to tell it from the training loss."""
     entry, _, score = name.rpartition("/")
     return f"{entry}{'/' if entry else ''}{'held-out loss' if score == 'loss' else score}"
 
@@ -347,7 +348,7 @@ def summary(result: dict) -> str:
     if math.isfinite(loss := final_loss(result)):
         steps = min(LOSS_WINDOW, losses[-1][0])
         words = [f"training loss {loss:.4f} (mean of the last {steps} step{'s' if steps > 1 else ''})"]
-    elif losses and losses[-1][1] is not None:  # of a run that diverged after it
+    elif losses and losses[-1][1] is not None:  # the last finite one of a run that diverged
         words = [f"training loss {losses[-1][1]:.4f} (of step {losses[-1][0]})"]
     words += [
         f"{score_name(name)} {value:.4g}"

@@ -53,7 +53,7 @@ def build(
       UserError: anything that can be known to be wrong before the weights are read.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(mesh, config.train.batch_size, config.train.accumulate)  # 0, left to the data, divides
+    check_batch(mesh, config.train.batch_size, config.train.accumulate)  # a 0, left to the data, passes
     form = form_of(config.task)
     for entry in config.evals.values():
         if entry.type and entry.type not in form.evaluations:

@@ -1,4 +1,4 @@
-"""Starts this process as one of several, from flags, from JAX_* variables, or as jax detects it in a cluster."""
+"""Starts this process as one of several: from flags, from JAX_* variables, or as jax detects it in a cluster."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from lowrank_jax.core.errors import MENDABLE, UserError
 
-# The three that say where a process stands: by the flag's name, the variable. jax itself reads the first alone.
+# Flag -> variable, of the three settings that tell a process its place. jax itself reads only the first variable.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -21,7 +21,7 @@ QUIET = "TF_CPP_MIN_LOG_LEVEL"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where this process stands among several; what is None is detected by jax (SLURM, a TPU pod, Open MPI, ...).
+    """The place of this process among several; fields that are None are detected by jax (SLURM, a TPU pod, Open MPI).
 
     Attributes:
       coordinator: host and port at which process 0 listens.
@@ -35,14 +35,14 @@ class Place:
 
 
 def place(multihost: bool | None, given: dict[str, Any]) -> Place | None:
-    """Where this process stands; None: it is alone.
+    """The place of this process among several; None where it is alone.
 
     Args:
-      multihost: --multihost; False: alone, whatever the variables say.
+      multihost: the flag; False is alone, whatever the variables say, and None is decided by the other settings.
       given: {name of VARIABLES: the flag's value, or None}; a flag wins over its variable.
 
     Raises:
-      UserError: a part of the three is missing or out of range.
+      UserError: one of the three is missing or out of range.
     """
     if multihost is False:
         if flags := [f"--{name}" for name, value in given.items() if value is not None]:
@@ -68,22 +68,22 @@ def place(multihost: bool | None, given: dict[str, Any]) -> Place | None:
 
 
 def quieten(words: Sequence[str]) -> None:
-    """Keeps jaxlib's own error messages out, which say in many lines what ours say in one; before jax is imported.
+    """Silences jaxlib's error messages, many lines where ours are one; to be called before jax is imported.
 
     Args:
-      words: of the command line; nothing changes where neither they nor the variables ask for several processes.
+      words: the command line. Nothing changes where neither it nor the variables ask for several processes.
     """
     asked = any(word.lstrip("-").partition("=")[0] in ("multihost", *VARIABLES) for word in words)
     asked = asked or any(variable in os.environ for variable in VARIABLES.values())
-    if asked and os.environ.get(QUIET, "1") == "1":  # jax's own default; another choice is the user's
-        os.environ[QUIET] = "3"  # fatal ones alone
+    if asked and os.environ.get(QUIET, "1") == "1":  # jax's default; another value is the user's choice
+        os.environ[QUIET] = "3"  # only fatal messages
 
 
 def refuse_several(program: str, remedy: str) -> None:
-    """Makes sure that the variables do not ask for several processes, for a program that runs in one.
+    """Refuses to run a program of one process where the variables ask for several.
 
     Raises:
-      UserError: they do; `remedy` says what to do in place of it.
+      UserError: they do; `remedy` says what to do instead.
     """
     if (_number("processes", os.environ.get(VARIABLES["processes"]), True) or 1) > 1:
         raise UserError(
@@ -92,7 +92,7 @@ def refuse_several(program: str, remedy: str) -> None:
 
 
 def start(place: Place | None, heartbeat_seconds: int, start_seconds: int) -> contextlib.AbstractContextManager:
-    """Connects to the other processes; the run goes in the context returned, which ends all where one ends or dies.
+    """Connects to the other processes; the run goes inside the context returned, which ends all when one ends or dies.
 
     Args:
       place: None: there are no others.
@@ -100,7 +100,7 @@ def start(place: Place | None, heartbeat_seconds: int, start_seconds: int) -> co
       start_seconds: how long the processes wait for each other to start.
 
     Raises:
-      UserError: they do not come together.
+      UserError: the processes do not all connect.
     """
     if place is None:
         return contextlib.nullcontext()
@@ -113,25 +113,25 @@ def start(place: Place | None, heartbeat_seconds: int, start_seconds: int) -> co
         raise UserError(_taken(place.coordinator))
     peers = Peers(heartbeat_seconds)
     try:
-        with lost.told(peers.lost):
+        with lost.calling(peers.lost):
             jax.distributed.initialize(
                 place.coordinator, place.processes, place.process,
                 initialization_timeout=start_seconds, heartbeat_timeout_seconds=heartbeat_seconds,
             )  # fmt: skip
-    except ValueError as error:  # of a number or an address that jax did not find
+    except ValueError as error:  # jax found no address or no number of processes
         raise UserError(
             f"one of several processes, but without {_missing(place)}, and jax finds no cluster (SLURM, a TPU pod, "
             f"Open MPI); give {EXAMPLE}"
         ) from error
     except RuntimeError as error:
-        peers.know()
+        peers.connected()
         leave_with(MENDABLE)
-        raise UserError(_apart(peers, start_seconds, error)) from error
-    peers.know()
+        raise UserError(_not_connected(peers, start_seconds, error)) from error
+    peers.connected()
     return peers
 
 
-def _apart(peers: Any, seconds: int, error: Exception) -> str:
+def _not_connected(peers: Any, seconds: int, error: Exception) -> str:
     """Why the processes did not come together."""
     if "Failed to start RPC server" in str(error):
         return _taken(peers.coordinator)
@@ -151,7 +151,7 @@ def _taken(address: str) -> str:
 
 
 def _is_free(port: int) -> bool:
-    """Whether nobody has the port; jaxlib ends in a segmentation fault where somebody has, listening or not."""
+    """Whether no program uses the port; jaxlib ends in a segmentation fault where one does, listening or not."""
     family, host = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "0.0.0.0")
     with socket.socket(family) as probe:
         if family == socket.AF_INET6:

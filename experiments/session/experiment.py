@@ -41,8 +41,8 @@ class Experiment:
     """A run that has been checked and traced on shapes; no weight has been read yet.
 
     Attributes:
-      config: the run's config, unpacked, its length in steps, with what it left to the data, and its base with the head
-        that the task needs.
+      config: the run's config, unpacked; its length is in steps, keys left to the data have values (see `fit`), and its
+        base has the head that the task needs.
       mesh: the devices.
       base: the base model with ShapeDtypeStructs for params.
       plan: the adapters' sites.
@@ -54,7 +54,7 @@ class Experiment:
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
       step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
       options: of the compiler, for the step; None where it has XLA's own.
-      chosen: {key: value} of what the config left to the data; see `fit`.
+      chosen: {key: value} of the keys that were left to the data.
       programs: what `load` has jitted, which `dataclasses.replace` hands on.
     """
 

@@ -1,4 +1,4 @@
-"""Keys of a config that are left to the data by a 0: filled in, said, and kept with the run for a resumption."""
+"""Fills in the keys of a config that a 0 leaves to the data; a run prints and records them, and resumes with them."""
 
 import dataclasses
 import math
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.config.schema import RunConfig
-from experiments.records.form import CHOICES
+from experiments.records.checks import CHOICES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.sharding.mesh import BATCH_AXES
 from lowrank_jax.tasks.base import Task
 
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
-SHARED = ("task.seq_len", "train.batch_size")  # of the trials of one program
+SHARED = ("task.seq_len", "train.batch_size")  # the same for all trials of one program
 
 
 def fit(config: RunConfig, task: Task | None, mesh: Any) -> RunConfig:
-    """The config with its length in steps alone, and each 0 of CHOICES as the data have it.
+    """The config with its length in steps, not epochs, and a value from the data for each 0 of CHOICES.
 
     Args:
-      task: built; None for a bench on random tokens, which takes epochs of EXAMPLES rows.
+      task: with its data; None for a benchmark on random tokens, whose epochs have EXAMPLES rows.
       mesh: over which a batch is divided.
     """
     examples = EXAMPLES if task is None else len(task.train_source())
@@ -31,14 +31,14 @@ def fit(config: RunConfig, task: Task | None, mesh: Any) -> RunConfig:
 
 
 def chosen(before: RunConfig, after: RunConfig) -> dict[str, int]:
-    """{key of CHOICES: value} of what `fit` has filled in."""
+    """{key of CHOICES: value} of the values that `fit` has filled in."""
     pairs = {key: (_get(before, key), _get(after, key)) for key in CHOICES}
     epochs = bool(before.train.epochs)  # then the steps are no choice
     return {key: now for key, (then, now) in pairs.items() if then == 0 and now and not (epochs and "steps" in key)}
 
 
 def fill(config: RunConfig, values: Mapping[str, int]) -> RunConfig:
-    """The config with values of CHOICES, as a run that is resumed has them from its first session."""
+    """The config with these values of CHOICES; a resumed run takes them from its first session."""
     for key, value in values.items():
         section, name = key.split(".")
         part = dataclasses.replace(getattr(config, section), **{name: value})
@@ -47,7 +47,7 @@ def fill(config: RunConfig, values: Mapping[str, int]) -> RunConfig:
 
 
 def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
-    """What the data have decided and why, in a line; "" where nothing was left to them."""
+    """One line with the values chosen from the data and why; "" where there are none."""
     rows = len(task.train_source())
     why = {
         "task.seq_len": lambda: f"the longest {'text' if config.task.packed else 'row'} has {task.longest:,} tokens",
@@ -59,12 +59,12 @@ def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
 
 
 def check_shared(names: Sequence[str], values: Sequence[Mapping[str, int]]) -> None:
-    """Makes sure that what the data decided lets runs share a program: batches of one size, rows of one length.
+    """Refuses runs that cannot share a program: the data decided batches of different sizes, or rows of other lengths.
 
     They differ where one of the runs began on another number of devices.
 
     Args:
-      values: `chosen` of each run, or what it has kept from its first session.
+      values: of each run its `chosen`, now or from its first session.
 
     Raises:
       UserError: names two runs and the key.

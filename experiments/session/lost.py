@@ -1,4 +1,4 @@
-"""Python's answer to a lost process, in place of jaxlib's: its coordination client prints a stack and aborts."""
+"""Calls a Python function when another process is lost, where jaxlib's client would print a stack and abort."""
 
 import contextlib
 import ctypes
@@ -10,20 +10,20 @@ _kept: list = []  # C++ holds pointers to these for as long as the process lives
 
 
 @contextlib.contextmanager
-def told(answer: Callable[[], None]) -> Iterator[None]:
-    """Within, jax.distributed.initialize connects a client that calls `answer` when it has lost the others.
+def calling(answer: Callable[[], None]) -> Iterator[None]:
+    """While open, jax.distributed.initialize connects a client that calls `answer` when it loses the others.
 
-    jaxlib takes a `missed_heartbeat_callback`, for which jax has no argument. It calls it from a C++ thread with an
-    absl::Status, which jaxlib 0.10 and 0.11 cannot turn into a Python value: std::bad_cast, which nobody catches, ends
-    in std::terminate. Its handler is ours, and calls `answer` too. Where that handler cannot be set (no libstdc++),
-    jaxlib's own abort stays.
+    jaxlib takes a `missed_heartbeat_callback`, which jax gives no way to set. It calls it from a C++ thread with an
+    absl::Status, which jaxlib 0.10 and 0.11 cannot convert to Python: the std::bad_cast that follows is caught nowhere
+    and ends in std::terminate. We set the handler of std::terminate, which calls `answer` too. Where it cannot be set
+    (no libstdc++), jaxlib's own abort stays.
 
     Args:
-      answer: ends the process; called at most once a thread, from a thread that may not use the client.
+      answer: ends the process. Called at most once in a thread, and not allowed to use the client.
     """
     from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
-    if not _terminate_is(answer):
+    if not _set_terminate(answer):
         yield
         return
     make = _jax.get_distributed_runtime_client
@@ -35,8 +35,8 @@ def told(answer: Callable[[], None]) -> Iterator[None]:
         _jax.get_distributed_runtime_client = make
 
 
-def _terminate_is(answer: Callable[[], None]) -> bool:
-    """Sets C++'s handler of exceptions that nobody catches; those of other types go to the one before it."""
+def _set_terminate(answer: Callable[[], None]) -> bool:
+    """Sets C++'s handler for exceptions that are not caught; False where there is none. The old one gets the rest."""
     kind = ctypes.CFUNCTYPE(None)
     try:
         library = ctypes.CDLL("libstdc++.so.6")

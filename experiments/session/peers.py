@@ -1,4 +1,4 @@
-"""Where one of several processes ends or dies, the others end too, each with one line that names it."""
+"""Ends all of several processes when one ends or dies, each with one line that names it."""
 
 import atexit
 import contextlib
@@ -19,20 +19,21 @@ from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError, report
 
 LOST = 75  # exit status: another process died or was cut off; EX_TEMPFAIL of sysexits.h, "try again"
 AGAIN = "start all processes again: the run resumes from its last checkpoint, if it has one"
-WORD_SECONDS = 1.0  # an answer of the coordinator that is on its way arrives within it
-OWN_SECONDS = 5.0  # for a process to come to the same end by itself, with words of its own
+ANSWER_SECONDS = 1.0  # within it an answer of the coordinator that was sent arrives
+OWN_SECONDS = 5.0  # for a process to end by an error of its own, and show that
 FOREVER = 10**11  # milliseconds: three years
-TASK = re.compile(r"\bTask:? (\d+)")  # of the coordinator's message on a barrier that fails
+TASK = re.compile(r"\bTask:? (\d+)")  # a dead process, in the coordinator's message on a failed barrier
 PREFIX = "lowrank_jax/"
 
 
 class Peers:
     """The other processes, watched for as long as the context is open.
 
-    One thread waits at a barrier that is not complete before the end: it fails when a process dies, and says which.
-    Another waits for the note of a process that ends with an error while the others go on. The error of such a
-    process is its own only once all have read the note; a collective fails in the same way where another died, and the
-    barrier says that within `heartbeat_seconds`.
+    One thread waits at a barrier that only the end of the run completes: it fails when a process dies, and says which.
+    Another thread waits for the note that a process leaves when it ends with an error while the others go on.
+
+    A failing process cannot tell at once whether the error is its own: a collective also fails where another process
+    died. It is its own if all processes read the note; otherwise the barrier fails within `heartbeat_seconds`.
 
     Args:
       heartbeat_seconds: as given to jax.distributed.initialize.
@@ -46,22 +47,24 @@ class Peers:
         self._heard, self._own = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def know(self) -> None:
-        """Takes over what jax.distributed.initialize found."""
+    def connected(self) -> None:
+        """Takes the client and this process's place from jax.distributed.initialize."""
         from jax._src.distributed import global_state
 
         self._client, self.coordinator = global_state.client, global_state.coordinator_address
         self.process, self.processes = global_state.process_id, global_state.num_processes
 
     def lost(self) -> None:
-        """jaxlib's client has lost the others: ends this process, and names the dead one if it can."""
-        self._end_for("")
+        """Ends this process because jaxlib's client has lost the others; names the dead one if it is known."""
+        self._end_after_death("")
 
     def __enter__(self) -> "Peers":
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # jax's own handler would only note it
+            signal.signal(signal.SIGTERM, _interrupt)  # jax's own handler would only record the signal
         if self.processes > 1:
-            self._threads = [threading.Thread(target=work, daemon=True) for work in (self._stand, self._listen)]
+            self._threads = [
+                threading.Thread(target=work, daemon=True) for work in (self._watch_for_death, self._watch_for_note)
+            ]
             for thread in self._threads:
                 thread.start()
         return self
@@ -69,21 +72,21 @@ class Peers:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.processes > 1:
             if error is None:
-                self._part()
+                self._end_together()
             else:
-                self._end_with(error)
+                self._end_in_error(error)
         if isinstance(error, KeyboardInterrupt):
             print(f"interrupted; {AGAIN}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
 
     # ---- the end of this process ----
 
-    def _part(self) -> None:
-        """All have come to the end: releases the threads, which must not wait in C++ when the interpreter goes."""
+    def _end_together(self) -> None:
+        """Waits until all processes are done, and ends the threads: none may wait in C++ when the interpreter exits."""
         try:
             self._client.wait_at_barrier(f"{PREFIX}end", FOREVER)
         except jax.errors.JaxRuntimeError as error:
-            self._end_for(str(error))
+            self._end_after_death(str(error))
         self._leaving = True
         if self.process == 0:
             self._client.key_value_set(f"{PREFIX}note", json.dumps({}))
@@ -91,8 +94,8 @@ class Peers:
         for thread in self._threads:
             thread.join()
 
-    def _end_with(self, error: BaseException) -> None:
-        """Leaves a note for the others, or ends by theirs; returns for the error to be shown."""
+    def _end_in_error(self, error: BaseException) -> None:
+        """Leaves a note for the others, and returns for the error to be shown; or ends with the line of their note."""
         interrupted = isinstance(error, KeyboardInterrupt)
         mendable = isinstance(error, UserError | OSError)
         note = {
@@ -109,18 +112,18 @@ class Peers:
         if not self._speaking.acquire(blocking=False):
             _wait()
         if self.process == 0:
-            time.sleep(WORD_SECONDS)  # what the coordinator has answered reaches the others
+            time.sleep(ANSWER_SECONDS)  # the coordinator's answers reach the others
         leave_with(note["status"])
 
     # ---- the end of another ----
 
-    def _stand(self) -> None:
+    def _watch_for_death(self) -> None:
         try:
             self._client.wait_at_barrier(self._barrier(at_end=False), FOREVER)
         except jax.errors.JaxRuntimeError as error:
-            self._end_for(str(error))
+            self._end_after_death(str(error))
 
-    def _listen(self) -> None:
+    def _watch_for_note(self) -> None:
         try:
             note = json.loads(self._client.blocking_key_value_get(f"{PREFIX}note", FOREVER))
             if not note:
@@ -128,33 +131,33 @@ class Peers:
             self._note = note
             self._client.wait_at_barrier(f"{PREFIX}heard", FOREVER)
         except jax.errors.JaxRuntimeError as error:
-            self._end_for(str(error))
+            self._end_after_death(str(error))
         self._heard.set()
         if self._note["process"] != self.process and not self._own.wait(OWN_SECONDS):
             self._end_by_note()
 
     def _barrier(self, at_end: bool) -> str:
-        """Where this process waits from the beginning, or comes at the end: process 0 at one, the others at another."""
+        """Its name: process 0 waits at "0" from the start and ends at "others"; the others do the reverse."""
         return f"{PREFIX}{'0' if (self.process == 0) != at_end else 'others'}"
 
-    def _heed_note(self) -> None:
-        """A process whose note all have read has not died: it, or the note, ends this one."""
+    def _obey_note(self) -> None:
+        """Ends this process by the note, if all have read one: then no process has died."""
         if self._heard.is_set():
             if self._note["process"] == self.process:
                 _wait()  # the main thread ends this process
             self._end_by_note()
 
-    def _end_for(self, message: str) -> NoReturn:
-        """Ends this process for a death of which the client said `message`; never returns."""
+    def _end_after_death(self, message: str) -> NoReturn:
+        """Ends this process because another died; `message` is what the client said of it."""
         if self._leaving:
             _wait()  # the run is complete, and the main thread ends the process
-        self._heed_note()
+        self._obey_note()
         dead = [int(task) for task in TASK.findall(message)]
         if not dead:
-            time.sleep(WORD_SECONDS)  # the other thread may have the name
-            self._heed_note()
+            time.sleep(ANSWER_SECONDS)  # the other thread may get to know which it was
+            self._obey_note()
             if self._note.get("process") == 0 != self.process:
-                self._end_by_note()  # the coordinator, which leaves once all have read it
+                self._end_by_note()  # process 0 leaves once all have read its note
         if self.process in dead:
             line = f"process {self.process} of {self.processes}, this one, was silent or cut off; the others ended"
         elif dead:
@@ -163,28 +166,28 @@ class Peers:
             line = f"process 0 of {self.processes}, the coordinator, died or was cut off"
         else:
             line = f"one of the {self.processes} processes died or was cut off"
-        self._say(f"{line}; {AGAIN}", LOST)
+        self._end_with_line(f"{line}; {AGAIN}", LOST)
 
     def _end_by_note(self) -> NoReturn:
         note = self._note
-        self._say(f"process {note['process']} of {self.processes} ended: {note['words']}", note["status"])
+        self._end_with_line(f"process {note['process']} of {self.processes} ended: {note['words']}", note["status"])
 
-    def _say(self, line: str, status: int) -> NoReturn:
+    def _end_with_line(self, line: str, status: int) -> NoReturn:
         if not self._speaking.acquire(blocking=False):
             _wait()
         if getattr(tqdm, "_instances", ()):
             print(file=sys.stderr)  # a progress bar stands on this line
         report(UserError(line))
         if self.process == 0:
-            time.sleep(WORD_SECONDS)  # what the coordinator has answered reaches the others
+            time.sleep(ANSWER_SECONDS)  # the coordinator's answers reach the others
         _leave(status)
 
 
 def leave_with(status: int) -> None:
-    """At its end the process does not wait for the others, which jax's own exit does for 300 s.
+    """Makes the process exit without waiting for the others, as jax's own exit does for 300 s.
 
     Args:
-      status: of the process, where the interpreter shows no traceback.
+      status: the exit status, unless a traceback is shown (then 1).
     """
     atexit.register(lambda: _leave(1 if hasattr(sys, "last_value") else status))
 
@@ -197,7 +200,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def _wait() -> NoReturn:
-    """Until another thread, which is speaking, has ended the process."""
+    """Waits until another thread has ended the process."""
     while True:
         time.sleep(60)
 

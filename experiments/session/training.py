@@ -67,14 +67,14 @@ class Session:
         self.compile_seconds = time.perf_counter() - begin
         memory.check_fits(self.compiled)
 
-    def forget(self) -> None:
-        """Removes the checkpoints of an earlier session, for --fresh: before the run folders are opened.
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of an earlier session, for --fresh. Call it before the run folders are opened.
 
-        A program that is killed between the two must not find new runs beside old checkpoints. An error here ends the
-        session.
+        In the other order a program killed between the two would leave new runs beside old checkpoints. An error here
+        ends the session.
 
         Raises:
-          UserError: they are behind a link.
+          UserError: their folder is a link.
         """
         folder = self.place / run_folder.CHECKPOINTS
         run_folder.check_no_link(self.place, fresh=True)
@@ -83,7 +83,7 @@ class Session:
             shutil.rmtree(folder)
 
     def train(self) -> tuple[loop.Outcome, list[dict]]:
-        """Trains to the end, to a signal or until no run is left; returns how it ended, and process 0 the records."""
+        """Trains to the end, a signal or until no run is left; returns how it ended, and on process 0 the records."""
         program, lead = self.program, self.program.lead
         state, frozen, fingerprint = program.load()
         batches, first, seconds = program.batches(), 0, 0.0

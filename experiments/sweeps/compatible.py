@@ -13,7 +13,7 @@ FREE = ("seed", "optimizer.learning_rate", "schedule", "adapter.alpha")
 PADDED_STARTS = ("kaiming_uniform", "gaussian", "orthogonal")
 
 MOST_SEEDS = 10_000
-LARGEST_SEED = 2**32 - 1  # as schema.RunConfig.seed
+LARGEST_SEED = 2**32 - 1  # the range of schema.RunConfig.seed
 
 
 def shared_part(plain: dict) -> dict:
@@ -66,7 +66,7 @@ def parse_seeds(text: str) -> list[int]:
             seeds = [int(word) for word in text.split(",")]
     except ValueError:
         seeds = []
-    few = len(seeds[: MOST_SEEDS + 1]) <= MOST_SEEDS  # len() of a range stops at 2^63
+    few = len(seeds[: MOST_SEEDS + 1]) <= MOST_SEEDS  # len() of a range above 2^63 raises
     if not seeds or not few or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
         raise UserError(
             f"--seeds={_short(text)!r}: write at most {MOST_SEEDS} different whole numbers from 0 to {LARGEST_SEED} as "

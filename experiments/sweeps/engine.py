@@ -18,11 +18,11 @@ from experiments.records.lines import Recorded
 from experiments.records.text_table import clock
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
+from lowrank_jax.core.errors import MENDABLE
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
-USER_ERROR = 2  # exit status of a program that said in one line what to correct
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
 
 
@@ -107,7 +107,7 @@ class Sweep:
             self.say(f"{place} {ready.name}: {result['status']} in {clock(result.get('wall_seconds') or 0)}")
             return result["status"], result
         why = f"exit status {status}" if status else "it ended without a result"
-        remedy = "correct what it says, and sweep again" if status == USER_ERROR else "a second sweep resumes it"
+        remedy = "correct what it says, and sweep again" if status == MENDABLE else "a second sweep resumes it"
         self.say(f"{place} {ready.name}: failed ({why}); {remedy}")
         return f"failed: {why}", None
 

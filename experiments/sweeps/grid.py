@@ -37,7 +37,7 @@ class Cell:
 
 
 class Text(str):
-    """A value from the command line, of the type that the config has there."""
+    """A value from the command line, which is still to be converted to the type of its key."""
 
 
 class Grid:
@@ -45,7 +45,7 @@ class Grid:
 
     Args:
       config: FILE:ARGUMENT.
-      grid: its file.
+      grid: the grid file.
       keys: KEY=VALUE for every cell; its own overrides win.
     """
 
@@ -159,7 +159,7 @@ def _is_best(value: Any) -> bool:
 
 
 def _lookup(plain: Any, path: str, missing: bool = False) -> Any:
-    """The value at a path; None where it may be `missing` and is."""
+    """The value at a path; with `missing`, None where there is none."""
     for key in path.split("."):
         if missing and (not isinstance(plain, dict) or key not in plain):
             return None
@@ -168,7 +168,7 @@ def _lookup(plain: Any, path: str, missing: bool = False) -> Any:
 
 
 def _typed(text: str, path: str, present: Any) -> Any:
-    """A value of the command line as the config has it at `path`."""
+    """A value from the command line, in the type of the value that is present at `path`."""
     if path in KEYS and not is_plain(path, text):
         return read(path, text)
     if isinstance(present, str):
@@ -180,13 +180,13 @@ def _typed(text: str, path: str, present: Any) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        value = str(text)  # of a key that is not set; otherwise its type is told to be wrong
+        value = str(text)  # a string for a key that is not set; for any other, `unpack_run` refuses the type
     return list(value) if isinstance(value, tuple) else value
 
 
 def _override(plain: dict, path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    if path in KEYS and not is_plain(path, value):  # whole, and absent from most configs
+    if path in KEYS and not is_plain(path, value):  # given whole, and absent from most configs
         plain[path] = value
         return
     node = plain

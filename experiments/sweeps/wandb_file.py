@@ -1,11 +1,12 @@
 """A grid as a W&B sweep file, whose agents run its cells."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.sweeps.grid import Cell
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_bytes
+from lowrank_jax.core.json_text import NotJson, parse
 
 
 def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str], keys: Sequence[str] = ()) -> dict:
@@ -14,7 +15,7 @@ def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str], keys: Sequence[
     Args:
       cells: as from `Grid.select`, trials first.
       settings: flags to repeat for the agents (config, grid, workdir, results).
-      keys: KEY=VALUE of every cell, the same.
+      keys: KEY=VALUE for every cell, to repeat as well.
     """
     repeated = [f"--{key}={value}" for key, value in settings.items() if value]
     repeated += [f"--config.{pair}" for pair in keys]
@@ -27,15 +28,15 @@ def wandb_sweep(cells: Sequence[Cell], settings: dict[str, str], keys: Sequence[
 
 
 def write_sweep(path: Path, text: str) -> None:
-    """Writes the file, over an earlier one.
+    """Writes the file, replacing an earlier W&B sweep.
 
     Raises:
-      UserError: there is another kind of file, which may be a user's.
+      UserError: there is something else, which may be a user's own; or it cannot be written.
     """
-    if path.exists():
+    if kind_of(path) is not None:
         try:
-            earlier = json.loads(path.read_text())
-        except (OSError, ValueError):
+            earlier = parse(read_bytes(path))
+        except (NotJson, UserError):
             earlier = None
         if not (isinstance(earlier, dict) and "program" in earlier):
             raise UserError(f"{path} exists and is no W&B sweep; name another file")

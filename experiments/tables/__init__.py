@@ -18,7 +18,7 @@ TABLES = {
     "ledger": "experiments.papers.ledger",
 }
 
-# Flag -> the tables that read it, for flags that only some read; a new table that reads one joins it here.
+# Flag -> the tables that read it, for flags that few tables read. A new table that reads one is added here.
 READERS = {"scale": ("mora_table2",), "model": ("lora_table2",)}
 WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read
 
@@ -45,9 +45,9 @@ def check_flags(name: str, given: Iterable[str]) -> None:
     """
     for flag in given:
         if flag in READERS and name not in READERS[flag]:
-            raise UserError(f"{name} reads no --{flag}, which is of {' and '.join(READERS[flag])}; leave it out")
+            raise UserError(f"{name} does not read --{flag}, a flag of {' and '.join(READERS[flag])}; leave it out")
         if name in WITHOUT.get(flag, ()) or (flag == "figures" and not has_figures(find([name]))):
-            raise UserError(f"{name} reads no --{flag}; leave it out")
+            raise UserError(f"{name} does not read --{flag}; leave it out")
 
 
 def has_figures(module: ModuleType) -> bool:

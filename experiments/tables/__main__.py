@@ -4,7 +4,7 @@ python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/re
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]
 python -m experiments.tables quantized
-python -m experiments.tables sweep --results=runs,results.jsonl    # any grid of one's own
+python -m experiments.tables sweep --results=runs,results.jsonl    # any grid of your own
 python -m experiments.tables ledger
 python -m experiments.tables --write    # the tables between markers in README.md and docs/*.md
 """

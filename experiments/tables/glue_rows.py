@@ -1,4 +1,4 @@
-"""LoRA's Table 2 from records: rows of methods on one base model, with a cell for each task of GLUE."""
+"""The rows of LoRA's Table 2 from records: a row for each method on one base model, a cell for each GLUE task."""
 
 import dataclasses
 import statistics

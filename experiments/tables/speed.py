@@ -12,7 +12,7 @@ from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError
 
 figures = no_figures
-# Of reading a record whose values are of other kinds than a suite writes.
+# Raised where a record lacks a value or has one of another type than a suite writes.
 MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 
@@ -29,10 +29,10 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def check_shown(data: Mapping[str, Any], where: str) -> None:
-    """Refuses a record that the table cannot show: showing it is what tells.
+    """Refuses a record that the table cannot show, by trying to show it.
 
     Raises:
-      UserError: names the first value that is missing or of another kind.
+      UserError: names the first value that is missing or of the wrong type.
     """
     try:
         shown(data).text()
@@ -78,7 +78,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _step(side: Mapping[str, Any]) -> str:
     if "error" in side:
         return _missing(side)
-    mfu = f", MFU {side['mfu']:.2f}" if "mfu" in side else ""  # earlier records have none
+    mfu = f", MFU {side['mfu']:.2f}" if "mfu" in side else ""  # older records have none
     return f"{side['ms']:.1f} ms, {side['tokens_per_second']:,.0f} tok/s{mfu}"
 
 

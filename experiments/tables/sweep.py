@@ -1,4 +1,4 @@
-"""Any grid of runs as a table: a row for each setting of what differs between their configs, medians over seeds."""
+"""The table of any grid: a row for each setting in which the configs differ, with medians over seeds."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from experiments.tables.table import Table, ended, median, no_figures, state_of
 from lowrank_jax.core.errors import UserError
 
 figures = no_figures
-NO_SCORES = ("nonfinite", "distinct", "spread")  # of an evaluation: they say whether a run collapsed
+NO_SCORES = ("nonfinite", "distinct", "spread")  # numbers of an evaluation that only say whether a run collapsed
 ALWAYS = ("method", "rank")
 CAPTION = (
     f"Training loss: mean of a run's last {LOSS_WINDOW} steps. Scores: of its last evaluation. Time: in steps alone, "
@@ -52,7 +52,7 @@ def of(results: Sequence[dict]) -> Table:
 
 
 def _settings(results: Sequence[dict]) -> list[tuple[dict[str, Any], list[dict]]]:
-    """(its values, its runs) of each setting, by value."""
+    """(values, runs) of each setting, sorted by its values."""
     groups: dict[str, tuple[dict[str, Any], list[dict]]] = {}
     for result, values in zip(results, varying([result["config"] for result in results]), strict=True):
         labels = {name: result["labels"].get(name) for name in ALWAYS}
@@ -62,7 +62,7 @@ def _settings(results: Sequence[dict]) -> list[tuple[dict[str, Any], list[dict]]
 
 
 def _place(value: Any) -> tuple:
-    """Where a value stands in a column: nothing first, numbers by size, the rest by name."""
+    """The order of values in a column: None first, numbers by size, the rest by name."""
     if isinstance(value, int | float):
         return 1, value, ""
     return (0, 0, "") if value is None else (2, 0, str(value))

@@ -1,4 +1,4 @@
-"""MoRA's Table 2 from records: the settings of the UUID experiment, and a row for each method and rank."""
+"""The rows of MoRA's Table 2 from records: a row for each method and rank, by setting of the UUID experiment."""
 
 import dataclasses
 import statistics

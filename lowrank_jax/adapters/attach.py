@@ -177,7 +177,7 @@ def _check_read(unread: set[str], visited: set[str], called: Mapping[str, nn.Mod
 
 
 def _seen(visited: set[str], near: list[str]) -> str:
-    """What a call did read, and which modules of like names it ran."""
+    """Which adapters a call read, and which modules of similar names it ran, in words."""
     read = f"it reads those at {sorted(visited)}" if visited else "it reads none at all"
     return f"{read}, and runs {', '.join(near)}" if near else f"{read}, and runs no module of a like name"
 

@@ -27,7 +27,7 @@ def read_configs(values: Any, where: str) -> tuple[AdapterConfig, ...]:
       where: the file, for messages.
 
     Raises:
-      UserError: a field that this code does not know, or one of another kind.
+      UserError: a field that this code does not know, or a value of the wrong type.
     """
     return tuple(read_config(one, where) for one in (values if isinstance(values, list) else [values]))
 
@@ -41,7 +41,7 @@ def read_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
 
 def _fields(values: Any, cls: type, where: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: its config is {str(values)[:60]!r}, not an object; use the adapter that was written")
+        raise UserError(f"{where}: its config is {str(values)[:60]!r}, not an object; restore the file as written")
     known = {field.name for field in dataclasses.fields(cls)}
     if strange := sorted(values.keys() - known):
         close = nearest(strange[0], known) or sorted(known)
@@ -49,7 +49,7 @@ def _fields(values: Any, cls: type, where: str) -> dict[str, Any]:
     found = {name: _tuples(value) for name, value in values.items()}
     if wrong := misfit({name: value for name, value in found.items() if name not in SECTIONS}, cls):
         shown = str(found[wrong])[:60]
-        raise UserError(f"{where}: {wrong} is {shown!r}, of another kind; use the adapter that was written")
+        raise UserError(f"{where}: {wrong} is {shown!r}, a value of the wrong type; restore the file as written")
     return found
 
 

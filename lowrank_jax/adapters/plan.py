@@ -13,7 +13,7 @@ from lowrank_jax.core.paths import flatten, nearest
 from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.types import Tree
 
-FORM = r"(?:.*/)?(?:{})"  # a target names a whole path or its last parts
+TEMPLATE = r"(?:.*/)?(?:{})"  # a target names a whole path or its last parts
 # Output layers, which `all-linear` leaves out: PEFT does so for a model's output embedding ("lm_head") and for
 # "score" and "classifier", and adapts BERT's pooler. "head" is our Llama's.
 OUTPUT_HEADS = ("head", "lm_head", "classifier", "score")
@@ -316,11 +316,11 @@ def matches(target: str, path: str) -> bool:
     if target == ALL_LINEAR:
         parts = path.split("/")
         return not {parts[0], parts[-1]} & set(OUTPUT_HEADS)
-    return re.fullmatch(FORM.format(target), path) is not None
+    return re.fullmatch(TEMPLATE.format(target), path) is not None
 
 
 def _matches(target: str, path: str, field: str) -> bool:
-    check_pattern(f"adapter.{field} entry", target, FORM)
+    check_pattern(f"adapter.{field} entry", target, TEMPLATE)
     return matches(target, path)
 
 

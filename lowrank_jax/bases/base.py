@@ -36,7 +36,7 @@ from lowrank_jax.ops.quantized import NONE, check_kind
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
-MOST_PARAMETERS = 2**43  # 9e12, several times the largest model; XLA ends the process where bytes pass an int64
+MOST_PARAMETERS = 2**43  # 9e12, several times the largest model; XLA ends the process where a size overflows an int64
 AUTO = "auto"  # the checkpoint's head
 UNUSED = (r"(.*\.)?embeddings\.position_ids",)  # a buffer of old BERT files: 0, 1, 2, ...
 

@@ -1,6 +1,6 @@
-"""The fingerprint of a base, by which adapters and checkpoints know it: a digest of all values and of its config.
+"""The fingerprint of a base, which adapters and checkpoints record: a digest of all its values and of its config.
 
-It ends with the fingerprint of the older kind (16 values a leaf, no config), which files from before are compared with
+It ends with the older fingerprint (16 values a leaf, no config), with which older files are compared
 (`core.fingerprints`).
 """
 
@@ -20,8 +20,9 @@ from lowrank_jax.bases.leaf_sums import sums
 from lowrank_jax.core.fingerprints import join
 from lowrank_jax.core.paths import flatten, unflatten
 
-# Fields of a config that leave the outputs alone, or show in the leaves' paths and shapes, or belong to a fresh head.
-SILENT = {
+# Fields of a config that are left out: they do not change the outputs, or show in the leaves' paths and shapes, or
+# belong to a fresh head.
+LEFT_OUT = {
     *("head", "num_labels", "pooler", "tie_word_embeddings", "max_position_embeddings"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
 }
@@ -32,8 +33,8 @@ class Sample(NamedTuple):
 
     Attributes:
       shape: of the leaf.
-      values: 16 of them in bfloat16, for the older kind.
-      sums: of all values with their places.
+      values: 16 of them in bfloat16, for the older fingerprint.
+      sums: over all values, each mixed with its place; see `leaf_sums`.
     """
 
     shape: tuple[int, ...]
@@ -42,10 +43,10 @@ class Sample(NamedTuple):
 
 
 def fingerprint(params: Any, config: Any = None) -> str:
-    """The digest of every leaf's path, shape and values in bfloat16, and of the config; then the older kind's.
+    """The digest of every leaf's path, shape and values in bfloat16 and of the config, then the older fingerprint.
 
-    Copies in float32 and in bfloat16 have the same fingerprint, as do sharded and NumPy arrays. It tells bases apart
-    that were edited or mistaken for each other; it is no protection against somebody who wants two to be equal.
+    Copies in float32 and in bfloat16 have the same fingerprint, as do sharded and NumPy arrays. It tells apart
+    bases that were edited or confused; it does not protect against somebody who makes two with one fingerprint.
 
     Args:
       params: the tree below "params".
@@ -63,7 +64,7 @@ def sample(leaf: Any) -> Sample:
 
 def digest(samples: Mapping[str, Sample], config: Any = None) -> str:
     """The fingerprint of a tree from the `sample` of each leaf by path, taken before the leaf was changed."""
-    older, whole = hashlib.sha256(), hashlib.sha256(_function(config).encode())
+    older, whole = hashlib.sha256(), hashlib.sha256(_outputs_of(config).encode())
     for path, one in flatten(unflatten(samples)).items():  # in the order of a tree's leaves
         for found, content in ((older, one.values), (whole, one.sums)):
             found.update(f"{path}{one.shape}".encode())
@@ -71,20 +72,20 @@ def digest(samples: Mapping[str, Sample], config: Any = None) -> str:
     return join(whole.hexdigest(), older.hexdigest())
 
 
-def _function(config: Any) -> str:
-    """The config's fields that change what the weights compute; not defaults, so that a new field changes nothing."""
+def _outputs_of(config: Any) -> str:
+    """The config's fields that change the outputs, as JSON, without defaults: a field added later changes nothing."""
     if config is None:
         return ""
     fields = {
         field.name: _plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if field.name not in SILENT and _plain(getattr(config, field.name)) != _plain(field.default)
+        if field.name not in LEFT_OUT and _plain(getattr(config, field.name)) != _plain(field.default)
     }
     return json.dumps([type(config).__name__, fields], sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able, with the numbers as float32 has them: GGUF keeps no more."""
+    """The value as JSON has it, with its numbers rounded to float32, as GGUF stores them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Sums over all values of a leaf, each mixed with its place, computed where the leaf lies: no copy, any sharding."""
+"""Sums over all values of a leaf, each mixed with its place: computed without a copy, for any sharding."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from jax import lax
 
 from lowrank_jax.core.types import Array
 
-# Odd numbers for each of two sums: of the value, and of the place along each axis from the last.
+# Odd numbers for each of the two sums: the factor of the value, then those of its place along each axis from the last.
 FACTORS = (
     (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1),
     (0xD3A2646D, 0xFD7046C5, 0xB55A4F09, 0x8CB92BA7, 0xE95DE9A3),
@@ -22,7 +22,7 @@ BLOCK = 2**20  # values at a time: XLA's CPU backend keeps 10 bytes for each of 
 def sums(leaf: Array, sharding: Any = None) -> Array:
     """Two sums modulo 2^32 over all values in bfloat16, each mixed with its place: uint32 [2].
 
-    A sum has no order: however a leaf is sharded, it is the same. Each shard is added up where it lies, by blocks.
+    A sum does not depend on the order: it is the same for every sharding. Each shard is added up in place, by blocks.
 
     Args:
       leaf: an array, or a tracer.
@@ -48,7 +48,7 @@ def _shard_sums(part: Array, first: Sequence[Any]) -> Array:
     *lead, columns = part.shape
     rows = part.reshape(-1, columns)
     most = max(BLOCK // columns, 1)
-    # Rows of a block: all, or some that divide them if not too few. A rest would be compiled in addition.
+    # Rows of a block: all, or a divisor of them unless it is small. Remaining rows need a second compiled block.
     count = next((n for n in range(min(most, len(rows)), most // 8, -1) if len(rows) % n == 0), most)
 
     def add(start, total, count):
@@ -66,15 +66,15 @@ def _shard_sums(part: Array, first: Sequence[Any]) -> Array:
 
 
 def _cut(rows: Array, start: Any, count: int) -> Array:
-    """The bits of `count` rows in bfloat16."""
+    """The bits of `count` rows, cast to bfloat16."""
     return _bits(lax.dynamic_slice_in_dim(rows, start, count).astype(jnp.bfloat16))
 
 
 def _cut_on_cpu(rows: Array, start: Any, count: int) -> Array:
-    """`_cut` as XLA's CPU backend makes it without a copy of the whole.
+    """`_cut` for XLA's CPU backend, without a copy of the whole leaf.
 
-    It slices bfloat16 as float32, which it makes of the whole array in front of the loop; bits it slices as they are,
-    behind a barrier that keeps them in the loop.
+    To slice bfloat16, that backend converts the whole array to float32 before the loop. Bits are sliced as they are; a
+    barrier keeps the conversion to bits inside the loop.
     """
     if rows.dtype != jnp.bfloat16:
         return _cut(rows, start, count)
@@ -108,7 +108,7 @@ def _bits(x: Array) -> Array:
 
 
 def _scramble(x: Array) -> Array:
-    """Every bit of the result depends on every bit of x (the finish of MurmurHash3)."""
+    """Mixes x so that every bit of the result depends on every bit of x (MurmurHash3's finalizer)."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * np.uint32(factor)
     return x ^ (x >> 16)

@@ -168,7 +168,7 @@ def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, np.nda
 
 
 def _dtype(name: Any) -> np.dtype:
-    """The dtype of a name such as "bfloat16"; NumPy reads many other texts, "4," and "f4,f4" among them."""
+    """The dtype of a name such as "bfloat16"; NumPy accepts other texts too, such as "4," and "f4,f4"."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{str(name)[:40]!r} is no dtype")
     return jnp.dtype(name)

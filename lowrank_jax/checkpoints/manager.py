@@ -52,8 +52,8 @@ class Checkpoints:
     Args:
       folder: where the steps go; made if absent.
       keep: the newest steps that stay on disk.
-      identity: what the run is, JSON-able; must be equal when restoring, but that "base", its fingerprint, may be of
-        an older kind.
+      identity: what identifies the run, JSON-able. It must be equal when restoring; only "base", the fingerprint, may
+        be an older one.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, identity: dict[str, Any]):

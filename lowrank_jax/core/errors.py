@@ -1,4 +1,4 @@
-"""`UserError`, for faults that a user can fix, and the front door of a program, which makes one line of it."""
+"""`UserError`, for faults that a user can fix, and `front_door`, which ends a program with one line for them."""
 
 import contextlib
 import errno
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Iterator
 
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
-INTERRUPTED = 130  # of a program that a signal stopped, after it had saved what there was; shells use it for Ctrl-C
-PIPE_CLOSED = 141  # what a shell shows of a program that SIGPIPE ended: `| head` has read enough
-# What the system says of a file's place, its rights, its name or its disk; anything else may be a fault of ours.
+INTERRUPTED = 130  # of a program that a signal stopped, after it had saved its state; shells use it for Ctrl-C
+PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended, as when `| head` has read enough
+# Errors of the system about a file's path, permissions, name or disk; any other may be a fault of ours.
 PLACES = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
     + (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENXIO, errno.ESTALE)
 )
-SHOWN = 4_000  # characters of a message: a wrong value may be a megabyte
+SHOWN = 4_000  # most characters of a message: it may contain a wrong value of a megabyte
 
 
 class UserError(Exception):
@@ -37,8 +37,8 @@ def report(error: UserError) -> int:
 def front_door() -> Iterator[None]:
     """Around a whole program: ends it with one line and status 2 where its user can fix what is wrong.
 
-    That is a UserError, or what the system says of a file's place. A reader of stdout that has gone (`| head`) ends the
-    program quietly. Everything else is a fault of ours and keeps its traceback.
+    That is a UserError, or one of the system's errors in PLACES. Where nobody reads stdout any more (`| head`), the
+    program ends quietly. Everything else is a fault of ours and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal cannot show
@@ -63,7 +63,7 @@ def front_door() -> Iterator[None]:
 
 
 def _reader_gone() -> bool:
-    """Whether it is stdout that nobody reads any more, rather than another pipe of the program's."""
+    """Whether the broken pipe is stdout, rather than another pipe of the program's."""
     try:
         out = sys.stdout.fileno()
     except (OSError, ValueError):  # it is no file, or closed

@@ -1,4 +1,4 @@
-"""Reads files that a user names: regular files alone, as a pipe or a device would make the program wait for ever."""
+"""Reads files that a user names, if they are regular files: a pipe or a device would make the program wait for ever."""
 
 import contextlib
 import os
@@ -17,22 +17,22 @@ KINDS = (
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
-    """ "file", "folder", "pipe", "socket" or "device", links followed; None where there is nothing of that name."""
+    """ "file", "folder", "pipe", "socket" or "device", after following links; None where nothing has that name."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # absent, a link to nothing, out of reach, or no name that a file can have
+    except (OSError, ValueError):  # absent, a link to nothing, out of reach, or a name that no file can have
         return None
     return next((kind for is_kind, kind in KINDS if is_kind(mode)), "file")
 
 
 def check_file(path: str | os.PathLike, missing: str = "") -> Path:
-    """The path of a regular file.
+    """Checks that a path is a regular file, and returns it.
 
     Args:
-      missing: the message where there is nothing of that name.
+      missing: the message where nothing has that name.
 
     Raises:
-      UserError: there is nothing, a folder, or what is read without an end: a pipe, socket or device.
+      UserError: there is nothing, a folder, or something whose reading may never end: a pipe, socket or device.
     """
     kind = kind_of(path)
     if kind is None:
@@ -43,7 +43,7 @@ def check_file(path: str | os.PathLike, missing: str = "") -> Path:
 
 
 def refuse_special(path: str | os.PathLike) -> None:
-    """Refuses what is there and no regular file; of an absent file, whoever reads it says more.
+    """Refuses a path that exists and is not a regular file. An absent one passes: its reader has a better message.
 
     Raises:
       UserError: a folder, pipe, socket or device.
@@ -59,7 +59,7 @@ def read_bytes(path: str | os.PathLike, missing: str = "") -> bytes:
       missing: as in `check_file`.
 
     Raises:
-      UserError: as `check_file`, or it cannot be read.
+      UserError: as `check_file`, or the file cannot be read.
     """
     try:
         return check_file(path, missing).read_bytes()
@@ -74,7 +74,7 @@ def read_text(path: str | os.PathLike, missing: str = "") -> str:
       missing: as in `check_file`.
 
     Raises:
-      UserError: as `read_bytes`, or another encoding, with the line of the first byte that does not fit.
+      UserError: as `read_bytes`, or the text is not UTF-8; names the line of the first wrong byte.
     """
     content = read_bytes(path, missing)
     try:

@@ -1,4 +1,4 @@
-"""Parses JSON: every fault of the text is one kind of error, with one line that says what is wrong."""
+"""Parses JSON: every fault of the text is a NotJson, whose message is one line."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from lowrank_jax.core.files import read_text
 
 
 class NotJson(ValueError):
-    """A text that is no JSON, or more than can be read; its message is one line without the file's name."""
+    """A text that is not JSON, or that Python cannot read; its message is one line without the file's name."""
 
 
 def parse(text: str | bytes, finite: bool = False) -> Any:
@@ -20,7 +20,7 @@ def parse(text: str | bytes, finite: bool = False) -> Any:
       finite: refuses NaN and infinity, which Python's reader takes and JSON does not have, and numbers above 1e308.
 
     Raises:
-      NotJson: it is no JSON or not UTF-8, is nested too deeply, or has a whole number of too many digits.
+      NotJson: it is not JSON or not UTF-8, is nested too deeply, or has a whole number of too many digits.
     """
     try:
         if finite:
@@ -34,7 +34,7 @@ def parse(text: str | bytes, finite: bool = False) -> Any:
         raise NotJson(f"not UTF-8 ({error.reason})") from None
     except RecursionError:
         raise NotJson("nested too deeply") from None
-    except ValueError:  # the only other: Python's limit on the digits of an int
+    except ValueError:  # the only other one is Python's limit on the digits of an int
         raise NotJson(f"a whole number of more than {sys.get_int_max_str_digits():,} digits") from None
 
 
@@ -42,12 +42,12 @@ def read_json(path: str | os.PathLike, remedy: str, missing: str = "", finite: b
     """The value of a JSON file.
 
     Args:
-      remedy: what to do about a file that is no JSON.
+      remedy: what to do about a file that is not JSON.
       missing: the message where there is no such file.
       finite: see `parse`.
 
     Raises:
-      UserError: no regular file, not UTF-8, or no JSON.
+      UserError: it is not a regular file, not UTF-8, or not JSON.
     """
     try:
         return parse(read_text(path, missing), finite)

@@ -1,4 +1,4 @@
-"""Whether a value from a file is of the kind that a dataclass's annotation names."""
+"""Whether a value from a file has the type that a dataclass's annotation names."""
 
 import dataclasses
 import types
@@ -9,10 +9,10 @@ from lowrank_jax.core.ranges import is_number
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotation's kind; a whole number is a float too, a bool is no number.
+    """Whether a value has the type of an annotation; a whole number also fits a float, a bool fits neither.
 
     Args:
-      hint: of plain values, Literal, Annotated, unions, and tuples of these.
+      hint: a plain type, Literal, Annotated, a union, or a tuple of these.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
@@ -32,7 +32,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def misfit(values: typing.Mapping[str, Any], cls: type) -> str | None:
-    """The first of these fields of a dataclass whose value is of another kind; None where all fit."""
+    """The first field of a dataclass whose value here has another type; None where all fit."""
     hints = typing.get_type_hints(cls, include_extras=True)
     named = (field.name for field in dataclasses.fields(cls))
     return next((name for name in named if name in values and not fits(values[name], hints[name])), None)

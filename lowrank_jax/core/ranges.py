@@ -20,7 +20,7 @@ class OutOfRange(UserError):
 
 
 def is_number(value: Any, whole: bool) -> bool:
-    """Whether it is a number, or a whole one; a bool is none."""
+    """Whether it is a number, or with `whole` a whole number; a bool is neither."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import refuse_special
 
-DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)  # of a file that is cut or changed
+DAMAGES = (OSError, EOFError, lzma.LZMAError, zlib.error)  # raised for a file that is cut short or changed
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -43,10 +43,10 @@ def read_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, st
 
 
 def _wrong_byte(path: Path, read: int) -> tuple[int, int]:
-    """(line, byte in it) of the first byte that is not UTF-8: text is decoded by blocks, far ahead of its lines.
+    """(line, byte in it) of the first byte that is not UTF-8; text is decoded in blocks, far ahead of the line read.
 
     Args:
-      read: lines that were read as text; the next one is named where the file is damaged as well.
+      read: lines that were read as text. Where the file is damaged as well, the next one is named.
     """
     number, line = read, b""
     with contextlib.suppress(*DAMAGES), OPENERS.get(path.suffix, open)(path, "rb") as file:
@@ -55,5 +55,5 @@ def _wrong_byte(path: Path, read: int) -> tuple[int, int]:
                 line.decode()
             except UnicodeDecodeError as error:
                 return number, error.start + 1
-        return number, len(line)  # a character that the file's end cuts
+        return number, len(line)  # the file ends within a character
     return read + 1, 1

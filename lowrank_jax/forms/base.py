@@ -67,7 +67,7 @@ class Form(Protocol):
       head: the head that an encoder needs for it, a name of `models.heads`; None for a language model.
       num_labels: classes of that head.
       bucketed: batches differ in length, and the step is compiled for each length.
-      counted: the tokens that a run's speed (tok/s) counts, in words.
+      counted: a description of the tokens that a run's speed (tok/s) counts.
       once: first names of the parameters that are read at one token a row, not at every token.
       evaluations: name -> (setting, task) -> evaluation, or None where the task has no held-out data.
     """

@@ -110,7 +110,7 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of the text part, which is what is exported, of a model of text and images."""
+    """The config's fields; for a model of text and images those of the text part, which is what is exported."""
     if not isinstance(text := config.get("text_config"), dict):
         return config
     return {**text, **{name: config[name] for name in THEIRS if name in config}}

@@ -55,7 +55,7 @@ def exporter(
 
 
 class Joined:
-    """Leaves [L, ..., n] side by side along their last axis; a layer is joined, on the host, when it is read."""
+    """Leaves [L, ..., n] joined along their last axis; each layer is joined on the host when it is read."""
 
     def __init__(self, leaves: Sequence[Any]):
         self._leaves = leaves

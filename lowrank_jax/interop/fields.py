@@ -40,7 +40,7 @@ def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default
 
 
 def check_kinds(values: Mapping[str, Any], where: Any) -> None:
-    """Refuses names in a config.json that are no strings; numbers and flags are checked where they are read.
+    """Refuses names in a config.json that are not strings; numbers and flags are checked where they are read.
 
     Raises:
       UserError: names the first such field.
@@ -107,22 +107,32 @@ def label_count(values: Mapping[str, Any], where: Any, notes: Notes | None) -> i
     return number({"num_labels": count}, "num_labels", int, where, 2)
 
 
+def layer_types(values: Mapping[str, Any], layers: int, where: Any) -> list[Any] | None:
+    """layer_types; None where it is not set.
+
+    Raises:
+      UserError: it is not a list of one name a layer.
+    """
+    types = values.get("layer_types")
+    if types is not None and (not isinstance(types, list) or len(types) != layers):
+        raise UserError(f"{where}: layer_types must be a list of one name for each of the {layers} layers")
+    return types
+
+
 def refused_everywhere(
     values: Mapping[str, Any], layers: int, where: Any, notes: Notes | None, windows: bool = False
 ) -> dict[str, bool]:
     """Features that no model here has: {name: whether the config has it}.
 
-    Args:
-      windows: the model has sliding windows, and reads layer_types and sliding_window itself.
-
     layer_types takes precedence over its old places, sliding_window and attention_chunk_size.
+
+    Args:
+      windows: whether the model has sliding windows, and reads layer_types and sliding_window itself.
 
     Raises:
       UserError: layer_types is not a list of one name a layer.
     """
-    types = None if windows else values.get("layer_types")
-    if types is not None and (not isinstance(types, list) or len(types) != layers):
-        raise UserError(f"{where}: layer_types must be a list of one name for each of the {layers} layers")
+    types = None if windows else layer_types(values, layers, where)
     found = {name: bool(values.get(name)) for name in ("quantization_config", "compression_config", "per_layer_config")}
     found["a nested text_config"] = values.get("text_config") is not None
     found["layer_types other than full_attention"] = any(kind not in FULL for kind in types or ())

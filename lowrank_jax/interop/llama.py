@@ -1,4 +1,4 @@
-"""Checkpoints of Llama and its families: configs of HF and GGUF, their key tables, and the export to HF's layout."""
+"""Checkpoints of Llama and its model families: configs of HF and GGUF, key tables, and the export to HF's layout."""
 
 import functools
 from pathlib import Path

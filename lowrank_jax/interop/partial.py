@@ -148,7 +148,7 @@ def _draw_program(shapes: tuple[tuple[str, tuple[int, ...]], ...], dtype: Any, s
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The names in order, the first SHOWN of a tower's many."""
+    """The names in order, at most SHOWN of them: a vision tower has hundreds."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(sorted(names)[:SHOWN]) + more
 

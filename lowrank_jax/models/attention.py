@@ -30,15 +30,15 @@ class Attention(nn.Module):
 
     Attributes:
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
-      use_bias: the projections have biases; out_bias: out has one, None: as the others.
+      use_bias: whether the projections have biases; out_bias: whether out has one, None: as use_bias says.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
       implementation: "auto", "xla", "cudnn" or "heads_first"; see `pick_implementation`.
       fused: one product for query, key and value; see `layouts.fused`.
-      qk_norm: "head" or "width": what the RMSNorms query_norm and key_norm, before the rotation, are over; or "none".
-      norm_eps, norm_offset: of these norms, as in `layers.RMSNorm`.
-      scale: of the scores; None is 1 / sqrt(head_dim).
-      softcap: scores s become softcap tanh(s / softcap).
-      window: a query attends to so many keys, the last of them its own; None to all.
+      qk_norm: RMSNorms query_norm and key_norm before the rotation, over each "head" or the "width" of all; or "none".
+      norm_eps, norm_offset: eps and offset of these norms, as in `layers.RMSNorm`.
+      scale: factor of the scores; None is 1 / sqrt(head_dim).
+      softcap: scores s become softcap tanh(s / softcap); None leaves them as they are.
+      window: how many keys a query attends to, the last of them its own; None is all.
     """
 
     heads: int
@@ -74,7 +74,7 @@ class Attention(nn.Module):
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
           layer: int32 scalar, this layer's row of the cache.
-          local: bool scalar, this layer has the window; None: it has the one there is.
+          local: bool scalar, whether this layer has the window; None is yes.
           query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
 
         Returns:
@@ -141,9 +141,9 @@ class Window(NamedTuple):
     """A sliding window over the keys.
 
     Attributes:
-      size: keys that a query attends to, the last of them its own.
-      local: bool scalar, False where this layer attends to all keys after all; None: it has the window.
-      first: the first query's slot among the keys.
+      size: how many keys a query attends to, the last of them its own.
+      local: bool scalar, whether this layer has the window; None is yes.
+      first: the first query's position among the keys.
     """
 
     size: int
@@ -177,8 +177,8 @@ def attend(
       allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None for all.
       causal: a query attends only to keys no later than itself; S is T.
       kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`; with a softcap "heads_first".
-      scale, softcap: as of `Attention`.
-      window: with a causal call or with `allowed`.
+      scale, softcap: as in `Attention`.
+      window: only with `causal` or `allowed`.
 
     Returns:
       [B, T, heads, head_dim].
@@ -201,7 +201,7 @@ def attend(
 
 
 def windowed(run: Callable[..., Array], query: Array, key: Array, value: Array, window: Window) -> Array:
-    """run(query, key, value) with the kernel's own window, which must be static: one of two kernels, by the layer."""
+    """run(query, key, value) with the kernel's own window, which must be static: each layer picks one of two."""
     narrow = functools.partial(run, local_window_size=(window.size - 1, 0))
     if window.local is None:
         return narrow(query, key, value)
@@ -223,8 +223,8 @@ def heads_first_attention(
     """`attend` over [B, heads, T, head_dim], each array transposed once.
 
     For CPUs: jax.nn's products read strided heads, which XLA's CPU backend transposes again for each product (a step of
-    pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, 120 with this function). And for a softcap, which jax.nn's
-    function lacks.
+    pico-llama, 8 x 128 tokens, LoRA r=8, two cores: 129 ms, 120 with this function). Also used for a softcap, which
+    jax.nn's function lacks.
 
     Arguments and result are those of `attend`; `allowed` may also be [T, S].
     """

@@ -22,12 +22,12 @@ class CausalLM(Model):
         """tokens [B, T], positions [T] or [B, T] -> the layers' input: x [B, T, D], a `rotary.Rotation` or None.
 
         Args:
-          slots: of the cache, where there is one.
+          slots: length of the cache; None without one.
         """
         raise NotImplementedError
 
     def kinds(self) -> dict[str, Any]:
-        """What differs between layers: {name: [L]}, of which a block gets its own entries."""
+        """What differs between layers, {name: [L]}; a block gets its own entries."""
         return {}
 
     def __call__(

@@ -1,20 +1,22 @@
-"""The counts of a model's shape (layers, widths, heads, rows of tables) within what arrays can have."""
+"""Checks the counts of a model's shape: layers, widths, heads, rows of tables."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-MOST = 2**24  # sixteen times the largest vocabulary, forty times the widest model; a table of MOST by MOST has an index
+# 64 times Gemma 3's vocabulary (262,208) and 315 times LLaMA-3.1 405B's widest layer (53,248). A table of MOST by MOST
+# has 2^48 entries, which an int64 index still reaches.
+MOST = 2**24
 MOST_LAYERS = 4_096  # each is a row of every key table
 
 
 def check_counts(config: Any, names: Iterable[str]) -> None:
-    """Refuses counts below 1 and beyond reason, before anything is traced or listed layer by layer.
+    """Refuses counts below 1 or above the limits, before anything is traced or listed layer by layer.
 
     Args:
-      config: of a model.
-      names: its fields.
+      config: a model's config.
+      names: the fields to check.
 
     Raises:
       UserError: names the first such field.

@@ -1,4 +1,4 @@
-"""Shapes of published models of the families that are read as a Llama.
+"""The shapes of published models, of the model families that are a Llama with flags.
 
 Every field is that of the config.json beside the weights: Qwen/Qwen2.5-0.5B, Qwen/Qwen3-0.6B, meta-llama/Llama-3.2-1B,
 google/gemma-3-270m, google/gemma-3-1b-pt, HuggingFaceTB/SmolLM3-3B, mistralai/Mistral-7B-v0.3, allenai/OLMo-2-0425-1B.
@@ -32,7 +32,7 @@ def _gemma3(hidden: int, intermediate: int, layers: int, window: int) -> LlamaCo
     )
 
 
-FAMILIES: dict[str, LlamaConfig] = {
+FAMILY_SHAPES: dict[str, LlamaConfig] = {
     "qwen2.5-0.5b": LlamaConfig(
         vocab_size=151936,
         hidden_size=896,

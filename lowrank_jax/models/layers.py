@@ -67,10 +67,10 @@ class Linear(nn.Module):
 
 
 def check_joined_bias(module: nn.Module, name: str) -> None:
-    """In a fused model's call: the joined bias of the Linear `name` is there.
+    """Makes sure, in a fused model's call, that the Linear `name` has its joined bias.
 
     Raises:
-      UserError: it is not, as biases that are trained keep their own places.
+      UserError: it has none, because the biases are trained, and trained leaves are not joined.
     """
     held = module.get_variable("params", name)
     if held is not None and "bias" not in held:
@@ -108,7 +108,7 @@ class Embedding(nn.Module):
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32 and returned in `dtype`.
 
-    With `offset` the parameter is called so and begins at 0, and y is multiplied by 1 + offset.
+    With `offset` the parameter is called "offset" and starts at 0, and 1 + offset takes the place of scale.
     """
 
     eps: float

@@ -1,4 +1,4 @@
-"""Llama: RMSNorm, rotary grouped-query attention and SwiGLU, scanned over layers; by flags, today's models like it."""
+"""Llama: RMSNorm, rotary grouped-query attention and SwiGLU, scanned over layers; flags make it Qwen, Gemma, ..."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from lowrank_jax.ops.saved import saved_product
 
 
 class GatedMLP(nn.Module):
-    """W_down(act(W_gate x) * W_up x), with silu SwiGLU; with `fused` gate and up are one Linear, gate_up."""
+    """W_down(act(W_gate x) * W_up x), which is SwiGLU for silu; with `fused` gate and up are one Linear, gate_up."""
 
     features: int
     dtype: Any
@@ -68,7 +68,7 @@ class Block(nn.Module):
             return y if c.norms == "after" else norm(f"{name}_norm", y)
 
         def after(name: str, y: Array, saved: str) -> Array:
-            # A norm's backward pass needs its input, the product: unsaved, that would run again.
+            # A norm's backward pass needs its input, the product, which would run again if it were not saved.
             return y if c.norms == "before" else norm(f"{name}_post_norm", saved_product(y, saved))
 
         attention = Attention(
@@ -127,7 +127,7 @@ class Llama(CausalLM):
         if c.scale_embedding:
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
         if c.rope_scaling is not None and c.rope_scaling.by_length:
-            # Keys in a cache stay as they were rotated: its whole length decides for all of them.
+            # Keys in a cache are not rotated again, so the cache's whole length decides for all of them.
             length = positions.max() + 1 if slots is None else slots
         tables = rotary_tables(positions, c.rotary_dim, c.rope_theta, c.rope_scaling, length)
         theta, growth = c.layers.local_theta, c.attention.query_growth
@@ -135,7 +135,7 @@ class Llama(CausalLM):
         return x, Rotation(tables, local, None if growth is None else query_scale(positions, *growth))
 
     def kinds(self) -> dict[str, np.ndarray]:
-        """What differs between layers: [L] arrays by name, which the scan hands to each."""
+        """What differs between layers: {name: [L]}, which the scan slices for each."""
         kinds = self.config.layers
         found = {"local": kinds.local, "rotated": kinds.rotated}
         return {name: np.array(each, bool) for name, each in found.items() if each}

@@ -1,4 +1,4 @@
-"""The shape of a Llama and of the models that differ from it by flags: attention, norms, and kinds of layers."""
+"""The shape of a Llama and of the models that differ from it by flags in attention, norms and layers."""
 
 import math
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class AttentionKind:
     """How attention differs from Llama's.
 
     Attributes:
-      qkv_bias, out_bias: query, key and value, or out, have biases.
+      qkv_bias, out_bias: whether query, key and value have biases, and whether out has one.
       qk_norm: RMSNorm of queries and keys before the rotation: over each "head", or over the "width" of all heads.
       softcap: scores s become softcap tanh(s / softcap).
-      query_scalar: scores are divided by its square root; None divides by that of head_dim.
-      query_growth: (beta, period) of `rotary.query_scale`.
+      query_scalar: scores are divided by its square root; None is head_dim.
+      query_growth: (beta, period) for `rotary.query_scale`; None for none.
     """
 
     qkv_bias: bool = False
@@ -53,10 +53,10 @@ class LayerKinds:
     """How layers differ from one another; a tuple has an entry for each layer, and is empty where all are alike.
 
     Attributes:
-      sliding_window: a query attends to so many keys, the last of them its own; None to all.
-      local: the layer has the window; empty: every layer has it.
-      local_theta: layers with the window rotate by this base, unscaled; None: as the others do.
-      rotated: the layer rotates queries and keys; empty: every layer does.
+      sliding_window: how many keys a query attends to, the last of them its own; None is all.
+      local: whether the layer has the window; empty: every layer has it.
+      local_theta: rotary base of the layers with the window, unscaled; None: that of the others.
+      rotated: whether the layer rotates queries and keys; empty: every layer does.
     """
 
     sliding_window: int | None = None
@@ -72,15 +72,15 @@ class LlamaConfig:
     num_key_value_heads defaults to num_attention_heads, head_dim to hidden_size / num_attention_heads.
 
     Attributes:
-      attention, layers: see there.
+      attention, layers: see `AttentionKind` and `LayerKinds`.
       norms: where a block's norms stand: x + f(norm(x)) "before", x + norm(f(x)) "after", or "both".
-      norm_offset: norms multiply by 1 + their weight.
+      norm_offset: norms multiply by 1 + their parameter.
       hidden_act: the MLP's activation, a name of `layers.ACTIVATIONS`.
-      mlp_bias: gate, up and down have biases.
-      scale_embedding: embeddings are multiplied by sqrt(hidden_size).
+      mlp_bias: whether gate, up and down have biases.
+      scale_embedding: whether embeddings are multiplied by sqrt(hidden_size).
       logit_softcap: logits l become logit_softcap tanh(l / logit_softcap).
       partial_rotary_factor: this part of a head is rotated, the rest kept.
-      family: HF's model_type, for the names of files.
+      family: the model family, as HF's model_type; decides the names in files.
 
     Raises:
       UserError: a count below 1, heads that do not divide, an odd head_dim, tuples of another number of layers, an

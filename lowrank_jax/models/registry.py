@@ -6,7 +6,7 @@ from typing import Any
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.models import deberta, gpt2
 from lowrank_jax.models.bert import BertConfig
-from lowrank_jax.models.family_shapes import FAMILIES
+from lowrank_jax.models.family_shapes import FAMILY_SHAPES
 from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.models.rotary import Llama3Scaling
 
@@ -103,7 +103,7 @@ LLAMAS: dict[str, LlamaConfig] = {
         max_position_embeddings=1024,
     ),
 }
-LLAMAS |= FAMILIES
+LLAMAS |= FAMILY_SHAPES
 LLAMAS["llama3.1-8b"] = dataclasses.replace(
     LLAMAS["llama3-8b"], rope_scaling=Llama3Scaling(), max_position_embeddings=131072
 )

@@ -15,11 +15,11 @@ Tables = tuple[Array, Array]  # cos and sin, [..., T, 1, rotated / 2] each
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Changes the frequencies of the rotation for a longer context; this one changes nothing.
+    """Base class of the scalings, which change the frequencies of the rotation for a longer context.
 
     Attributes:
       rope_type: HF's name.
-      by_length: the frequencies depend on how long the rows are.
+      by_length: whether the frequencies depend on how long the rows are.
     """
 
     rope_type: ClassVar[str] = "default"
@@ -35,7 +35,7 @@ class RopeScaling:
 
         Args:
           frequency: theta^(-2j/d) of the d / 2 rotated pairs.
-          length: positions of the longest row, int32, for a scaling `by_length`.
+          length: number of positions of the longest row, int32; only read by a scaling `by_length`.
         """
         raise NotImplementedError
 
@@ -114,12 +114,12 @@ class DynamicScaling(RopeScaling):
 
 @dataclass(frozen=True)
 class YarnScaling(RopeScaling):
-    """YaRN (arXiv 2309.00071): frequencies that turn rarely in the old context are divided by factor, by a ramp.
+    """YaRN (arXiv 2309.00071): divides low frequencies by factor, keeps high ones, with a ramp between.
 
     Attributes:
-      beta_fast, beta_slow: turns from which a frequency is kept, and up to which it is divided.
-      attention_factor: multiplies cos and sin; None follows from factor, mscale and mscale_all_dim.
-      truncate: the ramp begins and ends at whole pairs.
+      beta_fast, beta_slow: a frequency is kept from beta_fast turns in the old context on, and divided up to beta_slow.
+      attention_factor: multiplies cos and sin; None computes it from factor, mscale and mscale_all_dim.
+      truncate: whether the ramp begins and ends at whole pairs.
     """
 
     rope_type: ClassVar[str] = "yarn"
@@ -153,7 +153,7 @@ class YarnScaling(RopeScaling):
     def apply(self, frequency: Array, theta: float, length: Any = None) -> Array:
         """See `RopeScaling.apply`."""
         dim, old = 2 * frequency.shape[-1], self.original_max_position_embeddings
-        low, high = (  # the pairs, not rounded, that turn so often in the old context
+        low, high = (  # the pairs, not rounded, that make so many turns in the old context
             dim * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
             for turns in (self.beta_fast, self.beta_slow)
         )
@@ -167,13 +167,12 @@ class YarnScaling(RopeScaling):
 
 @dataclass(frozen=True)
 class LongRopeScaling(RopeScaling):
-    """LongRoPE (arXiv 2402.13753): each pair's frequency is divided by its own factor; rows past the old context have
-    other factors than shorter ones.
+    """LongRoPE (arXiv 2402.13753): divides each pair's frequency by its own factor, by another one in long rows.
 
     Attributes:
-      short_factor, long_factor: one for each rotated pair.
-      factor: of the context's length.
-      attention_factor: multiplies cos and sin; None follows from factor.
+      short_factor, long_factor: a factor for each rotated pair, for rows within the old context and for longer ones.
+      factor: ratio of the new context's length to the old one's.
+      attention_factor: multiplies cos and sin; None computes it from factor.
     """
 
     rope_type: ClassVar[str] = "longrope"
@@ -233,7 +232,7 @@ def rotary_tables(
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotates the pairs (x_j, x_{j + d/2}) of [B, T, heads, head_dim] in float32: HF's half-split layout.
 
-    d is twice the tables' width; what a head has beyond it is kept.
+    d is twice the tables' width; the rest of a head is left as it is.
     """
     if (rotated := 2 * cos.shape[-1]) < x.shape[-1]:
         return jnp.concatenate([rotate(x[..., :rotated], cos, sin), x[..., rotated:]], axis=-1)
@@ -242,12 +241,12 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 class Rotation(NamedTuple):
-    """What a stack's layers rotate by; the same for all of them.
+    """The rotary tables of a stack of layers.
 
     Attributes:
-      tables: of the layers that see all keys, or of all layers.
-      local: of the layers with a sliding window, where theirs differ.
-      query_scale: [..., T, 1, 1], multiplies rotated queries; None multiplies by nothing.
+      tables: for the layers that attend to all keys, or for all layers.
+      local: for the layers with a sliding window, where theirs differ.
+      query_scale: [..., T, 1, 1], multiplies rotated queries; None leaves them.
     """
 
     tables: Tables
@@ -258,8 +257,8 @@ class Rotation(NamedTuple):
         """One layer's tables.
 
         Args:
-          layer: bool scalars where layers differ: "local", the layer has a window; "rotated", false keeps its queries
-            and keys as they are.
+          layer: bool scalars where layers differ: "local", whether the layer has a window; "rotated", whether it
+            rotates queries and keys at all.
         """
         cos, sin = self.tables
         if self.local is not None:

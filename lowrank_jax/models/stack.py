@@ -97,8 +97,8 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
         # A loop keeps XLA from merging the recomputed values with the first ones; without a loop, barriers must. They
         # stand before the call's arguments, not the variables and keys: a layer's slice behind one is a copy of its
         # weights (LLaMA-2-7B shape: 128 copies and 2.1 GiB).
-        # Weights that lie divided (`ops.placement`) must wait too, or their gathered copies would be kept from the
-        # forward pass to the backward pass.
+        # Weights that are divided between devices (`ops.placement`) need a barrier too: otherwise their gathered copies
+        # are kept from the forward pass to the backward pass.
         barriers = (is_divided(), False, True, True, True, True) if is_unrolled(unroll, layers) else False
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=barriers)  # pyright: ignore[reportArgumentType] jax takes a tuple
     return nn.scan(

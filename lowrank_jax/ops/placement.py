@@ -1,4 +1,4 @@
-"""Rows of a batch that stay on their devices: a constraint on inputs and outputs of products with divided weights."""
+"""Keeps the rows of a batch on their devices, by constraining inputs and outputs of products with divided weights."""
 
 import contextlib
 import contextvars
@@ -18,11 +18,11 @@ _BATCH: contextvars.ContextVar[tuple[Mesh, tuple[str, ...]] | None] = contextvar
 
 
 def rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
-    """x with its first axis divided over the batch axes of `rows_stay`, and its cotangent too; x itself outside of it.
+    """Inside `rows_stay`: x with its first axis, and its cotangent's, divided over the batch axes. Elsewhere: x.
 
-    mesh.fsdp divides batch and weights along one axis. Left alone, XLA may divide a product by features and put the
-    whole batch on every device: of an embedding whose table is divided by features it does, and all layers follow.
-    An axis that the mesh does not divide is left alone.
+    mesh.fsdp divides batch and weights along one axis of the mesh. Without a constraint XLA may divide a product by
+    features and put the whole batch on every device: it does for an embedding whose table is divided by features, and
+    all layers follow. An x whose rows the mesh does not divide evenly is left alone.
     """
     found = _BATCH.get()
     if found is None or len(x) % math.prod(found[0].shape[axis] for axis in found[1]):
@@ -33,22 +33,22 @@ def rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
 
 
 def whole(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """x on every device, gathered here; x itself outside of `rows_stay`.
+    """Inside `rows_stay`: x, gathered once on every device. Elsewhere: x.
 
-    For what all layers read a little of: gathered where each layer reads it, it would be a small transfer a layer.
+    For arrays of which every layer reads a small part: otherwise each layer would make a small transfer of its own.
     """
     found = _BATCH.get()
     return x if found is None else jax.lax.with_sharding_constraint(x, NamedSharding(found[0], PartitionSpec()))
 
 
 def is_divided() -> bool:
-    """Whether a step is traced whose weights are divided along an axis of the batch: a layer gathers what it reads."""
+    """Whether the step being traced has weights divided along a batch axis, so that each layer gathers its own."""
     return _BATCH.get() is not None
 
 
 @contextlib.contextmanager
 def rows_stay(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
-    """While a function is traced: what `rows` is given stays divided over these axes of the mesh."""
+    """While open, `rows` and `whole` constrain what is traced, over these batch axes of the mesh."""
     token = _BATCH.set((mesh, axes))
     try:
         yield

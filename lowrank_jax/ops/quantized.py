@@ -21,7 +21,7 @@ from lowrank_jax.core.types import Array, Tree
 NONE, INT8, NF4 = "none", "int8", "nf4"
 QUANTIZE = (NONE, INT8, NF4)
 BLOCK = 64  # weights along d_in that share one scale in nf4
-GROUP = 256  # scales along d_out that are coded between the same two ends
+GROUP = 256  # scales along d_out whose codes share one smallest and one largest scale
 LEVELS = (  # of nf4: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (appendix E)
     *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0),
     *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
@@ -82,8 +82,8 @@ def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str) -> Quantized:
 
     int8: scale = max|w| / 127 over d_in. nf4: scale = max|w| over `BLOCK` neighbours along d_in; the fourth
     roots of the scales are stored as 256 even steps from the smallest to the largest of each `GROUP` of them. The paper
-    stores 8-bit floats less the layer's mean. Even steps of the scales themselves would leave their neighbours of a
-    weight of 250 deviations one step or none: an error of 0.2 instead of 0.09 there.
+    stores 8-bit floats, less the layer's mean. Even steps of the scales themselves would leave one step or none
+    for the other scales of a group with a weight of 250 standard deviations: an error of 0.2, not 0.09.
 
     Args:
       kernel: [*stack, d_in, d_out]; stacked layers are quantised one after the other, which keeps only one in float32.

@@ -15,8 +15,8 @@ from lowrank_jax.core.types import Rules, Tree
 BOTTLENECK = {"down_kernel": ("fsdp", None), "up_kernel": (None, "fsdp")}
 # The spec of the last two axes [d_in, d_out]; a layer axis in front is never split. Column-parallel products split
 # their output, row-parallel ones their input, so one all-reduce a block is enough along "tensor". "fsdp" divides rows:
-# a layer's kernel is gathered along its first axis, where the parts follow each other in memory. Divided by columns,
-# XLA copied the whole stack in another order before every step (LLaMA-2-7B shape on two GPUs: 1.8 GiB).
+# a layer's kernel is gathered along its first axis, where the parts follow each other in memory. With kernels divided
+# by columns, XLA copied the whole stack in another order before every step (LLaMA-2-7B shape on two GPUs: 1.8 GiB).
 KERNEL_RULES: Rules = (
     (r".*/(query|key|value|qkv|gate|up|gate_up)/kernel", ("fsdp", "tensor")),
     (r".*/(out|down)/kernel", (("tensor", "fsdp"), None)),
@@ -54,7 +54,7 @@ def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = KERN
 
 
 def _dividing(axis: str | tuple[str, ...] | None, length: int, mesh: Mesh) -> str | tuple[str, ...] | None:
-    """The axis, or of several the first ones, that divide a length; None where the first does not."""
+    """The axis if it divides the length; of several, as many of the first ones as do; None where none does."""
     if not isinstance(axis, tuple):
         return axis if axis and length % mesh.shape[axis] == 0 else None
     while axis and length % math.prod(mesh.shape[name] for name in axis):

@@ -27,7 +27,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     """The task `name` over `tokenizer`.
 
     Args:
-      positions: most tokens of a row that the base can read, for a task that takes its length from the data.
+      positions: the most tokens of a row that the base can read; for a task that takes its length from the data.
 
     Raises:
       UserError: no such task, or the config is of another one.

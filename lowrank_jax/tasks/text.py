@@ -18,8 +18,8 @@ from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
-ROUNDED = 8  # tokens: few lengths to compile for, even ones for cuDNN's attention
-LONGEST = 256  # tokens of a row, where the data may choose
+ROUNDED = 8  # a row's tokens are rounded up to a multiple: few lengths to compile, and even ones for cuDNN's attention
+LONGEST = 256  # most tokens of a row whose length is chosen from the data
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TextConfig:
 
     Attributes:
       path: one file or several (.jsonl, .jsonl.gz, .jsonl.xz) of {"text"} or of {"prompt", "completion"} rows.
-      seq_len: tokens per example. 0: from the data, the longest row's (of packed text, all), rounded up to a multiple
-        of ROUNDED, and at most LONGEST or the model's positions.
+      seq_len: tokens per example. 0 chooses it from the data: the tokens of the longest row (of all text, if packed),
+        rounded up to a multiple of ROUNDED, and at most LONGEST and the model's positions.
       validation_path: held-out files of the same kind; None: no evaluation.
       packed: True joins all texts and cuts windows, without padding (text rows only); False makes each row an example.
       truncate: where a row is longer than seq_len, True cuts its end off and notes what is lost, False refuses it at
@@ -57,7 +57,7 @@ class TextConfig:
 
 
 class _Encoded(NamedTuple):
-    """Rows as tokens, marks included, and where each one's targets start and its text ends; of packed text one row."""
+    """Rows as tokens with BOS and EOS, where each one's targets start and its text ends; packed text is one row."""
 
     rows: JsonLines
     tokens: list[np.ndarray]
@@ -74,11 +74,11 @@ class TextTask:
     Args:
       config: which files, and how their rows become examples.
       tokenizer: of the base.
-      positions: most tokens of a row that the base can read; None for no such limit.
+      positions: the most tokens of a row that the base can read; None for no such limit.
 
     Attributes:
-      seq_len: tokens per example, as the config or the data have it.
-      longest: tokens of the longest row (of packed text, of all), which may exceed it.
+      seq_len: tokens per example, from the config or the data.
+      longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
     """
 

@@ -12,7 +12,7 @@ from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
 
 LOSS_ON = ("value", "all")
-MOST_PAIRS = 1_000_000  # all are made and compared at the start: the paper has 10,000, a million takes seconds
+MOST_PAIRS = 1_000_000  # all are made and compared at the start, in seconds; the paper has 10,000
 LENGTH = 36  # characters of a UUID
 DIGITS = [i for i in range(LENGTH) if i not in (8, 13, 18, 23)]  # 32 hexadecimal digits; the rest are hyphens
 # Accuracy of the best guess that knows only the format: the version digit is always 4, the variant digit is one of 8,

@@ -17,9 +17,9 @@ from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.tracking import Tracker
 
-# Where a 0 leaves it to the data: a few rows are seen often enough to be learnt, many rows each a few times.
+# The choices where a 0 leaves them to the data: few rows are repeated until they are learnt, many are read a few times.
 FITTED_BATCH, FITTED_STEPS, FITTED_PASSES = 64, 100, 3
-MOST_EPOCHS = 100_000  # the end of each is listed
+MOST_EPOCHS = 100_000  # an evaluation step is listed for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,11 @@ class LoopConfig:
     """Length and rhythm of a run, in optimizer steps.
 
     Attributes:
-      steps: length of the run; the schedule decays over it. 0: from the data, FITTED_PASSES over them and at least
-        FITTED_STEPS; see `over`.
+      steps: length of the run; the schedule decays over it. 0 chooses it from the data: FITTED_PASSES passes and at
+        least FITTED_STEPS steps; see `over`.
       epochs: the length in passes over the data instead, each with an evaluation at its end; see `over`. 0 for `steps`.
       stop_at: ends the run early with the schedule unchanged, for learning-rate trials; 0 for `steps`.
-      batch_size: examples a step, over all devices. 0: from the data, as many as there are, at most FITTED_BATCH.
+      batch_size: examples a step, over all devices. 0 chooses it from the data: all, at most FITTED_BATCH.
       accumulate: micro-batches a step.
       chunk_tokens: positions whose float32 logits exist at a time in the loss; 0 for all.
       log_every: a record of the loss each so many steps.
@@ -67,13 +67,13 @@ class LoopConfig:
         return self.stop_at or self.steps
 
     def over(self, examples: int, multiple: int = 1) -> "LoopConfig":
-        """The config in steps alone, with what is to come from the data.
+        """The config in steps, not epochs, with the values that are left to the data.
 
         With `epochs`, epoch e ends at step e * examples / batch_size, rounded.
 
         Args:
-          examples: of the training data.
-          multiple: what a batch must divide into: `accumulate` times the devices that share it.
+          examples: how many the training data have.
+          multiple: a batch must be a multiple of it: `accumulate` times the devices that share a batch.
         """
         size = self.batch_size or max(multiple, min(examples, FITTED_BATCH) // multiple * multiple)
         if not self.epochs:
@@ -127,7 +127,7 @@ class EvalConfig:
 
         Args:
           where: the entry's name in messages.
-          train: in steps alone; see `LoopConfig.over`.
+          train: in steps, not epochs; see `LoopConfig.over`.
 
         Raises:
           UserError: names the entry.

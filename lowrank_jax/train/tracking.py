@@ -37,7 +37,7 @@ class TrackingConfig:
       wandb: `auto` (online when logged in, otherwise offline; nothing if wandb is not installed), `online`, `offline`
         or `disabled`.
       project, group: as W&B shows them.
-      tags: of one's own; a run's method, rank, task and base are added.
+      tags: your own; a run's method, rank, task and base are added.
     """
 
     wandb: Wanted = "auto"

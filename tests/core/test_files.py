@@ -65,7 +65,7 @@ def test_a_wrong_byte_is_found_on_its_line(tmp_path):
         (b"\xff\xff{}", "not UTF-8"),
     ],
 )
-def test_what_is_no_json_is_one_kind_of_error(tmp_path, text, said):
+def test_text_that_is_not_json_is_one_type_of_error(tmp_path, text, said):
     with pytest.raises(NotJson) as error:
         parse(text)
     assert said in str(error.value)
@@ -85,7 +85,7 @@ def test_numbers_that_json_does_not_have_are_refused_where_that_is_asked_for():
 
 
 @pytest.mark.parametrize("pattern", ["((", "*a", "[", "a{99999999999999}", "(?P<n>", "\\"])
-def test_a_pattern_that_is_none_is_shown(pattern):
+def test_a_wrong_pattern_is_shown(pattern):
     with pytest.raises(UserError, match=r"rule .* is no regular expression"):
         check_pattern("rule", pattern)
     check_pattern("rule", "a.*")
@@ -97,7 +97,7 @@ def test_a_pattern_is_compiled_as_it_is_used():
         check_pattern("rule", "(?i)a", "(?:.*/)?(?:{})")
 
 
-def test_fields_of_another_kind_are_found():
+def test_fields_of_another_type_are_found():
     from lowrank_jax.adapters.base import AdapterConfig
 
     assert (
@@ -111,7 +111,7 @@ def test_fields_of_another_kind_are_found():
         assert misfit({"alpha": 1.0, name: value}, AdapterConfig) == name
 
 
-def test_the_front_door_tells_faults_of_a_place_from_our_own(capsys):
+def test_the_front_door_tells_the_system_s_errors_from_our_own(capsys):
     with pytest.raises(SystemExit) as ended, front_door():
         raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
     assert ended.value.code == MENDABLE

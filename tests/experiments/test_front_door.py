@@ -1,4 +1,4 @@
-"""What a program is started with: config files of every kind, a run's own config.json, flags, pipes and folders."""
+"""What programs do with what they are given: config files, a run's config.json, flags, pipes and folders."""
 
 import json
 import os
@@ -50,8 +50,14 @@ SOURCES = {
     "returns a number": ("def get_config(a=None):\n    return 5\n", ["returned 5, a int"]),
     "returns nothing": ("def get_config(a=None):\n    pass\n", ["returned None"]),
     "keys that are no strings": ("def get_config(a=None):\n    return {1: 2}\n", ["the key 1; keys must be strings"]),
-    "a section that is none": ("def get_config(a=None):\n    return {'task': 5}\n", ["config.task=5 is not a section"]),
-    "a name that is none": ("def get_config(a=None):\n    return {'task': {'name': [1]}}\n", ["config.task.name=[1]"]),
+    "a number for a section": (
+        "def get_config(a=None):\n    return {'task': 5}\n",
+        ["config.task=5 is not a section"],
+    ),
+    "a list for a name": (
+        "def get_config(a=None):\n    return {'task': {'name': [1]}}\n",
+        ["config.task.name=[1]"],
+    ),
     "a number without end": (
         f"def get_config(a=None):\n    return {DICT} | {{'seed': 10**5000}}\n",
         ["config.seed is"],
@@ -170,7 +176,7 @@ def test_every_program_that_takes_a_config_takes_a_run_s(program, straight, tmp_
 @pytest.mark.parametrize(
     "text", ["[]", "5", "null", "{}", '{"task": 5}', '{"task": {}}', "9" * 5000, "[" * 99_999, "NaN"]
 )
-def test_json_that_is_no_run_s_config(program, tmp_path, text):
+def test_json_that_is_not_a_run_s_config(program, tmp_path, text):
     file = tmp_path / "a.json"
     file.write_text(text)
     one_line(program("run", f"--config={file}"))
@@ -317,7 +323,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_a_record_of_other_kinds_is_refused_by_all_who_read_it(straight, run, program, tmp_path, field):
+def test_a_record_of_wrong_types_is_refused_by_all_who_read_it(straight, run, program, tmp_path, field):
     from experiments import tables
     from experiments.records.lines import Recorded, read_lines
     from experiments.records.results import load_results
@@ -340,7 +346,7 @@ def test_a_record_of_other_kinds_is_refused_by_all_who_read_it(straight, run, pr
                 read(place)
 
 
-def test_every_recorded_result_has_the_form_of_one():
+def test_every_recorded_result_passes_the_checks():
     from experiments.records.results import load_results
 
     assert len(load_results([ROOT / "experiments" / "results"])) > 500

@@ -1,4 +1,4 @@
-"""--help tells of --config: its sections as their dataclasses have them, a file's arguments and keys as it has them."""
+"""--help describes --config: the sections of the dataclasses, and the arguments and keys of a config file."""
 
 from pathlib import Path
 

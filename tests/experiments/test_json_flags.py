@@ -14,7 +14,7 @@ RULES = [["adapters/.*/b", True], [".*", False]]
 
 
 def test_each_key_reaches_the_run(run):
-    """A second family, an evaluation of its own and a list of rules; of LoRA B alone is trained, [4, d_out]."""
+    """A second family, an evaluation and a list of rules, by which only LoRA's B [4, d_out] is trained."""
     two = run("--config.adapters", json.dumps(FURTHER), name="two", train__steps=2, train__eval_steps="()")
     assert two.status == 0, two.err
     assert json.loads((two.folder / "config.json").read_text())["adapters"] == FURTHER

@@ -45,10 +45,18 @@ MISTAKES = {
         ["'data': -1, 'fsdp': 1, 'tensor': 16", "needs a multiple of 16 devices, 8 are here", "sizes that divide 8"],
     ),
     "base without a name": ([], {"base__name": ""}, ["base.name is empty", "pico-llama"]),
-    "a pattern that is none": ([], {"adapter__targets": "('((',)"}, ["adapter.targets entry '((' is no regular"]),
+    "a target, wrong pattern": (
+        [],
+        {"adapter__targets": "('((',)"},
+        ["adapter.targets entry '((' is no regular"],
+    ),
     "a pattern only by itself": ([], {"adapter__targets": "('(?i)query',)"}, ["adapter.targets entry", "global flags"]),
-    "an exclusion that is none": ([], {"adapter__exclude": "('*',)"}, ["adapter.exclude entry '*' is no regular"]),
-    "a fresh leaf that is none": (
+    "an exclusion, wrong pattern": (
+        [],
+        {"adapter__exclude": "('*',)"},
+        ["adapter.exclude entry '*' is no regular"],
+    ),
+    "a fresh leaf, wrong pattern": (
         [],
         {"base__fresh": "('((',)", "base__random_init": False},
         ["base.fresh entry '(('"],
@@ -86,7 +94,7 @@ MISTAKES = {
     "negative rhythm": ([], {"train__eval_every": -1}, ["train.eval_every is -1"]),
     "profile": (["--profile_steps=2-3"], {}, ["train.profile_steps is '2-3'", "10:15"]),
     "profile backwards": (["--profile_steps=3:2"], {}, ["'3:2'", "10:15"]),
-    "profile of digits that are none": (["--profile_steps=²:³"], {}, ["'²:³'", "10:15"]),
+    "profile of digits that are not ASCII": (["--profile_steps=²:³"], {}, ["'²:³'", "10:15"]),
     "profile of many digits": ([f"--profile_steps={'9' * 5000}:2"], {}, ["train.profile_steps is '9999", "10:15"]),
     "profile too late": (["--profile_steps=7:9"], {}, ["7:9", "last step, 6"]),
     "stop after the end": ([], {"train__stop_at": 7}, ["train.stop_at is 7", "[0, 6]"]),

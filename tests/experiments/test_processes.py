@@ -1,4 +1,4 @@
-"""Several processes that end well: where they stand, one line where one dies or ends, and a run that resumes."""
+"""Runs of several processes: their flags, one line where one dies or ends, and resumption."""
 
 import json
 import signal
@@ -122,14 +122,14 @@ def several(one_device):
 
 
 def no_lines_but(err: str, line: str) -> None:
-    """Makes sure that a progress bar and this line are all that a process said on stderr."""
+    """Makes sure that a progress bar and this line are all that a process printed on stderr."""
     said = [x for x in err.splitlines() if x.strip() and "%|" not in x]
     assert len(said) == 1, err
     assert said[0].startswith(line), err
 
 
 def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, several, toy, records, tmp_path):
-    """Process 0 alone writes and speaks; the losses are those of one process; those of a resumed run the same bits."""
+    """Process 0 alone writes and prints; the losses are those of one process, and a resumed run has the same bits."""
     straight("alone")
     changes = dict(train__eval_steps="(2,)", checkpoint__every=2)
     (status, out, err), (other_status, other_out, other_err) = several(

@@ -364,10 +364,10 @@ def test_the_commit_can_be_given_outside_git(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lora_table2", "--scale=gpu"], "lora_table2 reads no --scale, which is of mora_table2; leave it out"),
-        (["mora_table2", "--model=x"], "mora_table2 reads no --model, which is of lora_table2; leave it out"),
-        (["ledger", "--results=x"], "ledger reads no --results; leave it out"),
-        (["speed", "--scale=gpu"], "speed reads no --scale"),
+        (["lora_table2", "--scale=gpu"], "lora_table2 does not read --scale, a flag of mora_table2; leave it out"),
+        (["mora_table2", "--model=x"], "mora_table2 does not read --model, a flag of lora_table2; leave it out"),
+        (["ledger", "--results=x"], "ledger does not read --results; leave it out"),
+        (["speed", "--scale=gpu"], "speed does not read --scale"),
     ],
 )
 def test_a_flag_that_a_table_does_not_read_is_refused(words, said):
@@ -384,7 +384,7 @@ def test_every_flag_that_only_some_tables_read_is_of_tables_that_exist():
         name for names in (*tables.READERS.values(), *tables.WITHOUT.values()) for name in names
     } <= tables.TABLES.keys()
     tables.check_flags("mora_table2", ["scale", "results", "figures"])
-    with pytest.raises(UserError, match="quantized reads no --figures"):
+    with pytest.raises(UserError, match="quantized does not read --figures"):
         tables.check_flags("quantized", ["figures"])
 
 

@@ -239,12 +239,12 @@ def test_a_group_that_is_killed_while_it_starts_afresh_finds_no_old_checkpoints(
     assert (outside / "kept").is_file()
 
 
-def test_a_cells_file_that_is_none(program, tmp_path):
+def test_a_file_without_a_list_of_runs(program, tmp_path):
     file = tmp_path / "cells.json"
     good = {"name": "a", "config": {"task": {"name": "uuid"}, "base": {"name": "toy-llama"}}}
     for value, said in (
-        ([], "lists no runs"), ({}, "lists no runs"), ([5], "lists what is no"), ([{"name": 5, "config": {}}], "no {"),
-        ([{"name": "a"}], "lists what is no"), ([{**good, "config": {"tusk": 5}}], "unknown config key config.tusk"),
+        ([], "lists no runs"), ({}, "lists no runs"), ([5], "is not {"), ([{"name": 5, "config": {}}], "is not {"),
+        ([{"name": "a"}], "is not {"), ([{**good, "config": {"tusk": 5}}], "unknown config key config.tusk"),
         ([good, good], "lists a run twice"), ([{**good, "config": {**good["config"], "name": "\0"}}], "null byte"),
     ):  # fmt: skip
         file.write_text(json.dumps(value))

@@ -23,7 +23,7 @@ GIB = 2**30
 
 
 def main():
-    """Runs the cases; returns 1 where one failed."""
+    """Runs the cases; returns 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -55,7 +55,7 @@ def work(options):
     """Case after case until the time is up; appends "number target ..." before each case and how it ended after it."""
     from fuzz import targets
 
-    # What a case asks for beyond reason is a MemoryError here, not the machine's end.
+    # A case that asks for too much memory gets a MemoryError, and does not take down the machine.
     resource.setrlimit(resource.RLIMIT_AS, (24 * GIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
     names = options.only.split(",") if options.only else list(targets.TARGETS)
     end, number = time.monotonic() + 60 * options.minutes, options.first

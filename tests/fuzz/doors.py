@@ -1,4 +1,4 @@
-"""Calls the programs in this process through their own front door; says how each ended."""
+"""Calls the programs' own entry points in this process, and reports how each ended."""
 
 import contextlib
 import importlib
@@ -37,7 +37,7 @@ def limit(seconds):
 
 
 def call(name, *words, main=None, seconds=0):
-    """(status, out, err, fault) of a program; `fault` is the traceback of what is no SystemExit, otherwise "".
+    """(status, out, err, fault) of a program; `fault` is the traceback of anything but a SystemExit, otherwise "".
 
     Args:
       main: is called through the front door instead of a program's own flags and main.

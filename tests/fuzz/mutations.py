@@ -97,7 +97,7 @@ def mutate(rng, node):
 
 
 def near(rng, old):
-    """A value that is often of the old one's kind, to come further than the check of kinds."""
+    """A value that often has the old one's type, to get past the checks of types."""
     if rng.random() < 0.25:
         return value(rng)
     if isinstance(old, bool):
@@ -114,7 +114,7 @@ def near(rng, old):
 
 
 def text_of(rng, node):
-    """The JSON text of a value, at times with a text inside that is no JSON, or cut short."""
+    """The JSON text of a value, sometimes with a part that is not JSON, or cut short."""
     if rng.random() < 0.1:
         node = copy.deepcopy(node)
         if found := places(node):

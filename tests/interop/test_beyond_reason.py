@@ -1,4 +1,4 @@
-"""Sizes, numbers, names and patterns in a base's config.json and in PEFT's that no model or adapter can have."""
+"""Refused values of a base's config.json and of PEFT's: sizes that no model has, wrong names, types and patterns."""
 
 import json
 
@@ -40,7 +40,7 @@ def planned(folder, kind, **changes):
 
 
 def refusal(folder, kind, **changes):
-    """What is said of a config.json; "" where it is taken."""
+    """The message that refuses a config.json; "" where it is accepted."""
     try:
         planned(folder, kind, **changes)
     except UserError as error:
@@ -67,7 +67,7 @@ def test_sizes_beyond_reason_are_refused_before_anything_is_listed_or_traced(tmp
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("field", ["architectures", "hidden_act", "model_type", "rope_scaling", "problem_type"])
-def test_names_that_are_none(tmp_path, kind, field):
+def test_names_that_are_not_strings(tmp_path, kind, field):
     for value in (5, [5], {"a": []}, [[]], True, 1.5):
         if field == "rope_scaling" and value == {"a": []}:  # a field that nobody reads
             continue
@@ -102,7 +102,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("field", BAD)
-def test_fields_of_peft_that_are_none(field):
+def test_fields_of_peft_of_wrong_types(field):
     assert parse_config(PEFT, "x").r == 8
     for value in BAD[field]:
         with pytest.raises(UserError, match=rf"^x: .*{field}"):
@@ -111,7 +111,7 @@ def test_fields_of_peft_that_are_none(field):
         parse_config({**PEFT, "use_mora": True, "mora_type": [1]}, "x")
 
 
-def test_patterns_of_peft_that_are_some():
+def test_patterns_of_peft_that_are_valid():
     config = parse_config({**PEFT, "target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"layers\.1\..*": 4}}, "x")
     assert config.adapts("model.layers.0.self_attn.q_proj")
     assert config.rank("model.layers.1.self_attn.q_proj") == 4

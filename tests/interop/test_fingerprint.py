@@ -1,4 +1,4 @@
-"""Fingerprints: what they see of values and config, sums by shard and block, and those of the older kind."""
+"""Fingerprints: what they see of values and config, sums by shard and block, and older fingerprints."""
 
 import dataclasses
 import hashlib
@@ -19,9 +19,9 @@ from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fingerprints import same
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.models.attention import RopeScaling
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.llama import LlamaConfig
+from lowrank_jax.models.rotary import Llama3Scaling
 
 
 def older_kind(params):
@@ -67,8 +67,8 @@ CHANGES = [
     {"rope_theta": 5e4},
     {"rms_norm_eps": 1e-5},
     {"num_attention_heads": 8, "head_dim": 4},
-    {"rope_scaling": RopeScaling(factor=2.0)},
-    {"rope_scaling": RopeScaling(factor=4.0)},
+    {"rope_scaling": Llama3Scaling(factor=2.0)},
+    {"rope_scaling": Llama3Scaling(factor=4.0)},
 ]
 
 
@@ -143,7 +143,7 @@ def test_sums_make_no_copy(dtype):
     assert 0 < memory.temp_size_in_bytes < 12 * leaf_sums.BLOCK < leaf.size * leaf.dtype.itemsize / 2
 
 
-# --- those of the older kind ---
+# --- older fingerprints ---
 
 
 def test_the_older_kind_is_within(base, older):
@@ -163,7 +163,7 @@ def test_adapters_of_before_are_compared_as_such_and_said(base, older, tmp_path,
     save(older)
     load_adapter(tmp_path / "adapter", base.fingerprint)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"the adapter in {tmp_path / 'adapter'} has a fingerprint of the older kind, by 16 values")
+    assert line.startswith(f"the adapter in {tmp_path / 'adapter'} has an older fingerprint, of 16 values")
     save(base.fingerprint)
     load_adapter(tmp_path / "adapter", base.fingerprint)
     assert capsys.readouterr().out == ""
@@ -179,7 +179,7 @@ def test_checkpoints_of_before_are_resumed(base, older, tmp_path, capsys):
         checkpoints.save(3, trained, rest, {})
     with Checkpoints(tmp_path, 1, {"base": base.fingerprint, "config": "c"}) as checkpoints:
         assert checkpoints.restore(None, trained, rest)[3] == 3
-    assert capsys.readouterr().out.count("has a fingerprint of the older kind") == 1
+    assert capsys.readouterr().out.count("has an older fingerprint") == 1
     for identity in ({"base": older[::-1], "config": "c"}, {"base": base.fingerprint, "config": "d"}):
         with Checkpoints(tmp_path, 1, identity) as checkpoints, pytest.raises(UserError, match="are of another run"):
             checkpoints.restore(None, trained, rest)

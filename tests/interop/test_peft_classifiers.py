@@ -78,7 +78,7 @@ def test_all_biases_and_a_saved_head_both_ways(written, tmp_path):
 
 
 def test_copies_that_disagree_are_refused(written, tmp_path):
-    """And so is what is no copy of a bias that is saved."""
+    """So is a key that is not a copy of a saved bias."""
     from safetensors.numpy import load_file, save_file
 
     base, _, _, folder, _ = written

@@ -66,7 +66,7 @@ def test_a_fused_module_is_split_and_joined(gpt2, tmp_path, capsys, dora):
                 parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "in")
     adapter = load_peft(tmp_path / "in", params, rows, layers)
-    told = "the one lora_A of transformer.h.0.attn.c_attn and its like is here one each for query, key, value"
+    told = "one lora_A for transformer.h.0.attn.c_attn and others like it, we have one each for query, key, value;"
     assert told in adapter.notes[-1]
     assert capsys.readouterr().out.splitlines() == list(adapter.notes)
     assert [s.path for s in adapter.plan.sites] == [f"layers/attention/{n}" for n in ("key", "query", "value")] + [

@@ -138,7 +138,7 @@ def test_sharded(toy):
 
 
 def test_a_product_before_a_norm_is_saved_and_not_run_again():
-    """As many products as without norms behind or over queries: a policy that saves products saves what these read."""
+    """Norms add no products to the backward pass: a policy that saves products also saves those that a norm reads."""
 
     def products(config, remat):
         model = Llama(config, remat=remat)

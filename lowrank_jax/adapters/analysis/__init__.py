@@ -1,1 +1,1 @@
-"""What trained updates look like."""
+"""Measures trained updates: their singular values."""

@@ -1,4 +1,4 @@
-"""The singular values of every site's update: how many directions an adapter has learnt to use."""
+"""The singular values of every site's update, which show how many directions an adapter uses."""
 
 import functools
 from typing import Any
@@ -32,7 +32,7 @@ def spectrum(variables: Tree, plan: Plan) -> dict[str, np.ndarray]:
       plan: the plan that created them.
 
     Returns:
-      {path of the site: s [*stack, min(d_in, d_out)] float32}; beyond LoRA's r they are 0.
+      {path of the site: s [*stack, min(d_in, d_out)] float32}; LoRA's are 0 after the first r.
 
     Raises:
       UserError: a bottleneck family, which changes no weight.

@@ -1,1 +1,1 @@
-"""The files of Llama and of the families that are read as one: rotary fields, windows, names, an entry a family."""
+"""Reads and writes config.json and key names of Llama, and of the model families that are a Llama with flags."""

@@ -1,10 +1,10 @@
-"""The families that are read as a Llama, and which of them a config.json is of."""
+"""Lists the model families that are read as a Llama, and finds the one of a config.json."""
 
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal import gemma, llama, mistral, olmo, phi3, qwen, smollm3
-from lowrank_jax.interop.causal.family import Family, Values
+from lowrank_jax.interop.causal.family import ModelFamily, Values
 from lowrank_jax.interop.fields import Notes, chosen, section
 
 FAMILIES = (
@@ -19,13 +19,13 @@ FAMILIES = (
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 # Models of text and images, of which the text part is read: its model_type where text_config names none.
 NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral"}
-KEPT = ("quantization_config", "compression_config")  # of the whole model, refused for its text part too
+KEPT = ("quantization_config", "compression_config")  # fields of the whole model that are refused for its text part too
 
 
 def text_part(values: Values, where: Any, notes: Notes | None) -> dict[str, Any]:
-    """The config.json of the text part of a model of text and images; other configs as they are.
+    """The config.json of the text part of a model of text and images; other configs unchanged.
 
-    The head is tied where the whole model's config says it is, and, as in transformers, where it says nothing.
+    The head is tied where the whole model's config says so or, as in transformers, says nothing.
 
     Raises:
       UserError: no text_config, or a class without a language model's head.
@@ -44,7 +44,7 @@ def text_part(values: Values, where: Any, notes: Notes | None) -> dict[str, Any]
     return {**given, "architectures": None, "tie_word_embeddings": True if tied is None else tied}
 
 
-def family_of(values: Values, where: Any) -> Family:
+def family_of(values: Values, where: Any) -> ModelFamily:
     """The family of a config.json, by model_type, and Llama where it has none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a family that is read as a Llama must say of its config.json, and what several families share."""
+"""`ModelFamily`, how a model family reads and writes its config.json as a Llama, and what several families share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ ALIASES = {"silu": "swish"}  # activations with two names
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """How one model_type of HF becomes a LlamaConfig.
 
     Attributes:
@@ -24,9 +24,9 @@ class Family:
         rotary fields among them.
       write: the other way, HF's fields.
       defaults: HF's for fields that a file lacks.
-      activation: the only one that is read; its field is called `activation_field`.
-      windows: `read` reads sliding windows.
-      partial: a part of a head may be rotated.
+      activation: the only one that is accepted; its field is called `activation_field`.
+      windows: whether `read` reads sliding windows.
+      partial: whether only a part of a head may be rotated.
     """
 
     model_type: str
@@ -65,6 +65,6 @@ def local_layers(
 
 
 def write_local(c: LlamaConfig) -> dict[str, Any]:
-    """sliding_window and layer_types, each always."""
+    """sliding_window and layer_types, both always written."""
     local = c.layers.local or (c.layers.sliding_window is not None,) * c.num_hidden_layers
     return windows.to_hf(local, c.layers.sliding_window)

@@ -1,11 +1,11 @@
-"""Gemma 2 and 3: norms on both sides, scaled embeddings, soft caps, a base of the rotation for layers with a window."""
+"""Gemma 2 and 3: norms on both sides, scaled embeddings, soft caps, another rotary base in layers with a window."""
 
 from dataclasses import replace
 from typing import Any, Literal
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal import rope
-from lowrank_jax.interop.causal.family import Family, Values, biased, local_layers, write_local
+from lowrank_jax.interop.causal.family import ModelFamily, Values, biased, local_layers, write_local
 from lowrank_jax.interop.fields import Notes, flag, number
 from lowrank_jax.models.llama_config import LlamaConfig
 
@@ -73,6 +73,6 @@ GEMMA3 = {
 GELU = ("gelu_pytorch_tanh", "hidden_activation")
 
 FAMILIES = (
-    Family("gemma2", "Gemma2ForCausalLM", read_gemma2, write_gemma2, GEMMA2, *GELU),
-    Family("gemma3_text", "Gemma3ForCausalLM", read_gemma3, write_gemma3, GEMMA3, *GELU),
+    ModelFamily("gemma2", "Gemma2ForCausalLM", read_gemma2, write_gemma2, GEMMA2, *GELU),
+    ModelFamily("gemma3_text", "Gemma3ForCausalLM", read_gemma3, write_gemma3, GEMMA3, *GELU),
 )

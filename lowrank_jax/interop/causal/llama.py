@@ -3,7 +3,7 @@
 from typing import Any
 
 from lowrank_jax.interop.causal import rope
-from lowrank_jax.interop.causal.family import Family, Values, biased
+from lowrank_jax.interop.causal.family import ModelFamily, Values, biased
 from lowrank_jax.interop.fields import Notes, flag
 from lowrank_jax.models.llama_config import LlamaConfig
 
@@ -19,4 +19,4 @@ def write_llama(c: LlamaConfig) -> dict[str, Any]:
     return {"attention_bias": c.attention.qkv_bias, "mlp_bias": c.mlp_bias}
 
 
-FAMILIES = (Family("llama", "LlamaForCausalLM", read_llama, write_llama, windows=False),)
+FAMILIES = (ModelFamily("llama", "LlamaForCausalLM", read_llama, write_llama, windows=False),)

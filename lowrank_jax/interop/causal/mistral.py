@@ -3,7 +3,7 @@
 from typing import Any
 
 from lowrank_jax.interop.causal import rope, windows
-from lowrank_jax.interop.causal.family import Family, Values
+from lowrank_jax.interop.causal.family import ModelFamily, Values
 from lowrank_jax.interop.fields import Notes, number
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds, LlamaConfig
 
@@ -48,6 +48,6 @@ MISTRAL = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embed
 MINISTRAL = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5}
 
 FAMILIES = (
-    Family("mistral", "MistralForCausalLM", read_mistral, write_window, MISTRAL),
-    Family("ministral3", "Ministral3ForCausalLM", read_ministral3, write_ministral3, MINISTRAL),
+    ModelFamily("mistral", "MistralForCausalLM", read_mistral, write_window, MISTRAL),
+    ModelFamily("ministral3", "Ministral3ForCausalLM", read_ministral3, write_ministral3, MINISTRAL),
 )

@@ -1,4 +1,4 @@
-"""Key tables of Llama and of its families: HF's names, with products that a file holds as one, and GGUF's."""
+"""Key tables of Llama and its model families: HF's names, where a file may join several kernels, and GGUF's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ GGUF_NAMES = {  # ours, below "layers": llama.cpp's
     "mlp/up": "ffn_up",
     "mlp/down": "ffn_down",
 }
-PARTS = {  # a product that Phi-3's files hold as one: (its name there, our parts of it in order)
+PARTS = {  # kernels that Phi-3's files join in one: our name of it -> (HF's name, our parts in order)
     "attention/qkv": ("self_attn.qkv_proj", ("attention/query", "attention/key", "attention/value")),
     "mlp/gate_up": ("mlp.gate_up_proj", ("mlp/gate", "mlp/up")),
 }
@@ -87,7 +87,7 @@ def hf_table(config: LlamaConfig, base: str = "model.", head: str = HF_HEAD, joi
 
     Args:
       base, head: the prefix of the model's keys, and the head's key.
-      joined: products that the file holds as one are one row, of params as from `join`; otherwise a row a part.
+      joined: kernels that the file joins have one row, for params from `join`; otherwise a row for each part.
     """
     outer = f"{base}{TABLE}", f"{base}norm.weight", head
     names = {ours: f"{base}layers.{{layer}}.{theirs}" for ours, theirs in hf_names(config).items()}
@@ -106,12 +106,12 @@ def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
 
 
 def is_fused(config: LlamaConfig) -> bool:
-    """Whether the family's files hold the products of `PARTS` as one."""
+    """Whether the family's files join the kernels of `PARTS`."""
     return config.family == "phi3"
 
 
 def rows_of(start: int, stop: int) -> Transform:
-    """Rows of a kernel [out, in], as ours. It has no inverse: exports use `join` and a table of joined rows."""
+    """Takes these rows of a kernel [out, in] and transposes them. No inverse: exports use `join` and joined rows."""
 
     def backward(x):
         raise ValueError("a part of a product is no tensor of the checkpoint; export with join and joined rows")
@@ -124,7 +124,7 @@ def rows_of(start: int, stop: int) -> Transform:
 
 
 def join(params: Any) -> dict[str, Any]:
-    """Our params with the products of `PARTS` as one each, for `keymap.unload`; copies nothing yet."""
+    """Our params with the kernels of `PARTS` joined, for `keymap.unload`; nothing is copied before it is read."""
     flat = dict(flatten(params))
     for fused, (_, parts) in PARTS.items():
         flat[f"layers/{fused}/kernel"] = Joined([flat.pop(f"layers/{part}/kernel") for part in parts])
@@ -146,7 +146,7 @@ def _table(
 
 
 def _with_parts(rows: Sequence[Row], prefix: str, joined: bool) -> tuple[Row, ...]:
-    """The rows with those of `PARTS` in their common tensors."""
+    """The rows, those of `PARTS` pointing into the tensors that they share."""
     by_path = {row.target: row for row in rows}
     for fused, (name, parts) in PARTS.items():
         paths = [f"layers/{part}/kernel" for part in parts]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank_jax.interop.causal import rope
-from lowrank_jax.interop.causal.family import Family, Values, biased, local_layers, write_local
+from lowrank_jax.interop.causal.family import ModelFamily, Values, biased, local_layers, write_local
 from lowrank_jax.interop.fields import Notes
 from lowrank_jax.models.llama_config import LlamaConfig
 
@@ -43,6 +43,6 @@ OLMO2 = {"rms_norm_eps": 1e-5}
 OLMO3 = {**OLMO2, "sliding_window": 4096}
 
 FAMILIES = (
-    Family("olmo2", "Olmo2ForCausalLM", read_olmo2, write_olmo2, OLMO2, windows=False),
-    Family("olmo3", "Olmo3ForCausalLM", read_olmo3, write_olmo3, OLMO3),
+    ModelFamily("olmo2", "Olmo2ForCausalLM", read_olmo2, write_olmo2, OLMO2, windows=False),
+    ModelFamily("olmo3", "Olmo3ForCausalLM", read_olmo3, write_olmo3, OLMO3),
 )

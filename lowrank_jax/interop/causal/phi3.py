@@ -1,10 +1,10 @@
-"""Phi-3 and Phi-4: products that a file holds as one, a part of each head rotated, LongRoPE."""
+"""Phi-3 and Phi-4: kernels that a file joins in one, rotation of a part of each head, LongRoPE."""
 
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal import rope, windows
-from lowrank_jax.interop.causal.family import Family, Values
+from lowrank_jax.interop.causal.family import ModelFamily, Values
 from lowrank_jax.interop.causal.mistral import write_window
 from lowrank_jax.interop.fields import Notes
 from lowrank_jax.models.llama_config import LayerKinds, LlamaConfig
@@ -22,7 +22,7 @@ def read_phi3(values: Values, layers: int, where: Any, notes: Notes | None) -> d
 
 
 def write_phi3(c: LlamaConfig) -> dict[str, Any]:
-    """See `read_phi3`; three fields of the scaling where they say all, as transformers 4 takes no others."""
+    """See `read_phi3`; three fields of the scaling where they suffice, as transformers 4 accepts no others."""
     found, scaling = rope.to_hf(c), c.rope_scaling
     written = {**write_window(c), "partial_rotary_factor": c.partial_rotary_factor}
     if not isinstance(scaling, LongRopeScaling):
@@ -37,4 +37,4 @@ def write_phi3(c: LlamaConfig) -> dict[str, Any]:
 
 PHI3 = {"max_position_embeddings": 4096, rope.OLD_LENGTH: 4096, "rms_norm_eps": 1e-5}
 
-FAMILIES = (Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI3, partial=True),)
+FAMILIES = (ModelFamily("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI3, partial=True),)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank_jax.interop.causal import rope, windows
-from lowrank_jax.interop.causal.family import Family, Values, biased, write_local
+from lowrank_jax.interop.causal.family import ModelFamily, Values, biased, write_local
 from lowrank_jax.interop.fields import Notes, flag, number
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds, LlamaConfig
 
@@ -43,6 +43,6 @@ def write_qwen3(c: LlamaConfig) -> dict[str, Any]:
 QWEN = {"max_position_embeddings": 32768, "max_window_layers": 28, "sliding_window": 4096, "num_key_value_heads": 32}
 
 FAMILIES = (
-    Family("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen_windows, QWEN),
-    Family("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen3, {**QWEN, "head_dim": 128}),
+    ModelFamily("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen_windows, QWEN),
+    ModelFamily("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen3, {**QWEN, "head_dim": 128}),
 )

@@ -1,4 +1,4 @@
-"""The rotation's fields of HF's config.json, from their old and new places and in both spellings, and back."""
+"""Reads the rotary fields of HF's config.json, from old and new places and in both spellings, and writes them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def rope(values: Values, where: Any, notes: Notes | None, theta: float = 1e4, re
 
     Args:
       theta: the family's default.
-      rename: {rope_type in the file: what the family takes it for}.
+      rename: {rope_type in the file: the rope_type that it means in this family}.
 
     Raises:
       UserError: parameters that differ by layer type; an unknown or incomplete scaling.
@@ -39,7 +39,7 @@ def rope(values: Values, where: Any, notes: Notes | None, theta: float = 1e4, re
 
 
 def flat(values: Values, where: Any, notes: Notes | None, theta: float = 1e4) -> dict[str, Any]:
-    """One rotation for all layers, under HF's names; see `rope`."""
+    """The rotary fields that hold for all layers, under HF's names; see `rope`."""
     parts = {name: section(values, name, where) for name in ("rope_parameters", "rope_scaling")}
     for name, part in parts.items():
         if nested := [kind for kind, value in part.items() if isinstance(value, dict)]:
@@ -59,14 +59,14 @@ def flat(values: Values, where: Any, notes: Notes | None, theta: float = 1e4) ->
 def by_layer_type(
     values: Values, where: Any, notes: Notes | None, theta: float, local_name: str, local_theta: float
 ) -> Values:
-    """As `rope`, with "local_theta", for families whose layers with a window rotate by a base of their own, unscaled.
+    """As `rope`, with "local_theta" for families whose layers with a window have a rotary base of their own, unscaled.
 
     rope_parameters has an object for each layer type; rope_scaling, where it stands too, takes precedence for the
     layers without a window.
 
     Args:
       theta, local_theta: the family's defaults.
-      local_name: the older spelling's name of the second; "" has none.
+      local_name: the second one's field in the older spelling; "" where it has none.
 
     Raises:
       UserError: rope_parameters that are not by layer type, or a scaling of the layers with a window.

@@ -4,7 +4,7 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal import rope, windows
-from lowrank_jax.interop.causal.family import Family, Values, biased
+from lowrank_jax.interop.causal.family import ModelFamily, Values, biased
 from lowrank_jax.interop.causal.llama import write_llama
 from lowrank_jax.interop.causal.qwen import write_qwen_windows
 from lowrank_jax.interop.fields import Notes, flag, number
@@ -37,4 +37,4 @@ def write_smollm3(c: LlamaConfig) -> dict[str, Any]:
 SMOLLM3 = {"no_rope_layer_interval": 4, "num_key_value_heads": 4, "max_position_embeddings": 32768}
 SMOLLM3 |= {"tie_word_embeddings": True}
 
-FAMILIES = (Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, SMOLLM3),)
+FAMILIES = (ModelFamily("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, SMOLLM3),)

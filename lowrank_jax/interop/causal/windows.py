@@ -1,22 +1,22 @@
-"""Sliding windows in HF's config.json: one for all layers, or by layer_types and the fields that came before it."""
+"""Reads and writes sliding windows in HF's config.json: one for all layers, or by layer_types."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal.rope import LOCAL
-from lowrank_jax.interop.fields import FULL, Notes, chosen, number
+from lowrank_jax.interop.fields import FULL, Notes, chosen, layer_types, number
 
 Values = Mapping[str, Any]
 
 
 def everywhere(values: Values, layers: int, where: Any, notes: Notes | None) -> dict[str, Any]:
-    """LayerKinds' fields where sliding_window, if it is set, holds for all layers; layer_types may only repeat that.
+    """LayerKinds' fields where sliding_window, if set, holds for all layers; layer_types may only repeat that.
 
     Raises:
-      UserError: layer_types that differ.
+      UserError: layer_types has several names.
     """
-    types, size = layer_types(values, layers, where), _size(values, where)
+    types, size = has_window(values, layers, where), _size(values, where)
     if types and len(set(types)) > 1:
         raise UserError(f"{where}: layer_types that differ are not supported by this model; it has one window for all")
     if types and types[0] != (size is not None):
@@ -25,29 +25,27 @@ def everywhere(values: Values, layers: int, where: Any, notes: Notes | None) -> 
 
 
 def by_layer(values: Values, default: Sequence[bool], where: Any) -> dict[str, Any]:
-    """LayerKinds' fields where layer_types says which layers have the window, otherwise `default`.
+    """LayerKinds' fields of a model where layer_types, or otherwise `default`, says which layers have the window.
 
     Raises:
-      UserError: a layer with a window, and no sliding_window.
+      UserError: a layer has the window, and sliding_window is not set.
     """
-    local = layer_types(values, len(default), where) or tuple(default)
+    local = has_window(values, len(default), where) or tuple(default)
     size = _size(values, where)
     if any(local) and size is None:
         raise UserError(f"{where}: layer_types names {LOCAL}, and sliding_window is not set or switched off; set it")
     return {"sliding_window": size, "local": local} if any(local) else {}
 
 
-def layer_types(values: Values, layers: int, where: Any) -> tuple[bool, ...]:
-    """For each layer whether it has the window; empty where layer_types is not set.
+def has_window(values: Values, layers: int, where: Any) -> tuple[bool, ...]:
+    """For each layer whether it has the window, by layer_types; empty where that is not set.
 
     Raises:
-      UserError: not a list of one known name a layer.
+      UserError: layer_types is not a list of one known name a layer.
     """
-    types = values.get("layer_types")
+    types = layer_types(values, layers, where)
     if types is None:
         return ()
-    if not isinstance(types, list) or len(types) != layers:
-        raise UserError(f"{where}: layer_types must be a list of one name for each of the {layers} layers")
     if unknown := sorted({str(kind) for kind in types if kind not in (*FULL, LOCAL)}):
         raise UserError(f"{where}: layer_types names {', '.join(unknown)}; known: {FULL[0]}, {LOCAL}")
     return tuple(kind == LOCAL for kind in types)

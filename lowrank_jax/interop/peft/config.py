@@ -24,8 +24,8 @@ STARTS: dict[str, Literal["pissa", "olora"]] = {
     "olora": "olora",
 }  # that change the base on loading and can be made again
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # starts that leave it as it is
-MODULE_FORM = r"(.*\.)?({})$"  # as PEFT matches a pattern of ranks or alphas
-LAYERS_FORM = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
+MODULE_TEMPLATE = r"(.*\.)?({})$"  # as PEFT matches a pattern of ranks or alphas
+LAYERS_TEMPLATE = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
 ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
 # Fields that do not change a trained adapter's output, and those that are read below.
@@ -133,7 +133,7 @@ class PeftConfig:
             return False
         if self.layers_to_transform is None or isinstance(self.target_modules, str):
             return True
-        patterns = [LAYERS_FORM.format(p) for p in self.layers_pattern] or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
+        patterns = [LAYERS_TEMPLATE.format(p) for p in self.layers_pattern] or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
         found = next((match for p in patterns if (match := re.match(p, name))), None)
         return found is not None and int(found.group("layer")) in self.layers_to_transform
 
@@ -202,13 +202,13 @@ def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
 
 
 def _check_names(values: dict[str, Any], where: str) -> None:
-    """Refuses fields of names and patterns of another type, and patterns that are no regular expressions."""
+    """Refuses names and patterns that are not strings, and patterns that are not regular expressions."""
     patterns: list[tuple[str, str]] = []
     for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         value = values.get(name) or ()
         if not isinstance(value, str) and not all(isinstance(one, str) for one in _iterable(value)):
             raise UserError(f"{where}: {name} is {value!r}; it must be strings")
-        whole = name in ("target_modules", "exclude_modules")  # of which a string alone is a pattern
+        whole = name in ("target_modules", "exclude_modules")  # a string is a pattern, a list has names
         if name != "modules_to_save" and (isinstance(value, str) or not whole):
             patterns += [(name, one) for one in _listed(value)]
     for name in ("rank_pattern", "alpha_pattern"):
@@ -216,9 +216,9 @@ def _check_names(values: dict[str, Any], where: str) -> None:
         if not isinstance(value, dict):
             raise UserError(f"{where}: {name} is {value!r}; it must be an object with a value for each pattern")
         patterns += [(name, pattern) for pattern in value]
-    forms = {"layers_pattern": LAYERS_FORM, "rank_pattern": MODULE_FORM, "alpha_pattern": MODULE_FORM}
+    templates = {"layers_pattern": LAYERS_TEMPLATE, "rank_pattern": MODULE_TEMPLATE, "alpha_pattern": MODULE_TEMPLATE}
     for name, pattern in patterns:
-        check_pattern(f"{where}: {name} entry", pattern, forms.get(name, "{}"))
+        check_pattern(f"{where}: {name} entry", pattern, templates.get(name, "{}"))
 
 
 def _iterable(value: Any) -> Sequence[Any]:
@@ -240,7 +240,7 @@ def _ends(names: str | tuple[str, ...], name: str) -> bool:
 
 
 def _first(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(MODULE_FORM.format(key), name)), default)
+    return next((value for key, value in patterns.items() if re.match(MODULE_TEMPLATE.format(key), name)), default)
 
 
 def _names(value: Any) -> str | tuple[str, ...]:
@@ -260,7 +260,7 @@ def _positive(values: dict[str, Any], name: str, kind: type, where: str) -> Any:
     value = values.get(name)
     fits = False
     if isinstance(value, int | float) and not isinstance(value, bool):
-        fits = 0 < value <= MOST and kind(value) == value  # beyond it no rank is one, and a float may not hold an int
+        fits = 0 < value <= MOST and kind(value) == value  # larger ones are no rank, and may not fit in a float
     if not fits:
         whole = "a whole number" if kind is int else "a number"
         raise UserError(f"{where}: {name} is {value!r}; it must be {whole} above 0, and at most {MOST}")

@@ -48,7 +48,7 @@ class PeftAdapter:
       params: the base's params with the adapter's changes: trained biases, modules saved whole, and the residual
         kernels of PiSSA and OLoRA. Other leaves are the same arrays.
       changed: paths of those leaves.
-      notes: what was said at loading, see `peft.notes`.
+      notes: the lines printed at loading, see `peft.notes`.
     """
 
     plan: Plan
@@ -72,7 +72,7 @@ def load_peft(
     base_names: Sequence[str] = (),
     fingerprint: str | None = None,
 ) -> PeftAdapter:
-    """Reads a PEFT folder for a base, when everything in it was checked; prints `PeftAdapter.notes`.
+    """Reads a PEFT folder for a base; checks everything before it returns, and prints `PeftAdapter.notes`.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
@@ -218,15 +218,15 @@ def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, sav
 
 
 def _copies(config: PeftConfig, reader: Reader, saved: dict[str, str]) -> set[str]:
-    """Keys that say nothing new: with bias="all", PEFT writes a saved module's biases again, as trained and as before.
+    """Keys of copies: with bias="all", PEFT writes a saved module's biases again, in its trained and original modules.
 
     Raises:
-      UserError: such a copy of a trained bias differs from it.
+      UserError: the copy in the trained module differs from the bias.
     """
     copies, held = set(), reader.keys()
     for key in held if config.bias == "all" else ():
         module, kind, rest = _saved_part(key)
-        # a module within the saved one is below the adapter's name ("default"), which is left out otherwise
+        # For a module inside the saved one, the key also has the adapter's name ("default").
         sources = [f"{module}.{name}" for name in (rest, rest.partition(".")[2]) if name]
         source = next((source for source in sources if source in saved), None)
         if not kind or source is None or not config.saves(module) or not source.endswith("bias"):

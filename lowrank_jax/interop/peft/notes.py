@@ -1,4 +1,4 @@
-"""What is said when a PEFT folder is loaded: what its files alone cannot confirm, and what further training changes."""
+"""Notes printed when a PEFT folder is loaded: what its files cannot confirm, and what further training changes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ def notes(
     adapted: Sequence[HFModule],
     base_names: Sequence[str],
 ) -> tuple[str, ...]:
-    """A line for each thing that a reader of the folder should know.
+    """A line for each thing that its user should know.
 
     Args:
-      recorded: the folder has scales beside its weights, which were compared with its config.
+      recorded: whether the folder has scales beside its weights, which were compared with its config.
       per_site: {our site: {layer: (leaf, scale, rank)}}.
-      adapted: its modules.
+      adapted: the folder's modules.
       base_names: of the base in use.
     """
     found = []
@@ -35,14 +35,14 @@ def notes(
     if fused:
         parts = ", ".join(part.rpartition("/")[2] for part in fused[0].parts)
         found.append(
-            f"{folder}: the one lora_A of {fused[0].name} and its like is here one each for {parts}: outputs are "
-            "PEFT's, but trained on, the three part, unlike in PEFT, and an export then has their ranks added up"
+            f"{folder}: PEFT has one lora_A for {fused[0].name} and others like it, we have one each for {parts}; "
+            "outputs are equal, but further training lets them differ, and an export then has the sum of their ranks"
         )
     return tuple(found)
 
 
 def _scales(per_site) -> str:
-    """ "2 at layers/attention/query, layers/mlp/up (layer 1); 4 at layers/mlp/up (layers 0, 2)": the sites by scale."""
+    """The sites by scale: "2 at layers/attention/query, layers/mlp/up (layer 1); 4 at layers/mlp/up (layers 0, 2)"."""
     places: dict[str, list[str]] = {}
     for path, layers in per_site.items():
         kinds: dict[str, list[int | None]] = {}

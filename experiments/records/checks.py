@@ -1,18 +1,18 @@
-"""The form of a run's record: which fields have which kinds of values, as the tables and a resumed run read them."""
+"""Checks a run's record: the types of the fields that the tables and a resumed run read."""
 
 from collections.abc import Callable
 from typing import Any
 
 from experiments.config.labels import TEXTS as TEXTS_OF_LABELS
+from experiments.config.plain import MOST_BITS
 from experiments.config.sections import SECTIONS
 from lowrank_jax.core.errors import UserError
 
 CHOICES = ("task.seq_len", "train.batch_size", "train.steps")  # keys of a config that a 0 leaves to the data
-MOST_BITS = 1_024  # of a whole number: it must become a float
 
 
 def check_record(record: dict[str, Any], where: str, remedy: str) -> None:
-    """Refuses a record with a field of another kind than a run writes.
+    """Refuses a record with a field of another type than a run writes.
 
     Args:
       record: with a status.
@@ -37,10 +37,10 @@ def check_record(record: dict[str, Any], where: str, remedy: str) -> None:
 
 
 def check_chosen(value: Any, where: str, remedy: str) -> None:
-    """Refuses what is no record of what the data decided; None is the absent one.
+    """Refuses a damaged record of the values that the data decided; None, where there is no record, passes.
 
     Raises:
-      UserError: names the first key that is none, or whose value is no whole number above 0.
+      UserError: names the first unknown key, or the first value that is not a whole number above 0.
     """
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{where}: its chosen is {_short(value)}, not an object; {remedy}")
@@ -52,7 +52,7 @@ def check_chosen(value: Any, where: str, remedy: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that can be a float."""
+    """Whether it is a number that fits in a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or value.bit_length() <= MOST_BITS
@@ -119,7 +119,7 @@ TEXTS = ("experiment", "base.name", "base.quantize", "task.name")
 
 
 def _config_fault(config: dict[str, Any]) -> str:
-    """What is wrong with a record's config, as far as records are read by it; "" for nothing."""
+    """What is wrong with the parts of a record's config that are read; "" for nothing."""
     for name in (*SECTIONS, "task", "labels"):
         if config.get(name) is not None and not isinstance(config[name], dict):
             return f"{name} is {_short(config[name])}, not an object"
