@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.json_flags import KEYS, is_plain
+from experiments.config.json_flags import KEYS
 from experiments.records import claims, data_record, run_folder
 from experiments.records.lines import Recorded
 from experiments.records.text_table import clock
@@ -257,11 +257,13 @@ def check_data(cell: Cell, result: dict, place: str) -> None:
 
 def as_flag(value: Any, path: str = "") -> str:
     """A value in the syntax of ml_collections' flags, or JSON for the keys that take it."""
-    if path in KEYS and not is_plain(path, value):
+    if isinstance(value, str):  # of the command line, then JSON already
+        return value
+    if path in KEYS:
         return json.dumps(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
+    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def show(sweep: Sweep, cells: Sequence[Cell]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.config.files import call, config_maker, function_of, load_module
 from experiments.config.json_flags import KEYS, is_plain, read
 from experiments.config.labels import with_labels
-from experiments.config.plain import to_plain
+from experiments.config.plain import is_section, to_plain
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
@@ -90,10 +90,11 @@ class Grid:
         from experiments.config.defaults import complete  # imports jax, which --help does not need
 
         full_arg = self.full_arg(arg)
-        plain = to_plain(complete(self.get_config(full_arg)))
+        config = complete(self.get_config(full_arg))
+        plain = to_plain(config)
         for path, value in overrides.items():
             if isinstance(value, Text) and not _is_best(value):
-                value = _typed(value, path, _lookup(plain, path, missing=True))
+                value = _typed(value, path, _kind(config, path))
             _override(plain, path, to_plain(value, path))
         return with_labels(plain)
 
@@ -158,29 +159,38 @@ def _is_best(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(BEST)
 
 
-def _lookup(plain: Any, path: str, missing: bool = False) -> Any:
-    """The value at a path; with `missing`, None where there is none."""
+def _lookup(plain: Any, path: str) -> Any:
+    """The value at a path."""
     for key in path.split("."):
-        if missing and (not isinstance(plain, dict) or key not in plain):
-            return None
         plain = plain[key]
     return plain
 
 
-def _typed(text: str, path: str, present: Any) -> Any:
-    """A value from the command line, in the type of the value that is present at `path`."""
+def _kind(config: Any, path: str) -> type | None:
+    """The type of a ConfigDict's key, that of one that is not set included; None where it has no such key."""
+    *sections, last = path.split(".")
+    for key in sections:
+        config = config.get(key) if is_section(config) else None
+    typed = getattr(config, "get_type", None)
+    return typed(last) if typed and last in config else None
+
+
+def _typed(text: str, path: str, kind: type | None) -> Any:
+    """A value of the command line as a run's flag of that type reads it."""
     if path in KEYS and not is_plain(path, text):
         return read(path, text)
-    if isinstance(present, str):
+    if kind is str:
         return str(text)
-    if isinstance(present, bool):
+    if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UserError(f"--config.{path}={text}: wanted true or false")
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        value = str(text)  # a string for a key that is not set; for any other, `unpack_run` refuses the type
+        value = str(text)  # "query" of a tuple; otherwise its type is told to be wrong
+    if kind is tuple and not isinstance(value, tuple | list):
+        return [value]
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -121,3 +121,42 @@ def test_the_shipped_grid_of_ranks_takes_ones_own_text(tmp_path, monkeypatch):
     assert {cell.plain["task"]["path"] for cell in cells} == {str(tmp_path / "mine.jsonl")}
     sweep = wandb_sweep(cells, {"config": "c.py", "results": ""}, keys)
     assert sweep["command"][3:-1] == ["--config=c.py", f"--config.{keys[0]}"]
+
+
+WORDS = (
+    "task.validation_path=held.jsonl", "task.validation_path=12", "task.validation_path=('a','b')", "base.revision=123",
+    "base.revision=1e5", "base.revision=true", "start.adapter=5", "name=7", "task.path=a=b", "task.packed=True",
+    "train.eval_steps=5", "train.eval_steps=1,2", "train.eval_steps=[1,2]", "train.eval_steps=()", "adapter.alpha=8",
+    "adapter.targets=query", "adapter.targets=('query',)", "tracking.tags=a", "seed=3", "labels.scale=mine",
+    "trainable=bitfit", 'trainable=[["adapters/.*", true], [".*", false]]', 'evals={"a": {"every": 2}}', "evals={}",
+    'adapters=[{"method": "houlsby"}]', "adapters=[]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_key_of_all_cells_is_what_it_is_for_a_run(word, tmp_path):
+    """The cell's config is that of the command that the sweep starts, and of a run with the same flag."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from experiments.cli import complete_file
+    from experiments.config.json_flags import take
+    from experiments.config.labels import with_labels
+    from experiments.config.plain import to_plain
+    from experiments.sweeps.engine import Sweep
+
+    def of_flags(file, words):
+        values, config = flags.FlagValues(), complete_file(file)
+        words = take(config, ["run", *words])
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+        values(words)
+        return with_labels(to_plain(values["config"].value.copy_and_resolve_references()))
+
+    file = tmp_path / "grid.py"
+    file.write_text("def cells():\n    return [dict()]\n")
+    config = "configs/mora_uuid.py:data=text"
+    made = Grid(config, str(file), [word])
+    (cell,) = made.cells.values()
+    assert cell.plain == of_flags(config, [f"--config.{word}"])
+    words = Sweep(made, str(tmp_path)).command(cell)
+    assert cell.plain == of_flags(config, [one for one in words if one.startswith("--config.")])
