@@ -78,7 +78,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     from experiments.records import data_record, run_folder
     from experiments.session.build import build
-    from experiments.session.fit import described, fill
+    from experiments.session.fit import check_kept, described, fill
     from experiments.session.processes import check_alike, decided
     from experiments.session.training import Run, Session
     from lowrank_jax.core.errors import INTERRUPTED
@@ -90,6 +90,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     # ---- everything that can be checked on shapes ----
     stamps = data_record.stamps(plain)
     before = run_folder.chosen_of(folder, FLAGS.fresh)
+    check_kept(name, config, before)
     experiment = build(fill(config, before))
     chosen = before or experiment.chosen
     if chief:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.config.schema import RunConfig
 from experiments.records.checks import CHOICES
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.sharding.mesh import BATCH_AXES
+from lowrank_jax.sharding.mesh import BATCH_AXES, make_mesh
 from lowrank_jax.tasks.base import Task
 
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
@@ -44,6 +44,27 @@ def fill(config: RunConfig, values: Mapping[str, int]) -> RunConfig:
         part = dataclasses.replace(getattr(config, section), **{name: value})
         config = dataclasses.replace(config, **{section: part})
     return config
+
+
+def check_kept(name: str, config: RunConfig, values: Mapping[str, int]) -> None:
+    """Makes sure that a run goes on with the batch that it began with: none of the remedies for a batch is its own.
+
+    Args:
+      config: without `values`.
+      values: what the data decided when it began.
+
+    Raises:
+      UserError: that batch does not divide over the present devices.
+    """
+    if (size := values.get("train.batch_size")) is None:
+        return
+    shape, parts = make_mesh(config.mesh).shape, config.train.accumulate
+    shards = math.prod(shape[axis] for axis in BATCH_AXES)
+    if size % (shards * parts):
+        raise UserError(
+            f"{name} began with train.batch_size={size} from the data, which does not divide over {shards} devices; "
+            "resume it on as many as it began on, give them to mesh.tensor, or begin again with --fresh"
+        )
 
 
 def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:

@@ -76,6 +76,10 @@ def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, t
     rates = [json.loads(line)["learning_rate"] for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.003, 0.003, 0.003 * 98 / 99], rel=1e-5)  # one step up, then down over 100
 
+    divided = run(**own, **{**mesh, "mesh__data": 8, "mesh__tensor": 1}, train__stop_at=4)
+    assert divided.status == 2
+    assert "run began with train.batch_size=50 from the data, which does not divide over 8 devices" in divided.err
+
     set_by_hand = run(**{**own, "task__seq_len": 32, "train__batch_size": 8, "train__steps": 3}, **mesh, name="set")
     assert set_by_hand.status == 0, set_by_hand.err
     assert "from the data" not in set_by_hand.out
