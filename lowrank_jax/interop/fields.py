@@ -19,11 +19,13 @@ TEXTS = (  # fields of config.json that are names
 FULL = ("full_attention", "attention")  # layer_types' name, and the one before it
 
 
-def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default: Any = None) -> Any:
+def number(
+    values: Mapping[str, Any], name: str, kind: type, where: Any, default: Any = None, least: float | None = None
+) -> Any:
     """values[name] as an int or a float; an absent or null one is `default`.
 
     Raises:
-      UserError: not a number, or not a whole one for int.
+      UserError: not a number, or not a whole one for int, or less than `least`.
     """
     value = values.get(name)
     value = default if value is None else value
@@ -36,6 +38,8 @@ def number(values: Mapping[str, Any], name: str, kind: type, where: Any, default
         fits = False
     if not fits:
         raise UserError(f"{where}: {name} must be {wanted}, not {str(value)[:60]}")
+    if least is not None and value < least:
+        raise UserError(f"{where}: {name} is {value}; it must be at least {least}")
     return kind(value)
 
 

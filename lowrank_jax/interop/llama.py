@@ -16,6 +16,7 @@ from lowrank_jax.interop.fields import Notes, checked, flag, number, refused_eve
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.readers import GGUFReader, Reader
 from lowrank_jax.interop.tied import Pair, copies
+from lowrank_jax.models.counts import MOST_LAYERS
 from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.text.tokenizers import Tokenizer
 
@@ -74,7 +75,9 @@ def config_from_hf(
     family = family_of(values, where)
     common = {name: family.defaults.get(name, default) for name, default in COMMON.items()}
     values = {**family.defaults, **values, **{name: d for name, d in common.items() if values.get(name) is None}}
-    layers = number(values, "num_hidden_layers", int, where)
+    layers = number(values, "num_hidden_layers", int, where, least=1)
+    if layers > MOST_LAYERS:  # before a family lists them
+        raise UserError(f"{where}: num_hidden_layers is {str(layers)[:60]}; it must be at most {MOST_LAYERS}")
     activation = values.get(family.activation_field, family.activation)
     refused = {
         **refused_everywhere(values, layers, where, notes, family.windows),

@@ -7,7 +7,7 @@ from typing import Literal
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.counts import MOST, check_counts
 from lowrank_jax.models.layers import ACTIVATIONS
-from lowrank_jax.models.rotary import DynamicScaling, LongRopeScaling, RopeScaling
+from lowrank_jax.models.rotary import DynamicScaling, LongRopeScaling, RopeScaling, YarnScaling
 
 COUNTS = (
     "vocab_size",
@@ -150,7 +150,7 @@ class LlamaConfig:
             raise UserError("layers.local_theta needs layers.local, which layers rotate by it")
         if not 0 < self.partial_rotary_factor <= 1 or self.rotary_dim < 2 or self.rotary_dim % 2:
             raise UserError(
-                f"partial_rotary_factor {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim}; it "
+                f"partial_rotary_factor {self.partial_rotary_factor} does not suit a head of {self.head_dim}; it "
                 "must be at most 1 and give an even number of at least 2"
             )
         if isinstance(self.rope_scaling, LongRopeScaling):
@@ -159,6 +159,8 @@ class LlamaConfig:
                 raise UserError(f"short_factor and long_factor must have {self.rotary_dim // 2} numbers each")
         if isinstance(self.rope_scaling, DynamicScaling) and self.rotary_dim < 4:
             raise UserError(f"dynamic rope scaling needs at least 4 rotated numbers of a head, not {self.rotary_dim}")
+        if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
+            raise UserError(f"yarn rope scaling needs a rope_theta above 1, not {self.rope_theta}")
         for name, kinds in (("local", layers.local), ("rotated", layers.rotated)):
             if kinds and len(kinds) != self.num_hidden_layers:
                 raise UserError(f"layers.{name} has {len(kinds)} entries for {self.num_hidden_layers} layers")

@@ -1,5 +1,6 @@
 """A few mutated inputs of every kind; `python -m tests.fuzz --minutes=60` tries thousands."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, strategies
+
+from lowrank_jax.bases.base import BaseConfig, abstract_base
+from lowrank_jax.core.errors import UserError
 
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.append(str(Path(__file__).parents[1]))
@@ -45,7 +49,7 @@ def test_a_run_of_a_mutated_config_is_read_back(folder, monkeypatch):
     """The one case here that trains: its records are finite, and its config.json gives the same run again."""
     monkeypatch.setattr(targets, "REAL", 1.0)
     monkeypatch.setattr(mutations, "mutate", lambda rng, node: {**node, "seed": 3})
-    monkeypatch.setattr(mutations, "text_of", lambda rng, node: __import__("json").dumps(node))
+    monkeypatch.setattr(mutations, "text_of", lambda rng, node: json.dumps(node))
     wrong, ended = targets.attempt("config", SEED, 0, folder)
     assert not wrong, ended.fault
     assert ended.status == 0, ended.err
@@ -94,3 +98,27 @@ def test_a_case_is_the_same_each_time():
         assert len(texts) == 1
         flips = {mutations.flip(rng, b"some bytes") for rng in (random.Random(seed), random.Random(seed))}
         assert len(flips) == 1
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "phi3", "smollm3", "qwen2"])
+def test_no_number_of_a_family_is_more_than_a_refusal(tmp_path, kind):
+    """Every number, those of the rotation included, replaced: the config is taken or refused, and both do happen."""
+    whole, messages = targets.SHAPES[kind], []
+
+    def said(section, field, value):
+        changed = json.loads(json.dumps(whole))
+        (changed[section] if section else changed)[field] = value
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        try:
+            abstract_base(BaseConfig(str(tmp_path)))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    for section in (None, *(name for name, value in whole.items() if isinstance(value, dict))):
+        for field, value in (whole[section] if section else whole).items():
+            if not isinstance(value, bool | str | dict):
+                wrong = (0, -1, 1, 1.0, 10**400, 1e308, float("nan"), "8", None, [], [0, 0])
+                messages += [said(section, field, one) for one in wrong]
+    assert not any("\n" in one for one in messages)
+    assert 0 < messages.count("") < len(messages) / 2

@@ -40,7 +40,8 @@ def read_gemma3(values: Values, layers: int, where: Any, notes: Notes | None) ->
     if values.get("attn_logit_softcapping") is not None:
         raise UserError(f"{where}: attn_logit_softcapping is not supported by Gemma 3; remove it from the config")
     found = dict(rope.by_layer_type(values, where, notes, GEMMA_THETA, "rope_local_base_freq", GEMMA_LOCAL_THETA))
-    kinds = local_layers(values, layers, number(values, "sliding_window_pattern", int, where), where, found)
+    every = number(values, "sliding_window_pattern", int, where, least=1)
+    kinds = local_layers(values, layers, every, where, found)
     return {**_gemma(values, where, "head"), "layers": kinds, **found}
 
 

@@ -156,9 +156,11 @@ def _scaling(found: Values, values: Values, where: Any) -> dict[str, Any]:
     one = SCALINGS[kind]
     if one is DynamicScaling:  # HF's max_position_embeddings is the context before the scaling
         found = {**found, OLD_LENGTH: length}
-        length = int(length * number(found, "factor", float, where))
+        longer = length * number(found, "factor", float, where)
+        length = number({"max_position_embeddings": longer}, "max_position_embeddings", float, where)
+        length = int(length)
     if one is LongRopeScaling and found.get("factor") is None:
-        found = {**found, "factor": length / number(found, OLD_LENGTH, int, where)}
+        found = {**found, "factor": length / number(found, OLD_LENGTH, int, where, least=1)}
     given = {field.name: _field(found, field, where) for field in dataclasses.fields(one)}
     return {"rope_scaling": _made(one, given, where), "max_position_embeddings": length}
 

@@ -15,7 +15,7 @@ SMOLLM3_THETA = 2e6  # transformers' default
 
 def read_smollm3(values: Values, layers: int, where: Any, notes: Notes | None) -> dict[str, Any]:
     """Layers that do not rotate, by no_rope_layers (0 for those) or every no_rope_layer_interval-th; there a window."""
-    every, rotated = number(values, "no_rope_layer_interval", int, where), values.get("no_rope_layers")
+    every, rotated = number(values, "no_rope_layer_interval", int, where, least=1), values.get("no_rope_layers")
     if rotated is None:
         rotated = [int((layer + 1) % every != 0) for layer in range(layers)]
     if not isinstance(rotated, list) or len(rotated) < layers or any(one not in (0, 1) for one in rotated):
