@@ -117,7 +117,7 @@ def test_a_dynamic_context_is_longer_than_the_files():
         (lambda: LongRopeScaling((1.0, 0.0), (1.0, 1.0), 8, 1.0), "numbers above 0"),
         (lambda: LongRopeScaling((), (), 8, 1.0), "numbers above 0"),
         (lambda: dataclasses.replace(TOY, rope_scaling=LongRopeScaling((1.0,), (1.0,), 8, 1.0)), "4 numbers each"),
-        (lambda: dataclasses.replace(TOY, partial_rotary_factor=0.4), "rotates 3 of 8"),
+        (lambda: dataclasses.replace(TOY, partial_rotary_factor=0.4), "does not suit a head of 8"),
         (lambda: dataclasses.replace(TOY, head_dim=2, rope_scaling=DynamicScaling(2.0, 8)), "at least 4 rotated"),
     ],
 )
