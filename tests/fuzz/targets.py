@@ -10,143 +10,16 @@ import os
 import random
 import shutil
 import struct
-from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 from fuzz import doors, mutations
+from fuzz.shapes import SHAPES
+from fuzz.workspace import ROOT, words, workspace
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY = {
-    "base.name": "toy-llama", "base.random_init": "true", "adapter.rank": "4", "task.pairs": "8",
-    "task.eval_pairs": "2",
-    "train.batch_size": "8", "train.steps": "2", "train.eval_steps": "()", "schedule.warmup_steps": "0",
-    "tracking.wandb": "disabled",
-}  # fmt: skip
 SECONDS = 60  # of one case
 HERE = "here"  # folder of a case that its programs are started in
 MEMORY = 2**28  # bytes that a trained case may need
 REAL = 0.04  # share of the cases of a config that are trained
-SHAPES = {
-    "llama": {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259, "hidden_size": 32,
-        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "hidden_act": "silu", "tie_word_embeddings": True,
-        "rope_theta": 10000.0, "head_dim": 8, "eos_token_id": [257], "bos_token_id": 256, "rope_scaling": None,
-    },
-    "gemma3": {
-        "model_type": "gemma3_text", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 8, "rope_theta": 1e6,
-        "rope_local_base_freq": 1e4, "sliding_window_pattern": 2, "hidden_activation": "gelu_pytorch_tanh",
-        "final_logit_softcapping": 30.0, "tie_word_embeddings": True,
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-    },
-    "phi3": {
-        "model_type": "phi3", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 100,
-        "original_max_position_embeddings": 16, "partial_rotary_factor": 0.5, "tie_word_embeddings": False,
-        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.5, 4.0]},
-    },
-    "smollm3": {
-        "model_type": "smollm3", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 9,
-        "no_rope_layer_interval": 4, "use_sliding_window": True, "attention_bias": True,
-        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32, "mscale": 1.0},
-    },
-    "qwen2": {
-        "model_type": "qwen2", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "max_window_layers": 1,
-        "use_sliding_window": True, "sliding_window": 9, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
-    },
-    "gpt2": {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 259, "n_embd": 32, "n_layer": 2,
-        "n_head": 4, "n_positions": 64, "n_inner": 48, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new",
-    },
-    "bert": {
-        "architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": 259, "hidden_size": 32,
-        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
-        "hidden_dropout_prob": 0.1, "id2label": {"0": "no", "1": "yes"}, "classifier_dropout": None,
-    },
-    "deberta": {
-        "model_type": "deberta-v2", "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64, "relative_attention": True,
-        "position_biased_input": False, "pos_att_type": "c2p|p2c", "share_att_key": True, "norm_rel_ebd": "layer_norm",
-        "position_buckets": 16, "type_vocab_size": 0, "conv_kernel_size": 3, "conv_act": "gelu",
-    },
-}  # fmt: skip
-
-
-# ---- one workspace for all cases ----
-
-
-@functools.cache
-def workspace(folder):
-    """The unspoilt files below a folder: a finished run, bases, adapters, data and records."""
-    place = Path(folder).resolve()
-    kept = SimpleNamespace(place=place, runs=place / "runs", data=place / "rows.jsonl", base=place / "base")
-    kept.data.write_text("".join(json.dumps({"text": f"row {i} of some text"}) + "\n" for i in range(40)))
-    ended = doors.call("run", *words(kept), "--name=run")
-    assert not doors.verdict(ended) and ended.status == 0, ended  # noqa: PT018
-    kept.run = kept.runs / "run"
-    kept.config = json.loads((kept.run / "config.json").read_text())
-    kept.result = json.loads((kept.run / "result.json").read_text())
-    _bases(kept)
-    kept.recorded = _recorded()
-    return kept
-
-
-def words(kept, config="configs/mora_uuid.py", **changes):
-    """The command line of a toy run."""
-    settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
-    given = [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
-    return [f"--config={ROOT / config}", f"--workdir={kept.runs}", *given]
-
-
-def _bases(kept):
-    import jax
-    import jax.numpy as jnp
-
-    from lowrank_jax import adapters
-    from lowrank_jax.bases.base import BaseConfig, export_params, load_base
-    from lowrank_jax.bases.peft import export_peft
-    from lowrank_jax.core.trees import combine
-    from lowrank_jax.models.llama import LlamaConfig
-
-    shape = LlamaConfig(259, 32, 48, 2, 4, 2, max_position_embeddings=512, tie_word_embeddings=True)
-    from lowrank_jax.bases.base import random_params
-    from lowrank_jax.text.tokenizers import ByteTokenizer
-
-    params = random_params(shape, jax.random.key(0), jnp.float32)
-    export_params(params, shape, kept.base, "float32", tokenizer=ByteTokenizer())
-    kept.sharded = kept.place / "sharded"
-    export_params(params, shape, kept.sharded, "float32", tokenizer=ByteTokenizer(), shard_size=40_000)
-    (kept.base / "config.json").write_text(json.dumps(SHAPES["llama"]))
-    base = load_base(BaseConfig(str(kept.base)))
-    plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=2, targets=("query", "value")))
-    made = adapters.create(plan, jax.random.key(1))
-    kept.peft = kept.place / "peft"
-    export_peft(kept.peft, plan, {"params": base.params, **combine(made, {})}, base)
-    from lowrank_jax.checkpoints.adapters_only import save_adapter
-    from lowrank_jax.core.paths import flatten
-
-    kept.adapter = kept.place / "adapter"
-    scales = {path: jax.device_get(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
-    names = {"name": base.name, "fingerprint": base.fingerprint}
-    save_adapter(kept.adapter, {"adapters": made["adapters"]}, adapters.describe(plan), scales, names)
-
-
-def _recorded():
-    """A few recorded results of every grid, and the speed records."""
-    found = []
-    for path in sorted((ROOT / "experiments" / "results").glob("*.jsonl")):
-        lines = path.read_text().splitlines()
-        found += [json.loads(line) for line in lines[:: max(1, len(lines) // 6)]]
-    for record in found:
-        record["losses"] = record["losses"][-3:]  # few, so that the mutations come to the other fields
-        record["evaluations"] = record["evaluations"][-2:]
-    return found
 
 
 # ---- the cases ----
