@@ -111,7 +111,8 @@ def _captions(data: Mapping[str, Any], left_out: int) -> list[str]:
     lines = []
     if repeats:
         span = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
-        lines.append(f"Medians of {span} processes a cell, rows and peer in turn; memory is the most in use.")
+        counted = "One process a cell" if span == "1" else f"Medians of {span} processes a cell, rows and peer in turn"
+        lines.append(f"{counted}; memory is the most in use.")
     lines += map(_place, data["places"])
     if sum("git" in place for place in data["places"]) > 1:
         lines.append("These are of more than one commit or machine; the file says which is of which.")
