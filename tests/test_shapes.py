@@ -22,7 +22,7 @@ USED = {
     "greedy": "decoding.greedy",
     "next_token": "forms.next_token",
     "llama": "models.llama",
-    "causal": "models.causal",
+    "cache": "models.cache",
     "registry": "models.registry",
     "losses": "ops.losses",
     "products": "ops.products",
@@ -121,7 +121,7 @@ def test_folding_keeps_the_shapes_of_its_signatures(checked, model):
 
 
 def test_decoding_keeps_the_shapes_of_its_signatures(checked, model):
-    empty = functools.partial(checked.causal.init_cache, model.config, dtype=jnp.float32)
+    empty = functools.partial(checked.cache.init_cache, model.config, dtype=jnp.float32)
     tokens, mask = map(jnp.asarray, checked.greedy.left_pad([[1, 2, 3], [4]], pad_id=0))
 
     def run(mask):

@@ -12,7 +12,7 @@ from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
 from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
-from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.cache import init_cache
 from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
 

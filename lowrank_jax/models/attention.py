@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
+from lowrank_jax.models.cache import read_cache, write_cache, write_ring
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
 from lowrank_jax.ops.saved import saved_product
@@ -72,7 +73,8 @@ class Attention(nn.Module):
           x: [B, T, D].
           rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal.
-          cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
+          cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of a segment's layers, or None; with
+            "ring" they are rings (`cache.Cache`), whose mask `allowed` is.
           layer: int32 scalar, this layer's row of the cache.
           local: bool scalar, whether this layer has the window; None is yes.
           query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
@@ -89,11 +91,16 @@ class Attention(nn.Module):
             # Rotation is linear: the backward pass needs only its output, so the output is what is saved by name.
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
         first: Array | int = 0
+        ring = cache is not None and "ring" in cache
         if cache is not None:
             assert layer is not None  # a cache has a row for each layer
             first = cache["index"]
-            cache = write_cache(cache, layer, key, value)
-            key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
+            if ring:
+                key, value, cache = write_ring(cache, layer, key, value)
+            else:
+                cache = write_cache(cache, layer, key, value)
+                key, value = (read_cache(cache[name], layer) for name in ("key", "value"))
+            key, value = key.astype(self.dtype), value.astype(self.dtype)
         kernel = pick_implementation(
             self.implementation,
             self.dtype,
@@ -102,7 +109,9 @@ class Attention(nn.Module):
             cached=cache is not None,
             capped=self.softcap is not None,
         )
-        window = None if self.window is None or self.window >= key.shape[1] else Window(self.window, local, first)
+        window = None
+        if self.window is not None and self.window < key.shape[1] and not ring:
+            window = Window(self.window, local, first)
         causal = allowed is None
         y = attend(
             query, key, value, allowed, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
@@ -242,41 +251,6 @@ def heads_first_attention(
     weights = jax.nn.softmax(scores).astype(value.dtype)
     y = jnp.einsum("bkts,bksd->bktd", weights, value)
     return y.reshape(batch, heads, length, width).swapaxes(1, 2)
-
-
-def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: int) -> Array | None:
-    """The mask of the keys that a query may attend to: valid ones, no later than the query.
-
-    Args:
-      queries: number of queries, T.
-      mask: bool [B, S], the valid keys; None means all.
-      index: slot of the first query in the cache; None without a cache.
-      slots: S.
-
-    Returns:
-      bool [B or 1, 1, T, S]; None when it is plain causal. A left-padded row allows nothing at its padding: its
-      softmax is uniform and finite, and nothing reads it.
-    """
-    if mask is None and index is None:
-        return None
-    first = jnp.int32(0) if index is None else index
-    causal = jnp.arange(slots, dtype=jnp.int32) <= first + jnp.arange(queries, dtype=jnp.int32)[:, None]
-    allowed = causal[None, None]
-    return allowed if mask is None else allowed & mask[:, None, None, :]
-
-
-def write_cache(cache: dict, layer: Array, key: Array, value: Array) -> dict:
-    """The cache with key and value [B, T, kv_heads, head_dim] written at (layer, :, index)."""
-    zero = jnp.zeros_like(cache["index"])
-    start = (layer, zero, cache["index"], zero, zero)
-    new = {"key": key, "value": value}
-    written = {k: lax.dynamic_update_slice(cache[k], new[k][None].astype(cache[k].dtype), start) for k in new}
-    return {**cache, **written}
-
-
-def read_cache(stacked: Array, layer: Array) -> Array:
-    """One layer's [B, S, kv_heads, head_dim] of the stacked cache."""
-    return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
 
 
 def pick_implementation(

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import allowed_keys
+from lowrank_jax.layouts.segments import segments
+from lowrank_jax.models.cache import Cache, allowed_in_ring, allowed_keys, window_of
 from lowrank_jax.models.stack import Model, run_layers
 
 
@@ -31,7 +31,7 @@ class CausalLM(Model):
         return {}
 
     def __call__(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: Cache | None = None
     ) -> Any:
         """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
         if cache is None:
@@ -40,15 +40,15 @@ class CausalLM(Model):
         return self.logits(hidden), cache
 
     def hidden(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: Cache | None = None
     ) -> Any:
         """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
 
         Args:
           tokens: int32 [B, T].
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
-          mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
-          cache: from `init_cache`; tokens fill its slots from index on, and its index grows by T.
+          mask: bool [B, S], the valid tokens: S is T, or the cache's length. None: all. Attention is causal.
+          cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T.
 
         Raises:
           UserError: more tokens than the model has positions.
@@ -58,20 +58,33 @@ class CausalLM(Model):
             raise UserError(
                 f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
             )
-        slots = length if cache is None else cache["key"].shape[2]
+        slots = length if cache is None else cache.length
         if mask is not None and mask.shape != (batch, slots):
             raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
-        index = None if cache is None else cache["index"]
+        index = None if cache is None else cache.index
         if positions is None:
             positions = default_positions(length, mask, index)
         x, rotary = self.start(tokens, positions, None if cache is None else slots)
         allowed = allowed_keys(length, mask, index, slots)
-        kinds = self.kinds()
-        if cache is not None:
-            kinds["number"] = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
-        x, cache = run_layers(self, (x, cache), rotary, allowed, kinds)
-        x = self.final_norm(x)
-        return x if cache is None or index is None else (x, {**cache, "index": index + length})
+        if cache is None:
+            x, _ = run_layers(self, (x, None), rotary, allowed, self.kinds())
+            return self.final_norm(x)
+
+        rings: dict[int, Array] = {}  # the mask of each length
+        kept = {}
+        for name, low, high in segments(c.num_hidden_layers, self.cuts):
+            stored, window = cache.layers[name] | {"index": cache.index}, window_of(c, low, high)
+            seen = allowed
+            if window is not None and stored["key"].shape[2] == window:
+                stored["ring"] = cache.index
+                if window not in rings:
+                    rings[window] = allowed_in_ring(length, mask, cache.index, window)
+                seen = rings[window]
+            kinds = {kind: each[low:high] for kind, each in self.kinds().items()}
+            kinds["number"] = jnp.arange(high - low, dtype=jnp.int32)
+            (x, stored), _ = getattr(self, name)((x, stored), rotary, seen, kinds)
+            kept[name] = {part: stored[part] for part in ("key", "value")}
+        return self.final_norm(x), Cache(kept, cache.index + length, cache.length)
 
     def logits(self, hidden: Array) -> Array:
         """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
@@ -85,18 +98,3 @@ def default_positions(length: int, mask: Array | None, index: Array | None) -> A
         return positions if index is None else positions + index
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     return positions if index is None else lax.dynamic_slice_in_dim(positions, index, length, axis=1)
-
-
-def init_cache(config: Any, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
-    """Empty key/value cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index": int32 0}.
-
-    Raises:
-      UserError: a length beyond the model's positions.
-    """
-    if length > config.max_position_embeddings:
-        raise UserError(
-            f"prompt and new tokens take {length} slots and the model has {config.max_position_embeddings} positions; "
-            "shorten the prompts, ask for fewer new tokens, or pad to a smaller multiple"
-        )
-    shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_dim)
-    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype), "index": jnp.zeros((), jnp.int32)}

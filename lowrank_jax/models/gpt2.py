@@ -57,7 +57,7 @@ class GPT2Config:
 
     @property
     def num_key_value_heads(self) -> int:
-        """For `causal.init_cache`, which makes this model's cache too."""
+        """For `cache.init_cache`, which makes this model's cache too."""
         return self.num_attention_heads
 
     @property

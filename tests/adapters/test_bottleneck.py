@@ -24,7 +24,7 @@ from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.models.bert import Bert, BertConfig
-from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama

@@ -11,7 +11,7 @@ import pytest
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import cast
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.llama import Llama, LlamaConfig
 
 CONFIG = LlamaConfig(

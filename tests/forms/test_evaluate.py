@@ -8,7 +8,7 @@ import pytest
 from lowrank_jax import adapters
 from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
 from lowrank_jax.forms.next_token import next_token_objective
-from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh

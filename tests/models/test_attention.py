@@ -12,12 +12,12 @@ from lowrank_jax.models import attention
 from lowrank_jax.models.attention import (
     Attention,
     Window,
-    allowed_keys,
     attend,
     heads_first_attention,
     pick_implementation,
     windowed,
 )
+from lowrank_jax.models.cache import allowed_keys
 from lowrank_jax.models.rotary import rotary_tables, rotate
 
 

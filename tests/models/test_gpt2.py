@@ -14,7 +14,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.models.causal import init_cache
+from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.gpt2 import GPT2, SHAPES, GPT2Config
 from lowrank_jax.models.layers import Linear
 

@@ -90,7 +90,7 @@ def test_the_length_of_the_longest_row_decides(scaling):
     mask = jnp.arange(12) >= jnp.array([[4], [4]])
     padded = apply(params, jnp.roll(tokens, 4, 1), mask=mask)
     np.testing.assert_allclose(padded[:, 4:], short, atol=1e-5)
-    from lowrank_jax.models.causal import init_cache
+    from lowrank_jax.models.cache import init_cache
 
     for slots, want in ((8, short), (12, long[:, :8])):
         got, _ = apply(params, tokens[:, :8], cache=init_cache(model.config, 2, slots, jnp.float32))

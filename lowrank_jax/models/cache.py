@@ -1,0 +1,148 @@
+"""The key/value cache of a causal model: whole, or a ring of the window's length where all layers have a window."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array
+from lowrank_jax.layouts.segments import segments
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers", "index"], meta_fields=["length"])
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far.
+
+    Attributes:
+      layers: {segment: {"key", "value": [L, B, S, kv_heads, head_dim]}} by the names of `layouts.segments`; S is
+        `length`, or the window's where all layers of a segment have one: slot s then holds the last token whose place
+        is s modulo S.
+      index: int32 scalar, how many tokens (with their padding) are in it.
+      length: how many it can take.
+    """
+
+    layers: dict[str, dict[str, Array]]
+    index: Array
+    length: int
+
+
+def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[int] = ()) -> Cache:
+    """An empty cache.
+
+    Args:
+      config: of a causal model.
+      batch: rows, B.
+      length: how many tokens it can take, prompt and new ones together.
+      dtype: of keys and values.
+      cuts: those of the model (`layouts.segments`); a cut between layers with and without a window saves memory.
+
+    Raises:
+      UserError: a length beyond the model's positions.
+    """
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"prompt and new tokens take {length} slots and the model has {config.max_position_embeddings} positions; "
+            "shorten the prompts, ask for fewer new tokens, or pad to a smaller multiple"
+        )
+    layers = {}
+    for name, low, high in segments(config.num_hidden_layers, cuts):
+        slots = min(length, window_of(config, low, high) or length)
+        shape = (high - low, batch, slots, config.num_key_value_heads, config.head_dim)
+        layers[name] = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+    return Cache(layers, jnp.zeros((), jnp.int32), length)
+
+
+def window_of(config: Any, low: int, high: int) -> int | None:
+    """The window that all of layers low .. high - 1 have; None where one sees every key."""
+    kinds = getattr(config, "layers", None)
+    if kinds is None or kinds.sliding_window is None or (kinds.local and not all(kinds.local[low:high])):
+        return None
+    return kinds.sliding_window
+
+
+def allowed_keys(queries: int, mask: Array | None, index: Array | None, slots: int) -> Array | None:
+    """The mask of the keys that a query may attend to: valid ones, no later than the query.
+
+    Args:
+      queries: number of queries, T.
+      mask: bool [B, S], the valid keys; None means all.
+      index: slot of the first query in the cache; None without a cache.
+      slots: S.
+
+    Returns:
+      bool [B or 1, 1, T, S]; None when it is plain causal. A left-padded row allows nothing at its padding: its
+      softmax is uniform and finite, and nothing reads it.
+    """
+    if mask is None and index is None:
+        return None
+    first = jnp.int32(0) if index is None else index
+    causal = jnp.arange(slots, dtype=jnp.int32) <= first + jnp.arange(queries, dtype=jnp.int32)[:, None]
+    allowed = causal[None, None]
+    return allowed if mask is None else allowed & mask[:, None, None, :]
+
+
+def allowed_in_ring(queries: int, mask: Array | None, index: Array, window: int) -> Array:
+    """The mask of the keys that `write_ring` returns: valid ones, no later than the query, within the window.
+
+    Args:
+      queries: number of queries, T.
+      mask: bool [B, S], the valid tokens of the whole text; None means all.
+      index: place of the first query in the text.
+      window: slots of the ring, W.
+
+    Returns:
+      bool [B or 1, 1, T, W] for one query, [B or 1, 1, T, W + T] for more.
+    """
+    last = index if queries == 1 else index - 1  # the newest token in the ring
+    places = last - (last - jnp.arange(window, dtype=jnp.int32)) % window  # of the tokens in the slots; < 0: none yet
+    query = index + jnp.arange(queries, dtype=jnp.int32)
+    if queries > 1:
+        places = jnp.concatenate([places, query])
+    allowed = ((places >= 0) & (places <= query[:, None]) & (places > query[:, None] - window))[None, None]
+    return allowed if mask is None else allowed & jnp.take(mask, places, axis=1, mode="clip")[:, None, None, :]
+
+
+def write_cache(cache: dict, layer: Array, key: Array, value: Array) -> dict:
+    """The cache with key and value [B, T, kv_heads, head_dim] written at (layer, :, index)."""
+    return _write(cache, layer, cache["index"], {"key": key, "value": value})
+
+
+def read_cache(stacked: Array, layer: Array) -> Array:
+    """One layer's [B, S, kv_heads, head_dim] of the stacked cache."""
+    return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+
+
+def write_ring(cache: dict, layer: Array, key: Array, value: Array) -> tuple[Array, Array, dict]:
+    """(keys, values, cache) of a ring: what the queries of these T tokens may attend to, and the ring with the tokens.
+
+    One token takes the place of the one that leaves the window: keys are the ring's W. More tokens would overwrite what
+    their first queries still see: keys are the ring's W before them, and theirs.
+    """
+    new, count, window = {"key": key, "value": value}, key.shape[1], cache["key"].shape[2]
+    if count == 1:
+        cache = _write(cache, layer, cache["index"] % window, new)
+        return read_cache(cache["key"], layer), read_cache(cache["value"], layer), cache
+    before = {name: read_cache(cache[name], layer) for name in new}
+    seen = {name: jnp.concatenate([before[name], one.astype(before[name].dtype)], axis=1) for name, one in new.items()}
+    kept = min(count, window)
+    slots = (cache["index"] + jnp.arange(count - kept, count, dtype=jnp.int32)) % window
+    written = {
+        name: cache[name].at[layer, :, slots].set(one[:, count - kept :].swapaxes(0, 1).astype(cache[name].dtype))
+        for name, one in new.items()
+    }
+    return seen["key"], seen["value"], cache | written
+
+
+def _write(cache: dict, layer: Array, slot: Array, new: dict[str, Array]) -> dict:
+    zero = jnp.zeros_like(slot)
+    start = (layer, zero, slot, zero, zero)
+    return cache | {
+        name: lax.dynamic_update_slice(cache[name], one[None].astype(cache[name].dtype), start)
+        for name, one in new.items()
+    }
