@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
+from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
 from lowrank_jax.interop.readers import open_checkpoint
 
 TEXTS = [
@@ -73,9 +73,10 @@ def test_digits_split_only_where_the_file_says_so(subwords, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "'llama' is not byte-level BPE"),
-        ({"pre": "qwen2"}, "unknown pre-tokenizer 'qwen2'"),
-        ({"merges": None}, "no tokenizer tokens and merges"),
+        ({"model": "bert"}, "'bert' is neither byte-level BPE"),
+        ({"model": "llama"}, "no scores of its tokenizer's tokens"),
+        ({"pre": "viking"}, "unknown pre-tokenizer 'viking' .known: gpt-2, "),
+        ({"merges": None}, "no tokenizer merges"),
         ({"merges": ["zz qq"]}, "its tokenizer is inconsistent"),
         ({"types": [1, 1]}, "2 token types for"),
     ],
