@@ -57,8 +57,9 @@ def main() -> None:
     from experiments.records.environment import environment_record
 
     novels = None if given.data is None else given.data / NOVELS
+    words = [*given.names, *(["--data=FOLDER"] if given.data else []), "--out=FILE"]
     record = {
-        "what": f"python -m tests.interop.real_weights {' '.join(given.names)} --out=FILE",
+        "what": f"python -m tests.interop.real_weights {' '.join(words)}",
         **{name: COMPARED[name](load_base(BaseConfig(name)), novels) for name in given.names},
         "peers": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         **environment_record(),
