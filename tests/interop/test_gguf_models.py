@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base
+from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, rotary_tables
 
@@ -158,6 +158,8 @@ def llama3_factors(model):
 @pytest.mark.parametrize("old", [8192, 32])
 def test_rope_freqs_are_the_scaling_of_llama_3(helpers, tokens, tmp_path, old):
     """LLaMA 3's numbers give the config of its HF copy; any others the same rotation."""
+    import transformers
+
     numbers = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": old}
     model = helpers.make(False, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **numbers})
     factors = llama3_factors(model)
@@ -180,6 +182,9 @@ def test_rope_freqs_are_the_scaling_of_llama_3(helpers, tokens, tmp_path, old):
     close = 1e-5 * np.abs(theirs).max()
     np.testing.assert_allclose(logits(base, tokens), theirs, rtol=0, atol=close)
     assert np.abs(logits(base, tokens, rope_scaling=None) - theirs).max() > 1000 * close
+    export_params(base.params, base.config, tmp_path / "out")
+    read = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_allclose(helpers.torch_logits(read, tokens), theirs, rtol=0, atol=close)
 
 
 def test_phi3_factors_are_longrope(tmp_path):
