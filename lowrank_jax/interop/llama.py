@@ -1,20 +1,19 @@
-"""Checkpoints of Llama and its model families: configs of HF and GGUF, key tables, and the export to HF's layout."""
+"""Checkpoints of Llama and its model families: HF's configs, key tables, and the export to HF's layout."""
 
 import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal import rope
 from lowrank_jax.interop.causal.families import BY_TYPE, NESTED, family_of, text_part
 from lowrank_jax.interop.causal.family import ALIASES
-from lowrank_jax.interop.causal.names import HF_HEAD, TABLE, gguf_table, hf_table, is_fused, join
+from lowrank_jax.interop.causal.names import GGUF_IGNORED, HF_HEAD, TABLE, gguf_table, hf_table, is_fused, join
 from lowrank_jax.interop.export import exporter, special_ids
 from lowrank_jax.interop.fields import Notes, checked, flag, number, refused_everywhere
+from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.keymap import Row
-from lowrank_jax.interop.readers import GGUFReader, Reader
+from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.counts import MOST_LAYERS
 from lowrank_jax.models.llama_config import LlamaConfig
@@ -40,7 +39,7 @@ NOT_TEXT = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
 def checkpoint_table(reader: Reader, config: LlamaConfig) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The key table of the file's format, and the keys that it ignores, tied copies among them."""
     if isinstance(reader, GGUFReader):
-        return gguf_table(config), ()
+        return gguf_table(config), GGUF_IGNORED.get(config.family, ())
     base, head = _spelling(reader)
     beside = () if base == SPELLINGS[0][0] else NOT_TEXT
     return hf_table(config, base, head), HF_IGNORED + beside + copies(config, head_pairs(reader, config))
@@ -109,51 +108,6 @@ def config_from_hf(
     )
 
 
-def config_from_gguf(reader: GGUFReader) -> LlamaConfig:
-    """GGUF metadata as a LlamaConfig; the head is tied when the file has no output.weight.
-
-    Raises:
-      UserError: another architecture, rope scaling, experts, or missing metadata.
-    """
-    meta, where = reader.metadata, reader.path
-    architecture = meta.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(f"{where}: {architecture!r} is not a Llama; only GGUF files of architecture 'llama' are read")
-    keys = set(reader.keys())
-    refused = {
-        "rope scaling": _gguf_scaled(meta) or "rope_freqs.weight" in keys,
-        "a mixture of experts": meta.get("llama.expert_count", 0),
-        "a sliding window": meta.get("llama.attention.sliding_window", 0),
-        "attention_bias": "blk.0.attn_q.bias" in keys,
-    }
-    if found := [name for name, present in refused.items() if present]:
-        raise UserError(f"{where}: {', '.join(found)} is not supported by this Llama; choose a base without it")
-    if "token_embd.weight" not in keys:
-        raise UserError(f"{where} has no token_embd.weight; it is not a whole model")
-
-    values = {key.removeprefix("llama."): meta[key] for key in meta if key.startswith("llama.")}
-    heads = number(values, "attention.head_count", int, where)
-    hidden = number(values, "embedding_length", int, where)
-    head_dim = number(values, "attention.key_length", int, where, hidden // max(heads, 1))
-    if (rotary := number(values, "rope.dimension_count", int, where, head_dim)) != head_dim:
-        raise UserError(f"{where}: only {rotary} of {head_dim} head dimensions are rotated; this Llama rotates all")
-    return checked(
-        where,
-        LlamaConfig,
-        vocab_size=reader.shape("token_embd.weight")[0],
-        hidden_size=hidden,
-        intermediate_size=number(values, "feed_forward_length", int, where),
-        num_hidden_layers=number(values, "block_count", int, where),
-        num_attention_heads=heads,
-        num_key_value_heads=number(values, "attention.head_count_kv", int, where, heads),
-        head_dim=head_dim,
-        rope_theta=_shortest(number(values, "rope.freq_base", float, where, 1e4)),
-        rms_norm_eps=_shortest(number(values, "attention.layer_norm_rms_epsilon", float, where)),
-        tie_word_embeddings="output.weight" not in keys,
-        max_position_embeddings=number(values, "context_length", int, where, 2048),
-    )
-
-
 def config_to_hf(config: LlamaConfig, dtype: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """A LlamaConfig as its family's config.json, in the fields that transformers 4 and 5 both read."""
     family = BY_TYPE[config.family]
@@ -176,15 +130,3 @@ _export_joined = exporter(functools.partial(hf_table, joined=True), config_to_hf
 def export_params(params: Any, config: LlamaConfig, folder: str | Path, dtype: str = "float32", **options: Any) -> Path:
     """Writes the model in HF's layout; transformers loads the folder. See `export.write_checkpoint` for the options."""
     return (_export_joined if is_fused(config) else _export)(params, config, folder, dtype, **options)
-
-
-def _gguf_scaled(meta: Any) -> bool:
-    """Whether positions are scaled, as in llama.cpp: by the type, otherwise by the factor (once rope.scale_linear)."""
-    if (kind := meta.get("llama.rope.scaling.type")) is not None:
-        return kind != "none"
-    return any(meta.get(f"llama.rope.{name}", 1.0) not in (0.0, 1.0) for name in ("scaling.factor", "scale_linear"))
-
-
-def _shortest(value: float) -> float:
-    """GGUF stores float32: 9.99999974e-06 is meant as 1e-05."""
-    return float(str(np.float32(value)))

@@ -1,15 +1,17 @@
 """Opens a checkpoint without reading it, then reads one tensor at a time: safetensors, GGUF, torch's .bin."""
 
-import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import check_file, kind_of, read_text, refuse_special
 from lowrank_jax.core.json_text import NotJson, parse
+from lowrank_jax.core.types import Part
+from lowrank_jax.interop.gguf.file import GGUFReader, whole
+from lowrank_jax.interop.gguf.header import DAMAGED
 from lowrank_jax.interop.torch_file import StoredTensor, read_names, read_tensor
 
 INDEX = "model.safetensors.index.json"
@@ -17,9 +19,6 @@ SINGLE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; integers and 8-bit floats are quantised weights
-GGUF_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-DAMAGED = "is damaged or cut short"
-Part = tuple[slice, ...]  # of a tensor: a start and a stop along each axis
 
 
 class Tensors(Protocol):
@@ -154,87 +153,12 @@ class TorchReader:
         return values if part is None else values[part]
 
 
-class GGUFReader:
-    """A GGUF file, memory-mapped; `metadata` is read value by value, as the token lists are long.
-
-    For a part, whole rows are dequantised: a row's blocks are contiguous.
-
-    Raises:
-      UserError: the file is no GGUF, is damaged or cut short, or has a tensor type that cannot be dequantised.
-    """
-
-    reads_parts = True
-
-    def __init__(self, path: Path):
-        try:
-            import gguf
-        except ImportError:
-            raise UserError(f"reading {path} needs the gguf package: pip install gguf") from None
-
-        self.path = check_file(path)
-        with open(path, "rb") as file:
-            if file.read(4) != b"GGUF":
-                raise UserError(f"{path} is not a GGUF file (it does not begin with 'GGUF')")
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:
-            if "GGMLQuantizationType" in str(error):
-                raise UserError(f"{path} has a tensor type unknown to gguf ({_one_line(error)}); {_known()}") from None
-            raise UserError(f"{path} {DAMAGED} ({_one_line(error)}); copy or download it again") from None
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        for tensor in self._reader.tensors:
-            if tensor.tensor_type.name not in GGUF_TYPES:
-                raise UserError(f"{path}: {tensor.name} has type {tensor.tensor_type.name}; {_known()}")
-        self.metadata = _Fields(self._reader.fields)
-
-    def keys(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in reversed(self._tensors[key].shape))  # GGUF lists the fastest axis first
-
-    def is_one(self, first: str, second: str) -> bool:
-        return first == second
-
-    def read(self, key: str, part: Part | None = None) -> np.ndarray:
-        import gguf
-
-        tensor, shape = self._tensors[key], self.shape(key)
-        part = part or (slice(None),) * len(shape)
-        rows, inside = (part[0], (slice(None), *part[1:])) if len(shape) > 1 else (slice(None), part)
-        if tensor.tensor_type.name in ("F32", "F16"):
-            values = np.array(tensor.data[part])  # a copy: a jax array on the CPU may share its memory
-        else:
-            values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type).reshape(-1, *shape[1:])[inside]
-        if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read stay in memory otherwise, in the end the whole file
-            cast(mmap.mmap, self._reader.data.base).madvise(mmap.MADV_DONTNEED)
-        return values
-
-
-class _Fields(Mapping):
-    """GGUF metadata by key; a value is decoded when it is first read."""
-
-    def __init__(self, fields: Mapping[str, Any]):
-        self._fields, self._decoded = fields, {}
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._decoded:
-            self._decoded[key] = self._fields[key].contents()
-        return self._decoded[key]
-
-    def __iter__(self):
-        return iter(self._fields)
-
-    def __len__(self):
-        return len(self._fields)
-
-
 def open_checkpoint(path: str | Path) -> Reader:
     """Opens a .safetensors file, a .gguf file, or a folder with one checkpoint; reads names and shapes only.
 
     Args:
-      path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, one .gguf, or
-        torch's pytorch_model.bin or its index and shards.
+      path: a file, or a folder with model.safetensors.index.json and its shards, one .safetensors file, one .gguf or
+        all its parts, or torch's pytorch_model.bin or its index and shards.
 
     Raises:
       UserError: no such path, nothing readable, more than one choice (also model.safetensors with an index of other
@@ -261,7 +185,7 @@ def _open_folder(folder: Path) -> Reader:
     tensors = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if len(tensors) == 1:
         return SafetensorsReader(folder, tensors)
-    ggufs = sorted(folder.glob("*.gguf"))
+    ggufs = whole(sorted(folder.glob("*.gguf")))
     if not tensors and len(ggufs) == 1:
         return GGUFReader(ggufs[0])
     if several := [file.name for file in tensors + ggufs]:
@@ -319,10 +243,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value
-
-
-def _known() -> str:
-    return f"known: {', '.join(GGUF_TYPES)}"
 
 
 def _one_line(error: Exception) -> str:

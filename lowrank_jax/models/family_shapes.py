@@ -114,3 +114,4 @@ FAMILY_SHAPES: dict[str, LlamaConfig] = {
         family="olmo2",
     ),
 }
+FAMILY_SHAPES["gemma3-270m"] = FAMILY_SHAPES["gemma-3-270m"]  # the fetched weights' name

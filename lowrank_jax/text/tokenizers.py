@@ -101,6 +101,7 @@ class SubwordTokenizer:
       tokenizer: the library's tokenizer; its truncation and padding are switched off here.
       bos_id, eos_id, pad_id: special ids or None. Without a pad id the end id pads (padding is never scored).
       name: for records and messages.
+      chat_template: the checkpoint's, if it has one.
     """
 
     def __init__(
@@ -110,11 +111,12 @@ class SubwordTokenizer:
         eos_id: int | None = None,
         pad_id: int | None = None,
         name: str = "subwords",
+        chat_template: str | None = None,
     ):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.backend = tokenizer
-        self.name = name
+        self.name, self.chat_template = name, chat_template
         # Ids may have gaps: the highest id counts, not the number of tokens.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = bos_id, eos_id

@@ -86,7 +86,7 @@ GGUF_NAMES = {
 }
 
 
-def write_gguf(model, path: Path, kind: str = "F32", change=None, tensors=None) -> Path:
+def write_gguf(model, path: Path, kind: str = "F32", change=None, tensors=None, theta=5e4) -> Path:
     """Writes a torch Llama as llama.cpp's converter does: its names, its q/k permutation, norms in F32.
 
     Args:
@@ -123,7 +123,7 @@ def write_gguf(model, path: Path, kind: str = "F32", change=None, tensors=None) 
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_rope_freq_base(5e4)
+    writer.add_rope_freq_base(theta)
     writer.add_layer_norm_rms_eps(1e-5)
     for name, weight in state.items():
         type_ = gguf.GGMLQuantizationType[kind if weight.ndim == 2 else "F32"]

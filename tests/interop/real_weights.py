@@ -1,12 +1,13 @@
-"""SmolLM2-135M and MiniLM-L6 against transformers, as one record: `python -m tests.interop.real_weights --out=FILE`.
+"""Published weights against transformers, as one record: `python -m tests.interop.real_weights --out=FILE`.
 
-Needs the extra [parity], and the weights: `python scripts/fetch_weights.py smollm2-135m`, and `minilm-l6`.
+Needs the extra [parity], and the weights: `python scripts/fetch_weights.py smollm2-135m`, `minilm-l6`, `gemma3-270m`.
 """
 
 import argparse
 import functools
 import importlib.metadata
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ PROMPTS = (
     "Water boils at 100 degrees, and it freezes at",
 )
 NEW_TOKENS = 40
+NOVELS = "text-en/novels_validation.jsonl.xz"  # below the folder of public data sets
+WINDOWS, WINDOW, SKIPPED = 3, 512, 20_000  # one of each novel, in tokens, past its first characters
 SENTENCES = [
     "A man is playing a guitar on the street.",
     "Someone plays an instrument outdoors.",
@@ -47,37 +50,49 @@ SENTENCES = [
 def main() -> None:
     """Compares, prints the record and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[*COMPARED], help=f"of {', '.join(COMPARED)}; all by default")
+    parser.add_argument("--data", type=Path, help=f"folder with {NOVELS}, from which windows are compared too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    out = parser.parse_args().out
+    given = parser.parse_args()
     from experiments.records.environment import environment_record
 
+    novels = None if given.data is None else given.data / NOVELS
+    words = [*given.names, *(["--data=FOLDER"] if given.data else []), "--out=FILE"]
     record = {
-        "what": "python -m tests.interop.real_weights --out=FILE",
-        "smollm2-135m": compare_smollm2(load_base(BaseConfig("smollm2-135m"))),
-        "minilm-l6": compare_minilm(load_base(BaseConfig("minilm-l6"))),
+        "what": f"python -m tests.interop.real_weights {' '.join(words)}",
+        **{name: COMPARED[name](load_base(BaseConfig(name)), novels) for name in given.names},
         "peers": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         **environment_record(),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False)
     print(text)
-    if out:
-        out.write_text(text + "\n", encoding="utf-8")
+    if given.out:
+        given.out.write_text(text + "\n", encoding="utf-8")
 
 
-def compare_smollm2(base: Base) -> dict[str, Any]:
+def compare_decoder(base: Base, novels: Path | None = None) -> dict[str, Any]:
     """{"perplexity": ours and theirs of each text, "greedy": the continuations of each prompt, "logits": largest error
-    over largest logit}; both read the same GGUF in float32."""
+    over largest logit}; both read the same GGUF in float32.
+
+    Args:
+      novels: JSON lines with windows to compare too.
+    """
     import torch
     import transformers
 
-    folder = cache_folder("smollm2-135m")
+    folder = cache_folder(base.name)
     source = {"gguf_file": next(folder.glob("*.gguf")).name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, **source, dtype=torch.float32).eval()
+    first = first_ids(base)
+    texts = {name: (text, None) for name, text in TEXTS.items()}
+    for number, novel in enumerate(windows(novels) if novels else ()):
+        texts[f"novel {number}"] = novel, WINDOW
     perplexities, error = {}, 0.0
-    for name, text in TEXTS.items():
+    for name, (text, length) in texts.items():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert base.tokenizer.encode(text) == ids
+        ids = [*first, *ids][:length]
         with torch.no_grad():
             theirs = model(torch.tensor([ids])).logits[0].numpy()
         ours = logits(base, ids)
@@ -86,15 +101,27 @@ def compare_smollm2(base: Base) -> dict[str, Any]:
         perplexities[name] = {"tokens": len(ids), **pair}
     continuations = []
     for prompt, ours in zip(PROMPTS, continue_greedily(base, PROMPTS), strict=True):
-        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        ids = torch.tensor([[*first, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
         with torch.no_grad():
-            ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
-        theirs = tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
+        theirs = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
         continuations.append({"prompt": prompt, "ours": ours, "transformers": theirs, "same": ours == theirs})
     return {"perplexity": perplexities, "logits": error, "greedy": continuations}
 
 
-def compare_minilm(base: Base) -> dict[str, Any]:
+def first_ids(base: Base) -> list[int]:
+    """BOS, for a model that was trained with it in front of every text."""
+    return [base.tokenizer.bos_id] if base.config.family == "gemma3_text" else []
+
+
+def windows(novels: Path) -> list[str]:
+    """A part of each of the first novels, long enough for a window of tokens."""
+    with lzma.open(novels, "rt", encoding="utf-8") as lines:
+        found = [json.loads(line)["text"] for line, _ in zip(lines, range(WINDOWS), strict=False)]
+    return [text[SKIPPED : SKIPPED + 8 * WINDOW] for text in found]
+
+
+def compare_minilm(base: Base, novels: Path | None = None) -> dict[str, Any]:
     """{"ours", "transformers": cosine similarities of SENTENCES' mean vectors, "largest_difference"}."""
     import torch
     import transformers
@@ -139,7 +166,8 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
 def continue_greedily(base: Base, prompts: tuple[str, ...]) -> list[str]:
     """The prompts in one batch, padded on the left, through the key/value cache."""
     tokenizer = base.tokenizer
-    tokens, mask = left_pad([tokenizer.encode(prompt) for prompt in prompts], tokenizer.pad_id)
+    first = first_ids(base)
+    tokens, mask = left_pad([[*first, *tokenizer.encode(prompt)] for prompt in prompts], tokenizer.pad_id)
     cache = functools.partial(init_cache, base.config, dtype=jnp.float32)
     decode = jax.jit(
         lambda params, tokens, mask: greedy(
@@ -147,6 +175,9 @@ def continue_greedily(base: Base, prompts: tuple[str, ...]) -> list[str]:
         )
     )
     return [tokenizer.decode(row) for row in np.asarray(decode(base.params, tokens, mask)).tolist()]
+
+
+COMPARED = {"smollm2-135m": compare_decoder, "minilm-l6": compare_minilm, "gemma3-270m": compare_decoder}
 
 
 if __name__ == "__main__":

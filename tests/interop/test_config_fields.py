@@ -12,6 +12,7 @@ from lowrank_jax.interop import bert, deberta, gpt2, llama
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.rotary import LinearScaling
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -284,17 +285,13 @@ def test_flags_of_the_others():
 
 
 @pytest.mark.parametrize(
-    ("change", "refused"),
+    ("change", "scaling"),
     [
-        (lambda w: w.add_float32("llama.rope.scale_linear", 0.25), True),  # before rope.scaling.factor
-        (lambda w: w.add_rope_scaling_factor(4.0), True),  # llama.cpp takes a factor without a type as linear
-        (lambda w: w.add_rope_scaling_factor(1.0), False),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), LinearScaling(4.0)),  # before rope.scaling.factor
+        (lambda w: w.add_rope_scaling_factor(4.0), LinearScaling(4.0)),  # in llama.cpp linear without a type
+        (lambda w: w.add_rope_scaling_factor(1.0), None),
     ],
 )
-def test_gguf_scaling_by_its_old_name(helpers, untied, tmp_path, change, refused):
+def test_gguf_scaling_by_its_old_name(helpers, untied, tmp_path, change, scaling):
     path = helpers.gguf(untied, tmp_path / "toy.gguf", change=change)
-    if not refused:
-        assert load_base(BaseConfig(str(path))).config.rope_scaling is None
-        return
-    with pytest.raises(UserError, match="rope scaling is not supported"):
-        load_base(BaseConfig(str(path)))
+    assert load_base(BaseConfig(str(path))).config.rope_scaling == scaling

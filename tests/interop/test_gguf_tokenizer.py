@@ -1,13 +1,16 @@
 """The tokenizer in a GGUF file: the same ids as the tokenizer it was written from."""
 
 import json
+import random
 import uuid
 
 import pytest
 
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.gguf_tokenizer import gguf_tokenizer
+from lowrank_jax.interop.gguf.settings import gguf_framed
+from lowrank_jax.interop.gguf.splits import SPLITS, pre_tokenizer
+from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
 from lowrank_jax.interop.readers import open_checkpoint
 
 TEXTS = [
@@ -18,6 +21,11 @@ TEXTS = [
     " lead",
     "",
 ]
+
+
+ALPHABET = [*"ab cXY.,!?\n\t 0123'-_()<>éß日本한🙂", "  ", " the ", "\r\n", "don't", "HTTPServer", "\u2581", "<tag>"]
+RANDOM = random.Random(0)
+MANY = [*TEXTS, *("".join(RANDOM.choices(ALPHABET, k=RANDOM.randrange(1, 40))) for _ in range(300))]
 
 
 def written(subwords, path, **changes):
@@ -41,8 +49,10 @@ def written(subwords, path, **changes):
     writer.add_token_types(fields["types"])
     if fields["merges"]:
         writer.add_token_merges(fields["merges"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    for part, i in fields.get("ids", {"bos": 0, "eos": 1}).items():
+        writer.add_uint32(f"tokenizer.ggml.{part}_token_id", i)
+    for key, value in fields.get("more", {}).items():
+        getattr(writer, f"add_{key}")(value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,12 +80,134 @@ def test_digits_split_only_where_the_file_says_so(subwords, tmp_path):
     assert joined.encode("12") == [len(vocab)]
 
 
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "gpt-2"])
+def test_text_is_divided_as_by_transformers(subwords, tmp_path, pre):
+    """transformers reads the same file."""
+    from transformers import AutoTokenizer
+
+    ours = gguf_tokenizer(written(subwords, tmp_path / "t.gguf", pre=pre), "toy")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="t.gguf")
+    for text in MANY:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    # The toy has few merges: the pieces before them show more.
+    for text in MANY:
+        mine, other = (one.pre_tokenizer.pre_tokenize_str(text) for one in (ours.backend, theirs.backend_tokenizer))
+        assert mine == other, text
+
+
+def test_patterns_that_transformers_does_not_know():
+    def pieces(pre, text):
+        return [text[start:end] for _, (start, end) in pre_tokenizer(pre).pre_tokenize_str(text)]
+
+    assert pieces("smollm", "in 1234") == ["in", " ", "1", "2", "3", "4"]
+    assert pieces("deepseek-v3", "in 1234567 万岁abc\n\n") == ["in", " ", "123", "456", "7", " ", "万岁", "abc", "\n\n"]
+    assert pieces("deepseek-coder", "x = 12\n\ny") == ["x", " = ", "1", "2", "\n", "\n", "y"]
+    # Its class of punctuation, [:-~], has the ASCII letters, and its class of signs the quotation marks.
+    split = ["a", " Ü", "n", "ï", " ", "12", " ", "‘", "b", "’", "\n", "万岁"]
+    assert pieces("deepseek-llm", "a Ünï 12 ‘b’\n万岁") == split
+    assert pieces("falcon", "a== 12345") == ["a", "==", " ", "123", "45"]
+    assert pieces("default", "a== 12345") == ["a", "==", " ", "123", "45"]
+    assert pieces("seed-coder", "x;\n12") == ["x", ";", "\n", "1", "2"]
+    for pre in SPLITS:
+        assert "".join(pieces(pre, "It's 1 text,  déjà\r\n vu!\n")) == "It's 1 text,  déjà\r\n vu!\n"
+
+
+def test_a_whole_token_goes_before_the_merges(subwords, tmp_path):
+    """LLaMA 3's tokens that no merges lead to; Qwen's merges alone count."""
+    vocab = sorted(subwords.backend.get_vocab(), key=subwords.backend.get_vocab().get)
+    changes = {"tokens": [*vocab, "xyz"], "types": [1] * (len(vocab) + 1), "merges": ["a t"]}
+    whole = gguf_tokenizer(written(subwords, tmp_path / "a.gguf", **changes, pre="llama-bpe"), "a")
+    merged = gguf_tokenizer(written(subwords, tmp_path / "b.gguf", **changes, pre="qwen2"), "b")
+    assert whole.encode("xyz") == [len(vocab)]
+    assert len(merged.encode("xyz")) == 3
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["prefix", "no prefix"])
+def pieces(request, tmp_path_factory):
+    """(sentencepiece's own processor, whether it puts a space in front): a toy BPE with bytes and defined pieces."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("pieces")
+    (folder / "text.txt").write_text("the cat sat on the mat and ate a fig, then they thanked the other\n" * 5)
+    sentencepiece.SentencePieceTrainer.train(
+        input=folder / "text.txt", model_prefix=str(folder / "toy"), vocab_size=340, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, pad_id=3,
+        add_dummy_prefix=request.param, user_defined_symbols=[] if request.param else ["<tag>", "\n", "▁▁", "▁▁▁"],
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "toy.model")), request.param
+
+
+def converted(pieces, **changes):
+    """The metadata that llama.cpp's converter writes of a sentencepiece model."""
+    ids = range(pieces.vocab_size())
+    names = [pieces.id_to_piece(i) for i in ids]
+    kinds = (pieces.is_unknown, pieces.is_control, pieces.is_unused, pieces.is_byte)
+    types = [next((kind for kind, of in zip((2, 3, 5, 6), kinds, strict=True) if of(i)), 1) for i in ids]
+    defined = {"<tag>", "\n", "▁▁", "▁▁▁"} & set(names)
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [name.replace("▁", " ") if name in defined else name for name in names],
+        "types": [4 if name in defined else kind for name, kind in zip(names, types, strict=True)],
+        "merges": None,
+        "ids": {"bos": 1, "eos": 2, "unknown": 0, "padding": 3},
+        "more": {"token_scores": [pieces.get_score(i) for i in ids], **changes},
+    }
+
+
+def test_sentencepiece_ids(pieces, subwords, tmp_path):
+    processor, prefix = pieces
+    ours = gguf_tokenizer(written(subwords, tmp_path / "t.gguf", **converted(processor, add_space_prefix=prefix)), "t")
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.vocab_size) == (1, 2, 3, processor.vocab_size())
+    lengths = set()
+    for text in MANY:
+        assert ours.encode(text) == processor.encode(text), text
+        assert ours.decode(ours.encode(text)) == processor.decode(processor.encode(text)), text
+        lengths.update(len(processor.id_to_piece(i)) for i in processor.encode(text))
+    assert max(lengths) >= 4  # pieces of several merges
+    assert ours.encode("the</s>")[-1] == 2
+
+
+def test_the_file_s_template_and_marks(pieces, subwords, tmp_path):
+    processor, prefix = pieces
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    more = {"add_space_prefix": prefix, "chat_template": template}
+    reader = written(subwords, tmp_path / "t.gguf", **converted(processor, **more))
+    tokenizer = gguf_tokenizer(reader, "t")
+    assert tokenizer.chat_template == gguf_framed(tokenizer, reader).chat_template == template
+    framed = gguf_framed(tokenizer, reader).backend.encode("the cat").ids
+    assert framed == [1, *tokenizer.encode("the cat")]  # without add_bos_token, as in llama.cpp
+    off = written(subwords, tmp_path / "off.gguf", **converted(processor, **more, add_bos_token=False))
+    assert gguf_framed(tokenizer, off) is tokenizer
+
+
+def test_sentencepiece_that_is_refused(pieces, subwords, tmp_path):
+    processor, _ = pieces
+    good = converted(processor)
+    scores, tokens = good["more"]["token_scores"], good["tokens"]
+    cases = [
+        ({"more": {"token_scores": scores[:-1]}}, f"{len(scores) - 1} scores for {len(tokens)} tokens"),
+        ({"more": {"token_scores": [float("nan"), *scores[1:]]}}, "no finite number"),
+        ({"tokens": [*tokens[:-1], tokens[9]]}, "the token .* twice"),
+        ({"tokens": [*tokens[:-1], "a" * 5000]}, "has over 512 characters"),
+        ({"ids": {"bos": len(tokens)}}, "bos_token_id is .*, no id of its"),
+    ]
+    for number, (changes, message) in enumerate(cases):
+        with pytest.raises(UserError, match=message) as error:
+            gguf_tokenizer(written(subwords, tmp_path / f"{number}.gguf", **{**good, **changes}), "toy")
+        assert "\n" not in str(error.value)
+    none = {**good, "ids": {"bos": 2**32 - 1, "eos": 2}}  # llama.cpp's "none"
+    assert gguf_tokenizer(written(subwords, tmp_path / "none.gguf", **none), "toy").bos_id is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "'llama' is not byte-level BPE"),
-        ({"pre": "qwen2"}, "unknown pre-tokenizer 'qwen2'"),
-        ({"merges": None}, "no tokenizer tokens and merges"),
+        ({"model": "bert"}, "'bert' is neither byte-level BPE"),
+        ({"model": "llama"}, "no scores of its tokenizer's tokens"),
+        ({"pre": "viking"}, "unknown pre-tokenizer 'viking' .known: gpt-2, "),
+        ({"merges": None}, "no tokenizer merges"),
         ({"merges": ["zz qq"]}, "its tokenizer is inconsistent"),
         ({"types": [1, 1]}, "2 token types for"),
     ],

@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop import keymap
+from lowrank_jax.interop.causal.names import gguf_table
+from lowrank_jax.interop.gguf.config import config_from_gguf
 from lowrank_jax.interop.gpt2 import third
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, check, load, unload, unpermute
-from lowrank_jax.interop.llama import config_from_gguf, gguf_table
 from lowrank_jax.interop.readers import SafetensorsReader, open_checkpoint
 
 ROWS = (

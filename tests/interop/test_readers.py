@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.interop.gguf.header import GGUF_TYPES
 from lowrank_jax.interop.readers import INDEX, SINGLE, TORCH_INDEX, TORCH_SINGLE, open_checkpoint, read_json
 
 
@@ -168,10 +169,10 @@ def test_gguf_types(helpers, untied, tmp_path, kind):
     bound = {"F32": 0, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 5e-3, "Q4_0": 0.14, "Q4_1": 0.14}[kind]
     found = reader.read("blk.1.ffn_up.weight")
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
-    assert not np.may_share_memory(found, reader._reader.data)  # no part of the file, which may change later
+    assert not np.may_share_memory(found, reader._files[0][0])  # no part of the file, which may change later
     part = reader.read("blk.1.ffn_up.weight", (slice(5, 40), slice(3, 30)))
     np.testing.assert_array_equal(part, found[5:40, 3:30])
-    assert not np.may_share_memory(part, reader._reader.data)
+    assert not np.may_share_memory(part, reader._files[0][0])
     norm = reader.read("output_norm.weight")
     np.testing.assert_array_equal(reader.read("output_norm.weight", (slice(2, 9),)), norm[2:9])
     assert reader.metadata["llama.block_count"] == 3
@@ -215,6 +216,37 @@ def test_gguf_type_that_is_unknown(helpers, untied, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             open_checkpoint(path)
         assert "known: F32" in one_line(error)
+
+
+def test_every_gguf_type_is_dequantised_as_by_its_own_library(tmp_path):
+    """Random codes, whole and in part; the types are those that the library dequantises, but for NVIDIA's 4 bits."""
+    import gguf
+
+    rng, codes = np.random.default_rng(0), {}
+    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
+    for name in GGUF_TYPES:
+        kind = gguf.GGMLQuantizationType[name]
+        if name in ("F32", "F16"):
+            writer.add_tensor(name, rng.standard_normal((5, 512)).astype({"F32": "f4", "F16": "f2"}[name]))
+            continue
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        codes[name] = rng.integers(0, 256, (5, 512 // block * size), np.uint8)
+        writer.add_tensor(name, codes[name], raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = open_checkpoint(tmp_path / "q.gguf")
+    with np.errstate(all="ignore"):  # random scales overflow
+        for name, lines in codes.items():
+            expected = gguf.quants.dequantize(lines, gguf.GGMLQuantizationType[name])
+            found = reader.read(name)
+            assert (found.dtype, found.shape) == (np.float32, reader.shape(name)) == (np.float32, (5, 512))
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+            np.testing.assert_array_equal(reader.read(name, (slice(1, 4), slice(30, 300))), expected[1:4, 30:300])
+    dequantised = {kind.name for kind in gguf.quants._type_traits}
+    assert dequantised - set(GGUF_TYPES) <= {"MXFP4", "NVFP4"}
+    assert set(GGUF_TYPES) - dequantised == {"F32", "F16"}
 
 
 def test_gguf_k_quants_by_hand(tmp_path):

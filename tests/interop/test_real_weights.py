@@ -1,4 +1,4 @@
-"""SmolLM2-135M and MiniLM-L6 compared with transformers, if scripts/fetch_weights.py has fetched them."""
+"""SmolLM2-135M, Gemma 3 270M and MiniLM-L6 compared with transformers, if scripts/fetch_weights.py fetched them."""
 
 import importlib.util
 import json
@@ -10,18 +10,24 @@ import pytest
 
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.locate import cache_folder
-from lowrank_jax.interop import llama
+from lowrank_jax.interop.causal import names
 from lowrank_jax.interop.keymap import TRANSPOSE
 from lowrank_jax.models.registry import get_model
 
-RECORD = Path(__file__).parents[2] / "experiments" / "results" / "interop" / "real_weights.json"
+RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "interop"
 needs_smollm2 = pytest.mark.skipif(
     not list(cache_folder("smollm2-135m").glob("*.gguf")), reason="run: python scripts/fetch_weights.py smollm2-135m"
+)
+needs_gemma3 = pytest.mark.skipif(
+    not list(cache_folder("gemma3-270m").glob("*.gguf")), reason="run: python scripts/fetch_weights.py gemma3-270m"
 )
 needs_minilm = pytest.mark.skipif(
     not (cache_folder("minilm-l6") / "model.safetensors").is_file(),
     reason="run: python scripts/fetch_weights.py minilm-l6",
 )
+
+
+FARM = {"smollm2-135m": 12.934, "gemma3-270m": 9.8445}  # perplexities of the first text
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +43,10 @@ def base():
     return load_base(BaseConfig("smollm2-135m"))
 
 
-def check_smollm2(found):
+def check_decoder(found, farm):
     for name, pair in found["perplexity"].items():
         assert pair["ours"] == pytest.approx(pair["transformers"], rel=0.01), name
-    assert found["perplexity"]["farm"]["ours"] == pytest.approx(12.934, rel=0.01)
+    assert found["perplexity"]["farm"]["ours"] == pytest.approx(farm, rel=0.01)
     assert found["logits"] < 1e-4
     for row in found["greedy"]:
         assert row["ours"] == row["transformers"], row["prompt"]
@@ -58,13 +64,23 @@ def check_minilm(found):
 @needs_smollm2
 def test_smollm2_equals_transformers(real, base):
     assert base.config == get_model("smollm2-135m")
-    check_smollm2(real.compare_smollm2(base))
+    check_decoder(real.compare_decoder(base), FARM["smollm2-135m"])
+
+
+@needs_gemma3
+def test_gemma3_equals_transformers(real, data_folder):
+    """On windows of held-out novels too."""
+    base = load_base(BaseConfig("gemma3-270m"))
+    assert base.config == get_model("gemma3-270m")
+    found = real.compare_decoder(base, data_folder / real.NOVELS)
+    check_decoder(found, FARM["gemma3-270m"])
+    assert len(found["perplexity"]) == len(real.TEXTS) + real.WINDOWS
 
 
 @needs_smollm2
 def test_a_missed_permutation_shows_in_the_perplexity(real, base, monkeypatch):
     ids = base.tokenizer.encode(real.TEXTS["farm"])
-    monkeypatch.setattr(llama, "unpermute", lambda heads: TRANSPOSE)
+    monkeypatch.setattr(names, "unpermute", lambda heads: TRANSPOSE)
     assert real.perplexity(real.logits(load_base(BaseConfig("smollm2-135m")), ids), ids) > 30
 
 
@@ -84,8 +100,10 @@ def test_minilm_equals_transformers(real):
     check_minilm(real.compare_minilm(base))
 
 
-def test_the_record_says_the_same():
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    check_smollm2(record["smollm2-135m"])
+def test_the_records_say_the_same():
+    record, newer = (json.loads((RECORDS / f"{name}.json").read_text()) for name in ("real_weights", "gemma3"))
+    check_decoder(record["smollm2-135m"], FARM["smollm2-135m"])
     check_minilm(record["minilm-l6"])
-    assert record["git"]["dirty"] is False
+    check_decoder(newer["gemma3-270m"], FARM["gemma3-270m"])
+    assert not record["git"]["dirty"]
+    assert not newer["git"]["dirty"]

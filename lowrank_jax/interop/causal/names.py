@@ -1,29 +1,41 @@
 """Key tables of Llama and its model families: HF's names, where a file may join several kernels, and GGUF's."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.interop.export import Joined
-from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform, unpermute
+from lowrank_jax.interop.keymap import IDENTITY, LESS_ONE, TRANSPOSE, Row, Transform, unpermute
 from lowrank_jax.models.llama_config import LlamaConfig
 
 TABLE, HF_HEAD = "embed_tokens.weight", "lm_head.weight"
 GGUF_NAMES = {  # ours, below "layers": llama.cpp's
     "attention_norm": "attn_norm",
     "attention/query": "attn_q",
+    "attention/query_norm": "attn_q_norm",
     "attention/key": "attn_k",
+    "attention/key_norm": "attn_k_norm",
     "attention/value": "attn_v",
     "attention/out": "attn_output",
+    "attention_post_norm": "post_attention_norm",
     "mlp_norm": "ffn_norm",
     "mlp/gate": "ffn_gate",
     "mlp/up": "ffn_up",
     "mlp/down": "ffn_down",
+    "mlp_post_norm": "post_ffw_norm",
 }
+ROPE_FREQS, GGUF_SHORT, GGUF_LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+GGUF_IGNORED = {
+    "llama": (re.escape(ROPE_FREQS),),
+    "phi3": (re.escape(GGUF_SHORT), re.escape(GGUF_LONG)),
+}  # the config's
 PARTS = {  # kernels that Phi-3's files join in one: our name of it -> (HF's name, our parts in order)
     "attention/qkv": ("self_attn.qkv_proj", ("attention/query", "attention/key", "attention/value")),
     "mlp/gate_up": ("mlp.gate_up_proj", ("mlp/gate", "mlp/up")),
 }
+GGUF_PARTS = {"attention/qkv": "attn_qkv", "mlp/gate_up": "ffn_up"}  # llama.cpp's names of the same
 
 
 def hf_names(config: LlamaConfig) -> dict[str, str]:
@@ -96,13 +108,20 @@ def hf_table(config: LlamaConfig, base: str = "model.", head: str = HF_HEAD, joi
 
 
 def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
-    """Key table of llama.cpp's "llama" architecture; q and k are stored permuted (`keymap.unpermute`)."""
+    """Key table of llama.cpp's architecture of the family.
+
+    Of Llama, q and k are stored permuted (`keymap.unpermute`). Norms that multiply by 1 + w are stored as that sum.
+    """
     permuted = {
         "attention/query": unpermute(config.num_attention_heads),
         "attention/key": unpermute(config.heads[1]),
     }
     names = {ours: f"blk.{{layer}}.{theirs}" for ours, theirs in GGUF_NAMES.items()}
-    return _table(config, names, ("token_embd.weight", "output_norm.weight", "output.weight"), permuted)
+    outer = ("token_embd.weight", "output_norm.weight", "output.weight")
+    rows = _table(config, names, outer, permuted if config.family == "llama" else {})
+    if config.norm_offset:
+        rows = tuple(replace(row, transform=LESS_ONE) if row.target.endswith("/offset") else row for row in rows)
+    return _with_parts(rows, "blk.{layer}.", False, GGUF_PARTS) if is_fused(config) else rows
 
 
 def is_fused(config: LlamaConfig) -> bool:
@@ -145,12 +164,19 @@ def _table(
     return tuple(rows)
 
 
-def _with_parts(rows: Sequence[Row], prefix: str, joined: bool) -> tuple[Row, ...]:
-    """The rows, those of `PARTS` pointing into the tensors that they share."""
+def _with_parts(
+    rows: Sequence[Row], prefix: str, joined: bool, names: Mapping[str, str] | None = None
+) -> tuple[Row, ...]:
+    """The rows, those of `PARTS` pointing into the tensors that they share.
+
+    Args:
+      names: of these tensors, by our name, where they are not HF's.
+    """
     by_path = {row.target: row for row in rows}
     for fused, (name, parts) in PARTS.items():
         paths = [f"layers/{part}/kernel" for part in parts]
         shapes = [by_path[path].shape for path in paths]
+        name = names[fused] if names else name
         source, total, start = f"{prefix}{name}.weight", sum(shape[0] for shape in shapes), 0
         for path, shape in zip(paths, shapes, strict=True):
             part = rows_of(start, start + shape[0])

@@ -1,0 +1,1 @@
+"""Reads GGUF files, llama.cpp's format: header, tensors, model config, tokenizer and its settings."""
