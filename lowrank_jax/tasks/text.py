@@ -13,7 +13,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents
 from lowrank_jax.data.pipeline import Source
-from lowrank_jax.data.row_kinds import TEXT
+from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
@@ -157,6 +157,11 @@ class TextTask:
         """The rows of the sources named by a field of the config, encoded whole."""
         rows, marks = Rows(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
         self.contents |= {f"{field}.{name}": digest for name, digest in rows.contents.items()}
+        if self.config.chat_template and rows.kind != CHAT:
+            raise UserError(
+                f"task.chat_template={self.config.chat_template} is for conversations, the rows are of kind "
+                f"{rows.kind!r}; leave it out"
+            )
         if self.config.packed and not self.config.segmented:
             if rows.kind != TEXT:
                 raise UserError(

@@ -44,12 +44,10 @@ class RowEncoder:
         them; BOS is added where it has none, EOS behind a last turn that it leaves open.
 
     Raises:
-      UserError: the tokenizer lacks a mark; a template for rows that are no conversations, or none for those.
+      UserError: the tokenizer lacks a mark, or has no template for conversations.
     """
 
     def __init__(self, tokenizer: Any, kind: str, chat_template: str = "", add_bos: bool = False, add_eos: bool = True):
-        if chat_template and kind != CHAT:
-            raise UserError(f"task.chat_template={chat_template} is for conversations, the rows are of kind {kind!r}")
         self.tokenizer, self.kind = tokenizer, kind
         self._bos = [mark(tokenizer, "bos")] if add_bos else []
         self._eos = [mark(tokenizer, "eos")] if add_eos else []

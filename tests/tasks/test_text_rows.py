@@ -134,14 +134,12 @@ def test_faults_of_conversations(write):
     refusing = ByteTokenizer(
         "{% for m in messages %}{{ raise_exception('no tools') if m.role == 'tool' }}{{ m.content }}{% endfor %}"
     )
-    with pytest.raises(
-        UserError, match=r"a\.jsonl, line 2: the chat template .* of tool, assistant: no tools; change the"
-    ):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: the chat template .* of tool, assistant: no tools; chan"):
         TextTask(TextConfig(path=path, packed=False), refusing)
     with pytest.raises(UserError, match=r"tokenizer 'bytes' has no chat template; set task.chat_template to one of"):
         TextTask(TextConfig(path=path, packed=False), BYTES)
     with pytest.raises(UserError, match=r"task.chat_template=zephyr is for conversations, the rows are of kind 'text'"):
-        TextTask(TextConfig(path=write([{"text": "a"}]), packed=False, chat_template="zephyr"), BYTES)
+        TextTask(TextConfig(path=write([{"text": "a"}], "b.jsonl"), chat_template="zephyr"), BYTES)
     with pytest.raises(UserError, match="or documents=separate to pack them as well"):
         TextTask(TextConfig(path=path, chat_template="zephyr"), BYTES)
     with pytest.raises(UserError, match=r"task.documents=separate says how rows are packed; set task.packed=True"):
