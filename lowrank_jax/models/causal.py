@@ -7,7 +7,8 @@ from jax import lax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.layouts.segments import segments
+from lowrank_jax.layouts.segments import segments as stack_segments
+from lowrank_jax.models.attention import one_document
 from lowrank_jax.models.cache import Cache, allowed_in_ring, allowed_keys, window_of
 from lowrank_jax.models.stack import Model, run_layers
 
@@ -31,16 +32,26 @@ class CausalLM(Model):
         return {}
 
     def __call__(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: Cache | None = None
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        cache: Cache | None = None,
+        segments: Array | None = None,
     ) -> Any:
         """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
         if cache is None:
-            return self.logits(self.hidden(tokens, positions, mask))
+            return self.logits(self.hidden(tokens, positions, mask, segments=segments))
         hidden, cache = self.hidden(tokens, positions, mask, cache)
         return self.logits(hidden), cache
 
     def hidden(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: Cache | None = None
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        cache: Cache | None = None,
+        segments: Array | None = None,
     ) -> Any:
         """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
 
@@ -49,6 +60,9 @@ class CausalLM(Model):
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid tokens: S is T, or the cache's length. None: all. Attention is causal.
           cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T.
+          segments: int32 [B, T], the document that each token is of, where several are packed into a row: neighbours of
+            equal number are one document. A document is read as if it stood alone: attention stays within it, and
+            positions begin again at 0. Without mask and cache.
 
         Raises:
           UserError: more tokens than the model has positions.
@@ -58,33 +72,45 @@ class CausalLM(Model):
             raise UserError(
                 f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
             )
+        if segments is not None and not (mask is None and cache is None):
+            raise ValueError("packed rows have segments alone: no mask and no cache")
         slots = length if cache is None else cache.length
         if mask is not None and mask.shape != (batch, slots):
             raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
         index = None if cache is None else cache.index
         if positions is None:
-            positions = default_positions(length, mask, index)
+            positions = default_positions(length, mask, index) if segments is None else positions_within(segments)
         x, rotary = self.start(tokens, positions, None if cache is None else slots)
-        allowed = allowed_keys(length, mask, index, slots)
-        if cache is None:
-            x, _ = run_layers(self, (x, None), rotary, allowed, self.kinds())
-            return self.final_norm(x)
+        allowed = allowed_keys(length, mask, index, slots) if segments is None else one_document(segments)
+        if cache is not None:
+            return self.cached(x, rotary, allowed, mask, cache)
+        x, _ = run_layers(self, (x, None), rotary, allowed, self.kinds())
+        return self.final_norm(x)
 
-        rings: dict[int, Array] = {}  # the mask of each length
-        kept = {}
-        for name, low, high in segments(c.num_hidden_layers, self.cuts):
-            stored, window = cache.layers[name] | {"index": cache.index}, window_of(c, low, high)
-            seen = allowed
+    def cached(self, x: Array, rotary: Any, allowed: Any, mask: Array | None, cache: Cache) -> tuple[Array, Cache]:
+        """(hidden, cache) after the layers, each with its row of the cache; arguments as those of `hidden` and a block.
+
+        Args:
+          allowed: for layers whose cache is whole; that of a ring is made here.
+        """
+        layers, kinds, (_, length, _) = {}, self.kinds(), x.shape
+        rings: dict[int, Array] = {}  # a window's length -> its mask
+        for name, low, high in stack_segments(self.config.num_hidden_layers, self.cuts):
+            stored, window, seen = (
+                {**cache.layers[name], "index": cache.index},
+                window_of(self.config, low, high),
+                allowed,
+            )
             if window is not None and stored["key"].shape[2] == window:
-                stored["ring"] = cache.index
+                stored["ring"] = cache.index  # a mark alone
                 if window not in rings:
                     rings[window] = allowed_in_ring(length, mask, cache.index, window)
                 seen = rings[window]
-            kinds = {kind: each[low:high] for kind, each in self.kinds().items()}
-            kinds["number"] = jnp.arange(high - low, dtype=jnp.int32)
-            (x, stored), _ = getattr(self, name)((x, stored), rotary, seen, kinds)
-            kept[name] = {part: stored[part] for part in ("key", "value")}
-        return self.final_norm(x), Cache(kept, cache.index + length, cache.length)
+            layer = {kind: each[low:high] for kind, each in kinds.items()}
+            layer["number"] = jnp.arange(high - low, dtype=jnp.int32)
+            (x, stored), _ = getattr(self, name)((x, stored), rotary, seen, layer)
+            layers[name] = {part: stored[part] for part in ("key", "value")}
+        return self.final_norm(x), Cache(layers, cache.index + length, cache.length)
 
     def logits(self, hidden: Array) -> Array:
         """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""
@@ -98,3 +124,10 @@ def default_positions(length: int, mask: Array | None, index: Array | None) -> A
         return positions if index is None else positions + index
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     return positions if index is None else lax.dynamic_slice_in_dim(positions, index, length, axis=1)
+
+
+def positions_within(segments: Array) -> Array:
+    """Positions [B, T] of packed rows: each token's place in its document, a stretch of equal numbers."""
+    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+    return places - lax.cummax(jnp.where(begins, places, 0), axis=1)
