@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import re
 import sys
 import time
@@ -17,19 +18,20 @@ import numpy as np
 from tqdm import tqdm
 
 from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_configs, residual
-from lowrank_jax.adapters.merge import check_merges
-from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, architecture_of, export_params, load_base
-from lowrank_jax.bases.locate import KNOWN
+from lowrank_jax.adapters.merge import check_merges, is_tied
+from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, export_params, load_base
+from lowrank_jax.bases.peft import headed, import_peft, untied
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError, front_door, report
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
-from lowrank_jax.interop.carried import carry
+from lowrank_jax.interop.carried import carry, with_tokenizer
 from lowrank_jax.interop.peft.config import CONFIG
-from lowrank_jax.interop.peft.folder import load_peft
+from lowrank_jax.interop.peft.files import find_peft
 from lowrank_jax.layouts.segments import overlay
+from lowrank_jax.models.heads import HEADS
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 TOKENS = 16  # that the drift is measured on
@@ -50,9 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written weights (default: float32)")
     parser.add_argument("--shard_size", help="largest file, such as 2GB or 500MB (default: one file)")
     parser.add_argument("--revision", help="of a Hub base")
+    parser.add_argument(
+        "--head",
+        choices=HEADS,
+        help="of an encoder whose folder has none: the head that the adapter was trained with, and brings along",
+    )
+    parser.add_argument("--num_labels", "--num-labels", type=int, default=2, help="of that head (default: 2)")
     options = parser.parse_args(argv)
     try:
-        run(options.base, options.adapter, options.to, options.dtype, options.shard_size, options.revision)
+        run(**{name if name != "base" else "base_name": value for name, value in vars(options).items()})
         return 0
     except UserError as error:
         return report(error)
@@ -64,14 +72,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(
-    base_name: str, adapter: Path, to: Path, dtype: str, shard_size: str | None = None, revision: str | None = None
+    base_name: str,
+    adapter: Path,
+    to: Path,
+    dtype: str,
+    shard_size: str | None = None,
+    revision: str | None = None,
+    head: str | None = None,
+    num_labels: int = 2,
 ) -> float:
     """Merges and writes; returns the drift."""
     limit = read_size(shard_size)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} exists and is not empty; give another --to")
-    ours, peft = (kind_of(adapter / name) is not None for name in (DESCRIPTION, CONFIG))
-    if not ours and not peft:
+    ours = kind_of(adapter / DESCRIPTION) is not None
+    if not ours and find_peft(adapter) is None:
         raise UserError(f"{adapter} has neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
     started = time.monotonic()
 
@@ -80,10 +95,15 @@ def run(
 
     say(1, f"loading {base_name} in float32")
     with progress("reading", " values") as report:
-        base = load_base(BaseConfig(base_name, revision=revision), report=report)
-    beside = carry(base.path, base.tokenizer)
+        config = BaseConfig(base_name, revision=revision)
+        if head is not None:
+            config = headed(config, head, num_labels)
+        base = load_base(config, jax.random.key(0), report=report)
     say(2, f"loading the adapter in {adapter} and adding it")
-    plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
+    base, plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
+    beside = carry(base.path, base.tokenizer)
+    if (found := find_peft(adapter)) is not None and not ours:
+        beside = with_tokenizer(beside, found)
     check_merges(plan, flatten(variables["params"]))
     check(base.model, plan, variables, _tokens(base))
     with progress("merging", " kernels") as report:
@@ -134,21 +154,31 @@ def _tokens(base: Base) -> np.ndarray:
     return np.random.default_rng(0).integers(0, base.config.vocab_size, (1, TOKENS)).astype(np.int32)
 
 
-def _load_peft(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
-    rows = architecture_of(base.config).interop.hf_table(base.config)
-    names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
-    adapter = load_peft(folder, base.params, rows, base.config.num_hidden_layers, names, base.fingerprint)
-    return adapter.plan, adapter.variables
+def _load_peft(folder: Path, base: Base) -> tuple[Base, Plan, dict[str, Any]]:
+    base, adapter = import_peft(folder, base)
+    return _with_head(base, folder, adapter.plan, adapter.variables)
 
 
-def _load_ours(folder: Path, base: Base) -> tuple[Plan, dict[str, Any]]:
+def _load_ours(folder: Path, base: Base) -> tuple[Base, Plan, dict[str, Any]]:
     trained, scales, description = load_adapter(folder, base.fingerprint)
     plan = make_plan(base.params, read_configs(description["config"], str(folder / DESCRIPTION)))
-    return plan, {
-        "params": overlay(residual(base.params, plan), trained.get("params", {})),
-        "adapters": trained.get("adapters", {}),
-        "scales": scales,
-    }
+    kept = trained.get("params", {})
+    if lacking := [path for path in base.fresh if path not in flatten(kept)]:
+        raise UserError(
+            f"neither {base.name} nor the adapter in {folder} has {', '.join(lacking)}, which would be random: give "
+            "the head that the adapter was trained with"
+        )
+    variables = {"params": overlay(residual(base.params, plan), kept)}
+    return _with_head(base, folder, plan, {**variables, "adapters": trained.get("adapters", {}), "scales": scales})
+
+
+def _with_head(base: Base, folder: Path, plan: Plan, variables: dict[str, Any]) -> tuple[Base, Plan, dict[str, Any]]:
+    """An embedding with an adapter is merged beside an output layer of its own: a tied one leaves the update out."""
+    paths = set(flatten(variables["params"]))
+    if not any(site.table and is_tied(site.path, paths) for site in plan.sites):
+        return base, plan, variables
+    loose = untied(dataclasses.replace(base, params=variables["params"]), folder)
+    return loose, plan, {**variables, "params": loose.params}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
 # What a run writes as files and as folders.
-FILES, FOLDERS = (CONFIG, METRICS, RESULT, "curves.png"), (CHECKPOINTS, "adapter", "model", "wandb", "profile")
+FILES, FOLDERS = (CONFIG, METRICS, RESULT, "curves.png"), (CHECKPOINTS, "adapter", "peft", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault

@@ -1,20 +1,37 @@
-"""What a finished run leaves to take home: the adapter alone, and the merged model if asked for."""
+"""What a finished run leaves to take home: the adapter alone, a folder for PEFT, and the merged model if asked for."""
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from experiments.session.experiment import Experiment
+from experiments.session.experiment import Experiment, is_fresh
 from lowrank_jax import adapters
-from lowrank_jax.bases.base import export_params
-from lowrank_jax.checkpoints.adapters_only import save_adapter
-from lowrank_jax.core.paths import flatten
+from lowrank_jax.bases.base import Base, export_params
+from lowrank_jax.bases.locate import KNOWN
+from lowrank_jax.bases.peft import export_peft
+from lowrank_jax.checkpoints.adapters_only import on_host, save_adapter
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
+from lowrank_jax.interop.peft.config import CONFIG
 from lowrank_jax.layouts.segments import Segments
+from lowrank_jax.ops.quantized import dense_tree
+from lowrank_jax.text.tokenizers import ByteTokenizer, tokenizer_files
 from lowrank_jax.train.state import TrainState
+
+# PEFT's class by the task of its config; without one, AutoPeftModel asks the config for transformers' class.
+CLASSES = {
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+    None: "AutoPeftModel",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +44,22 @@ class ExportConfig:
       merged: dtype of the merged model in Hugging Face's layout in `model/`; "" writes none. Of a quantised base, what
         its codes stand for with the update, as arrays on the device; scripts/merge_adapter.py merges into the
         published weights instead, on the host.
+      peft: the adapter as a folder for PEFT, in `peft/`, where PEFT has the family and can load the base by a name;
+        otherwise a line says how to take it home.
     """
 
     adapter: bool = True
     merged: Literal["", "float32", "bfloat16", "float16"] = ""
+    peft: bool = True
 
 
-def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> None:
-    """Writes what the run's config asks for; every process takes part, process 0 writes."""
-    config, plan = experiment.config.export, experiment.plan
+def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:
+    """Writes what the run's config asks for; every process takes part, process 0 writes.
+
+    Returns:
+      Lines for the user: the Python that loads `peft/`, or why there is none.
+    """
+    config, plan, lines = experiment.config.export, experiment.plan, []
     if config.adapter and experiment.config.trainable != "full":
         variables = combine(state.trainable, frozen)
         scales = {path: jax.device_get(scale).tolist() for path, scale in flatten(variables.get("scales", {})).items()}
@@ -46,8 +70,111 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
             scales,
             experiment.base_record(fingerprint),
         )
+    if config.peft and plan.sites:
+        lines = _export_peft(folder, experiment, state, frozen, fingerprint)
     if config.merged:
         params = Segments().undo(adapters.merge(experiment.variables(state, frozen), plan))
         base = experiment.base
         beside = carry(base.path, base.tokenizer)
         export_params(params, base.config, folder / "model", config.merged, tokenizer=base.tokenizer, carried=beside)
+    return lines
+
+
+def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:
+    """Writes `peft/`; returns the lines that load it, or that say why it is not there."""
+    place, plan, base = folder / "peft", experiment.plan, experiment.base
+    if jax.process_index() == 0:
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier end of this run
+    if reason := _obstacle(experiment):
+        return [_instead(folder, experiment, reason)]
+    trained = {path: on_host(leaf) for path, leaf in flatten(state.trainable.get("params", {})).items()}
+    fresh = [p for p in flatten(base.params) if experiment.form.head and is_fresh(experiment.config, p)]
+    given = _params(experiment, state, frozen, trained, fresh)
+    tree = {"adapters": jax.tree.map(on_host, state.trainable["adapters"])}
+    tree["scales"] = jax.tree.map(on_host, frozen["scales"])
+    if jax.process_index() != 0:
+        return []
+    base = dataclasses.replace(base, fingerprint=fingerprint, fresh=tuple(fresh))
+    try:
+        export_peft(place, plan, {"params": given, **tree}, base, list(_canonical(trained, flatten(given))))
+    except UserError as error:
+        return [_instead(folder, experiment, str(error))]
+    if base.tokenizer is not None and (isinstance(base.tokenizer, ByteTokenizer) or _is_gguf(base)):
+        for name, content in tokenizer_files(base.tokenizer).items():  # the base's files have none for transformers
+            (place / name).write_bytes(content)
+    return how_to_load(place, base, experiment.config.base.dtype)
+
+
+def _params(experiment: Experiment, state: TrainState, frozen: Any, trained: dict, fresh: Iterable[str]) -> Any:
+    """The params by their own paths: arrays where PEFT's folder needs values, shapes elsewhere.
+
+    A trained bias takes its module's kernel along, and DoRA beside a fused module its kernels' norms: then all are
+    arrays. Otherwise the base stays where it is, in the layout that it ran in.
+    """
+    flat = dict(flatten(experiment.base.params))
+    in_layers = any(path not in flat or path.startswith("layers/") for path in trained)
+    if in_layers or any(config.method == "dora" for config in experiment.plan.configs):
+        whole = dense_tree(Segments().undo(experiment.variables(state, frozen)["params"]))
+        return jax.tree.map(on_host, whole)
+    held = flatten(frozen.get("params", {}))
+    return unflatten(flat | {path: on_host(held[path]) for path in fresh if path in held} | trained)
+
+
+def _canonical(trained: Iterable[str], paths: Mapping[str, Any]) -> set[str]:
+    """The params' own paths of trained leaves; a segment's leaf is part of the whole stack's."""
+    return {path if path in paths else f"layers/{path.partition('/')[2]}" for path in trained}
+
+
+def _obstacle(experiment: Experiment) -> str:
+    """Why PEFT cannot load the run's adapter, whatever is written; "" where it can."""
+    methods = [config.method for config in experiment.plan.configs]
+    if experiment.base.path is None:
+        return "its base is random, so PEFT has no name to load it by"
+    return "PEFT has no mora" if "mora" in methods else ""
+
+
+def _instead(folder: Path, experiment: Experiment, reason: str) -> str:
+    """One line: there is no peft/, and how to take the adapter home."""
+    if any(not site.family.merges for site in experiment.plan.sites):
+        return f"no {folder / 'peft'}: {reason}; {folder / 'adapter'} is loaded here (docs/checkpoints.md)"
+    if experiment.base.path is None:
+        return f"no {folder / 'peft'}: {reason}; --config.export.merged=float32 writes the whole model"
+    merge = f"python scripts/merge_adapter.py --base {experiment.base.name} --adapter {folder / 'adapter'} --to FOLDER"
+    return f"no {folder / 'peft'}: {reason}; as a model for transformers: {merge}"
+
+
+def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
+    """The lines of Python that load a PEFT folder in transformers, and what they cannot do.
+
+    Args:
+      place: the folder.
+      base: its base.
+      dtype: that the run computed in.
+    """
+    config = json.loads((place / CONFIG).read_text())
+    head = f", num_labels={base.config.num_labels}" if config["task_type"] == "SEQ_CLS" else ""
+    name, options = str(place.resolve()), f"dtype={dtype!r}{head}"
+    if not _is_gguf(base) or base.name in KNOWN:
+        auto = CLASSES[config["task_type"]]
+        lines = [f"from peft import {auto}", f"model = {auto}.from_pretrained({name!r}, {options})"]
+    else:  # PEFT hands the base's name alone to transformers, which needs the file's apart
+        assert base.path is not None  # `_is_gguf`
+        file = (base.path if base.path.suffix == ".gguf" else next(base.path.glob("*.gguf"))).resolve()
+        lines = [
+            "import peft, transformers",
+            f"base = transformers.AutoModelForCausalLM.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}, "
+            f"{options})",
+            f"model = peft.PeftModel.from_pretrained(base, {name!r})",
+        ]
+    lines.append("model = model.merge_and_unload()  # a plain transformers model, if that is wanted")
+    said = [f"{place} loads in PEFT:", *(f"    {line}" for line in lines)]
+    if base.name in KNOWN and _is_gguf(base):
+        said.append(
+            f"(PEFT takes {config['base_model_name_or_path']} from the Hub; here its weights were a GGUF's codes)"
+        )
+    return said
+
+
+def _is_gguf(base: Base) -> bool:
+    path = base.path
+    return path is not None and (path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))))

@@ -134,7 +134,9 @@ class Session:
         run, one = self.runs[index], self.program.each[index]
         status, message = outcome.statuses[index], outcome.messages[index]
         if status == "finished":
-            export.export_run(run.folder, one, *self.program.trial(outcome.state, frozen, index), fingerprint)
+            lines = export.export_run(run.folder, one, *self.program.trial(outcome.state, frozen, index), fingerprint)
+            if jax.process_index() == 0 and index == 0:  # of trials, the first one's stand for all
+                print("\n".join(lines), flush=True)
         if jax.process_index() != 0:
             return None
         result = run_folder.finish_run(

@@ -5,7 +5,7 @@ from lowrank_jax.adapters.attach import attach, check
 from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
 from lowrank_jax.adapters.create import create, needs_params, residual
 from lowrank_jax.adapters.description import describe, read_configs
-from lowrank_jax.adapters.merge import column_norms, fold, merge, unmerge
+from lowrank_jax.adapters.merge import attach_folded, column_norms, fold, merge, unmerge
 from lowrank_jax.adapters.plan import Plan, make_plan
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "MoraConfig",
     "Plan",
     "attach",
+    "attach_folded",
     "check",
     "column_norms",
     "create",

@@ -165,8 +165,8 @@ def _check_read(unread: set[str], visited: set[str], called: Mapping[str, nn.Mod
     if bridged:
         what, remedy = (repr(bridged[0]), ", or name it in adapter.exclude") if bridged[0] else ("the model", "")
         raise UserError(
-            f"{where}; {what} is a flax.nnx module (nnx.bridge.to_linen), whose layers are none of Linen's: write it "
-            f"in Linen{remedy}"
+            f"{where}; {what} is a flax.nnx module (nnx.bridge.to_linen), whose layers are none of Linen's: take "
+            f"adapters.attach_folded (docs/own_model.md), write it in Linen{remedy}"
         )
     near = nearest(min(unread), called.keys() - {""})
     raise UserError(

@@ -13,7 +13,7 @@ from lowrank_jax.adapters.base import AdapterSpec, Family
 from lowrank_jax.adapters.plan import OUTPUT_HEADS, PRE_NORM, Plan, Site, flat_params, weight_of
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.types import Report, Tree
+from lowrank_jax.core.types import ApplyFn, Report, Tree
 from lowrank_jax.ops.quantized import dense, dense_tree
 
 
@@ -64,6 +64,35 @@ def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = No
     return dense_tree(unflatten(params))
 
 
+def attach_folded(apply_fn: ApplyFn, plan: Plan) -> ApplyFn:
+    """The function of a model whose modules `attach` cannot reach, with the updates folded into its kernels.
+
+    For Flax NNX (`models.nnx.nnx_function`) and any other model that is a function of its params: y = x (W + delta) is
+    what the branch computes. Each call makes W + delta, and a gradient that of the kernels, hence memory for both.
+
+    Args:
+      apply_fn: (variables, *inputs, **kwargs) -> outputs, with the params in variables["params"].
+      plan: of those params.
+
+    Returns:
+      The same function, of {"params", "adapters", "scales"}.
+
+    Raises:
+      UserError: a family that no weight can compute, or one with dropout, which acts on a branch's input.
+    """
+    check_merges(plan, (site.weight for site in plan.sites))
+    if dropped := [config.dropout for config in plan.configs if config.dropout]:
+        raise UserError(f"adapter.dropout is {dropped[0]}, and a folded kernel has no branch to drop from; set it to 0")
+
+    def folded(variables: Tree, *inputs: Any, **kwargs: Any) -> Any:
+        if plan.sites:
+            rest = {name: tree for name, tree in variables.items() if name not in ("adapters", "scales")}
+            variables = {**rest, "params": fold(variables, plan)}
+        return apply_fn(variables, *inputs, **kwargs)
+
+    return folded
+
+
 def check_merges(plan: Plan, paths: Iterable[str]) -> None:
     """Raises UserError where an update of the plan has no weight to go into.
 
@@ -91,8 +120,10 @@ def is_tied(path: str, paths: set[str]) -> bool:
     """Whether the model reads the table at `path` as its output layer too: a causal or masked LM without another."""
     word = path in ("embed", "embed/word")
     headless = not any(f"{head}/kernel" in paths for head in OUTPUT_HEADS)
-    causal = headless and any(name.startswith(f"{PRE_NORM}/") for name in paths)
-    return word and (causal or "head/bias" in paths)  # a masked-LM head has a bias of its own and no kernel
+    causal = any(name.startswith(f"{PRE_NORM}/") for name in paths)
+    return (
+        word and headless and (causal or "head/bias" in paths)
+    )  # a masked-LM head has a bias of its own and no kernel
 
 
 def column_norms(variables: Tree, plan: Plan) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def save_adapter(
     Raises:
       UserError: the folder cannot be written; its previous content is kept.
     """
-    tensors = {path: _on_host(leaf) for path, leaf in flatten(trainable).items()}
+    tensors = {path: on_host(leaf) for path, leaf in flatten(trainable).items()}
     if not tensors:
         raise UserError(f"nothing was trained, so there is no adapter to write to {folder}")
     if jax.process_index() != 0:
@@ -183,7 +183,8 @@ def _shapes(flat: Mapping[str, Any]) -> dict[str, str]:
     return {path: str(list(leaf.shape)) for path, leaf in flat.items()}
 
 
-def _on_host(leaf: Any) -> np.ndarray:
+def on_host(leaf: Any) -> np.ndarray:
+    """A leaf as one array on this host; every process calls it for a leaf that they share."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         from jax.experimental.multihost_utils import process_allgather
 

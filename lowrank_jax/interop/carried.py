@@ -110,6 +110,25 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
     return Carried(files, config)
 
 
+def with_tokenizer(carried: Carried, folder: Path) -> Carried:
+    """The same with the tokenizer and the chat templates of an adapter's folder, where that has a tokenizer.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    if not has_tokenizer(folder):
+        return carried
+    templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
+    names = [*TOKENIZER, *PIECE_FILES, *(name for name in BESIDE if name != GENERATION), *templates]
+    own = _read(folder, names)
+    if SETTINGS in own:
+        settings = _json_of(folder, SETTINGS)
+        settings.pop("auto_map", None)
+        own[SETTINGS] = _bytes(settings)
+    kept = {name: content for name, content in carried.files.items() if name == GENERATION}
+    return dataclasses.replace(carried, files=kept | own)
+
+
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config's fields; for a model of text and images those of the text part, which is what is exported."""
     if not isinstance(text := config.get("text_config"), dict):

@@ -1,13 +1,14 @@
-"""A run's merged model has the same files besides its weights as its base."""
+"""What a finished run leaves to take home: the lines that load its peft/ do so; a merged model has its base's files."""
 
 import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.session.export import ExportConfig, export_run
-from lowrank_jax.adapters import AdapterConfig, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base, param_shapes
 from lowrank_jax.core.paths import unflatten
 from lowrank_jax.models.registry import get_model
@@ -32,7 +33,7 @@ def test_a_merged_model_has_what_lies_beside_its_base(tmp_path):
     loaded = load_base(BaseConfig(str(folder)))
     plan = make_plan(loaded.params, AdapterConfig(rank=2, targets=("query",)))
     variables = {"params": loaded.params, **create(plan, jax.random.key(0))}
-    config = SimpleNamespace(export=ExportConfig(adapter=False, merged="float32"), trainable="adapters")
+    config = SimpleNamespace(export=ExportConfig(adapter=False, merged="float32", peft=False), trainable="adapters")
     experiment = SimpleNamespace(
         config=config, plan=plan, base=abstract_base(BaseConfig(str(folder))), variables=lambda *_: variables
     )
@@ -45,3 +46,77 @@ def test_a_merged_model_has_what_lies_beside_its_base(tmp_path):
     assert (values["eos_token_id"], values["use_cache"]) == ([257, 10], False)
     assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [257, 10]}
     assert isinstance(load_base(BaseConfig(str(out))).tokenizer, ByteTokenizer)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """{"folder", "gguf", "random"}: base configs of one toy Llama's folder, of its GGUF file, and of random weights."""
+    from tests.interop.conftest import make_torch_llama, write_gguf
+
+    model, folder = make_torch_llama(True), tmp_path_factory.mktemp("toys")
+    model.save_pretrained(folder / "hf")
+    (folder / "gguf").mkdir()
+    file = write_gguf(model, folder / "gguf" / "toy.gguf")
+    random = BaseConfig("toy-llama", random_init=True)
+    return {"folder": BaseConfig(str(folder / "hf")), "gguf": BaseConfig(str(file)), "random": random}
+
+
+def ended(place, base_config, *adapter_configs, **export):
+    """export_run at the end of a run with moved adapters: (lines, base, plan, variables)."""
+    base = load_base(base_config, jax.random.key(0))
+    plan, rng = make_plan(base.params, adapter_configs), np.random.default_rng(0)
+    made = create(plan, jax.random.key(0), base.params)
+    made["adapters"] = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), made["adapters"])
+    variables = {"params": base.params, **made}
+    config = SimpleNamespace(export=ExportConfig(adapter=False, **export), trainable="adapters", base=base_config)
+    experiment = SimpleNamespace(
+        **dict(config=config, plan=plan, base=abstract_base(base_config), form=SimpleNamespace(head="")),
+        variables=lambda *_: variables,
+    )
+    state, frozen = (
+        SimpleNamespace(trainable={"adapters": made["adapters"]}),
+        {k: variables[k] for k in ("params", "scales")},
+    )
+    return export_run(place, experiment, state, frozen, base.fingerprint), base, plan, variables
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["folder", "pico-llama", "gguf"])
+def test_the_printed_lines_load_the_run(tmp_path, toys, name, monkeypatch):
+    import torch
+
+    monkeypatch.setattr("peft.auto.check_file_exists_on_hf_hub", lambda *_, **__: False)
+    method = "dora" if name == "folder" else "lora"
+    config = AdapterConfig(method, rank=2, alpha=6.0, targets=("query", "down"))
+    lines, base, plan, variables = ended(tmp_path, toys.get(name, BaseConfig(name)), config)
+    assert lines[0] == f"{tmp_path / 'peft'} loads in PEFT:"
+    assert len(lines) == 4 + (name == "gguf")
+    tokens, there = np.random.default_rng(0).integers(0, 250, (2, 9)).astype(np.int32), {}
+    exec("\n".join(line.strip() for line in lines[1:]), there)
+    with torch.no_grad():
+        theirs = there["model"].eval()(torch.tensor(tokens).long()).logits.numpy()
+    ours = np.asarray(attach(base.model, plan)(variables, tokens))
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(ours).max()
+    assert (tmp_path / "peft" / "tokenizer.json").exists() == (name == "pico-llama")
+
+
+def test_what_peft_cannot_read_is_said(tmp_path, toys):
+    """And an earlier peft/ goes; a key turns the folder off."""
+    folder, query = toys["folder"], {"rank": 2, "targets": ("query",)}
+    ended(tmp_path, folder, AdapterConfig(**query))
+    assert (tmp_path / "peft").exists()
+    place = f"no {tmp_path / 'peft'}: "
+    merge = f"python scripts/merge_adapter.py --base {folder.name} --adapter {tmp_path / 'adapter'} --to FOLDER"
+    mora = ended(tmp_path, folder, AdapterConfig("mora", **query))[0]
+    assert mora == [f"{place}PEFT has no mora; as a model for transformers: {merge}"]
+    assert not (tmp_path / "peft").exists()
+    both = [AdapterConfig(**query), AdapterConfig("dora", 2, targets=("value",))]
+    (line,) = ended(tmp_path, folder, *both)[0]
+    assert line.startswith(f"{place}a PEFT folder has one method, not lora and dora")
+    assert line.endswith(merge)
+    (line,) = ended(tmp_path, folder, AdapterConfig("houlsby", 2))[0]
+    assert line.startswith(f"{place}PEFT's LoRA has no houlsby")
+    assert line.endswith("(docs/checkpoints.md)")
+    assert "writes the whole model" in ended(tmp_path, toys["random"], AdapterConfig(**query))[0][0]
+    assert ended(tmp_path, folder, AdapterConfig(**query), peft=False)[0] == []
+    assert not (tmp_path / "peft").exists()

@@ -69,6 +69,33 @@ def test_a_run_of_each_kind(whole, task, metric):
     assert "8" in " ".join(result["notes"])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_run_loads_in_peft(whole, monkeypatch):
+    """Its trained head is in the folder, and the base's folder has none."""
+    import torch
+
+    from experiments.session.export import how_to_load
+    from lowrank_jax.adapters import attach, make_plan, read_configs
+    from lowrank_jax.bases.peft import headed
+    from lowrank_jax.checkpoints.adapters_only import load_adapter
+    from lowrank_jax.layouts.segments import overlay
+
+    monkeypatch.setattr("peft.auto.check_file_exists_on_hf_hub", lambda *_, **__: False)
+    folder = whole("mnli")
+    trained, scales, told = load_adapter(folder / "adapter")
+    base = load_base(headed(BaseConfig(told["base"]["name"]), "classification", 3), jax.random.key(9))
+    plan = make_plan(base.params, read_configs(told["config"], "adapter.json"))
+    params = overlay(base.params, trained["params"])
+    tokens, there = np.random.default_rng(0).integers(5, 250, (2, 9)).astype(np.int32), {}
+    variables = {"params": params, "adapters": trained["adapters"], "scales": scales}
+    ours = np.asarray(attach(base.model, plan)(variables, tokens))
+    exec("\n".join(line.strip() for line in how_to_load(folder / "peft", base, "float32")[1:]), there)
+    with torch.no_grad():
+        theirs = there["model"].eval()(torch.tensor(tokens).long()).logits.numpy()
+    assert ours.shape == (2, 3)
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(ours).max()
+
+
 def test_seeds_together_are_the_seeds_alone(program, tmp_path, config, whole):
     """Each seed has its own fresh head, order of rows, lengths of batches and dropout."""
     ended = program("trials", f"--config={config}:mnli", f"--workdir={tmp_path / 'together'}", "--seeds=0,1")

@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from lowrank_jax.adapters.base import ALL_LINEAR
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.ranges import MOST
 from lowrank_jax.interop.keymap import LAYER, Row
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, TORCH_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # The fork's mora_type -> our compression.
 MORA_SCHEMES: dict[int, Literal["type1", "type2", "type3", "type4", "type6"]] = {
     1: "type1",
@@ -27,6 +28,7 @@ PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # starts th
 MODULE_TEMPLATE = r"(.*\.)?({})$"  # as PEFT matches a pattern of ranks or alphas
 LAYERS_TEMPLATE = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
+HEAD = "lm_head"  # the output layer of every decoder; where it is tied, no row of the key table
 ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
 # Fields that do not change a trained adapter's output, and those that are read below.
 KNOWN = {
@@ -35,7 +37,7 @@ KNOWN = {
     *("alpha_pattern", "layers_to_transform", "layers_pattern", "bias", "modules_to_save", "fan_in_fan_out"),
     *("use_rslora", "use_dora", "use_mora", "mora_type", "init_lora_weights", "loftq_config", "eva_config"),
     *("corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
-    *("ensure_weight_tying", "velora_config", "merge_weights", "peft_version"),
+    *("ensure_weight_tying", "velora_config", "merge_weights", "trainable_token_indices"),
 }
 
 
@@ -114,6 +116,10 @@ class PeftConfig:
     start: Literal["kaiming_uniform", "pissa", "olora"]
     mora_type: int
     base: str
+    task_type: str = ""
+    ensure_weight_tying: bool = False
+    token_rows: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)  # {end of a table's name: rows}
+    input_rows: tuple[int, ...] | None = None  # of the input embedding, whatever its name
 
     def rank(self, name: str) -> int:
         """The rank of a module: that of the first pattern that matches the end of its name, otherwise r."""
@@ -127,8 +133,10 @@ class PeftConfig:
 
     def adapts(self, name: str) -> bool:
         """Whether PEFT puts an adapter on the module of this name."""
-        if _ends(self.exclude_modules, name) or self.saves(name):
+        if _ends(self.exclude_modules, name) or self._holds(name):
             return False
+        if self.all_linear:  # of linear modules; PEFT leaves a classifier out where the task says so
+            return name != HEAD and not (self.task_type == "SEQ_CLS" and f"{name}." == CLASSIFIER)
         if not _ends(self.target_modules, name):
             return False
         if self.layers_to_transform is None or isinstance(self.target_modules, str):
@@ -137,11 +145,30 @@ class PeftConfig:
         found = next((match for p in patterns if (match := re.match(p, name))), None)
         return found is not None and int(found.group("layer")) in self.layers_to_transform
 
+    @property
+    def all_linear(self) -> bool:
+        """Whether the file leaves the modules to PEFT's shorthand for every linear module but the output layer."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
+
     def saves(self, name: str) -> bool:
-        """Whether the module of this name, or one that contains it, is saved whole."""
-        parents = name.split(".")
-        paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
-        return any(path == m or path.endswith(f".{m}") for path in paths for m in self.modules_to_save)
+        """Whether the module of this name, or one that contains it, is saved whole: "norm" is any name's last letters.
+
+        PEFT takes the end of a name here, whereas it takes whole parts for what it adapts.
+        """
+        return any(path.endswith(m) for path in _paths(name) for m in self.modules_to_save)
+
+    def rows_of(self, name: str, first: bool) -> tuple[int, ...] | None:
+        """The rows of the table of this name that are trained by themselves; None where that is not done.
+
+        Args:
+          first: it is the input embedding.
+        """
+        if first and self.input_rows is not None:
+            return self.input_rows
+        return next((rows for end, rows in self.token_rows.items() if name.endswith(end)), None)
+
+    def _holds(self, name: str) -> bool:
+        return any(path == m or path.endswith(f".{m}") for path in _paths(name) for m in self.modules_to_save)
 
 
 def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
@@ -178,6 +205,7 @@ def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
     if not targets or not isinstance(targets, str | list):
         raise UserError(f"{where}: target_modules is {targets!r}; it must name the adapted modules")
     _check_names(values, where)
+    tokens = values.get("trainable_token_indices")
     dropout = values.get("lora_dropout") or 0.0
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise UserError(f"{where}: lora_dropout is {dropout!r}; it must lie in [0, 1)")
@@ -198,7 +226,25 @@ def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
         start=STARTS.get(str(start), "kaiming_uniform"),
         mora_type=mora_type,
         base=str(values.get("base_model_name_or_path") or ""),
+        task_type=str(values.get("task_type") or ""),
+        ensure_weight_tying=bool(values.get("ensure_weight_tying")),
+        token_rows={name: _rows(rows, where) for name, rows in tokens.items()} if isinstance(tokens, dict) else {},
+        input_rows=None if isinstance(tokens, dict | None) else _rows(tokens, where),
     )
+
+
+def _rows(value: Any, where: str) -> tuple[int, ...]:
+    """One table's entry of trainable_token_indices."""
+    whole = isinstance(value, list) and all(type(row) is int and row >= 0 for row in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise UserError(f"{where}: trainable_token_indices has {value!r}; it must be different ids of tokens")
+    return tuple(value)
+
+
+def _paths(name: str) -> list[str]:
+    """The names of a module and of those that contain it."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _check_names(values: dict[str, Any], where: str) -> None:

@@ -24,8 +24,18 @@ from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
-from lowrank_jax.interop.peft.config import CLASSIFIER, CONFIG, WEIGHTS, HFModule, hf_modules, short_names, task_of
-from lowrank_jax.interop.peft.folder import MAGNITUDE, METADATA, PREFIX, TABLE
+from lowrank_jax.interop.peft.config import (
+    CLASSIFIER,
+    CONFIG,
+    HEAD,
+    WEIGHTS,
+    HFModule,
+    hf_modules,
+    short_names,
+    task_of,
+)
+from lowrank_jax.interop.peft.files import METADATA
+from lowrank_jax.interop.peft.keys import DELTA, MAGNITUDE, PREFIX, TABLE
 
 Leaf = dict[str, np.ndarray]
 
@@ -40,6 +50,7 @@ def save_peft(
     fingerprint: str | None = None,
     trained: Sequence[str] = (),
     revision: str | None = None,
+    token_rows: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Writes adapter_model.safetensors and, last, adapter_config.json: a folder that has it is complete.
 
@@ -54,6 +65,7 @@ def save_peft(
       fingerprint: of the base; kept in the weights' header, where `load_peft` reads it.
       trained: paths below "params" that were trained too; they are written as biases or as whole modules.
       revision: of the base on the Hub.
+      token_rows: {path of a table: its rows that were trained, and no others}; PEFT's trainable_token_indices.
 
     Raises:
       UserError: PEFT cannot express the adapter, or the folder cannot be written.
@@ -88,6 +100,9 @@ def save_peft(
     values = _config(config, modules, ranks, scales)
     values |= {"bias": bias, "modules_to_save": whole or None, "task_type": task}
     values |= {"base_model_name_or_path": base_name or None, "revision": revision}
+    values["ensure_weight_tying"] = HEAD in whole and not any(row.source == f"{HEAD}.weight" for row in rows)
+    if tokens := _token_rows(flat, rows, token_rows or {}, tensors):
+        values["trainable_token_indices"] = tokens
     values["fan_in_fan_out"] = any(name in ranks for name in _conv1d(rows, layers))
     if task is None:
         values["auto_mapping"] = {"base_model_class": hf_class, "parent_library": "transformers"}
@@ -234,12 +249,16 @@ def _beside(
         raise UserError(f"the Hugging Face model has no tensor for {sorted(unknown)}, so PEFT cannot save it")
     targets = {row.target for row in rows}
     tables = [path for path in trained if path.endswith("/embedding") and is_tied(path.rpartition("/")[0], targets)]
-    if tables:
-        raise UserError(f"a trained {tables[0]} cannot be told from a shared head in PEFT; export the merged model")
+    if tables and "head/bias" in targets:
+        raise UserError(
+            f"a trained {tables[0]} is a masked-lm head too, which PEFT trains apart; export the merged model"
+        )
     sources: dict[str, list[Row]] = {}  # for a fused tensor, the rows of its parts
     for row in rows:
         for source in row.sources(layers):
             sources.setdefault(source, []).append(row)
+        if row.target in tables:  # PEFT trains a copy of a module: a tied output layer's goes along
+            sources[f"{HEAD}.weight"] = [dataclasses.replace(row, source=f"{HEAD}.weight")]
     head = {source for source in sources if classifies and source.startswith(CLASSIFIER)}
     changed = {source for source, parts in sources.items() if trained & {row.target for row in parts}} - head
     biases = {source for source in sources if source.endswith(".bias")} - head
@@ -267,6 +286,22 @@ def _beside(
             value = value.T
         tensors[f"{PREFIX}{key}"] = np.ascontiguousarray(value)
     return bias, sorted({*whole, CLASSIFIER.rstrip(".")} if head else whole)
+
+
+def _token_rows(flat, rows, token_rows: Mapping[str, Sequence[int]], tensors: Leaf) -> dict[str, list[int]]:
+    """Adds single trained rows of tables to `tensors`; returns PEFT's `trainable_token_indices`.
+
+    Raises:
+      UserError: a path that is no table of the Hugging Face model.
+    """
+    names = {row.target: row.source.removesuffix(".weight") for row in rows}
+    if strange := [path for path in token_rows if path not in names]:
+        raise UserError(f"the Hugging Face model has no table {strange[0]}, so PEFT cannot save its rows")
+    for path, ids in token_rows.items():
+        table = np.asarray(flat[f"params/{path}"], np.float32)
+        table = table.T if path.endswith("/kernel") else table
+        tensors[f"{PREFIX}{names[path]}.{DELTA}"] = table[list(ids)]
+    return {names[path]: list(ids) for path, ids in token_rows.items()}
 
 
 def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:

@@ -10,7 +10,7 @@ further training would change.) GPT-2's fused c_attn is query, key and value wit
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,28 @@ import jax
 import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, Plan, make_plan, residual
-from lowrank_jax.adapters.merge import is_tied
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.fingerprints import same, shown
-from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import LAYER, Row
 from lowrank_jax.interop.peft import mora_fork
-from lowrank_jax.interop.peft.config import CONFIG, WEIGHTS, HFModule, PeftConfig, hf_modules, parse_config
+from lowrank_jax.interop.peft.config import CONFIG, HEAD, HFModule, PeftConfig, hf_modules, task_of
+from lowrank_jax.interop.peft.files import PeftFiles, open_peft, some
+from lowrank_jax.interop.peft.keys import (
+    GROWN,
+    MAGNITUDE,
+    PREFIX,
+    TABLE,
+    check_keys,
+    read_finite,
+    saved_keys,
+    spelled,
+    table_name,
+    token_keys,
+)
 from lowrank_jax.interop.peft.notes import notes
-from lowrank_jax.interop.readers import Reader, SafetensorsReader, Tensors, read_json
-
-PREFIX = "base_model.model."
-MAGNITUDE = "lora_magnitude_vector"
-TABLE = "lora_embedding_"  # and A [r, rows] or B [d, r], without ".weight"
-METADATA = "lowrank_jax"  # written to the safetensors header: fingerprint of the base, scale of every module
-SHOWN = 4  # names in one error
+from lowrank_jax.interop.readers import Reader, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class PeftAdapter:
       params: the base's params with the adapter's changes: trained biases, modules saved whole, and the residual
         kernels of PiSSA and OLoRA. Other leaves are the same arrays.
       changed: paths of those leaves.
+      token_rows: {path of a changed table: the rows that were trained by themselves}.
       notes: the lines printed at loading, see `peft.notes`.
     """
 
@@ -57,6 +62,7 @@ class PeftAdapter:
     params: Tree
     changed: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    token_rows: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def load_peft(
     """Reads a PEFT folder for a base; checks everything before it returns, and prints `PeftAdapter.notes`.
 
     Args:
-      folder: with adapter_config.json and adapter_model.safetensors.
+      folder: with adapter_config.json and adapter_model.safetensors (or .bin), or with one named folder that has them.
       params: the base's params.
       rows, layers: the base's key table in HF's names (`llama.hf_table(config)` and its like) and number of layers.
       base_names: names of the base; an adapter that names another Hub repository is refused. Empty: any is accepted.
@@ -86,24 +92,17 @@ def load_peft(
         unknown or without PEFT's prefix, shapes or ranks that contradict the config, an alpha that differs from the one
         saved, a value that is not finite.
     """
-    folder = Path(folder)
-    if kind_of(folder / WEIGHTS) is None:
-        old = (folder / "adapter_model.bin").is_file()
-        hint = (
-            "save it again with safe_serialization=True" if old else "give the folder that PEFT's save_pretrained wrote"
-        )
-        raise UserError(f"{folder} has no {WEIGHTS}; {hint}")
-    config = parse_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    reader = SafetensorsReader(folder / WEIGHTS, [folder / WEIGHTS])
-    note = _note(reader)
+    files = open_peft(folder)
+    folder, config, reader, note = files.folder, files.config, files.reader, files.note
     _check_base(folder, config, note, base_names, fingerprint)
+    rows = spelled(rows, reader, task_of(rows)[0] == "FEATURE_EXTRACTION")
     modules = hf_modules(rows, layers, tables=True)
-    adapted = [module for name, module in modules.items() if config.adapts(name)]
+    adapted = [module for module in modules.values() if is_adapted(files, rows, module)]
     if not adapted:
         raise UserError(f"{folder / CONFIG}: target_modules {config.target_modules} matches no module of this base")
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
-    saved = _saved_keys(config, rows, layers, {m.name for m in adapted}, reader)
-    _check_keys(folder, reader, config, adapted, shapes, saved)
+    saved = saved_keys(files, rows, layers, {m.name for m in adapted})
+    check_keys(files, rows, adapted, shapes, saved)
     for name, scale in note.get("scales", {}).items():
         if name in modules and not np.isclose(config.scale(name), scale, rtol=1e-5):
             raise UserError(
@@ -114,6 +113,8 @@ def load_peft(
     plan, adapters, scales = stack_layers(config, per_site, params, shapes)
     flat = dict(flatten(params))
     changed = replace_tensors(flat, reader, rows, layers, saved)
+    tokens = token_keys(files, rows)
+    changed += [path for path in _replace_rows(flat, files, tokens) if path not in changed]
     if config.start != "kaiming_uniform":
         _check_even(config, adapted, per_site, shapes)
         flat |= flatten(residual(unflatten(flat), plan))
@@ -121,22 +122,9 @@ def load_peft(
     said = notes(folder, config, "scales" in note, per_site, adapted, base_names)
     for line in said:
         print(line, flush=True)
-    return PeftAdapter(plan, unflatten(adapters), unflatten(scales), unflatten(flat), tuple(sorted(changed)), said)
-
-
-def _note(reader: Reader) -> dict[str, Any]:
-    try:
-        note = parse(reader.metadata.get(METADATA, "{}"), finite=True)
-    except NotJson:
-        note = None
-    scales = note.get("scales", {}) if isinstance(note, dict) else None
-    if (
-        not isinstance(note, dict)
-        or not isinstance(scales, dict)
-        or not all(isinstance(scale, int | float) for scale in scales.values())
-    ):
-        raise UserError(f"{reader.path} has a damaged header; copy or export the adapter again")
-    return note
+    trees = unflatten(adapters), unflatten(scales), unflatten(flat)
+    ids = {path: rows for path, (_, rows) in tokens.items()}
+    return PeftAdapter(plan, *trees, tuple(sorted(changed)), said, ids)
 
 
 def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fingerprint: str | None) -> None:
@@ -155,100 +143,32 @@ def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fin
         raise UserError(f"the adapter in {folder} was made for {config.base}, not for {' or '.join(base_names)}")
 
 
-def _tensors(config: PeftConfig, module: HFModule, shapes) -> dict[str, tuple[int, ...]]:
-    """The tensors that a module's adapter must have, below its name."""
-    d_in = shapes[module.weights[0]][-2]
-    d_out = sum(shapes[weight][-1] for weight in module.weights)
-    rank = config.rank(module.name)
-    if module.table:
-        if config.method != "lora":
-            raise UserError(f"{module.name} is an embedding, which has no {config.method} here; merge it in PEFT first")
-        return {f"{TABLE}A": (rank, d_in), f"{TABLE}B": (d_out, rank)}
-    if config.method == "mora":
-        if len(module.parts) > 1:
-            raise UserError(f"{module.name} is fused here, and MoRA's square does not split; target other modules")
-        size = int(((d_in + d_out) * rank) ** 0.5 + 0.5)
-        size = size // 2 * 2 if config.mora_type == 6 else size
-        return {"lora_A.weight": (size, size), "lora_B.weight": (size, size)}
-    wanted = {"lora_A.weight": (rank, d_in), "lora_B.weight": (d_out, rank)}
-    return wanted | ({MAGNITUDE: (d_out,)} if config.method == "dora" else {})
+def is_adapted(files: PeftFiles, rows: Sequence[Row], module: HFModule) -> bool:
+    """Whether the folder has an adapter on a module: one that it names, or an output layer that follows its table."""
+    config = files.config
+    if module.name == HEAD and config.ensure_weight_tying and config.adapts(table_name(rows)):
+        return f"{PREFIX}{HEAD}.lora_A.weight" in set(files.reader.keys())
+    return config.adapts(module.name) and not (module.table and config.all_linear)
 
 
-def _saved_keys(config: PeftConfig, rows, layers: int, adapted: set[str], reader: Reader) -> dict[str, str]:
-    """{key of the base's tensor: key in the file} of trained biases and modules saved whole."""
-    held, saved, targets = set(reader.keys()), {}, {row.target for row in rows}
-    for row in rows:
-        for source in row.sources(layers):
-            module, _, leaf = source.rpartition(".")
-            biased = leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
-            # An adapted head or embedding: PEFT saves the frozen weight with its adapter.
-            copied = module in adapted and leaf == "weight" and f"{PREFIX}{module}.base_layer.weight" in held
-            if not (biased or copied or config.saves(module)):
-                continue
-            if row.target.endswith("/embedding") and not copied and is_tied(row.target.rpartition("/")[0], targets):
-                raise UserError(
-                    f"{reader.path}: a trained {module} is this base's output head too, and PEFT trains a copy of it "
-                    "alone; merge it in PEFT first"
-                )
-            keys = [f"{PREFIX}{name}" for name in (source, f"{module}.base_layer.{leaf}")]
-            saved[source] = next((key for key in keys if key in held), keys[0])
-    return saved
-
-
-def _check_keys(folder, reader: Reader, config: PeftConfig, adapted, shapes, saved: dict[str, str]) -> None:
-    """Checks that every key is consumed, none missing, and every shape that of the config and the base."""
-    wanted: dict[str, tuple[int, ...] | None] = dict.fromkeys(saved.values())
-    for module in adapted:
-        for leaf, shape in _tensors(config, module, shapes).items():
-            wanted[f"{PREFIX}{module.name}.{leaf}"] = shape
-    copies = _copies(config, reader, saved)
-    keys = reader.keys()
-    held = [key for key in keys if key not in copies]
-    if stray := [key for key in held if not key.startswith(PREFIX)]:
-        raise UserError(f"{folder / WEIGHTS}: {_some(stray)} lacks the prefix {PREFIX!r}; write it as PEFT does")
-    missing, unknown = [key for key in wanted if key not in held], [key for key in held if key not in wanted]
-    misshapen = [
-        f"{key} {list(reader.shape(key))} instead of {list(shape)}"
-        for key, shape in wanted.items()
-        if shape and key in held and reader.shape(key) != shape
-    ]
-    faults = {"missing": missing, "unknown": unknown, "of another rank or shape": misshapen}
-    if found := [f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys]:
-        raise UserError(f"{folder / WEIGHTS} does not fit its config and this base; {'; '.join(found)}")
-
-
-def _copies(config: PeftConfig, reader: Reader, saved: dict[str, str]) -> set[str]:
-    """Keys of copies: with bias="all", PEFT writes a saved module's biases again, in its trained and original modules.
+def _replace_rows(flat: dict[str, Any], files: PeftFiles, tokens: Mapping[str, tuple[str, tuple[int, ...]]]) -> list:
+    """Replaces single rows of tables; returns the tables' paths.
 
     Raises:
-      UserError: the copy in the trained module differs from the bias.
+      UserError: an id that the table does not have.
     """
-    copies, held = set(), reader.keys()
-    for key in held if config.bias == "all" else ():
-        module, kind, rest = _saved_part(key)
-        # For a module inside the saved one, the key also has the adapter's name ("default").
-        sources = [f"{module}.{name}" for name in (rest, rest.partition(".")[2]) if name]
-        source = next((source for source in sources if source in saved), None)
-        if not kind or source is None or not config.saves(module) or not source.endswith("bias"):
-            continue
-        if kind == "modules_to_save":
-            trained = saved[source]
-            if trained not in held or not np.array_equal(reader.read(key), reader.read(trained)):
-                raise UserError(
-                    f"{reader.path}: {key} and {trained} are one bias in PEFT and differ here; save the adapter again"
-                )
-        copies.add(key)
-    return copies
-
-
-def _saved_part(key: str) -> tuple[str, str, str]:
-    """("classifier", "modules_to_save", "dense.bias") of "base_model.model.classifier.modules_to_save.dense.bias"."""
-    name = key.removeprefix(PREFIX)
-    for kind in ("modules_to_save", "original_module"):
-        module, found, rest = name.partition(f".{kind}.")
-        if found:
-            return module, kind, rest
-    return name, "", ""
+    for path, (key, ids) in tokens.items():
+        leaf, values = flat[path], read_finite(files.reader, key)
+        table = np.array(leaf, np.float32)
+        table = table.T if path.endswith("/kernel") else table
+        if max(ids) >= len(table):
+            raise UserError(
+                f"{files.folder / CONFIG}: trainable_token_indices has the id {max(ids)}, and {path} {len(table)} "
+                f"rows: {GROWN}"
+            )
+        table[list(ids)] = values
+        flat[path] = (table.T if path.endswith("/kernel") else table).astype(leaf.dtype)
+    return list(tokens)
 
 
 def _leaves(
@@ -340,7 +260,7 @@ def replace_tensors(flat: dict[str, Any], reader: Tensors, rows, layers: int, sa
         parts = {i: row.transform.forward(read_finite(reader, key)) for i, key in found.items()}
         shape = leaf.shape[1:] if LAYER in row.source else leaf.shape
         if wrong := [found[i] for i, part in parts.items() if part.shape != tuple(shape)]:
-            raise UserError(f"{reader.path}: {_some(wrong)} has another shape than the base's {list(shape)}")
+            raise UserError(f"{reader.path}: {some(wrong)} has another shape than the base's {list(shape)}")
         if LAYER in row.source:
             whole = np.array(leaf, np.float32) if len(parts) < layers else np.empty(leaf.shape, np.float32)
             for i, part in parts.items():
@@ -352,16 +272,3 @@ def replace_tensors(flat: dict[str, Any], reader: Tensors, rows, layers: int, sa
             flat[row.target] = whole
             changed.append(row.target)
     return changed
-
-
-def read_finite(reader: Tensors, key: str) -> np.ndarray:
-    """A tensor in float32; raises UserError where it has NaN or infinity."""
-    value = np.asarray(reader.read(key), np.float32)
-    if not np.isfinite(value).all():
-        raise UserError(f"{reader.path}: {key} is not finite; use an earlier checkpoint")
-    return value
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

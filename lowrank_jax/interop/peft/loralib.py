@@ -15,7 +15,8 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Tree
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.peft.config import HFModule, hf_modules, parse_config
-from lowrank_jax.interop.peft.folder import PeftAdapter, read_finite, replace_tensors, stack_layers
+from lowrank_jax.interop.peft.folder import PeftAdapter, replace_tensors, stack_layers
+from lowrank_jax.interop.peft.keys import read_finite
 
 HALVES = (".lora_A", ".lora_B")
 
