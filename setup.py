@@ -27,6 +27,7 @@ REQUIRES = [
     "gguf>=0.17",
     "matplotlib",
     "tqdm",
+    "jinja2>=3.1.6",  # chat templates; earlier ones have known ways out of the sandbox
 ]
 
 # The PyTorch originals that tests compare with, on the CPU; the package itself imports none of them.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,8 @@ from typing import Any, Protocol
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import check_file, kind_of
 from lowrank_jax.core.json_text import read_json
-from lowrank_jax.text.byte_backend import SETTINGS, byte_backend
+from lowrank_jax.text.byte_backend import MARKS, SETTINGS, byte_backend
+from lowrank_jax.text.chat_files import read_template
 from lowrank_jax.text.vocabulary_files import has_vocabulary, read_vocabulary
 
 # sentencepiece's file: LLaMA-2's name for it and DeBERTa's -> the class of transformers that reads it
@@ -26,6 +28,12 @@ class Tokenizer(Protocol):
 
     name: str
     vocab_size: int
+    chat_template: str | None  # Jinja, of the checkpoint
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Token -> id of the tokens that stand for no text, or for a piece of it that is never divided."""
+        ...
 
     @property
     def bos_id(self) -> int | None:
@@ -44,6 +52,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
+        ...
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are written out, as a chat template does; nothing is added."""
         ...
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
@@ -74,9 +86,17 @@ class ByteTokenizer:
     vocab_size = 259
     bos_id, eos_id, pad_id = 256, 257, 258
 
+    def __init__(self, chat_template: str | None = None):
+        self.chat_template = chat_template
+        self.special_tokens = dict(zip(MARKS.values(), (self.bos_id, self.eos_id, self.pad_id), strict=True))
+
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes of the text; a lone surrogate (JSON can hold one) becomes '?'."""
         return list(text.encode("utf-8", errors="replace"))
+
+    def encode_marked(self, text: str) -> list[int]:
+        """UTF-8 bytes of the text, and BOS, EOS and PAD where their names stand."""
+        return _encode_marked(self, text)
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
         """BOS a EOS, or BOS a EOS b EOS, of type 0."""
@@ -101,6 +121,7 @@ class SubwordTokenizer:
       tokenizer: the library's tokenizer; its truncation and padding are switched off here.
       bos_id, eos_id, pad_id: special ids or None. Without a pad id the end id pads (padding is never scored).
       name: for records and messages.
+      chat_template: the checkpoint's, if it has one.
     """
 
     def __init__(
@@ -110,19 +131,30 @@ class SubwordTokenizer:
         eos_id: int | None = None,
         pad_id: int | None = None,
         name: str = "subwords",
+        chat_template: str | None = None,
     ):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.backend = tokenizer
-        self.name = name
+        self.name, self.chat_template = name, chat_template
         # Ids may have gaps: the highest id counts, not the number of tokens.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id = bos_id, eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that were added to the vocabulary, and BOS and EOS."""
+        found = {added.content: i for i, added in self.backend.get_added_tokens_decoder().items()}
+        return {**found, **{self.backend.id_to_token(i): i for i in (self.bos_id, self.eos_id) if i is not None}}
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The same: the library finds the added tokens in any text."""
+        return self.encode(text)
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
         """The backend's own template: [CLS] a [SEP] b [SEP] of types 0 and 1 for BERT; without one, BOS a EOS b EOS."""
@@ -143,7 +175,7 @@ class SubwordTokenizer:
 class SentencePieceTokenizer:
     """A sentencepiece model (LLaMA-2's and DeBERTa's own files); needs the sentencepiece package."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, chat_template: str | None = None):
         try:
             import sentencepiece
         except ImportError:
@@ -151,7 +183,7 @@ class SentencePieceTokenizer:
                 f"{path} needs the sentencepiece package (pip install sentencepiece), or a tokenizer.json next to it"
             ) from None
         self.path = check_file(path)
-        self.name = self.path.parent.name
+        self.name, self.chat_template = self.path.parent.name, chat_template
         try:
             self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
@@ -160,10 +192,17 @@ class SentencePieceTokenizer:
         ids = self.backend.bos_id(), self.backend.eos_id(), self.backend.pad_id()
         self.bos_id, self.eos_id, pad = (i if i >= 0 else None for i in ids)
         self.pad_id = self.eos_id if pad is None else pad
+        # User-defined pieces are found in any text by the library itself, and are no control pieces.
+        control = [i for i in range(self.vocab_size) if self.backend.is_control(i)]
+        self.special_tokens = {self.backend.id_to_piece(i): i for i in control}
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS."""
         return self.backend.encode(text)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of the text, and control tokens where their names stand; each text between them begins with a space."""
+        return _encode_marked(self, text)
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
         """BOS a EOS, or BOS a EOS b EOS, of type 0."""
@@ -185,15 +224,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     settings = _settings(folder)
+    template = read_template(folder, settings)
     if BYTE_CLASS in (settings.get(BYTE_MARK), settings.get("tokenizer_class")):
-        return ByteTokenizer()
+        return ByteTokenizer(template)
     if kind_of(folder / "tokenizer.json") is not None:
-        return _subwords(_read_json(folder / "tokenizer.json"), folder, settings)
+        return _subwords(_read_json(folder / "tokenizer.json"), folder, settings, template)
     if has_vocabulary(folder):
-        return _subwords(read_vocabulary(folder, settings), folder, settings)
+        return _subwords(read_vocabulary(folder, settings), folder, settings, template)
     for name in PIECE_FILES:
         if kind_of(folder / name) is not None:
-            return SentencePieceTokenizer(folder / name)
+            return SentencePieceTokenizer(folder / name, template)
     raise UserError(
         f"{folder} has no tokenizer.json, vocab.json with merges.txt, vocab.txt or tokenizer.model; "
         "copy the base's tokenizer files into it"
@@ -238,6 +278,8 @@ def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
         files = {tokenizer.path.name: tokenizer.path.read_bytes()}
     else:
         raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files into the weights' folder")
+    if tokenizer.chat_template is not None and "chat_template" not in settings:
+        own["chat_template"] = tokenizer.chat_template
     text = json.dumps({**settings, **own}, indent=2, ensure_ascii=False) + "\n"
     return {**files, "tokenizer_config.json": text.encode()}
 
@@ -271,6 +313,13 @@ def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | N
     return [(row, [0] * len(row)) for row in rows]
 
 
+def _encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of the texts between special tokens, and the ids of these."""
+    marks = tokenizer.special_tokens
+    pieces = re.split(f"({'|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))})", text) if marks else [text]
+    return [i for piece in pieces if piece for i in ([marks[piece]] if piece in marks else tokenizer.encode(piece))]
+
+
 def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:
     needed = specials + (1 if second is None else 2)
     if max_len < needed:
@@ -290,7 +339,7 @@ def _read_json(file: Path) -> Any:
         raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]})") from None
 
 
-def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTokenizer:
+def _subwords(backend: Any, folder: Path, settings: dict[str, Any], template: str | None) -> SubwordTokenizer:
     def special(name):
         token = settings.get(f"{name}_token")
         if isinstance(token, dict):  # older files write an AddedToken's fields
@@ -302,7 +351,7 @@ def _subwords(backend: Any, folder: Path, settings: dict[str, Any]) -> SubwordTo
             raise UserError(f"{folder / 'tokenizer_config.json'}: {name}_token {token!r} is not in the vocabulary")
         return _id(settings, f"{name}_token_id", folder, backend) if token is None else found
 
-    return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name)
+    return SubwordTokenizer(backend, special("bos"), special("eos"), special("pad"), folder.name, template)
 
 
 def _id(settings: dict[str, Any], name: str, folder: Path, backend: Any) -> int | None:

@@ -1,0 +1,195 @@
+"""Conversations as ids: the chat template writes them, and the loss is on what the assistant says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.text.chat_formats import FORMATS
+from lowrank_jax.text.chat_sandbox import TemplateFault, render
+from lowrank_jax.text.joining import encode_with_cuts
+from lowrank_jax.text.tokenizers import Tokenizer
+
+Message = Mapping[str, Any]  # {"role", "content"}, and what else a template reads
+Encoded = tuple[list[int], list[bool]]  # ids, and whether each is a target
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer's model reads conversations.
+
+    Attributes:
+      name: for messages.
+      source: a Jinja program.
+      tokens: special tokens that it may write by name, "bos_token" and so on; absent where the vocabulary has none.
+    """
+
+    name: str
+    source: str
+    tokens: Mapping[str, str]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation.
+
+        Args:
+          messages: in order; entries that are None are left out.
+          add_generation_prompt: whether the text ends with the beginning of an assistant's turn.
+
+        Raises:
+          UserError: the template refuses the conversation, or is itself at fault.
+        """
+        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        variables = {"messages": plain, "tools": None, "documents": None, **self.tokens}
+        try:
+            return render(self.source, {**variables, "add_generation_prompt": add_generation_prompt})
+        except TemplateFault as error:
+            raise UserError(
+                f"the chat template {self.name} cannot write a conversation of {_roles(messages)}: {error}; "
+                "change the conversation, or name another template in task.chat_template"
+            ) from None
+
+
+def find_template(tokenizer: Tokenizer, name: str = "") -> ChatTemplate:
+    """The tokenizer's own template, or one of `chat_formats.FORMATS`.
+
+    A named template whose marks the tokenizer would spell out in several tokens is refused: no single token would end
+    an assistant's turn, and decoding could not stop.
+
+    Raises:
+      UserError: the tokenizer has none, no template has that name, or the tokenizer lacks its marks.
+    """
+    specials = tokenizer.special_tokens
+    names = {i: token for token, i in specials.items()}
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    tokens = {key: names[i] for key, i in ids.items() if i in names}
+    if not name:
+        if tokenizer.chat_template is None:
+            raise UserError(
+                f"tokenizer {tokenizer.name!r} has no chat template; set task.chat_template to one of "
+                f"{', '.join(FORMATS)}"
+            )
+        return ChatTemplate(f"of tokenizer {tokenizer.name!r}", tokenizer.chat_template, tokens)
+    if name not in FORMATS:
+        raise unknown_name("task.chat_template", name, FORMATS)
+    missing = [mark for mark in FORMATS[name].marks if mark not in specials]
+    if missing:
+        raise UserError(
+            f"tokenizer {tokenizer.name!r} has no token {', '.join(missing)}, which the chat template {name} needs; "
+            "take zephyr, which needs only an end-of-text token, or a base whose vocabulary has it"
+        )
+    if "eos_token" not in tokens:
+        raise UserError(f"tokenizer {tokenizer.name!r} has no end-of-text token, which a conversation needs")
+    return ChatTemplate(name, FORMATS[name].source, tokens)
+
+
+def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Encoded:
+    """A conversation's ids, and which are targets: each assistant's turn, up to the token that ends it.
+
+    A turn is what the template adds to the text with which decoding begins: the messages before it with the generation
+    prompt. The ids before each turn are exactly those of `prompt_ids`. Nothing is added to what the template writes: no
+    second BOS.
+
+    Raises:
+      UserError: no assistant's turn is there, or one text cannot teach all turns (`encode_turns` may).
+    """
+    spans = _spans(template, messages)
+    if spans is None:
+        raise UserError(
+            f"the chat template {template.name} writes an assistant's turn otherwise than decoding would find it, or "
+            "otherwise once a later one follows; name another template in task.chat_template"
+        )
+    return _encode(tokenizer, template, messages, spans)
+
+
+def encode_turns(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[Encoded]:
+    """`encode_chat` as one example; where the template rewrites earlier turns, one for each assistant's turn.
+
+    Such a template (Qwen3's leaves the thoughts of earlier turns out) shows a turn as it was written only while it is
+    the last: each example ends with the turn that it teaches.
+
+    Raises:
+      UserError: no assistant's turn is there, or the template does not begin a turn with its generation prompt.
+    """
+    spans = _spans(template, messages)
+    if spans is not None:
+        return [_encode(tokenizer, template, messages, spans)]
+    found = []
+    for end in (index + 1 for index in _turns(messages)):
+        span = _last_span(template, messages[:end])
+        if span is None:
+            prompt = template.render(messages[: end - 1], add_generation_prompt=True)
+            raise UserError(
+                f"the chat template {template.name} does not begin an assistant's turn with its generation prompt "
+                f"({prompt[-40:]!r}): decoding would begin with tokens that training never saw; "
+                "name another template in task.chat_template"
+            )
+        found.append(_encode(tokenizer, template, messages[:end], [span]))
+    return found
+
+
+def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+    """The ids that an answer to a conversation is decoded from: those before the answer in training.
+
+    Raises:
+      UserError: the template refuses the conversation.
+    """
+    text = template.render(messages, add_generation_prompt=True)
+    answered = any(message["role"] == ASSISTANT for message in messages)
+    spans = _spans(template, messages) if answered and text.startswith(template.render(messages)) else None
+    return encode_with_cuts(tokenizer.encode_marked, text, [start for start, _ in spans or ()]).ids
+
+
+def end_ids(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
+    """The tokens at which an answer ends: the one that the template writes behind an assistant's turn, and EOS."""
+    said = "answer"
+    text = template.render([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": said}])
+    behind = tokenizer.encode_marked(text[text.rfind(said) + len(said) :])
+    specials = set(tokenizer.special_tokens.values())
+    found = [i for i in behind if i in specials][:1]
+    found += [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return tuple(dict.fromkeys(found))
+
+
+def _encode(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], spans: Sequence[tuple[int, int]]
+) -> Encoded:
+    starts, stops = zip(*spans, strict=True)
+    ids, firsts, lasts = encode_with_cuts(tokenizer.encode_marked, template.render(messages), starts, stops)
+    ends, targets = set(end_ids(tokenizer, template)), [False] * len(ids)
+    for first, last in zip(firsts, lasts, strict=True):
+        marks = [place for place in range(first, last) if ids[place] in ends]
+        if marks and not tokenizer.decode(ids[marks[-1] + 1 : last]).strip():
+            last = marks[-1] + 1  # decoding ends there: what stands between two turns is never decoded
+        targets[first:last] = [True] * (last - first)
+    return ids, targets
+
+
+def _turns(messages: Sequence[Message]) -> list[int]:
+    found = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
+    if not found:
+        raise UserError(f"a conversation of {_roles(messages)} has no assistant's turn to learn; add one")
+    return found
+
+
+def _spans(template: ChatTemplate, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
+    """Where each assistant's turn stands in the text; None where a longer conversation does not continue a shorter."""
+    whole, spans = template.render(messages), []
+    for index in _turns(messages):
+        span = _last_span(template, messages[: index + 1])
+        if span is None or not whole.startswith(template.render(messages[: index + 1])):
+            return None
+        spans.append(span)
+    return spans
+
+
+def _last_span(template: ChatTemplate, messages: Sequence[Message]) -> tuple[int, int] | None:
+    """Where the last message, an assistant's, stands in the text; None if that does not continue what it answers."""
+    before, whole = template.render(messages[:-1], add_generation_prompt=True), template.render(messages)
+    return (len(before), len(whole)) if whole.startswith(before) else None
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    shown = [str(message.get("role")) for message in messages[:6]]
+    return ", ".join(shown) + (", ..." if len(messages) > 6 else "") or "no messages"
