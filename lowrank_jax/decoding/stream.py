@@ -13,7 +13,7 @@ from lowrank_jax.core.types import Tree
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, advance, begin
-from lowrank_jax.decoding.text import TextStream
+from lowrank_jax.decoding.text import TextStream, check_stops
 
 NARROWEST = 16  # slots of a prompt; wider ones are rounded up to a power of two, to compile few programs
 
@@ -44,8 +44,7 @@ class Streamer:
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Any, positions: int, stops: Sequence[str] = (), chunk: int = 8):
-        if "" in stops:
-            raise UserError("a stop string is empty; give at least one character")
+        check_stops(stops)
         self.tokenizer, self.positions, self.stops, self.chunk = tokenizer, positions, tuple(stops), chunk
         self._begin = jax.jit(functools.partial(begin, decoder), static_argnums=2)
         # The cache is donated: it is the model's largest array, and a copy a call would double it.

@@ -4,11 +4,23 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lowrank_jax.core.errors import UserError
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no character, or not yet one, decode to
 BYTES = 4  # of the longest character; a token is at least one
 WINDOW, CONTEXT = 64, 16  # decoded again with every new token: about so many tokens; how many remain then
 
 END, STOP, LENGTH = "end", "stop", "length"  # why a text ended: an end token, a stop string, the most tokens
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Refuses an empty stop string, which would end every text before it begins.
+
+    Raises:
+      UserError: there is one.
+    """
+    if "" in stops:
+        raise UserError("a stop string is empty; give each at least one character")
 
 
 class Detokenizer:

@@ -15,6 +15,7 @@ from lowrank_jax.data.jsonl import JsonLines
 from lowrank_jax.data.packing import PackedWindows, encode_array, join_documents, mark, token_dtype
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
+from lowrank_jax.tasks.framing import Content, frame
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
@@ -127,6 +128,10 @@ class TextTask:
             "loss_per_byte": per_byte,
             "bits_per_byte": per_byte / math.log(2),
         }
+
+    def prompt_tokens(self, prompt: Content) -> list[int]:
+        """The ids that decoding starts from: exactly those before the completion in training."""
+        return frame(self.tokenizer, prompt, self.config.add_bos)
 
     def _read(self, field: str) -> "_Encoded":
         """The rows of the files named by a field of the config, encoded whole."""

@@ -1,0 +1,29 @@
+"""A prompt or a conversation as the ids that decoding starts from: those before the answer in training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.packing import mark
+from lowrank_jax.text.chat import ChatTemplate, prompt_ids
+
+Content = str | Sequence[Mapping[str, Any]]
+
+
+def frame(tokenizer: Any, content: Content, add_bos: bool = False, template: ChatTemplate | None = None) -> list[int]:
+    """The ids of a prompt, or of a conversation that an answer follows.
+
+    Args:
+      content: a text, or messages.
+      add_bos: of a text without a template.
+      template: of a task of conversations, to which a text is a user's message; None: texts alone.
+
+    Raises:
+      UserError: messages without a template, or some that it refuses.
+    """
+    if template is not None:
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        return prompt_ids(tokenizer, template, messages)
+    if not isinstance(content, str):
+        raise UserError("messages need a chat template, and there is none for this task; give prompts, as texts")
+    return [*([mark(tokenizer, "bos")] if add_bos else []), *tokenizer.encode(content)]
