@@ -15,15 +15,17 @@ def frame(tokenizer: Any, content: Content, add_bos: bool = False, template: Cha
 
     Args:
       content: a text, or messages.
-      add_bos: of a text without a template.
+      add_bos: begins with BOS, which a template may have written already.
       template: of a task of conversations, to which a text is a user's message; None: texts alone.
 
     Raises:
       UserError: messages without a template, or some that it refuses.
     """
+    bos = [mark(tokenizer, "bos")] if add_bos else []
     if template is not None:
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
-        return prompt_ids(tokenizer, template, messages)
+        ids = prompt_ids(tokenizer, template, messages)
+        return ids if ids[: len(bos)] == bos else [*bos, *ids]
     if not isinstance(content, str):
         raise UserError("messages need a chat template, and there is none for this task; give prompts, as texts")
-    return [*([mark(tokenizer, "bos")] if add_bos else []), *tokenizer.encode(content)]
+    return [*bos, *tokenizer.encode(content)]
