@@ -78,6 +78,7 @@ def test_draws_are_those_of_the_documented_keys():
     for row in (0, 5):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), row), 3)
         assert got[row] == jax.random.categorical(key, logits[row])
+    assert (got != choose(logits, None, row_keys(8, jnp.arange(ROWS)), jnp.int32(3), how)).any()
     many = 4000
     three = jnp.tile(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), (many, 1))
     drawn = choose(three, None, row_keys(0, jnp.arange(many)), jnp.int32(0), Sampling(temperature=1.0))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.decoding.stream import Streamer
@@ -145,30 +144,3 @@ def test_limits_of_length():
         next(streamer.stream({}, [[1] * 15], Limits(6), [0]))
     with pytest.raises(UserError, match="a stop string is empty"):
         Streamer(decoder, BYTES, 20, [""])
-
-
-def test_the_text_does_not_depend_on_the_batch(pico):
-    """Of the shipped base, drawn: alone, in a full batch, and in a batch with fillers."""
-    base, decoder = pico
-    prompts = [BYTES.encode(text) for text in ("the", "a long prompt of words", "1, 2, 3, ")]
-    limits = Limits(16, (257,), 258, Sampling(temperature=0.9, top_p=0.9, seed=5))
-    streamer = Streamer(decoder, base.tokenizer, base.config.max_position_embeddings)
-
-    def texts(batch, rows, size=0):
-        found = streamer.stream({"params": base.params}, batch, limits, rows, size)
-        return {rows[piece.row]: piece.stream.text for piece in found if piece.stream.ended}
-
-    whole = texts(prompts, [0, 1, 2])
-    assert len(set(whole.values())) == 3
-    assert all(whole.values())
-    assert texts(prompts[2:], [2], 3) == {2: whole[2]}
-    assert texts(prompts[:1], [0]) == {0: whole[0]}
-
-
-@pytest.fixture(scope="module")
-def pico():
-    from lowrank_jax.bases.base import BaseConfig, load_base
-    from lowrank_jax.decoding.decoder import make_decoder
-
-    base = load_base(BaseConfig("pico-llama"))
-    return base, make_decoder(base.model.apply, base.config, jnp.float32)
