@@ -45,6 +45,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.150",  # chooses, repeats and shrinks the mutations of tests/fuzz
     "beartype",  # checks shapes at run time, under jaxtyping's import hook
     "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
+    "pyarrow",  # for Parquet files
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
 ]
@@ -80,6 +81,8 @@ setup(
     package_data={"lowrank_jax.assets": ["*/*"]},
     install_requires=REQUIRES,
     extras_require={
+        "parquet": ["pyarrow"],
+        "data": ["pyarrow", "datasets"],
         "parity": PARITY_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": DEV_REQUIRES,

@@ -1,22 +1,20 @@
 """How prompts become ids: as in the training of a run, by a chat template, or as the base's tokenizer begins a text."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from experiments.generation.model import Model
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
-from lowrank_jax.core.json_text import parse
-from lowrank_jax.data.lines import read_lines
 from lowrank_jax.data.prompts import Asked
+from lowrank_jax.data.row_kinds import CHAT, read_row
+from lowrank_jax.data.sources import is_named, read_source
 from lowrank_jax.tasks.framing import frame
 from lowrank_jax.text.chat import ChatTemplate, end_ids, find_template
 from lowrank_jax.text.chat_formats import FORMATS
 from lowrank_jax.text.tokenizers import SubwordTokenizer
 
 OWN, NONE = "own", "none"  # values of --chat_template beside the names of FORMATS
-CHAT_KEYS = ("messages", "conversations", "conversation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
             texts = True
             said = "the run was trained on conversations: a prompt is a user's message in its chat template"
         elif chat is None:
-            said = "the run's data are gone: a prompt is taken as text (--chat_template frames it as a message)"
+            said = "the run's data are not here: a prompt is taken as text (--chat_template frames it as a message)"
     if not texts and not messages:
         return Framing(tokenizer, None, False, _bos(task, bos), system, said)
     if tokenizer is not None and not named and tokenizer.chat_template is None:
@@ -121,18 +119,19 @@ def no_template(tokenizer: Any) -> str:
 
 
 def trained_on_chat(task: Any) -> bool | None:
-    """Whether the rows of a run's task are conversations, by the first of them; None where its file is gone."""
+    """Whether the rows of a run's task are conversations, by the first of them; None where they are not here."""
     path = getattr(task, "path", None)
     if not path:
         return False
     if getattr(task, "chat_template", ""):
         return True
-    file = path if isinstance(path, str) else path[0]
-    if kind_of(file) != "file":
+    source = path if isinstance(path, str) else path[0]
+    if is_named(source) or kind_of(source) is None:
         return None
-    _, line = next(read_lines(Path(file)), (0, "null"))
-    row = parse(line)
-    return isinstance(row, dict) and any(key in row for key in CHAT_KEYS)
+    for place, rows in read_source(source):
+        for word, number, row in rows:
+            return read_row(f"{place}, {word} {number}", row)[0] == CHAT
+    return None
 
 
 def _bos(task: Any, bos: bool | None) -> bool | None:

@@ -13,7 +13,7 @@ from lowrank_jax.core.errors import UserError
 
 TOKENIZER_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spm.model",
+    "tokenizer.model", "spm.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 REMEDY = "choose another --name, or --fresh to delete that run"
@@ -159,13 +159,22 @@ def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
 
 def _text(task: Mapping[str, Any]) -> Iterator[Source]:
     from lowrank_jax.data.digest import content_digest
+    from lowrank_jax.data.rows import source_digest
+    from lowrank_jax.data.sources import data_files, is_named
 
     for field in ("path", "validation_path"):
         given = task.get(field) or ()
         for number, name in enumerate([given] if isinstance(given, str) else given):
-            if name:
-                path = Path(name)
-                yield Source(f"task.{field}.{number}", name, (path,), functools.partial(content_digest, path))
+            if not name:
+                continue
+            if is_named(name):
+                yield Source(f"task.{field}.{name}", name, (), functools.partial(source_digest, name))
+                continue
+            key, files = f"task.{field}.{number}", tuple(data_files(name))
+            if files == (path := Path(name),):
+                yield Source(key, name, files, functools.partial(content_digest, path))
+            else:
+                yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
 
 
 def _glue(task: Mapping[str, Any]) -> Iterator[Source]:

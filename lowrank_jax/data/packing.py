@@ -1,6 +1,7 @@
-"""Documents joined into one stream of tokens, and the windows of it that next-token pretraining reads."""
+"""Rows of tokens put together: documents joined into a stream and cut into windows, or whole rows in bins."""
 
-from collections.abc import Iterable
+import bisect
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,3 +88,57 @@ class PackedWindows:
             raise IndexError(f"window {index} of {len(self)}")
         start = index * (self.seq_len - 1)
         return {"tokens": self.tokens[start : start + self.seq_len]}
+
+
+def pack_bins(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Rows divided into bins of at most `size` tokens, by best fit from the longest row to the shortest.
+
+    Args:
+      lengths: of the rows, each at most `size`.
+      size: tokens of a bin.
+
+    Returns:
+      [rows of a bin]; a bin's rows are in their own order, and bins in that of their first rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    free: dict[int, list[list[int]]] = {}  # room that is left -> bins with it
+    rooms: list[int] = []  # the keys of `free`, ascending
+    bins = []
+    for row in order:
+        place = bisect.bisect_left(rooms, lengths[row])
+        if place == len(rooms):
+            chosen, room = [], size
+            bins.append(chosen)
+        else:
+            room = rooms[place]
+            chosen = free[room].pop()
+            if not free[room]:
+                del free[room], rooms[place]
+        chosen.append(row)
+        room -= lengths[row]
+        if room not in free:
+            free[room] = []
+            bisect.insort(rooms, room)
+        free[room].append(chosen)
+    return sorted(map(sorted, bins))
+
+
+class PackedRows:
+    """Random access to bins of whole rows: {"tokens", "targets", "segments"}, segment k is the bin's k-th row, from 1.
+
+    Args:
+      rows: (tokens [n], targets bool [n]) of each, n at most `size`; no row's first token is a target.
+      size: most tokens of a bin.
+    """
+
+    def __init__(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], size: int):
+        self._rows, self._bins = rows, pack_bins([len(tokens) for tokens, _ in rows], size)
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rows = [self._rows[row] for row in self._bins[index]]
+        segments = [np.full(len(tokens), number, np.int32) for number, (tokens, _) in enumerate(rows, 1)]
+        tokens, targets = (np.concatenate(each) for each in zip(*rows, strict=True))
+        return {"tokens": tokens, "targets": targets, "segments": np.concatenate(segments)}

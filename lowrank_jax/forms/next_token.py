@@ -18,7 +18,7 @@ from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
 def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
-    """Sum over targets of -log p(token_t | tokens_<t), weighted.
+    """Sum over targets of -log p(token_t | tokens_<t), weighted; of packed rows the tokens of its document alone.
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
@@ -27,7 +27,8 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
     """
 
     def objective(variables, batch, rngs):
-        hidden = apply_fn(variables, batch["tokens"], rngs=rngs, method="hidden")
+        packed = {name: batch[name] for name in ("segments",) if name in batch}
+        hidden = apply_fn(variables, batch["tokens"], rngs=rngs, method="hidden", **packed)
 
         def logits_fn(chunk):
             return apply_fn(variables, chunk, rngs=rngs, method="logits")
@@ -51,7 +52,7 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
     source = task.validation_source()
     if source is None:
         return None
-    sums = make_loss_evaluator(NextToken().objective(setting))
+    sums = make_loss_evaluator(next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll))
 
     def evaluate(variables):
         shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -63,16 +64,24 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
 
 
 class NextToken:
-    """See `base.Form`."""
+    """See `base.Form`.
+
+    Args:
+      config: of the task; where it is `segmented`, several documents share a row, and "segments" numbers them.
+    """
 
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
     counted = "tokens that are predicted (without prompts and padding)"
     evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, "samples": samples}
 
+    def __init__(self, config: Any = None):
+        self.segmented = bool(getattr(config, "segmented", False))
+
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
-        """Tokens and the weights of the targets among them."""
+        """Tokens and the weights of the targets among them; of packed rows the number of each token's document."""
         rows = (batch_size, seq_len)
-        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32)}
+        packed = {"segments": (rows, jnp.int32)} if self.segmented else {}
+        return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32), **packed}
 
     def objective(self, setting: Setting) -> Objective:
         """See `next_token_objective`."""
@@ -90,8 +99,9 @@ class NextToken:
         )
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
-        """Random tokens, all of them targets."""
-        return {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32), "weights": np.ones}
+        """Random tokens, all of them targets, of one document a row."""
+        tokens = {"tokens": lambda shape: rng.integers(0, vocab_size, shape, np.int32)}
+        return {**tokens, "weights": np.ones, "segments": np.ones}
 
     def record_notes(self, task: Task) -> dict[str, Any]:
         """A line for each difference from the data as stored, if there are any."""

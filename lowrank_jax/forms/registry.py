@@ -7,7 +7,7 @@ from lowrank_jax.forms.base import Form
 from lowrank_jax.forms.label import Label
 from lowrank_jax.forms.next_token import NextToken
 
-FORMS = {"next_token": lambda config: NextToken(), "label": Label}
+FORMS = {"next_token": NextToken, "label": Label}
 
 
 def form_of(config: Any) -> Form:

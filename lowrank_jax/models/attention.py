@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         rotary: Tables | None,
-        allowed: Array | None,
+        allowed: "Array | Packed | None",
         cache: dict | None,
         layer: Array | None,
         local: Array | None = None,
@@ -71,7 +71,8 @@ class Attention(nn.Module):
         """Args:
           x: [B, T, D].
           rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
-          allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal.
+          allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal. `Packed`
+            is causal too, within each document of a row.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of all layers, or None.
           layer: int32 scalar, this layer's row of the cache.
           local: bool scalar, whether this layer has the window; None is yes.
@@ -94,18 +95,19 @@ class Attention(nn.Module):
             first = cache["index"]
             cache = write_cache(cache, layer, key, value)
             key, value = (read_cache(cache[name], layer).astype(self.dtype) for name in ("key", "value"))
+        packed = isinstance(allowed, Packed)
         kernel = pick_implementation(
             self.implementation,
             self.dtype,
             self.head_dim,
-            masked=allowed is not None,
+            masked=allowed is not None and not packed,
             cached=cache is not None,
             capped=self.softcap is not None,
         )
         window = None if self.window is None or self.window >= key.shape[1] else Window(self.window, local, first)
-        causal = allowed is None
+        causal, mask = packed or allowed is None, allowed.same if isinstance(allowed, Packed) else allowed
         y = attend(
-            query, key, value, allowed, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
+            query, key, value, mask, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
             window=window,
         )  # fmt: skip
         y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
@@ -135,6 +137,16 @@ class Attention(nn.Module):
     def linear(self, features: int, name: str, use_bias: bool) -> Linear:
         """The Linear called `name`."""
         return Linear(features, use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+
+class Packed(NamedTuple):
+    """The documents of packed rows: attention is causal and within a document.
+
+    Attributes:
+      same: bool [B, 1, T, T], whether query and key are of one document; padding is a document too.
+    """
+
+    same: Array
 
 
 class Window(NamedTuple):
@@ -175,7 +187,7 @@ def attend(
     Args:
       query, key, value: [B, T, heads, head_dim], [B, S, kv_heads, head_dim] twice.
       allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None for all.
-      causal: a query attends only to keys no later than itself; S is T.
+      causal: a query attends only to keys no later than itself, of those that are allowed; S is T.
       kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`; with a softcap "heads_first".
       scale, softcap: as in `Attention`.
       window: only with `causal` or `allowed`.
@@ -184,10 +196,11 @@ def attend(
       [B, T, heads, head_dim].
     """
     queries, slots = query.shape[1], key.shape[1]
-    if window is not None and not (causal and kernel == "cudnn"):
-        allowed, window, causal = window.narrow(_tri(queries) if causal else allowed, queries, slots), None, False
+    if window is not None and not (causal and kernel == "cudnn" and allowed is None):
+        allowed = window.narrow(_causal(allowed, queries) if causal else allowed, queries, slots)
+        window, causal = None, causal and kernel == "cudnn"  # which skips the later keys, besides the mask
     if kernel == "heads_first":
-        allowed = _tri(queries) if causal else allowed
+        allowed = _causal(allowed, queries) if causal else allowed
         return checkpoint_name(heads_first_attention(query, key, value, allowed, scale, softcap), "attention")
     run = functools.partial(
         jax.nn.dot_product_attention, mask=allowed, is_causal=causal, scale=scale, implementation=kernel
@@ -208,8 +221,14 @@ def windowed(run: Callable[..., Array], query: Array, key: Array, value: Array, 
     return lax.cond(window.local, narrow, run, query, key, value)
 
 
-def _tri(queries: int) -> Array:
-    return jnp.tri(queries, dtype=bool)
+def _causal(allowed: Array | None, queries: int) -> Array:
+    tri = jnp.tri(queries, dtype=bool)
+    return tri if allowed is None else allowed & tri
+
+
+def one_document(segments: Array) -> Packed:
+    """The mask of rows [B, T] of packed documents; tokens of one document have one number."""
+    return Packed(segments[:, None, :, None] == segments[:, None, None, :])
 
 
 def heads_first_attention(

@@ -8,7 +8,7 @@ from jax import lax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import allowed_keys
+from lowrank_jax.models.attention import allowed_keys, one_document
 from lowrank_jax.models.stack import Model, run_layers
 
 
@@ -31,16 +31,26 @@ class CausalLM(Model):
         return {}
 
     def __call__(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        cache: dict | None = None,
+        segments: Array | None = None,
     ) -> Any:
         """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
         if cache is None:
-            return self.logits(self.hidden(tokens, positions, mask))
+            return self.logits(self.hidden(tokens, positions, mask, segments=segments))
         hidden, cache = self.hidden(tokens, positions, mask, cache)
         return self.logits(hidden), cache
 
     def hidden(
-        self, tokens: Array, positions: Array | None = None, mask: Array | None = None, cache: dict | None = None
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        cache: dict | None = None,
+        segments: Array | None = None,
     ) -> Any:
         """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
 
@@ -49,6 +59,9 @@ class CausalLM(Model):
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid keys: S is T, or the cache's length. None: all. Attention is causal in any case.
           cache: from `init_cache`; tokens fill its slots from index on, and its index grows by T.
+          segments: int32 [B, T], the document that each token is of, where several are packed into a row: neighbours of
+            equal number are one document. A document is read as if it stood alone: attention stays within it, and
+            positions begin again at 0. Without mask and cache.
 
         Raises:
           UserError: more tokens than the model has positions.
@@ -58,14 +71,16 @@ class CausalLM(Model):
             raise UserError(
                 f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
             )
+        if segments is not None and not (mask is None and cache is None):
+            raise ValueError("packed rows have segments alone: no mask and no cache")
         slots = length if cache is None else cache["key"].shape[2]
         if mask is not None and mask.shape != (batch, slots):
             raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
         index = None if cache is None else cache["index"]
         if positions is None:
-            positions = default_positions(length, mask, index)
+            positions = default_positions(length, mask, index) if segments is None else positions_within(segments)
         x, rotary = self.start(tokens, positions, None if cache is None else slots)
-        allowed = allowed_keys(length, mask, index, slots)
+        allowed = allowed_keys(length, mask, index, slots) if segments is None else one_document(segments)
         kinds = self.kinds()
         if cache is not None:
             kinds["number"] = jnp.arange(c.num_hidden_layers, dtype=jnp.int32)
@@ -85,6 +100,13 @@ def default_positions(length: int, mask: Array | None, index: Array | None) -> A
         return positions if index is None else positions + index
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     return positions if index is None else lax.dynamic_slice_in_dim(positions, index, length, axis=1)
+
+
+def positions_within(segments: Array) -> Array:
+    """Positions [B, T] of packed rows: each token's place in its document, a stretch of equal numbers."""
+    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+    return places - lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
 def init_cache(config: Any, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:

@@ -1,26 +1,30 @@
-"""A user's JSON lines: packed text for next-token pretraining, or one example a row; scored by held-out loss."""
+"""A user's rows: texts packed for next-token pretraining, completions or conversations; scored by held-out loss."""
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.cuts import describe_cuts
-from lowrank_jax.data.jsonl import JsonLines
-from lowrank_jax.data.packing import PackedWindows, encode_array, join_documents, mark, token_dtype
+from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents
 from lowrank_jax.data.pipeline import Source
+from lowrank_jax.data.row_kinds import CHAT, TEXT
+from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 from lowrank_jax.tasks.framing import Content, frame
+from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
+from lowrank_jax.text.chat import end_ids, find_template
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
 ROUNDED = 8  # a row's tokens are rounded up to a multiple: few lengths to compile, and even ones for cuDNN's attention
-LONGEST = 256  # most tokens of a row whose length is chosen from the data
+LONGEST = 256  # most tokens of a row whose length is chosen from the data, unless task.max_seq_len says otherwise
+JOINED, SEPARATE = "joined", "separate"
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,20 @@ class TextConfig:
     """Which files, and how their rows become examples.
 
     Attributes:
-      path: one file or several (.jsonl, .jsonl.gz, .jsonl.xz) of {"text"} or of {"prompt", "completion"} rows.
+      path: one source or several: .jsonl, .json (.gz, .xz) or .parquet files, folders of them, hub:owner/name:split or
+        tfds:name:split. Rows are of {"text"}, of {"prompt", "completion"}, or conversations; see `data.row_kinds`.
       seq_len: tokens per example. 0 chooses it from the data: the tokens of the longest row (of all text, if packed),
-        rounded up to a multiple of ROUNDED, and at most LONGEST and the model's positions.
-      validation_path: held-out files of the same kind; None: no evaluation.
-      packed: True joins all texts and cuts windows, without padding (text rows only); False makes each row an example.
+        rounded up to a multiple of ROUNDED, and at most max_seq_len and the model's positions.
+      validation_path: held-out sources of the same kind; None: no evaluation.
+      packed: True puts several rows into an example, as `documents` says; False makes each row an example.
       truncate: where a row is longer than seq_len, True cuts its end off and notes what is lost, False refuses it at
         the start. Packed text loses nothing: a document continues in the next window.
-      add_bos, add_eos: marks around each text, or around prompt + completion.
+      add_bos, add_eos: marks around each text, or around prompt + completion; of conversations see `RowEncoder`.
+      chat_template: how conversations are written: a name of `text.chat_formats`; "" is the tokenizer's own template.
+      documents: when packed, "joined" joins all texts and cuts windows, without padding (text rows only); "separate"
+        puts whole rows of any kind side by side, each read as if it stood alone: no attention from one to another, and
+        positions that begin again. A text that is longer than seq_len is divided.
+      max_seq_len: the largest length that is chosen from the data.
     """
 
     form: ClassVar[str] = "next_token"
@@ -46,6 +56,9 @@ class TextConfig:
     truncate: bool = False
     add_bos: bool = False
     add_eos: bool = True
+    chat_template: str = ""
+    documents: str = JOINED
+    max_seq_len: Annotated[int, Range(least=2)] = LONGEST
 
     def __post_init__(self):
         check_ranges(self, "task")
@@ -54,23 +67,31 @@ class TextConfig:
             if isinstance(value, list | tuple):  # a list where it comes from a ConfigDict or JSON; "" is no file
                 object.__setattr__(self, name, tuple(file for file in value if file) or None)
         if not self.path:
-            raise UserError("task.path is empty; give a .jsonl, .jsonl.gz or .jsonl.xz file, or several")
+            raise UserError("task.path is empty; give a .jsonl, .json or .parquet file, a folder, or several")
+        if self.documents not in (JOINED, SEPARATE):
+            raise unknown_name("task.documents", self.documents, (JOINED, SEPARATE))
+        if self.documents == SEPARATE and not self.packed:
+            raise UserError("task.documents=separate says how rows are packed; set task.packed=True, or leave it out")
+
+    @property
+    def segmented(self) -> bool:
+        """Whether an example has several rows that do not see each other."""
+        return self.packed and self.documents == SEPARATE
 
 
-class _Encoded(NamedTuple):
-    """Rows as tokens with BOS and EOS, where each one's targets start and its text ends; packed text is one row."""
+class _Read(NamedTuple):
+    """Rows as examples; of joined text the only one is all of it."""
 
-    rows: JsonLines
-    tokens: list[np.ndarray]
-    starts: list[int]
-    ends: list[int]
+    rows: Rows
+    examples: list[Encoded]
+    encoder: RowEncoder | None = None
 
 
 class TextTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
-    The loss is over all tokens of a text, or over the completion (and EOS) of a prompt with its completion. Prompt and
-    completion are encoded separately and joined: decoding can start from exactly the ids of training.
+    The loss is over all tokens of a text, over the completion (and EOS) of a prompt with its completion, or over what
+    the assistant says in a conversation.
 
     Args:
       config: which files, and how their rows become examples.
@@ -81,28 +102,34 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
+      template, end_ids: the chat template of conversations, and the tokens that end its answers; otherwise None and ().
+      contents: "path.NAME" -> digest of the rows of a data set that is named and is no file.
     """
 
     name, evaluation = "text", "likelihood"
 
     def __init__(self, config: TextConfig, tokenizer: Any, positions: int | None = None):
         self.config, self.tokenizer = config, tokenizer
-        self._bos = [mark(tokenizer, "bos")] if config.add_bos else []
-        self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.notes: tuple[str, ...] = ()
+        self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
-        self.longest = max(len(tokens) for one in read.values() for tokens in one.tokens)
-        self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), LONGEST, positions or LONGEST)
+        chat = read["path"].rows.kind == CHAT
+        self.template = find_template(tokenizer, config.chat_template) if chat else None
+        self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
+        count = sum if config.segmented else max
+        self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())
+        most = min(config.max_seq_len, positions or config.max_seq_len)
+        self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), most)
         cut = {
-            field: self._packed(one) if config.packed else self._examples(one, f"task.{field}")
-            for field, one in read.items()
+            field: self._rows(each, f"task.{field}") if each.encoder else self._windows(each)
+            for field, each in read.items()
         }
         self._train, _ = cut["path"]
         self._validation, self._validation_bytes = cut.get("validation_path", (None, 0))
 
     def train_source(self) -> Source:
-        """Windows {"tokens"}, or rows {"tokens", "start"} whose targets begin at token `start`."""
+        """Windows {"tokens"}, rows {"tokens", "targets"}, or packed rows {"tokens", "targets", "segments"}."""
         return self._train
 
     def validation_source(self) -> Source | None:
@@ -110,11 +137,14 @@ class TextTask:
         return self._validation
 
     def features(self, example: dict[str, Any]) -> Features:
-        """Tokens padded to seq_len; weight 1 from `start` on (0 for windows and texts)."""
+        """Tokens padded to seq_len; weight 1 for targets (all tokens of windows); of packed rows the segments too."""
         tokens = example["tokens"]
-        weights = np.ones(len(tokens), np.float32)
-        weights[: example.get("start", 0)] = 0
-        return make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer))
+        weights = np.asarray(example.get("targets", np.ones(len(tokens), bool)), np.float32)
+        made = make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer))
+        if "segments" in example:
+            made["segments"] = np.zeros(self.seq_len, np.int32)
+            made["segments"][: len(tokens)] = example["segments"]
+        return made
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Mean loss per token in nats, its perplexity, and the loss per byte of the scored UTF-8 text.
@@ -130,60 +160,77 @@ class TextTask:
         }
 
     def prompt_tokens(self, prompt: Content) -> list[int]:
-        """The ids that decoding starts from: exactly those before the completion in training."""
-        return frame(self.tokenizer, prompt, self.config.add_bos)
+        """The ids that decoding starts from: exactly those before the answer in training."""
+        return frame(self.tokenizer, prompt, self.config.add_bos, self.template)
 
-    def _read(self, field: str) -> "_Encoded":
-        """The rows of the files named by a field of the config, encoded whole."""
-        rows, marks = JsonLines(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
-        if self.config.packed:
-            if rows.kind != "text":
-                raise UserError(f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts')
+    def _read(self, field: str) -> _Read:
+        """The rows of the sources named by a field of the config, encoded whole."""
+        rows, marks = Rows(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
+        self.contents |= {f"{field}.{name}": digest for name, digest in rows.contents.items()}
+        if self.config.chat_template and rows.kind != CHAT:
+            raise UserError(
+                f"task.chat_template={self.config.chat_template} is for conversations, the rows are of kind "
+                f"{rows.kind!r}; leave it out"
+            )
+        if self.config.packed and not self.config.segmented:
+            if rows.kind != TEXT:
+                raise UserError(
+                    f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts and conversations, '
+                    "or documents=separate to pack them as well"
+                )
             texts = (row["text"] for row in rows)
             joined = join_documents(texts, self.tokenizer, add_bos=marks[0], add_eos=marks[1])
-            return _Encoded(rows, [joined], [0], [len(joined)])
-        found, dtype = _Encoded(rows, [], [], []), token_dtype(self.tokenizer.vocab_size)
-        for index in range(len(rows)):
-            row = rows[index]
-            prompt = [*self._bos, *(self.tokenizer.encode(row["prompt"]) if rows.kind == "completion" else [])]
-            target = encode_array(row["completion" if rows.kind == "completion" else "text"], self.tokenizer, dtype)
-            found.tokens.append(np.concatenate([np.array(prompt, dtype), target, np.array(self._eos, dtype)]))
-            found.starts.append(len(prompt))
-            found.ends.append(len(prompt) + len(target))
-        return found
+            return _Read(rows, [Encoded(joined, np.ones(0, bool), len(joined), 0)])
+        encoder = RowEncoder(self.tokenizer, rows.kind, self.config.chat_template, *marks)
+        return _Read(rows, encoder.encode(rows), encoder)
 
-    def _packed(self, read: "_Encoded") -> tuple[PackedWindows, int]:
-        """(windows, scored bytes of text)."""
-        (tokens,), scored = read.tokens, sum(len(row["text"].encode()) for row in read.rows)
+    def _windows(self, read: _Read) -> tuple[PackedWindows, int]:
+        """(windows of joined text, scored bytes of text)."""
+        tokens, scored = read.examples[0].tokens, sum(len(row["text"].encode()) for row in read.rows)
         if not self.config.add_bos:
-            scored -= self._bytes(tokens[:1])  # the first token of all has nothing before it
+            # the first token of all has nothing before it
+            scored -= len(self.tokenizer.decode(tokens[:1].tolist()).encode())
         return PackedWindows(tokens, self.seq_len), scored
 
-    def _examples(self, read: "_Encoded", name: str) -> tuple[Sequence[dict[str, Any]], int]:
-        """(examples, scored bytes of text), each row cut to seq_len."""
-        examples, scored, left_out = [], 0, []
-        rows, lengths = read.rows, [len(tokens) for tokens in read.tokens]
-        for index, (tokens, start, end) in enumerate(zip(read.tokens, read.starts, read.ends, strict=True)):
-            first = max(start, 1)  # the first target; position 0 has nothing before it
-            if first >= min(len(tokens), self.seq_len):  # nothing is left, or a single token
+    def _rows(self, read: _Read, name: str) -> tuple[Source, int]:
+        """(rows, each cut to seq_len, or bins of them; scored bytes of text)."""
+        kept, scored, left_out, rows, size = [], 0, [], read.rows, self.seq_len
+        assert read.encoder is not None  # joined text has none
+        divided = self.config.segmented and rows.kind == TEXT
+        lengths = [min(len(one.tokens), size) if divided else len(one.tokens) for one in read.examples]
+        for index, one in enumerate(read.examples):
+            limit = len(one.tokens) if divided else size
+            if not one.targets[:limit].any():  # nothing is left, or a single token
                 left_out.append(index)
                 continue
-            scored += self._bytes(tokens[first : min(end, self.seq_len)])
-            examples.append({"tokens": tokens[: self.seq_len], "start": start})
-        if max(lengths) > self.seq_len and not self.config.truncate:
-            long = [index for index, length in enumerate(lengths) if length > self.seq_len]
+            scored += read.encoder.said(one, limit)
+            kept += _divided(one, size) if divided else [(one.tokens[:size], one.targets[:size])]
+
+        def place(index: int) -> str:
+            return rows.place(read.examples[index].row)
+
+        if max(lengths) > size and not self.config.truncate:
+            long = [index for index, length in enumerate(lengths) if length > size]
             raise UserError(
-                f"{rows.place(long[0])}: has {lengths[long[0]]} tokens, seq_len is {self.seq_len}; "
+                f"{place(long[0])}: has {lengths[long[0]]} tokens, seq_len is {size}; "
                 "raise seq_len or set truncate=True "
-                f"({len(long)} of {len(rows)} rows are longer, seq_len={max(lengths)} keeps all)"
+                f"({len(long)} of {len(lengths)} rows are longer, seq_len={max(lengths)} keeps all)"
             )
-        if not examples:
-            remedy = f"raise seq_len: {max(lengths)} keeps all" if max(lengths) > self.seq_len else "give longer rows"
-            raise UserError(f"{rows.paths[0]}: no row keeps a target within seq_len={self.seq_len}; {remedy}")
-        if note := describe_cuts(name, "task.seq_len", self.seq_len, lengths, left_out, rows.place):
+        if not kept:
+            remedy = f"raise seq_len: {max(lengths)} keeps all" if max(lengths) > size else "give longer rows"
+            raise UserError(f"{rows.paths[0]}: no row keeps a target within seq_len={size}; {remedy}")
+        if note := describe_cuts(name, "task.seq_len", size, lengths, left_out, place):
             log.warning("%s", note)
             self.notes += (note,)
-        return examples, scored
+        if self.config.segmented:
+            return PackedRows(kept, size), scored
+        return [{"tokens": tokens, "targets": targets} for tokens, targets in kept], scored
 
-    def _bytes(self, tokens: np.ndarray) -> int:
-        return len(self.tokenizer.decode(tokens.tolist()).encode())
+
+def _divided(one: Encoded, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A text in parts of `size` tokens; neighbours share one, so that each token is a target once."""
+    starts = range(0, max(len(one.tokens) - 1, 1), size - 1)
+    parts = [(one.tokens[start : start + size], one.targets[start : start + size].copy()) for start in starts]
+    for _, targets in parts:
+        targets[0] = False
+    return parts

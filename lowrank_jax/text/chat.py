@@ -103,20 +103,26 @@ def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence
     return _encode(tokenizer, template, messages, spans)
 
 
-def encode_turns(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> list[Encoded]:
+def encode_turns(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], first: int = 0
+) -> list[Encoded]:
     """`encode_chat` as one example; where the template rewrites earlier turns, one for each assistant's turn.
 
     Such a template (Qwen3's leaves the thoughts of earlier turns out) shows a turn as it was written only while it is
     the last: each example ends with the turn that it teaches.
 
+    Args:
+      first: number of the first message that may be a target.
+
     Raises:
       UserError: no assistant's turn is there, or the template does not begin a turn with its generation prompt.
     """
     spans = _spans(template, messages)
+    turns = _turns(messages)
     if spans is not None:
-        return [_encode(tokenizer, template, messages, spans)]
+        return [_encode(tokenizer, template, messages, spans, sum(turn < first for turn in turns))]
     found = []
-    for end in (index + 1 for index in _turns(messages)):
+    for end in (turn + 1 for turn in turns if turn >= first):
         span = _last_span(template, messages[:end])
         if span is None:
             prompt = template.render(messages[: end - 1], add_generation_prompt=True)
@@ -153,12 +159,17 @@ def end_ids(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
 
 
 def _encode(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], spans: Sequence[tuple[int, int]]
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    spans: Sequence[tuple[int, int]],
+    skipped: int = 0,
 ) -> Encoded:
+    """Ids and targets, which are all turns but the first `skipped`."""
     starts, stops = zip(*spans, strict=True)
     ids, firsts, lasts = encode_with_cuts(tokenizer.encode_marked, template.render(messages), starts, stops)
     ends, targets = set(end_ids(tokenizer, template)), [False] * len(ids)
-    for first, last in zip(firsts, lasts, strict=True):
+    for first, last in list(zip(firsts, lasts, strict=True))[skipped:]:
         marks = [place for place in range(first, last) if ids[place] in ends]
         if marks and not tokenizer.decode(ids[marks[-1] + 1 : last]).strip():
             last = marks[-1] + 1  # decoding ends there: what stands between two turns is never decoded

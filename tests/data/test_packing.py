@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.packing import PackedWindows, join_documents, token_dtype
+from lowrank_jax.data.packing import PackedWindows, join_documents, pack_bins, token_dtype
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
 
@@ -76,3 +76,14 @@ def test_bad_input():
 
     with pytest.raises(UserError, match="'bare' has no BOS token; set add_bos=False"):
         join_documents(["a"], Bare(), add_bos=True)
+
+
+def test_bins_are_filled_by_the_row_that_fits_best():
+    assert pack_bins([3, 6, 5, 4, 2], 10) == [[0, 2, 4], [1, 3]]
+    assert pack_bins([4, 4, 4], 4) == [[0], [1], [2]]
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 1000).tolist()
+    bins = pack_bins(lengths, 128)
+    assert sorted(row for one in bins for row in one) == list(range(1000))  # each row once
+    assert max(sum(lengths[row] for row in one) for one in bins) <= 128
+    assert len(bins) < 1.02 * sum(lengths) / 128  # hardly any padding

@@ -7,7 +7,7 @@ import lzma
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.jsonl import JsonLines
+from lowrank_jax.data.rows import Rows
 
 TEXTS = [{"text": "été\nline two"}, {"text": "b", "source": "left out"}]
 PAIRS = [{"prompt": "", "completion": "x"}, {"prompt": "q", "completion": "a", "id": 3}]
@@ -21,13 +21,13 @@ def write(path, rows):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz"])
 def test_reads_text_rows(tmp_path, suffix):
-    rows = JsonLines(write(tmp_path / f"a{suffix}", TEXTS))
+    rows = Rows(write(tmp_path / f"a{suffix}", TEXTS))
     assert rows.kind == "text"
     assert [rows[i] for i in range(len(rows))] == [{"text": "été\nline two"}, {"text": "b"}]
 
 
 def test_reads_prompt_rows_of_several_files_in_order(tmp_path):
-    rows = JsonLines([str(write(tmp_path / "a.jsonl", PAIRS)), write(tmp_path / "b.jsonl.gz", PAIRS[:1])])
+    rows = Rows([str(write(tmp_path / "a.jsonl", PAIRS)), write(tmp_path / "b.jsonl.gz", PAIRS[:1])])
     assert rows.kind == "completion"
     assert len(rows) == 3
     assert rows[1] == {"prompt": "q", "completion": "a"}
@@ -39,7 +39,7 @@ def test_reads_prompt_rows_of_several_files_in_order(tmp_path):
 def test_blank_lines_and_a_byte_order_mark_are_skipped_but_lines_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n  \n{"text": "b"}')
-    rows = JsonLines(path)
+    rows = Rows(path)
     assert [row["text"] for row in rows] == ["a", "b"]
     assert rows.place(1).endswith("line 4")
 
@@ -50,7 +50,7 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped_but_lines_are_counted(tmp
         ('{"text": "a"', "not JSON .*one JSON object per line"),
         ("[" * 100_000, "not JSON"),
         ('["a"]', "is a JSON list, not an object"),
-        ('{"txt": "a"}', 'needs either the key "text" or both "prompt" and "completion"; found "txt"'),
+        ('{"txt": "a"}', 'is of no kind; found "txt"; understood are "text"; "prompt" and "comp'),
         ("{}", "found no key"),
         ('{"prompt": "a"}', 'found "prompt"'),
         ('{"text": "a", "prompt": "b", "completion": "c"}', 'found "text", "prompt", "completion"'),
@@ -65,26 +65,26 @@ def test_a_bad_row_names_file_and_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: .*" + message) as error:
-        JsonLines(path)
+        Rows(path)
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_completion_is_refused(tmp_path):
     with pytest.raises(UserError, match='line 1: "completion" is empty'):
-        JsonLines(write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": ""}]))
+        Rows(write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": ""}]))
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        JsonLines(tmp_path / "none.jsonl")
+        Rows(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no data file given"):
-        JsonLines([])
-    with pytest.raises(UserError, match="is a folder, not a file"):
-        JsonLines(tmp_path)
+        Rows([])
+    with pytest.raises(UserError, match="a folder without data files"):
+        Rows(tmp_path)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
     with pytest.raises(UserError, match="has no rows"):
-        JsonLines([write(tmp_path / "a.jsonl", TEXTS), empty])
+        Rows([write(tmp_path / "a.jsonl", TEXTS), empty])
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])
@@ -94,18 +94,18 @@ def test_damaged_packings(tmp_path, suffix):
     for damaged in (whole[: len(whole) // 2], b"plain text\n", whole[:100] + b"????" + whole[104:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"a\.jsonl\.\w\w, after line \d+: cannot be read .*again"):
-            JsonLines(path)
+            Rows(path)
 
 
 def test_latin_1_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "été"}'.encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
-        JsonLines(path)
+        Rows(path)
 
 
 def test_public_text_is_read_whole(data_folder):
-    rows = JsonLines([data_folder / "text-en" / f"{name}_validation.jsonl.xz" for name in ("novels", "peps")])
+    rows = Rows([data_folder / "text-en" / f"{name}_validation.jsonl.xz" for name in ("novels", "peps")])
     assert len(rows) == 39
     assert sum(len(row["text"].encode()) for row in rows) == 2_703_138 + 706_069
 
@@ -118,7 +118,7 @@ def test_a_byte_that_is_not_utf8_is_found_on_its_line(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb").write(b"\n".join(lines))
     with pytest.raises(UserError, match=rf"a{suffix}, line 51: not UTF-8 \(.* at byte 14\)"):
-        JsonLines(path)
+        Rows(path)
 
 
 @pytest.mark.parametrize("row", ["9" * 5000, '{"text": ' + "9" * 5000 + "}", "[" * 99_999, "NaN", '{"text": 1e999}'])
@@ -126,5 +126,59 @@ def test_numbers_and_depths_beyond_reason(tmp_path, row):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "a"}}\n{row}\n')
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: ") as error:
-        JsonLines(path)
+        Rows(path)
     assert len(str(error.value)) < 300
+
+
+ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+MORE, CALL = {**ASKED, "content": "2 +\n\n2?"}, {"role": "assistant", "content": "", "tool_calls": [1]}
+TALK = {"messages": [ASKED, SAID], "first": 0}
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"messages": [ASKED, SAID], "id": 3}, TALK),
+        ({"messages": {"role": ["user", "assistant"], "content": ["2 + 2?", "4"]}}, TALK),  # columns
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, TALK),
+        ({"conversations": [ASKED, SAID]}, TALK),
+        ({"instruction": "2 + 2?", "input": "", "output": "4"}, TALK),
+        ({"instruction": "2 +", "input": "2?", "output": "4"}, {"messages": [MORE, SAID], "first": 0}),
+        ({"prompt": [ASKED], "completion": [SAID]}, {**TALK, "first": 1}),
+        ({"prompt": [ASKED, SAID, ASKED], "completion": [SAID]}, {"messages": [ASKED, SAID] * 2, "first": 3}),
+        ({"messages": [{"role": "system", "content": ""}, {**ASKED, "name": None}, SAID]}, TALK),
+        (
+            {"messages": [ASKED, {**CALL, "content": None}, {**SAID, "role": "tool"}, SAID]},
+            {"messages": [ASKED, CALL, {**SAID, "role": "tool"}, SAID], "first": 0},
+        ),
+    ],
+)  # fmt: skip
+def test_every_way_to_write_a_conversation(tmp_path, row, wanted):
+    rows = Rows(write(tmp_path / "a.jsonl", [row]))
+    assert (rows.kind, rows[0]) == ("chat", wanted)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [ASKED], "conversations": []}, 'of two kinds; found "messages", "conversations"; understood are'),
+        ({"question": "a", "answer": "b"}, 'of no kind; found "question", "answer"; .*"instruction" and "output"'),
+        ({"messages": []}, '"messages" is empty'),
+        ({"messages": "hi"}, '"messages" is no list of messages'),
+        ({"messages": ["hi"]}, "message 1 of messages: is a str; write"),
+        ({"messages": [{"content": "hi"}]}, 'has neither "role" nor "from" .found "content"'),
+        ({"messages": [{"role": "narrator", "content": "hi"}]}, "unknown role 'narrator'; roles are system, user"),
+        ({"messages": [ASKED, {**SAID, "content": ""}]}, 'message 2 of messages: "content" is empty'),
+        ({"messages": [ASKED, {**SAID, "content": ["4"]}]}, '"content" is a list, not a string'),
+        ({"messages": [SAID, ASKED]}, "ends with a turn of role 'user', after which there is no assistant's turn"),
+        ({"messages": {"role": ["user"], "content": []}}, 'the columns of "messages" have different lengths'),
+        ({"messages": [ASKED, SAID], "tools": [{}]}, 'has "tools"'),
+        ({"prompt": [ASKED], "completion": "4"}, '"completion" is no list of messages'),
+        ({"prompt": "q", "completion": "a"}, 'has "prompt", "completion", the rows before have a conversation; keep'),
+    ],
+)
+def test_a_bad_conversation_names_file_and_line(tmp_path, row, message):
+    path = write(tmp_path / "a.jsonl", [{"messages": [ASKED, SAID]}, row])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2.*" + message) as error:
+        Rows(path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,110 @@
+"""A user's rows as tokens and targets: texts, completions of prompts, and what the assistant says in conversations."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.packing import encode_array, mark, token_dtype
+from lowrank_jax.data.row_kinds import CHAT, COMPLETION, Row
+from lowrank_jax.data.rows import Rows
+from lowrank_jax.text.chat import encode_turns, end_ids, find_template
+from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
+
+
+class Encoded(NamedTuple):
+    """One example.
+
+    Attributes:
+      tokens: [n] with BOS and EOS.
+      targets: bool [n]; the first token has nothing before it and is none.
+      end: where its text ends; EOS may follow.
+      row: number of the row that it is of.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    end: int
+    row: int
+
+
+class RowEncoder:
+    """Rows of one kind -> examples.
+
+    Prompt and completion are encoded separately and joined: decoding can start from exactly the ids of training. Where
+    the tokenizer would put a space between them (sentencepiece), they are encoded together, and cut where the prompt
+    ends; see `joining.encode_with_cuts`.
+
+    Args:
+      tokenizer: of the base.
+      kind: of the rows.
+      chat_template: name of a template for conversations; "" takes the tokenizer's own.
+      add_bos, add_eos: marks around each text, or around prompt + completion. In conversations the template writes
+        them; BOS is added where it has none, EOS behind a last turn that it leaves open.
+
+    Raises:
+      UserError: the tokenizer lacks a mark, or has no template for conversations.
+    """
+
+    def __init__(self, tokenizer: Any, kind: str, chat_template: str = "", add_bos: bool = False, add_eos: bool = True):
+        self.tokenizer, self.kind = tokenizer, kind
+        self._bos = [mark(tokenizer, "bos")] if add_bos else []
+        self._eos = [mark(tokenizer, "eos")] if add_eos else []
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._together = kind == COMPLETION and puts_space_before(tokenizer.encode, tokenizer.decode)
+        self._template = find_template(tokenizer, chat_template) if kind == CHAT else None
+        self._ends = set() if self._template is None else set(end_ids(tokenizer, self._template))
+        self._silent = set() if self._template is None else set(tokenizer.special_tokens.values())
+
+    def encode(self, rows: Rows) -> list[Encoded]:
+        """The examples of all rows, in order: one a row, or one a turn where a template rewrites earlier turns.
+
+        Raises:
+          UserError: the template refuses a conversation; the message names file and line.
+        """
+        found = []
+        for index in range(len(rows)):
+            try:
+                found += [Encoded(*one, index) for one in self._examples(rows[index])]
+            except UserError as error:
+                raise UserError(f"{rows.place(index)}: {error}") from None
+        return found
+
+    def said(self, example: Encoded, limit: int) -> int:
+        """UTF-8 bytes of the text among the first `limit` tokens that is scored: EOS and marks of turns are none."""
+        end = min(example.end, limit)
+        ids = example.tokens[:end][example.targets[:end]].tolist()
+        return len(self.tokenizer.decode([i for i in ids if i not in self._silent]).encode())
+
+    def _examples(self, row: Row) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        if self._template is not None:
+            yield from map(self._conversation, encode_turns(self.tokenizer, self._template, **row))
+        else:
+            yield self._text(row)
+
+    def _text(self, row: Row) -> tuple[np.ndarray, np.ndarray, int]:
+        if self._together:
+            text = row["prompt"] + row["completion"]
+            ids, (length,), _ = encode_with_cuts(self.tokenizer.encode, text, [len(row["prompt"])])
+            body = np.array(ids, self._dtype)
+        else:
+            prompt = self.tokenizer.encode(row["prompt"]) if self.kind == COMPLETION else []
+            answer = encode_array(row["completion" if self.kind == COMPLETION else "text"], self.tokenizer, self._dtype)
+            body, length = np.concatenate([np.array(prompt, self._dtype), answer]), len(prompt)
+        marks = [np.array(each, self._dtype) for each in (self._bos, self._eos)]
+        tokens = np.concatenate([marks[0], body, marks[1]])
+        targets = np.ones(len(tokens), bool)
+        targets[: max(len(marks[0]) + length, 1)] = False
+        return tokens, targets, len(marks[0]) + len(body)
+
+    def _conversation(self, encoded: tuple[list[int], list[bool]]) -> tuple[np.ndarray, np.ndarray, int]:
+        ids, targets = encoded
+        if self._bos and ids[:1] != self._bos:
+            ids, targets = [*self._bos, *ids], [False, *targets]
+        last = len(ids) - targets[::-1].index(True)  # there is a turn to learn
+        if self._eos and ids[last - 1] not in self._ends:
+            ids, targets = [*ids[:last], *self._eos], [*targets[:last], True]
+        flags = np.array(targets, bool)
+        flags[0] = False
+        return np.array(ids, self._dtype), flags, len(ids)

@@ -1,0 +1,110 @@
+"""Documents packed into rows: each has the loss that it has alone, and adapters the same gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax import adapters
+from lowrank_jax.bases.base import random_params
+from lowrank_jax.core.trees import combine, partition
+from lowrank_jax.data.packing import PackedRows
+from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.models.causal import positions_within
+from lowrank_jax.models.gpt2 import GPT2, GPT2Config
+from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.llama_config import AttentionKind, LayerKinds
+from lowrank_jax.models.registry import get_model
+from lowrank_jax.models.rotary import YarnScaling
+from lowrank_jax.tasks.base import make_features
+
+LENGTHS, WIDTH = (5, 9, 12, 3, 7, 2), 16
+LLAMA = get_model("toy-llama")
+SHAPES = {
+    "llama": LLAMA,
+    # A window in one layer of two, a softcap, and positions that scale queries: all of them know where a token stands.
+    "windows": dataclasses.replace(
+        LLAMA,
+        attention=AttentionKind(softcap=3.0, query_growth=(0.7, 4)),
+        layers=LayerKinds(sliding_window=3, local=(True, False), local_theta=50.0),
+        rope_scaling=YarnScaling(factor=4.0, original_max_position_embeddings=4),
+    ),
+    "gpt2": GPT2Config(vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+}
+# The kernel of each: on a CPU "auto" is heads_first, which the softcap needs in any case.
+KERNELS = {"llama": "xla", "windows": "auto", "gpt2": "auto"}
+
+
+def batches(rng):
+    """(batch of packed rows, batch of a document a row, [rows, WIDTH] number of each packed token's document)."""
+    rows = [(rng.integers(0, 256, length), np.arange(length) > 0) for length in LENGTHS]
+    packed = PackedRows(rows, WIDTH)
+    made = [(packed[i], make_features(packed[i]["tokens"], packed[i]["targets"], WIDTH, 0)) for i in range(len(packed))]
+    segments = np.stack([np.pad(one["segments"], (0, WIDTH - len(one["segments"]))) for one, _ in made])
+    together = {name: np.stack([features[name] for _, features in made]) for name in ("tokens", "weights")}
+    alone = [make_features(tokens, targets, WIDTH, 0) for tokens, targets in rows]
+    order = {rows[k][0].tobytes(): k for k in range(len(rows))}
+    owner = np.full(segments.shape, -1)
+    for row, (one, _) in enumerate(made):
+        for number in range(1, one["segments"].max() + 1):
+            place = np.flatnonzero(one["segments"] == number)
+            owner[row, place] = order[one["tokens"][place].tobytes()]
+    return together | {"segments": segments}, {k: np.stack([f[k] for f in alone]) for k in alone[0]}, owner
+
+
+def token_losses(apply_fn, variables, batch):
+    """[B, T] -log p of each target, at its own place."""
+    given = {name: batch[name] for name in ("segments",) if name in batch}
+    logits = jax.nn.log_softmax(apply_fn(variables, batch["tokens"], **given))
+    losses = -jnp.take_along_axis(logits[:, :-1], jnp.asarray(batch["tokens"])[:, 1:, None], -1)[..., 0]
+    return jnp.pad(losses, ((0, 0), (1, 0))) * batch["weights"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_packed_document_is_read_as_if_it_stood_alone(name):
+    shape = SHAPES[name]
+    params = random_params(shape, jax.random.key(0), "float32")
+    model = (GPT2 if name == "gpt2" else Llama)(shape, attention=KERNELS[name])
+    plan = adapters.make_plan(params, adapters.AdapterConfig("lora", targets=("query", "value"), init="gaussian"))
+    apply_fn = adapters.attach(model, plan)
+    variables = {"params": params, **adapters.create(plan, jax.random.key(1))}
+    moved = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), variables["adapters"])
+    variables["adapters"] = moved  # LoRA's B begins at 0
+    trainable, frozen = partition(variables)
+    packed, alone, owner = batches(np.random.default_rng(0))
+    assert len(packed["tokens"]) == 3
+    objective = next_token_objective(apply_fn)
+
+    @jax.jit
+    def both(trainable, batch):
+        def loss(trainable):
+            return objective(combine(trainable, frozen), batch, None)[0]
+
+        return token_losses(apply_fn, combine(trainable, frozen), batch), jax.grad(loss)(trainable)
+
+    losses, gradients = both(trainable, packed)
+    wanted, wanted_gradients = both(trainable, alone)
+    for document in range(len(LENGTHS)):
+        one, other = np.asarray(losses)[owner == document].sum(), np.asarray(wanted)[document].sum()
+        assert one == pytest.approx(other, rel=1e-6), document
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted_gradients), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
+    # And the test could fail: joined, the documents see one another.
+    joined = both(trainable, packed | {"segments": np.ones_like(packed["segments"])})[0]
+    assert np.abs(np.asarray(joined - losses)).max() > 1e-3
+
+
+def test_positions_begin_again():
+    segments = jnp.array([[1, 1, 2, 3, 3, 3, 0, 0], [1] * 8])
+    np.testing.assert_array_equal(positions_within(segments), [[0, 1, 0, 0, 1, 2, 0, 1], list(range(8))])
+
+
+def test_segments_with_a_mask_are_refused():
+    model = Llama(LLAMA)
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="no mask and no cache"):
+        jax.eval_shape(
+            lambda: model.init(jax.random.key(0), tokens, mask=jnp.ones((1, 4), bool), segments=tokens)
+        )  # fmt: skip
