@@ -10,7 +10,7 @@ import os
 import typing
 from typing import Any
 
-from experiments.config.sections import EVALS, experiment_types, load
+from experiments.config.sections import eval_type, experiment_types
 from lowrank_jax.core.errors import UserError
 
 # What a run is called, where it runs and what it writes down: none of it changes what is learned.
@@ -92,7 +92,7 @@ def content_hash(plain: dict) -> str:
     if isinstance(further := bare.get("adapters"), list):
         bare["adapters"] = [_without_defaults(one, types_["adapter"]) for one in further]
     if isinstance(bare.get("evals"), dict):
-        bare["evals"] = {name: _without_defaults(one, load(EVALS)) for name, one in bare["evals"].items()}
+        bare["evals"] = {name: _without_defaults(one, eval_type(one)) for name, one in bare["evals"].items()}
     return config_hash({name: value for name, value in bare.items() if value not in ({}, [])}, ())
 
 

@@ -8,7 +8,7 @@ import typing
 from typing import Any
 
 from experiments.config.plain import is_section, to_plain
-from experiments.config.sections import EVALS, SECTIONS, experiment_types, load
+from experiments.config.sections import SECTIONS, eval_type, experiment_types
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value, is_number
@@ -130,7 +130,7 @@ def _evals(section: Any) -> dict[str, Any]:
     named = _items(section, "config.evals")
     if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name))]:
         raise UserError(f"config.evals.{wrong[0]}: name an evaluation with letters, digits and _.-")
-    return {name: unpack(one, load(EVALS), f"config.evals.{name}") for name, one in named.items()}
+    return {name: unpack(one, eval_type(one), f"config.evals.{name}") for name, one in named.items()}
 
 
 def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:

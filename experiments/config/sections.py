@@ -15,7 +15,8 @@ SECTIONS = {
     "export": "experiments.session.export:ExportConfig",
     "start": "experiments.session.warm_start:StartConfig",
 }
-EVALS = "lowrank_jax.train.loop:EvalConfig"  # of each entry of "evals"
+# Of each entry of "evals", by its type; those that are not listed have a rhythm alone.
+EVALS = {"": "lowrank_jax.train.loop:EvalConfig", "samples": "experiments.session.samples:SamplesConfig"}
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
@@ -27,6 +28,12 @@ def experiment_types() -> dict[str, Any]:
     """Section -> dataclass; "task" -> {task name: dataclass}. Imports the rooms, so jax too."""
     found = {section: load(target) for section, target in SECTIONS.items()}
     return {**found, "task": {name: load(target) for name, target in TASKS.items()}}
+
+
+def eval_type(entry: Any) -> type:
+    """The dataclass of an entry of "evals", which is unchecked and may be damaged."""
+    kind = entry.get("type") if hasattr(entry, "get") else None
+    return load(EVALS.get(kind, EVALS[""]) if isinstance(kind, str) else EVALS[""])
 
 
 def load(target: str) -> type:

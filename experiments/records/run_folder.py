@@ -21,8 +21,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
+SAMPLES = "samples.jsonl"
 # What a run writes as files and as folders.
-FILES, FOLDERS = (CONFIG, METRICS, RESULT, "curves.png"), (CHECKPOINTS, "adapter", "peft", "model", "wandb", "profile")
+FILES = (CONFIG, METRICS, RESULT, SAMPLES, "curves.png")
+FOLDERS = (CHECKPOINTS, "adapter", "peft", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault
@@ -177,6 +179,8 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     partial.mkdir(parents=True)
     shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
     shutil.copy(source / METRICS, partial / METRICS)
+    if (source / SAMPLES).is_file():
+        shutil.copy(source / SAMPLES, partial / SAMPLES)
     write_json(partial / CONFIG, {**plain, **{key: there[key] for key in (DATA, CHOSEN) if key in there}})
     os.replace(partial, target)
     return True

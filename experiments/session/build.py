@@ -14,6 +14,7 @@ from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import AUTO, Base, abstract_base
+from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
@@ -115,6 +116,7 @@ def build(
         batch_size=train.batch_size // train.accumulate,
         chunk_tokens=train.chunk_tokens,
         unroll=loss_unroll(mesh.devices.flat[0]),
+        end_ids=functools.partial(end_ids, base),
     )
     objective = form.objective(setting)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)

@@ -251,12 +251,16 @@ class Experiment:
         """A host batch on the mesh."""
         return self.setting.place(batch)
 
-    def evaluation(self, kind: str | None = None) -> Evaluation | None:
-        """One of the form's evaluations, by default the task's own; None where nothing is held out."""
+    def evaluation(self, kind: str | None = None, options: Any = None) -> Evaluation | None:
+        """One of the form's evaluations, by default the task's own; None where nothing is held out.
+
+        Args:
+          options: of an evaluation that has any.
+        """
         kind, known = kind or self.data.evaluation, self.form.evaluations
         if kind not in known:
             raise unknown_name("evaluation", kind, known)
-        return known[kind](self.setting, self.task)
+        return known[kind](self.setting, self.task, *(() if options is None else (options,)))
 
     def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
         """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
@@ -269,12 +273,12 @@ class Experiment:
         """
         score, train, found = score or _score_one, self.config.train, []
         if not self.config.evals or train.eval_every or train.eval_steps:  # the short way for one
-            found.append(("", self.data.evaluation, LoopConfig.evaluates_at))
+            found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at))
         for name, entry in self.config.evals.items():
-            found.append((name, entry.type or self.data.evaluation, entry.due))
-        kinds = {kind: self.evaluation(kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
-        made = {kind: score(evaluation) for kind, evaluation in kinds.items() if evaluation is not None}
-        return [Evaluator(name, due, made[kind]) for name, kind, due in found if kind in made]
+            found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due))
+        kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
+        made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}
+        return [Evaluator(name, due, *made[kind]) for name, kind, due in found if kind in made]
 
 
 def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:

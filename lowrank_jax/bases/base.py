@@ -22,6 +22,7 @@ from lowrank_jax.interop import bert, deberta, gpt2, llama, partial, tied
 from lowrank_jax.interop.fields import Notes, check_kinds
 from lowrank_jax.interop.gguf.config import config_from_gguf
 from lowrank_jax.interop.gguf.file import GGUFReader
+from lowrank_jax.interop.gguf.settings import gguf_settings
 from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
 from lowrank_jax.interop.keymap import FinishFn, ShardingFn
 from lowrank_jax.interop.partial import STRICT, Exceptions, draw_params, draw_program
@@ -35,6 +36,7 @@ from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.models.registry import MODELS, get_model
 from lowrank_jax.ops.quantized import NONE, check_kind
+from lowrank_jax.text.chat_files import read_template
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -355,6 +357,7 @@ def _shape_and_tokenizer(config: BaseConfig, path: Path, reader: Reader, notes: 
     tokenizer = ByteTokenizer() if name == SHIPPED else _folder_tokenizer(folder)
     if tokenizer is None and isinstance(reader, GGUFReader) and "tokenizer.ggml.model" in reader.metadata:
         tokenizer = gguf_tokenizer(reader, Path(name).stem)
+        tokenizer.chat_template = read_template(folder, gguf_settings(reader))
     if tokenizer is not None:
         check_vocabulary(tokenizer, shape.vocab_size)
     return shape, tokenizer

@@ -1,15 +1,16 @@
-"""Greedy decoding with a key/value cache: one prefill, then one token a step until every row has ended."""
+"""Greedy decoding, and prompts of several lengths as one array."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Bool, Int
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Array, Tree
+from lowrank_jax.decoding.decoder import cached_decoder
+from lowrank_jax.decoding.loop import Limits, Prompts, generate
 
 
 def greedy(
@@ -43,37 +44,9 @@ def greedy(
     Raises:
       UserError: max_new_tokens below 1.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    batch, width = tokens.shape
-    tokens = jnp.where(mask, tokens, 0)  # a pad_id outside the model's table reads NaN, and 0 weight x NaN is NaN
-    slots = jnp.concatenate([mask, jnp.ones((batch, max_new_tokens), bool)], axis=1)
-    positions = jnp.maximum(jnp.cumsum(slots, axis=1, dtype=jnp.int32) - 1, 0)
-
-    def advance(new, positions, cache):
-        hidden, cache = apply_fn(variables, new, positions=positions, mask=slots, cache=cache, method="hidden")
-        logits = apply_fn(variables, hidden[:, -1], method="logits")
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
-
-    def emit(step, token, done, output):
-        output = lax.dynamic_update_slice(output, jnp.where(done, pad_id, token)[:, None], (jnp.int32(0), step))
-        return output, done if eos_id is None else done | (token == eos_id)
-
-    def unfinished(state):
-        step, _, done, _, _ = state
-        return (step < max_new_tokens) & ~jnp.all(done)
-
-    def body(state):
-        step, token, done, output, cache = state
-        here = lax.dynamic_slice_in_dim(positions, width + step - 1, 1, axis=1)
-        token, cache = advance(token[:, None], here, cache)
-        output, done = emit(step, token, done, output)
-        return step + 1, token, done, output, cache
-
-    token, cache = advance(tokens, positions[:, :width], init_cache(batch, width + max_new_tokens))
-    blank = jnp.full((batch, max_new_tokens), pad_id, jnp.int32)
-    output, done = emit(jnp.int32(0), token, jnp.zeros((batch,), bool), blank)
-    return lax.while_loop(unfinished, body, (jnp.int32(1), token, done, output, cache))[3]
+    rows = jnp.zeros((tokens.shape[0],), jnp.int32)  # nothing is drawn
+    limits = Limits(max_new_tokens, () if eos_id is None else (eos_id,), pad_id)
+    return generate(cached_decoder(apply_fn, init_cache), variables, Prompts(tokens, mask, rows), limits)
 
 
 def left_pad(

@@ -27,6 +27,7 @@ class Setting:
       place: puts a host batch on the mesh.
       batch_size: rows of a micro-batch.
       chunk_tokens, unroll: of `next_token.next_token_objective`.
+      end_ids: () -> the tokens at which the base ends a text.
     """
 
     apply_fn: ApplyFn
@@ -38,6 +39,7 @@ class Setting:
     batch_size: int
     chunk_tokens: int = 0
     unroll: int = 1
+    end_ids: Callable[[], tuple[int, ...]] = tuple
 
     @property
     def takes_types(self) -> bool:
@@ -47,16 +49,18 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a model is scored.
+    """How a model is scored, or what it writes.
 
     Attributes:
-      one: variables -> {metric: value}.
+      one: variables -> {metric: value}; with `texts` a list of {name: text}, one for each text.
       many: (axes of the frozen tree for `jax.vmap`, trial mesh) -> (stacked trainable, frozen) -> metrics of each
         trial, in one program; None where trials are scored one after another.
+      texts: whether it gives texts, not metrics.
     """
 
-    one: Callable[[Tree], dict[str, float]]
+    one: Callable[[Tree], Any]
     many: Callable[[Any, Mesh], Callable[[Tree, Tree], list[dict[str, float]]]] | None = None
+    texts: bool = False
 
 
 class Form(Protocol):
@@ -69,7 +73,8 @@ class Form(Protocol):
       bucketed: batches differ in length, and the step is compiled for each length.
       counted: a description of the tokens that a run's speed (tok/s) counts.
       once: first names of the parameters that are read at one token a row, not at every token.
-      evaluations: name -> (setting, task) -> evaluation, or None where the task has no held-out data.
+      evaluations: name -> (setting, task) -> evaluation, or None where the task has no held-out data; a third argument
+        has the options of those that have any.
     """
 
     name: str
@@ -78,7 +83,7 @@ class Form(Protocol):
     bucketed: bool
     counted: str
     once: tuple[str, ...]
-    evaluations: Mapping[str, Callable[[Setting, Any], Evaluation | None]]
+    evaluations: Mapping[str, Callable[..., Evaluation | None]]
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
         """Shapes and dtypes of the longest batch."""

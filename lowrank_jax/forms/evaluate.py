@@ -9,55 +9,57 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
-from lowrank_jax.decoding.greedy import greedy, left_pad
+from lowrank_jax.decoding.decoder import Decoder
+from lowrank_jax.decoding.greedy import left_pad
+from lowrank_jax.decoding.loop import Limits, Prompts, generate
+from lowrank_jax.decoding.text import TextStream
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
 
 
 def make_generator(
-    apply_fn: ApplyFn,
-    init_cache: Callable[[int, int], Any],
+    decoder: Decoder,
     tokenizer: Any,
     mesh: Mesh,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stop_id: int | None,
+    limits: Limits,
     batch_size: int,
+    stops: Sequence[str] = (),
 ) -> Callable[[Tree], list[str]]:
-    """variables -> the greedy continuation of every prompt, in batches of one shape, which compile once.
+    """variables -> the continuation of every prompt, in batches of one shape, which compile once.
 
     Args:
-      apply_fn: a causal model with a cache.
-      init_cache: (batch, length) -> empty cache.
-      tokenizer: decode(ids) -> text, pad_id.
+      decoder: a causal model with a cache.
+      tokenizer: decode(ids) -> text.
       mesh: prompts are split over its batch axes.
       prompts: token ids.
-      max_new_tokens: tokens decoded for each prompt.
-      stop_id: token that ends a row, None when rows never end early.
+      limits: how many tokens are written, and how they are chosen.
       batch_size: prompts a batch; rounded up until the mesh divides it.
+      stops: strings that end a text and are no part of it.
     """
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
     missing = -len(prompts) % batch_size
-    pad_id = tokenizer.pad_id or 0
-    tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], pad_id)
+    tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id)
+    rows = np.arange(len(tokens), dtype=np.int32)
 
     @jax.jit
-    def decode(variables, tokens, mask):
-        out = greedy(apply_fn, variables, init_cache, tokens, mask, max_new_tokens, stop_id, pad_id)
+    def decode(variables, *given):
+        out = generate(decoder, variables, Prompts(*given), limits)
         return jax.lax.with_sharding_constraint(out, replicated(mesh))
 
     def place(rows):  # every process has all prompts; the sharding picks its rows
         return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), rows.__getitem__)
 
-    def generate(variables: Tree) -> list[str]:
+    def write(variables: Tree) -> list[str]:
         texts = []
         for start in range(0, len(tokens), batch_size):
-            rows = slice(start, start + batch_size)
-            ids = np.asarray(decode(variables, place(tokens[rows]), place(mask[rows]))).tolist()
-            texts += [tokenizer.decode(row[: row.index(stop_id)] if stop_id in row else row) for row in ids]
+            part = slice(start, start + batch_size)
+            given = (tokens[part], mask[part], rows[part], rows[part] < len(prompts))
+            out = np.asarray(decode(variables, *map(place, given))).tolist()
+            texts += [TextStream(tokenizer, limits.end_ids, stops).push(row, last=True) for row in out]
         return texts[: len(prompts)]
 
-    return generate
+    return write
 
 
 def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dict], Array]:

@@ -11,12 +11,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
-from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
-from lowrank_jax.models.cache import init_cache
+from lowrank_jax.forms.evaluate import make_loss_evaluator
+from lowrank_jax.forms.generation import generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
-from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
-
-EVAL_BATCH = 1024  # prompts decoded at a time
+from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
 def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
@@ -41,28 +39,6 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
         return loss, {"weight": weight, "correct": correct}
 
     return objective
-
-
-def generation(setting: Setting, task: GenerationTask) -> Evaluation:
-    """Continues the task's prompts greedily and scores the texts.
-
-    Raises:
-      UserError: the task has no prompts.
-    """
-    if not isinstance(task, GenerationTask):
-        raise UserError("the evaluation 'generation' needs a task with prompts to continue; take 'likelihood'")
-    prompts, targets = zip(*task.prompts(), strict=True)
-    generate = make_generator(
-        setting.apply_fn,
-        lambda batch, length: init_cache(setting.model, batch, length, setting.dtype),
-        setting.tokenizer,
-        setting.mesh,
-        [task.prompt_tokens(prompt) for prompt in prompts],
-        task.max_new_tokens,
-        task.stop_id,
-        EVAL_BATCH,
-    )
-    return Evaluation(lambda variables: task.score(generate(variables), targets))
 
 
 def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
@@ -96,7 +72,7 @@ class NextToken:
 
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
     counted = "tokens that are predicted (without prompts and padding)"
-    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood}
+    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, "samples": samples}
 
     def __init__(self, config: Any = None):
         self.segmented = bool(getattr(config, "segmented", False))

@@ -16,7 +16,9 @@ from lowrank_jax.data.pipeline import Source
 from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
+from lowrank_jax.tasks.framing import Content, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
+from lowrank_jax.text.chat import end_ids, find_template
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
@@ -100,6 +102,7 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
+      template, end_ids: the chat template of conversations, and the tokens that end its answers; otherwise None and ().
       contents: "path.NAME" -> digest of the rows of a data set that is named and is no file.
     """
 
@@ -111,6 +114,9 @@ class TextTask:
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
+        chat = read["path"].rows.kind == CHAT
+        self.template = find_template(tokenizer, config.chat_template) if chat else None
+        self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
         self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())
         most = min(config.max_seq_len, positions or config.max_seq_len)
@@ -152,6 +158,10 @@ class TextTask:
             "loss_per_byte": per_byte,
             "bits_per_byte": per_byte / math.log(2),
         }
+
+    def prompt_tokens(self, prompt: Content) -> list[int]:
+        """The ids that decoding starts from: exactly those before the answer in training."""
+        return frame(self.tokenizer, prompt, self.config.add_bos, self.template)
 
     def _read(self, field: str) -> _Read:
         """The rows of the sources named by a field of the config, encoded whole."""

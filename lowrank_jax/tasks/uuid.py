@@ -10,6 +10,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.uuid_pairs.source import PairSource, load_pairs
 from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
+from lowrank_jax.tasks.framing import frame
 
 LOSS_ON = ("value", "all")
 MOST_PAIRS = 1_000_000  # all are made and compared at the start, in seconds; the paper has 10,000
@@ -63,7 +64,6 @@ class UuidTask:
     def __init__(self, config: UuidConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer
         self._source = load_pairs(config.pairs, config.seed, config.data_dir)
-        self._bos = [mark(tokenizer, "bos")] if config.add_bos else []
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.stop_id = self._eos[0] if config.add_eos else None
         self._pairs = [(row["key"], row["value"]) for row in self._source.__getitems__(range(len(self._source)))]
@@ -100,7 +100,7 @@ class UuidTask:
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """[BOS] and the ids of "key:"."""
-        return self._bos + self.tokenizer.encode(prompt)
+        return frame(self.tokenizer, prompt, self.config.add_bos)
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
         """`score_uuids`."""

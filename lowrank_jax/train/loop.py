@@ -117,6 +117,11 @@ class EvalConfig:
     def __post_init__(self):
         check_ranges(self, "evals")
 
+    @property
+    def options(self) -> Any:
+        """What the evaluation is given besides the rhythm; None where its type has no options."""
+        return None
+
     def due(self, train: LoopConfig, step: int) -> bool:
         """Whether it is time after `step` updates."""
         at_end = self.at_end and step == train.last_step
@@ -146,12 +151,14 @@ class Evaluator:
     Attributes:
       name: stands before its metrics' names; "" stands for none.
       due: (a trial's LoopConfig, step) -> whether that trial is evaluated after so many updates.
-      evaluate: (state, frozen) -> {metric: value} of each trial.
+      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts` each trial's list of {name: text}.
+      texts: it writes texts to read, which go to samples.jsonl.
     """
 
     name: str
     due: Callable[[LoopConfig, int], bool]
-    evaluate: Callable[[TrainState, Any], Sequence[dict[str, float]]]
+    evaluate: Callable[[TrainState, Any], Sequence[Any]]
+    texts: bool = False
 
     def keys(self, values: dict[str, float]) -> dict[str, float]:
         """The values under the names that the records have."""
@@ -259,6 +266,9 @@ def fit(job: Job) -> Outcome:
                     if meter.none_left:
                         break
                     values = evaluator.evaluate(state, job.frozen)
+                    if evaluator.texts:
+                        meter.write(due, done, evaluator.name, values)
+                        continue
                     for i in due:
                         meter.log(i, done, evaluator.keys(values[i]))
                     meter.show(values)

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 # Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
 PIPELINE_DEPTH = 4
+SHOWN = 200  # characters of a text in the log
 
 
 @dataclasses.dataclass
@@ -103,6 +104,21 @@ class Meter:
             self._renew()
             self.trackers[trial].log(step, values)
 
+    def write(self, trials: Sequence[int], step: int, name: str, texts: Sequence[Sequence[Mapping[str, str]]]) -> None:
+        """The texts of an evaluation: those of each trial that did not diverge before; the first is shown.
+
+        Args:
+          trials: those that are recorded.
+          texts: of all trials.
+        """
+        live = [trial for trial in trials if trial not in self.diverged]
+        for trial in live:
+            self._renew()
+            self.trackers[trial].samples(step, name, texts[trial])
+        if live and not self.bar.disable:
+            first = texts[live[0]][0]
+            self.bar.write(f"step {step}, {name}: {_line(first['prompt'])} => {_line(first['continuation'])}")
+
     def show(self, values: Sequence[dict[str, float]]) -> None:
         """Adds an evaluation's values to the bar: of one trial, or the range of several."""
         names = dict.fromkeys(name for one in values for name in one)
@@ -150,6 +166,11 @@ class Meter:
         rate = float(tokens) / seconds if seconds > 0 else math.nan
         self._shown["tok/s"] = f"{rate:,.0f}"
         return {"tokens_per_second": rate}
+
+
+def _line(text: str) -> str:
+    """A text on one line, cut where it is long."""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def _range(values: Any, form: str) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.json_text import parse
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 WANDB_ID = "wandb_id"
 Mode = Literal["online", "offline", "disabled"]
 Wanted = Literal["auto", "online", "offline", "disabled"]
@@ -71,6 +71,7 @@ class Tracker:
         resumed_step: int = 0,
     ):
         self.path = Path(run_folder) / METRICS
+        self._samples = Path(run_folder) / SAMPLES
         self._file: TextIO | None = None
         self._run: Any = None
         self._wandb: Any = None
@@ -79,7 +80,8 @@ class Tracker:
         mode = wandb_mode(tracking.wandb)
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut(self.path, resumed_step)
+            for path, read in ((self.path, read_metrics), (self._samples, read_samples)):
+                _cut(path, read, resumed_step)
             self._file = open(self.path, "a")  # noqa: SIM115
         if mode != "disabled":
             self._start(mode, name, config, tracking)
@@ -98,6 +100,27 @@ class Tracker:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         self._try(lambda run: run.log(values, step=int(step)))
+
+    def samples(self, step: int, name: str, texts: Sequence[Mapping[str, str]]) -> None:
+        """Appends the texts of an evaluation to samples.jsonl, and shows them in W&B as a table of this step.
+
+        Args:
+          name: of the evaluation.
+          texts: {"prompt", "continuation", "reference" if there is one} of each.
+
+        Raises:
+          UserError: they cannot be written (a full disk).
+        """
+        if self._file is None:
+            return
+        lines = [json.dumps({"step": int(step), "name": name, **text}, ensure_ascii=False) + "\n" for text in texts]
+        with _writing(self._samples), open(self._samples, "a", encoding="utf-8") as file:
+            file.writelines(lines)
+        columns = ("step", *dict.fromkeys(key for text in texts for key in text))
+        data = [[int(step), *(text.get(key) for key in columns[1:])] for text in texts]
+        self._try(
+            lambda run: run.log({f"eval/{name}": self._wandb.Table(columns=list(columns), data=data)}, step=int(step))
+        )
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Sets the run's headline values in W&B."""
@@ -174,15 +197,28 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no metrics.jsonl, or a line other than the last is damaged.
     """
-    path = Path(run_folder) / METRICS
-    lines = read_bytes(path, f"no {METRICS} in {run_folder}; give the folder of a run").split(b"\n")
+    return _read(Path(run_folder) / METRICS, str | list | dict)
+
+
+def read_samples(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The samples of a run: {"step", "name", "prompt", "continuation", "reference" if there is one} of each text.
+
+    Raises:
+      UserError: as `read_metrics`, of samples.jsonl.
+    """
+    return _read(Path(run_folder) / SAMPLES, list | dict)
+
+
+def _read(path: Path, refused: Any) -> list[dict[str, Any]]:
+    """The lines of a file, each with a step and without values of the refused types."""
+    lines = read_bytes(path, f"no {path.name} in {path.parent}; give the folder of a run").split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = parse(line, finite=True)
             record["step"] = int(record["step"])
-            if any(isinstance(value, str | list | dict) for value in record.values()):
-                raise TypeError("a record has numbers alone")
+            if any(isinstance(value, refused) for value in record.values()):
+                raise TypeError("a record has no such values")
             records.append(record)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines) and lines[number:] != [b""]:
@@ -190,11 +226,11 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def _cut(path: Path, step: int) -> None:
+def _cut(path: Path, read: Callable[[Path], list[dict[str, Any]]], step: int) -> None:
     """Keeps the complete records up to `step`, and drops the others."""
     if not path.exists():
         return
-    records = [record for record in read_metrics(path.parent) if record["step"] <= step] if step else []
+    records = [record for record in read(path.parent) if record["step"] <= step] if step else []
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lowrank_jax import adapters
+from lowrank_jax.decoding.decoder import make_decoder
+from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
 from lowrank_jax.forms.next_token import next_token_objective
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
@@ -37,10 +38,9 @@ def model():
 
 
 def generator(apply_fn, mesh=MeshConfig(), stop_id=None, batch_size=64, prompts=PROMPTS):
-    def cache(batch, length):
-        return init_cache(CONFIG, batch, length, jnp.float32)
-
-    return make_generator(apply_fn, cache, TOKENIZER, make_mesh(mesh), prompts, NEW, stop_id, batch_size)
+    limits = Limits(NEW, () if stop_id is None else (stop_id,), TOKENIZER.pad_id)
+    decoder = make_decoder(apply_fn, CONFIG, jnp.float32)
+    return make_generator(decoder, TOKENIZER, make_mesh(mesh), prompts, limits, batch_size)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import tracking
-from lowrank_jax.train.tracking import Tracker, TrackingConfig, read_metrics
+from lowrank_jax.train.tracking import Tracker, TrackingConfig, read_metrics, read_samples
 
 OFF = TrackingConfig(wandb="disabled")
 
@@ -60,6 +60,24 @@ def test_resume_drops_later_records_and_repairs_the_last_line(tmp_path, tail):
     assert after[:3] == before
 
 
+def test_samples_are_cut_and_repaired_as_records_are(tmp_path):
+    """A run killed in the middle of a line goes on; a run without samples has no file of them."""
+    for step, resumed in ((1, 0), (2, 1)):
+        with Tracker(tmp_path, "run", {}, OFF, resumed) as tracker:
+            tracker.samples(step, "texts", [{"prompt": "a\n", "continuation": "é \u2028", "reference": "c"}])
+    with open(tmp_path / "samples.jsonl", "ab") as file:
+        file.write('{"step": 3, "prompt": "é'.encode()[:-1])
+    with Tracker(tmp_path, "run", {}, OFF, 2):
+        pass
+    row = {"name": "texts", "prompt": "a\n", "continuation": "é \u2028", "reference": "c"}
+    assert read_samples(tmp_path) == [{"step": 1, **row}, {"step": 2, **row}]
+    written(tmp_path / "other", (1,))
+    assert not (tmp_path / "other" / "samples.jsonl").exists()
+    (tmp_path / "samples.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*samples.jsonl is damaged"):
+        Tracker(tmp_path, "run", {}, OFF, 1)
+
+
 def test_a_new_run_starts_empty(tmp_path):
     written(tmp_path, (1, 2))
     written(tmp_path, (1,))
@@ -94,6 +112,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.jax, "process_index", lambda: 1)
     with Tracker(tmp_path / "run", "run", {}, TrackingConfig()) as tracker:
         tracker.log(1, {"loss": 1.0})
+        tracker.samples(1, "texts", [{"prompt": "a", "continuation": "b"}])
         tracker.summary({"best": 1})
     assert not (tmp_path / "run").exists()
 
@@ -150,6 +169,7 @@ for resumed, steps in ((0, (1, 2, 3)), (2, (3, 4))):
     with Tracker(folder, "a/run:1", {"x": {"y": (1, 2)}}, TrackingConfig(group="g", tags=("t",)), resumed) as tracker:
         for step in steps:
             tracker.log(step, {"loss": 1.0})
+            tracker.samples(step, "texts", [{"prompt": "a", "continuation": "é"}, {"prompt": "b", "continuation": ""}])
         Image.new("RGB", (4, 4)).save(folder / "p.png")
         tracker.image("plot", folder / "p.png")
         tracker.table("samples", ["a", "b"], [[1, "x"]])
@@ -168,6 +188,12 @@ assert ids[0] == ids[1] and ids[0].startswith("a-run-1-"), ids
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
     assert not (tmp_path / "wandb").exists()
+    assert [row["step"] for row in read_samples(tmp_path / "run")] == [1, 1, 2, 2, 3, 3, 4, 4]
+    files = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/eval/*")
+    tables = [json.loads(path.read_text()) for path in files]
+    assert {tuple(table["columns"]) for table in tables} == {("step", "prompt", "continuation")}
+    assert sorted(table["data"][0][0] for table in tables) == [1, 2, 3, 3, 4]  # of step 3 in both sessions
+    assert tables[0]["data"][0][1:] == ["a", "é"]
 
 
 class Broken:

@@ -1,0 +1,1 @@
+"""What `experiments.generate` is made of: the model, its prompts, and what is printed and written."""

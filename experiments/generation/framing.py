@@ -1,0 +1,138 @@
+"""How prompts become ids: as in the training of a run, by a chat template, or as the base's tokenizer begins a text."""
+
+import dataclasses
+from typing import Any
+
+from experiments.generation.model import Model
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.data.prompts import Asked
+from lowrank_jax.data.row_kinds import CHAT, read_row
+from lowrank_jax.data.sources import is_named, read_source
+from lowrank_jax.tasks.framing import frame
+from lowrank_jax.text.chat import ChatTemplate, end_ids, find_template
+from lowrank_jax.text.chat_formats import FORMATS
+from lowrank_jax.text.tokenizers import SubwordTokenizer
+
+OWN, NONE = "own", "none"  # values of --chat_template beside the names of FORMATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """From a prompt or messages to ids.
+
+    Attributes:
+      tokenizer: of the base.
+      template: for messages; None where there is none.
+      texts: whether a prompt is a user's message to the template.
+      add_bos: whether texts without a template begin with BOS; None: as the tokenizer begins a text.
+      system: a message before all others; "" for none.
+      said: a line for the user about what is done.
+    """
+
+    tokenizer: Any
+    template: ChatTemplate | None
+    texts: bool
+    add_bos: bool | None = None
+    system: str = ""
+    said: str = ""
+
+    def ids(self, asked: Asked) -> list[int]:
+        """The ids that decoding starts from.
+
+        Raises:
+          UserError: messages or a system message without a template, or nothing to continue.
+        """
+        messages = list(asked.messages) or ([{"role": "user", "content": asked.prompt}] if self.texts else [])
+        if messages and self.template is None:
+            raise UserError(no_template(self.tokenizer))
+        if messages:
+            first = [{"role": "system", "content": self.system}] if self.system else []
+            ids = frame(self.tokenizer, [*first, *messages], bool(self.add_bos), self.template)
+        elif self.system:
+            raise UserError(f"--system needs a chat template, and prompts are texts here; add --chat_template={OWN}")
+        else:
+            ids = self._text(asked.prompt)
+        if not ids:
+            raise UserError("the prompt is empty and the tokenizer begins no text by a token; give a prompt")
+        return ids
+
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end the template's answers."""
+        return () if self.template is None else end_ids(self.tokenizer, self.template)
+
+    def _text(self, prompt: str) -> list[int]:
+        if self.add_bos is not None:
+            return frame(self.tokenizer, prompt, self.add_bos)
+        if isinstance(self.tokenizer, SubwordTokenizer):  # the tokenizer's own template, which may add BOS, or EOS too
+            ids = self.tokenizer.backend.encode(prompt).ids
+            return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_id else ids
+        piece = hasattr(self.tokenizer, "path")  # sentencepiece's models were trained with BOS
+        return frame(self.tokenizer, prompt, piece and self.tokenizer.bos_id is not None)
+
+
+def make_framing(model: Model, template: str, bos: bool | None, system: str, messages: bool) -> Framing:
+    """The framing of a model's prompts.
+
+    Args:
+      model: of a run, whose own framing is the default, or of a base.
+      template: --chat_template: a name, OWN, NONE or "".
+      bos: --bos; None: as in training, or as the tokenizer begins a text.
+      system: a system message.
+      messages: whether conversations are to be answered.
+
+    Raises:
+      UserError: no template of that name, or none where one is needed.
+    """
+    tokenizer, task, texts, said = model.base.tokenizer, model.task, bool(template), ""
+    if template == NONE:
+        if messages:
+            raise UserError(f"--chat_template={NONE} leaves messages without a form; name one of {', '.join(FORMATS)}")
+        return Framing(tokenizer, None, False, _bos(task, bos), system)
+    named = "" if template == OWN else template
+    if not template and task is not None:
+        chat = trained_on_chat(task)
+        named = getattr(task, "chat_template", "")
+        if chat:
+            texts = True
+            said = "the run was trained on conversations: a prompt is a user's message in its chat template"
+        elif chat is None:
+            said = "the run's data are not here: a prompt is taken as text (--chat_template frames it as a message)"
+    if not texts and not messages:
+        return Framing(tokenizer, None, False, _bos(task, bos), system, said)
+    if tokenizer is not None and not named and tokenizer.chat_template is None:
+        raise UserError(no_template(tokenizer))
+    assert tokenizer is not None  # `model` has made sure
+    try:
+        found = find_template(tokenizer, named)
+    except UserError as error:
+        raise UserError(str(error).replace("task.chat_template", "--chat_template")) from None
+    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said)
+
+
+def no_template(tokenizer: Any) -> str:
+    """The message about a tokenizer without a chat template."""
+    return (
+        f"tokenizer {tokenizer.name!r} has no chat template, which messages need; name one of "
+        f"--chat_template={', '.join(FORMATS)}"
+    )
+
+
+def trained_on_chat(task: Any) -> bool | None:
+    """Whether the rows of a run's task are conversations, by the first of them; None where they are not here."""
+    path = getattr(task, "path", None)
+    if not path:
+        return False
+    if getattr(task, "chat_template", ""):
+        return True
+    source = path if isinstance(path, str) else path[0]
+    if is_named(source) or kind_of(source) is None:
+        return None
+    for place, rows in read_source(source):
+        for word, number, row in rows:
+            return read_row(f"{place}, {word} {number}", row)[0] == CHAT
+    return None
+
+
+def _bos(task: Any, bos: bool | None) -> bool | None:
+    return getattr(task, "add_bos", None) if bos is None else bos

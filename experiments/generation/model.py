@@ -1,0 +1,152 @@
+"""The model that `experiments.generate` runs: a run's, or a base with or without an adapter; and its framing."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config.files import CONFIG
+from experiments.records import claims, run_folder
+from lowrank_jax import adapters
+from lowrank_jax.bases.attached import check_adapter, load_attached
+from lowrank_jax.bases.base import Base, BaseConfig, load_base
+from lowrank_jax.bases.ends import end_ids
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.trees import combine
+from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.decoding.decoder import Decoder, make_decoder
+from lowrank_jax.models.causal import CausalLM
+from lowrank_jax.sharding.mesh import MeshConfig
+
+ADAPTER, MERGED = "adapter", "model"  # folders of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A causal model that is ready to write.
+
+    Attributes:
+      base: with tokenizer and config.
+      variables: on the device.
+      decoder: reads them.
+      made_of: {"run"} or {"base", "adapter"}, and "dtype", for records.
+      task: config of the task that a run was trained on; None of a base.
+    """
+
+    base: Base
+    variables: Tree
+    decoder: Decoder
+    made_of: dict[str, Any]
+    task: Any = None
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that it reads."""
+        return self.base.config.max_position_embeddings
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens at which the base ends a text."""
+        return end_ids(self.base)
+
+
+def of_base(name: str, adapter: str | None, dtype: str) -> Model:
+    """A base by its name, alone or with an adapter of ours or PEFT's.
+
+    Raises:
+      UserError: no such base or adapter, they do not fit, or it writes no text.
+    """
+    if adapter:
+        check_adapter(adapter)
+    base = _causal(load_base(BaseConfig(name, dtype=dtype)))
+    made_of = {"base": name, **({"adapter": adapter} if adapter else {}), "dtype": dtype}
+    if not adapter:
+        return _model(base, base.model.apply, {"params": base.params}, made_of)
+    return _attached(base, adapter, made_of)
+
+
+def of_run(folder: str, dtype: str | None) -> Model:
+    """A run: its adapter, its merged model, or its last checkpoint, the first that it has.
+
+    Args:
+      folder: of the run.
+      dtype: of the base's weights and of the computation; None: as in training.
+
+    Raises:
+      UserError: no run, none that writes text, nothing trained yet, or another program is writing it.
+    """
+    place = Path(folder)
+    config, plain = _config_of(place)
+    if dtype:
+        config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
+    made_of = {"run": folder, "dtype": config.base.dtype}
+    if kind_of(place / ADAPTER) is not None:
+        return _attached(_causal(_base_of(config)), place / ADAPTER, made_of, config.task)
+    if kind_of(place / MERGED) is not None:
+        base = _causal(load_base(BaseConfig(str(place / MERGED), dtype=config.base.dtype)))
+        return _model(base, base.model.apply, {"params": base.params}, made_of, config.task)
+    if kind_of(place / run_folder.CHECKPOINTS) is None:
+        raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
+    claim = claims.claim_of(place, "experiments.generate")
+    with claims.held([claim]):  # opening a folder of checkpoints clears what a save has left unfinished
+        return _of_checkpoint(place, config, plain, made_of)
+
+
+def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any]) -> Model:
+    from experiments.session.build import build
+    from lowrank_jax.checkpoints.manager import Checkpoints
+
+    devices = jax.local_devices()[:1]
+    experiment = build(dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices)  # of no data
+    _causal(experiment.base)
+    state, frozen, fingerprint = experiment.load()
+    identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
+    with Checkpoints(place / run_folder.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
+        rest = state._asdict()
+        trainable, _, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
+    variables = combine(trainable, frozen)
+    made_of = {**made_of, "step": step}
+    decoder = make_decoder(experiment.apply_fn, experiment.base.config, experiment.base.model.dtype)
+    return Model(experiment.base, variables, decoder, made_of, config.task)
+
+
+def _config_of(place: Path) -> tuple[Any, dict]:
+    from experiments.cli import complete_file
+    from experiments.config.labels import with_labels
+    from experiments.config.plain import to_plain
+    from experiments.config.schema import unpack_run
+
+    if kind_of(place / CONFIG) is None:
+        raise UserError(f"{place} is no folder of a run: it has no {CONFIG}; give --run=runs/NAME, or a --base")
+    plain = to_plain(complete_file(str(place / CONFIG)))
+    unpack_run(plain)
+    plain = with_labels(plain)
+    return unpack_run(plain), plain
+
+
+def _base_of(config: Any) -> Base:
+    """The base as the run loads it, a random one drawn with the run's seed."""
+    key, _ = jax.random.split(jax.random.PRNGKey(config.seed))
+    return load_base(config.base, key)
+
+
+def _attached(base: Base, adapter: Any, made_of: dict[str, Any], task: Any = None) -> Model:
+    base, plan, variables = load_attached(adapter, base)
+    adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
+    return _model(base, adapters.attach(base.model, plan), variables, made_of, task)
+
+
+def _model(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, Any], task: Any = None) -> Model:
+    decoder = make_decoder(apply_fn, base.config, base.model.dtype)
+    return Model(base, jax.tree.map(jnp.asarray, variables), decoder, made_of, task)
+
+
+def _causal(base: Base) -> Base:
+    if not isinstance(base.model, CausalLM):
+        raise UserError(f"{base.name} is an encoder, which writes no text; give a causal language model")
+    if base.tokenizer is None:
+        raise UserError(f"{base.name} comes without a tokenizer; put its tokenizer.json beside the weights")
+    return base

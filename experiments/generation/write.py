@@ -1,0 +1,131 @@
+"""What is written of each prompt: text on the screen as it comes, and JSON lines."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from experiments.generation.framing import Framing
+from experiments.generation.model import Model
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.data.prompts import Asked
+from lowrank_jax.decoding.choice import Sampling
+from lowrank_jax.decoding.loop import Limits
+from lowrank_jax.decoding.stream import Piece, Streamer
+
+
+@dataclasses.dataclass(frozen=True)
+class Author:
+    """A model with the settings that it writes by.
+
+    Attributes:
+      model, framing: what writes, and how prompts become ids.
+      streamer: of the model.
+      how: how tokens are chosen.
+      max_new_tokens: of a text, where they fit behind the prompt.
+      stops: strings that end a text.
+      ends: tokens that do.
+    """
+
+    model: Model
+    framing: Framing
+    streamer: Streamer
+    how: Sampling
+    max_new_tokens: int
+    stops: tuple[str, ...]
+    ends: tuple[int, ...]
+
+    def limits(self, prompts: Sequence[Sequence[int]], what: str = "the prompt") -> Limits:
+        """The limits for prompts; says on stderr where fewer new tokens fit than were asked for.
+
+        Raises:
+          UserError: a prompt fills the model by itself.
+        """
+        longest = max(prompts, key=len)
+        room = self.streamer.room(longest)
+        if room < 1:
+            raise UserError(f"{what} has {len(longest)} tokens, and the model reads {self.model.positions}; shorten it")
+        if room < self.max_new_tokens:
+            print(f"{what} has {len(longest)} tokens: at most {room} new ones fit in the model's "
+                  f"{self.model.positions} positions", file=sys.stderr)  # fmt: skip
+        pad_id = self.model.base.tokenizer.pad_id if self.model.base.tokenizer else None
+        return Limits(min(room, self.max_new_tokens), self.ends, pad_id or 0, self.how)
+
+    def stream(
+        self, prompts: Sequence[list[int]], limits: Limits, rows: Sequence[int], size: int = 0
+    ) -> Iterator[Piece]:
+        """See `Streamer.stream`."""
+        return self.streamer.stream(self.model.variables, prompts, limits, rows, size)
+
+    def say(self, prompt: list[int], row: int, limits: Limits) -> Piece:
+        """Prints the continuation of one prompt as it comes, and returns its last piece."""
+        piece = None
+        for piece in self.stream([prompt], limits, [row]):
+            print(piece.text, end="", flush=True)
+        print(flush=True)
+        assert piece is not None  # a row has at least one token
+        return piece
+
+    def record(self, asked: Asked, piece: Piece, row: int, limits: Limits) -> dict[str, Any]:
+        """The JSON line of a text: what was asked, the text, why it ended, and all that it depends on."""
+        given = {"messages": list(asked.messages)} if asked.messages else {"prompt": asked.prompt}
+        more = {} if asked.reference is None else {"reference": asked.reference}
+        stream, framing = piece.stream, self.framing
+        settings = {
+            **self.model.made_of,
+            **({"chat_template": framing.template.name} if framing.template else {}),
+            **({"system": framing.system} if framing.system else {}),
+            "max_new_tokens": limits.max_new_tokens,
+            **dataclasses.asdict(self.how),
+            "stop": list(self.stops),
+            "row": row,
+        }
+        return {**given, "completion": stream.text, **more, "tokens": stream.tokens, "ended": stream.ended, **settings}
+
+
+def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: TextIO) -> None:
+    """A JSON line of each prompt of a file, in order, a batch at a time."""
+    prompts = []
+    for number, one in enumerate(asked, 1):
+        try:
+            prompts.append(author.framing.ids(one))
+        except UserError as error:
+            raise UserError(f"row {number}: {error}") from None
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    limits = author.limits(prompts, f"row {longest + 1}")
+    size = min(batch_size, len(prompts))
+    for start in range(0, len(prompts), size):
+        rows = range(start, min(start + size, len(prompts)))
+        ended = {
+            piece.row: piece
+            for piece in author.stream([prompts[row] for row in rows], limits, list(rows), size)
+            if piece.stream.ended
+        }
+        for place, row in enumerate(rows):
+            json_line(author.record(asked[row], ended[place], row, limits), out)
+
+
+def json_line(record: dict[str, Any], out: TextIO) -> None:
+    """Writes one record, which a reader sees at once."""
+    print(json.dumps(record, ensure_ascii=False), file=out, flush=True)
+
+
+def open_out(path: str | None, source: str | None) -> TextIO | None:
+    """The file of --out, emptied; None without one.
+
+    Raises:
+      UserError: it is the file that is read, or no regular file.
+    """
+    if not path:
+        return None
+    kind = kind_of(path)
+    if kind not in (None, "file"):
+        raise UserError(f"--out={path} is a {kind}; name a file")
+    if kind and source and kind_of(source) and os.path.samefile(path, source):
+        raise UserError(f"--out={path} is the file that is read; name another")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "w", encoding="utf-8")

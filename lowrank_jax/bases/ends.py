@@ -1,0 +1,41 @@
+"""The tokens at which a base ends a text, from its files: there may be several, as of a text and of a turn."""
+
+from typing import Any
+
+from lowrank_jax.bases.base import Base
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.json_text import read_json
+from lowrank_jax.interop.gguf.file import GGUFReader
+from lowrank_jax.interop.gguf.settings import gguf_config
+from lowrank_jax.interop.readers import open_checkpoint
+
+FILES = ("generation_config.json", "config.json")
+KEY = "eos_token_id"
+
+
+def end_ids(base: Base) -> tuple[int, ...]:
+    """Those of generation_config.json, otherwise of config.json (or of a GGUF file), and the tokenizer's own.
+
+    Raises:
+      UserError: a file has something else there than an id or a list of ids.
+    """
+    found = []
+    if base.path is not None:
+        folder = base.path if base.path.is_dir() else base.path.parent
+        for name in FILES:
+            file = folder / name
+            values = read_json(file, "copy the base's own file") if kind_of(file) is not None else {}
+            if not found and isinstance(values, dict):
+                found = _ids(values.get(KEY), f"{file}: {KEY}", base.config.vocab_size)
+        if not found and isinstance(reader := open_checkpoint(base.path), GGUFReader):
+            found = _ids(gguf_config(reader).get(KEY), f"{base.path}: {KEY}", base.config.vocab_size)
+    own = None if base.tokenizer is None else base.tokenizer.eos_id
+    return tuple(dict.fromkeys([*found, *([] if own is None else [own])]))
+
+
+def _ids(value: Any, where: str, vocabulary: int) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if wrong := [one for one in ids if type(one) is not int or one >= vocabulary]:
+        raise UserError(f"{where} has {str(wrong[0])[:40]}, no id below {vocabulary}; copy the base's own file")
+    return [one for one in ids if one >= 0]  # some files write -1 for none

@@ -1,0 +1,84 @@
+"""Prompts of a user's file: JSON lines with "prompt" or "messages"; plain, .gz or .xz."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.json_text import NotJson, parse
+from lowrank_jax.data.lines import read_lines
+
+EXAMPLE = '{"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
+Message = Mapping[str, Any]
+
+
+class Asked(NamedTuple):
+    """What is to be continued: a prompt or a conversation, and what the file has as its continuation.
+
+    Attributes:
+      prompt: "" of a conversation.
+      messages: () of a prompt.
+      reference: the row's "completion", if it has one.
+    """
+
+    prompt: str = ""
+    messages: tuple[Message, ...] = ()
+    reference: str | None = None
+
+    @property
+    def content(self) -> str | tuple[Message, ...]:
+        """The prompt, or the messages."""
+        return self.messages or self.prompt
+
+    @property
+    def shown(self) -> str:
+        """The prompt, or the last message."""
+        return self.messages[-1]["content"] if self.messages else self.prompt
+
+
+def read_prompts(path: str | os.PathLike) -> list[Asked]:
+    """The rows of a file, in order; other keys of a row are ignored.
+
+    Raises:
+      UserError: the file is missing, damaged or empty, or a row is of another kind; names file, line and remedy.
+    """
+    found = [_asked(f"{path}, line {number}", line) for number, line in read_lines(Path(path))]
+    if not found:
+        raise UserError(f"{path}: has no rows; each line needs {EXAMPLE}")
+    return found
+
+
+def _asked(where: str, line: str) -> Asked:
+    try:
+        row = parse(line)
+    except NotJson as error:
+        raise UserError(f"{where}: not JSON ({error}); write {EXAMPLE}, one a line") from None
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        found = ", ".join(f'"{str(key)[:40]}"' for key in list(row)[:5]) if isinstance(row, dict) else "no object"
+        raise UserError(f'{where}: needs either the key "prompt" or "messages"; found {found or "no key"}')
+    reference = row.get("completion")
+    kept = _text(reference, where, "completion") if isinstance(reference, str) else None
+    if "prompt" in row:
+        return Asked(prompt=_text(row["prompt"], where, "prompt"), reference=kept)
+    return Asked(messages=_messages(row["messages"], where), reference=kept)
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f'{where}: "messages" is no list of messages; write {EXAMPLE}')
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError(f'{where}: message {i + 1} has no "role"; write {EXAMPLE}')
+        _text(message.get("content"), where, f'content" of message {i + 1}, "{message["role"][:40]}')
+    return tuple(value)
+
+
+def _text(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "{name}" is a {type(value).__name__}, not a string; put it in quotes')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f'{where}: "{name}" holds half of a surrogate pair (\\ud800-\\udfff); remove it') from None
+    return value

@@ -1,0 +1,89 @@
+"""Which token comes next: the most likely one, or one drawn from logits that are changed in transformers' order."""
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.core.types import Array, PRNGKey
+
+COLDEST = 1e-4  # logits of 1e4 divided by it are far inside float32's range
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; the defaults choose the most likely one.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most likely token, and of the rest only the penalty counts.
+      top_k: keeps the k most likely tokens; 0 keeps all.
+      top_p: keeps the most likely tokens that together reach this probability.
+      min_p: keeps tokens of at least this part of the most likely one's probability.
+      repetition_penalty: divides positive logits of tokens that the row has had, prompt included, and multiplies
+        negative ones.
+      seed: of the draws.
+    """
+
+    temperature: Annotated[float, Range(least=COLDEST, also=(0,))] = 0.0
+    top_k: Annotated[int, Range(least=0)] = 0
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
+    min_p: Annotated[float, Range(least=0, most=1)] = 0.0
+    repetition_penalty: Annotated[float, Range(above=0)] = 1.0
+    seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0
+
+    def __post_init__(self):
+        check_ranges(self, "sampling")
+
+
+def row_keys(seed: int, rows: Int[Array, " B"]) -> PRNGKey:
+    """One key a row, from the seed and the row's number alone: its text depends on no neighbour."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), rows)
+
+
+def choose(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, keys: PRNGKey, step: Int[Array, ""], how: Sampling
+) -> Int[Array, " B"]:
+    """The next token of each row, int32.
+
+    Args:
+      logits: float32.
+      seen: tokens that the row has had; None where nothing is penalised.
+      keys: of `row_keys`; token `step` of a row is drawn with fold_in(its key, step).
+      step: tokens written before.
+      how: static.
+    """
+    if seen is not None:
+        logits = penalise(logits, seen, how.repetition_penalty)
+    if how.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+    return jax.vmap(jax.random.categorical)(now, warp(logits, how)).astype(jnp.int32)
+
+
+def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+    """Logits of seen tokens, l / penalty where l > 0 and l * penalty otherwise (Keskar et al., 1909.05858, 4.1)."""
+    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def warp(logits: Float[Array, "B V"], how: Sampling) -> Float[Array, "B V"]:
+    """Temperature, top-k, top-p, min-p, in this order; a token that is left out gets -inf."""
+    logits = logits / how.temperature
+    if 0 < how.top_k < logits.shape[-1]:
+        logits = keep(logits, jax.lax.top_k(logits, how.top_k)[0][:, -1:])
+    if how.top_p < 1:
+        ascending = jnp.sort(logits, axis=-1)
+        below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)  # of each token and all less likely ones
+        kept = (below > 1 - how.top_p).at[:, -1].set(True)
+        logits = keep(logits, jnp.min(jnp.where(kept, ascending, jnp.inf), axis=-1, keepdims=True))
+    if how.min_p > 0:
+        share = jax.nn.softmax(logits, axis=-1)
+        logits = jnp.where(share < how.min_p * jnp.max(share, axis=-1, keepdims=True), -jnp.inf, logits)
+    return logits
+
+
+def keep(logits: Float[Array, "B V"], least: Float[Array, "B 1"]) -> Float[Array, "B V"]:
+    """The logits that are at least so large; equals of the last one stay too."""
+    return jnp.where(logits < least, -jnp.inf, logits)

@@ -1,0 +1,124 @@
+"""Writes tokens: reads the prompts once, then one token a step until every row has ended, in one while_loop."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Int
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import Array, Tree
+from lowrank_jax.decoding.choice import Sampling, choose, row_keys
+from lowrank_jax.decoding.decoder import Decoder
+
+GREEDY = Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What is fixed while tokens are written; static under `jax.jit`.
+
+    Attributes:
+      max_new_tokens: how many tokens a row gets at most.
+      end_ids: tokens that end a row; none: rows never end early.
+      pad_id: what an ended row emits after its end.
+      how: how tokens are chosen.
+    """
+
+    max_new_tokens: int
+    end_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    how: Sampling = GREEDY
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts.
+
+    Attributes:
+      tokens, mask: int32 and bool [B, P], padded on the left (`greedy.left_pad`); True at the prompt.
+      rows: int32 [B], each row's number, which its draws depend on.
+      live: bool [B], False for rows that only fill the batch; None: all are live.
+    """
+
+    tokens: Int[Array, "B P"]
+    mask: Bool[Array, "B P"]
+    rows: Int[Array, " B"]
+    live: Bool[Array, " B"] | None = None
+
+
+class State(NamedTuple):
+    """Between two steps.
+
+    Attributes:
+      step: int32 [], tokens that were written.
+      token: int32 [B], the last of each row.
+      done: bool [B], rows that have ended.
+      output: int32 [B, max_new_tokens].
+      seen: bool [B, V], tokens that a row has had; None without a repetition penalty.
+    """
+
+    step: Array
+    token: Array
+    done: Array
+    output: Array
+    seen: Array | None
+
+
+def generate(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -> Int[Array, "B {max_new_tokens}"]:
+    """The tokens that follow each prompt; a row's end token is its last, then comes padding."""
+    state, cache = begin(decoder, variables, prompts, limits)
+    return advance(decoder, variables, prompts, limits, state, cache, limits.max_new_tokens)[0].output
+
+
+def begin(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -> tuple[State, Any]:
+    """Reads the prompts and writes the first token of each row; the cache is apart, for it may be donated."""
+    batch, width = prompts.tokens.shape
+    tokens = jnp.where(prompts.mask, prompts.tokens, 0)  # a pad_id outside the model's table reads NaN
+    logits, cache = decoder.start(variables, tokens, prompts.mask, width + limits.max_new_tokens)
+    seen = None
+    if limits.how.repetition_penalty != 1:
+        blank = jnp.zeros(logits.shape, bool)
+        seen = blank.at[jnp.arange(batch)[:, None], tokens].max(prompts.mask)
+    done = jnp.zeros((batch,), bool) if prompts.live is None else ~prompts.live
+    output = jnp.full((batch, limits.max_new_tokens), limits.pad_id, jnp.int32)
+    state = State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), done, output, seen)
+    return _write(logits, prompts, limits, state), cache
+
+
+def advance(
+    decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits, state: State, cache: Any, until: Array | int
+) -> tuple[State, Any]:
+    """Goes on until every row has ended, or has `until` tokens, at most max_new_tokens; `until` may be traced."""
+    batch = prompts.tokens.shape[0]
+    slots = jnp.concatenate([prompts.mask, jnp.ones((batch, limits.max_new_tokens), bool)], axis=1)
+    lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
+
+    def unfinished(carry):
+        state, _ = carry
+        return (state.step < jnp.minimum(until, limits.max_new_tokens)) & ~jnp.all(state.done)
+
+    def body(carry):
+        state, cache = carry
+        logits, cache = decoder.step(variables, state.token, lengths + state.step - 1, slots, cache)
+        return _write(logits, prompts, limits, state), cache
+
+    return lax.while_loop(unfinished, body, (state, cache))
+
+
+def _write(logits: Array, prompts: Prompts, limits: Limits, state: State) -> State:
+    """The state with one more token of each row."""
+    token = choose(logits, state.seen, row_keys(limits.how.seed, prompts.rows), state.step, limits.how)
+    shown = jnp.where(state.done, limits.pad_id, token)
+    output = lax.dynamic_update_slice(state.output, shown[:, None], (jnp.int32(0), state.step))
+    seen = state.seen
+    if seen is not None:
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+    done = state.done
+    for end in limits.end_ids:
+        done = done | (token == end)
+    return State(state.step + 1, token, done, output, seen)

@@ -1,0 +1,100 @@
+"""The loop over tokens: equal to transformers' generate; and draws that depend on a row alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.decoding.choice import Sampling
+from lowrank_jax.decoding.decoder import make_decoder
+from lowrank_jax.decoding.greedy import left_pad
+from lowrank_jax.decoding.loop import Limits, Prompts, advance, begin, generate
+from lowrank_jax.interop.llama import export_params
+from lowrank_jax.models.llama import Llama, LlamaConfig
+
+CONFIG = LlamaConfig(
+    vocab_size=41, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+)  # fmt: skip
+DECODER = make_decoder(Llama(CONFIG).apply, CONFIG, jnp.float32)
+RUN = jax.jit(functools.partial(generate, DECODER), static_argnums=2)
+NEW, LENGTHS = 12, (5, 11, 1, 8)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of unit gain: with small ones every row repeats one token."""
+    init = jax.jit(Llama(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return jax.tree.map(lambda x: 1.5 * x, init)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, CONFIG.vocab_size, n).tolist() for n in LENGTHS]
+
+
+def prompts(rows, numbers=None, multiple=8, live=None):
+    tokens, mask = left_pad(rows, 0, multiple)
+    return Prompts(tokens, mask, np.array(range(len(rows)) if numbers is None else numbers, np.int32), live)
+
+
+def test_equals_transformers_with_a_penalty_and_several_ends(variables, rows, tmp_path):
+    """Row by row there, as one ragged batch here: transformers' penalty would count a shorter row's padding."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    export_params(variables["params"], CONFIG, tmp_path)
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    free = np.asarray(RUN(variables, prompts(rows), Limits(NEW, how=Sampling(repetition_penalty=1.5))))
+    ends = (int(free[0, 4]), int(free[1, 7]))
+    want = np.zeros((len(rows), NEW), int)
+    for row, prompt in enumerate(rows):
+        out = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=NEW, do_sample=False,
+            repetition_penalty=1.5, eos_token_id=list(ends), pad_token_id=0, bos_token_id=None,
+        )[0, len(prompt) :]  # fmt: skip
+        want[row, : len(out)] = out
+    got = np.asarray(RUN(variables, prompts(rows), Limits(NEW, ends, 0, Sampling(repetition_penalty=1.5))))
+    np.testing.assert_array_equal(got, want)
+    assert {len(np.trim_zeros(row, "b")) for row in got} >= {5, 8}  # both ends were met
+    plain = np.asarray(RUN(variables, prompts(rows), Limits(NEW)))
+    assert (plain != free).any()  # the penalty counts
+
+
+def test_a_row_draws_by_its_number_alone(variables, rows):
+    """The same text with other neighbours, wider padding, beside a row that only fills the batch."""
+    how = Sampling(temperature=1.5, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=3)
+    limits = Limits(NEW, how=how)
+    whole = np.asarray(RUN(variables, prompts(rows), limits))
+    assert len({tuple(row) for row in whole}) == len(rows)
+    np.testing.assert_array_equal(whole, RUN(variables, prompts(rows), limits))
+    turned = np.asarray(RUN(variables, prompts(rows[::-1], [3, 2, 1, 0]), limits))
+    np.testing.assert_array_equal(whole, turned[::-1])
+    wide = np.asarray(RUN(variables, prompts([rows[1], rows[3], rows[0], rows[0]], [1, 3, 9, 0], 24), limits))
+    np.testing.assert_array_equal(whole[[1, 3, 0]], wide[[0, 1, 3]])
+    assert (wide[2] != wide[3]).any()  # of equal prompts each row draws for itself
+
+
+def test_one_candidate_is_the_greedy_choice(variables, rows):
+    greedy = np.asarray(RUN(variables, prompts(rows), Limits(NEW)))
+    drawn = RUN(variables, prompts(rows), Limits(NEW, how=Sampling(temperature=2.0, top_k=1)))
+    np.testing.assert_array_equal(drawn, greedy)
+
+
+def test_a_few_steps_at_a_time_are_the_same_loop(variables, rows):
+    limits = Limits(NEW, (7, 9), 0, Sampling(temperature=1.2, repetition_penalty=1.2))
+    given = prompts(rows)
+    state, cache = jax.jit(functools.partial(begin, DECODER), static_argnums=2)(variables, given, limits)
+    step = jax.jit(functools.partial(advance, DECODER), static_argnums=2)
+    assert int(state.step) == 1
+    for until in (4, 5, 99):
+        state, cache = step(variables, given, limits, state, cache, until)
+    assert step._cache_size() == 1
+    np.testing.assert_array_equal(state.output, RUN(variables, given, limits))
+
+
+def test_no_tokens_are_refused():
+    with pytest.raises(UserError, match="max_new_tokens is 0"):
+        Limits(0)

@@ -1,0 +1,114 @@
+"""What samples continue: the tokens before an example's targets in training, of every kind of rows."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.generation.framing import make_framing, no_template
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.prompts import Asked
+from lowrank_jax.forms.generation import OPENING, SamplesOptions, _asked, samples
+from lowrank_jax.tasks.text import TextConfig, TextTask
+from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
+from lowrank_jax.text.chat import end_ids, find_template, prompt_ids
+from lowrank_jax.text.tokenizers import ByteTokenizer
+
+BYTES = ByteTokenizer()
+SETTING = SimpleNamespace(tokenizer=BYTES, model=SimpleNamespace(max_position_embeddings=64), end_ids=tuple)
+CHAT = [
+    {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "yes"},
+                  {"role": "user", "content": "sure?"}, {"role": "assistant", "content": "no"}]}
+    for n in (1, 22)
+]  # fmt: skip
+
+
+@pytest.fixture
+def task_of(tmp_path):
+    """task_of(rows, key=value, ...) -> the task on rows that are held out too."""
+
+    def make(rows, **config):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return TextTask(TextConfig(path=str(file), validation_path=str(file), **config), BYTES)
+
+    return make
+
+
+def asked(task, **options):
+    return list(_asked(SETTING, task, SamplesOptions(**options)))
+
+
+@pytest.mark.parametrize("packing", [{"packed": False}, {"packed": True, "documents": "separate"}])
+def test_a_conversation_s_first_answer_is_the_reference(task_of, packing):
+    """Its ids are those of decoding; the second example of the packed rows is in the same window as the first."""
+    task = task_of(CHAT, seq_len=256, chat_template="zephyr", **packing)
+    found, template = asked(task), find_template(BYTES, "zephyr")
+    wanted = [prompt_ids(BYTES, template, row["messages"][:1]) for row in CHAT]
+    assert [one.ids for one in found] == wanted[: 1 if packing["packed"] else 2]
+    assert found[0].reference.strip() == "yes"
+    assert task.prompt_tokens("1?") == wanted[0]
+    assert task.prompt_tokens(CHAT[1]["messages"][:1]) == wanted[1]
+    assert task.end_ids == end_ids(BYTES, template)
+
+
+def test_rows_of_other_kinds(task_of):
+    pair = {"prompt": "2 and 2 is ", "completion": "4"}
+    for bos in (False, True):
+        (one,) = asked(task_of([pair], packed=False, seq_len=32, add_bos=bos))
+        assert (one.ids, one.prompt, one.reference) == ([256] * bos + BYTES.encode(pair["prompt"]), pair["prompt"], "4")
+    (short,) = asked(task_of([{"text": "ten letters"}], packed=False, seq_len=32))
+    assert (short.prompt, short.reference) == ("ten le", "tters")
+    long = asked(task_of([{"text": "x" * 300}], seq_len=150, add_eos=False), count=2)
+    assert [len(one.ids) for one in long] == [OPENING] * 2
+    assert [len(one.reference) for one in long] == [150 - OPENING] * 2
+
+
+def test_prompts_that_are_given(task_of, tmp_path):
+    task = task_of([{"prompt": "a", "completion": "b"}], packed=False, seq_len=8)
+    assert [one.ids for one in asked(task, prompts=("x", "yz", "u"), count=2)] == [[120], [121, 122]]
+    (tmp_path / "own.jsonl").write_text('{"prompt": "q", "completion": "r"}\n')
+    assert asked(task, prompts=str(tmp_path / "own.jsonl")) == [([113], "q", "r")]
+    (tmp_path / "own.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}]}\n')
+    with pytest.raises(UserError, match="messages need a chat template"):
+        asked(task, prompts=str(tmp_path / "own.jsonl"))
+
+
+def test_uuids_and_no_held_out_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    task = UuidTask(UuidConfig(pairs=3, eval_pairs=1), BYTES)
+    (one,) = asked(task, count=1)
+    assert (one.ids, one.prompt[-1], len(one.reference)) == (task.prompt_tokens(one.prompt), ":", 36)
+    (tmp_path / "rows.jsonl").write_text('{"text": "abcd"}\n')
+    alone = TextTask(TextConfig(path=str(tmp_path / "rows.jsonl"), seq_len=4), BYTES)
+    with pytest.raises(UserError, match=r"nothing to continue; set its prompts, or give the task held-out data"):
+        asked(alone)
+    with pytest.raises(UserError, match="70 tokens, and 8 new ones exceed the model's 64 positions"):
+        samples(SETTING, alone, SamplesOptions(prompts=("x" * 70,), max_new_tokens=8))
+
+
+def test_the_framing_of_a_run_is_that_of_its_training(task_of):
+    """Of conversations a prompt is a user's message, by the rows or the config; of texts it is a text."""
+    own = ByteTokenizer(find_template(BYTES, "zephyr").source)
+    base = SimpleNamespace(tokenizer=own)
+
+    def framing(rows, template="", **config):
+        task = task_of(rows, seq_len=256, packed=False, **{"chat_template": "zephyr", **config}).config
+        return make_framing(SimpleNamespace(base=base, task=task), template, None, "", messages=False)
+
+    wanted = prompt_ids(own, find_template(own), [{"role": "user", "content": "1?"}])
+    found = framing(CHAT)
+    assert found.ids(Asked("1?")) == wanted
+    assert "a user's message in its chat template" in found.said
+    text = framing([{"prompt": "a", "completion": "b"}], chat_template="", add_bos=True)
+    assert (text.ids(Asked("1?")), text.said) == ([256, *b"1?"], "")
+    assert framing(CHAT, "none").ids(Asked("1?")) == [*b"1?"]
+    gone = TextConfig(path="gone.jsonl")
+    said = make_framing(SimpleNamespace(base=base, task=gone), "", None, "", messages=False)
+    assert "the run's data are not here" in said.said
+    by_rows = TextConfig(path=task_of(CHAT, seq_len=256, packed=False, chat_template="zephyr").config.path)
+    found = make_framing(SimpleNamespace(base=base, task=by_rows), "", None, "", messages=False)
+    assert found.ids(Asked("1?")) == wanted
+    with pytest.raises(UserError, match="--chat_template=chatml, "):
+        make_framing(SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None), "", None, "", messages=True)
+    assert "has no chat template" in no_template(BYTES)
