@@ -52,6 +52,34 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TFDS_DATA_DIR"] = str(_FOLDER / "tfds")  # never the user's own
 
 
+# Where each file is one worker's (scripts/test.sh), the longest come first, so that no worker ends long after the others.
+LONGEST = (
+    "experiments/test_processes.py",
+    "experiments/test_run.py",
+    "models/test_families.py",
+    "experiments/test_trials.py",
+    "experiments/test_programs.py",
+    "experiments/test_build.py",
+    "experiments/test_glue_run.py",
+    "experiments/test_bench.py",
+    "train/test_step.py",
+    "experiments/test_sweep.py",
+    "experiments/test_claims.py",
+    "sharding/test_sharding.py",
+    "test_merge_adapter.py",
+    "test_contributing.py",
+    "test_configs.py",
+    "fuzz/test_fuzz.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the longest files first, in the order of LONGEST; the others as they were."""
+    folder = Path(__file__).parent
+    place = {folder / name: number for number, name in enumerate(LONGEST) if (folder / name).stat()}  # or it is renamed
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_unconfigure():
     """Removes the run's folder, in the process that made it."""
     if _RUN_FOLDER is not None:
