@@ -52,7 +52,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TFDS_DATA_DIR"] = str(_FOLDER / "tfds")  # never the user's own
 
 
-# Where each file is one worker's (scripts/test.sh), the longest come first, so that no worker ends long after the others.
+# Where each file is one worker's (scripts/test.sh), the longest come first: no worker ends long after the others.
 LONGEST = (
     "experiments/test_processes.py",
     "experiments/test_run.py",
