@@ -179,7 +179,6 @@ COORDINATOR = "error: process 0 of 2, the coordinator, died or was cut off; star
         ("SIGSTOP", 0, (-signal.SIGKILL, LOST), COORDINATOR),
         ("SIGSTOP", 1, (LOST, -signal.SIGKILL), "error: process 1 of 2 died or was cut off: silent for 10 s; start"),
         ("UserError", 0, (MENDABLE, MENDABLE), "error: process 0 of 2 ended: the disk is full"),
-        ("UserError", 1, (MENDABLE, MENDABLE), "error: process 1 of 2 ended: the disk is full"),
         ("ZeroDivisionError", 1, (1, 1), "error: process 1 of 2 ended: ZeroDivisionError: division by zero"),
         ("TERM_EARLY", 1, (INTERRUPTED, INTERRUPTED), "error: process 1 of 2 ended: interrupted"),
     ],
