@@ -100,6 +100,7 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
+      template: the chat template of conversations, None for other rows.
       contents: "path.NAME" -> digest of the rows of a data set that is named and is no file.
     """
 
@@ -111,6 +112,8 @@ class TextTask:
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
+        encoder = read["path"].encoder
+        self.template = None if encoder is None else encoder.template
         count = sum if config.segmented else max
         self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())
         most = min(config.max_seq_len, positions or config.max_seq_len)
