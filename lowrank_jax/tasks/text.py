@@ -112,6 +112,13 @@ class TextTask:
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
+        if len({one.rows.kind for one in read.values()}) > 1:
+            kinds = ", ".join(f"task.{field} of kind {one.rows.kind!r}" for field, one in read.items())
+            raise UserError(f"held-out rows are scored as those of training are: {kinds}; give both of one kind")
+        if positions and config.seq_len > positions:
+            raise UserError(
+                f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
+            )
         encoder = read["path"].encoder
         self.template = None if encoder is None else encoder.template
         count = sum if config.segmented else max
