@@ -144,7 +144,7 @@ def test_faults_of_conversations(write):
     mixed = {"path": path, "validation_path": write([{"text": "a"}], "b.jsonl"), "packed": False}
     with pytest.raises(UserError, match=r"task.path of kind 'chat', task.validation_path of kind 'text'; give both"):
         TextTask(TextConfig(**mixed), refusing_nothing)
-    with pytest.raises(UserError, match=r"task.seq_len is 512 and the base has 256 positions; lower it"):
+    with pytest.raises(UserError, match=r"task.seq_len is 512 and the base has 256 positions; lower task.seq_len"):
         TextTask(TextConfig(path=write([{"text": "ab"}], "b.jsonl")), BYTES, 256)
     with pytest.raises(UserError, match="or documents=separate to pack them as well"):
         TextTask(TextConfig(path=path, chat_template="zephyr"), BYTES)
