@@ -103,11 +103,14 @@ class Attention(nn.Module):
                 key, value = (read_cache(cache[name], layer) for name in ("key", "value"))
             key, value = key.astype(self.dtype), value.astype(self.dtype)
         packed = isinstance(allowed, Packed)
+        flash = packed and x.shape[1] % 2 == 0  # cuDNN takes no mask of an odd length where gradients are needed
+        if packed and not flash and self.implementation == "cudnn":
+            raise UserError(f'attention "cudnn" needs rows of an even length to pack documents, not {x.shape[1]}')
         kernel = pick_implementation(
             self.implementation,
             self.dtype,
             self.head_dim,
-            masked=allowed is not None and not packed,
+            masked=allowed is not None and not flash,
             cached=cache is not None,
             capped=self.softcap is not None,
         )
@@ -150,6 +153,9 @@ class Attention(nn.Module):
 
 class Packed(NamedTuple):
     """The documents of packed rows: attention is causal and within a document.
+
+    cuDNN takes the mask as a bias, and stays a flash attention (4 rows of 2,048 tokens, 32 heads and 8 of keys, one
+    H200: 2.3 ms forward and backward and 0.3 GiB; without documents 1.3 ms; XLA's with them 8.0 ms and 5.0 GiB).
 
     Attributes:
       same: bool [B, 1, T, T], whether query and key are of one document; padding is a document too.
@@ -278,9 +284,9 @@ def pick_implementation(
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
-    cuDNN's applies to causal attention without mask or cache, in bfloat16 or float16, for heads of a multiple of 8 up
-    to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap
-    on the scores (`capped`) always takes `heads_first_attention`, the only one that has it.
+    cuDNN's applies to causal attention without cache or mask (but that of packed rows), in bfloat16 or float16, for
+    heads of a multiple of 8 up to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps
+    always use XLA; a softcap on the scores (`capped`) always takes `heads_first_attention`, the only one that has it.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.

@@ -18,7 +18,7 @@ from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 from lowrank_jax.tasks.framing import Content, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
-from lowrank_jax.text.chat import end_ids, find_template
+from lowrank_jax.text.chat import end_ids
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
@@ -102,7 +102,8 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
-      template, end_ids: the chat template of conversations, and the tokens that end its answers; otherwise None and ().
+      template, end_ids: the chat template of conversations, and the tokens that end its answers; of other rows None
+        and ().
       contents: "path.NAME" -> digest of the rows of a data set that is named and is no file.
     """
 
@@ -114,8 +115,15 @@ class TextTask:
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
-        chat = read["path"].rows.kind == CHAT
-        self.template = find_template(tokenizer, config.chat_template) if chat else None
+        if len({one.rows.kind for one in read.values()}) > 1:
+            kinds = ", ".join(f"task.{field} of kind {one.rows.kind!r}" for field, one in read.items())
+            raise UserError(f"held-out rows are scored as those of training are: {kinds}; give both of one kind")
+        if positions and config.seq_len > positions:
+            raise UserError(
+                f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
+            )
+        encoder = read["path"].encoder
+        self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
         self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())

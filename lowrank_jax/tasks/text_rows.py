@@ -43,6 +43,9 @@ class RowEncoder:
       add_bos, add_eos: marks around each text, or around prompt + completion. In conversations the template writes
         them; BOS is added where it has none, EOS behind a last turn that it leaves open.
 
+    Attributes:
+      template: of conversations; None for other kinds.
+
     Raises:
       UserError: the tokenizer lacks a mark, or has no template for conversations.
     """
@@ -53,9 +56,9 @@ class RowEncoder:
         self._eos = [mark(tokenizer, "eos")] if add_eos else []
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._together = kind == COMPLETION and puts_space_before(tokenizer.encode, tokenizer.decode)
-        self._template = find_template(tokenizer, chat_template) if kind == CHAT else None
-        self._ends = set() if self._template is None else set(end_ids(tokenizer, self._template))
-        self._silent = set() if self._template is None else set(tokenizer.special_tokens.values())
+        self.template = find_template(tokenizer, chat_template) if kind == CHAT else None
+        self._ends = set() if self.template is None else set(end_ids(tokenizer, self.template))
+        self._silent = set() if self.template is None else set(tokenizer.special_tokens.values())
 
     def encode(self, rows: Rows) -> list[Encoded]:
         """The examples of all rows, in order: one a row, or one a turn where a template rewrites earlier turns.
@@ -78,8 +81,8 @@ class RowEncoder:
         return len(self.tokenizer.decode([i for i in ids if i not in self._silent]).encode())
 
     def _examples(self, row: Row) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        if self._template is not None:
-            yield from map(self._conversation, encode_turns(self.tokenizer, self._template, **row))
+        if self.template is not None:
+            yield from map(self._conversation, encode_turns(self.tokenizer, self.template, **row))
         else:
             yield self._text(row)
 
