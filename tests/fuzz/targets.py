@@ -83,6 +83,18 @@ def base(rng, kept, case):
     return build(*(word for word in given if not word.startswith("--workdir")))
 
 
+def gguf(rng, kept, case):
+    """A GGUF file: mostly what stands before its weights."""
+    file = case / rng.choice(("base.gguf", "base.gguf", "base-00001-of-00002.gguf"))
+    content = kept.gguf.read_bytes()
+    end = rng.choice((len(content), *(content.index(b"blk.1.ffn_down.weight"),) * 4))
+    file.write_bytes(mutations.flip(rng, content[:end]) + content[end:])
+    if rng.random() < 0.5:
+        return load(file)
+    given = words(kept, base__name=file, base__random_init="false")
+    return build(*(word for word in given if not word.startswith("--workdir")))
+
+
 def shape(rng, kept, case):
     """A config.json of any architecture, without weights."""
     folder = case / "base"
@@ -161,7 +173,7 @@ def source(rng, kept, case):
     return build(f"--config={file}:method={rng.choice(('lora', 'mora'))}", *words(kept)[2:])
 
 
-TARGETS = {one.__name__: one for one in (config, override, data, base, shape, adapter, results, finished, source)}
+TARGETS = {one.__name__: one for one in (config, override, data, base, gguf, shape, adapter, results, finished, source)}
 
 
 # ---- the programs ----
