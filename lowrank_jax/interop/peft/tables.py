@@ -35,7 +35,9 @@ class Tables:
     untied: bool
 
 
-def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool) -> Tables | None:
+def tables_of(
+    files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool, decoder: bool
+) -> Tables | None:
     """What the folder needs of the base's tables; None of a base without an embedding of tokens.
 
     Args:
@@ -43,6 +45,7 @@ def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], ti
       flat: the base's params by path.
       rows: its key table in the folder's spelling.
       tied: the base has no output layer of its own.
+      decoder: the output layer is called as a decoder's.
 
     Raises:
       UserError: a vocabulary that grew without its table, or tables of different lengths.
@@ -50,10 +53,9 @@ def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], ti
     path, name = next((path for path in EMBEDDINGS if path in flat), None), table_name(rows)
     if path is None:
         return None
-    has_head = "head/kernel" in flat and any(row.source == f"{HEAD}.weight" for row in rows)
     own = flat[path].shape[0]
     lengths = {name: _length(files, name, own)}
-    if tied or has_head:
+    if decoder:
         lengths[HEAD] = _length(files, HEAD, own)
     _check_ids(files, name, lengths)
     if len(set(lengths.values())) > 1:
