@@ -158,7 +158,7 @@ def _check_head(files: PeftFiles, base: Base) -> None:
                 f"{base.name} is a decoder: merge it in PEFT first"
             )
         return
-    labels = None if last is None else files.reader.shape(last)[0]
+    labels = None if last is None else next(iter(files.reader.shape(last)), 0)
     if labels is None or (base.config.head in SEQUENCE_HEADS and base.config.num_labels == labels):
         return
     has = f"{base.config.num_labels} labels" if base.config.head in SEQUENCE_HEADS else f"the head {base.config.head!r}"

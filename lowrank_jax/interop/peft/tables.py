@@ -53,7 +53,8 @@ def tables_of(
     path, name = next((path for path in EMBEDDINGS if path in flat), None), table_name(rows)
     if path is None:
         return None
-    own = flat[path].shape[0]
+    own, width = flat[path].shape
+    _check_shapes(files, name, width)
     lengths = {name: _length(files, name, own)}
     if decoder:
         lengths[HEAD] = _length(files, HEAD, own)
@@ -62,6 +63,24 @@ def tables_of(
         said = " and ".join(f"{module} with {length} rows" for module, length in lengths.items())
         raise UserError(f"{files.reader.path} makes {said} of this base of {own}: {GROWN}")
     return Tables(lengths[name], tied and _differ(files, name, flat[path]))
+
+
+def _check_shapes(files: PeftFiles, name: str, width: int) -> None:
+    """Refuses tables and their rows that are not as wide as the base's, and rows that are not as many as their ids."""
+    for module in (name, HEAD):
+        ids = files.config.rows_of(module, module == name)
+        wanted = {whole_key(files.reader, module): None, f"{PREFIX}{module}.{DELTA}": ids and len(ids)}
+        wanted |= {f"{PREFIX}{module}.{leaf}": None for leaf in (f"{TABLE}A", "lora_B.weight")}
+        for key, rows in wanted.items():
+            if key is None or key not in set(files.reader.keys()):
+                continue
+            shape = files.reader.shape(key)
+            wide = len(shape) == 2 and ("lora" in key or shape[1] == width)
+            if not wide or (rows and shape[0] != rows):
+                raise UserError(
+                    f"{files.reader.path}: {key} is {list(shape)}, and not [{rows or 'rows'}, {width}] as this base "
+                    "has it; save the adapter again"
+                )
 
 
 def _length(files: PeftFiles, module: str, own: int) -> int:
