@@ -11,7 +11,7 @@ import jax
 
 from experiments.session.experiment import Experiment, is_fresh
 from lowrank_jax import adapters
-from lowrank_jax.bases.base import Base, export_params
+from lowrank_jax.bases.base import Base, architecture_of, export_params
 from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.checkpoints.adapters_only import on_host, save_adapter
@@ -19,7 +19,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
-from lowrank_jax.interop.peft.config import CONFIG
+from lowrank_jax.interop.peft.config import CONFIG, hf_modules
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.ops.quantized import dense_tree
 from lowrank_jax.text.tokenizers import ByteTokenizer, tokenizer_files
@@ -113,11 +113,18 @@ def _params(experiment: Experiment, state: TrainState, frozen: Any, trained: dic
     """
     flat = dict(flatten(experiment.base.params))
     in_layers = any(path not in flat or path.startswith("layers/") for path in trained)
-    if in_layers or any(config.method == "dora" for config in experiment.plan.configs):
+    dora = any(config.method == "dora" for config in experiment.plan.configs)
+    if in_layers or (dora and _joins(experiment.base)):
         whole = dense_tree(Segments().undo(experiment.variables(state, frozen)["params"]))
         return jax.tree.map(on_host, whole)
     held = flatten(frozen.get("params", {}))
     return unflatten(flat | {path: on_host(held[path]) for path in fresh if path in held} | trained)
+
+
+def _joins(base: Base) -> bool:
+    """Whether the Hugging Face model has one module for several of ours, as GPT-2's c_attn."""
+    rows = architecture_of(base.config).interop.hf_table(base.config)
+    return any(len(module.parts) > 1 for module in hf_modules(rows, base.config.num_hidden_layers).values())
 
 
 def _canonical(trained: Iterable[str], paths: Mapping[str, Any]) -> set[str]:

@@ -67,17 +67,23 @@ def import_peft(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapte
     rows = spelled(_rows(config), files.reader, _is_bare(config))
     _check_head(files, base)
     flat = flatten(base.params)
-    needed = tables_of(files, flat, rows, tied.is_tied(config))
+    decoder = hasattr(config, "tie_word_embeddings")
+    needed = tables_of(files, flat, rows, tied.is_tied(config), decoder)
     if has_tokenizer(files.folder):  # tokens were added to it, or it is the base's
         base = dataclasses.replace(
             base, tokenizer=_tokenizer(files, config.vocab_size if needed is None else needed.rows)
         )
     if needed is not None:
-        table = next(path for path in EMBEDDINGS if path in flat)
+        grown = needed.rows != flat[next(path for path in EMBEDDINGS if path in flat)].shape[0]
+        if grown and tied.is_tied(config) and not decoder:
+            raise UserError(
+                f"the adapter in {files.folder} has {needed.rows} token ids and this masked-lm base "
+                f"{config.vocab_size}; merge it in PEFT first"
+            )
         if needed.untied:
             base = untied(base, files.folder)
-        if needed.rows != flat[table].shape[0]:
-            base = _resized(base, needed.rows, files.folder)
+        if grown:
+            base = _resized(base, needed.rows)
     names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
     adapter = load_peft(folder, base.params, _rows(base.config), base.config.num_hidden_layers, names, base.fingerprint)
     lacking = sorted(path for path in drawn if path not in adapter.changed)
@@ -125,13 +131,8 @@ def untied(base: Base, why: Any) -> Base:
     return _with(base, config, flat)
 
 
-def _resized(base: Base, rows: int, folder: Path) -> Base:
+def _resized(base: Base, rows: int) -> Base:
     """The base with another number of token ids; further rows are zero, for the adapter to fill."""
-    if tied.is_tied(base.config) and not hasattr(base.config, "tie_word_embeddings"):
-        raise UserError(
-            f"the adapter in {folder} has {rows} token ids and this masked-lm base {base.config.vocab_size}; merge it "
-            "in PEFT first"
-        )
     config, flat = dataclasses.replace(base.config, vocab_size=rows), dict(flatten(base.params))
     shapes, changed = param_shapes(config), []
     for path, shape in shapes.items():
@@ -157,7 +158,7 @@ def _check_head(files: PeftFiles, base: Base) -> None:
                 f"{base.name} is a decoder: merge it in PEFT first"
             )
         return
-    labels = None if last is None else files.reader.shape(last)[0]
+    labels = None if last is None else next(iter(files.reader.shape(last)), 0)
     if labels is None or (base.config.head in SEQUENCE_HEADS and base.config.num_labels == labels):
         return
     has = f"{base.config.num_labels} labels" if base.config.head in SEQUENCE_HEADS else f"the head {base.config.head!r}"

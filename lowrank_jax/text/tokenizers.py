@@ -293,7 +293,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
-            "use the tokenizer that belongs to this base"
+            "a vocabulary that grew without its table: resize the model's embedding and save it again, or use the "
+            "tokenizer that belongs to this base"
         )
 
 

@@ -205,6 +205,24 @@ def test_rows_that_are_no_ids(llama, tmp_path):
             import_peft(tmp_path, llama[1])
 
 
+def test_tables_of_another_shape(llama, tmp_path):
+    """Each is found before anything is computed with it."""
+    table = "base_model.model.model.embed_tokens."
+    saved(llama, tmp_path / "rows", trainable_token_indices=[3])
+    saved(llama, tmp_path / "whole", modules_to_save=["embed_tokens"])
+    for folder, key, shape in (
+        ("rows", "token_adapter.trainable_tokens_delta", (2, 16)),
+        ("rows", "token_adapter.trainable_tokens_delta", ()),
+        ("whole", "weight", (40, 8)),
+        ("whole", "weight", (40,)),
+    ):
+        change(tmp_path / folder, tensors=lambda held, key=key, shape=shape: {**held, table + key: np.ones(shape, "f")})
+        with pytest.raises(
+            UserError, match=r"embed_tokens\..* is \[.*\], and not \[(1|rows), 16\] as this base has it"
+        ):
+            import_peft(tmp_path / folder, llama[1])
+
+
 def test_a_classifier_of_a_decoder_is_refused(llama, tmp_path):
     import transformers
 

@@ -35,7 +35,9 @@ class Tables:
     untied: bool
 
 
-def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool) -> Tables | None:
+def tables_of(
+    files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool, decoder: bool
+) -> Tables | None:
     """What the folder needs of the base's tables; None of a base without an embedding of tokens.
 
     Args:
@@ -43,6 +45,7 @@ def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], ti
       flat: the base's params by path.
       rows: its key table in the folder's spelling.
       tied: the base has no output layer of its own.
+      decoder: the output layer is called as a decoder's.
 
     Raises:
       UserError: a vocabulary that grew without its table, or tables of different lengths.
@@ -50,16 +53,34 @@ def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], ti
     path, name = next((path for path in EMBEDDINGS if path in flat), None), table_name(rows)
     if path is None:
         return None
-    has_head = "head/kernel" in flat and any(row.source == f"{HEAD}.weight" for row in rows)
-    own = flat[path].shape[0]
+    own, width = flat[path].shape
+    _check_shapes(files, name, width)
     lengths = {name: _length(files, name, own)}
-    if tied or has_head:
+    if decoder:
         lengths[HEAD] = _length(files, HEAD, own)
     _check_ids(files, name, lengths)
     if len(set(lengths.values())) > 1:
         said = " and ".join(f"{module} with {length} rows" for module, length in lengths.items())
         raise UserError(f"{files.reader.path} makes {said} of this base of {own}: {GROWN}")
     return Tables(lengths[name], tied and _differ(files, name, flat[path]))
+
+
+def _check_shapes(files: PeftFiles, name: str, width: int) -> None:
+    """Refuses tables and their rows that are not as wide as the base's, and rows that are not as many as their ids."""
+    for module in (name, HEAD):
+        ids = files.config.rows_of(module, module == name)
+        wanted = {whole_key(files.reader, module): None, f"{PREFIX}{module}.{DELTA}": ids and len(ids)}
+        wanted |= {f"{PREFIX}{module}.{leaf}": None for leaf in (f"{TABLE}A", "lora_B.weight")}
+        for key, rows in wanted.items():
+            if key is None or key not in set(files.reader.keys()):
+                continue
+            shape = files.reader.shape(key)
+            wide = len(shape) == 2 and ("lora" in key or shape[1] == width)
+            if not wide or (rows and shape[0] != rows):
+                raise UserError(
+                    f"{files.reader.path}: {key} is {list(shape)}, and not [{rows or 'rows'}, {width}] as this base "
+                    "has it; save the adapter again"
+                )
 
 
 def _length(files: PeftFiles, module: str, own: int) -> int:
