@@ -11,6 +11,9 @@ number of steps come from the data; --config.task.seq_len, --config.train.batch_
 A path with a comma is no argument: give it as --config.task.path. Llama 2 and Gemma begin every text with BOS: for
 texts, prompts and completions set --config.task.add_bos=true; a chat template writes its own.
 
+validation: held-out rows, scored after each epoch; the answers to the first of them are written to samples.jsonl and
+to W&B, beside those that the data have.
+
 packed: several whole rows share a line of the batch, without seeing each other; fewer steps with less padding.
 
 Rates: those of adapters are about ten times those of all weights. Adam's step is as large as the rate, whatever the
@@ -33,6 +36,7 @@ PICO_RATES = {"lora": 3e-3, "mora": 3e-3, "dora": 3e-3, "fft": 1e-3}
 # Most tokens of a row: pico-llama has 512 positions; elsewhere activations grow with it, and few rows are longer.
 PICO_LENGTH, LENGTH = 512, 2_048
 LOSS_TOKENS = 8_192  # logits of so many tokens at a time: a vocabulary of 128,000 takes 4 GiB of them in float32
+NEW_TOKENS = 128  # most of a sample
 EVERY_KERNEL = "(query|key|value|out|gate|up|down)"  # those that the base has: GPT-2 has no gate
 
 
@@ -83,6 +87,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer = {"learning_rate": rate}
     config.schedule = {"kind": choice.schedule, "warmup_fraction": 0.05, "warmup_start": "one"}
     config.train = {"steps": 0, "epochs": choice.epochs, "batch_size": choice.batch}
+    if choice.validation:
+        config.evals = {"samples": {"type": "samples", "with_train": True, "count": 4, "max_new_tokens": NEW_TOKENS}}
     config.train["chunk_tokens"] = 0 if small else LOSS_TOKENS
     config.checkpoint = {"every": 100, "keep": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

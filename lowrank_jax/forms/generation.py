@@ -18,6 +18,7 @@ from lowrank_jax.forms.evaluate import make_generator
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
 
 EVAL_BATCH = 1024  # prompts decoded at a time
+SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
 OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
 

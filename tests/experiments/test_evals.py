@@ -90,7 +90,7 @@ def rows_of(folder):
 
 
 SAMPLES = {
-    "held": {"type": "samples", "every": 2, "count": 3, "max_new_tokens": 4},
+    "held": {"type": "samples", "with_train": True, "count": 3, "max_new_tokens": 4},
     "drawn": {"type": "samples", "steps": (3,), "at_end": False, "prompts": ("1 and", "2"), "temperature": 1.0,
               "max_new_tokens": 5, "seed": 1},
     "scored": {"every": 3},

@@ -72,6 +72,7 @@ def test_a_run_its_adapter_its_model_and_its_checkpoint_write_what_its_last_samp
     wanted = repr(sample["continuation"])
     assert repr(said(f"--run={ended.folder}")) == wanted
     assert repr(said(f"--base={base}", f"--adapter={ended.folder / 'adapter'}", "--bos")) == wanted
+    assert repr(said(f"--run={ended.folder}", "--weights=exact")) == wanted
     assert repr(said(f"--base={base}", "--bos")) != wanted
     shutil.rmtree(ended.folder / "adapter")
     assert repr(said(f"--run={ended.folder}")) == wanted
@@ -82,6 +83,8 @@ def test_a_run_its_adapter_its_model_and_its_checkpoint_write_what_its_last_samp
     assert (record["prompt"], record["step"], record["dtype"], record["run"]) == (
         sample["prompt"], 12, "float32", str(ended.folder),
     )  # fmt: skip
+    early = program("generate", *asked, f"--run={ended.folder}", "--weights=merged")
+    assert (early.status, "which is read with --weights=beside" in early.err) == (2, True)
     shutil.rmtree(ended.folder / "checkpoints")
     nothing = program("generate", *asked, f"--run={ended.folder}")
     assert nothing.status == 2
