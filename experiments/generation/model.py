@@ -16,7 +16,7 @@ from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.trees import combine
-from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.core.types import Tree
 from lowrank_jax.decoding.decoder import Decoder, make_decoder
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
@@ -64,7 +64,7 @@ def of_base(name: str, adapter: str | None, dtype: str) -> Model:
     base = _causal(load_base(BaseConfig(name, dtype=dtype)))
     made_of = {"base": name, **({"adapter": adapter} if adapter else {}), "dtype": dtype}
     if not adapter:
-        return _model(base, base.model.apply, {"params": base.params}, made_of)
+        return _model(base, None, {"params": base.params}, made_of)
     return _attached(base, adapter, made_of)
 
 
@@ -87,7 +87,7 @@ def of_run(folder: str, dtype: str | None) -> Model:
         return _attached(_causal(_base_of(config)), place / ADAPTER, made_of, config.task)
     if kind_of(place / MERGED) is not None:
         base = _causal(load_base(BaseConfig(str(place / MERGED), dtype=config.base.dtype)))
-        return _model(base, base.model.apply, {"params": base.params}, made_of, config.task)
+        return _model(base, None, {"params": base.params}, made_of, config.task)
     if kind_of(place / run_folder.CHECKPOINTS) is None:
         raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
     claim = claims.claim_of(place, "experiments.generate")
@@ -136,10 +136,11 @@ def _base_of(config: Any) -> Base:
 def _attached(base: Base, adapter: Any, made_of: dict[str, Any], task: Any = None) -> Model:
     base, plan, variables = load_attached(adapter, base)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
-    return _model(base, adapters.attach(base.model, plan), variables, made_of, task)
+    return _model(base, plan, variables, made_of, task)
 
 
-def _model(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, Any], task: Any = None) -> Model:
+def _model(base: Base, plan: adapters.Plan | None, variables: Tree, made_of: dict[str, Any], task: Any = None) -> Model:
+    apply_fn = base.model.apply if plan is None else adapters.attach(base.model, plan)
     decoder = make_decoder(apply_fn, base.config, base.model.dtype)
     return Model(base, jax.tree.map(jnp.asarray, variables), decoder, made_of, task)
 
