@@ -57,6 +57,11 @@ class Framing:
             raise UserError("the prompt is empty and the tokenizer begins no text by a token; give a prompt")
         return ids
 
+    @property
+    def named(self) -> str:
+        """The template's name, OWN for the tokenizer's; "" without one."""
+        return "" if self.template is None else self.template.name if self.template.name in FORMATS else OWN
+
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end the template's answers."""
         return () if self.template is None else end_ids(self.tokenizer, self.template)

@@ -77,7 +77,7 @@ class Author:
         stream, framing = piece.stream, self.framing
         settings = {
             **self.model.made_of,
-            **({"chat_template": framing.template.name} if framing.template else {}),
+            **({"chat_template": framing.named} if framing.named else {}),
             **({"system": framing.system} if framing.system else {}),
             "max_new_tokens": limits.max_new_tokens,
             **dataclasses.asdict(self.how),
