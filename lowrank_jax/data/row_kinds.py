@@ -13,10 +13,13 @@ KEYS = {
     "messages": ("messages",),
     "conversations": ("conversations",),
     "instruction": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
 }
+BESIDE = {"instruction": "input", "dolly": "context"}  # what an instruction is about; it may be absent or empty
 UNDERSTOOD = (
     '"text"; "prompt" and "completion" (two texts, or two lists of messages); "messages" (of "role" and "content"); '
-    '"conversations" (of "from" and "value"); "instruction" and "output", with or without "input"'
+    '"conversations" (of "from" and "value"); "instruction" and "output", with or without "input"; '
+    '"instruction" and "response", with or without "context"'
 )
 ROLES = ("system", "user", "assistant", "tool")
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
@@ -57,10 +60,11 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
         return kind, {key: _text(where, key, row[key], empty=key == "prompt") for key in KEYS[kind]}
     if row.get("tools"):
         raise UserError(f'{where}: has "tools", which are not given to chat templates here; remove the key')
-    if kind == "instruction":
-        texts = [_text(where, "instruction", row["instruction"]), _text(where, "input", row.get("input") or "", True)]
+    if kind in BESIDE:
+        (ask, answer), beside = KEYS[kind], BESIDE[kind]
+        texts = [_text(where, ask, row[ask]), _text(where, beside, row.get(beside) or "", empty=True)]
         asked = "\n\n".join(text for text in texts if text)
-        said = _text(where, "output", row["output"])
+        said = _text(where, answer, row[answer])
         return CHAT, _chat(where, [{"role": "user", "content": asked}, {"role": "assistant", "content": said}], 0)
     return CHAT, _chat(where, _messages(where, kind, row[kind]), 0)
 
