@@ -12,4 +12,11 @@ make_environment ".[test,dev]"
 .venv/bin/basedpyright
 
 export JAX_PLATFORMS=cpu
-exec .venv/bin/python -m pytest -n 2 "$@"
+# The whole suite: a third worker computes while others wait for their processes, and each file is one worker's, which
+# makes its fixtures once (four files of models and adapters: 93 s of CPU instead of 107).
+if [ $# -eq 0 ]; then
+    set -- -n 3 --dist loadfile --no-loadscope-reorder
+else
+    set -- -n 2 "$@"
+fi
+exec .venv/bin/python -m pytest "$@"

@@ -84,10 +84,15 @@ def _attach(
     members = {site.path for group in grouped.values() for site in group.sites if site}
     sites = {site.path: site for site in plan.sites if site.path not in members}
     dtype = getattr(model, "dtype", None)
+    drops_out = getattr(model, "drops_out", True) or any(site.config.dropout for site in plan.sites)
 
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
     def apply_fn(variables, *inputs, rngs=None, method=None, **kwargs):
         training = isinstance(rngs, Mapping) and "dropout" in rngs
+        if (
+            isinstance(rngs, Mapping) and not drops_out
+        ):  # a stack of layers that may draw random numbers is traced twice
+            rngs = {name: key for name, key in rngs.items() if name != "dropout"}
         called: dict[str, nn.Module] = {}
 
         def interceptor(next_fun, args, kwargs, context):

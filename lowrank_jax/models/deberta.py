@@ -19,7 +19,7 @@ from lowrank_jax.models.attention import ATTENTION
 from lowrank_jax.models.bert import Mlp
 from lowrank_jax.models.counts import MOST, check_counts
 from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
-from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout
+from lowrank_jax.models.layers import ACTIVATIONS, EMBEDDING_INIT, Embedding, LayerNorm, Linear, dropout, parameter
 from lowrank_jax.models.stack import Model, add_layers, run_layers
 
 COUNTS = (
@@ -228,8 +228,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array, mask: Array | None) -> Array:
         c, d = self.config, self.config.hidden_size
         shape = (c.conv_kernel_size, d // c.conv_groups, d)
-        filters = self.param("filters", EMBEDDING_INIT, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (d,), self.param_dtype)
+        filters = parameter(self, "filters", EMBEDDING_INIT, shape, self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (d,), self.param_dtype)
         side = (c.conv_kernel_size - 1) // 2
         y = lax.conv_general_dilated(
             x,

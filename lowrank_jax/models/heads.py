@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, dropout
+from lowrank_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, dropout, parameter
 
 HEADS = ("none", "classification", "regression", "masked-lm")
 SEQUENCE_HEADS = ("classification", "regression")
@@ -61,7 +61,7 @@ class MaskedLMHead(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = ACTIVATIONS[self.activation](Linear(x.shape[-1], use_bias=True, name="dense", **types)(x))
         x = LayerNorm(self.eps, name="norm", **types)(x)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
         return project(x) + bias.astype(jnp.float32)
 
 

@@ -69,13 +69,20 @@ class Model(nn.Module):
     attention: str = "auto"
     cuts: tuple[int, ...] = ()
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether the model itself zeroes entries in calls with a "dropout" key: its config has a rate above 0."""
+        return any(rate for name, rate in vars(self.config).items() if "dropout" in name)
+
 
 def is_unrolled(unroll: int, layers: int) -> bool:
     """Whether `scan_layers` leaves no loop in the compiled program."""
     return unroll >= layers
 
 
-def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll: int = 1) -> type[nn.Module]:
+def scan_layers(
+    block: type[nn.Module], layers: int, remat: str = "none", unroll: int = 1, keys: bool = True
+) -> type[nn.Module]:
     """The module class that applies `layers` copies of `block`, their variables stacked on axis 0.
 
     Args:
@@ -85,6 +92,8 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
       layers: how many.
       remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
       unroll: layers per iteration of the compiled loop.
+      keys: whether a call may draw random numbers. Flax then traces the block twice and counts the keys of both times,
+        so that tracing it once would give other numbers; without keys it is traced once.
 
     Raises:
       UserError: an unknown remat name; an unroll below 1.
@@ -108,6 +117,7 @@ def scan_layers(block: type[nn.Module], layers: int, remat: str = "none", unroll
         in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] Flax takes a tuple
         length=layers,
         unroll=min(unroll, layers),
+        check_constancy_invariants=keys,
     )
 
 
@@ -122,8 +132,9 @@ def add_layers(model: Model, block: type[nn.Module], *fields: Any) -> None:
       block: as in `scan_layers`.
       fields: what each block is made with.
     """
+    keys = any(model.has_rng(name) for name in ("params", "dropout", "adapters"))
     for name, low, high in segments(model.config.num_hidden_layers, model.cuts):
-        setattr(model, name, scan_layers(block, high - low, model.remat, model.scan_unroll)(*fields))
+        setattr(model, name, scan_layers(block, high - low, model.remat, model.scan_unroll, keys)(*fields))
 
 
 def run_layers(model: Model, carry: Any, rotary: Any, allowed: Any, kinds: Any) -> Any:

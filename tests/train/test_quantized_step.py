@@ -28,17 +28,23 @@ WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_
 SMALL = LlamaConfig(64, 128, 256, 2, 4, tie_word_embeddings=True, max_position_embeddings=32)
 
 
-@functools.cache
+def shapes_of(make):
+    """What `make` returns, as shapes."""
+    return functools.partial(jax.eval_shape, make)
+
+
 def held(shape, kind, dtype):
+    """Parameters with quantised kernels."""
     flat = flatten(random_params(shape, jax.random.key(0), dtype))
     codes = jax.jit(lambda w: quantize(w, kind))
     return unflatten({p: codes(x) if p.endswith("/kernel") else x for p, x in flat.items()})
 
 
-def setup(params, shape, remat, dtype, mesh=None, method="lora"):
+def setup(params, shape, remat, dtype, mesh=None, method="lora", make=jax.jit):
+    """The jitted step, its state, frozen leaves and a batch; `make` is jax.jit, or `shapes_of` for a base of shapes."""
     model = Llama(shape, remat=remat, dtype=dtype, param_dtype=dtype)
     plan = adapters.make_plan(params, adapters.AdapterConfig(method, rank=2, targets=("all-linear",)))
-    variables = {"params": params, **jax.jit(functools.partial(adapters.create, plan))(jax.random.key(2), params)}
+    variables = {"params": params, **make(functools.partial(adapters.create, plan))(jax.random.key(2), params)}
     tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "weights": jnp.ones(tokens.shape)}
     if mesh is not None:
@@ -46,7 +52,7 @@ def setup(params, shape, remat, dtype, mesh=None, method="lora"):
     learnt, frozen = partition(variables)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2))
     step = make_step(next_token_objective(adapters.attach(model, plan)), optimizer, make_shape(ScheduleConfig(), 10))
-    state = jax.jit(lambda tree: init_state(tree, optimizer, 1e-2, 0))(learnt)
+    state = make(lambda tree: init_state(tree, optimizer, 1e-2, 0))(learnt)
     return jax.jit(step, donate_argnums=0), state, frozen, batch
 
 
@@ -55,8 +61,8 @@ def setup(params, shape, remat, dtype, mesh=None, method="lora"):
 ])  # fmt: skip
 def test_no_buffer_holds_more_than_a_layer_of_weights(kind, remat, method):
     """Neither dequantised weights kept for the backward pass, nor a copy of the codes, nor a gradient of either."""
-    params = held(WIDE, kind, jnp.float32)
-    step, state, frozen, batch = setup(params, WIDE, remat, jnp.float32, method=method)
+    params = shapes_of(functools.partial(held, WIDE, kind, jnp.float32))()
+    step, state, frozen, batch = setup(params, WIDE, remat, jnp.float32, method=method, make=shapes_of)
     batch = jax.tree.map(lambda x: x[:2], batch)
     compiled = step.lower(state, frozen, batch).compile()
     memory = compiled.memory_analysis()

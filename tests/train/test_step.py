@@ -1,5 +1,7 @@
 """The step: what it trains, what it leaves alone, what it costs in memory, and the optimizer it equals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +23,26 @@ from lowrank_jax.train.step import make_step
 TARGETS = ("all-linear",)
 
 
+def shapes_of(make):
+    """What `make` returns, as shapes."""
+    return functools.partial(jax.eval_shape, make)
+
+
+@functools.cache
 def setup(method="lora", trainable="adapters", optimizer=OptimizerConfig(learning_rate=1e-2), accumulate=1, config=None,
-          dropout=0.0, chunk_tokens=0):  # fmt: skip
+          dropout=0.0, chunk_tokens=0, make=jax.jit):  # fmt: skip
+    """The step, its state, frozen leaves and a batch; once for all tests of the same arguments.
+
+    `make` is jax.jit, or `shapes_of` for a model of shapes alone.
+    """
     model = Llama(config or get_model("toy-llama"))
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
-    params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
+    params = make(model.init)(jax.random.key(1), tokens)["params"]
     plan = adapters.make_plan(params, adapters.AdapterConfig(method=method, rank=2, targets=TARGETS, dropout=dropout))
-    variables = {"params": params, **jax.jit(lambda key: adapters.create(plan, key))(jax.random.key(2))}
+    variables = {"params": params, **make(lambda key: adapters.create(plan, key))(jax.random.key(2))}
     learnt, frozen = partition(variables, trainable_rules(trainable))
     tx = make_optimizer(optimizer)
-    state = jax.jit(lambda tree: init_state(tree, tx, optimizer.learning_rate, seed=0))(learnt)
+    state = make(lambda tree: init_state(tree, tx, optimizer.learning_rate, seed=0))(learnt)
     objective = next_token_objective(adapters.attach(model, plan), chunk_tokens)
     step = make_step(objective, tx, make_shape(ScheduleConfig("constant"), 100), accumulate)
     weights = jnp.asarray(np.random.default_rng(0).integers(0, 2, tokens.shape), jnp.float32)
@@ -76,11 +88,10 @@ def test_full_fine_tuning_equals_optax_adamw_on_the_whole_tree():
         np.testing.assert_allclose(leaf, flatten(params)[path], atol=3e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulation_equals_the_whole_batch(accumulate):
+def test_accumulation_equals_the_whole_batch():
     """Also with weights spread unevenly over micro-batches: sums are added, not means."""
     whole, state, frozen, batch = setup()
-    parts, *_ = setup(accumulate=accumulate)
+    parts, *_ = setup(accumulate=4)
     a, metrics_a = jax.jit(whole)(state, frozen, batch)
     b, metrics_b = jax.jit(parts)(state, frozen, batch)
     np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], rtol=1e-6)
@@ -138,7 +149,7 @@ WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_
 @pytest.mark.parametrize("method", ["lora", "mora"])
 def test_memory_contract_no_base_sized_temporary_or_output(method):
     """A 77 MB base under 16 tokens: W + dW, or a gradient of W, would add its size to temporaries or outputs."""
-    step, state, frozen, batch = setup(method, config=WIDE)
+    step, state, frozen, batch = setup(method, config=WIDE, make=shapes_of)
     batch = jax.tree.map(lambda x: x[:2, :8], batch)
     compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
     memory, base = compiled.memory_analysis(), nbytes(frozen["params"])
