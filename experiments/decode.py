@@ -1,4 +1,4 @@
-"""Measures decoding, one JSON line for each batch and way of reading the weights.
+"""Measures the speed of decoding: one JSON line for each batch size and way of reading the weights.
 
 python -m experiments.decode --shape=smollm2-135m --batches=1,64,256 --out=experiments/results/speed/decoding.jsonl
 python -m experiments.decode --shape=llama2-7b --batches=1 --weights=merged
@@ -10,18 +10,19 @@ import json
 from absl import flags
 
 from experiments.cli import launch, start_devices
+from experiments.generation import WEIGHTS
 from lowrank_jax.core.errors import UserError
 
-WEIGHTS, PEERS = ("beside", "exact", "merged"), ("dynamic", "static")
+PEERS = ("dynamic", "static")
 flags.DEFINE_string("shape", "smollm2-135m", "Shape of the random base, a name of the model registry.")
-flags.DEFINE_list("batches", ["1", "64"], "Numbers of rows.")
+flags.DEFINE_list("batches", ["1", "64"], "Batch sizes: numbers of rows.")
 flags.DEFINE_list("weights", list(WEIGHTS), f"Ways of reading the weights, of {', '.join(WEIGHTS)}.")
-flags.DEFINE_list("peers", [], f"Caches of transformers to measure beside, of {', '.join(PEERS)}.")
-flags.DEFINE_integer("rank", 8, "Of LoRA on all linear kernels.", lower_bound=1)
+flags.DEFINE_list("peers", [], f"Caches of transformers to measure too, of {', '.join(PEERS)}.")
+flags.DEFINE_integer("rank", 8, "Rank of LoRA, which is on all linear kernels.", lower_bound=1)
 flags.DEFINE_integer("prompt", 64, "Tokens of each prompt.", lower_bound=1)
-flags.DEFINE_integer("new", 64, "Tokens of each continuation.", lower_bound=2)
-flags.DEFINE_string("dtype", "bfloat16", "Of weights and computation.")
-flags.DEFINE_integer("repeats", 5, "Of each time; the median counts.", lower_bound=1)
+flags.DEFINE_integer("new", 64, "New tokens of each row.", lower_bound=2)
+flags.DEFINE_string("dtype", "bfloat16", "Dtype of weights and computation.")
+flags.DEFINE_integer("repeats", 5, "How often each time is measured; the median counts.", lower_bound=1)
 flags.DEFINE_string("out", None, "File of JSON lines that the records are added to.")
 FLAGS = flags.FLAGS
 

@@ -1,4 +1,4 @@
-"""Measures decoding: milliseconds a step of one token a row, by how the weights are read, beside transformers."""
+"""Measures the speed of decoding for each way of reading the weights, and of transformers with the same weights."""
 
 import functools
 import json
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.generation import BESIDE, EXACT
 from experiments.records.environment import environment_record
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import Base, BaseConfig, export_params, load_base
@@ -43,20 +44,21 @@ def rows(
     repeats: int = 5,
     peers: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A record of each way of reading the weights and each batch: {"ms", "first_ms", "compile_seconds", ...}.
+    """Measures each way of reading the weights at each batch size; yields a record of each.
 
-    Random weights with LoRA on all linear kernels; greedy; every row has a prompt of one length, and none ends early.
-    ms is (time of `new` tokens - time of one) / (new - 1), of the median times.
+    Weights are random, with LoRA on all linear kernels. Decoding is greedy, all prompts are equally long, and no row
+    ends early. A record has "ms", the milliseconds of one step, which adds a token to each row: (time of `new` tokens -
+    time of one) / (new - 1), of the median times; "first_ms", "compile_seconds", "tokens_per_second", and so on.
 
     Args:
       shape: a name of `models.registry`.
-      weights: of "beside", "exact" and "merged" (`experiments.generate --weights`).
+      weights: of `generation.WEIGHTS`.
       batches: rows.
       rank: of LoRA.
       prompt, new: tokens of each row's prompt, and of its continuation.
       dtype: of the base's weights and of the computation.
       repeats: of each time.
-      peers: of transformers' caches, "dynamic" and "static": the same weights with PEFT's LoRA beside them, by PEER.
+      peers: caches of transformers, "dynamic" and "static", to measure too: the same weights and LoRA, in PEFT.
 
     Raises:
       UserError: no such shape, or the peer cannot run.
@@ -92,10 +94,10 @@ def _prompts(batch: int, length: int, vocabulary: int) -> np.ndarray:
 
 
 def _model(way: str, base: Base, plan: adapters.Plan, variables: dict[str, Any]) -> Ready:
-    if way == "beside":
+    if way == BESIDE:
         empty = functools.partial(init_cache, base.config, dtype=base.model.dtype)
         return Ready(adapters.attach(base.model, plan), {"params": base.params, **variables}, empty)
-    return ready(base.model, base.params, plan, variables, exact=way == "exact")
+    return ready(base.model, base.params, plan, variables, exact=way == EXACT)
 
 
 def _measure(model: Ready, tokens: np.ndarray, new: int, repeats: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -123,7 +125,9 @@ def _measure(model: Ready, tokens: np.ndarray, new: int, repeats: int) -> tuple[
         "first_ms": round(times[1] * 1e3, 3),
         "tokens_per_second": round(batch / step),
         "weights_gib": round(nbytes(model.variables) / 2**30, 3),
-        "bandwidth": round(read / bandwidth, 4) if bandwidth else None,  # share of it, by one pass over the weights
+        "bandwidth": round(read / bandwidth, 4)
+        if bandwidth
+        else None,  # share of it that reading the weights once takes
         "compile_seconds": round(compiled, 1),
     }
     return record, run(new)
@@ -142,7 +146,7 @@ def _median(run: Callable[[], Any], repeats: int) -> float:
 def _peer(
     base: Base, plan: adapters.Plan, variables: Any, tokens: dict[int, np.ndarray], options: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """(record, tokens) of each batch, by the peer's script with the same weights and prompts, through files."""
+    """(record, tokens) of each batch from PEER, the script of transformers, which gets weights and prompts as files."""
     dtype = jnp.dtype(base.model.dtype).name
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -155,7 +159,9 @@ def _peer(
         command = [sys.executable, str(PEER), *(f"--{name}={value}" for name, value in flags.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError(f"{PEER.name} ended with status {done.returncode}; its last lines say why (extra [parity])")
+            raise UserError(
+                f"{PEER.name} ended with status {done.returncode}; its last lines say why (it needs the extra [parity])"
+            )
         written = np.load(folder / "out.npz")
         for line in done.stdout.splitlines():
             if line.startswith("{"):

@@ -1,4 +1,4 @@
-"""The model that `experiments.generate` runs: a run's, or a base with or without an adapter; and its framing."""
+"""Loads the model that `experiments.generate` uses: that of a run, or a base with or without an adapter."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config.files import CONFIG
+from experiments.generation import BESIDE, EXACT
 from experiments.records import claims, run_folder
 from lowrank_jax import adapters
 from lowrank_jax.bases.attached import check_adapter, load_attached
@@ -23,19 +24,16 @@ from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
 
 ADAPTER, MERGED = "adapter", "model"  # folders of a run
-# How weights are read: adapters beside their base, as in training; or merged, in the layout that decodes fastest,
-# without a loss or rounded to the base's dtype (`decoding.weights`).
-WEIGHTS = BESIDE, EXACT, ROUNDED = ("beside", "exact", "merged")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A causal model that is ready to write.
+    """A causal model that is ready to decode.
 
     Attributes:
       base: with tokenizer and config.
-      variables: on the device.
-      decoder: reads them.
+      variables: the weights that are decoded with, on the device.
+      decoder: takes these variables.
       made_of: {"run"} or {"base", "adapter"}, and "dtype", for records.
       task: config of the task that a run was trained on; None of a base.
     """
@@ -63,7 +61,7 @@ def of_base(name: str, adapter: str | None, dtype: str, weights: str = BESIDE) -
     Args:
       name, adapter: of base and adapter.
       dtype: of the base's weights and of the computation.
-      weights: how they are read, one of WEIGHTS.
+      weights: how they are read, one of `generation.WEIGHTS`.
 
     Raises:
       UserError: no such base or adapter, they do not fit, or it writes no text.
@@ -76,15 +74,15 @@ def of_base(name: str, adapter: str | None, dtype: str, weights: str = BESIDE) -
 
 
 def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
-    """A run: its adapter, its merged model, or its last checkpoint, the first that it has.
+    """A run's model: of its adapter, otherwise its merged model, otherwise its last checkpoint.
 
     Args:
       folder: of the run.
       dtype: of the base's weights and of the computation; None: as in training.
-      weights: how they are read, one of WEIGHTS.
+      weights: how they are read, one of `generation.WEIGHTS`.
 
     Raises:
-      UserError: no run, none that writes text, nothing trained yet, or another program is writing it.
+      UserError: no run, a model that writes no text, nothing trained yet, or another program is writing to the run.
     """
     place = Path(folder)
     config, plain = _config_of(place)
@@ -100,10 +98,10 @@ def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
         raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
     if weights != BESIDE:
         raise UserError(
-            f"{folder} has a checkpoint alone, which is read with --weights={BESIDE}; let the run end first"
+            f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; let the run end first"
         )
     claim = claims.claim_of(place, "experiments.generate")
-    with claims.held([claim]):  # opening a folder of checkpoints clears what a save has left unfinished
+    with claims.held([claim]):  # opening the checkpoints deletes what an unfinished save has left
         return _of_checkpoint(place, config, plain, made_of)
 
 
@@ -112,7 +110,9 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
     from lowrank_jax.checkpoints.manager import Checkpoints
 
     devices = jax.local_devices()[:1]
-    experiment = build(dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices)  # of no data
+    experiment = build(
+        dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices
+    )  # any length: no data are read
     _causal(experiment.base)
     state, frozen, fingerprint = experiment.load()
     identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
@@ -146,7 +146,7 @@ def _base_of(config: Any) -> Base:
 
 
 def _attached(base: Base, adapter: Any, made_of: dict[str, Any], task: Any = None) -> Model:
-    base, plan, variables = load_attached(adapter, base)
+    base, plan, variables = load_attached(adapter, base, same_seed="run" in made_of)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
     if made_of["weights"] == BESIDE:
         return _beside(base, adapters.attach(base.model, plan), variables, made_of, task)
