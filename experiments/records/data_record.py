@@ -15,7 +15,10 @@ TOKENIZER_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer.model", "spm.model",
 )  # fmt: skip
-CHAT_FILES = ("chat_template.jinja", "chat_template.json")  # apart from the others, which earlier records have alone
+CHAT_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+)  # with a digest of their own, as earlier records have none of them
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 REMEDY = "choose another --name, or --fresh to delete that run"
 

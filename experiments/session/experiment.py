@@ -256,7 +256,8 @@ class Experiment:
         """One of the form's evaluations, by default the task's own; None where nothing is held out.
 
         Args:
-          options: of an evaluation that has any.
+          kind: an evaluation's type; None takes the task's own.
+          options: of the evaluation; None where it has none.
         """
         kind, known = kind or self.data.evaluation, self.form.evaluations
         if kind not in known:
@@ -266,7 +267,7 @@ class Experiment:
     def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
         """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
 
-        Texts to read are no score: beside them the task's own evaluation stays.
+        Samples are no score: where `config.evals` has nothing else, the task's own evaluation is made too.
 
         Args:
           score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.

@@ -184,10 +184,12 @@ class TrialGroup:
 
 
 def without_flash(config: RunConfig) -> RunConfig:
-    """The config of a trial on a GPU: the mask of packed documents gets a trial axis, which cuDNN's attention lacks.
+    """The config without cuDNN's attention where several trials pack documents on a GPU.
+
+    Their mask has an axis of trials, which cuDNN's attention does not take.
 
     Raises:
-      UserError: it asks for cuDNN's.
+      UserError: the config asks for cuDNN's attention.
     """
     if not getattr(config.task, "segmented", False) or jax.default_backend() != "gpu":
         return config

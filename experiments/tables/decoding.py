@@ -1,4 +1,4 @@
-"""Decoding: milliseconds a step of one token for each row, by how the weights are read, beside transformers."""
+"""The table of decoding speed: milliseconds a token for each way of reading the weights, and for transformers."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,10 @@ FIELDS = {
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The records of `experiments.decode`, of files and of folders that have FILE.
+    """Reads the records of `experiments.decode`.
+
+    Args:
+      places: files of records, and folders that have FILE.
 
     Raises:
       UserError: there is none, or a line is no such record.
@@ -70,7 +73,7 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
     sizes = sorted({(one["prompt"], one["new"], one["rank"]) for one in results})
     captions = [f"Prompts of {prompt} tokens, {new} new ones, LoRA r={rank}, greedy." for prompt, new, rank in sizes]
     captions += sorted({_place(one) for one in results})
-    captions.append("Bandwidth: one pass over the weights a step, of what the memory's data sheet says.")
+    captions.append("Bandwidth: bytes of the weights by a step's time, as a share of what the data sheet says.")
     return Table("Decoding", tuple(lines), tuple(captions))
 
 

@@ -18,7 +18,7 @@ from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
 def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
-    """Sum over targets of -log p(token_t | tokens_<t), weighted; of packed rows the tokens of its document alone.
+    """Sum over targets of -log p(token_t | tokens_<t), weighted; in packed rows, given its document's tokens only.
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
@@ -78,7 +78,7 @@ class NextToken:
         self.segmented = bool(getattr(config, "segmented", False))
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
-        """Tokens and the weights of the targets among them; of packed rows the number of each token's document."""
+        """Tokens, and the weights of the targets among them; for packed rows also each token's document, by number."""
         rows = (batch_size, seq_len)
         packed = {"segments": (rows, jnp.int32)} if self.segmented else {}
         return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32), **packed}

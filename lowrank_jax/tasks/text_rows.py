@@ -1,4 +1,4 @@
-"""A user's rows as tokens and targets: texts, completions of prompts, and what the assistant says in conversations."""
+"""Encodes a user's rows as tokens and targets; targets are texts, completions, or the assistant's turns."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class Encoded(NamedTuple):
 
     Attributes:
       tokens: [n] with BOS and EOS.
-      targets: bool [n]; the first token has nothing before it and is none.
-      end: where its text ends; EOS may follow.
-      row: number of the row that it is of.
+      targets: bool [n]; never the first token, which has nothing before it.
+      end: how many tokens there are up to the end of its text: without the EOS after a text or a completion.
+      row: number of the row that it is made of.
     """
 
     tokens: np.ndarray
@@ -30,18 +30,18 @@ class Encoded(NamedTuple):
 
 
 class RowEncoder:
-    """Rows of one kind -> examples.
+    """Encodes rows of one kind.
 
     Prompt and completion are encoded separately and joined: decoding can start from exactly the ids of training. Where
-    the tokenizer would put a space between them (sentencepiece), they are encoded together, and cut where the prompt
-    ends; see `joining.encode_with_cuts`.
+    the tokenizer would put a space between them (sentencepiece), they are encoded together, and the ids are cut where
+    the prompt ends; see `joining.encode_with_cuts`.
 
     Args:
       tokenizer: of the base.
       kind: of the rows.
       chat_template: name of a template for conversations; "" takes the tokenizer's own.
       add_bos, add_eos: marks around each text, or around prompt + completion. In conversations the template writes
-        them; BOS is added where it has none, EOS behind a last turn that it leaves open.
+        them; BOS is added where it writes none, EOS after a last turn that it does not end.
 
     Attributes:
       template: of conversations; None for other kinds.
@@ -75,7 +75,7 @@ class RowEncoder:
         return found
 
     def said(self, example: Encoded, limit: int) -> int:
-        """UTF-8 bytes of the text among the first `limit` tokens that is scored: EOS and marks of turns are none."""
+        """UTF-8 bytes of the scored text among the first `limit` tokens; EOS and the marks of turns do not count."""
         end = min(example.end, limit)
         ids = example.tokens[:end][example.targets[:end]].tolist()
         return len(self.tokenizer.decode([i for i in ids if i not in self._silent]).encode())

@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Token -> id of the tokens that stand for no text, or for a piece of it that is never divided."""
+        """Token -> id of the tokens that stand for no text, or for a text that is never split."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens are written out, as a chat template does; nothing is added."""
+        """Ids of a text that contains the names of special tokens, as chat templates write them; nothing is added."""
         ...
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
@@ -153,7 +153,7 @@ class SubwordTokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_marked(self, text: str) -> list[int]:
-        """The same: the library finds the added tokens in any text."""
+        """As `encode`: the library finds the special tokens in any text."""
         return self.encode(text)
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
@@ -293,7 +293,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
-            "a vocabulary that grew without its table: resize the model's embedding and save it again, or use the "
+            "the vocabulary has grown without its embedding: resize that and save the model again, or use the "
             "tokenizer that belongs to this base"
         )
 
@@ -315,7 +315,7 @@ def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | N
 
 
 def _encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the texts between special tokens, and the ids of these."""
+    """Ids of a text whose special tokens get their ids, and the texts between these are encoded one by one."""
     marks = tokenizer.special_tokens
     pieces = re.split(f"({'|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))})", text) if marks else [text]
     return [i for piece in pieces if piece for i in ([marks[piece]] if piece in marks else tokenizer.encode(piece))]

@@ -107,7 +107,7 @@ class EvalConfig:
       type: one of the evaluations that the task's form has (`forms`); "" is the task's own.
       every, steps: after multiples of the one and after the others, in optimizer steps.
       at_end: after the last step.
-      with_train: whenever `LoopConfig` has an evaluation: eval_every, eval_steps, the end of an epoch.
+      with_train: also whenever `LoopConfig` evaluates: by eval_every, by eval_steps, at the end of an epoch.
     """
 
     type: str = ""
@@ -121,7 +121,7 @@ class EvalConfig:
 
     @property
     def options(self) -> Any:
-        """What the evaluation is given besides the rhythm; None where its type has no options."""
+        """The options of the evaluation; None where its type has none."""
         return None
 
     def due(self, train: LoopConfig, step: int) -> bool:
@@ -154,8 +154,8 @@ class Evaluator:
     Attributes:
       name: stands before its metrics' names; "" stands for none.
       due: (a trial's LoopConfig, step) -> whether that trial is evaluated after so many updates.
-      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts` each trial's list of {name: text}.
-      texts: it writes texts to read, which go to samples.jsonl.
+      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts`, each trial's list of {name: text}.
+      texts: whether it gives texts, which are written to samples.jsonl, and not metrics.
     """
 
     name: str

@@ -166,7 +166,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(run, no_work, local_base, subwor
     ended = run(base__name=folder, base__random_init=False)
     assert ended.status == 2
     assert ended.err.count("\n") == 1
-    assert f"has {size} ids but the model's vocabulary is {size - 1}; a vocabulary that grew without" in ended.err
+    assert f"has {size} ids but the model's vocabulary is {size - 1}; the vocabulary has grown without" in ended.err
 
 
 def test_a_base_without_tokenizer_or_weights(run, local_base):

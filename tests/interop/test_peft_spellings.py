@@ -170,9 +170,9 @@ def change(folder, config=(), tensors=dict):
     save_file(tensors(load_file(weights)), weights)
 
 
-def test_a_vocabulary_that_grew_without_its_table(llama, tmp_path, subwords):
+def test_a_vocabulary_that_grew_without_its_embedding(llama, tmp_path, subwords):
     """Rows of a token, of an adapted table, of one of two tables; and a tokenizer with more ids: each in one line."""
-    grown = r"a vocabulary that grew without its table; save the adapter again with save_embedding_layers=True"
+    grown = r"the vocabulary has grown without its embedding; save the adapter again with save_embedding_layers=True"
 
     def refused(name, message):
         with pytest.raises(UserError, match=message + ".*" + grown) as error:
