@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of
 from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.data.lines import read_lines
@@ -103,8 +103,9 @@ def _parquet(path: Path) -> Found:
                     number += 1
                     yield "row", number, row
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}, after row {number}: cannot be read ({reason}); fetch the file again") from error
+        raise UserError(
+            f"{path}, after row {number}: cannot be read ({one_line(error)}); fetch the file again"
+        ) from error
 
 
 def _hub(source: str) -> Found:
@@ -153,8 +154,7 @@ def _name_and_split(source: str, kind: str) -> tuple[str, str]:
 
 
 def _unread(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return UserError(f"{source}: cannot be loaded ({reason}); check the name, the split and the network")
+    return UserError(f"{source}: cannot be loaded ({one_line(error)}); check the name, the split and the network")
 
 
 def _numbered(source: str, rows: Iterator[Any]) -> Found:

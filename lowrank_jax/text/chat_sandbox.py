@@ -5,7 +5,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 
 
 class TemplateFault(ValueError):
@@ -28,7 +28,7 @@ def render(source: str, variables: dict[str, Any]) -> str:
     except UserError:
         raise
     except Exception as error:  # a template is a program: it may divide by zero, recurse without end, or raise its own
-        raise TemplateFault(" ".join(str(error).split())[:160] or type(error).__name__) from None
+        raise TemplateFault(one_line(error)) from None
 
 
 @functools.lru_cache(maxsize=16)

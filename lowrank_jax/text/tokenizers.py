@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of
 from lowrank_jax.core.json_text import read_json
 from lowrank_jax.text.byte_backend import MARKS, SETTINGS, byte_backend
@@ -187,7 +187,7 @@ class SentencePieceTokenizer:
         try:
             self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
-            raise UserError(f"{path} is not a sentencepiece model ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{path} is not a sentencepiece model ({one_line(error)})") from None
         self.vocab_size = self.backend.vocab_size()
         ids = self.backend.bos_id(), self.backend.eos_id(), self.backend.pad_id()
         self.bos_id, self.eos_id, pad = (i if i >= 0 else None for i in ids)
@@ -337,7 +337,7 @@ def _read_json(file: Path) -> Any:
     try:
         return Backend.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{file} cannot be read ({one_line(error)})") from None
 
 
 def _subwords(backend: Any, folder: Path, settings: dict[str, Any], template: str | None) -> SubwordTokenizer:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.interop.gguf.fields import flag, special_id, text, texts
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.gguf.settings import BYTE_LEVEL, PIECES, chat_template
@@ -67,7 +67,7 @@ def _byte_level(reader: GGUFReader, vocab: dict[str, int], types: Sequence[Any])
     try:
         backend = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in WHOLE_FIRST))
     except Exception as error:  # the library raises plain Exception, e.g. for a merge of unknown tokens
-        raise UserError(f"{reader.path}: its tokenizer is inconsistent ({_one_line(error)}); {REMEDY}") from None
+        raise UserError(f"{reader.path}: its tokenizer is inconsistent ({one_line(error)}); {REMEDY}") from None
     backend.pre_tokenizer = pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -139,7 +139,3 @@ def _per_token(reader: GGUFReader, field: str, name: str, count: int) -> list[An
         held = len(found) if isinstance(found, list) else "no list of"
         raise UserError(f"{reader.path}: {held} {name} for {count} tokens; {REMEDY}")
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
