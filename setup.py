@@ -27,7 +27,7 @@ REQUIRES = [
     "gguf>=0.17",
     "matplotlib",
     "tqdm",
-    "jinja2>=3.1.6",  # chat templates; earlier ones have known ways out of the sandbox
+    "jinja2>=3.1.6",  # chat templates; earlier versions have known escapes from the sandbox
 ]
 
 # The PyTorch originals that tests compare with, on the CPU; the package itself imports none of them.
@@ -45,7 +45,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.150",  # chooses, repeats and shrinks the mutations of tests/fuzz
     "beartype",  # checks shapes at run time, under jaxtyping's import hook
     "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
-    "pyarrow",  # for Parquet files
+    "pyarrow",  # reads and writes Parquet files
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *PARITY_REQUIRES,
 ]

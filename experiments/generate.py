@@ -1,5 +1,6 @@
-"""Continues prompts: `python -m experiments.generate --run=runs/NAME --prompt="..."`, or --file, or --chat.
+"""Writes text with a run's model or a base: continues a prompt or the prompts of a file, or converses.
 
+python -m experiments.generate --run=runs/NAME --prompt="Question: ..."
 python -m experiments.generate --base=smollm2-135m --chat --temperature=0.7 --top_p=0.9
 python -m experiments.generate --base=FOLDER --adapter=FOLDER --file=prompts.jsonl --out=completions.jsonl
 """
@@ -11,34 +12,50 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch, start_devices
+from experiments.generation import BESIDE, WEIGHTS
 from lowrank_jax.core.errors import INTERRUPTED, UserError
 
-flags.DEFINE_string("run", None, "A run's folder: its base, adapter, dtype and chat template; or --base.")
+flags.DEFINE_string("run", None, "A run's folder, which gives base, adapter, dtype and chat template; or give --base.")
 flags.DEFINE_string("base", None, "A base model as in base.name: a name, a folder (also of a merged model), a .gguf.")
 flags.DEFINE_string("adapter", None, "With --base: the folder of an adapter, a run's adapter/ or PEFT's.")
-flags.DEFINE_string("dtype", None, "Of weights and computation; by default the run's, or float32.")
+flags.DEFINE_string("dtype", None, "Dtype of weights and computation; by default the run's, or float32.")
+flags.DEFINE_enum(
+    "weights",
+    BESIDE,
+    WEIGHTS,
+    "How base and adapter are read. beside: separately, as in training, which starts soonest. exact, merged: added up, "
+    "which writes many texts fastest; merged rounds the sums to the dtype, exact keeps each as two numbers of it.",
+)
 flags.DEFINE_string("prompt", None, "A text to continue, or a user's message; printed as it comes.")
 flags.DEFINE_string("file", None, 'JSON lines of {"prompt"} or {"messages"}, answered with JSON lines.')
 flags.DEFINE_bool("chat", False, "A conversation: a message a line of stdin; /reset forgets it, /exit ends.")
 flags.DEFINE_string("out", None, "File of JSON lines: prompt, completion, and all settings that it depends on.")
-flags.DEFINE_integer("max_new_tokens", 256, "Most tokens of a text.", lower_bound=1)
-flags.DEFINE_float("temperature", 0.0, "Divides the logits; 0 takes the most likely token.")
-flags.DEFINE_integer("top_k", 0, "Draws from so many of the most likely tokens; 0: from all.")
+flags.DEFINE_integer("max_new_tokens", 256, "Most new tokens of a text.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.0, "Divides the logits before a token is drawn; 0 takes the most likely token.")
+flags.DEFINE_integer("top_k", 0, "Draws from this many of the most likely tokens; 0: from all.")
 flags.DEFINE_float("top_p", 1.0, "Draws from the most likely tokens that together reach this probability.")
-flags.DEFINE_float("min_p", 0.0, "Draws from tokens of at least this part of the most likely one's probability.")
-flags.DEFINE_float("repetition_penalty", 1.0, "Divides positive logits of tokens that were there; multiplies others.")
-flags.DEFINE_integer("seed", 0, "Of the draws; a row's depend on it and on the row's number alone.")
-flags.DEFINE_multi_string("stop", [], "Ends a text, and is no part of it; may be given several times.")
+flags.DEFINE_float(
+    "min_p", 0.0, "Draws from tokens that have at least this fraction of the most likely one's probability."
+)
+flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Divides positive logits of tokens that the row already has; multiplies negative ones."
+)
+flags.DEFINE_integer("seed", 0, "Seed of the draws; those of a row depend on it and on the row's number alone.")
+flags.DEFINE_multi_string("stop", [], "A string that ends a text and is left out of it; may be given several times.")
 flags.DEFINE_integer("batch_size", 16, "Prompts of --file at a time.", lower_bound=1)
 flags.DEFINE_string("system", "", "A system message before the user's.")
-flags.DEFINE_string("chat_template", "", "A template's name (chatml, ...), own (the tokenizer's), or none: texts.")
-flags.DEFINE_bool("bos", None, "Whether texts begin with BOS; by default as in training, or as the tokenizer does.")
+flags.DEFINE_string(
+    "chat_template", "", "A chat template: its name (chatml, ...), own for the tokenizer's, or none for plain texts."
+)
+flags.DEFINE_bool(
+    "bos", None, "Whether texts begin with BOS; by default as in the run's training, or as the tokenizer does."
+)
 FLAGS = flags.FLAGS
 SOURCES, MODES = ("run", "base"), ("prompt", "file", "chat")
 
 
 def main(_) -> int:
-    """Writes what was asked for; returns the exit status."""
+    """Runs `write`; returns the exit status, INTERRUPTED after Ctrl-C."""
     try:
         write()
     except KeyboardInterrupt:
@@ -65,9 +82,9 @@ def write() -> None:
     messages = FLAGS.chat or any(one.messages for one in asked)
 
     if FLAGS.run:
-        model = of_run(FLAGS.run, FLAGS.dtype)
+        model = of_run(FLAGS.run, FLAGS.dtype, FLAGS.weights)
     else:
-        model = of_base(FLAGS.base, FLAGS.adapter, FLAGS.dtype or "float32")
+        model = of_base(FLAGS.base, FLAGS.adapter, FLAGS.dtype or "float32", FLAGS.weights)
     framing = make_framing(model, FLAGS.chat_template, FLAGS.bos, FLAGS.system, messages)
     if framing.said and not FLAGS.chat:
         print(framing.said, file=sys.stderr)

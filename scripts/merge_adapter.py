@@ -17,20 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lowrank_jax.adapters import Plan, attach, check, make_plan, merge, read_configs, residual
+from lowrank_jax.adapters import Plan, attach, check, merge
 from lowrank_jax.adapters.merge import check_merges, is_tied
+from lowrank_jax.bases.attached import check_adapter, load_attached
 from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, export_params, load_base
-from lowrank_jax.bases.peft import headed, import_peft, untied
-from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
+from lowrank_jax.bases.peft import headed, untied
 from lowrank_jax.core.errors import UserError, front_door, report
-from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop.carried import carry, with_tokenizer
-from lowrank_jax.interop.peft.config import CONFIG
 from lowrank_jax.interop.peft.files import find_peft
-from lowrank_jax.layouts.segments import overlay
 from lowrank_jax.models.heads import HEADS
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -81,13 +78,21 @@ def run(
     head: str | None = None,
     num_labels: int = 2,
 ) -> float:
-    """Merges and writes; returns the drift."""
+    """Merges an adapter and writes the model.
+
+    Args:
+      base_name, adapter, to, dtype, shard_size, revision, head, num_labels: the flags of the same names.
+
+    Returns:
+      The drift, see `measure_drift`.
+
+    Raises:
+      UserError: `to` has content, the base or the adapter cannot be read, they do not fit, or nothing can be written.
+    """
     limit = read_size(shard_size)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} exists and is not empty; give another --to")
-    ours = kind_of(adapter / DESCRIPTION) is not None
-    if not ours and find_peft(adapter) is None:
-        raise UserError(f"{adapter} has neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
+    ours = check_adapter(adapter)
     started = time.monotonic()
 
     def say(step: int, text: str) -> None:
@@ -100,10 +105,10 @@ def run(
             config = headed(config, head, num_labels)
         base = load_base(config, jax.random.key(0), report=report)
     say(2, f"loading the adapter in {adapter} and adding it")
-    base, plan, variables = (_load_ours if ours else _load_peft)(adapter, base)
-    beside = carry(base.path, base.tokenizer)
-    if (found := find_peft(adapter)) is not None and not ours:
-        beside = with_tokenizer(beside, found)
+    base, plan, variables = _with_head(*load_attached(adapter, base), adapter)
+    carried = carry(base.path, base.tokenizer)
+    if not ours and (found := find_peft(adapter)) is not None:
+        carried = with_tokenizer(carried, found)
     check_merges(plan, flatten(variables["params"]))
     check(base.model, plan, variables, _tokens(base))
     with progress("merging", " kernels") as report:
@@ -113,7 +118,7 @@ def run(
     print(f"{'':14}largest difference of a logit / largest logit, written as {dtype}: {drift:.2e}")
     say(4, f"writing {to}")
     with progress("writing", " values") as report:
-        options = {"shard_size": limit, "tokenizer": base.tokenizer, "report": report, "carried": beside}
+        options = {"shard_size": limit, "tokenizer": base.tokenizer, "report": report, "carried": carried}
         export_params(params, base.config, to, dtype, **options)
     print(f"{to} has {plan.methods} of {len(plan.sites)} kernels merged into {base.name}")
     return drift
@@ -132,7 +137,11 @@ def progress(what: str, unit: str) -> Iterator[Report]:
 
 
 def read_size(text: str | None) -> int | None:
-    """Bytes of "2GB", "500MB", "1000"; None for none."""
+    """Bytes of "2GB", "500MB", "1000"; None for none.
+
+    Raises:
+      UserError: it is no size.
+    """
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
@@ -154,31 +163,13 @@ def _tokens(base: Base) -> np.ndarray:
     return np.random.default_rng(0).integers(0, base.config.vocab_size, (1, TOKENS)).astype(np.int32)
 
 
-def _load_peft(folder: Path, base: Base) -> tuple[Base, Plan, dict[str, Any]]:
-    base, adapter = import_peft(folder, base)
-    return _with_head(base, folder, adapter.plan, adapter.variables)
-
-
-def _load_ours(folder: Path, base: Base) -> tuple[Base, Plan, dict[str, Any]]:
-    trained, scales, description = load_adapter(folder, base.fingerprint)
-    plan = make_plan(base.params, read_configs(description["config"], str(folder / DESCRIPTION)))
-    kept = trained.get("params", {})
-    if lacking := [path for path in base.fresh if path not in flatten(kept)]:
-        raise UserError(
-            f"neither {base.name} nor the adapter in {folder} has {', '.join(lacking)}, which would be random: give "
-            "the head that the adapter was trained with"
-        )
-    variables = {"params": overlay(residual(base.params, plan), kept)}
-    return _with_head(base, folder, plan, {**variables, "adapters": trained.get("adapters", {}), "scales": scales})
-
-
-def _with_head(base: Base, folder: Path, plan: Plan, variables: dict[str, Any]) -> tuple[Base, Plan, dict[str, Any]]:
-    """An embedding with an adapter is merged beside an output layer of its own: a tied one leaves the update out."""
+def _with_head(base: Base, plan: Plan, variables: dict[str, Any], folder: Path) -> tuple[Base, Plan, dict[str, Any]]:
+    """Unties the output layer from an embedding that has an adapter: the output layer must not get the update."""
     paths = set(flatten(variables["params"]))
     if not any(site.table and is_tied(site.path, paths) for site in plan.sites):
         return base, plan, variables
-    loose = untied(dataclasses.replace(base, params=variables["params"]), folder)
-    return loose, plan, {**variables, "params": loose.params}
+    base = untied(dataclasses.replace(base, params=variables["params"]), folder)
+    return base, plan, {**variables, "params": base.params}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def unpacked(name, **changes):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    assert found == {"mora_uuid", "bench", "pico_pretrain", "lora_glue"}  # the last in test_configs_glue.py
+    assert found == {"mora_uuid", "bench", "pico_pretrain", "lora_glue", "finetune"}  # the last in test_configs_glue.py
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,3 +173,38 @@ def test_grids_are_made_of_configs_that_exist():
             config = complete_file(f"configs/{files[path.stem.split('_')[0]]}.py:{arg}")
             for key in names:
                 assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
+
+
+FINETUNE = "configs/finetune.py"
+
+
+@pytest.mark.parametrize("method", ["lora", "mora", "dora", "fft"])
+def test_finetune_on_shapes(method):
+    """Bases that are not here, by their registered shapes: a Llama, and GPT-2, which has no gate."""
+    for shape, sites in (("smollm2-135m", 7), ("gpt2", 6)):
+        config = unpacked(f"{FINETUNE}:base={shape},data=a.jsonl,method={method},packed", base__random_init=True)
+        experiment = build(config, 64)
+        assert len(experiment.plan.sites) == (0 if method == "fft" else sites)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(experiment.base.params)} == {"bfloat16"}
+        assert {*experiment.abstract_batch} == {"tokens", "weights", "segments"}
+        assert config.optimizer.learning_rate == (2e-5 if method == "fft" else 3e-4)
+        assert config.adapter.alpha == 16
+
+
+def test_finetune_on_conversations(tmp_path):
+    """The shipped base: length and batch from the data, an evaluation an epoch, packed or not."""
+    ask, say = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps({"messages": [ask, say] * (1 + i % 3)}) + "\n" for i in range(12)))
+    name = f"{FINETUNE}:data={path},validation={path},chat=zephyr,batch=8,epochs=2"
+    alone, packed = (build(unpacked(name + more)) for more in ("", ",packed,rank=4,schedule=linear"))
+    assert {*alone.abstract_batch} == {"tokens", "weights"}
+    assert alone.config.train.eval_steps == (2, 3)  # 12 and 24 rows in batches of 8
+    assert packed.abstract_batch["segments"].shape == packed.abstract_batch["tokens"].shape == (8, 512)
+    assert (packed.config.adapter.rank, packed.config.adapter.alpha) == (4, 8)
+    assert (alone.config.schedule.kind, packed.config.schedule.kind) == ("cosine", "linear")
+    assert str(alone.base.params["embed"]["embedding"].dtype) == "float32"
+    with pytest.raises(UserError, match=r"task\.path is empty"):
+        unpacked(FINETUNE)
+    named = unpacked(f"{FINETUNE}:data=hub:owner/name/config:train,validation=tfds:name:test")
+    assert (named.task.path, named.task.validation_path) == ("hub:owner/name/config:train", "tfds:name:test")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, merge, residual
+from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, merge, read_configs, residual
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError
@@ -261,7 +261,7 @@ def test_sizes_and_configs(script):
     assert [script.read_size(text) for text in ("2GB", "500 MB", "1.5k", "7", None)] == [2e9, 5e8, 1500, 7, None]
     config = CONFIGS["lora"]
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert script.read_configs(values, "adapter.json") == (config,)
-    assert script.read_configs([values, {"method": "houlsby"}], "adapter.json") == (config, AdapterConfig("houlsby"))
+    assert read_configs(values, "adapter.json") == (config,)
+    assert read_configs([values, {"method": "houlsby"}], "adapter.json") == (config, AdapterConfig("houlsby"))
     with pytest.raises(UserError, match=r"adapter.json: unknown field 'rnk' \(near: rank"):
-        script.read_configs({"rnk": 3}, "adapter.json")
+        read_configs({"rnk": 3}, "adapter.json")

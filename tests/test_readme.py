@@ -102,6 +102,7 @@ def test_named_configs_parse():
 
 def test_tables_are_named():
     assert sorted(words for words, _ in TABLES.values()) == [
+        "decoding",
         "lora_table2 --model=minilm-l6",
         "mora_table2 --scale=gpu",
         "mora_table2 --scale=laptop",
@@ -109,6 +110,7 @@ def test_tables_are_named():
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
         "speed --results=experiments/results/speed/two_cards_suite.json",
+        "sweep --results=experiments/results/dolly.jsonl",
     ]
     assert sum(page.count("<!-- table: ") for page in DOCS.values()) == len(TABLES)
 

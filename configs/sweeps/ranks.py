@@ -1,6 +1,6 @@
 """LoRA and MoRA of equal size at three ranks, for example on your own text; --together=3 joins LoRA's in one program.
 
-    python -m experiments.sweep --config=configs/mora_uuid.py:data=text --config.task.path=mine.jsonl \\
+    python -m experiments.sweep --config=configs/finetune.py:data=mine.jsonl,validation=held.jsonl \\
         --grid=configs/sweeps/ranks.py --together=3 --results=ranks
     python -m experiments.tables sweep --results=ranks.jsonl
 """

@@ -15,7 +15,7 @@ SECTIONS = {
     "export": "experiments.session.export:ExportConfig",
     "start": "experiments.session.warm_start:StartConfig",
 }
-# Of each entry of "evals", by its type; those that are not listed have a rhythm alone.
+# Dataclass of an entry of "evals" by its type; types that are not listed take the first, which says only when.
 EVALS = {"": "lowrank_jax.train.loop:EvalConfig", "samples": "experiments.session.samples:SamplesConfig"}
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
@@ -31,7 +31,7 @@ def experiment_types() -> dict[str, Any]:
 
 
 def eval_type(entry: Any) -> type:
-    """The dataclass of an entry of "evals", which is unchecked and may be damaged."""
+    """The dataclass of an entry of "evals"; the entry need not be checked yet, and may be anything."""
     kind = entry.get("type") if hasattr(entry, "get") else None
     return load(EVALS.get(kind, EVALS[""]) if isinstance(kind, str) else EVALS[""])
 

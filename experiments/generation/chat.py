@@ -1,4 +1,4 @@
-"""A conversation with a model: a user's message a line, the answer as it comes, all of it remembered."""
+"""Converses with a model: each line of stdin is a message, and the whole conversation is remembered."""
 
 import sys
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ ASK = "> "
 
 
 def converse(author: Author, out: Any = None) -> None:
-    """Answers lines of stdin until it ends or a line is EXIT; RESET forgets the conversation.
+    """Answers the lines of stdin until it ends or a line is EXIT; RESET forgets the conversation.
 
     Args:
+      author: the model and its settings.
       out: gets a JSON line of each answer, with the conversation before it; None for none.
 
     Raises:
@@ -49,7 +50,7 @@ def converse(author: Author, out: Any = None) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines of stdin that are not blank; on a terminal they are asked for."""
+    """Lines of stdin that are not blank; a terminal shows ASK before each."""
     if sys.stdin.isatty():
         while True:
             try:

@@ -1,4 +1,4 @@
-"""How prompts become ids: as in the training of a run, by a chat template, or as the base's tokenizer begins a text."""
+"""Turns prompts into ids: as in a run's training, by a chat template, or as the base's tokenizer begins a text."""
 
 import dataclasses
 from typing import Any
@@ -19,15 +19,15 @@ OWN, NONE = "own", "none"  # values of --chat_template beside the names of FORMA
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """From a prompt or messages to ids.
+    """How prompts and messages become ids.
 
     Attributes:
       tokenizer: of the base.
       template: for messages; None where there is none.
-      texts: whether a prompt is a user's message to the template.
+      texts: whether a prompt, which is a text, is given to the template as a user's message.
       add_bos: whether texts without a template begin with BOS; None: as the tokenizer begins a text.
       system: a message before all others; "" for none.
-      said: a line for the user about what is done.
+      said: a line that tells the user which way was chosen; "" for none.
     """
 
     tokenizer: Any
@@ -50,12 +50,19 @@ class Framing:
             first = [{"role": "system", "content": self.system}] if self.system else []
             ids = frame(self.tokenizer, [*first, *messages], bool(self.add_bos), self.template)
         elif self.system:
-            raise UserError(f"--system needs a chat template, and prompts are texts here; add --chat_template={OWN}")
+            raise UserError(
+                f"--system needs a chat template, and prompts are plain texts here; add --chat_template={OWN}"
+            )
         else:
             ids = self._text(asked.prompt)
         if not ids:
             raise UserError("the prompt is empty and the tokenizer begins no text by a token; give a prompt")
         return ids
+
+    @property
+    def named(self) -> str:
+        """The template's name, OWN for the tokenizer's; "" without one."""
+        return "" if self.template is None else self.template.name if self.template.name in FORMATS else OWN
 
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end the template's answers."""
@@ -72,10 +79,10 @@ class Framing:
 
 
 def make_framing(model: Model, template: str, bos: bool | None, system: str, messages: bool) -> Framing:
-    """The framing of a model's prompts.
+    """Chooses how a model's prompts become ids.
 
     Args:
-      model: of a run, whose own framing is the default, or of a base.
+      model: of a run, whose training gives the default, or of a base.
       template: --chat_template: a name, OWN, NONE or "".
       bos: --bos; None: as in training, or as the tokenizer begins a text.
       system: a system message.
@@ -87,7 +94,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
     tokenizer, task, texts, said = model.base.tokenizer, model.task, bool(template), ""
     if template == NONE:
         if messages:
-            raise UserError(f"--chat_template={NONE} leaves messages without a form; name one of {', '.join(FORMATS)}")
+            raise UserError(f"--chat_template={NONE} cannot write messages; name one of {', '.join(FORMATS)}")
         return Framing(tokenizer, None, False, _bos(task, bos), system)
     named = "" if template == OWN else template
     if not template and task is not None:
@@ -97,7 +104,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
             texts = True
             said = "the run was trained on conversations: a prompt is a user's message in its chat template"
         elif chat is None:
-            said = "the run's data are not here: a prompt is taken as text (--chat_template frames it as a message)"
+            said = "the run's data are not here: a prompt is plain text (--chat_template makes it a user's message)"
     if not texts and not messages:
         return Framing(tokenizer, None, False, _bos(task, bos), system, said)
     if tokenizer is not None and not named and tokenizer.chat_template is None:
@@ -111,7 +118,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
 
 
 def no_template(tokenizer: Any) -> str:
-    """The message about a tokenizer without a chat template."""
+    """The error message about a tokenizer without a chat template."""
     return (
         f"tokenizer {tokenizer.name!r} has no chat template, which messages need; name one of "
         f"--chat_template={', '.join(FORMATS)}"
@@ -119,7 +126,7 @@ def no_template(tokenizer: Any) -> str:
 
 
 def trained_on_chat(task: Any) -> bool | None:
-    """Whether the rows of a run's task are conversations, by the first of them; None where they are not here."""
+    """Whether a run was trained on conversations, by the first row of its data; None where the data are not here."""
     path = getattr(task, "path", None)
     if not path:
         return False

@@ -1,4 +1,4 @@
-"""The model that `experiments.generate` runs: a run's, or a base with or without an adapter; and its framing."""
+"""Loads the model that `experiments.generate` uses: that of a run, or a base with or without an adapter."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config.files import CONFIG
+from experiments.generation import BESIDE, EXACT
 from experiments.records import claims, run_folder
 from lowrank_jax import adapters
 from lowrank_jax.bases.attached import check_adapter, load_attached
@@ -17,7 +18,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.trees import combine
 from lowrank_jax.core.types import ApplyFn, Tree
-from lowrank_jax.decoding.decoder import Decoder, make_decoder
+from lowrank_jax.decoding.decoder import Decoder, cached_decoder, make_decoder
+from lowrank_jax.decoding.weights import ready
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
 
@@ -26,12 +28,12 @@ ADAPTER, MERGED = "adapter", "model"  # folders of a run
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A causal model that is ready to write.
+    """A causal model that is ready to decode.
 
     Attributes:
       base: with tokenizer and config.
-      variables: on the device.
-      decoder: reads them.
+      variables: the weights that are decoded with, on the device.
+      decoder: takes these variables.
       made_of: {"run"} or {"base", "adapter"}, and "dtype", for records.
       task: config of the task that a run was trained on; None of a base.
     """
@@ -53,8 +55,13 @@ class Model:
         return end_ids(self.base)
 
 
-def of_base(name: str, adapter: str | None, dtype: str) -> Model:
+def of_base(name: str, adapter: str | None, dtype: str, weights: str = BESIDE) -> Model:
     """A base by its name, alone or with an adapter of ours or PEFT's.
+
+    Args:
+      name, adapter: of base and adapter.
+      dtype: of the base's weights and of the computation.
+      weights: how they are read, one of `generation.WEIGHTS`.
 
     Raises:
       UserError: no such base or adapter, they do not fit, or it writes no text.
@@ -62,36 +69,39 @@ def of_base(name: str, adapter: str | None, dtype: str) -> Model:
     if adapter:
         check_adapter(adapter)
     base = _causal(load_base(BaseConfig(name, dtype=dtype)))
-    made_of = {"base": name, **({"adapter": adapter} if adapter else {}), "dtype": dtype}
-    if not adapter:
-        return _model(base, base.model.apply, {"params": base.params}, made_of)
-    return _attached(base, adapter, made_of)
+    made_of = {"base": name, **({"adapter": adapter} if adapter else {}), "dtype": dtype, "weights": weights}
+    return _attached(base, adapter, made_of) if adapter else _alone(base, made_of)
 
 
-def of_run(folder: str, dtype: str | None) -> Model:
-    """A run: its adapter, its merged model, or its last checkpoint, the first that it has.
+def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
+    """A run's model: of its adapter, otherwise its merged model, otherwise its last checkpoint.
 
     Args:
       folder: of the run.
       dtype: of the base's weights and of the computation; None: as in training.
+      weights: how they are read, one of `generation.WEIGHTS`.
 
     Raises:
-      UserError: no run, none that writes text, nothing trained yet, or another program is writing it.
+      UserError: no run, a model that writes no text, nothing trained yet, or another program is writing to the run.
     """
     place = Path(folder)
     config, plain = _config_of(place)
     if dtype:
         config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
-    made_of = {"run": folder, "dtype": config.base.dtype}
+    made_of = {"run": folder, "dtype": config.base.dtype, "weights": weights}
     if kind_of(place / ADAPTER) is not None:
         return _attached(_causal(_base_of(config)), place / ADAPTER, made_of, config.task)
     if kind_of(place / MERGED) is not None:
         base = _causal(load_base(BaseConfig(str(place / MERGED), dtype=config.base.dtype)))
-        return _model(base, base.model.apply, {"params": base.params}, made_of, config.task)
+        return _alone(base, made_of, config.task)
     if kind_of(place / run_folder.CHECKPOINTS) is None:
         raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
+    if weights != BESIDE:
+        raise UserError(
+            f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; let the run end first"
+        )
     claim = claims.claim_of(place, "experiments.generate")
-    with claims.held([claim]):  # opening a folder of checkpoints clears what a save has left unfinished
+    with claims.held([claim]):  # opening the checkpoints deletes what an unfinished save has left
         return _of_checkpoint(place, config, plain, made_of)
 
 
@@ -100,7 +110,9 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
     from lowrank_jax.checkpoints.manager import Checkpoints
 
     devices = jax.local_devices()[:1]
-    experiment = build(dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices)  # of no data
+    experiment = build(
+        dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices
+    )  # any length: no data are read
     _causal(experiment.base)
     state, frozen, fingerprint = experiment.load()
     identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
@@ -134,14 +146,27 @@ def _base_of(config: Any) -> Base:
 
 
 def _attached(base: Base, adapter: Any, made_of: dict[str, Any], task: Any = None) -> Model:
-    base, plan, variables = load_attached(adapter, base)
+    base, plan, variables = load_attached(adapter, base, same_seed="run" in made_of)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
-    return _model(base, adapters.attach(base.model, plan), variables, made_of, task)
+    if made_of["weights"] == BESIDE:
+        return _beside(base, adapters.attach(base.model, plan), variables, made_of, task)
+    return _ready(base, variables.pop("params"), plan, variables, made_of, task)
 
 
-def _model(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, Any], task: Any = None) -> Model:
+def _alone(base: Base, made_of: dict[str, Any], task: Any = None) -> Model:
+    if made_of["weights"] == BESIDE:
+        return _beside(base, base.model.apply, {"params": base.params}, made_of, task)
+    return _ready(base, base.params, None, None, made_of, task)
+
+
+def _beside(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, Any], task: Any) -> Model:
     decoder = make_decoder(apply_fn, base.config, base.model.dtype)
     return Model(base, jax.tree.map(jnp.asarray, variables), decoder, made_of, task)
+
+
+def _ready(base: Base, params: Tree, plan: Any, variables: Any, made_of: dict[str, Any], task: Any) -> Model:
+    fast = ready(base.model, jax.tree.map(jnp.asarray, params), plan, variables, exact=made_of["weights"] == EXACT)
+    return Model(base, fast.variables, cached_decoder(fast.apply_fn, fast.empty), made_of, task)
 
 
 def _causal(base: Base) -> Base:

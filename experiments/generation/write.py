@@ -1,4 +1,4 @@
-"""What is written of each prompt: text on the screen as it comes, and JSON lines."""
+"""Writes the continuations of prompts: on the screen as they come, and as JSON lines."""
 
 import dataclasses
 import json
@@ -20,15 +20,15 @@ from lowrank_jax.decoding.stream import Piece, Streamer
 
 @dataclasses.dataclass(frozen=True)
 class Author:
-    """A model with the settings that it writes by.
+    """A model, and the settings by which it continues prompts.
 
     Attributes:
       model, framing: what writes, and how prompts become ids.
       streamer: of the model.
       how: how tokens are chosen.
-      max_new_tokens: of a text, where they fit behind the prompt.
+      max_new_tokens: most new tokens of a text; fewer where these do not fit after the prompt.
       stops: strings that end a text.
-      ends: tokens that do.
+      ends: tokens that end a text.
     """
 
     model: Model
@@ -40,10 +40,10 @@ class Author:
     ends: tuple[int, ...]
 
     def limits(self, prompts: Sequence[Sequence[int]], what: str = "the prompt") -> Limits:
-        """The limits for prompts; says on stderr where fewer new tokens fit than were asked for.
+        """How many new tokens prompts get; a line on stderr says where fewer fit than were asked for.
 
         Raises:
-          UserError: a prompt fills the model by itself.
+          UserError: a prompt leaves no room for a new token.
         """
         longest = max(prompts, key=len)
         room = self.streamer.room(longest)
@@ -77,7 +77,7 @@ class Author:
         stream, framing = piece.stream, self.framing
         settings = {
             **self.model.made_of,
-            **({"chat_template": framing.template.name} if framing.template else {}),
+            **({"chat_template": framing.named} if framing.named else {}),
             **({"system": framing.system} if framing.system else {}),
             "max_new_tokens": limits.max_new_tokens,
             **dataclasses.asdict(self.how),
@@ -88,7 +88,11 @@ class Author:
 
 
 def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: TextIO) -> None:
-    """A JSON line of each prompt of a file, in order, a batch at a time."""
+    """Writes a JSON line for each prompt of a file, in order, a batch at a time.
+
+    Raises:
+      UserError: a prompt cannot be made ids, or leaves no room; the message has its row's number.
+    """
     prompts = []
     for number, one in enumerate(asked, 1):
         try:
@@ -110,7 +114,7 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
 
 
 def json_line(record: dict[str, Any], out: TextIO) -> None:
-    """Writes one record, which a reader sees at once."""
+    """Writes one record as a line, and flushes it."""
     print(json.dumps(record, ensure_ascii=False), file=out, flush=True)
 
 

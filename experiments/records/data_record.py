@@ -13,8 +13,12 @@ from lowrank_jax.core.errors import UserError
 
 TOKENIZER_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spm.model", "chat_template.jinja", "chat_template.json",
+    "tokenizer.model", "spm.model",
 )  # fmt: skip
+CHAT_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+)  # with a digest of their own, as earlier records have none of them
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 REMEDY = "choose another --name, or --fresh to delete that run"
 
@@ -215,12 +219,19 @@ def _base(base: Mapping[str, Any]) -> Iterator[Source]:
         return
     for key, digest, patterns in (
         ("tokenizer", content_digest, TOKENIZER_FILES),
+        ("chat_template", content_digest, CHAT_FILES),
         ("weights", sampled_digest, WEIGHT_FILES),
     ):
         files = tuple(sorted(file for pattern in patterns for file in path.glob(pattern)))
         if files:
-            shown = f"the {'config or tokenizer' if key == 'tokenizer' else key} in {name}"
-            yield Source(f"base.{key}", shown, files, functools.partial(_joined, files, digest), key == "tokenizer")
+            words = {"tokenizer": "config or tokenizer", "chat_template": "chat template"}.get(key, key)
+            yield Source(
+                f"base.{key}",
+                f"the {words} in {name}",
+                files,
+                functools.partial(_joined, files, digest),
+                key != "weights",
+            )
 
 
 def _joined(files: tuple[Path, ...], digest: Callable[[Path], str]) -> str:

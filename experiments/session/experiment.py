@@ -22,6 +22,7 @@ from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Form, Setting
+from lowrank_jax.forms.generation import SAMPLES
 from lowrank_jax.layouts.fused import Fused, Groups
 from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.layouts.segments import Segments
@@ -255,7 +256,8 @@ class Experiment:
         """One of the form's evaluations, by default the task's own; None where nothing is held out.
 
         Args:
-          options: of an evaluation that has any.
+          kind: an evaluation's type; None takes the task's own.
+          options: of the evaluation; None where it has none.
         """
         kind, known = kind or self.data.evaluation, self.form.evaluations
         if kind not in known:
@@ -265,6 +267,8 @@ class Experiment:
     def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
         """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
 
+        Samples are no score: where `config.evals` has nothing else, the task's own evaluation is made too.
+
         Args:
           score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.
 
@@ -272,7 +276,8 @@ class Experiment:
           UserError: an entry of config.evals is of no type that the task's form has.
         """
         score, train, found = score or _score_one, self.config.train, []
-        if not self.config.evals or train.eval_every or train.eval_steps:  # the short way for one
+        scores = [entry for entry in self.config.evals.values() if entry.type != SAMPLES]
+        if not scores or train.eval_every or train.eval_steps:  # the short way for one
             found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at))
         for name, entry in self.config.evals.items():
             found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due))

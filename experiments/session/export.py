@@ -1,4 +1,4 @@
-"""What a finished run leaves to take home: the adapter alone, a folder for PEFT, and the merged model if asked for."""
+"""Exports a finished run: the adapter alone, a folder for PEFT, and the merged model if asked for."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import jax
 
 from experiments.session.experiment import Experiment, is_fresh
 from lowrank_jax import adapters
-from lowrank_jax.bases.base import Base, export_params
+from lowrank_jax.bases.base import Base, architecture_of, export_params
 from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.checkpoints.adapters_only import on_host, save_adapter
@@ -19,7 +19,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
-from lowrank_jax.interop.peft.config import CONFIG
+from lowrank_jax.interop.peft.config import CONFIG, hf_modules
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.ops.quantized import dense_tree
 from lowrank_jax.text.tokenizers import ByteTokenizer, tokenizer_files
@@ -45,7 +45,7 @@ class ExportConfig:
         its codes stand for with the update, as arrays on the device; scripts/merge_adapter.py merges into the
         published weights instead, on the host.
       peft: the adapter as a folder for PEFT, in `peft/`, where PEFT has the family and can load the base by a name;
-        otherwise a line says how to take it home.
+        otherwise a line says how else to use it in other programs.
     """
 
     adapter: bool = True
@@ -55,6 +55,11 @@ class ExportConfig:
 
 def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:
     """Writes what the run's config asks for; every process takes part, process 0 writes.
+
+    Args:
+      folder: the run's.
+      experiment, state, frozen: the finished run.
+      fingerprint: of the base.
 
     Returns:
       Lines for the user: the Python that loads `peft/`, or why there is none.
@@ -106,18 +111,25 @@ def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen
 
 
 def _params(experiment: Experiment, state: TrainState, frozen: Any, trained: dict, fresh: Iterable[str]) -> Any:
-    """The params by their own paths: arrays where PEFT's folder needs values, shapes elsewhere.
+    """The params by their canonical paths: arrays where PEFT's folder needs values, shapes elsewhere.
 
-    A trained bias takes its module's kernel along, and DoRA beside a fused module its kernels' norms: then all are
-    arrays. Otherwise the base stays where it is, in the layout that it ran in.
+    With a trained bias, PEFT's folder has its module's kernel too, and DoRA on a part of a fused module needs the norms
+    of the other parts' kernels: then all params are arrays. Otherwise the base stays on the device as it is.
     """
     flat = dict(flatten(experiment.base.params))
     in_layers = any(path not in flat or path.startswith("layers/") for path in trained)
-    if in_layers or any(config.method == "dora" for config in experiment.plan.configs):
+    dora = any(config.method == "dora" for config in experiment.plan.configs)
+    if in_layers or (dora and _joins(experiment.base)):
         whole = dense_tree(Segments().undo(experiment.variables(state, frozen)["params"]))
         return jax.tree.map(on_host, whole)
     held = flatten(frozen.get("params", {}))
     return unflatten(flat | {path: on_host(held[path]) for path in fresh if path in held} | trained)
+
+
+def _joins(base: Base) -> bool:
+    """Whether the Hugging Face model has one module for several of ours, as GPT-2's c_attn."""
+    rows = architecture_of(base.config).interop.hf_table(base.config)
+    return any(len(module.parts) > 1 for module in hf_modules(rows, base.config.num_hidden_layers).values())
 
 
 def _canonical(trained: Iterable[str], paths: Mapping[str, Any]) -> set[str]:
@@ -134,7 +146,7 @@ def _obstacle(experiment: Experiment) -> str:
 
 
 def _instead(folder: Path, experiment: Experiment, reason: str) -> str:
-    """One line: there is no peft/, and how to take the adapter home."""
+    """One line: why there is no peft/, and how else to use the adapter."""
     if any(not site.family.merges for site in experiment.plan.sites):
         return f"no {folder / 'peft'}: {reason}; {folder / 'adapter'} is loaded here (docs/checkpoints.md)"
     if experiment.base.path is None:
@@ -144,12 +156,12 @@ def _instead(folder: Path, experiment: Experiment, reason: str) -> str:
 
 
 def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
-    """The lines of Python that load a PEFT folder in transformers, and what they cannot do.
+    """The lines of Python that load a PEFT folder in transformers, and a note where these give another base.
 
     Args:
       place: the folder.
-      base: its base.
-      dtype: that the run computed in.
+      base: the run's.
+      dtype: in which the run computed.
     """
     config = json.loads((place / CONFIG).read_text())
     head = f", num_labels={base.config.num_labels}" if config["task_type"] == "SEQ_CLS" else ""
@@ -157,7 +169,7 @@ def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
     if not _is_gguf(base) or base.name in KNOWN:
         auto = CLASSES[config["task_type"]]
         lines = [f"from peft import {auto}", f"model = {auto}.from_pretrained({name!r}, {options})"]
-    else:  # PEFT hands the base's name alone to transformers, which needs the file's apart
+    else:  # PEFT gives transformers the base's name only, and GGUF needs the file's name too
         assert base.path is not None  # `_is_gguf`
         file = (base.path if base.path.suffix == ".gguf" else next(base.path.glob("*.gguf"))).resolve()
         lines = [
@@ -170,7 +182,7 @@ def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
     said = [f"{place} loads in PEFT:", *(f"    {line}" for line in lines)]
     if base.name in KNOWN and _is_gguf(base):
         said.append(
-            f"(PEFT takes {config['base_model_name_or_path']} from the Hub; here its weights were a GGUF's codes)"
+            f"(PEFT loads {config['base_model_name_or_path']} from the Hub; the run's base was its quantised GGUF)"
         )
     return said
 

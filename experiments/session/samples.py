@@ -1,4 +1,4 @@
-"""An entry of a run's `evals` that writes samples of text: its rhythm, and what is written."""
+"""The config of an entry of `evals` that writes samples of text: when, and what."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from lowrank_jax.train.loop import EvalConfig
 
 @dataclasses.dataclass(frozen=True)
 class SamplesConfig(EvalConfig, SamplesOptions):
-    """See both."""
+    """See both parents: when samples are written, and which."""
 
     def __post_init__(self):
         EvalConfig.__post_init__(self)

@@ -135,7 +135,9 @@ class Session:
         status, message = outcome.statuses[index], outcome.messages[index]
         if status == "finished":
             lines = export.export_run(run.folder, one, *self.program.trial(outcome.state, frozen, index), fingerprint)
-            if jax.process_index() == 0 and index == 0:  # of trials, the first one's stand for all
+            if (
+                jax.process_index() == 0 and index == 0
+            ):  # trials differ in folder alone: the first one's lines are enough
                 print("\n".join(lines), flush=True)
         if jax.process_index() != 0:
             return None

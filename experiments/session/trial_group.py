@@ -49,7 +49,7 @@ class TrialGroup:
     """
 
     def __init__(self, configs: Sequence[RunConfig], seq_len: int | None = None):
-        device = jax.local_devices()[:1]
+        device, configs = jax.local_devices()[:1], [without_flash(config) for config in configs]
         self.wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
         self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
         self.each = [self._alike(config, device, seq_len) for config in configs]
@@ -181,3 +181,21 @@ class TrialGroup:
 
     def _whole(self, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
+
+
+def without_flash(config: RunConfig) -> RunConfig:
+    """The config without cuDNN's attention where several trials pack documents on a GPU.
+
+    Their mask has an axis of trials, which cuDNN's attention does not take.
+
+    Raises:
+      UserError: the config asks for cuDNN's attention.
+    """
+    if not getattr(config.task, "segmented", False) or jax.default_backend() != "gpu":
+        return config
+    if config.base.attention == "cudnn":
+        raise UserError(
+            'base.attention "cudnn" has no mask of packed documents for several trials; set it to "auto", or run alone'
+        )
+    attention = "xla" if config.base.attention == "auto" else config.base.attention
+    return dataclasses.replace(config, base=dataclasses.replace(config.base, attention=attention))

@@ -13,6 +13,7 @@ TABLES = {
     "mora_table2": "experiments.tables.mora_table2",
     "lora_table2": "experiments.tables.lora_table2",
     "speed": "experiments.tables.speed",
+    "decoding": "experiments.tables.decoding",
     "quantized": "experiments.tables.quantized",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",

@@ -70,6 +70,11 @@ def check(
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
 
 
+def _without_dropout(rngs: Any) -> Any:
+    """The keys without that of dropout, which nothing reads: with it, Flax would trace a stack of layers twice."""
+    return {name: key for name, key in rngs.items() if name != "dropout"} if isinstance(rngs, Mapping) else rngs
+
+
 def _attach(
     model: nn.Module, plan: Plan, visited: set[str], groups: Groups | None, whole: bool = False, strict: bool = True
 ) -> ApplyFn:
@@ -89,10 +94,7 @@ def _attach(
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
     def apply_fn(variables, *inputs, rngs=None, method=None, **kwargs):
         training = isinstance(rngs, Mapping) and "dropout" in rngs
-        if (
-            isinstance(rngs, Mapping) and not drops_out
-        ):  # a stack of layers that may draw random numbers is traced twice
-            rngs = {name: key for name, key in rngs.items() if name != "dropout"}
+        rngs = rngs if drops_out else _without_dropout(rngs)
         called: dict[str, nn.Module] = {}
 
         def interceptor(next_fun, args, kwargs, context):

@@ -65,10 +65,11 @@ def fold(variables: Tree, plan: Plan, sign: float = 1.0, norms: Tree | None = No
 
 
 def attach_folded(apply_fn: ApplyFn, plan: Plan) -> ApplyFn:
-    """The function of a model whose modules `attach` cannot reach, with the updates folded into its kernels.
+    """A model's function with the updates added to its kernels, for models whose modules `attach` cannot reach.
 
-    For Flax NNX (`models.nnx.nnx_function`) and any other model that is a function of its params: y = x (W + delta) is
-    what the branch computes. Each call makes W + delta, and a gradient that of the kernels, hence memory for both.
+    These are Flax NNX models (`models.nnx.nnx_function`) and any other function of params. It computes x (W + delta),
+    which equals x W + delta(x), the branch of `attach`. Each call needs memory for W + delta, and its gradient for that
+    of the kernels.
 
     Args:
       apply_fn: (variables, *inputs, **kwargs) -> outputs, with the params in variables["params"].
@@ -78,7 +79,7 @@ def attach_folded(apply_fn: ApplyFn, plan: Plan) -> ApplyFn:
       The same function, of {"params", "adapters", "scales"}.
 
     Raises:
-      UserError: a family that no weight can compute, or one with dropout, which acts on a branch's input.
+      UserError: a family that no weight can compute (bottlenecks), or one with dropout, which acts on a branch's input.
     """
     check_merges(plan, (site.weight for site in plan.sites))
     if dropped := [config.dropout for config in plan.configs if config.dropout]:
@@ -121,9 +122,8 @@ def is_tied(path: str, paths: set[str]) -> bool:
     word = path in ("embed", "embed/word")
     headless = not any(f"{head}/kernel" in paths for head in OUTPUT_HEADS)
     causal = any(name.startswith(f"{PRE_NORM}/") for name in paths)
-    return (
-        word and headless and (causal or "head/bias" in paths)
-    )  # a masked-LM head has a bias of its own and no kernel
+    masked = "head/bias" in paths  # a masked LM's head has a bias of its own and no kernel
+    return word and headless and (causal or masked)
 
 
 def column_norms(variables: Tree, plan: Plan) -> dict[str, Any]:

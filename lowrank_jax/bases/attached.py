@@ -1,51 +1,61 @@
-"""A base with an adapter from a folder: one that a run here wrote, PEFT's or the MoRA fork's."""
+"""Loads an adapter of any kind for a loaded base: from a run's adapter/, a PEFT folder, or the MoRA fork's."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 from lowrank_jax.adapters import Plan, make_plan, read_configs, residual
-from lowrank_jax.bases.base import Base, architecture_of
-from lowrank_jax.bases.locate import KNOWN
+from lowrank_jax.bases.base import Base
+from lowrank_jax.bases.peft import check_drawn, import_peft
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.peft.config import CONFIG
-from lowrank_jax.interop.peft.folder import load_peft
+from lowrank_jax.interop.peft.files import find_peft
 from lowrank_jax.layouts.segments import overlay
 
 
 def check_adapter(folder: str | os.PathLike) -> bool:
-    """Whether the adapter in a folder is one of ours.
+    """Whether the adapter in a folder is one of ours; otherwise it is PEFT's or the MoRA fork's.
+
+    Args:
+      folder: with the adapter, or of PEFT's also the folder above a single named one.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no adapter, or several of PEFT's.
     """
-    ours, peft = (kind_of(Path(folder) / name) is not None for name in (DESCRIPTION, CONFIG))
-    if not ours and not peft:
+    ours = kind_of(Path(folder) / DESCRIPTION) is not None
+    if not ours and find_peft(folder) is None:
         raise UserError(f"{folder} has neither {DESCRIPTION} (ours) nor {CONFIG} (PEFT's); give an adapter's folder")
     return ours
 
 
-def load_attached(folder: str | os.PathLike, base: Base) -> tuple[Base, Plan, dict[str, Any]]:
+def load_attached(folder: str | os.PathLike, base: Base, same_seed: bool = False) -> tuple[Base, Plan, dict[str, Any]]:
     """The base that the adapter belongs to, the adapter's plan, and the variables of both.
 
+    Args:
+      folder: as in `check_adapter`.
+      base: with the head that the adapter was trained with. PEFT's adapters may change it, see `import_peft`.
+      same_seed: leaves that the base's files lack were drawn as in the run that wrote the adapter, and may stay.
+
     Raises:
-      UserError: there is no adapter, it is damaged, or it is of another base.
+      UserError: there is no adapter, it is damaged or of another base, or neither has a head that the base needs.
     """
     if check_adapter(folder):
-        return base, *_ours(folder, base)
-    rows = architecture_of(base.config).interop.hf_table(base.config)
-    names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
-    adapter = load_peft(folder, base.params, rows, base.config.num_hidden_layers, names, base.fingerprint)
+        return base, *_ours(folder, base, same_seed)
+    base, adapter = import_peft(folder, base)
     return base, adapter.plan, adapter.variables
 
 
-def _ours(folder: str | os.PathLike, base: Base) -> tuple[Plan, dict[str, Any]]:
+def _ours(folder: str | os.PathLike, base: Base, same_seed: bool) -> tuple[Plan, dict[str, Any]]:
     trained, scales, description = load_adapter(folder, base.fingerprint)
     plan = make_plan(base.params, read_configs(description["config"], str(Path(folder) / DESCRIPTION)))
+    kept = trained.get("params", {})
+    if not same_seed:
+        check_drawn(base, base.fresh, flatten(kept), folder)
     return plan, {
-        "params": overlay(residual(base.params, plan), trained.get("params", {})),
+        "params": overlay(residual(base.params, plan), kept),
         "adapters": trained.get("adapters", {}),
         "scales": scales,
     }

@@ -1,4 +1,4 @@
-"""The tokens at which a base ends a text, from its files: there may be several, as of a text and of a turn."""
+"""Finds the tokens at which a base ends a text; there may be several, such as one for texts and one for turns."""
 
 from typing import Any
 
@@ -15,7 +15,10 @@ KEY = "eos_token_id"
 
 
 def end_ids(base: Base) -> tuple[int, ...]:
-    """Those of generation_config.json, otherwise of config.json (or of a GGUF file), and the tokenizer's own.
+    """The ids that end a text: of generation_config.json, otherwise config.json or the GGUF file, and the tokenizer's.
+
+    Args:
+      base: a loaded base; without files it has its tokenizer's alone.
 
     Raises:
       UserError: a file has something else there than an id or a list of ids.
@@ -38,4 +41,4 @@ def _ids(value: Any, where: str, vocabulary: int) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if wrong := [one for one in ids if type(one) is not int or one >= vocabulary]:
         raise UserError(f"{where} has {str(wrong[0])[:40]}, no id below {vocabulary}; copy the base's own file")
-    return [one for one in ids if one >= 0]  # some files write -1 for none
+    return [one for one in ids if one >= 0]  # some files write -1 for "none"

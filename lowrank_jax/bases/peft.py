@@ -1,8 +1,8 @@
-"""PEFT folders of a loaded base, in and out: a folder may bring tables that the base must first be given room for."""
+"""Reads and writes PEFT folders for a loaded base, which is resized or untied first where the folder needs that."""
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from lowrank_jax.interop.peft.tables import tables_of
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 from lowrank_jax.text.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 
-# The last products of transformers' classifiers: BERT's and DeBERTa's, RoBERTa's, below an adapter, and a decoder's.
+# Keys of the last layer of transformers' classifiers: of BERT and DeBERTa, RoBERTa, and decoders. Where it has an
+# adapter, its own weight is in base_layer.
 LAST = (
     *("classifier.weight", "classifier.out_proj.weight", "classifier.base_layer.weight"),
     *("classifier.out_proj.base_layer.weight", "score.weight", "score.base_layer.weight"),
@@ -32,7 +33,7 @@ LAST = (
 
 
 def headed(config: BaseConfig, head: str, num_labels: int) -> BaseConfig:
-    """The config of an encoder whose head comes from an adapter: drawn first, and heads of other kinds are not read.
+    """The config of an encoder whose head an adapter brings: it is drawn at random first, and no other head is read.
 
     Args:
       config: of the encoder.
@@ -49,44 +50,64 @@ def headed(config: BaseConfig, head: str, num_labels: int) -> BaseConfig:
 
 
 def import_peft(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapter]:
-    """`load_peft` for a loaded base, and the base that the adapter's plan and params belong to.
+    """Reads a PEFT folder for a loaded base; returns the base that the adapter belongs to, and the adapter.
 
-    It is the same base, unless the folder has a larger vocabulary, or an output layer of its own beside an embedding
-    that the base reads as output layer too: then config, model and params have those. A tokenizer in the folder goes
-    first.
+    The base is changed where the folder needs it: a larger vocabulary resizes its tables, and an output layer that
+    differs from a tied embedding is made a table of its own. A tokenizer in the folder replaces the base's.
 
     Args:
       folder: as in `load_peft`.
       base: with the head that the adapter was trained with.
 
     Raises:
-      UserError: as there; an adapter of another head; a vocabulary that grew without its table; a head that neither
-        the base nor the adapter has.
+      UserError: as there; an adapter of another head; a vocabulary that has grown without its embedding; a head that
+        neither the base nor the adapter has.
     """
     files, config, drawn = open_peft(folder), base.config, base.fresh
     rows = spelled(_rows(config), files.reader, _is_bare(config))
     _check_head(files, base)
     flat = flatten(base.params)
-    needed = tables_of(files, flat, rows, tied.is_tied(config))
+    decoder = hasattr(config, "tie_word_embeddings")
+    needed = tables_of(files, flat, rows, tied.is_tied(config), decoder)
     if has_tokenizer(files.folder):  # tokens were added to it, or it is the base's
         base = dataclasses.replace(
             base, tokenizer=_tokenizer(files, config.vocab_size if needed is None else needed.rows)
         )
     if needed is not None:
-        table = next(path for path in EMBEDDINGS if path in flat)
+        grown = needed.rows != flat[next(path for path in EMBEDDINGS if path in flat)].shape[0]
+        if grown and tied.is_tied(config) and not decoder:
+            raise UserError(
+                f"the adapter in {files.folder} has {needed.rows} token ids and this masked-lm base "
+                f"{config.vocab_size}; merge it in PEFT first"
+            )
         if needed.untied:
             base = untied(base, files.folder)
-        if needed.rows != flat[table].shape[0]:
-            base = _resized(base, needed.rows, files.folder)
+        if grown:
+            base = _resized(base, needed.rows)
     names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
     adapter = load_peft(folder, base.params, _rows(base.config), base.config.num_hidden_layers, names, base.fingerprint)
-    lacking = sorted(path for path in drawn if path not in adapter.changed)
+    check_drawn(base, drawn, adapter.changed, files.folder)
+    return base, adapter
+
+
+def check_drawn(base: Base, drawn: Iterable[str], brought: Container[str], folder: str | os.PathLike) -> None:
+    """Refuses a base with leaves that were drawn at random and that the adapter does not bring.
+
+    Args:
+      base: a random one may have such leaves.
+      drawn: paths of leaves that the base's files lack.
+      brought: paths of leaves that the adapter's folder has.
+      folder: the adapter's, for the message.
+
+    Raises:
+      UserError: a leaf is in neither.
+    """
+    lacking = sorted(path for path in drawn if path not in brought)
     if lacking and base.source != "random":
         raise UserError(
-            f"neither {base.name} nor the adapter in {files.folder} has {', '.join(lacking)}, which would be random: "
-            "give the base with the head that the adapter was trained on"
+            f"neither {base.name} nor the adapter in {folder} has {', '.join(lacking)}, which would be random: "
+            "give the base with the head that the adapter was trained with"
         )
-    return base, adapter
 
 
 def _tokenizer(files: PeftFiles, rows: int) -> Tokenizer:
@@ -125,13 +146,8 @@ def untied(base: Base, why: Any) -> Base:
     return _with(base, config, flat)
 
 
-def _resized(base: Base, rows: int, folder: Path) -> Base:
-    """The base with another number of token ids; further rows are zero, for the adapter to fill."""
-    if tied.is_tied(base.config) and not hasattr(base.config, "tie_word_embeddings"):
-        raise UserError(
-            f"the adapter in {folder} has {rows} token ids and this masked-lm base {base.config.vocab_size}; merge it "
-            "in PEFT first"
-        )
+def _resized(base: Base, rows: int) -> Base:
+    """The base with another number of token ids; new rows are zero, and the adapter fills them."""
     config, flat = dataclasses.replace(base.config, vocab_size=rows), dict(flatten(base.params))
     shapes, changed = param_shapes(config), []
     for path, shape in shapes.items():
@@ -157,7 +173,7 @@ def _check_head(files: PeftFiles, base: Base) -> None:
                 f"{base.name} is a decoder: merge it in PEFT first"
             )
         return
-    labels = None if last is None else files.reader.shape(last)[0]
+    labels = None if last is None else next(iter(files.reader.shape(last)), 0)
     if labels is None or (base.config.head in SEQUENCE_HEADS and base.config.num_labels == labels):
         return
     has = f"{base.config.num_labels} labels" if base.config.head in SEQUENCE_HEADS else f"the head {base.config.head!r}"
@@ -184,7 +200,9 @@ def export_peft(
     trained: Sequence[str] = (),
     token_rows: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
-    """`save_peft` for a loaded base: with its name, revision and fingerprint, and the leaves that its files lack.
+    """Writes a PEFT folder (`save_peft`) with the name, revision and fingerprint of a loaded base.
+
+    Leaves that the base's own files lack are written too.
 
     Args:
       folder, plan, variables, trained, token_rows: as there; `base.fresh` (drawn here, or given room for by

@@ -184,7 +184,7 @@ def _shapes(flat: Mapping[str, Any]) -> dict[str, str]:
 
 
 def on_host(leaf: Any) -> np.ndarray:
-    """A leaf as one array on this host; every process calls it for a leaf that they share."""
+    """A leaf as one array on this host; where processes share a leaf, all of them must call this."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         from jax.experimental.multihost_utils import process_allgather
 

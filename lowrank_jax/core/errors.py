@@ -16,6 +16,7 @@ PLACES = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
     + (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENXIO, errno.ESTALE)
 )
+REASON = 160  # most characters of another library's message inside one of ours
 SHOWN = 4_000  # most characters of a message: it may contain a wrong value of a megabyte
 
 
@@ -24,6 +25,11 @@ class UserError(Exception):
 
     `experiments.run` prints its message as one line and exits with status 2; a traceback is for our own faults.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The first REASON characters of another library's message on one line, or its class where it has none."""
+    return " ".join(str(error).split())[:REASON] or type(error).__name__
 
 
 def report(error: UserError) -> int:

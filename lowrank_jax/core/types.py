@@ -9,7 +9,7 @@ Array = jax.Array
 PRNGKey = jax.Array
 Device = Any  # a jax.Device, which is no type to a checker
 Tree = Mapping[str, Any]  # nested dicts with arrays (or ShapeDtypeStructs) as leaves
-Part = tuple[slice, ...]  # of a tensor: a start and a stop along each axis
+Part = tuple[slice, ...]  # a part of a tensor: a start and a stop along each axis
 Rules = Sequence[tuple[str, Any]]  # (regular expression, value) pairs; the first that matches a whole path wins
 Report = Callable[[int, int], None]  # reports progress of long work: (done since the last call, total)
 ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=None, **kwargs) -> outputs

@@ -1,4 +1,4 @@
-"""Rows of tokens put together: documents joined into a stream and cut into windows, or whole rows in bins."""
+"""Packs tokens into examples: documents joined and cut into windows, or whole rows put into bins."""
 
 import bisect
 from collections.abc import Iterable, Sequence
@@ -91,14 +91,14 @@ class PackedWindows:
 
 
 def pack_bins(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows divided into bins of at most `size` tokens, by best fit from the longest row to the shortest.
+    """Puts rows into bins of at most `size` tokens, by best fit from the longest row to the shortest.
 
     Args:
       lengths: of the rows, each at most `size`.
       size: tokens of a bin.
 
     Returns:
-      [rows of a bin]; a bin's rows are in their own order, and bins in that of their first rows.
+      For each bin the numbers of its rows, ascending; bins are in the order of their first rows.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     free: dict[int, list[list[int]]] = {}  # room that is left -> bins with it

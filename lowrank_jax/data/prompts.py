@@ -1,24 +1,24 @@
-"""Prompts of a user's file: JSON lines with "prompt" or "messages"; plain, .gz or .xz."""
+"""Reads prompts from a user's file: JSON lines with "prompt" or "messages"; plain, .gz or .xz."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.data.lines import read_lines
+from lowrank_jax.data.row_kinds import check_text
+from lowrank_jax.text.chat import Message
 
 EXAMPLE = '{"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
-Message = Mapping[str, Any]
 
 
 class Asked(NamedTuple):
-    """What is to be continued: a prompt or a conversation, and what the file has as its continuation.
+    """A prompt or a conversation to continue, and the continuation that its file has, if any.
 
     Attributes:
-      prompt: "" of a conversation.
-      messages: () of a prompt.
+      prompt: a text; "" where there are messages.
+      messages: a conversation; () where there is a prompt.
       reference: the row's "completion", if it has one.
     """
 
@@ -58,9 +58,9 @@ def _asked(where: str, line: str) -> Asked:
         found = ", ".join(f'"{str(key)[:40]}"' for key in list(row)[:5]) if isinstance(row, dict) else "no object"
         raise UserError(f'{where}: needs either the key "prompt" or "messages"; found {found or "no key"}')
     reference = row.get("completion")
-    kept = _text(reference, where, "completion") if isinstance(reference, str) else None
+    kept = check_text(where, "completion", reference, empty=True) if isinstance(reference, str) else None
     if "prompt" in row:
-        return Asked(prompt=_text(row["prompt"], where, "prompt"), reference=kept)
+        return Asked(prompt=check_text(where, "prompt", row["prompt"], empty=True), reference=kept)
     return Asked(messages=_messages(row["messages"], where), reference=kept)
 
 
@@ -70,15 +70,5 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise UserError(f'{where}: message {i + 1} has no "role"; write {EXAMPLE}')
-        _text(message.get("content"), where, f'content" of message {i + 1}, "{message["role"][:40]}')
+        check_text(f"{where}, message {i + 1}", "content", message.get("content"), empty=True)
     return tuple(value)
-
-
-def _text(value: Any, where: str, name: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{name}" is a {type(value).__name__}, not a string; put it in quotes')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f'{where}: "{name}" holds half of a surrogate pair (\\ud800-\\udfff); remove it') from None
-    return value

@@ -1,4 +1,4 @@
-"""What a row of a user's data is: a text, a prompt with its completion, or a conversation, by its keys."""
+"""Tells by its keys what a row of a user's data is: a text, a prompt with its completion, or a conversation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 
 TEXT, COMPLETION, CHAT = "text", "completion", "chat"
-# What decides the kind of a row; of the first two, which hold plain text, a row must not have both.
+# The keys by which a row's kind is known. A row that has those of the first two kinds, plain texts, is refused.
 KEYS = {
     TEXT: ("text",),
     COMPLETION: ("prompt", "completion"),
     "messages": ("messages",),
     "conversations": ("conversations",),
     "instruction": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
 }
+BESIDE = {"instruction": "input", "dolly": "context"}  # the text that an instruction is about, if there is any
 UNDERSTOOD = (
     '"text"; "prompt" and "completion" (two texts, or two lists of messages); "messages" (of "role" and "content"); '
-    '"conversations" (of "from" and "value"); "instruction" and "output", with or without "input"'
+    '"conversations" (of "from" and "value"); "instruction" and "output", with or without "input"; '
+    '"instruction" and "response", with or without "context"'
 )
 ROLES = ("system", "user", "assistant", "tool")
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
@@ -26,9 +29,10 @@ Row = dict[str, Any]
 
 
 def read_row(where: str, row: Any) -> tuple[str, Row]:
-    """(kind, row): {"text"}, {"prompt", "completion"}, or {"messages": [...], "first": index of the first to learn}.
+    """Checks a row and brings it into one of three forms; returns (kind, row).
 
-    A conversation's messages have "role" and "content". Of a prompt and completion that are lists of messages only the
+    The row is {"text"}, {"prompt", "completion"}, or for a conversation {"messages": [{"role", "content"}, ...],
+    "first": index of the first message that is learned}. Where prompt and completion are lists of messages, only the
     completion is learned. Other keys of a row are left out.
 
     Args:
@@ -42,7 +46,7 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
         raise UserError(f'{where}: is a JSON {type(row).__name__}, not an object; write {{"text": "..."}}')
     kinds = [kind for kind, keys in KEYS.items() if all(key in row for key in keys)]
     if plain := [kind for kind in kinds if kind in (TEXT, COMPLETION)]:
-        kinds = plain  # published sets often have the same again as messages
+        kinds = plain  # published data sets often have the same text as messages too
     if len(kinds) != 1:
         found = quoted(list(row)[:SHOWN_KEYS]) or "no key"
         found += ", ..." if len(row) > SHOWN_KEYS else ""
@@ -54,13 +58,14 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
         before, after = (_messages(where, key, row[key]) for key in KEYS[COMPLETION])
         return CHAT, _chat(where, [*before, *after], len(before))
     if kind in (TEXT, COMPLETION):
-        return kind, {key: _text(where, key, row[key], empty=key == "prompt") for key in KEYS[kind]}
+        return kind, {key: check_text(where, key, row[key], empty=key == "prompt") for key in KEYS[kind]}
     if row.get("tools"):
         raise UserError(f'{where}: has "tools", which are not given to chat templates here; remove the key')
-    if kind == "instruction":
-        texts = [_text(where, "instruction", row["instruction"]), _text(where, "input", row.get("input") or "", True)]
+    if kind in BESIDE:
+        (ask, answer), beside = KEYS[kind], BESIDE[kind]
+        texts = [check_text(where, ask, row[ask]), check_text(where, beside, row.get(beside) or "", empty=True)]
         asked = "\n\n".join(text for text in texts if text)
-        said = _text(where, "output", row["output"])
+        said = check_text(where, answer, row[answer])
         return CHAT, _chat(where, [{"role": "user", "content": asked}, {"role": "assistant", "content": said}], 0)
     return CHAT, _chat(where, _messages(where, kind, row[kind]), 0)
 
@@ -70,7 +75,16 @@ def quoted(keys: Any) -> str:
     return ", ".join(f'"{key}"' for key in keys)
 
 
-def _text(where: str, key: str, value: Any, empty: bool = False) -> str:
+def check_text(where: str, key: str, value: Any, empty: bool = False) -> str:
+    """The value of a key, if it is a text.
+
+    Args:
+      where: file and line, for messages.
+      empty: whether it may be empty.
+
+    Raises:
+      UserError: it is no string, empty, or holds half of a surrogate pair.
+    """
     if not isinstance(value, str):
         raise UserError(f'{where}: "{key}" is a {type(value).__name__}, not a string; put it in quotes')
     if not value and not empty:
@@ -110,7 +124,7 @@ def _message(where: str, message: Any) -> Row:
         raise UserError(f"{where}: unknown role {role!r}; roles are {', '.join((*ROLES, *SPEAKERS))}")
     called = role == "assistant" and message.get("tool_calls")
     said = message.get(content)
-    said = "" if said is None and called else _text(where, content, said, empty=bool(called) or role == "system")
+    said = "" if said is None and called else check_text(where, content, said, empty=bool(called) or role == "system")
     rest = {key: value for key, value in message.items() if key not in (speaker, content) and value is not None}
     return {**rest, "role": role, "content": said}
 

@@ -1,4 +1,4 @@
-"""A user's own data: rows of one kind from files, folders and named data sets, read and checked at the start."""
+"""Reads and checks a user's own data: rows of one kind from files, folders and named data sets."""
 
 import hashlib
 import json
@@ -70,7 +70,11 @@ class Rows:
 
 
 def source_digest(source: str) -> str:
-    """`rows_digest` of a data set by its name, which reads it."""
+    """Reads a named data set; returns the `rows_digest` of it.
+
+    Raises:
+      UserError: as `read_source` and `read_row`.
+    """
     found = ((f"{place}, {word} {number}", raw) for place, rows in read_source(source) for word, number, raw in rows)
     return rows_digest([read_row(where, raw)[1] for where, raw in found])
 

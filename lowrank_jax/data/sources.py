@@ -1,11 +1,11 @@
-"""Where a user's rows come from: files, folders of them, and data sets of the Hub or of TFDS by name."""
+"""Reads a user's rows from files, folders of them, and data sets of the Hub or of TFDS by name."""
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of
 from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.data.lines import read_lines
@@ -13,7 +13,7 @@ from lowrank_jax.data.lines import read_lines
 HUB, TFDS = "hub:", "tfds:"
 PARQUET = ".parquet"
 FOLDER_KINDS = (".jsonl", ".jsonl.gz", ".jsonl.xz", PARQUET)
-ARRAYS = (".json", ".json.gz", ".json.xz")  # one JSON array of rows, or lines
+ARRAYS = (".json", ".json.gz", ".json.xz")  # one JSON array of rows, or one row a line
 BATCH = 1024  # rows of a Parquet file read at once
 
 Found = Iterator[tuple[str, int, Any]]  # ("line" or "row", its number from 1 on, the row)
@@ -25,7 +25,10 @@ def is_named(source: str) -> bool:
 
 
 def data_files(source: str) -> list[Path]:
-    """The files of a source in their order: itself, those of a folder by name, none of a data set's name.
+    """The files of a source, in the order in which they are read; none where it names a data set.
+
+    Args:
+      source: a file, a folder, whose files are sorted by name, or a data set's name.
 
     Raises:
       UserError: a folder without data files.
@@ -42,7 +45,7 @@ def data_files(source: str) -> list[Path]:
 
 
 def read_source(source: str) -> Iterator[tuple[str, Found]]:
-    """(place, rows) of each file of a source, or of the data set that it names.
+    """Yields (place, rows) for each file of a source, or for the data set that it names; rows are read lazily.
 
     Raises:
       UserError: nothing is there, it cannot be read, or the package that reads it is absent.
@@ -100,8 +103,9 @@ def _parquet(path: Path) -> Found:
                     number += 1
                     yield "row", number, row
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}, after row {number}: cannot be read ({reason}); fetch the file again") from error
+        raise UserError(
+            f"{path}, after row {number}: cannot be read ({one_line(error)}); fetch the file again"
+        ) from error
 
 
 def _hub(source: str) -> Found:
@@ -137,7 +141,7 @@ def _tfds(source: str) -> Found:
             builder.download_and_prepare()
         rows = builder.as_data_source(split=split)
         found = iter(rows[index] for index in range(len(rows)))
-    except Exception as error:  # as above; many of its builders need TensorFlow
+    except Exception as error:  # as in `_hub`; many data sets of TFDS need TensorFlow
         raise _unread(source, error) from error
     return _numbered(source, found)
 
@@ -150,8 +154,7 @@ def _name_and_split(source: str, kind: str) -> tuple[str, str]:
 
 
 def _unread(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return UserError(f"{source}: cannot be loaded ({reason}); check the name, the split and the network")
+    return UserError(f"{source}: cannot be loaded ({one_line(error)}); check the name, the split and the network")
 
 
 def _numbered(source: str, rows: Iterator[Any]) -> Found:

@@ -1,4 +1,4 @@
-"""Which token comes next: the most likely one, or one drawn from logits that are changed in transformers' order."""
+"""Chooses the next token: the most likely one, or one drawn after top-k, top-p and so on, in transformers' order."""
 
 import dataclasses
 from typing import Annotated
@@ -18,10 +18,10 @@ class Sampling:
     """How tokens are chosen; the defaults choose the most likely one.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token, and of the rest only the penalty counts.
+      temperature: divides the logits; 0 takes the most likely token, for which only the penalty matters too.
       top_k: keeps the k most likely tokens; 0 keeps all.
       top_p: keeps the most likely tokens that together reach this probability.
-      min_p: keeps tokens of at least this part of the most likely one's probability.
+      min_p: keeps tokens that have at least this fraction of the most likely one's probability.
       repetition_penalty: divides positive logits of tokens that the row has had, prompt included, and multiplies
         negative ones.
       seed: of the draws.
@@ -39,7 +39,7 @@ class Sampling:
 
 
 def row_keys(seed: int, rows: Int[Array, " B"]) -> PRNGKey:
-    """One key a row, from the seed and the row's number alone: its text depends on no neighbour."""
+    """A key for each row, from the seed and the row's number alone: no other row of the batch changes its text."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), rows)
 
 
@@ -50,10 +50,10 @@ def choose(
 
     Args:
       logits: float32.
-      seen: tokens that the row has had; None where nothing is penalised.
+      seen: True at tokens that the row has had; None where nothing is penalised.
       keys: of `row_keys`; token `step` of a row is drawn with fold_in(its key, step).
       step: tokens written before.
-      how: static.
+      how: how they are chosen; static under `jax.jit`.
     """
     if seen is not None:
         logits = penalise(logits, seen, how.repetition_penalty)
@@ -64,12 +64,12 @@ def choose(
 
 
 def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
-    """Logits of seen tokens, l / penalty where l > 0 and l * penalty otherwise (Keskar et al., 1909.05858, 4.1)."""
+    """Logits l of seen tokens become l / penalty where l > 0, otherwise l * penalty (Keskar et al., 1909.05858)."""
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def warp(logits: Float[Array, "B V"], how: Sampling) -> Float[Array, "B V"]:
-    """Temperature, top-k, top-p, min-p, in this order; a token that is left out gets -inf."""
+    """Logits after temperature, top-k, top-p and min-p, in this order; a token that is left out has -inf."""
     logits = logits / how.temperature
     if 0 < how.top_k < logits.shape[-1]:
         logits = keep(logits, jax.lax.top_k(logits, how.top_k)[0][:, -1:])
@@ -85,5 +85,5 @@ def warp(logits: Float[Array, "B V"], how: Sampling) -> Float[Array, "B V"]:
 
 
 def keep(logits: Float[Array, "B V"], least: Float[Array, "B 1"]) -> Float[Array, "B V"]:
-    """The logits that are at least so large; equals of the last one stay too."""
+    """Logits of which those below `least` are -inf; ties with it stay."""
     return jnp.where(logits < least, -jnp.inf, logits)

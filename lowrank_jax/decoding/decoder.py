@@ -1,4 +1,4 @@
-"""What a loop needs of a model that writes text: one call for whole prompts, and one for a token of each row."""
+"""The interface of a model that decodes: one call reads whole prompts, one reads a token of each row."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,7 @@ class Start(Protocol):
         """Args:
           variables: of the model.
           tokens, mask: int32 and bool [B, P], padded on the left; True at the prompt.
-          length: slots of the cache, P and those of the tokens to come.
+          length: slots of the cache: P, and one for each new token.
 
         Returns:
           float32 logits [B, V] after each prompt's last token, and the cache.
@@ -41,19 +41,19 @@ class Step(Protocol):
 
 
 class Decoder(NamedTuple):
-    """A model as the loops of `loop` and `stream` call it."""
+    """A model as `loop` and `stream` call it."""
 
     start: Start
     step: Step
 
 
 def make_decoder(apply_fn: ApplyFn, model: Any, dtype: Any) -> Decoder:
-    """A causal model of the package, with or without adapters.
+    """Makes a decoder of a causal model, with or without adapters.
 
     Args:
       apply_fn: takes (variables, tokens, positions=, mask=, cache=, method="hidden") and (variables, hidden,
         method="logits").
-      model: its config, one of `models`.
+      model: the model's config.
       dtype: of the cache.
     """
     return cached_decoder(apply_fn, lambda batch, length: init_cache(model, batch, length, dtype))

@@ -1,4 +1,4 @@
-"""Writes tokens: reads the prompts once, then one token a step until every row has ended, in one while_loop."""
+"""Decodes: reads the prompts once, then adds a token to each row a step, in one while_loop, until all have ended."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ GREEDY = Sampling()
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is fixed while tokens are written; static under `jax.jit`.
+    """How many tokens are decoded, what ends them, and how they are chosen; static under `jax.jit`.
 
     Attributes:
       max_new_tokens: how many tokens a row gets at most.
@@ -52,14 +52,14 @@ class Prompts(NamedTuple):
 
 
 class State(NamedTuple):
-    """Between two steps.
+    """What decoding carries from one step to the next.
 
     Attributes:
-      step: int32 [], tokens that were written.
+      step: int32 [], how many tokens each row has got.
       token: int32 [B], the last of each row.
       done: bool [B], rows that have ended.
-      output: int32 [B, max_new_tokens].
-      seen: bool [B, V], tokens that a row has had; None without a repetition penalty.
+      output: int32 [B, max_new_tokens], the tokens.
+      seen: bool [B, V], True at tokens that a row has had; None without a repetition penalty.
     """
 
     step: Array
@@ -69,16 +69,18 @@ class State(NamedTuple):
     seen: Array | None
 
 
-def generate(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -> Int[Array, "B {max_new_tokens}"]:
+def generate(
+    decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits
+) -> Int[Array, "B {limits.max_new_tokens}"]:
     """The tokens that follow each prompt; a row's end token is its last, then comes padding."""
     state, cache = begin(decoder, variables, prompts, limits)
     return advance(decoder, variables, prompts, limits, state, cache, limits.max_new_tokens)[0].output
 
 
 def begin(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -> tuple[State, Any]:
-    """Reads the prompts and writes the first token of each row; the cache is apart, for it may be donated."""
+    """Reads the prompts and chooses each row's first token; returns the state, and the cache, which may be donated."""
     batch, width = prompts.tokens.shape
-    tokens = jnp.where(prompts.mask, prompts.tokens, 0)  # a pad_id outside the model's table reads NaN
+    tokens = jnp.where(prompts.mask, prompts.tokens, 0)  # a pad_id outside the embedding would read NaN
     logits, cache = decoder.start(variables, tokens, prompts.mask, width + limits.max_new_tokens)
     seen = None
     if limits.how.repetition_penalty != 1:
@@ -93,7 +95,7 @@ def begin(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -
 def advance(
     decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits, state: State, cache: Any, until: Array | int
 ) -> tuple[State, Any]:
-    """Goes on until every row has ended, or has `until` tokens, at most max_new_tokens; `until` may be traced."""
+    """Decodes on until every row has ended, or has min(until, max_new_tokens) tokens; `until` may be traced."""
     batch = prompts.tokens.shape[0]
     slots = jnp.concatenate([prompts.mask, jnp.ones((batch, limits.max_new_tokens), bool)], axis=1)
     lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Text of many prompts as it comes: a compiled loop of a few steps at a time, and the host's eye on stop strings."""
+"""Streams the text of a batch of prompts: decodes a few steps at a time, and looks for stop strings in between."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
     Attributes:
       row: which prompt of the batch.
-      text: may be empty, where a character or a stop string may have begun.
+      text: the new text; empty while a character, or what may be a stop string, is unfinished.
       stream: the row's whole text so far, and why it ended.
     """
 
@@ -40,7 +40,7 @@ class Streamer:
       tokenizer: decode(ids) -> text, pad_id.
       positions: the most tokens of a row that the model reads.
       stops: strings that end a row.
-      chunk: steps between two looks.
+      chunk: steps that are decoded at a time.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Any, positions: int, stops: Sequence[str] = (), chunk: int = 8):
@@ -51,18 +51,18 @@ class Streamer:
         self._advance = jax.jit(functools.partial(advance, decoder), static_argnums=2, donate_argnums=4)
 
     def room(self, prompt: Sequence[int]) -> int:
-        """Tokens that fit behind a prompt; below 1 where it fills the model."""
+        """How many new tokens fit after a prompt; below 1 where there is no room."""
         return self.positions - len(prompt)
 
     def stream(
         self, variables: Tree, prompts: Sequence[Sequence[int]], limits: Limits, rows: Sequence[int], size: int = 0
     ) -> Iterator[Piece]:
-        """The pieces of text of one batch, row by row within a look; every row's last piece has `stream.ended`.
+        """Yields the text of one batch in pieces, row by row after each `chunk` of steps; a row's last one has ended.
 
         Args:
           variables: of the model.
           prompts: token ids.
-          limits: `max_new_tokens` must fit behind each prompt.
+          limits: `max_new_tokens` must fit after each prompt.
           rows: number of each row, which its draws depend on.
           size: rows that the batch is filled up to, so that a last, smaller one compiles no program.
 

@@ -1,4 +1,4 @@
-"""Text from tokens as they come: no half characters, and stop strings that lie across the tokens' borders."""
+"""Turns tokens into text as they come: whole characters only, and up to a stop string, which may span tokens."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what bytes that are no character, or not yet one, decode to
-BYTES = 4  # of the longest character; a token is at least one
-WINDOW, CONTEXT = 64, 16  # decoded again with every new token: about so many tokens; how many remain then
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands in decoded text for bytes that are not, or not yet, a character
+BYTES = 4  # bytes of the longest character; a token has at least one
+# Tokens that are decoded again with each new one: above WINDOW of them, all but about CONTEXT are forgotten.
+WINDOW, CONTEXT = 64, 16
 
 END, STOP, LENGTH = "end", "stop", "length"  # why a text ended: an end token, a stop string, the most tokens
 
@@ -24,10 +25,10 @@ def check_stops(stops: Sequence[str]) -> None:
 
 
 class Detokenizer:
-    """Decodes a growing row: what it has given out joins to the decoded whole.
+    """Decodes a growing row piece by piece: the pieces joined are the text of all tokens.
 
-    Only where bytes that decoded to characters turn out to belong to an invalid run do the two differ (sentencepiece's
-    byte tokens): given-out text is not taken back.
+    One case differs, as pieces are not taken back: byte tokens of sentencepiece that decoded to a character, and that
+    later ones make part of an invalid sequence.
     """
 
     def __init__(self, tokenizer: Any):
@@ -38,7 +39,7 @@ class Detokenizer:
 
         Args:
           ids: the next tokens.
-          last: no more come, and what is unfinished is given out as U+FFFD.
+          last: no more tokens come; what is unfinished becomes U+FFFD.
         """
         self._ids += ids
         whole, count = self._whole(last)
@@ -48,11 +49,12 @@ class Detokenizer:
         return new
 
     def _whole(self, last: bool) -> tuple[str, int]:
-        """The text that no further token changes, and of how many tokens it is.
+        """The text that no further token changes, and how many tokens it has.
 
-        The last character may lack up to three of its bytes, which come with as many tokens: if the text ends well
-        before one of these, it is whole up to there, and otherwise its end is no character and stays none. Some
-        decoders turn a whole run of bytes into marks while its last character is unfinished.
+        The last character may lack up to three of its bytes, which are at most three tokens. The text without the last
+        0, 1, 2, ... tokens is tried, until it does not end in UNKNOWN. Where all of these do, the bytes are no
+        character, and will not become one. (Some decoders turn a whole run of bytes into UNKNOWN while its last
+        character is unfinished.)
         """
         for count in range(len(self._ids), max(len(self._ids) - BYTES, -1), -1):
             text = self._tokenizer.decode(self._ids[:count])
@@ -62,7 +64,7 @@ class Detokenizer:
         return self._tokenizer.decode(self._ids[:count]), count
 
     def _shorten(self, text: str, count: int) -> None:
-        """Forgets tokens before the last of `text`, where the others decode alone as they do behind these."""
+        """Forgets the first tokens, if the others decode to the same text without them."""
         for start in range(max(count - CONTEXT, 0), max(count - CONTEXT + BYTES, 0)):
             tail = self._tokenizer.decode(self._ids[start:count])
             if tail and UNKNOWN not in tail and text.endswith(tail):
@@ -79,7 +81,7 @@ class TextStream:
       end_ids: tokens that end the row; they are no part of its text.
       stops: strings that end it; neither are they.
       ended: why it has ended, one of END, STOP and LENGTH; "" before.
-      tokens: how many it has, the end token included.
+      tokens: how many the row has, its end token included.
     """
 
     tokenizer: Any
@@ -94,15 +96,15 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """All that was given out."""
+        """All that `push` has returned."""
         return "".join(self._parts)
 
     def push(self, ids: Sequence[int], last: bool = False) -> str:
         """The text that the next tokens add; a part that may begin a stop string is held back until that is known.
 
         Args:
-          ids: what the loop wrote; everything after an end is ignored.
-          last: no more come.
+          ids: the next tokens; those after an end token are ignored.
+          last: no more tokens come.
         """
         if self.ended:
             return ""

@@ -1,4 +1,4 @@
-"""A model's weights as decoding reads them fastest: adapters merged, kernels joined, an array a layer."""
+"""Lays out a model's weights for the fastest decoding: adapters merged, kernels joined, an array for each layer."""
 
 import functools
 from collections.abc import Callable
@@ -37,9 +37,9 @@ def ready(
 ) -> Ready:
     """The model with its adapters merged, in the layout of decoding.
 
-    A step of decoding is short: what it costs is the number of kernels, and copies of slices out of stacked arrays.
-    Hence no loop over layers, no adapter beside a kernel, and an array of its own for each layer's weights and cache
-    (times: docs/performance.md, "Decoding").
+    The time of a step is set by the number of its GPU kernels, copies of slices of stacked arrays among them. Hence
+    there is no loop over layers, no adapter beside a kernel, and an array for each layer's weights and cache (times:
+    docs/performance.md, "Decoding").
 
     Args:
       model: a causal model, in any layout.
@@ -47,7 +47,7 @@ def ready(
       plan: of the adapters; None without any.
       variables: {"adapters", "scales"} of the plan.
       exact: where the model computes in less than float32, a kernel with an adapter is kept in two parts
-        (`ops.two_parts`): merged into one, a weight's rounding would swallow much of the update. False rounds.
+        (`ops.two_parts`), as rounding W + delta to the dtype would lose much of delta. False rounds.
 
     Raises:
       UserError: an adapter that no weight can compute (see `merge`).
@@ -76,7 +76,7 @@ def ready(
 
 
 def _replaced(params: Tree, paths: set[str], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The params with the kernels at some paths changed."""
+    """The params in which `change` replaces the kernels at some paths."""
     changes = {
         path: change(leaf) for path, leaf in flatten(params).items() if path in paths and path.endswith("/kernel")
     }

@@ -49,7 +49,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a model is scored, or what it writes.
+    """Scores a model, or lets it write texts.
 
     Attributes:
       one: variables -> {metric: value}; with `texts` a list of {name: text}, one for each text.
@@ -73,8 +73,8 @@ class Form(Protocol):
       bucketed: batches differ in length, and the step is compiled for each length.
       counted: a description of the tokens that a run's speed (tok/s) counts.
       once: first names of the parameters that are read at one token a row, not at every token.
-      evaluations: name -> (setting, task) -> evaluation, or None where the task has no held-out data; a third argument
-        has the options of those that have any.
+      evaluations: name -> a function (setting, task) -> evaluation, or None where the task has no held-out data. An
+        evaluation with options takes them as third argument.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Evaluation: decodes prompts for the task to score, predicts labels, or sums the loss over held-out batches."""
+"""The parts of evaluations: decoding prompts, predicting labels, and summing the loss over held-out batches."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def make_generator(
     batch_size: int,
     stops: Sequence[str] = (),
 ) -> Callable[[Tree], list[str]]:
-    """variables -> the continuation of every prompt, in batches of one shape, which compile once.
+    """Makes a function variables -> the continuation of every prompt; batches have one shape, which compiles once.
 
     Args:
       decoder: a causal model with a cache.

@@ -1,4 +1,4 @@
-"""Evaluations that decode: scores of the texts that continue a task's prompts, and samples of text to read."""
+"""Evaluations that decode: one scores the continuations of a task's prompts, one writes samples for you to read."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,9 @@ from lowrank_jax.forms.evaluate import make_generator
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
 
 EVAL_BATCH = 1024  # prompts decoded at a time
+SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
-OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
+OPENING = 32  # most tokens of a plain text that serve as its sample's prompt
 
 
 def generation(setting: Setting, task: GenerationTask) -> Evaluation:
@@ -43,9 +44,9 @@ class SamplesOptions(Sampling):
 
     Attributes:
       count: how many texts.
-      prompts: what they begin with: a list of prompts, or a file of JSON lines with "prompt" or "messages"; empty: the
-        prompts of the first held-out examples, each with what follows there as reference. A text without a prompt
-        begins with its first OPENING tokens, or its first half.
+      prompts: a list of prompts, or a file of JSON lines with "prompt" or "messages". Empty: the prompts of the first
+        held-out examples, with their answers as references. Of a plain text the first half, at most OPENING tokens, is
+        the prompt.
       max_new_tokens: most tokens of a text; 0: as many as the task's answers have, or NEW_TOKENS.
       stop: strings that end a text.
       seed: draws the same numbers at every evaluation.
@@ -67,7 +68,7 @@ class SamplesOptions(Sampling):
 
 
 class Sample(NamedTuple):
-    """A prompt as ids and as text, and what the data have behind it."""
+    """A prompt as ids and as text, and the answer that the data have, if any."""
 
     ids: list[int]
     prompt: str
@@ -78,7 +79,7 @@ def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation
     """Continues a few prompts, for a person to read: {"prompt", "continuation", "reference" if there is one} of each.
 
     Raises:
-      UserError: there are no prompts, or one leaves no room for the new tokens.
+      UserError: there are no prompts, or the longest leaves no room for the new tokens.
     """
     asked = list(_asked(setting, task, options))[: options.count]
     new = options.max_new_tokens or getattr(task, "max_new_tokens", NEW_TOKENS)
@@ -135,10 +136,10 @@ def _asked(setting: Setting, task: Any, options: SamplesOptions) -> Iterator[Sam
 
 
 def _from_example(tokenizer: Any, features: dict[str, np.ndarray]) -> Sample:
-    """The tokens before an example's first run of targets, and those of the run."""
+    """A sample of an example: the tokens before its first run of targets, and those of the run as reference."""
     tokens, targets = features["tokens"].tolist(), np.flatnonzero(features["weights"] > 0)
     start = int(targets[0])
     stop = start + int(np.argmax(np.append(np.diff(targets), 2) != 1)) + 1
-    if start <= 1:  # a text, whose first token or BOS has no weight
+    if start <= 1:  # a plain text: only its first token has no weight
         start = min(OPENING, max(1, stop // 2))
     return Sample(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:stop]))

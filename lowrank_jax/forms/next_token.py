@@ -12,13 +12,13 @@ from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
 from lowrank_jax.forms.evaluate import make_loss_evaluator
-from lowrank_jax.forms.generation import generation, samples
+from lowrank_jax.forms.generation import SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
 def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
-    """Sum over targets of -log p(token_t | tokens_<t), weighted; of packed rows the tokens of its document alone.
+    """Sum over targets of -log p(token_t | tokens_<t), weighted; in packed rows, given its document's tokens only.
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
@@ -72,13 +72,13 @@ class NextToken:
 
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
     counted = "tokens that are predicted (without prompts and padding)"
-    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, "samples": samples}
+    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, SAMPLES: samples}
 
     def __init__(self, config: Any = None):
         self.segmented = bool(getattr(config, "segmented", False))
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> Shapes:
-        """Tokens and the weights of the targets among them; of packed rows the number of each token's document."""
+        """Tokens, and the weights of the targets among them; for packed rows also each token's document, by number."""
         rows = (batch_size, seq_len)
         packed = {"segments": (rows, jnp.int32)} if self.segmented else {}
         return {"tokens": (rows, jnp.int32), "weights": (rows, jnp.float32), **packed}

@@ -25,13 +25,13 @@ TEMPLATES = "additional_chat_templates"  # the folder where transformers keeps c
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 BESIDE = ("chat_template.jinja", "chat_template.json", GENERATION)
 TOKENIZER = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", *BYTE_PAIRS, WORD_PIECES)
-# Fields of config.json that the export alone decides, whether it writes them or not: types, quantisation, the rotary
-# base in its old and new places, how the head is tied and its keys are spelled, and code, which is not carried over.
+# Fields of config.json that are never taken from the base: types, quantisation, the rotary base in its old and new
+# places, how the head is tied and its keys are spelled, and code. The export writes its own where it has any.
 OURS = (
     *("architectures", "model_type", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters", "legacy", "auto_map"),
 )
-THEIRS = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class")  # the export has less: one end id
+THEIRS = ("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class")  # the export knows only one end id
 LABELS = ("id2label", "label2id", "num_labels", "_num_labels")
 
 
@@ -48,7 +48,7 @@ class Carried:
     config: Mapping[str, Any]
 
     def config_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of the export: its fields override the base's, but for special ids and a kept head's labels."""
+        """config.json of the export: its fields override the base's, except special ids and a kept head's labels."""
         base = {name: value for name, value in self.config.items() if name not in OURS}
         if base.get("tokenizer_class") == BYTE_CLASS:
             del base["tokenizer_class"]  # a class unknown to transformers; the tokenizer's files name the right one
@@ -76,10 +76,10 @@ class Carried:
 
 
 def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
-    """Reads the other files at `path`; not the weights.
+    """Reads the files of a base other than its weights.
 
     Args:
-      path: folder or file of the base; None of a random one, which has its tokenizer alone.
+      path: folder or file of the base; None for a random one, which has only its tokenizer.
       tokenizer: the base's; it is written in transformers' format where the base's files are in another.
 
     Raises:
@@ -111,7 +111,7 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
 
 
 def with_tokenizer(carried: Carried, folder: Path) -> Carried:
-    """The same with the tokenizer and the chat templates of an adapter's folder, where that has a tokenizer.
+    """The same files with the tokenizer and the chat templates of an adapter's folder, if that has a tokenizer.
 
     Raises:
       UserError: a file cannot be read.

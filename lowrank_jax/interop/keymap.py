@@ -49,7 +49,9 @@ class Transform:
 IDENTITY = Transform(lambda x: x, lambda x: x, lambda shape: shape, lambda part, _: part)
 TRANSPOSE = Transform(np.transpose, np.transpose, lambda shape: shape[::-1], lambda part, _: part[::-1], True)
 
-LESS_ONE = Transform(lambda x: x - 1, lambda x: x + 1, lambda shape: shape)  # read whole: a part would keep the one
+LESS_ONE = Transform(
+    lambda x: x - 1, lambda x: x + 1, lambda shape: shape
+)  # no rule for parts: such a tensor is read whole
 
 
 def unpermute(heads: int) -> Transform:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of, read_text, refuse_special
 from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.core.types import Part
@@ -87,7 +87,7 @@ class SafetensorsReader:
                     slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 (no dictionary: it is not iterable)
                     held = {key: (file, tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{file} {DAMAGED} ({_one_line(error)}); copy or download it again") from None
+                raise UserError(f"{file} {DAMAGED} ({one_line(error)}); copy or download it again") from None
             _check_shard(file, set(held), index, INDEX)
             self._keys.extend(held)
             self._home.update(held)
@@ -112,7 +112,7 @@ class SafetensorsReader:
             with safe_open(file, framework="np") as handle:
                 return handle.get_tensor(key) if part is None else handle.get_slice(key)[part]
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} {DAMAGED} at {key} ({_one_line(error)}); copy or download it again") from None
+            raise UserError(f"{file} {DAMAGED} at {key} ({one_line(error)}); copy or download it again") from None
 
 
 class TorchReader:
@@ -243,7 +243,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

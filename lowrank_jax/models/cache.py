@@ -1,4 +1,4 @@
-"""The key/value cache of a causal model: whole, or a ring of the window's length where all layers have a window."""
+"""The key/value cache of a causal model: of all tokens, or a ring of the window's length where all layers have one."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[
 
 
 def window_of(config: Any, low: int, high: int) -> int | None:
-    """The window that all of layers low .. high - 1 have; None where one sees every key."""
+    """The window that layers low .. high - 1 all have; None where one of them attends to every key."""
     kinds = getattr(config, "layers", None)
     if kinds is None or kinds.sliding_window is None or (kinds.local and not all(kinds.local[low:high])):
         return None
@@ -100,12 +100,28 @@ def allowed_in_ring(queries: int, mask: Array | None, index: Array, window: int)
       bool [B or 1, 1, T, W] for one query, [B or 1, 1, T, W + T] for more.
     """
     last = index if queries == 1 else index - 1  # the newest token in the ring
-    places = last - (last - jnp.arange(window, dtype=jnp.int32)) % window  # of the tokens in the slots; < 0: none yet
+    places = (
+        last - (last - jnp.arange(window, dtype=jnp.int32)) % window
+    )  # of the tokens in the slots; below 0: an empty slot
     query = index + jnp.arange(queries, dtype=jnp.int32)
     if queries > 1:
         places = jnp.concatenate([places, query])
     allowed = ((places >= 0) & (places <= query[:, None]) & (places > query[:, None] - window))[None, None]
     return allowed if mask is None else allowed & jnp.take(mask, places, axis=1, mode="clip")[:, None, None, :]
+
+
+def extend(cache: dict, layer: Array, key: Array, value: Array) -> tuple[Array, Array, dict]:
+    """(keys, values, cache): one layer's cache with T new keys and values, and all that their queries may attend to.
+
+    Args:
+      cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of a segment's layers; "ring" marks rings.
+      layer: int32 scalar, the layer's row of the cache.
+      key, value: [B, T, kv_heads, head_dim].
+    """
+    if "ring" in cache:
+        return write_ring(cache, layer, key, value)
+    cache = write_cache(cache, layer, key, value)
+    return read_cache(cache["key"], layer), read_cache(cache["value"], layer), cache
 
 
 def write_cache(cache: dict, layer: Array, key: Array, value: Array) -> dict:
@@ -119,10 +135,10 @@ def read_cache(stacked: Array, layer: Array) -> Array:
 
 
 def write_ring(cache: dict, layer: Array, key: Array, value: Array) -> tuple[Array, Array, dict]:
-    """(keys, values, cache) of a ring: what the queries of these T tokens may attend to, and the ring with the tokens.
+    """(keys, values, cache) as `extend`, for a ring.
 
-    One token takes the place of the one that leaves the window: keys are the ring's W. More tokens would overwrite what
-    their first queries still see: keys are the ring's W before them, and theirs.
+    A single token takes the slot of the one that leaves the window, and the keys are the ring's W. Several tokens would
+    overwrite keys that the first of them still attend to: there the keys are the ring's W from before, and the T new.
     """
     new, count, window = {"key": key, "value": value}, key.shape[1], cache["key"].shape[2]
     if count == 1:

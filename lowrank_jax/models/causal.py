@@ -60,9 +60,9 @@ class CausalLM(Model):
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid tokens: S is T, or the cache's length. None: all. Attention is causal.
           cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T.
-          segments: int32 [B, T], the document that each token is of, where several are packed into a row: neighbours of
-            equal number are one document. A document is read as if it stood alone: attention stays within it, and
-            positions begin again at 0. Without mask and cache.
+          segments: int32 [B, T], the number of each token's document, where a row has several: neighbours of equal
+            number are one document. Each is read as if it stood alone: attention stays within it, and positions begin
+            again at 0. Not with a mask or a cache.
 
         Raises:
           UserError: more tokens than the model has positions.
@@ -88,10 +88,12 @@ class CausalLM(Model):
         return self.final_norm(x)
 
     def cached(self, x: Array, rotary: Any, allowed: Any, mask: Array | None, cache: Cache) -> tuple[Array, Cache]:
-        """(hidden, cache) after the layers, each with its row of the cache; arguments as those of `hidden` and a block.
+        """(hidden, cache) after the layers, each with its row of the cache.
 
         Args:
-          allowed: for layers whose cache is whole; that of a ring is made here.
+          x, rotary: from `start`.
+          allowed: the mask of layers whose cache has all tokens; that of rings is made here.
+          mask, cache: as in `hidden`.
         """
         layers, kinds, (_, length, _) = {}, self.kinds(), x.shape
         rings: dict[int, Array] = {}  # a window's length -> its mask
@@ -102,7 +104,7 @@ class CausalLM(Model):
                 allowed,
             )
             if window is not None and stored["key"].shape[2] == window:
-                stored["ring"] = cache.index  # a mark alone
+                stored["ring"] = cache.index  # only the key matters; the value is an array that a scan can carry
                 if window not in rings:
                     rings[window] = allowed_in_ring(length, mask, cache.index, window)
                 seen = rings[window]

@@ -35,8 +35,8 @@ ACTIVATIONS = {  # HF's names
 def parameter(module: nn.Module, name: str, start: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """The module's parameter, which starts as start(key, shape, dtype).
 
-    `module.param` traces `start` in each call, to compare its shape with that of the given leaf. A given leaf of the
-    right shape is returned without that: it was a sixth of the time that tracing a model takes.
+    A given leaf of the right shape is returned at once: `module.param` would trace `start` in each call to compare
+    shapes, which was a sixth of the time that tracing a model takes.
 
     Raises:
       ScopeParamShapeError: a given leaf of another shape, from Flax.
@@ -70,7 +70,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Quantized | TwoParts):  # which are no single array of the kernel's shape
+        if not isinstance(kernel, Quantized | TwoParts):  # these two are no single array of the kernel's shape
             kernel = parameter(self, "kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
         x = rows(x.astype(self.dtype))
         read = kernel.parts if isinstance(kernel, TwoParts) else kernel

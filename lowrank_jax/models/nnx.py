@@ -1,4 +1,4 @@
-"""A Flax NNX model as params and a function of them, and params back into the model."""
+"""Turns a Flax NNX model into params and a function of them, and writes params back into the model."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from lowrank_jax.core.types import ApplyFn, Tree
 
 
 def nnx_function(model: nnx.Module) -> tuple[dict[str, Any], ApplyFn]:
-    """(params, apply_fn) of an NNX model; it is left as it is.
+    """(params, apply_fn) of an NNX model, which is not changed.
 
     Args:
-      model: any; its nnx.Param are the params, by their attributes' names ("layers/0/up/kernel"). The rest of its state
-        (running statistics) is fixed at what it is now.
+      model: any. Its nnx.Param become the params, by their attributes' names ("layers/0/up/kernel"). The rest of its
+        state (running statistics) stays as it is at this call.
 
     Returns:
       The params, and apply_fn(variables, *inputs, rngs=None, method=None, **kwargs). Dropout acts where the call passes
@@ -28,7 +28,7 @@ def nnx_function(model: nnx.Module) -> tuple[dict[str, Any], ApplyFn]:
     def apply_fn(variables: Tree, *inputs: Any, rngs=None, method: str | None = None, **kwargs: Any) -> Any:
         flat, key = flatten(variables["params"]), (rngs or {}).get("dropout")
         filled = [(path, variable.replace(flat[_name(path)])) for path, variable in state]
-        # Copies: a call counts its random numbers up, and may not do so in a variable of an outer trace.
+        # Copies: each call advances the counters of random numbers, and may not change a variable of an outer trace.
         copied = [(path, variable.replace(_seeded(variable, key, i))) for i, (path, variable) in enumerate(fixed)]
         called = nnx.merge(graph, nnx.from_flat_state(filled), nnx.from_flat_state(copied))
         modes = {"deterministic": key is None, "use_running_average": True}

@@ -92,8 +92,8 @@ def scan_layers(
       layers: how many.
       remat: "none" keeps all intermediate values for the backward pass; other names are keys of `POLICIES`.
       unroll: layers per iteration of the compiled loop.
-      keys: whether a call may draw random numbers. Flax then traces the block twice and counts the keys of both times,
-        so that tracing it once would give other numbers; without keys it is traced once.
+      keys: whether a call may draw random numbers. If so, Flax traces the block twice and counts the keys of both
+        traces; a single trace would draw other numbers. Without keys the block is traced once.
 
     Raises:
       UserError: an unknown remat name; an unroll below 1.

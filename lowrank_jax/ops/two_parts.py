@@ -1,4 +1,4 @@
-"""A kernel as the sum of two of half its precision: 16 bits of a weight through products of bfloat16."""
+"""A kernel as the sum of two of a smaller dtype: bfloat16 products that keep 16 bits of each weight."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ from lowrank_jax.core.types import Array
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TwoParts:
-    """W = W_1 + W_2, W_1 = W rounded and W_2 = W - W_1 rounded; a leaf of a parameter tree, which a scan slices.
+    """W = W_1 + W_2: W_1 is W rounded, W_2 is W - W_1 rounded. A leaf of a parameter tree, which a scan slices.
 
-    What bfloat16 rounds away of W (a part in 2^9) is mostly larger than an adapter's update. With both parts a part in
-    2^18 is lost.
+    Rounding W to bfloat16 changes it by up to 1 part in 2^9, which is often more than an adapter's update. Both parts
+    together differ from W by up to 1 part in 2^18.
 
     Attributes:
-      parts: [*stack, d_in, 2 d_out], W_1 beside W_2: x W is one product, and the sum of its halves.
+      parts: [*stack, d_in, 2 d_out], W_1 and W_2 side by side: x W is the sum of the halves of one product.
     """
 
     parts: Any
@@ -40,7 +40,7 @@ class TwoParts:
 @functools.partial(jax.jit, static_argnums=1)
 def two_parts(kernel: Float[Array, "*stack d_in d_out"], dtype: Any) -> TwoParts:
     """A float32 kernel in two parts of `dtype`."""
-    # The barrier keeps XLA from taking the rounding there and back for nothing.
+    # Without the barrier XLA may drop the casts to `dtype` and back, and W_2 would be 0.
     first = jax.lax.optimization_barrier(kernel.astype(dtype))
     second = (kernel.astype(jnp.float32) - first.astype(jnp.float32)).astype(dtype)
     return TwoParts(jnp.concatenate([first, second], axis=-1))

@@ -1,4 +1,4 @@
-"""A prompt or a conversation as the ids that decoding starts from: those before the answer in training."""
+"""Turns a prompt or a conversation into the ids that decoding starts from: those before the answer in training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,13 @@ Content = str | Sequence[Mapping[str, Any]]
 
 
 def frame(tokenizer: Any, content: Content, add_bos: bool = False, template: ChatTemplate | None = None) -> list[int]:
-    """The ids of a prompt, or of a conversation that an answer follows.
+    """The ids of a prompt, or of a conversation before its next answer.
 
     Args:
+      tokenizer: of the base.
       content: a text, or messages.
-      add_bos: begins with BOS, which a template may have written already.
-      template: of a task of conversations, to which a text is a user's message; None: texts alone.
+      add_bos: whether the ids begin with BOS; it is not added where the template has written it.
+      template: writes messages, and a text as a user's message; None: only texts are taken, as they are.
 
     Raises:
       UserError: messages without a template, or some that it refuses.
@@ -27,5 +28,5 @@ def frame(tokenizer: Any, content: Content, add_bos: bool = False, template: Cha
         ids = prompt_ids(tokenizer, template, messages)
         return ids if ids[: len(bos)] == bos else [*bos, *ids]
     if not isinstance(content, str):
-        raise UserError("messages need a chat template, and there is none for this task; give prompts, as texts")
+        raise UserError("messages need a chat template, and this task has none; give prompts that are texts")
     return [*bos, *tokenizer.encode(content)]

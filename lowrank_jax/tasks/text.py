@@ -1,4 +1,4 @@
-"""A user's rows: texts packed for next-token pretraining, completions or conversations; scored by held-out loss."""
+"""The task of a user's own rows: texts, prompts with completions, or conversations; scored by the held-out loss."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
 from lowrank_jax.tasks.framing import Content, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
-from lowrank_jax.text.chat import end_ids, find_template
+from lowrank_jax.text.chat import end_ids
 
 log = logging.getLogger(__name__)
 Paths = str | tuple[str, ...]
@@ -43,8 +43,8 @@ class TextConfig:
       add_bos, add_eos: marks around each text, or around prompt + completion; of conversations see `RowEncoder`.
       chat_template: how conversations are written: a name of `text.chat_formats`; "" is the tokenizer's own template.
       documents: when packed, "joined" joins all texts and cuts windows, without padding (text rows only); "separate"
-        puts whole rows of any kind side by side, each read as if it stood alone: no attention from one to another, and
-        positions that begin again. A text that is longer than seq_len is divided.
+        puts whole rows of any kind into one example, each read as if it stood alone: no attention from one to another,
+        and positions that begin again. A text that is longer than seq_len is split.
       max_seq_len: the largest length that is chosen from the data.
     """
 
@@ -80,7 +80,7 @@ class TextConfig:
 
 
 class _Read(NamedTuple):
-    """Rows as examples; of joined text the only one is all of it."""
+    """Rows and their examples; joined text is one example."""
 
     rows: Rows
     examples: list[Encoded]
@@ -102,8 +102,9 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
-      template, end_ids: the chat template of conversations, and the tokens that end its answers; otherwise None and ().
-      contents: "path.NAME" -> digest of the rows of a data set that is named and is no file.
+      template, end_ids: the chat template of conversations, and the tokens that end its answers; None and () for
+        other rows.
+      contents: "path.NAME" or "validation_path.NAME" -> digest of the rows of a named data set.
     """
 
     name, evaluation = "text", "likelihood"
@@ -114,8 +115,15 @@ class TextTask:
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
         read = {field: self._read(field) for field in fields}
-        chat = read["path"].rows.kind == CHAT
-        self.template = find_template(tokenizer, config.chat_template) if chat else None
+        if len({one.rows.kind for one in read.values()}) > 1:
+            kinds = ", ".join(f"task.{field} of kind {one.rows.kind!r}" for field, one in read.items())
+            raise UserError(f"training and held-out rows are of different kinds: {kinds}; give both of one kind")
+        if positions and config.seq_len > positions:
+            raise UserError(
+                f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
+            )
+        encoder = read["path"].encoder
+        self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
         self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())
@@ -164,7 +172,7 @@ class TextTask:
         return frame(self.tokenizer, prompt, self.config.add_bos, self.template)
 
     def _read(self, field: str) -> _Read:
-        """The rows of the sources named by a field of the config, encoded whole."""
+        """The rows of the sources in a field of the config, encoded and not yet cut."""
         rows, marks = Rows(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
         self.contents |= {f"{field}.{name}": digest for name, digest in rows.contents.items()}
         if self.config.chat_template and rows.kind != CHAT:
@@ -193,7 +201,7 @@ class TextTask:
         return PackedWindows(tokens, self.seq_len), scored
 
     def _rows(self, read: _Read, name: str) -> tuple[Source, int]:
-        """(rows, each cut to seq_len, or bins of them; scored bytes of text)."""
+        """(rows that are each cut to seq_len, or bins of them; bytes of text that are scored)."""
         kept, scored, left_out, rows, size = [], 0, [], read.rows, self.seq_len
         assert read.encoder is not None  # joined text has none
         divided = self.config.segmented and rows.kind == TEXT
@@ -228,7 +236,7 @@ class TextTask:
 
 
 def _divided(one: Encoded, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A text in parts of `size` tokens; neighbours share one, so that each token is a target once."""
+    """Splits a text into parts of `size` tokens; neighbours share one token, and each token is a target once."""
     starts = range(0, max(len(one.tokens) - 1, 1), size - 1)
     parts = [(one.tokens[start : start + size], one.targets[start : start + size].copy()) for start in starts]
     for _, targets in parts:

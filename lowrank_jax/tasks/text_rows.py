@@ -1,4 +1,4 @@
-"""A user's rows as tokens and targets: texts, completions of prompts, and what the assistant says in conversations."""
+"""Encodes a user's rows as tokens and targets; targets are texts, completions, or the assistant's turns."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class Encoded(NamedTuple):
 
     Attributes:
       tokens: [n] with BOS and EOS.
-      targets: bool [n]; the first token has nothing before it and is none.
-      end: where its text ends; EOS may follow.
-      row: number of the row that it is of.
+      targets: bool [n]; never the first token, which has nothing before it.
+      end: how many tokens there are up to the end of its text: without the EOS after a text or a completion.
+      row: number of the row that it is made of.
     """
 
     tokens: np.ndarray
@@ -30,18 +30,21 @@ class Encoded(NamedTuple):
 
 
 class RowEncoder:
-    """Rows of one kind -> examples.
+    """Encodes rows of one kind.
 
     Prompt and completion are encoded separately and joined: decoding can start from exactly the ids of training. Where
-    the tokenizer would put a space between them (sentencepiece), they are encoded together, and cut where the prompt
-    ends; see `joining.encode_with_cuts`.
+    the tokenizer would put a space between them (sentencepiece), they are encoded together, and the ids are cut where
+    the prompt ends; see `joining.encode_with_cuts`.
 
     Args:
       tokenizer: of the base.
       kind: of the rows.
       chat_template: name of a template for conversations; "" takes the tokenizer's own.
       add_bos, add_eos: marks around each text, or around prompt + completion. In conversations the template writes
-        them; BOS is added where it has none, EOS behind a last turn that it leaves open.
+        them; BOS is added where it writes none, EOS after a last turn that it does not end.
+
+    Attributes:
+      template: of conversations; None for other kinds.
 
     Raises:
       UserError: the tokenizer lacks a mark, or has no template for conversations.
@@ -53,9 +56,9 @@ class RowEncoder:
         self._eos = [mark(tokenizer, "eos")] if add_eos else []
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._together = kind == COMPLETION and puts_space_before(tokenizer.encode, tokenizer.decode)
-        self._template = find_template(tokenizer, chat_template) if kind == CHAT else None
-        self._ends = set() if self._template is None else set(end_ids(tokenizer, self._template))
-        self._silent = set() if self._template is None else set(tokenizer.special_tokens.values())
+        self.template = find_template(tokenizer, chat_template) if kind == CHAT else None
+        self._ends = set() if self.template is None else set(end_ids(tokenizer, self.template))
+        self._silent = set() if self.template is None else set(tokenizer.special_tokens.values())
 
     def encode(self, rows: Rows) -> list[Encoded]:
         """The examples of all rows, in order: one a row, or one a turn where a template rewrites earlier turns.
@@ -72,14 +75,14 @@ class RowEncoder:
         return found
 
     def said(self, example: Encoded, limit: int) -> int:
-        """UTF-8 bytes of the text among the first `limit` tokens that is scored: EOS and marks of turns are none."""
+        """UTF-8 bytes of the scored text among the first `limit` tokens; EOS and the marks of turns do not count."""
         end = min(example.end, limit)
         ids = example.tokens[:end][example.targets[:end]].tolist()
         return len(self.tokenizer.decode([i for i in ids if i not in self._silent]).encode())
 
     def _examples(self, row: Row) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        if self._template is not None:
-            yield from map(self._conversation, encode_turns(self.tokenizer, self._template, **row))
+        if self.template is not None:
+            yield from map(self._conversation, encode_turns(self.tokenizer, self.template, **row))
         else:
             yield self._text(row)
 

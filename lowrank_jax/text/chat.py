@@ -1,4 +1,4 @@
-"""Conversations as ids: the chat template writes them, and the loss is on what the assistant says."""
+"""Turns conversations into ids by a chat template; the targets of the loss are what the assistant says."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from lowrank_jax.text.joining import encode_with_cuts
 from lowrank_jax.text.tokenizers import Tokenizer
 
 Message = Mapping[str, Any]  # {"role", "content"}, and what else a template reads
-Encoded = tuple[list[int], list[bool]]  # ids, and whether each is a target
+IdsAndTargets = tuple[list[int], list[bool]]  # ids, and whether each is a target
 ASSISTANT = "assistant"
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a tokenizer's model reads conversations.
+    """A template that writes conversations as the texts that a model reads.
 
     Attributes:
       name: for messages.
       source: a Jinja program.
-      tokens: special tokens that it may write by name, "bos_token" and so on; absent where the vocabulary has none.
+      tokens: special tokens by the names in the template, "bos_token" and so on; those that the vocabulary has.
     """
 
     name: str
@@ -84,35 +84,23 @@ def find_template(tokenizer: Tokenizer, name: str = "") -> ChatTemplate:
     return ChatTemplate(name, FORMATS[name].source, tokens)
 
 
-def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Encoded:
-    """A conversation's ids, and which are targets: each assistant's turn, up to the token that ends it.
-
-    A turn is what the template adds to the text with which decoding begins: the messages before it with the generation
-    prompt. The ids before each turn are exactly those of `prompt_ids`. Nothing is added to what the template writes: no
-    second BOS.
-
-    Raises:
-      UserError: no assistant's turn is there, or one text cannot teach all turns (`encode_turns` may).
-    """
-    spans = _spans(template, messages)
-    if spans is None:
-        raise UserError(
-            f"the chat template {template.name} writes an assistant's turn otherwise than decoding would find it, or "
-            "otherwise once a later one follows; name another template in task.chat_template"
-        )
-    return _encode(tokenizer, template, messages, spans)
-
-
 def encode_turns(
     tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], first: int = 0
-) -> list[Encoded]:
-    """`encode_chat` as one example; where the template rewrites earlier turns, one for each assistant's turn.
+) -> list[IdsAndTargets]:
+    """A conversation as examples; targets are the assistant's turns, each up to the token that ends it.
 
-    Such a template (Qwen3's leaves the thoughts of earlier turns out) shows a turn as it was written only while it is
-    the last: each example ends with the turn that it teaches.
+    A turn is what the template adds to the text that decoding starts from, which is the messages before it with the
+    generation prompt. The ids before each turn are exactly those of `prompt_ids`. Nothing is added to what the template
+    writes, such as a second BOS.
+
+    Mostly a conversation is one example. Some templates rewrite earlier turns (Qwen3's drops their thoughts) and show
+    only the last turn as it was written: then there is an example for each turn, which ends with it.
 
     Args:
-      first: number of the first message that may be a target.
+      tokenizer: encode_marked(text) -> ids.
+      template: writes the conversation.
+      messages: in order.
+      first: index of the first message that may be a target.
 
     Raises:
       UserError: no assistant's turn is there, or the template does not begin a turn with its generation prompt.
@@ -148,12 +136,12 @@ def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[
 
 
 def end_ids(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
-    """The tokens at which an answer ends: the one that the template writes behind an assistant's turn, and EOS."""
+    """The tokens at which an answer ends: the one that the template writes after an assistant's turn, and EOS."""
     said = "answer"
     text = template.render([{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": said}])
-    behind = tokenizer.encode_marked(text[text.rfind(said) + len(said) :])
+    after = tokenizer.encode_marked(text[text.rfind(said) + len(said) :])
     specials = set(tokenizer.special_tokens.values())
-    found = [i for i in behind if i in specials][:1]
+    found = [i for i in after if i in specials][:1]
     found += [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     return tuple(dict.fromkeys(found))
 
@@ -164,15 +152,15 @@ def _encode(
     messages: Sequence[Message],
     spans: Sequence[tuple[int, int]],
     skipped: int = 0,
-) -> Encoded:
-    """Ids and targets, which are all turns but the first `skipped`."""
+) -> IdsAndTargets:
+    """Ids, and as targets all turns except the first `skipped`."""
     starts, stops = zip(*spans, strict=True)
     ids, firsts, lasts = encode_with_cuts(tokenizer.encode_marked, template.render(messages), starts, stops)
     ends, targets = set(end_ids(tokenizer, template)), [False] * len(ids)
     for first, last in list(zip(firsts, lasts, strict=True))[skipped:]:
         marks = [place for place in range(first, last) if ids[place] in ends]
         if marks and not tokenizer.decode(ids[marks[-1] + 1 : last]).strip():
-            last = marks[-1] + 1  # decoding ends there: what stands between two turns is never decoded
+            last = marks[-1] + 1  # decoding ends there, and never writes what stands between two turns
         targets[first:last] = [True] * (last - first)
     return ids, targets
 
@@ -185,7 +173,7 @@ def _turns(messages: Sequence[Message]) -> list[int]:
 
 
 def _spans(template: ChatTemplate, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
-    """Where each assistant's turn stands in the text; None where a longer conversation does not continue a shorter."""
+    """(start, end) of each assistant's turn in the text; None where the template rewrites turns as more are added."""
     whole, spans = template.render(messages), []
     for index in _turns(messages):
         span = _last_span(template, messages[: index + 1])
@@ -196,7 +184,7 @@ def _spans(template: ChatTemplate, messages: Sequence[Message]) -> list[tuple[in
 
 
 def _last_span(template: ChatTemplate, messages: Sequence[Message]) -> tuple[int, int] | None:
-    """Where the last message, an assistant's, stands in the text; None if that does not continue what it answers."""
+    """(start, end) of the last turn, an assistant's; None where it does not begin with the generation prompt."""
     before, whole = template.render(messages[:-1], add_generation_prompt=True), template.render(messages)
     return (len(before), len(whole)) if whole.startswith(before) else None
 

@@ -1,4 +1,4 @@
-"""The chat template among a tokenizer's files: chat_template.jinja, tokenizer_config.json or chat_template.json."""
+"""Reads a tokenizer's chat template: from chat_template.jinja, tokenizer_config.json or chat_template.json."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ def read_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template of a checkpoint's folder; None where it has none, or several of which none is the default.
 
     Args:
-      settings: of tokenizer_config.json. Of several templates there, the one called "default" counts.
+      folder: the checkpoint's.
+      settings: of tokenizer_config.json. Of several templates there, the one called "default" is taken.
 
     Raises:
       UserError: a file cannot be read, or the template is no text.

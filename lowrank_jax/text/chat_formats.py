@@ -1,4 +1,4 @@
-"""Chat formats that a run can name where a tokenizer brings no template of its own."""
+"""The chat templates that a run can name, for tokenizers without one of their own."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ _LLAMA3 = """\
 {%- endif %}
 """
 
-# Gemma has no system role: what it says begins the first user's turn.
+# Gemma has no system role: a system message is put at the beginning of the first user's turn.
 _GEMMA = """\
 {{ bos_token }}
 {%- set turns = namespace(system='') %}

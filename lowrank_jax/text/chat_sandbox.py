@@ -1,11 +1,11 @@
-"""Runs chat templates, which are Jinja programs from a checkpoint, in a sandbox with what transformers gives them."""
+"""Runs chat templates, Jinja programs from a checkpoint, in a sandbox with the functions that transformers gives."""
 
 import functools
 import json
 from datetime import datetime
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 
 
 class TemplateFault(ValueError):
@@ -13,10 +13,14 @@ class TemplateFault(ValueError):
 
 
 def render(source: str, variables: dict[str, Any]) -> str:
-    """The text that a template writes.
+    """Runs a template; returns the text that it writes.
+
+    Args:
+      source: the template.
+      variables: what it may read, "messages" and so on.
 
     Raises:
-      TemplateFault: see there.
+      TemplateFault: the template is no Jinja, or refuses or cannot write the conversation.
       UserError: jinja2 is not installed.
     """
     try:
@@ -24,7 +28,7 @@ def render(source: str, variables: dict[str, Any]) -> str:
     except UserError:
         raise
     except Exception as error:  # a template is a program: it may divide by zero, recurse without end, or raise its own
-        raise TemplateFault(" ".join(str(error).split())[:160] or type(error).__name__) from None
+        raise TemplateFault(one_line(error)) from None
 
 
 @functools.lru_cache(maxsize=16)
@@ -34,7 +38,7 @@ def _compiled(source: str) -> Any:
 
 @functools.cache
 def _environment() -> Any:
-    """The sandbox: blocks trimmed, no access to Python's internals, and a message cannot be changed."""
+    """The sandbox, which trims blocks, and in which templates reach no internals of Python and change no message."""
     try:
         from jinja2 import nodes
         from jinja2.exceptions import TemplateError

@@ -1,4 +1,4 @@
-"""Text encoded so that its ids up to each of some places are those of the text up to there alone."""
+"""Encodes a text in such a way that the ids before given places are those of the text up to there."""
 
 import bisect
 import functools
@@ -10,7 +10,7 @@ Encode = Callable[[str], list[int]]
 
 
 class Cut(NamedTuple):
-    """A text's ids, and how many of them stand before each cut and each end."""
+    """A text's ids, and how many of them are before each cut and each end."""
 
     ids: list[int]
     cuts: list[int]
@@ -20,15 +20,15 @@ class Cut(NamedTuple):
 def encode_with_cuts(encode: Encode, text: str, cuts: Sequence[int], ends: Sequence[int] = ()) -> Cut:
     """Ids of a text; those before each cut are exactly the ids of the text up to that cut.
 
-    Decoding starts from a text that ends at a cut, so training must read the same ids there. As a rule the whole text's
-    ids have this property. Where a token would span a cut, or a longer text is divided otherwise before it, the text
+    Decoding starts from a text that ends at a cut, and training must read the same ids there. Mostly the whole text's
+    ids have this property. Where a token would span a cut, or the longer text is split differently before it, the text
     after the cut is encoded by itself, without the space that some tokenizers put before a text.
 
     Args:
       encode: text -> ids.
       text: the whole.
-      cuts: ascending places in it.
-      ends: places in it; of a token that spans one, nothing stands before it.
+      cuts: places in it, as numbers of characters, ascending.
+      ends: further places in it, where ids need not be cut; a token that spans one counts as after it.
     """
 
     @functools.cache
@@ -62,7 +62,7 @@ def _plain(encode: Encode, text: str) -> list[int]:
 
 
 def encode_continuation(encode: Encode, text: str) -> list[int]:
-    """Ids of a text that follows another: behind a line break, no tokenizer puts a space before it."""
+    """Ids of a text that follows another, encoded after a line break: there no tokenizer adds a space before it."""
     if not text:
         return []
     before, ids = encode("\n"), encode("\n" + text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of
 from lowrank_jax.core.json_text import read_json
 from lowrank_jax.text.byte_backend import MARKS, SETTINGS, byte_backend
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Token -> id of the tokens that stand for no text, or for a piece of it that is never divided."""
+        """Token -> id of the tokens that stand for no text, or for a text that is never split."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens are written out, as a chat template does; nothing is added."""
+        """Ids of a text that contains the names of special tokens, as chat templates write them; nothing is added."""
         ...
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
@@ -153,7 +153,7 @@ class SubwordTokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_marked(self, text: str) -> list[int]:
-        """The same: the library finds the added tokens in any text."""
+        """As `encode`: the library finds the special tokens in any text."""
         return self.encode(text)
 
     def encode_pairs(self, first: Sequence[str], second: Sequence[str] | None, max_len: int) -> list[Encoding]:
@@ -187,7 +187,7 @@ class SentencePieceTokenizer:
         try:
             self.backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
-            raise UserError(f"{path} is not a sentencepiece model ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{path} is not a sentencepiece model ({one_line(error)})") from None
         self.vocab_size = self.backend.vocab_size()
         ids = self.backend.bos_id(), self.backend.eos_id(), self.backend.pad_id()
         self.bos_id, self.eos_id, pad = (i if i >= 0 else None for i in ids)
@@ -293,7 +293,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model's vocabulary is {vocab_size}; "
-            "use the tokenizer that belongs to this base"
+            "the vocabulary has grown without its embedding: resize that and save the model again, or use the "
+            "tokenizer that belongs to this base"
         )
 
 
@@ -314,7 +315,7 @@ def _frame(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | N
 
 
 def _encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the texts between special tokens, and the ids of these."""
+    """Ids of a text whose special tokens get their ids, and the texts between these are encoded one by one."""
     marks = tokenizer.special_tokens
     pieces = re.split(f"({'|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))})", text) if marks else [text]
     return [i for piece in pieces if piece for i in ([marks[piece]] if piece in marks else tokenizer.encode(piece))]
@@ -336,7 +337,7 @@ def _read_json(file: Path) -> Any:
     try:
         return Backend.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{file} cannot be read ({one_line(error)})") from None
 
 
 def _subwords(backend: Any, folder: Path, settings: dict[str, Any], template: str | None) -> SubwordTokenizer:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.core.files import check_file, kind_of
 
 BYTE_PAIRS = ("vocab.json", "merges.txt")  # GPT-2, RoBERTa
@@ -33,8 +33,9 @@ def read_vocabulary(folder: Path, settings: dict[str, Any]) -> Any:
     try:
         tokenizer = read(folder, settings)
     except Exception as error:  # the library raises plain Exception for every fault of the files
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{folder}'s vocabulary files cannot be read ({reason}); copy the base's own again") from None
+        raise UserError(
+            f"{folder}'s vocabulary files cannot be read ({one_line(error)}); copy the base's own again"
+        ) from None
     tokenizer.add_special_tokens([token for token in SPECIAL if tokenizer.token_to_id(token) is not None])
     return tokenizer
 

@@ -107,25 +107,28 @@ class EvalConfig:
       type: one of the evaluations that the task's form has (`forms`); "" is the task's own.
       every, steps: after multiples of the one and after the others, in optimizer steps.
       at_end: after the last step.
+      with_train: also whenever `LoopConfig` evaluates: by eval_every, by eval_steps, at the end of an epoch.
     """
 
     type: str = ""
     every: Annotated[int, Range(least=0)] = 0
     steps: tuple[Annotated[int, Range(least=1)], ...] = ()
     at_end: bool = True
+    with_train: bool = False
 
     def __post_init__(self):
         check_ranges(self, "evals")
 
     @property
     def options(self) -> Any:
-        """What the evaluation is given besides the rhythm; None where its type has no options."""
+        """The options of the evaluation; None where its type has none."""
         return None
 
     def due(self, train: LoopConfig, step: int) -> bool:
         """Whether it is time after `step` updates."""
         at_end = self.at_end and step == train.last_step
-        return at_end or step in self.steps or bool(self.every and step % self.every == 0)
+        beside = self.with_train and train.evaluates_at(step)
+        return at_end or beside or step in self.steps or bool(self.every and step % self.every == 0)
 
     def check_due(self, where: str, train: LoopConfig) -> None:
         """Refuses steps beyond the run's, and an entry that is never due.
@@ -139,9 +142,9 @@ class EvalConfig:
         """
         if late := [step for step in self.steps if step > train.steps]:
             raise UserError(f"{where}.steps {late} lie beyond the last step, {train.steps}")
-        if not self.at_end and not self.steps and not 0 < self.every <= train.steps:
+        if not (self.at_end or self.with_train or self.steps or 0 < self.every <= train.steps):
             every = f"every {self.every} of {train.steps} steps" if self.every else "no every, no steps"
-            raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps or at_end")
+            raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps, at_end or with_train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +154,8 @@ class Evaluator:
     Attributes:
       name: stands before its metrics' names; "" stands for none.
       due: (a trial's LoopConfig, step) -> whether that trial is evaluated after so many updates.
-      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts` each trial's list of {name: text}.
-      texts: it writes texts to read, which go to samples.jsonl.
+      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts`, each trial's list of {name: text}.
+      texts: whether it gives texts, which are written to samples.jsonl, and not metrics.
     """
 
     name: str

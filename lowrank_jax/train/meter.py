@@ -14,7 +14,7 @@ import numpy as np
 
 # Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
 PIPELINE_DEPTH = 4
-SHOWN = 200  # characters of a text in the log
+SHOWN = 200  # most characters of a text in the log
 
 
 @dataclasses.dataclass
@@ -105,10 +105,12 @@ class Meter:
             self.trackers[trial].log(step, values)
 
     def write(self, trials: Sequence[int], step: int, name: str, texts: Sequence[Sequence[Mapping[str, str]]]) -> None:
-        """The texts of an evaluation: those of each trial that did not diverge before; the first is shown.
+        """Records an evaluation's texts for each trial that did not diverge before, and shows the first of them.
 
         Args:
-          trials: those that are recorded.
+          trials: the trials that are evaluated at this step.
+          step: updates so far.
+          name: of the evaluation.
           texts: of all trials.
         """
         live = [trial for trial in trials if trial not in self.diverged]

@@ -102,9 +102,10 @@ class Tracker:
         self._try(lambda run: run.log(values, step=int(step)))
 
     def samples(self, step: int, name: str, texts: Sequence[Mapping[str, str]]) -> None:
-        """Appends the texts of an evaluation to samples.jsonl, and shows them in W&B as a table of this step.
+        """Appends the texts of an evaluation to samples.jsonl, and logs them to W&B as a table.
 
         Args:
+          step: updates so far.
           name: of the evaluation.
           texts: {"prompt", "continuation", "reference" if there is one} of each.
 
@@ -210,7 +211,7 @@ def read_samples(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, refused: Any) -> list[dict[str, Any]]:
-    """The lines of a file, each with a step and without values of the refused types."""
+    """The records of a file; a line without a step, or with a value of a refused type, is damaged."""
     lines = read_bytes(path, f"no {path.name} in {path.parent}; give the folder of a run").split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):

@@ -143,6 +143,8 @@ TALK = {"messages": [ASKED, SAID], "first": 0}
         ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, TALK),
         ({"conversations": [ASKED, SAID]}, TALK),
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, TALK),
+        ({"instruction": "2 + 2?", "context": "", "response": "4", "category": "open_qa"}, TALK),
+        ({"instruction": "2 +", "context": "2?", "response": "4"}, {"messages": [MORE, SAID], "first": 0}),
         ({"instruction": "2 +", "input": "2?", "output": "4"}, {"messages": [MORE, SAID], "first": 0}),
         ({"prompt": [ASKED], "completion": [SAID]}, {**TALK, "first": 1}),
         ({"prompt": [ASKED, SAID, ASKED], "completion": [SAID]}, {"messages": [ASKED, SAID] * 2, "first": 3}),

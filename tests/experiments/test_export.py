@@ -1,4 +1,4 @@
-"""What a finished run leaves to take home: the lines that load its peft/ do so; a merged model has its base's files."""
+"""The exports of a finished run: the printed lines load its peft/; a merged model has its base's files."""
 
 import json
 from types import SimpleNamespace

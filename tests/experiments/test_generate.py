@@ -1,4 +1,4 @@
-"""`experiments.generate`: a run, its exports and its checkpoint write the same; files, conversations, mistakes."""
+"""Samples at a run's evaluations, and `experiments.generate`: prompts, files, conversations, and mistakes in them."""
 
 import io
 import json
@@ -8,6 +8,8 @@ import sys
 import jax
 import pytest
 
+from experiments.config.plain import content_hash
+from experiments.records.run_folder import read_result
 from lowrank_jax.bases.base import BaseConfig, export_params, load_base, random_params
 from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.core.errors import INTERRUPTED, UserError
@@ -49,43 +51,135 @@ def typed(monkeypatch):
     return give
 
 
-def test_a_run_its_adapter_its_model_and_its_checkpoint_write_what_its_last_sample_was(run, program, base, tmp_path):
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+SAMPLES = {
+    "held": {"type": "samples", "with_train": True, "count": 2, "max_new_tokens": 7},
+    "drawn": {"type": "samples", "steps": (8,), "at_end": False, "prompts": ("1 and", "2"), "temperature": 1.0,
+              "max_new_tokens": 5, "seed": 1},
+    "scored": {"every": 8},
+}  # fmt: skip
+
+
+@pytest.fixture
+def text_run(run, base, tmp_path):
+    """text_run(...) -> a run of 12 steps on rows with prompts, with samples of held-out rows and of drawn texts."""
     rows = [{"prompt": f"{a} and {b} is ", "completion": f"{a + b} in all"} for a in range(4) for b in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evals = {"s": {"type": "samples", "count": 2, "max_new_tokens": 7}}
-    ended = run(
-        f"--config.evals={json.dumps(evals)}", config="configs/mora_uuid.py:data=text", base__name=base,
-        base__random_init=False, task__pairs=None, task__eval_pairs=None, task__seq_len=32, train__eval_steps=None,
-        task__path=tmp_path / "rows.jsonl", task__validation_path=tmp_path / "rows.jsonl", task__add_bos=True,
-        train__steps=12, optimizer__learning_rate=0.02, export__merged="float32",
-    )  # fmt: skip
+
+    def call(evals=SAMPLES, bos=True, **changes):
+        return run(
+            f"--config.evals={json.dumps(evals)}", config="configs/mora_uuid.py:data=text", base__name=base,
+            base__random_init=False, task__pairs=None, task__eval_pairs=None, task__seq_len=32, train__eval_steps=None,
+            task__path=tmp_path / "rows.jsonl", task__validation_path=tmp_path / "rows.jsonl", task__add_bos=bos,
+            train__steps=12, train__eval_every=6, optimizer__learning_rate=0.02, checkpoint__every=6,
+            export__merged="float32", **changes,
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_run_s_samples_and_what_it_generates(text_run, program, base, tmp_path):
+    """Held-out prompts with the data's answers, and prompts of the config; all again where a run is resumed.
+
+    The run's adapter, the base with it, the merged model and the checkpoint then write what the last sample is.
+    """
+    ended = text_run(train__stop_at=8)
     assert ended.status == 0, ended.err
-    sample = json.loads((ended.folder / "samples.jsonl").read_text().splitlines()[1])
-    assert sample["prompt"] == "0 and 1 is "
-    asked = (f"--prompt={sample['prompt']}", "--max_new_tokens=7")
+    folder, found = ended.folder, rows_of(ended.folder)
+    names = [(row["step"], row["name"]) for row in found]
+    assert names == [(6, "held")] * 2 + [(8, "drawn")] * 2 + [(8, "held")] * 2
+    assert [(row["prompt"], row["reference"]) for row in found[:2]] == [
+        ("0 and 0 is ", "0 in all"),
+        ("0 and 1 is ", "1 in all"),
+    ]
+    assert found[2].keys() == {"step", "name", "prompt", "continuation"}
+    assert [row["prompt"] for row in found[2:4]] == ["1 and", "2"]
+    assert "step 6, held: '0 and 0 is ' => " in ended.out
+    assert ended.out.count("step 8, held: ") == 1
+    assert "eval/held" not in (folder / "metrics.jsonl").read_text()
+    assert "scored/loss" in read_result(folder / "result.json")["evaluations"][-1]
 
-    def said(*words):
-        found = program("generate", *asked, *words)
+    shutil.rmtree(folder / "checkpoints" / "8")  # as if it had been killed after step 6
+    (folder / "result.json").unlink()
+    again = text_run()
+    assert again.status == 0, again.err
+    after = rows_of(folder)
+    assert [row["step"] for row in after] == [6] * 2 + [8] * 2 + [12] * 2
+    assert after[:4] == found[:4]
+
+    sample, tokens = after[-1], SAMPLES["held"]["max_new_tokens"]
+
+    def said(*words, count=tokens):
+        found = program("generate", f"--prompt={sample['prompt']}", f"--max_new_tokens={count}", *words)
         assert found.status == 0, found.err
-        return found.out.splitlines()[-1]
+        return found.out.removesuffix("\n")
 
-    wanted = repr(sample["continuation"])
-    assert repr(said(f"--run={ended.folder}")) == wanted
-    assert repr(said(f"--base={base}", f"--adapter={ended.folder / 'adapter'}", "--bos")) == wanted
-    assert repr(said(f"--base={base}", "--bos")) != wanted
-    shutil.rmtree(ended.folder / "adapter")
-    assert repr(said(f"--run={ended.folder}")) == wanted
-    shutil.rmtree(ended.folder / "model")
-    assert repr(said(f"--run={ended.folder}", f"--out={tmp_path / 'out.jsonl'}")) == wanted
-    (record,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert record["completion"] == sample["continuation"]
-    assert (record["prompt"], record["step"], record["dtype"], record["run"]) == (
-        sample["prompt"], 12, "float32", str(ended.folder),
-    )  # fmt: skip
-    shutil.rmtree(ended.folder / "checkpoints")
-    nothing = program("generate", *asked, f"--run={ended.folder}")
+    wanted = sample["continuation"]
+    assert said(f"--run={folder}") == wanted
+    first = said(f"--run={folder}", count=1)
+    assert said(f"--base={base}", f"--adapter={folder / 'adapter'}", "--bos", count=1) == first
+    assert said(f"--run={folder}", "--weights=exact", count=1) == first
+    assert said(f"--base={base}", "--bos", count=1) != first
+    shutil.rmtree(folder / "adapter")
+    assert said(f"--run={folder}", count=1) == first
+    shutil.rmtree(folder / "model")
+    assert said(f"--run={folder}", f"--out={tmp_path / 'out.jsonl'}") == wanted
+    record = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (record["prompt"], record["completion"], record["tokens"]) == (sample["prompt"], wanted, tokens)
+    assert (record["step"], record["dtype"], record["run"]) == (12, "float32", str(folder))
+    early = program("generate", "--prompt=a", f"--run={folder}", "--weights=merged")
+    assert (early.status, "which is read with --weights=beside" in early.err) == (2, True)
+    shutil.rmtree(folder / "checkpoints")
+    nothing = program("generate", "--prompt=a", f"--run={folder}")
     assert nothing.status == 2
     assert "has no adapter, no model and no checkpoint" in nothing.err
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"counts": 2}, "unknown config key config.evals.held.counts; did you mean count"),
+        ({"count": 0}, "config.evals.held.count is 0; it must be at least 1"),
+        ({"top_p": 2.0}, "config.evals.held.top_p is 2.0; it must lie in (0, 1]"),
+        ({"prompts": ["x" * 600]}, "the samples' longest prompt has 600 tokens, and 64 new ones exceed the model's"),
+        ({"prompts": "none.jsonl"}, "none.jsonl: no such file"),
+        ({"prompts": [""]}, "a prompt has no tokens"),
+        ({"max_new_tokens": 10**6}, "exceed the model's"),
+        ({"stop": [""]}, "a stop string is empty"),
+    ],
+)
+def test_mistakes_in_samples(text_run, entry, words):
+    ended = text_run({"held": {"type": "samples", **entry}}, bos=False)
+    assert ended.status == 2
+    assert words in ended.err
+    assert ended.err.count("\n") == 1
+    assert not ended.folder.exists()
+
+
+def test_samples_enter_a_name_only_where_they_are_set():
+    def named(**options):
+        evals = {"s": {"type": "samples", "every": 5, **options}}
+        return content_hash({"base": {"name": "toy-llama"}, "task": {"name": "uuid"}, "evals": evals})
+
+    assert named(count=4, temperature=0.0) == named()
+    assert named(count=5) != named()
+
+
+def test_trials_write_their_own_samples(program, toy, base, tmp_path):
+    evals = {"s": {"type": "samples", "count": 1, "max_new_tokens": 2}}
+    words = toy(tmp_path, train__steps=1, base__name=base, base__random_init=False, schedule__warmup_steps=0)
+    words = [word for word in words if not word.startswith("--name=")]
+    ended = program("trials", *words, "--seeds=0,1", f"--config.evals={json.dumps(evals)}")
+    assert ended.status == 0, ended.err
+    folders = [path.parent for path in tmp_path.glob("*/samples.jsonl")]
+    assert len(folders) == 2
+    for folder in folders:
+        (row,) = rows_of(folder)
+        assert (row["step"], len(row["reference"]), row["prompt"][-1]) == (1, 36, ":")
+    assert ended.out.count("step 1, s: ") == 1
 
 
 def test_a_file_s_rows_do_not_depend_on_the_batches(lines, program, base, tmp_path):
@@ -101,13 +195,15 @@ def test_a_file_s_rows_do_not_depend_on_the_batches(lines, program, base, tmp_pa
     assert found[1]["messages"] == rows[1]["messages"]
     assert found[0]["completion"] != found[3]["completion"]  # equal prompts draw for themselves
     settings = {"temperature": 1.0, "top_k": 60, "top_p": 1.0, "seed": 3, "max_new_tokens": 6, "base": str(base)}
+    settings["chat_template"] = "zephyr"
     assert settings.items() <= found[2].items()
     out = tmp_path / "deep" / "out.jsonl"
-    assert f"4 completions in {out}" in program("generate", *words, "--batch_size=1", f"--out={out}").out
-    assert [json.loads(line) for line in out.read_text().splitlines()] == found
-    text = found[2]["completion"]
-    stopped = lines(*words, f"--stop={text[-1]}", "--batch_size=3")[2]
-    assert (stopped["completion"], stopped["ended"]) == (text[: text.index(text[-1])], "stop")
+    stop = found[2]["completion"][-1]
+    said = program("generate", *words, "--batch_size=1", f"--out={out}", f"--stop={stop}").out
+    assert f"4 completions in {out}" in said
+    cut = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["completion"] for row in cut] == [row["completion"].partition(stop)[0] for row in found]
+    assert (cut[2]["ended"], found[2]["ended"]) == ("stop", "length")
 
 
 def test_a_conversation_is_remembered_until_it_is_reset(program, typed, base, tmp_path):
@@ -176,7 +272,7 @@ def test_ctrl_c(program, base, monkeypatch):
         (["--base=B", "--prompt=a", "--chat_template=own"], "has no chat template"),
         (["--base=B", "--prompt=a", "--chat_template=zephir"], "did you mean zephyr"),
         (["--base=B", "--prompt=a", "--chat_template=chatml"], "has no token <|im_start|>"),
-        (["--base=B", "--chat", "--chat_template=none"], "leaves messages without a form"),
+        (["--base=B", "--chat", "--chat_template=none"], "--chat_template=none cannot write messages"),
         (["--base=B", "--file=none.jsonl"], "none.jsonl: no such file"),
         (["--base=B", "--prompt=" + "x" * 700], "the prompt has 700 tokens, and the model reads"),
         (["--base=B", "--prompt=a", "--out=B"], "is a folder; name a file"),
@@ -199,7 +295,7 @@ def test_mistakes(program, base, words, part):
         ('{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "line 2: "),
         ('{"messages": []}\n', '"messages" is no list of messages'),
         ('{"messages": [{"content": "a"}]}\n', 'message 1 has no "role"'),
-        ('{"messages": [{"role": "user"}]}\n', 'content" of message 1'),
+        ('{"messages": [{"role": "user"}]}\n', 'message 1: "content" is a NoneType'),
         ("{\n", "line 1: not JSON"),
         ('{"prompt": ""}\n', "row 1: the prompt is empty"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "has no chat template"),

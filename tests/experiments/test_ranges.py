@@ -60,6 +60,7 @@ FIELDS = {
     "task.uuid.seed": ((0, 2**63 - 1), (-1, 2**63, 2**70)),
     "task.uuid.eval_pairs": COUNT,
     "task.text.seq_len": ((0, 2, 2**31 - 1), (1, -1, *HUGE)),
+    "task.text.max_seq_len": ((2, 2**31 - 1), (1, 0, -1, *HUGE)),
     "task.glue.seq_len": COUNT,
     "task.glue.buckets": COUNT,
     "task.glue.train_examples": COUNT,

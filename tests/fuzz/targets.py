@@ -53,10 +53,17 @@ def override(rng, kept, case):
 def data(rng, kept, case):
     """JSON lines of a user's own data."""
     file = case / rng.choice(("rows.jsonl", "rows.jsonl", "rows.jsonl.gz"))
-    lines = kept.data.read_text().splitlines()
+    lines, talks = kept.data.read_text().splitlines(), rng.random() < 0.4
+    turns = [{"role": role, "content": f"{role} says"} for role in ("system", "user", "assistant")]
+    if talks:
+        lines = [json.dumps({"messages": turns[rng.randrange(2) :]}) for _ in lines]
     for _ in range(rng.choice((1, 2))):
         place = rng.randrange(len(lines))
         row = rng.choice(({"text": f"row {place}"}, {"text": f"row {place}"}, {"prompt": "a", "completion": "b"}))
+        if talks:
+            said = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+            kinds = {"messages": turns}, {"conversations": said}, {"instruction": "a", "input": "b", "output": "c"}
+            row = rng.choice((*kinds, {"prompt": turns[:2], "completion": turns[2:]}))
         lines[place] = mutations.text_of(rng, mutations.mutate(rng, row))
     content = "\n".join(lines).encode("utf-8", errors="surrogatepass")
     content = mutations.flip(rng, content) if rng.random() < 0.4 else content
@@ -65,6 +72,13 @@ def data(rng, kept, case):
         content = mutations.flip(rng, content) if rng.random() < 0.5 else content
     file.write_bytes(content)
     more = {"task__packed": rng.choice(("true", "false")), "task__seq_len": rng.choice(("8", "16", "2", "512"))}
+    if talks:
+        more |= {"task__chat_template": rng.choice(("zephyr",) * 8 + ("chatml", "")), "task__seq_len": "128"}
+    if talks or rng.random() < 0.2:
+        more |= {
+            "task__documents": rng.choice(("separate", "joined")),
+            "task__packed": rng.choice(("true", "true", "false")),
+        }
     given = words(
         kept, "configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None, task__path=file, **more
     )
@@ -80,6 +94,18 @@ def base(rng, kept, case):
     given = words(kept, base__name=folder, base__random_init="false")
     if rng.random() < 0.3:
         return load(folder)
+    return build(*(word for word in given if not word.startswith("--workdir")))
+
+
+def gguf(rng, kept, case):
+    """A GGUF file: mostly what stands before its weights."""
+    file = case / rng.choice(("base.gguf", "base.gguf", "base-00001-of-00002.gguf"))
+    content = kept.gguf.read_bytes()
+    end = rng.choice((len(content), *(content.index(b"blk.1.ffn_down.weight"),) * 4))
+    file.write_bytes(mutations.flip(rng, content[:end]) + content[end:])
+    if rng.random() < 0.5:
+        return load(file)
+    given = words(kept, base__name=file, base__random_init="false")
     return build(*(word for word in given if not word.startswith("--workdir")))
 
 
@@ -161,7 +187,7 @@ def source(rng, kept, case):
     return build(f"--config={file}:method={rng.choice(('lora', 'mora'))}", *words(kept)[2:])
 
 
-TARGETS = {one.__name__: one for one in (config, override, data, base, shape, adapter, results, finished, source)}
+TARGETS = {one.__name__: one for one in (config, override, data, base, gguf, shape, adapter, results, finished, source)}
 
 
 # ---- the programs ----

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
 from fuzz import doors
 from fuzz.shapes import SHAPES
 
@@ -59,6 +61,7 @@ def _bases(kept):
     kept.sharded = kept.place / "sharded"
     export_params(params, shape, kept.sharded, "float32", tokenizer=ByteTokenizer(), shard_size=40_000)
     (kept.base / "config.json").write_text(json.dumps(SHAPES["llama"]))
+    kept.gguf = _gguf(kept.place / "base.gguf", params, shape)
     base = load_base(BaseConfig(str(kept.base)))
     plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=2, targets=("query", "value")))
     made = adapters.create(plan, jax.random.key(1))
@@ -71,6 +74,39 @@ def _bases(kept):
     scales = {path: jax.device_get(leaf).tolist() for path, leaf in flatten(made["scales"]).items()}
     names = {"name": base.name, "fingerprint": base.fingerprint}
     save_adapter(kept.adapter, {"adapters": made["adapters"]}, adapters.describe(plan), scales, names)
+
+
+def _gguf(path, params, shape):
+    """The base as a GGUF file, with a sentencepiece tokenizer of bytes."""
+    import gguf
+
+    from lowrank_jax.interop.causal.names import gguf_table
+    from lowrank_jax.interop.keymap import unload
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_tokenizer_model("llama")
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([float(-i) for i in range(len(tokens))])
+    writer.add_token_types([2, 3, 3, *[6] * 256])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0].content }}")
+    for key, value in unload(params, gguf_table(shape), shape.num_hidden_layers):
+        writer.add_tensor(key, np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _recorded():

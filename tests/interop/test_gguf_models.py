@@ -110,8 +110,8 @@ def test_logits_equal_transformers(helpers, tmp_path, architecture):
 
 
 def test_hf_and_gguf_copies_have_one_fingerprint(tmp_path):
-    """What the config says too: the windows, the second rotary base, the scalar, the soft caps."""
-    for architecture in ("gemma2", "gemma3"):
+    """What the config says too: windows, heads, the second rotary base, the scalar, soft caps."""
+    for architecture in TOYS:
         model = torch_model(architecture)
         model.save_pretrained(tmp_path / architecture)
         base, other = (

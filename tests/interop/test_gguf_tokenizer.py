@@ -12,6 +12,7 @@ from lowrank_jax.interop.gguf.settings import gguf_framed
 from lowrank_jax.interop.gguf.splits import SPLITS, pre_tokenizer
 from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
 from lowrank_jax.interop.readers import open_checkpoint
+from lowrank_jax.text.tokenizers import load_tokenizer, save_tokenizer
 
 TEXTS = [
     *(str(uuid.UUID(int=i * 0x1234567890ABCDEF1234567)) for i in range(20)),
@@ -169,7 +170,9 @@ def test_sentencepiece_ids(pieces, subwords, tmp_path):
     assert ours.encode("the</s>")[-1] == 2
 
 
-def test_the_file_s_template_and_marks(pieces, subwords, tmp_path):
+def test_the_template_the_marks_and_transformers_files(pieces, subwords, tmp_path):
+    from transformers import AutoTokenizer
+
     processor, prefix = pieces
     template = "{{ bos_token }}{{ messages[0].content }}"
     more = {"add_space_prefix": prefix, "chat_template": template}
@@ -178,6 +181,12 @@ def test_the_file_s_template_and_marks(pieces, subwords, tmp_path):
     assert tokenizer.chat_template == gguf_framed(tokenizer, reader).chat_template == template
     framed = gguf_framed(tokenizer, reader).backend.encode("the cat").ids
     assert framed == [1, *tokenizer.encode("the cat")]  # without add_bos_token, as in llama.cpp
+    save_tokenizer(tokenizer, tmp_path)
+    again, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in MANY:
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == theirs.encode(text, add_special_tokens=False) == ids, text
+        assert again.decode(ids) == tokenizer.decode(ids)
     off = written(subwords, tmp_path / "off.gguf", **converted(processor, **more, add_bos_token=False))
     assert gguf_framed(tokenizer, off) is tokenizer
 

@@ -20,11 +20,9 @@ TOKENS = np.random.default_rng(0).integers(2, 40, (2, 9)).astype(np.int32)
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
 QUIET = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=1)
 DEBERTA = dict(relative_attention=True, pos_att_type=["c2p"], position_biased_input=False, type_vocab_size=0)
-GPT2 = dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1)
 # kind: (config's fields, class with a head, adapted modules)
 KINDS = {
     "Llama": (dict(SHAPE, tie_word_embeddings=True), "LlamaForCausalLM", ["q_proj", "down_proj"]),
-    "GPT2": (GPT2, "GPT2LMHeadModel", ["c_attn"]),
     "Bert": (dict(SHAPE, **QUIET), "BertForSequenceClassification", ["query", "value"]),
     "Roberta": (dict(SHAPE, **QUIET), "RobertaForSequenceClassification", ["query"]),
     "DebertaV2": (dict(SHAPE, **QUIET, **DEBERTA), "DebertaV2ForSequenceClassification", ["query_proj"]),
@@ -73,7 +71,7 @@ def with_head(folder, labels):
     return load_base(headed(BaseConfig(str(folder / "base")), "classification", labels), jax.random.key(3))
 
 
-@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Bert"])
+@pytest.mark.parametrize("kind", ["Llama", "Bert"])
 def test_an_adapter_of_auto_model_on_a_class_with_a_head(tmp_path, kind):
     """Its names have no "model." or "bert."; in PEFT it goes around the model inside the class with a head."""
     import peft
@@ -172,9 +170,9 @@ def change(folder, config=(), tensors=dict):
     save_file(tensors(load_file(weights)), weights)
 
 
-def test_a_vocabulary_that_grew_without_its_table(llama, tmp_path, subwords):
+def test_a_vocabulary_that_grew_without_its_embedding(llama, tmp_path, subwords):
     """Rows of a token, of an adapted table, of one of two tables; and a tokenizer with more ids: each in one line."""
-    grown = r"a vocabulary that grew without its table; save the adapter again with save_embedding_layers=True"
+    grown = r"the vocabulary has grown without its embedding; save the adapter again with save_embedding_layers=True"
 
     def refused(name, message):
         with pytest.raises(UserError, match=message + ".*" + grown) as error:
@@ -203,6 +201,24 @@ def test_rows_that_are_no_ids(llama, tmp_path):
         change(tmp_path, {"trainable_token_indices": spoiled})
         with pytest.raises(UserError, match=r"trainable_token_indices has .*; it must be different ids of tokens"):
             import_peft(tmp_path, llama[1])
+
+
+def test_tables_of_another_shape(llama, tmp_path):
+    """Each is found before anything is computed with it."""
+    table = "base_model.model.model.embed_tokens."
+    saved(llama, tmp_path / "rows", trainable_token_indices=[3])
+    saved(llama, tmp_path / "whole", modules_to_save=["embed_tokens"])
+    for folder, key, shape in (
+        ("rows", "token_adapter.trainable_tokens_delta", (2, 16)),
+        ("rows", "token_adapter.trainable_tokens_delta", ()),
+        ("whole", "weight", (40, 8)),
+        ("whole", "weight", (40,)),
+    ):
+        change(tmp_path / folder, tensors=lambda held, key=key, shape=shape: {**held, table + key: np.ones(shape, "f")})
+        with pytest.raises(
+            UserError, match=r"embed_tokens\..* is \[.*\], and not \[(1|rows), 16\] as this base has it"
+        ):
+            import_peft(tmp_path / folder, llama[1])
 
 
 def test_a_classifier_of_a_decoder_is_refused(llama, tmp_path):

@@ -11,16 +11,16 @@ import torch
 from lowrank_jax.adapters import attach, merge
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.peft import export_peft, import_peft
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import flatten
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's of saved embeddings and tied weights
 ROWS = 40
-SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3)
+SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)
 BOTH = ["embed_tokens", "lm_head"]
 # name: (base tied, rows after resizing and their multiple, options of peft.LoraConfig, our output layer stays tied)
 CASES = {
-    "table": (False, None, {"modules_to_save": ["embed_tokens"]}, False),
-    "output": (False, None, {"modules_to_save": ["lm_head"]}, False),
     "both": (False, None, {"modules_to_save": BOTH}, False),
     "last-letters": (False, None, {"modules_to_save": ["norm"]}, False),  # layers' norms too
     "all-linear": (False, None, {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}, False),
@@ -29,7 +29,6 @@ CASES = {
     "tied-both": (True, None, {"modules_to_save": BOTH}, False),
     "tied-together": (True, None, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
     "adapted-output": (True, None, {"target_modules": ["q_proj", "lm_head"]}, False),
-    "adapted-both": (True, None, {"target_modules": ["q_proj", *BOTH]}, False),
     "adapted-together": (
         True,
         None,
@@ -39,7 +38,6 @@ CASES = {
     "grown": (False, (43, None), {}, False),
     "grown-tied": (True, (43, 8), {}, True),
     "grown-saved": (True, (43, 8), {"modules_to_save": BOTH}, False),
-    "rows": (False, None, {"trainable_token_indices": [3, 38]}, False),
     "rows-by-name": (False, None, {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [1, 2]}}, False),
     "rows-tied": (True, None, {"trainable_token_indices": [7]}, True),
     "rows-output": (True, None, {"trainable_token_indices": {"lm_head": [7]}}, False),
@@ -132,6 +130,60 @@ def test_both_ways(bases, tmp_path, name):
     assert gap(logits(again, tokens), expected) < 1e-5
     refitted, back = import_peft(tmp_path / "out", base)
     assert (refitted.config, back.changed) == (fitted.config, adapter.changed)
-    assert gap(ours(refitted, back, tokens), expected) < 1e-5
+    for path, leaf in flatten(adapter.variables).items():
+        np.testing.assert_allclose(flatten(back.variables)[path], leaf, rtol=1e-6, err_msg=path)
     single = json.loads((tmp_path / "out" / "adapter_config.json").read_text()).get("trainable_token_indices")
     assert bool(single) == ("trainable_token_indices" in options and not resize)
+
+
+# kind: (class, options), each with three more rows
+OTHERS = {
+    "GPT2": ("GPT2LMHeadModel", {"target_modules": ["c_attn"]}),
+    "Bert": (
+        "BertForSequenceClassification",
+        {"target_modules": ["query"], "task_type": "SEQ_CLS", "trainable_token_indices": [3, 41]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures(tmp_path, kind):
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    name, options = OTHERS[kind]
+    shape = SHAPE if kind == "Bert" else dict(n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    config = getattr(transformers, f"{kind}Config")(**{**shape, "vocab_size": ROWS, "initializer_range": 0.3})
+    getattr(transformers, name)(config).save_pretrained(tmp_path / "base")
+    base, tokens = load_base(BaseConfig(str(tmp_path / "base"))), np.array([[3, 7, 41, 0, 8, 42]], np.int32)
+
+    def grown():
+        model = getattr(transformers, name).from_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(43, mean_resizing=False)
+        return model
+
+    expected = logits(moved(grown(), options, tmp_path / "in"), tokens)
+    fitted, adapter = import_peft(tmp_path / "in", base)
+    assert gap(ours(fitted, adapter, tokens), expected) < 1e-5
+    export_peft(tmp_path / "out", adapter.plan, adapter.variables, fitted, adapter.changed, adapter.token_rows)
+    assert gap(logits(peft.PeftModel.from_pretrained(grown(), tmp_path / "out"), tokens), expected) < 1e-5
+
+
+def test_a_masked_lm_has_one_table(tmp_path):
+    """Its head is always tied here: what trains or grows one alone is refused."""
+    import transformers
+
+    transformers.BertForMaskedLM(transformers.BertConfig(**SHAPE, vocab_size=ROWS)).save_pretrained(tmp_path / "base")
+    base = load_base(BaseConfig(str(tmp_path / "base")))
+    model = transformers.BertForMaskedLM.from_pretrained(tmp_path / "base")
+    moved(model, {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]}, tmp_path / "one")
+    with pytest.raises(
+        UserError, match=r"trains the embedding or the output layer by itself, and this encoder has one"
+    ):
+        import_peft(tmp_path / "one", base)
+    model = transformers.BertForMaskedLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(43, mean_resizing=False)
+    moved(model, {"target_modules": ["query"]}, tmp_path / "grown")
+    with pytest.raises(UserError, match=r"has 43 token ids and this masked-lm base 40; merge it in PEFT first"):
+        import_peft(tmp_path / "grown", base)

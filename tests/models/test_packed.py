@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.cli import complete_file
+from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
+from experiments.session.trial_group import without_flash
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import random_params
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.models.attention import Window, attend, one_document
 from lowrank_jax.models.causal import positions_within
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
@@ -54,14 +60,6 @@ def batches(rng):
     return together | {"segments": segments}, {k: np.stack([f[k] for f in alone]) for k in alone[0]}, owner
 
 
-def token_losses(apply_fn, variables, batch):
-    """[B, T] -log p of each target, at its own place."""
-    given = {name: batch[name] for name in ("segments",) if name in batch}
-    logits = jax.nn.log_softmax(apply_fn(variables, batch["tokens"], **given))
-    losses = -jnp.take_along_axis(logits[:, :-1], jnp.asarray(batch["tokens"])[:, 1:, None], -1)[..., 0]
-    return jnp.pad(losses, ((0, 0), (1, 0))) * batch["weights"]
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_packed_document_is_read_as_if_it_stood_alone(name):
     shape = SHAPES[name]
@@ -78,22 +76,57 @@ def test_a_packed_document_is_read_as_if_it_stood_alone(name):
     objective = next_token_objective(apply_fn)
 
     @jax.jit
-    def both(trainable, batch):
-        def loss(trainable):
-            return objective(combine(trainable, frozen), batch, None)[0]
+    def both(trainable, batch, owner):
+        """(sum of losses of each document, gradient of their sum)."""
+        each = batch["weights"] * (owner == jnp.arange(len(LENGTHS))[:, None, None])
 
-        return token_losses(apply_fn, combine(trainable, frozen), batch), jax.grad(loss)(trainable)
+        def losses(trainable):
+            variables = combine(trainable, frozen)
+            return jax.vmap(lambda weights: objective(variables, {**batch, "weights": weights}, None)[0])(each)
 
-    losses, gradients = both(trainable, packed)
-    wanted, wanted_gradients = both(trainable, alone)
-    for document in range(len(LENGTHS)):
-        one, other = np.asarray(losses)[owner == document].sum(), np.asarray(wanted)[document].sum()
-        assert one == pytest.approx(other, rel=1e-6), document
+        found, pull = jax.vjp(losses, trainable)
+        return found, pull(jnp.ones_like(found))[0]
+
+    losses, gradients = both(trainable, packed, owner)
+    wanted, wanted_gradients = both(trainable, alone, np.arange(len(LENGTHS))[:, None])
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted_gradients), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
     # And the test could fail: joined, the documents see one another.
-    joined = both(trainable, packed | {"segments": np.ones_like(packed["segments"])})[0]
+    joined = both(trainable, packed | {"segments": np.ones_like(packed["segments"])}, owner)[0]
     assert np.abs(np.asarray(joined - losses)).max() > 1e-3
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("window", [None, Window(3)])
+def test_cudnn_with_documents_equals_xla(window):
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (2, 16, n, 64), jnp.bfloat16) for i, n in enumerate((4, 2, 2))
+    )
+    same = one_document(jnp.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16])).same
+
+    def gradients(kernel):
+        def loss(*x):
+            return jnp.square(attend(*x, same, causal=True, kernel=kernel, window=window).astype(jnp.float32)).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(query, key, value)
+
+    for one, two in zip(gradients("cudnn"), gradients("xla"), strict=True):
+        assert jnp.abs(one - two).max() < 0.03 * jnp.abs(two).max()
+
+
+def test_cudnn_where_packed_rows_do_not_suit_it(monkeypatch):
+    model, tokens = Llama(LLAMA, attention="cudnn"), jnp.ones((1, 5), jnp.int32)
+    with pytest.raises(UserError, match='"cudnn" needs rows of an even length to pack documents, not 5'):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, segments=tokens))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = unpack_run(to_plain(complete_file("configs/finetune.py:data=a.jsonl,packed")))
+    assert without_flash(config).base.attention == "xla"
+    asked = dataclasses.replace(config, base=dataclasses.replace(config.base, attention="cudnn"))
+    with pytest.raises(UserError, match='has no mask of packed documents for several trials; set it to "auto"'):
+        without_flash(asked)
+    plain = dataclasses.replace(config, task=dataclasses.replace(config.task, packed=False, documents="joined"))
+    assert without_flash(plain) is plain
 
 
 def test_positions_begin_again():

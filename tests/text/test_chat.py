@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.text.chat import ChatTemplate, encode_chat, encode_turns, end_ids, find_template, prompt_ids
+from lowrank_jax.text.chat import ChatTemplate, encode_turns, end_ids, find_template, prompt_ids
 from lowrank_jax.text.chat_formats import FORMATS
 from lowrank_jax.text.tokenizers import ByteTokenizer, SubwordTokenizer, load_tokenizer, save_tokenizer
 
@@ -65,7 +65,7 @@ def test_text_ids_and_targets_are_those_of_transformers(chatty, source):
     for add in (False, True):
         theirs = peer(tokenizer).apply_chat_template(CHAT[:4], add_generation_prompt=add, **options)
         assert template.render(CHAT[:4], add_generation_prompt=add) == theirs
-    ids, targets = encode_chat(tokenizer, template, CHAT)
+    ((ids, targets),) = encode_turns(tokenizer, template, CHAT)
     options |= {"tokenize": True, "return_dict": True}
     theirs = peer(tokenizer).apply_chat_template(CHAT, return_assistant_tokens_mask=source is MARKED, **options)
     assert ids == theirs["input_ids"]
@@ -89,7 +89,7 @@ def test_text_that_merges_over_the_border_of_a_turn(chatty):
     tokenizer = own(chatty, source)
     template = find_template(tokenizer)
     words = [{"role": message["role"], "content": "cafe the cat"} for message in CHAT]
-    ids, targets = encode_chat(tokenizer, template, words)
+    ((ids, targets),) = encode_turns(tokenizer, template, words)
     assert tokenizer.backend.encode(template.render(words)).ids != ids  # the whole has " cafe" over the border
     assert tokenizer.decode(ids) == template.render(words)
     for turn in (2, 4):
@@ -102,8 +102,6 @@ def test_a_template_that_forgets(chatty):
     tokenizer = own(chatty, FORGETFUL)
     template = find_template(tokenizer)
     talk = [{"role": "user", "content": "sat"}, {"role": "assistant", "content": "dead</think>beef"}] * 2
-    with pytest.raises(UserError, match="otherwise once a later one follows"):
-        encode_chat(tokenizer, template, talk)
     turns = encode_turns(tokenizer, template, talk)
     assert len(turns) == 2
     for (ids, targets), end in zip(turns, (2, 4), strict=True):
@@ -139,7 +137,7 @@ def test_faults_are_one_line(chatty):
 
 def test_bytes_take_the_marks_of_a_template():
     template = find_template(ByteTokenizer(), "zephyr")
-    ids, targets = encode_chat(ByteTokenizer(), template, CHAT)
+    ((ids, targets),) = encode_turns(ByteTokenizer(), template, CHAT)
     assert ids.count(257) == 5
     assert end_ids(ByteTokenizer(), template) == (257,)
     learned = [i for i, flag in zip(ids, targets, strict=True) if flag]

@@ -27,10 +27,11 @@ GGUF_NAMES = {  # ours, below "layers": llama.cpp's
     "mlp_post_norm": "post_ffw_norm",
 }
 ROPE_FREQS, GGUF_SHORT, GGUF_LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+# Tensors that are read with the config (`interop.gguf.config`), and not as weights.
 GGUF_IGNORED = {
     "llama": (re.escape(ROPE_FREQS),),
     "phi3": (re.escape(GGUF_SHORT), re.escape(GGUF_LONG)),
-}  # the config's
+}
 PARTS = {  # kernels that Phi-3's files join in one: our name of it -> (HF's name, our parts in order)
     "attention/qkv": ("self_attn.qkv_proj", ("attention/query", "attention/key", "attention/value")),
     "mlp/gate_up": ("mlp.gate_up_proj", ("mlp/gate", "mlp/up")),
@@ -110,7 +111,7 @@ def hf_table(config: LlamaConfig, base: str = "model.", head: str = HF_HEAD, joi
 def gguf_table(config: LlamaConfig) -> tuple[Row, ...]:
     """Key table of llama.cpp's architecture of the family.
 
-    Of Llama, q and k are stored permuted (`keymap.unpermute`). Norms that multiply by 1 + w are stored as that sum.
+    Llama's q and k are stored permuted (`keymap.unpermute`). Norms that multiply by 1 + w are stored as 1 + w.
     """
     permuted = {
         "attention/query": unpermute(config.num_attention_heads),

@@ -1,4 +1,4 @@
-"""GGUF metadata of the decoders that are read, as HF's config.json of the same model, and so as a LlamaConfig."""
+"""Turns the metadata of a GGUF file into HF's config.json of the same model, and that into a LlamaConfig."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.causal.names import GGUF_LONG, GGUF_SHORT, ROPE_FREQS
 from lowrank_jax.interop.fields import Notes, number
+from lowrank_jax.interop.gguf.fields import shortest
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.llama import config_from_hf
 from lowrank_jax.models.llama_config import LlamaConfig
@@ -77,7 +78,7 @@ def _shared(values: Values, reader: GGUFReader, keys: set[str]) -> dict[str, Any
 
 
 def _llama(values: Values, shared: Values, reader: GGUFReader) -> dict[str, Any]:
-    """Llama: rotary factors by dimension, as LLaMA 3's scaling where they are that."""
+    """Llama: rotary factors by dimension; where they are those of LLaMA 3's scaling, that scaling."""
     factors = _factors(reader, ROPE_FREQS)
     if not factors or set(factors) == {1.0}:
         return {}
@@ -91,7 +92,7 @@ def _llama(values: Values, shared: Values, reader: GGUFReader) -> dict[str, Any]
 
 
 def _llama3(factors: list[float], theta: float) -> dict[str, Any] | None:
-    """The scaling of LLaMA 3.1 to 3.3 whose factors these are; None where they are another's."""
+    """The scaling of LLaMA 3.1 to 3.3 that gives these factors; None where it gives others."""
     if not max(factors) >= 1:
         return None
     scaling = Llama3Scaling(factor=max(factors))
@@ -109,7 +110,7 @@ def _qwen(values: Values, shared: Values, reader: GGUFReader) -> dict[str, Any]:
 
 
 def _gemma(values: Values, shared: Values, reader: GGUFReader) -> dict[str, Any]:
-    """Gemma 2 and 3: windows by a pattern; scores by a scalar that llama.cpp takes from the largest model's depth."""
+    """Gemma 2 and 3: windows by a pattern; as in llama.cpp, the largest model has another scale of the scores."""
     where, three = reader.path, reader.metadata["general.architecture"] == "gemma3"
     largest = shared["num_hidden_layers"] == (62 if three else 46)  # 27B, of both
     width = shared["hidden_size"] // max(shared["num_attention_heads"], 1)
@@ -151,13 +152,13 @@ def _phi3(values: Values, shared: Values, reader: GGUFReader) -> dict[str, Any]:
 
 
 def _linear(values: Values, where: Any) -> dict[str, Any] | None:
-    """A linear scaling, as in llama.cpp: by the type, which is linear where it is not set, and the factor.
+    """A linear scaling, or None; as in llama.cpp, scaling is linear where no type is set, and none where factor is 1.
 
     Raises:
       UserError: another type.
     """
     kind = values.get("rope.scaling.type", "linear")
-    old = values.get("rope.scale_linear", 1.0)  # the factor's name once
+    old = values.get("rope.scale_linear", 1.0)  # an earlier name of the factor
     factor = _float({"rope.scaling.factor": values.get("rope.scaling.factor", old)}, "rope.scaling.factor", where)
     if kind == "none" or (kind in ("linear", "longrope") and factor in (0.0, 1.0)):
         return None
@@ -170,12 +171,12 @@ def _linear(values: Values, where: Any) -> dict[str, Any] | None:
 
 
 def _factors(reader: GGUFReader, key: str) -> list[float] | None:
-    """A tensor of factors of frequencies; None where the file has none."""
+    """A tensor of frequency factors as a list; None where the file has none."""
     if key not in reader.keys():  # noqa: SIM118 (no dictionary)
         return None
     if len(reader.shape(key)) != 1:
         raise UserError(f"{reader.path}: {key} has shape {list(reader.shape(key))}; download the file again")
-    return [_shortest(one) for one in reader.read(key).tolist()]
+    return [shortest(one) for one in reader.read(key).tolist()]
 
 
 def _whole(values: Values, name: str, where: Any, default: int | None = None) -> int:
@@ -183,15 +184,10 @@ def _whole(values: Values, name: str, where: Any, default: int | None = None) ->
 
 
 def _float(values: Values, name: str, where: Any, default: float | None = None) -> float:
-    return _shortest(number(values, name, float, where, default))
+    return shortest(number(values, name, float, where, default))
 
 
-def _shortest(value: float) -> float:
-    """GGUF stores float32: 9.99999974e-06 is meant as 1e-05."""
-    return float(str(np.float32(value)))
-
-
-# llama.cpp's architecture -> HF's model_type, and the reader of what is the family's own.
+# llama.cpp's architecture -> HF's model_type, and the function that reads the fields that only this family has.
 READ: dict[str, tuple[str, Callable[[Values, Values, GGUFReader], dict[str, Any]]]] = {
     "llama": ("llama", _llama),
     "qwen2": ("qwen2", _qwen),

@@ -1,6 +1,8 @@
-"""Metadata of a GGUF file, checked for their types; errors name the file and the key."""
+"""Reads values of a GGUF file's metadata and checks their types; errors name the file and the key."""
 
 from typing import Any
+
+import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.gguf.file import GGUFReader
@@ -10,29 +12,29 @@ REMEDY = "download the file again, or convert the model again"
 
 
 def text(reader: GGUFReader, key: str) -> str | None:
-    """A string; None where the file has none.
+    """The string at a key; None where the file has none.
 
     Raises:
-      UserError: it is no string.
+      UserError: another type of value.
     """
     return _of(reader, key, str, "a string")
 
 
 def flag(reader: GGUFReader, key: str, default: bool) -> bool:
-    """A bool.
+    """The bool at a key, or the default where the file has none.
 
     Raises:
-      UserError: it is none.
+      UserError: another type of value.
     """
     found = _of(reader, key, bool, "true or false")
     return default if found is None else found
 
 
 def texts(reader: GGUFReader, key: str) -> list[str] | None:
-    """A list of strings; None where the file has none.
+    """The list of strings at a key; None where the file has none.
 
     Raises:
-      UserError: it is no such list.
+      UserError: another type of value.
     """
     found = _of(reader, key, list, "a list of strings")
     if found and not isinstance(found[0], str):  # all have one type
@@ -41,10 +43,15 @@ def texts(reader: GGUFReader, key: str) -> list[str] | None:
 
 
 def special_id(reader: GGUFReader, part: str, count: int) -> int | None:
-    """tokenizer.ggml.PART_token_id; None where the file has none.
+    """The id tokenizer.ggml.PART_token_id; None where the file has none.
+
+    Args:
+      reader: an open file.
+      part: "bos", "eos" and so on.
+      count: how many tokens there are.
 
     Raises:
-      UserError: it is no id of `count` tokens.
+      UserError: it is no id below `count`.
     """
     key = f"tokenizer.ggml.{part}_token_id"
     found = reader.metadata.get(key)
@@ -53,6 +60,11 @@ def special_id(reader: GGUFReader, part: str, count: int) -> int | None:
     if found is not None and (type(found) is not int or not 0 <= found < count):
         raise UserError(f"{reader.path}: {key} is {str(found)[:40]!r}, no id of its {count} tokens; {REMEDY}")
     return found
+
+
+def shortest(value: float) -> float:
+    """The shortest number that float32 stores as `value`: 9.99999974e-06 was written as 1e-05."""
+    return float(str(np.float32(value)))
 
 
 def _of(reader: GGUFReader, key: str, kind: type, wanted: str) -> Any:

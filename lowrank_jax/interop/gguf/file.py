@@ -16,7 +16,7 @@ SPLIT = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf") 
 
 
 class GGUFReader:
-    """A GGUF file, memory-mapped; of a split one, any part stands for all, and the metadata are the first part's.
+    """A memory-mapped GGUF file; any part of a split one opens all parts, and the metadata are those of the first.
 
     For a part of a tensor, whole rows are dequantised: a row's blocks are contiguous.
 
@@ -73,7 +73,7 @@ class GGUFReader:
         return values
 
     def _check_split(self) -> None:
-        """Compares the parts with what they say of themselves.
+        """Compares the parts' names and tensors with the number and counts in their metadata.
 
         Raises:
           UserError: a part was renamed, or belongs to another file.
@@ -95,7 +95,7 @@ class GGUFReader:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a GGUF checkpoint of which one is named, in order.
+    """All files of the GGUF checkpoint that a file belongs to, in order.
 
     Raises:
       UserError: a part is missing, or the name counts none or fewer than its own number.
@@ -114,7 +114,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def whole(files: list[Path]) -> list[Path]:
-    """The .gguf files of a folder, of each split one the first part that is there."""
+    """Of a folder's .gguf files one for each checkpoint: of a split one the first part that is there."""
     names: dict[tuple[str, str] | str, Path] = {}
     for file in files:
         found = SPLIT.fullmatch(file.name)

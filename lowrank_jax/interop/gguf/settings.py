@@ -1,13 +1,11 @@
-"""What a GGUF file says of its tokenizer's use, as the fields of transformers' files: marks, templates, sampling."""
+"""Turns the metadata of a GGUF file into the fields of transformers' files: special ids, templates, sampling."""
 
 import copy
 import math
 from typing import Any
 
-import numpy as np
-
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.interop.gguf.fields import REMEDY, flag, special_id, text, texts
+from lowrank_jax.interop.gguf.fields import REMEDY, flag, shortest, special_id, text, texts
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.gguf.splits import WHOLE_FIRST
 from lowrank_jax.text.tokenizers import SubwordTokenizer
@@ -23,19 +21,19 @@ SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": 
 
 
 def adds(reader: GGUFReader, name: str) -> bool:
-    """Whether the file's tokenizer puts its "bos" or "eos" around a text; where the file does not say, as llama.cpp."""
+    """Whether the file's tokenizer adds its "bos" or "eos" to a text; by default as llama.cpp does for its kind."""
     kind, pre = text(reader, "tokenizer.ggml.model"), text(reader, "tokenizer.ggml.pre")
     default = name == "bos" and (kind == PIECES or pre in WHOLE_FIRST)
     return flag(reader, f"tokenizer.ggml.add_{name}_token", default)
 
 
 def chat_template(reader: GGUFReader) -> str | None:
-    """The chat template, of several the default one."""
+    """The chat template; where there are several, the default one."""
     return text(reader, "tokenizer.chat_template")
 
 
 def gguf_framed(tokenizer: SubwordTokenizer, reader: GGUFReader) -> SubwordTokenizer:
-    """The tokenizer with the file's marks around a text, for programs that follow tokenizer.json alone."""
+    """The tokenizer that adds BOS and EOS to a text as the file says, for programs that read only tokenizer.json."""
     from tokenizers import processors
 
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
@@ -89,13 +87,12 @@ def gguf_generation(reader: GGUFReader) -> dict[str, Any]:
             raise UserError(
                 f"{reader.path}: general.sampling.{SAMPLING[name]} must be a number, not {str(value)[:40]!r}; {REMEDY}"
             )
-    shortest = lambda value: float(str(np.float32(value)))  # noqa: E731  0.7 is stored as 0.69999999
     sampling = {name: int(value) if name == "top_k" else shortest(value) for name, value in found.items() if value}
     return gguf_config(reader) | ({"do_sample": True, **sampling} if sampling else {})
 
 
 def _templates(reader: GGUFReader) -> str | list[dict[str, str]] | None:
-    """One chat template, or those of every name, as tokenizer_config.json has them."""
+    """The chat template, or all of them by name, in tokenizer_config.json's form."""
     default, names = chat_template(reader), texts(reader, "tokenizer.chat_templates") or []
     named = {name: text(reader, f"tokenizer.chat_template.{name}") for name in names}
     if not named:
@@ -105,6 +102,6 @@ def _templates(reader: GGUFReader) -> str | list[dict[str, str]] | None:
 
 
 def _ids(reader: GGUFReader) -> int:
-    """How many ids there are: of tokens, or without these of the embedding's rows."""
+    """How many ids there are: tokens, or rows of the embedding in a file without tokens."""
     tokens, table = texts(reader, "tokenizer.ggml.tokens"), "token_embd.weight"
     return len(tokens or ()) or (reader.shape(table)[0] if table in reader.keys() else 0)  # noqa: SIM118 (no dictionary)

@@ -1,4 +1,4 @@
-"""How byte-level BPE divides a text before its merges: the patterns behind each name of `tokenizer.ggml.pre`.
+"""The patterns by which byte-level BPE splits a text before it merges, for each name of `tokenizer.ggml.pre`.
 
 The names are llama.cpp's, the patterns those of the models' own tokenizer.json.
 """
@@ -21,7 +21,7 @@ _BEFORE = r"[^\r\n\p{L}\p{N}]?"
 _TEKKEN = rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHES}"
 _GPT4O = rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENGLISH}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENGLISH}?|\p{{N}}{{1,3}}|{_SLASHES}"
 _SEED_CODER = rf"{_ENGLISH}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Letters with two cases, as code points: written as such, some become others in editors that compose characters.
+# Letters with two cases, as code points: editors that normalise Unicode would change some of the letters themselves.
 _CASED = (
     "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1 "
     "3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B 1D6B-1D77 "
@@ -45,7 +45,7 @@ _DEEPSEEK3 = (
 _FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
-# Each pattern divides the pieces that the one before it left.
+# (patterns, their names); each pattern splits the pieces that the one before it has made.
 _GROUPS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((GPT2,), "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum"),
     ((r"\p{N}", GPT2), "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
@@ -62,14 +62,14 @@ _GROUPS: tuple[tuple[tuple[str, ...], str], ...] = (
     (_DEFAULT, "default"),
 )
 SPLITS = {name: patterns for patterns, names in _GROUPS for name in names.split()}
-# A piece that is a token is taken whole, whatever the merges say; and a text begins with BOS unless the file says not.
+# Names for which a piece that is a token is not split, whatever the merges say, and a text begins with BOS by default.
 WHOLE_FIRST = frozenset(
     {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
 )
 
 
 def pre_tokenizer(name: str) -> Any:
-    """The steps before the merges, of a name in SPLITS."""
+    """The `tokenizers` pre-tokenizer of a name in SPLITS."""
     from tokenizers import Regex, pre_tokenizers
 
     steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS[name]]

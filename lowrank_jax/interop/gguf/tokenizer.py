@@ -1,10 +1,10 @@
-"""The tokenizer in the metadata of a GGUF file, rebuilt: byte-level BPE, or sentencepiece's BPE with its scores."""
+"""Rebuilds the tokenizer in a GGUF file's metadata: byte-level BPE, or sentencepiece's BPE from its scores."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.interop.gguf.fields import flag, special_id, text, texts
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.gguf.settings import BYTE_LEVEL, PIECES, chat_template
@@ -13,7 +13,7 @@ from lowrank_jax.text.tokenizers import SubwordTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # llama.cpp's token types
 SPACE = "\u2581"  # sentencepiece's
-LONGEST = 512  # characters of a piece that is merged: its halves are tried at every place
+LONGEST = 512  # most characters of a piece: every way of cutting it in two is tried
 REMEDY = "put the base's tokenizer.json next to the file"
 
 
@@ -38,7 +38,7 @@ def gguf_tokenizer(reader: GGUFReader, name: str) -> SubwordTokenizer:
         raise UserError(f"{reader.path} has no tokenizer tokens; {REMEDY}")
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]  # as in llama.cpp
     unprefixed = kind == PIECES and not flag(reader, "tokenizer.ggml.add_space_prefix", True)
-    if unprefixed:  # llama.cpp's converter spells runs of spaces as such, sentencepiece as it spells every space
+    if unprefixed:  # llama.cpp's converter writes runs of spaces as spaces, and sentencepiece as SPACE
         tokens = _respelled(tokens)
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
@@ -67,16 +67,16 @@ def _byte_level(reader: GGUFReader, vocab: dict[str, int], types: Sequence[Any])
     try:
         backend = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in WHOLE_FIRST))
     except Exception as error:  # the library raises plain Exception, e.g. for a merge of unknown tokens
-        raise UserError(f"{reader.path}: its tokenizer is inconsistent ({_one_line(error)}); {REMEDY}") from None
+        raise UserError(f"{reader.path}: its tokenizer is inconsistent ({one_line(error)}); {REMEDY}") from None
     backend.pre_tokenizer = pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
 def _pieces(reader: GGUFReader, vocab: dict[str, int], types: Sequence[Any]) -> Any:
-    """Sentencepiece's BPE: neighbours are joined into the piece of the highest score; unknown characters as bytes.
+    """Sentencepiece's BPE: neighbours are joined into the piece of the highest score; unknown characters become bytes.
 
-    A text begins with a space unless the file says not; so does, as in llama.cpp, a text after a marked token.
+    A text begins with a space unless the file says otherwise; as in llama.cpp, so does the text after a special token.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -114,16 +114,16 @@ def _merges(pieces: dict[str, int], scores: Sequence[float]) -> list[tuple[str, 
 
 
 def _respelled(tokens: list[str]) -> list[str]:
-    """The tokens with sentencepiece's spaces, but for those that would then be there twice."""
+    """The tokens with SPACE instead of spaces, except those that would then be there twice."""
     held = set(tokens)
     return [new if " " in token and (new := token.replace(" ", SPACE)) not in held else token for token in tokens]
 
 
 def _add_marked(backend: Any, tokens: Sequence[str], types: Sequence[Any], spelled: bool) -> None:
-    """Tokens that are found in a text before it is divided: control tokens, and those that the makers defined.
+    """Adds the tokens that are found in a text before it is split: control tokens, and user-defined ones.
 
     Args:
-      spelled: the latter are looked for where spaces are spelled as sentencepiece does.
+      spelled: user-defined tokens are looked for after spaces have become SPACE.
     """
     from tokenizers import AddedToken
 
@@ -139,7 +139,3 @@ def _per_token(reader: GGUFReader, field: str, name: str, count: int) -> list[An
         held = len(found) if isinstance(found, list) else "no list of"
         raise UserError(f"{reader.path}: {held} {name} for {count} tokens; {REMEDY}")
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

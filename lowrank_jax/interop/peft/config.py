@@ -12,19 +12,12 @@ from lowrank_jax.core.ranges import MOST
 from lowrank_jax.interop.keymap import LAYER, Row
 
 CONFIG, WEIGHTS, TORCH_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# The fork's mora_type -> our compression.
-MORA_SCHEMES: dict[int, Literal["type1", "type2", "type3", "type4", "type6"]] = {
-    1: "type1",
-    2: "type2",
-    3: "type3",
-    4: "type4",
-    6: "type6",
-}
-STARTS: dict[str, Literal["pissa", "olora"]] = {
-    "pissa": "pissa",
-    "olora": "olora",
-}  # that change the base on loading and can be made again
-PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # starts that leave it as it is
+Scheme = Literal["type1", "type2", "type3", "type4", "type6"]
+# The MoRA fork's mora_type -> our name of the compression.
+MORA_SCHEMES: dict[int, Scheme] = {1: "type1", 2: "type2", 3: "type3", 4: "type4", 6: "type6"}
+# Values of init_lora_weights that change the base when the adapter is loaded, and that can be computed again here.
+STARTS: dict[str, Literal["pissa", "olora"]] = {"pissa": "pissa", "olora": "olora"}
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva", True, False, None)  # those that leave the base as it is
 MODULE_TEMPLATE = r"(.*\.)?({})$"  # as PEFT matches a pattern of ranks or alphas
 LAYERS_TEMPLATE = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
@@ -86,7 +79,7 @@ def hf_modules(rows: Sequence[Row], layers: int, tables: bool = False) -> dict[s
 
 
 def task_of(rows: Sequence[Row]) -> tuple[str | None, str | None]:
-    """(task_type, transformers' class where the task names none in PEFT) of an architecture, from its key table."""
+    """(PEFT's task_type, transformers' class where that is None) of an architecture, from its key table."""
     sources = [row.source for row in rows]
     kind = next((name for prefix, name in ENCODERS.items() if any(s.startswith(prefix) for s in sources)), "")
     if any(source.startswith(CLASSIFIER) for source in sources):
@@ -147,18 +140,19 @@ class PeftConfig:
 
     @property
     def all_linear(self) -> bool:
-        """Whether the file leaves the modules to PEFT's shorthand for every linear module but the output layer."""
+        """Whether target_modules is PEFT's shorthand for every linear module but the output layer."""
         return isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR
 
     def saves(self, name: str) -> bool:
-        """Whether the module of this name, or one that contains it, is saved whole: "norm" is any name's last letters.
+        """Whether the module of this name, or one that contains it, is saved whole.
 
-        PEFT takes the end of a name here, whereas it takes whole parts for what it adapts.
+        PEFT compares the last letters of a name here ("norm" is also "final_norm"), and whole parts of a name where it
+        says what is adapted.
         """
         return any(path.endswith(m) for path in _paths(name) for m in self.modules_to_save)
 
     def rows_of(self, name: str, first: bool) -> tuple[int, ...] | None:
-        """The rows of the table of this name that are trained by themselves; None where that is not done.
+        """The only rows of the table of this name that are trained; None where no rows are named.
 
         Args:
           first: it is the input embedding.
@@ -275,7 +269,7 @@ def short_names(adapted: Sequence[str], known: Iterable[str]) -> list[str]:
     """target_modules for these modules: their last names if those select no other module; full names otherwise."""
     ends = sorted({name.rpartition(".")[2] for name in adapted})
     selected = {name for name in known if _ends(tuple(ends), name)}
-    # modules outside the table may end in "dense" too (poolers, heads)
+    # Modules outside the table may be called "dense" too (poolers, heads).
     return ends if selected == set(adapted) and "dense" not in ends else sorted(adapted)
 
 

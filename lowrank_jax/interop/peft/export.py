@@ -65,7 +65,7 @@ def save_peft(
       fingerprint: of the base; kept in the weights' header, where `load_peft` reads it.
       trained: paths below "params" that were trained too; they are written as biases or as whole modules.
       revision: of the base on the Hub.
-      token_rows: {path of a table: its rows that were trained, and no others}; PEFT's trainable_token_indices.
+      token_rows: {path of a table of which only some rows were trained: those rows}, PEFT's trainable_token_indices.
 
     Raises:
       UserError: PEFT cannot express the adapter, or the folder cannot be written.
@@ -73,24 +73,9 @@ def save_peft(
     if not plan.sites:
         raise UserError(f"there is no adapter to write to {folder}")
     config = _config_of(plan)
-    if config.init == "loftq":
-        raise UserError(
-            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot compute again; export the merged model"
-        )
     flat = flatten({name: variables[name] for name in ("params", "adapters", "scales")})
     modules = hf_modules(rows, layers, tables=True)
-    homeless = {s.path for s in plan.sites} - {part for module in modules.values() for part in module.parts}
-    if homeless:
-        raise UserError(
-            f"the Hugging Face model has no module for {sorted(homeless)}; leave them out of adapter.targets"
-        )
-    tensors, ranks, scales = {}, {}, {}
-    for name, module in modules.items():
-        found = _module(plan, config, flat, module)
-        if found is None:
-            continue
-        leaf, scales[name], ranks[name] = found
-        tensors |= {f"{PREFIX}{name}.{key}": np.ascontiguousarray(value) for key, value in leaf.items()}
+    tensors, ranks, scales = _adapters(plan, config, flat, modules)
     if not tensors:
         raise UserError(f"every layer's adapter is switched off, so there is none to write to {folder}")
     task, hf_class = task_of(rows)
@@ -114,14 +99,41 @@ def _config_of(plan: Plan) -> AdapterConfig:
     """The plan's configuration for PEFT: several may differ only in sites, ranks and alphas.
 
     Raises:
-      UserError: a family that PEFT lacks, or several, of which a folder can have only one.
+      UserError: a family that PEFT lacks, several, of which a folder can have only one, or a LoftQ adapter.
     """
     if strange := sorted({site.family.name for site in plan.sites if not site.family.merges}):
         raise UserError(f"PEFT's LoRA has no {' and '.join(strange)}; keep that adapter in our own format")
     same = {"rank": 1, "alpha": 1.0, "targets": (), "exclude": (), "rank_pattern": (), "alpha_pattern": ()}
     if len({dataclasses.replace(config, **same) for config in plan.configs}) != 1:
         raise UserError(f"a PEFT folder has one method, not {plan.methods}; export the merged model")
+    if plan.configs[0].init == "loftq":
+        raise UserError(
+            "a LoftQ adapter belongs to a 4-bit residual that PEFT cannot compute again; export the merged model"
+        )
     return plan.configs[0]
+
+
+def _adapters(
+    plan: Plan, config: AdapterConfig, flat: Mapping[str, Any], modules: Mapping[str, HFModule]
+) -> tuple[Leaf, dict[str, int], dict[str, float]]:
+    """(tensors by PEFT's keys, ranks and scales by module) of the modules that have an adapter.
+
+    Raises:
+      UserError: a site has no module in the Hugging Face model.
+    """
+    homeless = {s.path for s in plan.sites} - {part for module in modules.values() for part in module.parts}
+    if homeless:
+        raise UserError(
+            f"the Hugging Face model has no module for {sorted(homeless)}; leave them out of adapter.targets"
+        )
+    tensors, ranks, scales = {}, {}, {}
+    for name, module in modules.items():
+        found = _module(plan, config, flat, module)
+        if found is None:
+            continue
+        leaf, scales[name], ranks[name] = found
+        tensors |= {f"{PREFIX}{name}.{key}": np.ascontiguousarray(value) for key, value in leaf.items()}
+    return tensors, ranks, scales
 
 
 def _module(

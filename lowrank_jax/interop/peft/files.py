@@ -1,4 +1,4 @@
-"""Opens a PEFT folder: its config, its weights in either format, and the record that is written here beside them."""
+"""Opens a PEFT folder: its config, its weights in either format, and the record that our exports keep in them."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from lowrank_jax.core.json_text import NotJson, parse
 from lowrank_jax.interop.peft.config import CONFIG, TORCH_WEIGHTS, WEIGHTS, PeftConfig, parse_config
 from lowrank_jax.interop.readers import Reader, SafetensorsReader, TorchReader, read_json
 
-METADATA = "lowrank_jax"  # written to the safetensors header: fingerprint of the base, scale of every module
+METADATA = "lowrank_jax"  # our key in the safetensors header: fingerprint of the base, scale of every module
 SHOWN = 4  # names in one error
 
 
@@ -21,10 +21,10 @@ class PeftFiles:
     """An open folder.
 
     Attributes:
-      folder: the one that has the adapter, which may lie in the one that was named.
+      folder: the one that has the adapter; it may be a folder in the one that was given.
       config: its adapter_config.json.
       reader: its weights; only names and shapes were read.
-      note: what was written here beside the weights: {"fingerprint", "scales"}; empty of PEFT's own files.
+      note: the record of our exports, {"fingerprint", "scales"}; empty where PEFT wrote the files.
     """
 
     folder: Path
@@ -34,13 +34,13 @@ class PeftFiles:
 
 
 def find_peft(folder: str | os.PathLike) -> Path | None:
-    """The folder with PEFT's files: this one, or the only one in it, as PEFT writes an adapter with a name.
+    """The folder with PEFT's files: this one, or the only one in it (PEFT writes a named adapter into one of its own).
 
     Returns:
       None where there is none.
 
     Raises:
-      UserError: several adapters, of which none is unnamed.
+      UserError: it has several folders with adapters.
     """
     folder = Path(folder)
     if kind_of(folder / CONFIG) is not None:
@@ -54,10 +54,10 @@ def find_peft(folder: str | os.PathLike) -> Path | None:
 
 
 def open_peft(folder: str | os.PathLike) -> PeftFiles:
-    """Opens the adapter in a folder, or the only named one in a folder of it.
+    """Opens the adapter in a folder, or the only named one in it.
 
     Raises:
-      UserError: one line: no adapter, several, a config that is not read here, damaged weights.
+      UserError: no adapter, several, a config that is not read here, or damaged weights.
     """
     found = find_peft(folder) or Path(folder)
     kinds = {name: kind_of(found / name) for name in (WEIGHTS, TORCH_WEIGHTS)}

@@ -1,10 +1,11 @@
-"""PEFT adapter folders both ways: LoRA, rsLoRA, DoRA and the MoRA fork's, on any architecture with a key table.
+"""Reads PEFT adapter folders: LoRA, rsLoRA, DoRA and the MoRA fork's, for any architecture with a key table.
 
 PEFT keeps one A [r, d_in] and one B [d_out, r] a module; ours are stacked over layers, [L, d_in, R] and [L, R, d_out],
 with one scale a layer; an embedding's are A [rows, r] and B [r, d]. A layer of a smaller rank is padded with zeros up
 to the largest, R, and a layer without an adapter is zero with scale 0: both compute exactly what PEFT does, get no
 gradient, and are left out again on saving. (But a left-out layer of DoRA has its kernel's norms as magnitudes, which
-further training would change.) GPT-2's fused c_attn is query, key and value with one A. `interop.peft.export` writes.
+further training would change.) GPT-2's fused c_attn is query, key and value with one A. `interop.peft.export` is the
+way back.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ class PeftAdapter:
       params: the base's params with the adapter's changes: trained biases, modules saved whole, and the residual
         kernels of PiSSA and OLoRA. Other leaves are the same arrays.
       changed: paths of those leaves.
-      token_rows: {path of a changed table: the rows that were trained by themselves}.
+      token_rows: {path of a changed table: its rows that were trained alone}, PEFT's trainable_token_indices.
       notes: the lines printed at loading, see `peft.notes`.
     """
 
@@ -144,7 +145,7 @@ def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fin
 
 
 def is_adapted(files: PeftFiles, rows: Sequence[Row], module: HFModule) -> bool:
-    """Whether the folder has an adapter on a module: one that it names, or an output layer that follows its table."""
+    """Whether the folder has an adapter on a module: by name, or on an output layer that follows its embedding."""
     config = files.config
     if module.name == HEAD and config.ensure_weight_tying and config.adapts(table_name(rows)):
         return f"{PREFIX}{HEAD}.lora_A.weight" in set(files.reader.keys())
@@ -152,7 +153,7 @@ def is_adapted(files: PeftFiles, rows: Sequence[Row], module: HFModule) -> bool:
 
 
 def _replace_rows(flat: dict[str, Any], files: PeftFiles, tokens: Mapping[str, tuple[str, tuple[int, ...]]]) -> list:
-    """Replaces single rows of tables; returns the tables' paths.
+    """Replaces the rows of tables that were trained alone; returns the tables' paths.
 
     Raises:
       UserError: an id that the table does not have.

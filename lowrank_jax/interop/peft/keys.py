@@ -1,4 +1,4 @@
-"""The keys of a PEFT file: which one holds what, in whose spelling, and that none is left over or missing."""
+"""Finds what each key of a PEFT file holds, and checks that none is left over or missing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,24 +14,24 @@ from lowrank_jax.interop.readers import Reader, Tensors
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
-TABLE = "lora_embedding_"  # and A [r, rows] or B [d, r], without ".weight"
-DELTA = "token_adapter.trainable_tokens_delta"  # rows of a table that were trained by themselves: their new values
-# Where a whole table may be: plain, below its LoRA, below the rows that were trained by themselves.
+TABLE = "lora_embedding_"  # followed by A [r, rows] or B [d, r], without ".weight"
+DELTA = "token_adapter.trainable_tokens_delta"  # the new values of a table's rows that were trained alone
+# Where a whole table may be: plain, below its LoRA, or below the rows that were trained alone.
 WHOLE = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
 MODELS = ("model.", "transformer.", "bert.", "roberta.", "deberta.")  # what a class with a head puts before its model
 EMBEDDINGS = ("embed/embedding", "embed/word/embedding")  # ours, of token ids
 GROWN = (
-    "a vocabulary that grew without its table; save the adapter again with save_embedding_layers=True, or give a base "
-    "whose embedding was resized"
+    "the vocabulary has grown without its embedding; save the adapter again with save_embedding_layers=True, or give a "
+    "base whose embedding was resized"
 )
 SAVED, ORIGINAL = "modules_to_save", "original_module"
 
 
 def spelled(rows: Sequence[Row], reader: Reader, bare: bool) -> tuple[Row, ...]:
-    """The key table in the spelling of the file: with the model's prefix, or without it.
+    """The key table with the names as the file has them: with the model's prefix, or without it.
 
-    An adapter that was trained on transformers' AutoModel has no prefix; one that was trained on a class with a head
-    has one, also where the base at hand is the model alone.
+    An adapter that was trained on transformers' AutoModel has no prefix. One that was trained on a class with a head
+    has a prefix, even if the base at hand is the model without a head.
 
     Args:
       bare: the base is a model without a head, so its own table has no prefix.
@@ -85,7 +85,7 @@ def saved_keys(files: PeftFiles, rows: Sequence[Row], layers: int, adapted: set[
     """{key of the base's tensor: key in the file} of trained biases and of modules and tables saved whole.
 
     Raises:
-      UserError: a trained embedding is the output layer too, and the file does not have it so.
+      UserError: a trained embedding is the base's output layer too, and the file has no output layer.
     """
     config, reader = files.config, files.reader
     held, saved, targets = set(reader.keys()), {}, {row.target for row in rows}
@@ -110,7 +110,7 @@ def saved_keys(files: PeftFiles, rows: Sequence[Row], layers: int, adapted: set[
 
 
 def token_keys(files: PeftFiles, rows: Sequence[Row]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{path of our table: (key of its rows' new values, their ids)} of tables whose rows were trained by themselves."""
+    """{path of our table: (key of the rows' new values, their ids)} of tables of which single rows were trained."""
     first = table_name(rows)
     found = {}
     for row in rows:
@@ -126,7 +126,11 @@ def token_keys(files: PeftFiles, rows: Sequence[Row]) -> dict[str, tuple[str, tu
 def check_keys(
     files: PeftFiles, rows: Sequence[Row], adapted: Sequence[HFModule], shapes, saved: dict[str, str]
 ) -> None:
-    """Checks that every key is consumed, none missing, and every shape that of the config and the base."""
+    """Checks that every key is used, none is missing, and all shapes are those of the config and the base.
+
+    Raises:
+      UserError: names the keys that do not fit.
+    """
     config, reader = files.config, files.reader
     wanted: dict[str, tuple[int, ...] | None] = dict.fromkeys(saved.values())
     for module in adapted:
@@ -151,7 +155,7 @@ def check_keys(
 
 
 def _copies(config: PeftConfig, reader: Reader, saved: dict[str, str]) -> set[str]:
-    """Keys of copies: of a saved module, PEFT writes its biases (bias="all") or its resized table again, twice.
+    """Keys of copies: PEFT writes a saved module's biases (bias="all") or its resized table two more times.
 
     Raises:
       UserError: the copy in the trained module differs from what is read.

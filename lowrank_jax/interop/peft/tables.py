@@ -1,4 +1,4 @@
-"""What a PEFT folder makes of the embedding and the output layer: their number of rows, and whether they are one."""
+"""Finds how many rows a PEFT folder's embedding and output layer have, and whether the two are still equal."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,42 +24,63 @@ from lowrank_jax.interop.peft.keys import (
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """How the base's tables have to be before the folder fits.
+    """What the base's embedding and output layer must be for the folder to fit.
 
     Attributes:
       rows: of the embedding, and of the output layer.
-      untied: the base reads its embedding as output layer, and the folder treats the two differently.
+      untied: the base's embedding is its output layer too, and in the folder the two differ.
     """
 
     rows: int
     untied: bool
 
 
-def tables_of(files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool) -> Tables | None:
-    """What the folder needs of the base's tables; None of a base without an embedding of tokens.
+def tables_of(
+    files: PeftFiles, flat: Mapping[str, Any], rows: Sequence[Row], tied: bool, decoder: bool
+) -> Tables | None:
+    """What the folder needs of the base's tables; None for a base without an embedding of tokens.
 
     Args:
       files: the open folder.
       flat: the base's params by path.
       rows: its key table in the folder's spelling.
       tied: the base has no output layer of its own.
+      decoder: the base is a decoder, whose output layer is called lm_head.
 
     Raises:
-      UserError: a vocabulary that grew without its table, or tables of different lengths.
+      UserError: a vocabulary that has grown without its embedding, or tables of different lengths.
     """
     path, name = next((path for path in EMBEDDINGS if path in flat), None), table_name(rows)
     if path is None:
         return None
-    has_head = "head/kernel" in flat and any(row.source == f"{HEAD}.weight" for row in rows)
-    own = flat[path].shape[0]
+    own, width = flat[path].shape
+    _check_shapes(files, name, width)
     lengths = {name: _length(files, name, own)}
-    if tied or has_head:
+    if decoder:
         lengths[HEAD] = _length(files, HEAD, own)
     _check_ids(files, name, lengths)
     if len(set(lengths.values())) > 1:
         said = " and ".join(f"{module} with {length} rows" for module, length in lengths.items())
         raise UserError(f"{files.reader.path} makes {said} of this base of {own}: {GROWN}")
     return Tables(lengths[name], tied and _differ(files, name, flat[path]))
+
+
+def _check_shapes(files: PeftFiles, name: str, width: int) -> None:
+    """Refuses tables that are not as wide as the base's, and rows of them that are more or fewer than their ids."""
+    for module in (name, HEAD):
+        ids = files.config.rows_of(module, module == name)
+        wanted = {whole_key(files.reader, module): None, f"{PREFIX}{module}.{DELTA}": ids and len(ids)}
+        wanted |= {f"{PREFIX}{module}.{leaf}": None for leaf in (f"{TABLE}A", "lora_B.weight")}
+        for key, rows in wanted.items():
+            if key is None or key not in set(files.reader.keys()):
+                continue
+            shape = files.reader.shape(key)
+            wide = len(shape) == 2 and ("lora" in key or shape[1] == width)
+            if not wide or (rows and shape[0] != rows):
+                raise UserError(
+                    f"{files.reader.path}: {key} is {list(shape)}, and not [{rows or 'rows'}, {width}] as this base "
+                    "has it; save the adapter again"
+                )
 
 
 def _length(files: PeftFiles, module: str, own: int) -> int:
@@ -69,7 +90,7 @@ def _length(files: PeftFiles, module: str, own: int) -> int:
 
 
 def _check_ids(files: PeftFiles, name: str, lengths: Mapping[str, int]) -> None:
-    """Refuses rows of an adapter that are past the tables' ends."""
+    """Refuses ids of an adapter that its tables do not have."""
     held = set(files.reader.keys())
     needed = {}
     for module, length in lengths.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, one_line
 from lowrank_jax.data.builders.glue.folder import GlueRows
 from lowrank_jax.data.builders.glue.specs import GLUE
 from lowrank_jax.data.builders.lock import folder_lock
@@ -41,7 +41,7 @@ def read_tfds(task: str, split: str) -> GlueRows:
     except UserError:
         raise
     except Exception as error:  # TFDS, etils and array_record each raise exceptions of different classes
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"TFDS cannot give glue/{task} from {folder} ({text}); {REMEDY.format(task=task)}") from error
     labels = np.array([row["label"] for row in rows], np.int32 if spec.labels else np.float32)
     return GlueRows(texts[0], texts[1] if len(texts) == 2 else None, labels, f"{folder} {split}")

@@ -1,0 +1,84 @@
+"""The table of decoding speed: milliseconds a token for each way of reading the weights, and for transformers."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.records.text_table import number
+from experiments.tables.table import Table, no_figures
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import read_bytes
+from lowrank_jax.core.json_text import NotJson, parse
+
+figures = no_figures
+FILE = "speed/decoding.jsonl"  # below a folder of results
+# of `experiments.decode`: field -> types
+FIELDS = {
+    **dict.fromkeys(("shape", "weights"), str),
+    **dict.fromkeys(("batch", "prompt", "new", "rank"), int),
+    **dict.fromkeys(("ms", "first_ms", "compile_seconds"), (int, float)),
+    **dict.fromkeys(("hardware", "versions"), dict),
+}
+
+
+def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Reads the records of `experiments.decode`.
+
+    Args:
+      places: files of records, and folders that have FILE.
+
+    Raises:
+      UserError: there is none, or a line is no such record.
+    """
+    found = []
+    for place in places:
+        file = Path(place) / FILE if Path(place).is_dir() else Path(place)
+        for count, line in enumerate(read_bytes(file).decode("utf-8", "replace").splitlines(), 1):
+            found.append(_record(line, f"{file}, line {count}"))
+    if not found:
+        raise UserError("--results has no record of experiments.decode; name the file of its --out")
+    return found
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = parse(line)
+    except NotJson as error:
+        raise UserError(f"{where} is damaged ({error}); delete it") from error
+    fields = record if isinstance(record, dict) else {}
+    if wrong := [name for name, kind in FIELDS.items() if not isinstance(fields.get(name), kind)]:
+        raise UserError(f"{where} is no record of experiments.decode (see {wrong[0]!r}); delete it")
+    return fields
+
+
+def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
+    """One row a record, by shape and batch."""
+    lines = [
+        ("shape", "rows", "weights", "ms a token", "first token, ms", "tokens/s", "of the bandwidth", "compiled in")
+    ]
+    for one in sorted(results, key=lambda one: (one["shape"], one["batch"])):
+        share = one.get("bandwidth")
+        lines.append(
+            (
+                one["shape"],
+                str(one["batch"]),
+                one["weights"],
+                number(one["ms"], ".2f"),
+                number(one["first_ms"], ".1f"),
+                f"{one['batch'] / one['ms'] * 1e3:,.0f}",
+                "-" if share is None else f"{share:.0%}",
+                f"{number(one['compile_seconds'], '.0f')} s",
+            )
+        )
+    sizes = sorted({(one["prompt"], one["new"], one["rank"]) for one in results})
+    captions = [f"Prompts of {prompt} tokens, {new} new ones, LoRA r={rank}, greedy." for prompt, new, rank in sizes]
+    captions += sorted({_place(one) for one in results})
+    captions.append("Bandwidth: bytes of the weights by a step's time, as a share of what the data sheet says.")
+    return Table("Decoding", tuple(lines), tuple(captions))
+
+
+def _place(record: dict[str, Any]) -> str:
+    kinds = ", ".join(record["hardware"]["devices"])
+    versions = {**record["versions"], **record.get("peer_versions", {})}
+    kept = ("jax", "torch", "transformers", "peft")
+    return f"{kinds}: " + ", ".join(f"{name} {versions[name]}" for name in kept if name in versions) + "."
