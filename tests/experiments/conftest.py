@@ -62,8 +62,34 @@ def quick_curves(request, monkeypatch):
         monkeypatch.setattr("experiments.tables.figures.draw_run", dot)
 
 
+def define_only(path: str, put_away: dict[str, list]) -> None:
+    """Defines the flags of one program alone: another that ran in this process may have one of the same name.
+
+    Args:
+      path: the program's module.
+      put_away: {program: its flags that are not defined now}; changes.
+    """
+    from absl import flags
+
+    put_away.setdefault(path, [])
+    for other in put_away:
+        for flag in [*flags.FLAGS.flags_by_module_dict().get(other, ())] if other != path else ():
+            put_away[other].append(flag)
+            delattr(flags.FLAGS, flag.name)
+    while put_away[path]:
+        flag = put_away[path].pop()
+        flags.FLAGS[flag.name] = flag
+        flags.FLAGS.register_flag_by_module(path, flag)
+
+
+@pytest.fixture(scope="session")
+def put_away() -> dict[str, list]:
+    """See `define_only`."""
+    return {}
+
+
 @pytest.fixture
-def program(monkeypatch, capfd):
+def program(monkeypatch, capfd, put_away):
     """program("run", word, ...) -> (status, out, err), through the program's own front door, in this process."""
     from absl import flags
 
@@ -72,7 +98,9 @@ def program(monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
 
     def call(name, *words):
-        module = importlib.import_module(PROGRAMS.get(name, f"experiments.{name}"))
+        path = PROGRAMS.get(name, f"experiments.{name}")
+        define_only(path, put_away)
+        module = importlib.import_module(path)
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
         capfd.readouterr()
         try:

@@ -1,4 +1,4 @@
-"""configs.common.parse_arg, and that configs load without heavy imports."""
+"""configs.common.parse_arg; that configs load without heavy imports; and that programs share a process in tests."""
 
 import subprocess
 import sys
@@ -60,3 +60,12 @@ def test_light_imports():
         check=True,
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_programs_with_flags_of_one_name_run_in_one_process(program):
+    """generate and load have a --base each: the `program` of these tests defines the flags of one program at a time."""
+    for name, said in (("generate", "--run"), ("load", "give --base=FOLDER"), ("generate", "--run")):
+        ended = program(name)
+        assert ended.status == 2, ended.err
+        assert said in ended.err
+    assert "no-such-base" in program("load", "--base=no-such-base").err
