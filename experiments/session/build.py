@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.config.schema import RunConfig
 from experiments.session.experiment import Experiment, in_segments, is_fresh, params_sharding
@@ -19,6 +20,7 @@ from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.trees import combine, partition
+from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.forms.base import Form, Setting
 from lowrank_jax.forms.registry import form_of
 from lowrank_jax.layouts.fused import Groups
@@ -76,13 +78,7 @@ def build(
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
     frozen |= present(layout_of(groups, unrolled).apply(frozen.pop("params", {})))
     variables = combine(trainable, frozen)
-    abstract_state = jax.eval_shape(
-        functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable
-    )
-    layout = state_shardings(abstract_state, jax.tree.map(lambda leaf: leaf.sharding, trainable), mesh)
-    abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, layout
-    )
+    abstract_state, layout = _state_shapes(trainable, optimizer, mesh)
 
     apply_fn = reading(adapters.attach(model, plan, groups))
     if mesh.shape["fsdp"] > 1:
@@ -92,32 +88,12 @@ def build(
     check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 
     if seq_len is None and task is None:
-        if base.tokenizer is None and not config.base.random_init:
-            resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
-        if base.tokenizer is None:
-            remedy = "put its tokenizer.json beside the weights"
-            if config.base.random_init:
-                remedy = "random weights read bytes alone (pico-llama, toy-llama), and experiments.bench no text"
-            raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
-        check_vocabulary(base.tokenizer, base.config.vocab_size)
-        positions = getattr(base.config, "max_position_embeddings", None)
-        task = build_task(config.task_name, config.task, base.tokenizer, positions)
+        task = _task_of(config, base)
     asked, config = config, fit(config, task, mesh)
     train = config.train
     for name, entry in config.evals.items():
         entry.check_due(f"config.evals.{name}", train)
-    setting = Setting(
-        apply_fn,
-        base.config,
-        mesh,
-        base.model.dtype,
-        base.tokenizer,
-        functools.partial(_place, batch_sharding(mesh)),
-        batch_size=train.batch_size // train.accumulate,
-        chunk_tokens=train.chunk_tokens,
-        unroll=loss_unroll(mesh.devices.flat[0]),
-        end_ids=functools.partial(end_ids, base),
-    )
+    setting = _setting(config, base, mesh, apply_fn)
     objective = form.objective(setting)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
@@ -131,6 +107,50 @@ def build(
         config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted, options, chosen(asked, config),
     )  # fmt: skip
+
+
+def _state_shapes(trainable: Tree, optimizer: Any, mesh: Mesh) -> tuple[Any, Any]:
+    """(the training state as shapes, their shardings)."""
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer, learning_rate=1.0, seed=0), trainable)
+    layout = state_shardings(state, jax.tree.map(lambda leaf: leaf.sharding, trainable), mesh)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, layout
+    )
+    return placed, layout
+
+
+def _task_of(config: RunConfig, base: Base) -> Task:
+    """The config's task over the base's tokenizer; reads the data.
+
+    Raises:
+      UserError: the base has no tokenizer, or one with more ids than its embedding; the data cannot be read.
+    """
+    if base.tokenizer is None and not config.base.random_init:
+        resolve(config.base.name, config.base.revision)  # says how to get weights that are not here
+    if base.tokenizer is None:
+        remedy = "put its tokenizer.json beside the weights"
+        if config.base.random_init:
+            remedy = "random weights read bytes alone (pico-llama, toy-llama), and experiments.bench no text"
+        raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
+    check_vocabulary(base.tokenizer, base.config.vocab_size)
+    positions = getattr(base.config, "max_position_embeddings", None)
+    return build_task(config.task_name, config.task, base.tokenizer, positions)
+
+
+def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Setting:
+    """What objective and evaluations need of the run."""
+    return Setting(
+        apply_fn,
+        base.config,
+        mesh,
+        base.model.dtype,
+        base.tokenizer,
+        functools.partial(_place, batch_sharding(mesh)),
+        batch_size=config.train.batch_size // config.train.accumulate,
+        chunk_tokens=config.train.chunk_tokens,
+        unroll=loss_unroll(mesh.devices.flat[0]),
+        end_ids=functools.partial(end_ids, base),
+    )
 
 
 def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:

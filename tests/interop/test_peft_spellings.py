@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lowrank_jax.adapters import attach
+from lowrank_jax.bases.attached import load_attached
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.peft import export_peft, headed, import_peft
 from lowrank_jax.core.errors import UserError
@@ -160,6 +161,15 @@ def test_a_named_folder_in_torchs_format(llama, tmp_path):
         import_peft(tmp_path / "in", llama[1])
     base, adapter = import_peft(tmp_path / "in" / "other", llama[1])
     assert gap(ours(base, adapter), expected) < 1e-5
+
+
+def test_every_program_loads_what_import_peft_does(llama, tmp_path):
+    """A named folder with a larger vocabulary: generate and merge_adapter load it by `load_attached`."""
+    expected = outputs(saved(llama, tmp_path / "in", name="mine", resize=43))
+    base, plan, variables = load_attached(tmp_path / "in", llama[1])
+    assert base.config.vocab_size == 43
+    out = attach(base.model, plan)(jax.tree.map(jnp.asarray, variables), TOKENS)
+    assert gap(np.asarray(out), expected) < 1e-5
 
 
 def change(folder, config=(), tensors=dict):
