@@ -43,7 +43,9 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
     """
     if not isinstance(row, Mapping):
         raise UserError(f'{where}: is a JSON {type(row).__name__}, not an object; write {{"text": "..."}}')
-    kinds = [kind for kind, keys in KEYS.items() if all(key in row for key in keys)]
+    given = {key for key, value in row.items() if value is not None}  # tables have all columns in every row
+    kinds = [kind for kind, keys in KEYS.items() if given.issuperset(keys)]
+    kinds = kinds or [kind for kind, keys in KEYS.items() if row.keys() >= set(keys)]
     if plain := [kind for kind in kinds if kind in (TEXT, COMPLETION)]:
         kinds = plain  # published sets often have the same again as messages
     if len(kinds) != 1:

@@ -69,7 +69,9 @@ class State(NamedTuple):
     seen: Array | None
 
 
-def generate(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -> Int[Array, "B {limits.max_new_tokens}"]:
+def generate(
+    decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits
+) -> Int[Array, "B {limits.max_new_tokens}"]:
     """The tokens that follow each prompt; a row's end token is its last, then comes padding."""
     state, cache = begin(decoder, variables, prompts, limits)
     return advance(decoder, variables, prompts, limits, state, cache, limits.max_new_tokens)[0].output

@@ -74,7 +74,8 @@ def text_run(run, base, tmp_path):
             f"--config.evals={json.dumps(evals)}", config="configs/mora_uuid.py:data=text", base__name=base,
             base__random_init=False, task__pairs=None, task__eval_pairs=None, task__seq_len=32, train__eval_steps=None,
             task__path=tmp_path / "rows.jsonl", task__validation_path=tmp_path / "rows.jsonl", task__add_bos=bos,
-            train__steps=12, train__eval_every=6, optimizer__learning_rate=0.02, checkpoint__every=6, export__merged="float32", **changes,
+            train__steps=12, train__eval_every=6, optimizer__learning_rate=0.02, checkpoint__every=6,
+            export__merged="float32", **changes,
         )  # fmt: skip
 
     return call
@@ -293,6 +294,8 @@ def test_mistakes(program, base, words, part):
         ('{"prompt": 5}\n', '"prompt" is a int, not a string'),
         ('{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "line 2: "),
         ('{"messages": []}\n', '"messages" is no list of messages'),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "nothing for the assistant to answer"),
+        ('{"messages": [{"role": "human", "content": "a"}]}\n', "the role 'human'; roles are system, user"),
         ('{"messages": [{"content": "a"}]}\n', 'message 1 has no "role"'),
         ('{"messages": [{"role": "user"}]}\n', 'content" of message 1'),
         ("{\n", "line 1: not JSON"),
