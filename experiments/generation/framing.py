@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from experiments.generation.model import Model
+from lowrank_jax.bases.ends import framed_tokenizer
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.prompts import Asked
@@ -91,7 +92,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
     Raises:
       UserError: no template of that name, or none where one is needed.
     """
-    tokenizer, task, texts, said = model.base.tokenizer, model.task, bool(template), ""
+    tokenizer, task, texts, said = framed_tokenizer(model.base), model.task, bool(template), ""
     if template == NONE:
         if messages:
             raise UserError(f"--chat_template={NONE} cannot write messages; name one of {', '.join(FORMATS)}")

@@ -71,7 +71,11 @@ def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
     """One line with the values chosen from the data and why; "" where there are none."""
     rows = len(task.train_source())
     why = {
-        "task.seq_len": lambda: f"the longest {'text' if config.task.packed else 'row'} has {task.longest:,} tokens",
+        "task.seq_len": lambda: (
+            f"all rows have {task.longest:,} tokens"
+            if config.task.packed
+            else f"the longest row has {task.longest:,} tokens"
+        ),
         "train.batch_size": lambda: f"of {rows:,} rows",
         "train.steps": lambda: f"{values['train.steps'] * config.train.batch_size / rows:.1f} passes over them",
     }

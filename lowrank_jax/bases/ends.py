@@ -1,4 +1,4 @@
-"""Finds the tokens at which a base ends a text; there may be several, such as one for texts and one for turns."""
+"""How a base begins and ends a text, by its files: several tokens may end one, such as one for texts, one for turns."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.json_text import read_json
 from lowrank_jax.interop.gguf.file import GGUFReader
-from lowrank_jax.interop.gguf.settings import gguf_config
+from lowrank_jax.interop.gguf.settings import gguf_config, gguf_framed
 from lowrank_jax.interop.readers import open_checkpoint
+from lowrank_jax.text.tokenizers import SubwordTokenizer, Tokenizer, has_tokenizer
 
 FILES = ("generation_config.json", "config.json")
 KEY = "eos_token_id"
@@ -35,6 +36,17 @@ def end_ids(base: Base) -> tuple[int, ...]:
             found = _ids(gguf_config(reader).get(KEY), f"{base.path}: {KEY}", base.config.vocab_size)
     own = None if base.tokenizer is None else base.tokenizer.eos_id
     return tuple(dict.fromkeys([*found, *([] if own is None else [own])]))
+
+
+def framed_tokenizer(base: Base) -> Tokenizer | None:
+    """The base's tokenizer with the marks that its files put around a text: a GGUF file has them in its metadata."""
+    tokenizer = base.tokenizer
+    if not isinstance(tokenizer, SubwordTokenizer) or base.path is None:
+        return tokenizer
+    if has_tokenizer(base.path if base.path.is_dir() else base.path.parent):
+        return tokenizer  # its own tokenizer.json says it
+    reader = open_checkpoint(base.path)
+    return gguf_framed(tokenizer, reader) if isinstance(reader, GGUFReader) else tokenizer
 
 
 def _ids(value: Any, where: str, vocabulary: int) -> list[int]:

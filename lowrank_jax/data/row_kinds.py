@@ -44,7 +44,9 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
     """
     if not isinstance(row, Mapping):
         raise UserError(f'{where}: is a JSON {type(row).__name__}, not an object; write {{"text": "..."}}')
-    kinds = [kind for kind, keys in KEYS.items() if all(key in row for key in keys)]
+    given = {key for key, value in row.items() if value is not None}  # tables have all columns in every row
+    kinds = [kind for kind, keys in KEYS.items() if given.issuperset(keys)]
+    kinds = kinds or [kind for kind, keys in KEYS.items() if row.keys() >= set(keys)]
     if plain := [kind for kind in kinds if kind in (TEXT, COMPLETION)]:
         kinds = plain  # published data sets often have the same text as messages too
     if len(kinds) != 1:

@@ -1,5 +1,6 @@
 """The parts of evaluations: decoding prompts, predicting labels, and summing the loss over held-out batches."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, generate
 from lowrank_jax.decoding.text import TextStream
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
+from lowrank_jax.tasks.base import round_up
+
+MULTIPLE = 8  # prompts' slots are rounded up to one: few shapes to compile
 
 
 def make_generator(
@@ -24,6 +28,7 @@ def make_generator(
     limits: Limits,
     batch_size: int,
     stops: Sequence[str] = (),
+    room: int | None = None,
 ) -> Callable[[Tree], list[str]]:
     """Makes a function variables -> the continuation of every prompt; batches have one shape, which compiles once.
 
@@ -35,11 +40,14 @@ def make_generator(
       limits: how many tokens are written, and how they are chosen.
       batch_size: prompts a batch; rounded up until the mesh divides it.
       stops: strings that end a text and are no part of it.
+      room: slots for the prompts, which padding leaves unexceeded where they fit; None: any number.
     """
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
     missing = -len(prompts) % batch_size
-    tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id)
+    longest = max(map(len, prompts))
+    width = max(min(round_up(longest, MULTIPLE), room or math.inf), longest, 1)
+    tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id, int(width))
     rows = np.arange(len(tokens), dtype=np.int32)
 
     @jax.jit

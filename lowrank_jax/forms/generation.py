@@ -1,7 +1,9 @@
 """Evaluations that decode: one scores the continuations of a task's prompts, one writes samples for you to read."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,10 @@ from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
 EVAL_BATCH = 1024  # prompts decoded at a time
 SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
-OPENING = 32  # most tokens of a plain text that serve as its sample's prompt
+OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
+FIRST_ROWS = 1000  # held-out rows among which those with room for new tokens are sought
+
+log = logging.getLogger(__name__)
 
 
 def generation(setting: Setting, task: GenerationTask) -> Evaluation:
@@ -45,8 +50,8 @@ class SamplesOptions(Sampling):
     Attributes:
       count: how many texts.
       prompts: a list of prompts, or a file of JSON lines with "prompt" or "messages". Empty: the prompts of the first
-        held-out examples, with their answers as references. Of a plain text the first half, at most OPENING tokens, is
-        the prompt.
+        held-out rows that leave room for max_new_tokens, with their answers as references. Of a plain text the first
+        half, at most OPENING tokens, is the prompt.
       max_new_tokens: most tokens of a text; 0: as many as the task's answers have, or NEW_TOKENS.
       stop: strings that end a text.
       seed: draws the same numbers at every evaluation.
@@ -81,9 +86,12 @@ def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation
     Raises:
       UserError: there are no prompts, or the longest leaves no room for the new tokens.
     """
-    asked = list(_asked(setting, task, options))[: options.count]
-    new = options.max_new_tokens or getattr(task, "max_new_tokens", NEW_TOKENS)
-    longest, positions = max(len(sample.ids) for sample in asked), setting.model.max_position_embeddings
+    new, positions = options.max_new_tokens or getattr(task, "max_new_tokens", NEW_TOKENS), _positions(setting)
+    asked = list(_asked(setting, task, options, new))[: options.count]
+    longest = max(len(sample.ids) for sample in asked)
+    if longest + new > positions > new and not options.prompts:
+        new = positions - longest
+        log.warning("samples: no held-out prompt leaves more room; they have at most %d new tokens", new)
     if longest + new > positions:
         raise UserError(
             f"the samples' longest prompt has {longest} tokens, and {new} new ones exceed the model's {positions} "
@@ -106,7 +114,12 @@ def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation
 
 def _generator(setting: Setting, prompts: Sequence[list[int]], limits: Limits, stops: Sequence[str] = ()) -> Any:
     decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype)
-    return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, EVAL_BATCH, stops)
+    room = _positions(setting) - limits.max_new_tokens
+    return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, EVAL_BATCH, stops, room)
+
+
+def _positions(setting: Setting) -> int:
+    return setting.model.max_position_embeddings
 
 
 def _ends_of(task: Any) -> tuple[int, ...]:
@@ -115,7 +128,7 @@ def _ends_of(task: Any) -> tuple[int, ...]:
     return (*getattr(task, "end_ids", ()), *(() if stop is None else (stop,)))
 
 
-def _asked(setting: Setting, task: Any, options: SamplesOptions) -> Iterator[Sample]:
+def _asked(setting: Setting, task: Any, options: SamplesOptions, new: int) -> Iterator[Sample]:
     if options.prompts:
         given = options.prompts
         asked = read_prompts(given) if isinstance(given, str) else [Asked(prompt=prompt) for prompt in given]
@@ -131,15 +144,35 @@ def _asked(setting: Setting, task: Any, options: SamplesOptions) -> Iterator[Sam
                 "the evaluation 'samples' has nothing to continue; set its prompts, or give the task held-out data "
                 "(task.validation_path)"
             )
-        for index in range(min(options.count, len(source))):
-            yield _from_example(setting.tokenizer, task.features(source[index]))
+        texts, most = getattr(task, "of_texts", False), _positions(setting) - new
+        examples = (task.features(source[index]) for index in range(len(source)))
+        shortest, found = None, 0
+        for row in islice(_rows(examples), FIRST_ROWS):
+            one = _from_row(setting.tokenizer, row, texts)
+            shortest = one if shortest is None or len(one.ids) < len(shortest.ids) else shortest
+            if len(one.ids) <= most:
+                yield one
+                found += 1
+            if found == options.count:
+                return
+        if shortest is not None and not found:
+            yield shortest
 
 
-def _from_example(tokenizer: Any, features: dict[str, np.ndarray]) -> Sample:
-    """A sample of an example: the tokens before its first run of targets, and those of the run as reference."""
-    tokens, targets = features["tokens"].tolist(), np.flatnonzero(features["weights"] > 0)
+def _rows(examples: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[list[int], np.ndarray]]:
+    """(tokens, places of the targets) of each row; of packed rows each stands alone in an example."""
+    for features in examples:
+        segments = features.get("segments", np.ones_like(features["tokens"]))
+        for number in range(1, int(segments.max()) + 1):
+            own = segments == number
+            yield features["tokens"][own].tolist(), np.flatnonzero(features["weights"][own] > 0)
+
+
+def _from_row(tokenizer: Any, row: tuple[list[int], np.ndarray], text: bool) -> Sample:
+    """The tokens before a row's first run of targets, and those of the run; of a text its beginning and the rest."""
+    tokens, targets = row
     start = int(targets[0])
     stop = start + int(np.argmax(np.append(np.diff(targets), 2) != 1)) + 1
-    if start <= 1:  # a plain text: only its first token has no weight
+    if text:
         start = min(OPENING, max(1, stop // 2))
     return Sample(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:stop]))

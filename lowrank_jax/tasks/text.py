@@ -102,6 +102,7 @@ class TextTask:
       seq_len: tokens per example, from the config or the data.
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
+      of_texts: whether rows are texts, of which no part is a prompt.
       template, end_ids: the chat template of conversations, and the tokens that end its answers; None and () for
         other rows.
       contents: "path.NAME" or "validation_path.NAME" -> digest of the rows of a named data set.
@@ -122,7 +123,7 @@ class TextTask:
             raise UserError(
                 f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
             )
-        encoder = read["path"].encoder
+        encoder, self.of_texts = read["path"].encoder, read["path"].rows.kind == TEXT
         self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max

@@ -44,6 +44,12 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped_but_lines_are_counted(tmp
     assert rows.place(1).endswith("line 4")
 
 
+def test_a_column_without_a_value_is_absent(tmp_path):
+    """Tables of mixed rows have every column in every row."""
+    rows = [{"text": None, **PAIRS[1], "messages": None}, {"prompt": "p", "completion": "c", "text": None}]
+    assert [row["prompt"] for row in Rows(write(tmp_path / "a.jsonl", rows))] == ["q", "p"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -294,6 +294,8 @@ def test_mistakes(program, base, words, part):
         ('{"prompt": 5}\n', '"prompt" is a int, not a string'),
         ('{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "line 2: "),
         ('{"messages": []}\n', '"messages" is no list of messages'),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "nothing for the assistant to answer"),
+        ('{"messages": [{"role": "human", "content": "a"}]}\n', "the role 'human'; roles are system, user"),
         ('{"messages": [{"content": "a"}]}\n', 'message 1 has no "role"'),
         ('{"messages": [{"role": "user"}]}\n', 'message 1: "content" is a NoneType'),
         ("{\n", "line 1: not JSON"),

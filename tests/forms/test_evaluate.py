@@ -37,10 +37,10 @@ def model():
     return adapters.attach(module, plan), variables
 
 
-def generator(apply_fn, mesh=MeshConfig(), stop_id=None, batch_size=64, prompts=PROMPTS):
+def generator(apply_fn, mesh=MeshConfig(), stop_id=None, batch_size=64, prompts=PROMPTS, room=None):
     limits = Limits(NEW, () if stop_id is None else (stop_id,), TOKENIZER.pad_id)
     decoder = make_decoder(apply_fn, CONFIG, jnp.float32)
-    return make_generator(decoder, TOKENIZER, make_mesh(mesh), prompts, limits, batch_size)
+    return make_generator(decoder, TOKENIZER, make_mesh(mesh), prompts, limits, batch_size, room=room)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,15 @@ def test_continuations_are_those_of_the_plain_model(model, wanted, batch_size):
     texts = generator(apply_fn, batch_size=batch_size)(variables)
     assert texts == [TOKENIZER.decode(row) for row in wanted]
     assert len(set(texts)) > 1
+
+
+def test_a_prompt_that_just_fits(model):
+    """Its slots are rounded up only as far as the model has positions for the new tokens."""
+    apply_fn, variables = model
+    room = CONFIG.max_position_embeddings - NEW
+    assert room % 8, "nothing would be rounded"
+    (text,) = generator(apply_fn, prompts=[[97] * room], room=room)(variables)
+    assert text
 
 
 def test_continuations_do_not_depend_on_the_mesh(model, wanted):

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.generation.framing import make_framing, no_template
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.data.prompts import Asked
+from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.forms.generation import OPENING, SamplesOptions, _asked, samples
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
@@ -36,17 +36,17 @@ def task_of(tmp_path):
 
 
 def asked(task, **options):
-    return list(_asked(SETTING, task, SamplesOptions(**options)))
+    return list(_asked(SETTING, task, SamplesOptions(**options), new=8))
 
 
 @pytest.mark.parametrize("packing", [{"packed": False}, {"packed": True, "documents": "separate"}])
 def test_a_conversation_s_first_answer_is_the_reference(task_of, packing):
-    """Its ids are those of decoding; the second example of the packed rows is in the same window as the first."""
+    """Its ids are those of decoding, also of rows that are packed into one example."""
     task = task_of(CHAT, seq_len=256, chat_template="zephyr", **packing)
     found, template = asked(task), find_template(BYTES, "zephyr")
     wanted = [prompt_ids(BYTES, template, row["messages"][:1]) for row in CHAT]
-    assert [one.ids for one in found] == wanted[: 1 if packing["packed"] else 2]
-    assert found[0].reference.strip() == "yes"
+    assert [one.ids for one in found] == wanted
+    assert [one.reference.strip() for one in found] == ["yes", "yes"]
     assert task.prompt_tokens("1?") == wanted[0]
     assert task.prompt_tokens(CHAT[1]["messages"][:1]) == wanted[1]
     assert task.end_ids == end_ids(BYTES, template)
@@ -64,14 +64,34 @@ def test_rows_of_other_kinds(task_of):
     assert [len(one.reference) for one in long] == [150 - OPENING] * 2
 
 
+@pytest.mark.parametrize("packing", [{"packed": False}, {"packed": True, "documents": "separate"}])
+def test_short_and_long_prompts(task_of, packing):
+    """A prompt of one token is one; of held-out rows those with room for new tokens are taken, or the shortest."""
+    rows = [{"prompt": prompt, "completion": "pple"} for prompt in ("A", "x" * 60, "y" * 58, "O")]
+    task = task_of(rows, seq_len=256, **packing)
+    assert [(one.prompt, one.reference) for one in asked(task)] == [("A", "pple"), ("O", "pple")]
+    (one,) = asked(task_of(rows[1:3], seq_len=256, **packing))
+    assert one.prompt == "y" * 58
+
+
 def test_prompts_that_are_given(task_of, tmp_path):
     task = task_of([{"prompt": "a", "completion": "b"}], packed=False, seq_len=8)
     assert [one.ids for one in asked(task, prompts=("x", "yz", "u"), count=2)] == [[120], [121, 122]]
     (tmp_path / "own.jsonl").write_text('{"prompt": "q", "completion": "r"}\n')
     assert asked(task, prompts=str(tmp_path / "own.jsonl")) == [([113], "q", "r")]
-    (tmp_path / "own.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}]}\n')
+    (tmp_path / "own.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}], "prompt": null}\n')
     with pytest.raises(UserError, match="messages need a chat template"):
         asked(task, prompts=str(tmp_path / "own.jsonl"))
+
+
+@pytest.mark.parametrize("keys", [("messages",), ("prompt", "completion")])
+def test_the_answer_at_the_end_of_a_conversation_is_its_reference(tmp_path, keys):
+    """A file of conversations to learn from is answered anew, not continued behind its answers."""
+    rows = [row["messages"] for row in CHAT]
+    split = [[row] if len(keys) == 1 else [row[:3], row[3:]] for row in rows]
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in split]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    assert read_prompts(tmp_path / "rows.jsonl") == [Asked(messages=tuple(row[:3]), reference="no") for row in rows]
 
 
 def test_uuids_and_no_held_out_data(tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 import json
 import random
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.prompts import Asked
 from lowrank_jax.interop.gguf.settings import gguf_framed
 from lowrank_jax.interop.gguf.splits import SPLITS, pre_tokenizer
 from lowrank_jax.interop.gguf.tokenizer import gguf_tokenizer
@@ -226,6 +228,31 @@ def test_tokenizers_that_are_refused(subwords, tmp_path, changes, message):
         gguf_tokenizer(written(subwords, tmp_path / "t.gguf", **changes), "toy")
     assert "tokenizer.json next to the file" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_texts_begin_as_the_file_says(helpers, untied, tmp_path):
+    """Gemma and LLaMA begin every text with BOS; without it they write nonsense."""
+    from experiments.generation.framing import make_framing
+
+    def framing(adds, **more):
+        def change(writer):
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre("gpt-2")
+            writer.add_token_list(["<s>", *(chr(32 + i) for i in range(1, 90)), "th"])
+            writer.add_token_merges(["t h"])
+            writer.add_bos_token_id(0)
+            writer.add_add_bos_token(adds)
+
+        model = SimpleNamespace(
+            base=load_base(BaseConfig(str(helpers.gguf(untied, tmp_path / "toy.gguf", change=change)))), **more
+        )
+        return model.base.tokenizer, make_framing(model, "", None, "", messages=False)
+
+    for adds in (True, False):
+        tokenizer, found = framing(adds, task=None)
+        assert found.ids(Asked("the")) == [0] * adds + tokenizer.encode("the")
+    trained = SimpleNamespace(add_bos=False)  # a run's own framing stays
+    assert framing(True, task=trained)[1].ids(Asked("the")) == tokenizer.encode("the")
 
 
 def test_vocabulary_larger_than_the_embedding(helpers, untied, tmp_path, subwords):
