@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,34 +63,29 @@ def quick_curves(request, monkeypatch):
         monkeypatch.setattr("experiments.tables.figures.draw_run", dot)
 
 
-def define_only(path: str, put_away: dict[str, list]) -> None:
-    """Defines the flags of one program alone: another that ran in this process may have one of the same name.
+def import_alone(path: str) -> Any:
+    """A program's module, with no other program's flags defined: two that run in one process may have one of a name.
 
-    Args:
-      path: the program's module.
-      put_away: {program: its flags that are not defined now}; changes.
+    What is put away is kept in the program's own module, as this file is loaded for tests/before a second time.
     """
     from absl import flags
 
-    put_away.setdefault(path, [])
-    for other in put_away:
-        for flag in [*flags.FLAGS.flags_by_module_dict().get(other, ())] if other != path else ():
-            put_away[other].append(flag)
+    for name, other in list(sys.modules.items()):
+        if name == path or "put_away" not in vars(other):
+            continue
+        for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:
+            other.put_away.append(flag)
             delattr(flags.FLAGS, flag.name)
-    while put_away[path]:
-        flag = put_away[path].pop()
+    module = importlib.import_module(path)
+    for flag in vars(module).get("put_away", ()):
         flags.FLAGS[flag.name] = flag
         flags.FLAGS.register_flag_by_module(path, flag)
-
-
-@pytest.fixture(scope="session")
-def put_away() -> dict[str, list]:
-    """See `define_only`."""
-    return {}
+    vars(module)["put_away"] = []
+    return module
 
 
 @pytest.fixture
-def program(monkeypatch, capfd, put_away):
+def program(monkeypatch, capfd):
     """program("run", word, ...) -> (status, out, err), through the program's own front door, in this process."""
     from absl import flags
 
@@ -98,9 +94,7 @@ def program(monkeypatch, capfd, put_away):
     monkeypatch.chdir(ROOT)
 
     def call(name, *words):
-        path = PROGRAMS.get(name, f"experiments.{name}")
-        define_only(path, put_away)
-        module = importlib.import_module(path)
+        module = import_alone(PROGRAMS.get(name, f"experiments.{name}"))
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
         capfd.readouterr()
         try:
