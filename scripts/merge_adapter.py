@@ -107,7 +107,7 @@ def run(
     say(2, f"loading the adapter in {adapter} and adding it")
     base, plan, variables = _with_head(*load_attached(adapter, base), adapter)
     carried = carry(base.path, base.tokenizer)
-    if not ours and (found := find_peft(adapter)) is not None:
+    if (found := adapter if ours else find_peft(adapter)) is not None:
         carried = with_tokenizer(carried, found)
     check_merges(plan, flatten(variables["params"]))
     check(base.model, plan, variables, _tokens(base))

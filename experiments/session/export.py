@@ -22,6 +22,7 @@ from lowrank_jax.interop.carried import carry
 from lowrank_jax.interop.peft.config import CONFIG, hf_modules
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.ops.quantized import dense_tree
+from lowrank_jax.text.chat_files import JINJA
 from lowrank_jax.text.tokenizers import ByteTokenizer, tokenizer_files
 from lowrank_jax.train.state import TrainState
 
@@ -82,7 +83,20 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
         base = experiment.base
         beside = carry(base.path, base.tokenizer)
         export_params(params, base.config, folder / "model", config.merged, tokenizer=base.tokenizer, carried=beside)
+        if experiment.config.trainable == "full":
+            lines = [f"{folder / 'model'} is the whole model, for transformers and as a base here"]
+    _write_template(folder, experiment)
     return lines
+
+
+def _write_template(folder: Path, experiment: Experiment) -> None:
+    """Puts the chat template that the run's config names into each folder of the run that is taken home."""
+    template = getattr(experiment.task, "template", None)
+    if template is None or not experiment.config.task.chat_template or jax.process_index() != 0:
+        return
+    for place in (folder / name for name in ("adapter", "peft", "model")):
+        if place.is_dir():
+            (place / JINJA).write_text(template.source, encoding="utf-8")
 
 
 def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Loads an adapter of any kind for a loaded base: from a run's adapter/, a PEFT folder, or the MoRA fork's."""
 
+import copy
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,12 @@ from lowrank_jax.bases.base import Base
 from lowrank_jax.bases.peft import check_drawn, import_peft
 from lowrank_jax.checkpoints.adapters_only import DESCRIPTION, load_adapter
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.files import kind_of
+from lowrank_jax.core.files import kind_of, read_text
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.peft.config import CONFIG
 from lowrank_jax.interop.peft.files import find_peft
 from lowrank_jax.layouts.segments import overlay
+from lowrank_jax.text.chat_files import JINJA
 
 
 def check_adapter(folder: str | os.PathLike) -> bool:
@@ -43,9 +46,18 @@ def load_attached(folder: str | os.PathLike, base: Base, same_seed: bool = False
       UserError: there is no adapter, it is damaged or of another base, or neither has a head that the base needs.
     """
     if check_adapter(folder):
-        return base, *_ours(folder, base, same_seed)
+        return _with_template(base, Path(folder)), *_ours(folder, base, same_seed)
     base, adapter = import_peft(folder, base)
-    return base, adapter.plan, adapter.variables
+    return _with_template(base, find_peft(Path(folder)) or Path(folder)), adapter.plan, adapter.variables
+
+
+def _with_template(base: Base, folder: Path) -> Base:
+    """The base with the chat template that its adapter was trained with, where the folder has one."""
+    if base.tokenizer is None or kind_of(folder / JINJA) is None:
+        return base
+    tokenizer = copy.copy(base.tokenizer)
+    tokenizer.chat_template = read_text(folder / JINJA)
+    return dataclasses.replace(base, tokenizer=tokenizer)
 
 
 def _ours(folder: str | os.PathLike, base: Base, same_seed: bool) -> tuple[Plan, dict[str, Any]]:

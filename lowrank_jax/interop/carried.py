@@ -10,6 +10,7 @@ from lowrank_jax.core.files import kind_of, read_bytes
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.gguf.settings import gguf_config, gguf_framed, gguf_generation, gguf_settings
 from lowrank_jax.interop.readers import open_checkpoint, read_json
+from lowrank_jax.text.chat_files import JINJA, JSON
 from lowrank_jax.text.tokenizers import (
     BYTE_CLASS,
     PIECE_FILES,
@@ -23,7 +24,7 @@ from lowrank_jax.text.vocabulary_files import BYTE_PAIRS, WORD_PIECES
 
 TEMPLATES = "additional_chat_templates"  # the folder where transformers keeps chat templates by name
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
-BESIDE = ("chat_template.jinja", "chat_template.json", GENERATION)
+BESIDE = (JINJA, JSON, GENERATION)
 TOKENIZER = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", *BYTE_PAIRS, WORD_PIECES)
 # Fields of config.json that are never taken from the base: types, quantisation, the rotary base in its old and new
 # places, how the head is tied and its keys are spelled, and code. The export writes its own where it has any.
@@ -111,13 +112,13 @@ def carry(path: Path | None, tokenizer: Tokenizer | None) -> Carried:
 
 
 def with_tokenizer(carried: Carried, folder: Path) -> Carried:
-    """The same files with the tokenizer and the chat templates of an adapter's folder, if that has a tokenizer.
+    """The same files with the tokenizer and the chat templates of an adapter's folder, or its chat template alone.
 
     Raises:
       UserError: a file cannot be read.
     """
     if not has_tokenizer(folder):
-        return carried
+        return dataclasses.replace(carried, files={**carried.files, **_read(folder, [JINJA])})
     templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
     names = [*TOKENIZER, *PIECE_FILES, *(name for name in BESIDE if name != GENERATION), *templates]
     own = _read(folder, names)

@@ -52,6 +52,11 @@ class LoopConfig:
 
     def __post_init__(self):
         check_ranges(self, "train")
+        default = LoopConfig.__dataclass_fields__["steps"].default
+        if self.epochs and self.steps not in (0, default):
+            raise UserError(
+                f"train.steps={self.steps} and train.epochs={self.epochs} both give the length; set one of them to 0"
+            )
         if self.epochs or not self.steps:  # the rest depends on the steps, which `over` finds
             return
         if self.stop_at > self.steps:

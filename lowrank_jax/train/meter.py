@@ -124,7 +124,9 @@ class Meter:
     def show(self, values: Sequence[dict[str, float]]) -> None:
         """Adds an evaluation's values to the bar: of one trial, or the range of several."""
         names = dict.fromkeys(name for one in values for name in one)
-        self._shown |= {name: _range([one[name] for one in values if name in one], ".4g") for name in names}
+        found = {name: _range([one[name] for one in values if name in one], ".4g") for name in names}
+        # The bar's own "loss" is the training loss.
+        self._shown |= {"held-out loss" if name == "loss" else name: value for name, value in found.items()}
         self.bar.set_postfix(self._shown)
 
     def _mark(self) -> None:

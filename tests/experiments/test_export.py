@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.session import export
 from experiments.session.export import ExportConfig, export_run
 from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base, param_shapes
@@ -35,7 +36,7 @@ def test_a_merged_model_has_what_lies_beside_its_base(tmp_path):
     variables = {"params": loaded.params, **create(plan, jax.random.key(0))}
     config = SimpleNamespace(export=ExportConfig(adapter=False, merged="float32", peft=False), trainable="adapters")
     experiment = SimpleNamespace(
-        config=config, plan=plan, base=abstract_base(BaseConfig(str(folder))), variables=lambda *_: variables
+        task=None, config=config, plan=plan, base=abstract_base(BaseConfig(str(folder))), variables=lambda *_: variables
     )
     export_run(tmp_path / "run", experiment, None, None, loaded.fingerprint)
     out = tmp_path / "run" / "model"
@@ -70,6 +71,7 @@ def ended(place, base_config, *adapter_configs, **export):
     variables = {"params": base.params, **made}
     config = SimpleNamespace(export=ExportConfig(adapter=False, **export), trainable="adapters", base=base_config)
     experiment = SimpleNamespace(
+        task=None,
         **dict(config=config, plan=plan, base=abstract_base(base_config), form=SimpleNamespace(head="")),
         variables=lambda *_: variables,
     )
@@ -120,3 +122,25 @@ def test_what_peft_cannot_read_is_said(tmp_path, toys):
     assert "writes the whole model" in ended(tmp_path, toys["random"], AdapterConfig(**query))[0][0]
     assert ended(tmp_path, folder, AdapterConfig(**query), peft=False)[0] == []
     assert not (tmp_path / "peft").exists()
+
+
+def test_a_named_chat_template_goes_with_the_adapter(tmp_path):
+    """Into what is taken home; a base that is loaded with the adapter, and a merged folder, then have it."""
+    from lowrank_jax.bases.attached import _with_template
+    from lowrank_jax.bases.base import BaseConfig, load_base
+    from lowrank_jax.interop.carried import carry, with_tokenizer
+    from lowrank_jax.text.chat import find_template
+
+    base = load_base(BaseConfig("pico-llama"))
+    task = SimpleNamespace(template=find_template(base.tokenizer, "zephyr"))
+    experiment = SimpleNamespace(task=task, config=SimpleNamespace(task=SimpleNamespace(chat_template="zephyr")))
+    for name in ("adapter", "peft"):
+        (tmp_path / name).mkdir()
+    export._write_template(tmp_path, experiment)
+    assert not (tmp_path / "model").exists()
+    for name in ("adapter", "peft"):
+        again = _with_template(base, tmp_path / name).tokenizer
+        assert find_template(again).source == task.template.source
+        carried = with_tokenizer(carry(base.path, base.tokenizer), tmp_path / name)
+        assert carried.files["chat_template.jinja"].decode() == task.template.source
+    assert base.tokenizer.chat_template is None
