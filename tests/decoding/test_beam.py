@@ -192,16 +192,16 @@ def test_adapters_beside_and_merged(load):
     variables = jax.tree.map(lambda x: x + 0.1, adapters.create(plan, jax.random.key(0)))
     limits, how = Limits(NEW, ENDS, 0), Beams(3, 0.8)
 
-    def run(decoder, variables):
-        return jax.jit(functools.partial(beam_search, decoder), static_argnums=(2, 3))(variables, given, limits, how)
+    def search(decoder):
+        return jax.jit(lambda variables: beam_search(decoder, variables, given, limits, how))
 
-    beside = make_decoder(adapters.attach(base.model, plan), base.config, jnp.float32)
-    wanted = run(beside, {"params": base.params, **variables})
+    beside = search(make_decoder(adapters.attach(base.model, plan), base.config, jnp.float32))
+    wanted = beside({"params": base.params, **variables})
     fast = ready(base.model, base.params, plan, variables)
-    got = run(cached_decoder(fast.apply_fn, fast.empty), fast.variables)
+    got = search(cached_decoder(fast.apply_fn, fast.empty))(fast.variables)
     np.testing.assert_array_equal(got.tokens[:, 0], wanted.tokens[:, 0])
     np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-4)
-    without = run(beside, {"params": base.params, **adapters.create(plan, jax.random.key(0))})
+    without = beside({"params": base.params, **adapters.create(plan, jax.random.key(0))})
     assert (got.tokens[:, 0] != without.tokens[:, 0]).any()
 
 
