@@ -124,6 +124,7 @@ def test_equals_transformers(name, count, beams, n, penalty, stopping, load):
     found = search(load(name), limits, Beams(beams, penalty, stopping), prompts(rows()[:count]))
     best = [ended(row[0]) for row in found.tokens]
     assert best == [ended(row[0]) for row in texts]
+    assert len({tuple(text) for text in best}) > count / 2
     np.testing.assert_allclose(found.scores, scores, atol=1e-4)
     assert all((row[0, len(text) :] == 0).all() for row, text in zip(found.tokens, best, strict=True))
     if name == "llama":
@@ -190,7 +191,7 @@ def test_adapters_beside_and_merged(load):
     base, given = load("gemma2", "int8"), prompts(rows()[:12])
     plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=4, targets=("query", "value", "down")))
     variables = jax.tree.map(lambda x: x + 0.1, adapters.create(plan, jax.random.key(0)))
-    limits, how = Limits(NEW, ENDS, 0), Beams(3, 0.8)
+    limits, how = Limits(NEW, ENDS, 0, no_repeat_ngram=2), Beams(3, 0.8)
 
     def search(decoder):
         return jax.jit(lambda variables: beam_search(decoder, variables, given, limits, how))
