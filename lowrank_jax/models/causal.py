@@ -69,7 +69,7 @@ class CausalLM(Model):
           UserError: more tokens than the model has positions.
         """
         c, (batch, length) = self.config, tokens.shape
-        if length > c.max_position_embeddings:
+        if length > c.max_position_embeddings and not isinstance(cache, BeamCache):
             raise UserError(
                 f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
             )

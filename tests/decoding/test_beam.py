@@ -267,6 +267,12 @@ def run_badly(limits):
     return beam_search(Decoder(None, None), {}, prompts([[1]]), limits, Beams())
 
 
-def test_too_many_new_tokens(load):
+def test_positions_bound_the_tokens_and_not_the_beams(load):
+    base = load("llama")
     with pytest.raises(UserError, match="take 76 slots and the model has 64 positions"):
-        search(load("llama"), Limits(60), Beams())
+        search(base, Limits(60), Beams())
+    decoder = make_decoder(base.model.apply, base.config, jnp.float32)
+    found = jax.eval_shape(
+        lambda v: beam_search(decoder, v, prompts([[9]]), Limits(2), Beams(65)), {"params": base.params}
+    )
+    assert found.tokens.shape == (1, 65, 2)
