@@ -40,6 +40,9 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "repetition_penalty", 1.0, "Divides positive logits of tokens that the row already has; multiplies negative ones."
 )
+flags.DEFINE_integer("beams", 0, "Beam search with so many; 0: a text is written token by token.")
+flags.DEFINE_float("length_penalty", 1.0, "p of a beam's score, log-likelihood / tokens^p; above 0 favours long texts.")
+flags.DEFINE_integer("no_repeat_ngram", 0, "No so many tokens in a row stand twice, prompt included; 0: any.", 0)
 flags.DEFINE_integer("seed", 0, "Seed of the draws; those of a row depend on it and on the row's number alone.")
 flags.DEFINE_multi_string("stop", [], "A string that ends a text and is left out of it; may be given several times.")
 flags.DEFINE_integer("batch_size", 16, "Prompts of --file at a time.", lower_bound=1)
@@ -51,6 +54,7 @@ flags.DEFINE_bool(
     "bos", None, "Whether texts begin with BOS; by default as in the run's training, or as the tokenizer does."
 )
 FLAGS = flags.FLAGS
+ALONE = ("chat", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")  # not with --beams
 SOURCES, MODES = ("run", "base"), ("prompt", "file", "chat")
 
 
@@ -74,10 +78,10 @@ def write() -> None:
     from experiments.generation.model import of_base, of_run
     from experiments.generation.write import Author, json_line, open_out, write_file
     from lowrank_jax.data.prompts import Asked, read_prompts
-    from lowrank_jax.decoding.stream import Streamer
+    from lowrank_jax.decoding.stream import BeamStreamer, Streamer
 
     # ---- all that can be known to be wrong before the weights are read ----
-    how, stops = _sampling(), tuple(FLAGS.stop)
+    (how, beams), stops = _settings(), tuple(FLAGS.stop)
     asked = read_prompts(FLAGS.file) if FLAGS.file else [Asked(FLAGS.prompt or "")]
     messages = FLAGS.chat or any(one.messages for one in asked)
 
@@ -88,9 +92,10 @@ def write() -> None:
     framing = make_framing(model, FLAGS.chat_template, FLAGS.bos, FLAGS.system, messages)
     if framing.said and not FLAGS.chat:
         print(framing.said, file=sys.stderr)
-    streamer = Streamer(model.decoder, model.base.tokenizer, model.positions, stops)
+    reads = (model.decoder, model.base.tokenizer, model.positions)
+    streamer = Streamer(*reads, stops) if beams is None else BeamStreamer(*reads, beams)
     ends = tuple(dict.fromkeys((*model.end_ids, *framing.end_ids())))
-    author = Author(model, framing, streamer, how, FLAGS.max_new_tokens, stops, ends)
+    author = Author(model, framing, streamer, how, FLAGS.max_new_tokens, stops, ends, FLAGS.no_repeat_ngram)
     with contextlib.ExitStack() as opened:
         out = open_out(FLAGS.out, FLAGS.file)
         if out is not None:
@@ -117,21 +122,32 @@ def _check_flags() -> None:
             raise UserError(f"give one of {listed}, e.g. {example}" + (f"; there are {len(given)}" if given else ""))
     if FLAGS.adapter and FLAGS.run:
         raise UserError("--adapter goes with --base; a run has its own")
+    other = next((name for name in ALONE if FLAGS[name].value != FLAGS[name].default), None)
+    if FLAGS.beams and other:
+        raise UserError(f"--{other} does not go with --beams, which looks for the likeliest text; leave one out")
+    if FLAGS["length_penalty"].present and not FLAGS.beams:
+        raise UserError("--length_penalty is of beams; add --beams=10, say")
 
 
-def _sampling() -> Any:
-    """How tokens are chosen, from the flags."""
-    from lowrank_jax.core.ranges import OutOfRange
+def _settings() -> tuple[Any, Any]:
+    """How tokens are chosen, and how beams are kept (None without any), from the flags."""
+    from lowrank_jax.decoding.beam import Beams
     from lowrank_jax.decoding.choice import Sampling
     from lowrank_jax.decoding.text import check_stops
 
     check_stops(FLAGS.stop)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    given: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    how = _made(Sampling, "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return how, _made(Beams, "beams", "length_penalty") if FLAGS.beams else None
+
+
+def _made(kind: Any, *names: str) -> Any:
+    """The dataclass with the values of some flags; what it refuses is said of the flag."""
+    from lowrank_jax.core.ranges import OutOfRange
+
     try:
-        return Sampling(**given)
+        return kind(**{name: FLAGS[name].value for name in names})
     except OutOfRange as error:
-        raise UserError(str(error).replace("sampling.", "--", 1)) from None
+        raise UserError(f"--{str(error).partition('.')[2]}") from None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.prompts import Asked
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.loop import Limits
-from lowrank_jax.decoding.stream import Piece, Streamer
+from lowrank_jax.decoding.stream import BeamStreamer, Piece, Streamer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Author:
       max_new_tokens: most new tokens of a text; fewer where these do not fit after the prompt.
       stops: strings that end a text.
       ends: tokens that end a text.
+      no_repeat_ngram: as in `Limits`.
     """
 
     model: Model
@@ -38,6 +39,7 @@ class Author:
     max_new_tokens: int
     stops: tuple[str, ...]
     ends: tuple[int, ...]
+    no_repeat_ngram: int = 0
 
     def limits(self, prompts: Sequence[Sequence[int]], what: str = "the prompt") -> Limits:
         """How many new tokens prompts get; a line on stderr says where fewer fit than were asked for.
@@ -53,7 +55,7 @@ class Author:
             print(f"{what} has {len(longest)} tokens: at most {room} new ones fit in the model's "
                   f"{self.model.positions} positions", file=sys.stderr)  # fmt: skip
         pad_id = self.model.base.tokenizer.pad_id if self.model.base.tokenizer else None
-        return Limits(min(room, self.max_new_tokens), self.ends, pad_id or 0, self.how)
+        return Limits(min(room, self.max_new_tokens), self.ends, pad_id or 0, self.how, self.no_repeat_ngram)
 
     def stream(
         self, prompts: Sequence[list[int]], limits: Limits, rows: Sequence[int], size: int = 0
@@ -73,17 +75,22 @@ class Author:
     def record(self, asked: Asked, piece: Piece, row: int, limits: Limits) -> dict[str, Any]:
         """The JSON line of a text: what was asked, the text, why it ended, and all that it depends on."""
         given = {"messages": list(asked.messages)} if asked.messages else {"prompt": asked.prompt}
-        more = {} if asked.reference is None else {"reference": asked.reference}
+        more: dict[str, Any] = {} if asked.reference is None else {"reference": asked.reference}
         stream, framing = piece.stream, self.framing
+        beams = dataclasses.asdict(self.streamer.beams) if isinstance(self.streamer, BeamStreamer) else {}
         settings = {
             **self.model.made_of,
             **({"chat_template": framing.named} if framing.named else {}),
             **({"system": framing.system} if framing.system else {}),
             "max_new_tokens": limits.max_new_tokens,
             **dataclasses.asdict(self.how),
+            **({"no_repeat_ngram": self.no_repeat_ngram} if self.no_repeat_ngram else {}),
+            **beams,
             "stop": list(self.stops),
             "row": row,
         }
+        if piece.score is not None:
+            more["score"] = piece.score
         return {**given, "completion": stream.text, **more, "tokens": stream.tokens, "ended": stream.ended, **settings}
 
 

@@ -1,4 +1,4 @@
-"""The interface of a model that decodes: one call reads whole prompts, one reads a token of each row."""
+"""The interface of a model that decodes: a call reads whole prompts, others a token of each row or beam."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 
 from lowrank_jax.core.types import ApplyFn, Array, Tree
-from lowrank_jax.models.cache import init_cache
+from lowrank_jax.models.cache import BeamCache, init_cache
 
 
 class Start(Protocol):
@@ -40,11 +40,35 @@ class Step(Protocol):
         ...
 
 
+class BeamStep(Protocol):
+    """Reads one more token of each beam."""
+
+    def __call__(
+        self, variables: Tree, tokens: Array, positions: Array, slots: Array, cache: BeamCache
+    ) -> tuple[Array, BeamCache]:
+        """Args:
+          variables: of the model.
+          tokens, positions: int32 [B, K]; positions as in `Step`.
+          slots: bool [B, length], False at the padding.
+          cache: `models.cache.share` of the one that `Start` returned, or of the step before.
+
+        Returns:
+          float32 logits [B, K, V], and the cache.
+        """
+        ...
+
+
 class Decoder(NamedTuple):
-    """A model as `loop` and `stream` call it."""
+    """A model as `loop`, `stream` and `beam` call it.
+
+    Attributes:
+      start, step: for one text a prompt.
+      beams: `step` for several; None where the model's cache is none of the package's.
+    """
 
     start: Start
     step: Step
+    beams: BeamStep | None = None
 
 
 def make_decoder(apply_fn: ApplyFn, model: Any, dtype: Any) -> Decoder:
@@ -75,4 +99,8 @@ def cached_decoder(apply_fn: ApplyFn, empty: Callable[[int, int], Any]) -> Decod
     def step(variables, token, position, slots, cache):
         return read(variables, token[:, None], position[:, None], slots, cache)
 
-    return Decoder(start, step)
+    def beams(variables, tokens, positions, slots, cache):
+        hidden, cache = apply_fn(variables, tokens, positions=positions, mask=slots, cache=cache, method="hidden")
+        return apply_fn(variables, hidden, method="logits"), cache
+
+    return Decoder(start, step, beams)

@@ -11,6 +11,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array, Tree
 from lowrank_jax.decoding.choice import Sampling, choose, row_keys
 from lowrank_jax.decoding.decoder import Decoder
+from lowrank_jax.decoding.ngrams import repeating
 
 GREEDY = Sampling()
 
@@ -24,16 +25,19 @@ class Limits:
       end_ids: tokens that end a row; none: rows never end early.
       pad_id: what an ended row emits after its end.
       how: how tokens are chosen.
+      no_repeat_ngram: n, where no n tokens in a row may stand twice in a text, prompt included; 0: they may.
     """
 
     max_new_tokens: int
     end_ids: tuple[int, ...] = ()
     pad_id: int = 0
     how: Sampling = GREEDY
+    no_repeat_ngram: int = 0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        for name, least in (("max_new_tokens", 1), ("no_repeat_ngram", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 class Prompts(NamedTuple):
@@ -114,6 +118,12 @@ def advance(
 
 def _write(logits: Array, prompts: Prompts, limits: Limits, state: State) -> State:
     """The state with one more token of each row."""
+    if limits.no_repeat_ngram:
+        tokens = jnp.concatenate([prompts.tokens, state.output], axis=1)
+        valid = jnp.concatenate([prompts.mask, jnp.ones(state.output.shape, bool)], axis=1)
+        end = prompts.tokens.shape[1] + state.step
+        banned = repeating(tokens, valid, end, limits.no_repeat_ngram, logits.shape[-1])
+        logits = jnp.where(banned, -jnp.inf, logits)
     token = choose(logits, state.seen, row_keys(limits.how.seed, prompts.rows), state.step, limits.how)
     shown = jnp.where(state.done, limits.pad_id, token)
     output = lax.dynamic_update_slice(state.output, shown[:, None], (jnp.int32(0), state.step))

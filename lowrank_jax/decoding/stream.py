@@ -10,6 +10,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Tree
+from lowrank_jax.decoding.beam import Beams, beam_search
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, advance, begin
@@ -25,11 +26,13 @@ class Piece(NamedTuple):
       row: which prompt of the batch.
       text: the new text; empty while a character, or what may be a stop string, is unfinished.
       stream: the row's whole text so far, and why it ended.
+      score: of a text that beams have found; None of others.
     """
 
     row: int
     text: str
     stream: TextStream
+    score: float | None = None
 
 
 class Streamer:
@@ -69,12 +72,6 @@ class Streamer:
         Raises:
           UserError: an empty prompt, or one without room for the new tokens.
         """
-        for prompt in prompts:
-            if self.room(prompt) < limits.max_new_tokens:
-                raise UserError(
-                    f"a prompt of {len(prompt)} tokens and {limits.max_new_tokens} new ones exceed the model's "
-                    f"{self.positions} positions; shorten it, or lower max_new_tokens"
-                )
         given = self._batch(prompts, limits, rows, size)
         streams = [TextStream(self.tokenizer, limits.end_ids, self.stops) for _ in prompts]
         state, cache = self._begin(variables, given, limits)
@@ -95,6 +92,12 @@ class Streamer:
             state, cache = self._advance(variables, given, limits, state, cache, until)
 
     def _batch(self, prompts: Sequence[Sequence[int]], limits: Limits, rows: Sequence[int], size: int) -> Prompts:
+        for prompt in prompts:
+            if self.room(prompt) < limits.max_new_tokens:
+                raise UserError(
+                    f"a prompt of {len(prompt)} tokens and {limits.max_new_tokens} new ones exceed the model's "
+                    f"{self.positions} positions; shorten it, or lower max_new_tokens"
+                )
         missing = max(0, size - len(prompts))
         longest = max(map(len, prompts), default=0)
         width = min(max(NARROWEST, 1 << (longest - 1).bit_length()), self.positions - limits.max_new_tokens)
@@ -102,3 +105,27 @@ class Streamer:
         live = np.arange(len(tokens)) < len(prompts)
         numbers = np.array([*rows, *[0] * missing], np.int32)
         return Prompts(*map(jnp.asarray, (tokens, mask, numbers, live)))
+
+
+class BeamStreamer(Streamer):
+    """A `Streamer` that writes the best text that beams find: all of it at once, for it may change until they end.
+
+    Args:
+      decoder, tokenizer, positions: as of `Streamer`.
+      beams: how they are kept.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Any, positions: int, beams: Beams):
+        super().__init__(decoder, tokenizer, positions)
+        self.beams = beams
+        self._search = jax.jit(functools.partial(beam_search, decoder), static_argnums=(2, 3))
+
+    def stream(
+        self, variables: Tree, prompts: Sequence[Sequence[int]], limits: Limits, rows: Sequence[int], size: int = 0
+    ) -> Iterator[Piece]:
+        """One piece of each row; see `Streamer.stream`."""
+        found = self._search(variables, self._batch(prompts, limits, rows, size), limits, self.beams)
+        tokens, scores = np.asarray(found.tokens[:, 0]), np.asarray(found.scores[:, 0])
+        for row in range(len(prompts)):
+            stream = TextStream(self.tokenizer, limits.end_ids)
+            yield Piece(row, stream.push(tokens[row].tolist(), True), stream, float(scores[row]))

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.cache import extend
+from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
 from lowrank_jax.ops.saved import saved_product
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         rotary: Tables | None,
-        allowed: "Array | Packed | None",
+        allowed: "Array | Packed | BeamKeys | None",
         cache: dict | None,
         layer: Array | None,
         local: Array | None = None,
@@ -73,9 +73,10 @@ class Attention(nn.Module):
           x: [B, T, D].
           rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal, and
-            `Packed` is causal within each document of a row.
+            `Packed` is causal within each document of a row. `BeamKeys` go with the cache of beams.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of a segment's layers, or None; with
-            "ring" in it they are rings (`cache.Cache`), and `allowed` is the mask of a ring.
+            "ring" in it they are rings (`cache.Cache`), and `allowed` is the mask of a ring. Or those of
+            `cache.BeamCache.stored`.
           layer: int32 scalar, this layer's row of the cache.
           local: bool scalar, whether this layer has the window; None is yes.
           query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
@@ -91,6 +92,16 @@ class Attention(nn.Module):
         if self.qk_norm == "none":
             # Rotation is linear: the backward pass needs only its output, so the output is what is saved by name.
             query, key = checkpoint_name(query, "query"), checkpoint_name(key, "key")
+        if isinstance(allowed, BeamKeys):
+            assert cache is not None
+            assert layer is not None
+            cache = write_beams(cache, layer, key, value)
+            prompt, own = (
+                tuple(read_cache(cache[prefix + part], layer).astype(self.dtype) for part in ("key", "value"))
+                for prefix in ("prompt_", "")
+            )
+            y = beam_attention(query, prompt, own, self.near(allowed, local), self.scale, self.softcap)
+            return self.output(y, x.shape[-1]), cache
         first: Array | int = 0
         if cache is not None:
             assert layer is not None  # a cache has a row for each layer
@@ -118,8 +129,19 @@ class Attention(nn.Module):
             query, key, value, mask, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
             window=window,
         )  # fmt: skip
+        return self.output(y, x.shape[-1]), cache
+
+    def output(self, y: Array, width: int) -> Array:
+        """The projection of what the heads have read, [B, T, heads, head_dim], to [B, T, width]."""
         y = y.reshape(*y.shape[:-2], self.heads * self.head_dim)
-        return self.linear(x.shape[-1], "out", self.use_bias if self.out_bias is None else self.out_bias)(y), cache
+        return self.linear(width, "out", self.use_bias if self.out_bias is None else self.out_bias)(y)
+
+    def near(self, keys: BeamKeys, local: Array | None) -> Array:
+        """The allowed keys of beams, [B or 1, S + N], without those before this layer's window."""
+        if self.window is None:
+            return keys.allowed
+        near = keys.places > keys.newest - self.window
+        return keys.allowed & (near if local is None else near | ~local)
 
     def projections(self, x: Array) -> list[Array]:
         """Query, key and value, [B, T, heads, head_dim] each."""
@@ -273,6 +295,43 @@ def heads_first_attention(
     weights = jax.nn.softmax(scores).astype(value.dtype)
     y = jnp.einsum("bkts,bksd->bktd", weights, value)
     return y.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def beam_attention(
+    query: Array,
+    prompt: tuple[Array, ...],
+    own: tuple[Array, ...],
+    allowed: Array,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """`attend` of one token a beam: one softmax over the keys of the prompt, which a row's beams share, and its own.
+
+    The beams of a row are rows of one product with the prompt's keys, which is read once and copied for none of them.
+
+    Args:
+      query: [B, K, heads, head_dim].
+      prompt: key and value of a row's prompt, [B, S, kv_heads, head_dim].
+      own: those of what each beam has written, [B, K, N, kv_heads, head_dim].
+      allowed: bool [B or 1, S + N].
+      scale, softcap: as in `Attention`.
+
+    Returns:
+      [B, K, heads, head_dim].
+    """
+    batch, beams, heads, width = query.shape
+    slots, kv_heads = prompt[0].shape[1:3]
+    scaled = (query * (width**-0.5 if scale is None else scale)).reshape(batch, beams, kv_heads, -1, width)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = [product("bkhgd,bshd->bhkgs", scaled, prompt[0]), product("bkhgd,bknhd->bhkgn", scaled, own[0])]
+    scores = jnp.concatenate(scores, axis=-1)  # joined here, where they are head_dim times smaller than keys
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(allowed[:, None, None, None], scores, 0.5 * jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores).astype(query.dtype)
+    y = product("bhkgs,bshd->bkhgd", weights[..., :slots], prompt[1])
+    y = y + product("bhkgn,bknhd->bkhgd", weights[..., slots:], own[1])
+    return y.astype(query.dtype).reshape(batch, beams, heads, width)
 
 
 def pick_implementation(

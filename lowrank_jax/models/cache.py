@@ -1,9 +1,9 @@
-"""The key/value cache of a causal model: of all tokens, or a ring of the window's length where all layers have one."""
+"""The key/value cache of a causal model: of all tokens, or a ring of the window's length; or one that beams share."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,97 @@ class Cache:
     layers: dict[str, dict[str, Array]]
     index: Array
     length: int
+
+    def stored(self, segment: str) -> dict[str, Array]:
+        """What a segment's layers read and write."""
+        return {**self.layers[segment], "index": self.index}
+
+    def grown(self, layers: dict[str, dict[str, Array]], tokens: int) -> "Cache":
+        """The cache after a call of `tokens` tokens a row, with what its segments then hold."""
+        return Cache(layers, self.index + tokens, self.length)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["prompt", "layers", "index"], meta_fields=["width", "length"]
+)
+@dataclasses.dataclass(frozen=True)
+class BeamCache:
+    """Keys and values of prompts, once a row, and of the tokens that each of a row's K beams has written after it.
+
+    A model reads it with one token a beam: tokens and positions are [B, K], beams in the place of a row's tokens.
+
+    Attributes:
+      prompt: as `Cache.layers`, S being P or a ring's window; nothing writes it, and all beams of a row read it.
+      layers: {segment: {"key", "value": [L, B, K, N, kv_heads, head_dim]}}, each beam's own.
+      index: int32 scalar, how many tokens each beam has in its own part.
+      width: P, slots of a prompt with its padding.
+      length: P + N.
+    """
+
+    prompt: dict[str, dict[str, Array]]
+    layers: dict[str, dict[str, Array]]
+    index: Array
+    width: int
+    length: int
+
+    def stored(self, segment: str) -> dict[str, Array]:
+        """What a segment's layers read and write; the prompt's part they only read."""
+        prompt = {f"prompt_{part}": each for part, each in self.prompt[segment].items()}
+        return {**prompt, **self.layers[segment], "index": self.index}
+
+    def grown(self, layers: dict[str, dict[str, Array]], tokens: int) -> "BeamCache":
+        """The cache after a call; its `tokens` are one of each beam."""
+        return dataclasses.replace(self, layers=layers, index=self.index + 1)
+
+    def seen(self, segment: str, mask: Array | None) -> "BeamKeys":
+        """The keys that the beams' next tokens may attend to, in the order of a segment's slots.
+
+        Args:
+          mask: bool [B, length], the valid tokens; None means all.
+        """
+        slots = self.prompt[segment]["key"].shape[2]
+        last = self.width - 1
+        prompt = last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots  # a whole part's slots: 0 .. P - 1
+        places = jnp.concatenate([prompt, jnp.arange(self.width, self.length, dtype=jnp.int32)])
+        newest = self.width + self.index
+        allowed = (places <= newest)[None]
+        return BeamKeys(allowed if mask is None else allowed & jnp.take(mask, places, axis=1), places, newest)
+
+
+class BeamKeys(NamedTuple):
+    """The keys of a `BeamCache` in a segment, S of the prompt and then N of a beam's own.
+
+    Attributes:
+      allowed: bool [B or 1, S + N], True where the beams of a row may attend to a key.
+      places: int32 [S + N], of the keys in the text.
+      newest: int32 scalar, the queries' place.
+    """
+
+    allowed: Array
+    places: Array
+    newest: Array
+
+
+def share(cache: Cache, width: int, beams: int) -> BeamCache:
+    """The cache of `beams` beams a row after the prompts were read; it is empty behind them.
+
+    Args:
+      cache: with prompts of `width` tokens, padding included.
+    """
+    prompt, own = {}, {}
+    for name, parts in cache.layers.items():
+        prompt[name] = {part: each[:, :, :width] for part, each in parts.items()}
+        own[name] = {
+            part: jnp.zeros((*each.shape[:2], beams, cache.length - width, *each.shape[3:]), each.dtype)
+            for part, each in parts.items()
+        }
+    return BeamCache(prompt, own, jnp.zeros((), jnp.int32), width, cache.length)
+
+
+def reorder(layers: dict[str, dict[str, Array]], parents: Array) -> dict[str, dict[str, Array]]:
+    """`BeamCache.layers` where beam k of row b goes on from what beam parents[b, k] wrote, int32 [B, K]."""
+    index = parents[None, :, :, None, None, None]
+    return jax.tree.map(lambda each: jnp.take_along_axis(each, index, axis=2, mode="clip"), layers)
 
 
 def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[int] = ()) -> Cache:
@@ -132,6 +223,16 @@ def write_cache(cache: dict, layer: Array, key: Array, value: Array) -> dict:
 def read_cache(stacked: Array, layer: Array) -> Array:
     """One layer's [B, S, kv_heads, head_dim] of the stacked cache."""
     return lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
+
+
+def write_beams(cache: dict, layer: Array, key: Array, value: Array) -> dict:
+    """The cache with a token of each beam, key and value [B, K, kv_heads, head_dim], written at (layer, index)."""
+    zero = jnp.zeros_like(layer)
+    start = (layer, zero, zero, cache["index"], zero, zero)
+    return cache | {
+        name: lax.dynamic_update_slice(cache[name], one[None, :, :, None].astype(cache[name].dtype), start)
+        for name, one in {"key": key, "value": value}.items()
+    }
 
 
 def write_ring(cache: dict, layer: Array, key: Array, value: Array) -> tuple[Array, Array, dict]:

@@ -9,7 +9,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.segments import segments as stack_segments
 from lowrank_jax.models.attention import one_document
-from lowrank_jax.models.cache import Cache, allowed_in_ring, allowed_keys, window_of
+from lowrank_jax.models.cache import BeamCache, Cache, allowed_in_ring, allowed_keys, window_of
 from lowrank_jax.models.stack import Model, run_layers
 
 
@@ -36,7 +36,7 @@ class CausalLM(Model):
         tokens: Array,
         positions: Array | None = None,
         mask: Array | None = None,
-        cache: Cache | None = None,
+        cache: Cache | BeamCache | None = None,
         segments: Array | None = None,
     ) -> Any:
         """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
@@ -50,7 +50,7 @@ class CausalLM(Model):
         tokens: Array,
         positions: Array | None = None,
         mask: Array | None = None,
-        cache: Cache | None = None,
+        cache: Cache | BeamCache | None = None,
         segments: Array | None = None,
     ) -> Any:
         """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
@@ -59,7 +59,8 @@ class CausalLM(Model):
           tokens: int32 [B, T].
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid tokens: S is T, or the cache's length. None: all. Attention is causal.
-          cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T.
+          cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T. Or from
+            `cache.share`: tokens are one of each beam, T is their number, and positions are given.
           segments: int32 [B, T], the number of each token's document, where a row has several: neighbours of equal
             number are one document. Each is read as if it stood alone: attention stays within it, and positions begin
             again at 0. Not with a mask or a cache.
@@ -68,7 +69,7 @@ class CausalLM(Model):
           UserError: more tokens than the model has positions.
         """
         c, (batch, length) = self.config, tokens.shape
-        if length > c.max_position_embeddings:
+        if length > c.max_position_embeddings and not isinstance(cache, BeamCache):
             raise UserError(
                 f"sequences of {length} tokens exceed the model's {c.max_position_embeddings} positions; shorten them"
             )
@@ -77,6 +78,10 @@ class CausalLM(Model):
         slots = length if cache is None else cache.length
         if mask is not None and mask.shape != (batch, slots):
             raise ValueError(f"mask has shape {mask.shape}; it needs one bool per row and key slot, {(batch, slots)}")
+        if isinstance(cache, BeamCache):
+            if positions is None:
+                raise ValueError("tokens of beams need their positions")
+            return self.cached(*self.start(tokens, positions, slots), None, mask, cache)
         index = None if cache is None else cache.index
         if positions is None:
             positions = default_positions(length, mask, index) if segments is None else positions_within(segments)
@@ -87,23 +92,21 @@ class CausalLM(Model):
         x, _ = run_layers(self, (x, None), rotary, allowed, self.kinds())
         return self.final_norm(x)
 
-    def cached(self, x: Array, rotary: Any, allowed: Any, mask: Array | None, cache: Cache) -> tuple[Array, Cache]:
+    def cached(self, x: Array, rotary: Any, allowed: Any, mask: Array | None, cache: Any) -> tuple[Array, Any]:
         """(hidden, cache) after the layers, each with its row of the cache.
 
         Args:
           x, rotary: from `start`.
-          allowed: the mask of layers whose cache has all tokens; that of rings is made here.
+          allowed: the mask of layers whose cache has all tokens; that of rings and of beams is made here.
           mask, cache: as in `hidden`.
         """
         layers, kinds, (_, length, _) = {}, self.kinds(), x.shape
         rings: dict[int, Array] = {}  # a window's length -> its mask
         for name, low, high in stack_segments(self.config.num_hidden_layers, self.cuts):
-            stored, window, seen = (
-                {**cache.layers[name], "index": cache.index},
-                window_of(self.config, low, high),
-                allowed,
-            )
-            if window is not None and stored["key"].shape[2] == window:
+            stored, window, seen = cache.stored(name), window_of(self.config, low, high), allowed
+            if isinstance(cache, BeamCache):
+                seen = cache.seen(name, mask)
+            elif window is not None and stored["key"].shape[2] == window:
                 stored["ring"] = cache.index  # only the key matters; the value is an array that a scan can carry
                 if window not in rings:
                     rings[window] = allowed_in_ring(length, mask, cache.index, window)
@@ -112,7 +115,7 @@ class CausalLM(Model):
             layer["number"] = jnp.arange(high - low, dtype=jnp.int32)
             (x, stored), _ = getattr(self, name)((x, stored), rotary, seen, layer)
             layers[name] = {part: stored[part] for part in ("key", "value")}
-        return self.final_norm(x), Cache(layers, cache.index + length, cache.length)
+        return self.final_norm(x), cache.grown(layers, length)
 
     def logits(self, hidden: Array) -> Array:
         """hidden [..., D] -> float32 [..., V]: operands in the compute dtype, accumulated in float32."""

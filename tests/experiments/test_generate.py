@@ -206,6 +206,22 @@ def test_a_file_s_rows_do_not_depend_on_the_batches(lines, program, base, tmp_pa
     assert (cut[2]["ended"], found[2]["ended"]) == ("stop", "length")
 
 
+def test_beams_of_a_prompt_and_of_a_file(lines, program, base, tmp_path):
+    """The likeliest texts, with their scores, in batches whose last is filled up."""
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("the", "a longer prompt", "12")))
+    words = (f"--base={base}", "--beams=4", "--length_penalty=0.8", "--no_repeat_ngram=2", "--max_new_tokens=6")
+    found = lines(*words, f"--file={file}", "--batch_size=2")
+    settings = {"beams": 4, "length_penalty": 0.8, "early_stopping": False, "no_repeat_ngram": 2}
+    assert all(settings.items() <= row.items() for row in found)
+    ended = program("generate", *words, "--prompt=12", f"--out={out}")
+    assert ended.status == 0, ended.err
+    alone = json.loads(out.read_text())
+    assert (ended.out, alone["completion"]) == (found[2]["completion"] + "\n", found[2]["completion"])
+    assert alone["score"] == pytest.approx(found[2]["score"], abs=1e-4)
+    assert len({row["score"] for row in found}) == 3
+
+
 def test_a_conversation_is_remembered_until_it_is_reset(program, typed, base, tmp_path):
     typed("hello\n\nand you?\r\n/reset\nhello\n/exit\nnot read\n")
     words = (f"--base={base}", "--chat", "--chat_template=zephyr", "--system=Be brief.", f"--out={tmp_path / 'o'}")
@@ -267,6 +283,13 @@ def test_ctrl_c(program, base, monkeypatch):
         (["--base=B", "--prompt=a", "--seed=-1"], "--seed is -1"),
         (["--base=B", "--prompt=a", "--stop="], "a stop string is empty"),
         (["--base=B", "--prompt=a", "--max_new_tokens=0"], "max_new_tokens"),
+        (["--base=B", "--prompt=a", "--beams=-1"], "--beams is -1; it must be at least 1"),
+        (["--base=B", "--prompt=a", "--beams=2", "--length_penalty=9"], "--length_penalty is 9.0; it must lie in"),
+        (["--base=B", "--prompt=a", "--length_penalty=2"], "--length_penalty is of beams; add --beams"),
+        (["--base=B", "--prompt=a", "--beams=2", "--temperature=1"], "--temperature does not go with --beams"),
+        (["--base=B", "--prompt=a", "--beams=2", "--stop=b"], "--stop does not go with --beams"),
+        (["--base=B", "--beams=2", "--chat"], "--chat does not go with --beams"),
+        (["--base=B", "--prompt=a", "--no_repeat_ngram=-1"], "no_repeat_ngram"),
         (["--base=B", "--prompt=a", "--dtype=int3"], "unknown dtype 'int3'"),
         (["--base=B", "--prompt=a", "--system=b"], "--system needs a chat template"),
         (["--base=B", "--prompt=a", "--chat_template=own"], "has no chat template"),
