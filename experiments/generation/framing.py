@@ -134,11 +134,15 @@ def trained_on_chat(task: Any) -> bool | None:
     if getattr(task, "chat_template", ""):
         return True
     source = path if isinstance(path, str) else path[0]
-    if is_named(source) or kind_of(source) is None:
+    if not is_named(source) and kind_of(source) is None:
         return None
-    for place, rows in read_source(source):
-        for word, number, row in rows:
-            return read_row(f"{place}, {word} {number}", row)[0] == CHAT
+    try:
+        for place, rows in read_source(source):
+            for word, number, row in rows:
+                return read_row(f"{place}, {word} {number}", row)[0] == CHAT
+    except UserError:
+        if not is_named(source):  # a file that is here and damaged
+            raise
     return None
 
 

@@ -82,6 +82,7 @@ class Author:
             **self.model.made_of,
             **({"chat_template": framing.named} if framing.named else {}),
             **({"system": framing.system} if framing.system else {}),
+            **({} if framing.add_bos is None else {"bos": framing.add_bos}),
             "max_new_tokens": limits.max_new_tokens,
             **dataclasses.asdict(self.how),
             **({"no_repeat_ngram": self.no_repeat_ngram} if self.no_repeat_ngram else {}),

@@ -1,6 +1,7 @@
 """What samples continue: the tokens before an example's targets in training, of every kind of rows."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +108,7 @@ def test_uuids_and_no_held_out_data(tmp_path, monkeypatch):
         samples(SETTING, alone, SamplesOptions(prompts=("x" * 70,), max_new_tokens=8))
 
 
-def test_the_framing_of_a_run_is_that_of_its_training(task_of):
+def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
     """Of conversations a prompt is a user's message, by the rows or the config; of texts it is a text."""
     own = ByteTokenizer(find_template(BYTES, "zephyr").source)
     base = SimpleNamespace(tokenizer=own)
@@ -129,6 +130,11 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of):
     by_rows = TextConfig(path=task_of(CHAT, seq_len=256, packed=False, chat_template="zephyr").config.path)
     found = make_framing(SimpleNamespace(base=base, task=by_rows), "", None, "", messages=False)
     assert found.ids(Asked("1?")) == wanted
+    named = SimpleNamespace(base=base, task=TextConfig(path="hub:owner/name"))
+    for rows, wanted_said in ((CHAT, "a user's message"), (None, "the run's data are not here")):
+        library = SimpleNamespace(load_dataset=lambda *_, rows=rows, **__: iter(rows))
+        monkeypatch.setitem(sys.modules, "datasets", library)
+        assert wanted_said in make_framing(named, "", None, "", messages=False).said
     with pytest.raises(UserError, match="--chat_template=chatml, "):
         make_framing(SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None), "", None, "", messages=True)
     assert "has no chat template" in no_template(BYTES)
