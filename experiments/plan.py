@@ -6,7 +6,6 @@ from experiments.cli import define_seq_len, launch, load_config, reads_config
 
 define_seq_len("Tokens a row, without data or tokenizer; by default the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
-flags.DEFINE_string("name", None, "Of the run; taken so that a run's own command line can be planned, and not read.")
 FLAGS = flags.FLAGS
 
 
