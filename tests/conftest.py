@@ -100,6 +100,20 @@ def one_context():
 
 
 @pytest.fixture(scope="session")
+def load_script():
+    """load_script("merge_adapter") -> scripts/merge_adapter.py as a new module."""
+    import importlib.util
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of public data sets: $LOWRANK_JAX_DATA, or shared/data next to the checkout; skips without it."""
     folder = Path(os.environ.get("LOWRANK_JAX_DATA") or Path(__file__).parents[2] / "shared" / "data")

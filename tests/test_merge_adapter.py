@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib.util
 import json
 import os
 import pty
@@ -41,11 +40,8 @@ TOKENS = np.random.default_rng(1).integers(0, 259, (2, 20)).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("merge_adapter", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("merge_adapter")
 
 
 @pytest.fixture(scope="module")

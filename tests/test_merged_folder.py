@@ -1,8 +1,6 @@
 """The folder that scripts/merge_adapter.py writes: its base's files, but for what the adapter brings along."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +8,14 @@ import torch
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's of saved embeddings and tied weights
-SCRIPT = Path(__file__).parents[1] / "scripts" / "merge_adapter.py"
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 OURS = {"dtype", "torch_dtype", "transformers_version"}  # fields of config.json that an export decides
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("merge_adapter", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("merge_adapter")
 
 
 def tokenizer_into(folder, backend, **settings):

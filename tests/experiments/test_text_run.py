@@ -42,6 +42,7 @@ def test_prompt_and_completion_rows(run, tmp_path):
     assert ended.status == 0, ended.err
     lines = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(line["tokens"] == 16 for line in lines if "loss" in line)  # of each row one digit and EOS are targets
+    assert f", held-out loss={lines[-1]['eval/loss']:.4g}" in ended.err  # beside the bar's own, of training
     (evaluation,) = json.loads((ended.folder / "result.json").read_text())["evaluations"]
     assert evaluation["loss_per_byte"] == pytest.approx(2 * evaluation["loss"])  # EOS is a target but no byte
 

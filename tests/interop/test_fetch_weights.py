@@ -5,7 +5,6 @@ import errno
 import functools
 import hashlib
 import http.server
-import importlib.util
 import io
 import json
 import os
@@ -33,19 +32,6 @@ NAME = "some_wheel-1.2-py3-none-any.whl"
 def run(*arguments, **env):
     command = [sys.executable, str(SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **env})
-
-
-@pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("fetch_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def unreachable(known, part):
-        raise module.Unreachable(f"cannot fetch {known.repository} from the Hub (ConnectError)")
-
-    monkeypatch.setattr(module, "from_hub", unreachable)
-    return module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import json
 import logging
 import math
 
@@ -14,15 +13,6 @@ from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
 BYTES = ByteTokenizer()
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(rows, name="a.jsonl"):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
-
-    return write
 
 
 def everything(task, source):

@@ -16,15 +16,6 @@ ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "cont
 CORPUS = ["Question: how many cats sat on the mat? Answer: two cats", "the dog is here: two, not 12"] * 4
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(rows, name="a.jsonl"):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
-
-    return write
-
-
 def everything(task, source):
     return [task.features(source[i]) for i in range(len(source))]
 

@@ -337,3 +337,12 @@ def test_what_is_left_to_the_data():
 def test_bad_rhythms(values, words):
     with pytest.raises(UserError, match=words):
         LoopConfig(**values)
+
+
+def test_steps_and_epochs_are_not_both_the_length():
+    """An explicit number of steps was ignored beside epochs; the default is none."""
+    with pytest.raises(UserError, match=r"train.steps=12 and train.epochs=3 both give the length; set one of them to"):
+        LoopConfig(steps=12, epochs=3)
+    for config in (LoopConfig(epochs=3), LoopConfig(steps=0, epochs=3)):
+        assert config.over(64).steps == 3
+    assert LoopConfig(steps=12).over(64).steps == 12
