@@ -5,10 +5,13 @@ import gc
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for `from fuzz import doors`, as `python -m tests.fuzz` does
 
 DEVICES = 8
 _JAXLIB = importlib.metadata.version("jaxlib")

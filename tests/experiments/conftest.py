@@ -1,6 +1,5 @@
 """The programs as a user starts them, in this process or a separate one, at toy size; and what a run saved."""
 
-import importlib
 import json
 import os
 import shutil
@@ -8,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from fuzz import doors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
@@ -30,9 +29,6 @@ TOY = {
     "schedule.warmup_steps": 1,
     "tracking.wandb": "disabled",
 }
-
-# Programs that are packages.
-PROGRAMS = {"bench": "experiments.bench.__main__"}
 
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
@@ -63,50 +59,22 @@ def quick_curves(request, monkeypatch):
         monkeypatch.setattr("experiments.tables.figures.draw_run", dot)
 
 
-def import_alone(path: str) -> Any:
-    """A program's module, with no other program's flags defined: two that run in one process may have one of a name.
-
-    What is put away is kept in the program's own module, as this file is loaded for tests/before a second time.
-    """
-    from absl import flags
-
-    for name, other in list(sys.modules.items()):
-        if name == path or "put_away" not in vars(other):
-            continue
-        for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:
-            other.put_away.append(flag)
-            delattr(flags.FLAGS, flag.name)
-    module = importlib.import_module(path)
-    for flag in vars(module).get("put_away", ()):
-        flags.FLAGS[flag.name] = flag
-        flags.FLAGS.register_flag_by_module(path, flag)
-    vars(module)["put_away"] = []
-    return module
-
-
 @pytest.fixture
 def program(monkeypatch, capfd):
     """program("run", word, ...) -> (status, out, err), through the program's own front door, in this process."""
-    from absl import flags
-
     from experiments.cli import launch
 
     monkeypatch.chdir(ROOT)
 
     def call(name, *words):
-        module = import_alone(PROGRAMS.get(name, f"experiments.{name}"))
+        module = doors.import_alone(doors.PROGRAMS.get(name, f"experiments.{name}"))
         monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, words)])
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
                 launch(module.main)
-        finally:  # the next call starts with no flag set; absl's flagsaver would drop grain's flags for ever
-            for flag in [f for f in flags.FLAGS if f.partition(".")[0] == "config"]:
-                delattr(flags.FLAGS, flag)
-            defined = flags.FLAGS.flags_by_module_dict()
-            for flag in [*defined.get(module.__name__, ()), *defined.get("experiments.cli", ())]:
-                flag.unparse()
-            flags.FLAGS.unparse_flags()
+        finally:
+            doors.forget(module.__name__)
         return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())
 
     return call

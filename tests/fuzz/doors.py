@@ -36,6 +36,25 @@ def limit(seconds):
             signal.signal(signal.SIGALRM, before)
 
 
+def import_alone(path):
+    """A program's module, with no other program's flags defined: two that run in one process may have one of a name.
+
+    What is put away is kept in the program's own module, for the next that calls it, whichever test that is.
+    """
+    for name, other in list(sys.modules.items()):
+        if name == path or "put_away" not in vars(other):
+            continue
+        for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:
+            other.put_away.append(flag)
+            delattr(flags.FLAGS, flag.name)
+    module = importlib.import_module(path)
+    for flag in vars(module).get("put_away", ()):
+        flags.FLAGS[flag.name] = flag
+        flags.FLAGS.register_flag_by_module(path, flag)
+    vars(module)["put_away"] = []
+    return module
+
+
 def call(name, *words, main=None, seconds=0):
     """(status, out, err, fault) of a program; `fault` is the traceback of anything but a SystemExit, otherwise "".
 
@@ -46,7 +65,7 @@ def call(name, *words, main=None, seconds=0):
     from lowrank_jax.core.errors import front_door
 
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    module = None if main else importlib.import_module(PROGRAMS.get(name, f"experiments.{name}"))
+    module = None if main else import_alone(PROGRAMS.get(name, f"experiments.{name}"))
     status, fault = 0, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limit(seconds):
         try:
@@ -67,7 +86,10 @@ def call(name, *words, main=None, seconds=0):
 
 
 def forget(module):
-    """Unsets every flag of a program, and drops those of its config: the next call starts afresh."""
+    """Unsets every flag of a program, and drops those of its config: the next call starts afresh.
+
+    absl's own flagsaver would drop grain's flags for ever.
+    """
     for flag in [f for f in flags.FLAGS if f.partition(".")[0] == "config"]:
         delattr(flags.FLAGS, flag)
     defined = flags.FLAGS.flags_by_module_dict()

@@ -3,19 +3,14 @@
 import json
 import random
 import sys
-from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, strategies
 
+from fuzz import doors, mutations, targets
 from lowrank_jax.bases.base import BaseConfig, abstract_base
 from lowrank_jax.core.errors import UserError
-
-if str(Path(__file__).parents[1]) not in sys.path:
-    sys.path.append(str(Path(__file__).parents[1]))
-
-from fuzz import doors, mutations, targets
 
 SEED, CASES = 0, 10
 
@@ -122,3 +117,11 @@ def test_no_number_of_a_family_is_more_than_a_refusal(tmp_path, kind):
                 messages += [said(section, field, one) for one in wrong]
     assert not any("\n" in one for one in messages)
     assert 0 < messages.count("") < len(messages) / 2
+
+
+def test_a_program_has_its_flags_whichever_ran_before():
+    for name in ("run", "sweep", "run", "trials"):
+        ended = doors.call(name, "--config=configs/no_such.py", *(["--name=x"] if name == "run" else []))
+        assert not doors.verdict(ended), ended
+        assert ended.status == 2, ended
+        assert "no_such.py" in ended.err, ended
