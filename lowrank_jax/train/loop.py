@@ -34,6 +34,8 @@ class LoopConfig:
       batch_size: examples a step, over all devices. 0 chooses it from the data: all, at most FITTED_BATCH.
       accumulate: micro-batches a step.
       chunk_tokens: positions whose float32 logits exist at a time in the loss; 0 for all.
+      label_smoothing: e of a next-token loss (1 - e) (-log p(target)) + e mean over the vocabulary of -log p; the
+        held-out loss is without it.
       log_every: a record of the loss each so many steps.
       eval_every, eval_steps: evaluations at multiples of the one and at the others; the last step is always evaluated.
       profile_steps: "first:last" steps traced into the run's folder, "" for none.
@@ -45,6 +47,7 @@ class LoopConfig:
     batch_size: Annotated[int, Range(least=0)] = 64
     accumulate: Annotated[int, Range(least=1)] = 1
     chunk_tokens: Annotated[int, Range(least=0)] = 0
+    label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     log_every: Annotated[int, Range(least=1)] = 1
     eval_every: Annotated[int, Range(least=0)] = 0
     eval_steps: tuple[Annotated[int, Range(least=1)], ...] = ()
