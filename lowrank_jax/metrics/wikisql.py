@@ -252,7 +252,7 @@ def _bare(name: str) -> str:
 
 
 def _check(predictions: Sequence[str], targets: Sequence[Query], columns: Sequence[Sequence[str]]):
-    if not predictions and not targets:
+    if len(predictions) == len(targets) == 0:
         raise UserError("there are no queries to score")
     counts = {"predictions": len(predictions), "targets": len(targets), "tables": len(columns)}
     if len(set(counts.values())) > 1:

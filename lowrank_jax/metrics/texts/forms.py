@@ -4,22 +4,18 @@ import re
 
 from lowrank_jax.metrics.texts.rows import Texts
 
-REFERENCES = 6  # of a row; LoRA's evaluation of WebNLG and DART leaves out the others
 PIECE = re.compile(r"\w+|[^\w\s]")
 
 
 def split_lower(texts: Texts) -> Texts:
-    """Lower case, each character that is neither of a word nor a space apart; the first REFERENCES of a row.
-
-    LoRA repeats the first reference of a row that has fewer, which changes none of the metrics.
-    """
+    """Lower case, and each character that is neither of a word nor a space apart."""
 
     def split(text: str) -> str:
         return " ".join(PIECE.findall(text.lower()))
 
     return Texts(
         [split(text) for text in texts.predictions],
-        [[split(text) for text in row[:REFERENCES]] for row in texts.references],
+        [[split(text) for text in row] for row in texts.references],
     )
 
 

@@ -10,14 +10,6 @@ class NoJava(Exception):
     """This machine has no Java."""
 
 
-class JavaFailed(Exception):
-    """A Java program ended where it should have answered; the message is what it said last."""
-
-    def __init__(self, program: str, status: int | None, said: str):
-        last = said.strip().splitlines()[-1:] or ["without a word"]
-        super().__init__(f"{program} ended with status {status}: {last[0]}")
-
-
 def java() -> str:
     """The path of Java, $JAVA_HOME's before $PATH's.
 

@@ -5,8 +5,8 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-from lowrank_jax.metrics.texts.java import JavaFailed, jar, java
-from lowrank_jax.metrics.texts.processors import processors
+from lowrank_jax.metrics.texts.java import jar, java
+from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
 from lowrank_jax.metrics.texts.rows import Texts
 
 JAR = "meteor/meteor-1.5.jar"
@@ -19,7 +19,7 @@ def meteor(words: Texts) -> float:
 
     Raises:
       NoJava: this machine has none.
-      JavaFailed: the program ended early.
+      ProgramFailed: the program ended early.
     """
     rows = list(zip(words.predictions, words.references, strict=True))
     texts = sum(len(row) for row in words.references)
@@ -97,4 +97,4 @@ class Program:
 
     def _fail(self):
         self._said.seek(0)
-        raise JavaFailed("METEOR", self._process.wait(), self._said.read().decode(errors="replace"))
+        raise ProgramFailed("METEOR", self._process.wait(), self._said.read().decode(errors="replace"))

@@ -2,7 +2,8 @@
 
 import subprocess
 
-from lowrank_jax.metrics.texts.java import JavaFailed, jar, java
+from lowrank_jax.metrics.texts.java import jar, java
+from lowrank_jax.metrics.texts.processes import ProgramFailed
 from lowrank_jax.metrics.texts.rows import Texts
 
 JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -15,7 +16,7 @@ def tokenize(texts: Texts) -> Texts:
 
     Raises:
       NoJava: this machine has none.
-      JavaFailed: the tokenizer ended early.
+      ProgramFailed: the tokenizer ended early.
     """
     program = [java(), "-cp", str(jar(JAR)), "edu.stanford.nlp.process.PTBTokenizer"]
     lines = [*texts.predictions, *(text for row in texts.references for text in row)]
@@ -27,7 +28,7 @@ def tokenize(texts: Texts) -> Texts:
     )
     found = done.stdout.split("\n")
     if done.returncode or len(found) != len(lines):
-        raise JavaFailed("Stanford's tokenizer", done.returncode, done.stderr)
+        raise ProgramFailed("Stanford's tokenizer", done.returncode, done.stderr)
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     left_out = set(PUNCTUATIONS)

@@ -1,6 +1,7 @@
 """Predictions and references side by side, checked row by row."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,12 @@ class Texts:
     references: list[list[str]]
 
 
-def check(predictions: Sequence[str], references: Sequence[Sequence[str]], empty_references: bool) -> Texts:
+def check(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    empty_references: bool = False,
+    most: int | None = None,
+) -> Texts:
     """The texts with single spaces between their words, which no metric can tell from other white space.
 
     A newline inside a text would be the end of a row to the official programs.
@@ -24,12 +30,13 @@ def check(predictions: Sequence[str], references: Sequence[Sequence[str]], empty
       predictions: a text a row.
       references: texts, one or more a row.
       empty_references: whether a row may have empty references beside another one.
+      most: references of a row that are kept, the first ones; None keeps all.
 
     Raises:
       UserError: no rows, different counts, a row without references, an empty reference, or something that is no
         text. The message has the row's number; the first is 1.
     """
-    if not predictions and not references:
+    if len(predictions) == len(references) == 0:
         raise UserError("there are no predictions to score")
     if len(predictions) != len(references):
         fewer = "prediction" if len(predictions) < len(references) else "references"
@@ -38,10 +45,13 @@ def check(predictions: Sequence[str], references: Sequence[Sequence[str]], empty
     checked = Texts([], [])
     for number, (prediction, texts) in enumerate(zip(predictions, references, strict=True), start=1):
         row = f"row {number} of {len(predictions)}"
-        if isinstance(texts, str):
-            raise UserError(f"{row}: its references are one text, not a list of texts")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise UserError(f"{row}: its references are of type {type(texts).__name__}, not a list of texts")
         checked.predictions.append(_plain(prediction, f"{row}: the prediction"))
-        plain = [_plain(text, f"{row}: reference {place}") for place, text in enumerate(texts, start=1)]
+        plain = [
+            _plain(text, f"{row}: reference {place}")
+            for place, text in enumerate(itertools.islice(texts, most), start=1)
+        ]
         if not any(plain):
             raise UserError(f"{row} has no reference{' but empty ones' if plain else ''}; leave the row out")
         if not empty_references and "" in plain:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from lowrank_jax.metrics.texts.processors import processors
+from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
 from lowrank_jax.metrics.texts.rows import Texts
 
 ROWS = 8  # fewest rows that are worth a process
@@ -19,6 +19,7 @@ def ter(texts: Texts) -> float:
 
     Raises:
       ModuleNotFoundError: pyter3 is not installed.
+      ProgramFailed: a process ended early.
     """
     import pyter  # noqa: F401  (so that the processes have it too)
 
@@ -37,8 +38,9 @@ def _in_process(rows: list[tuple[str, list[str]]]) -> list[float]:
         input=json.dumps(rows),
         capture_output=True,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise ProgramFailed("TER", done.returncode, done.stderr)
     return json.loads(done.stdout)
 
 

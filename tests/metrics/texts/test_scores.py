@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.metrics.texts import bleu, chrf, forms, rouge, score, ter
+from lowrank_jax.metrics.texts import bleu, chrf, forms, meteor, rouge, score, ter
 from lowrank_jax.metrics.texts.rows import Texts
 
 JAVA = {"meteor", "rouge_l", "cider"}
@@ -29,7 +29,9 @@ def no_java(monkeypatch, tmp_path):
         ("e2e", ["a", "b"], [["a"], ["b", "\n "]], "row 2 of 2: reference 2 is empty"),
         ("samsum", ["a"], [["", "a"]], "row 1 of 1: reference 1 is empty"),
         ("dart", ["a", "b"], [["a", ""], ["", " "]], "row 2 of 2 has no reference but empty ones"),
-        ("webnlg", ["a"], ["abc"], "row 1 of 1: its references are one text"),
+        ("webnlg", ["a"], ["abc"], "row 1 of 1: its references are of type str"),
+        ("webnlg", ["a"], [None], "row 1 of 1: its references are of type NoneType"),
+        ("webnlg", ["a"], [[""] * 6 + ["a"]], "row 1 of 1 has no reference but empty ones"),
         ("webnlg", ["a", None], [["a"], ["b"]], "row 2 of 2: the prediction is of type NoneType"),
         ("webnlg", ["a"], [["a", 3]], "row 1 of 1: reference 2 is of type int"),
         ("e2e-clean", ["a"], [["a"]], "one of e2e, webnlg, dart, samsum"),
@@ -122,3 +124,39 @@ def test_ter_in_processes(monkeypatch):
     monkeypatch.setattr(ter, "processors", lambda: 3)
     texts = Texts([text for text, _ in rows], [references for _, references in rows])
     assert ter.ter(texts) == pytest.approx(sum(alone) / len(alone), rel=1e-12)
+
+
+def test_meteor_in_processes(monkeypatch):
+    """Each row goes to one of the processes, and one of them scores all rows' counts."""
+
+    class Program:
+        def __enter__(self):
+            self.seen = started.append(self) or []
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def statistics(self, rows):
+            self.seen = [text for text, _ in rows]
+            return self.seen
+
+        def total(self, statistics):
+            return float(sum(map(int, statistics)))
+
+    started = []
+    monkeypatch.setattr(meteor, "Program", Program)
+    monkeypatch.setattr(meteor, "processors", lambda: 3)
+    texts = Texts([str(i) for i in range(11)], [["a"]] * 11)
+    assert meteor.meteor(texts) == sum(range(11))
+    assert len(started) == 1  # too few rows for a second
+    monkeypatch.setattr(meteor, "TEXTS", 2)
+    assert meteor.meteor(texts) == sum(range(11))
+    assert sorted(len(program.seen) for program in started[1:]) == [3, 4, 4]
+
+
+def test_where_ter_fails(no_java, monkeypatch, tmp_path):
+    """What the process said last is the reason."""
+    (tmp_path / "broken").write_text("raise SystemExit('no memory')")
+    monkeypatch.setattr(ter, "__file__", str(tmp_path / "broken"))
+    assert score("dart", [SIX], [[SIX]]).missing["ter"] == "not computed: TER ended with status 1: no memory"
