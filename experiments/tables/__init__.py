@@ -10,11 +10,11 @@ from lowrank_jax.core.errors import UserError
 # Name -> module with `table(results, options) -> Table` and `figures(table, folder) -> paths`; `load(places)`, where
 # its results are not records of runs.
 TABLES = {
-    "mora_table2": "experiments.tables.mora_table2",
-    "lora_table2": "experiments.tables.lora_table2",
-    "speed": "experiments.tables.speed",
-    "decoding": "experiments.tables.decoding",
-    "quantized": "experiments.tables.quantized",
+    "mora_table2": "experiments.tables.uuid.mora_table2",
+    "lora_table2": "experiments.tables.glue.lora_table2",
+    "speed": "experiments.tables.speed.suite",
+    "decoding": "experiments.tables.speed.decoding",
+    "quantized": "experiments.tables.speed.quantized",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }

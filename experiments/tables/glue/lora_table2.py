@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.papers import lora
 from experiments.records.text_table import number
-from experiments.tables.glue_rows import Board, GlueRow, board
+from experiments.tables.glue.rows import Board, GlueRow, board
 from experiments.tables.table import Table, mark_captions, plus_minus, span
 
 TITLES = dict(zip(lora.TASKS, lora.NAMES, strict=True)) | {"wnli": "WNLI"}
@@ -21,7 +21,7 @@ def table(results: Sequence[dict], options: Any) -> Table:
 
 def figures(table: Table, folder: str | Path) -> list[Path]:
     """Score against trainable parameters, where there are tasks that every row has."""
-    from experiments.tables.lora_figure import draw
+    from experiments.tables.glue.figure import draw
 
     path = draw(table.data, folder)
     return [path] if path else []
