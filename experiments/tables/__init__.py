@@ -12,6 +12,12 @@ from lowrank_jax.core.errors import UserError
 TABLES = {
     "mora_table2": "experiments.tables.uuid.mora_table2",
     "lora_table2": "experiments.tables.glue.lora_table2",
+    "lora_table3": "experiments.tables.nlg.lora_table3",
+    "lora_table4": "experiments.tables.nlg.lora_table4",
+    "lora_table13": "experiments.tables.nlg.lora_table13",
+    "lora_table14": "experiments.tables.nlg.lora_table14",
+    "lora_table16": "experiments.tables.nlg.lora_table16",
+    "lora_table18": "experiments.tables.nlg.lora_table18",
     "speed": "experiments.tables.speed.suite",
     "decoding": "experiments.tables.speed.decoding",
     "quantized": "experiments.tables.speed.quantized",
@@ -20,7 +26,10 @@ TABLES = {
 }
 
 # Flag -> the tables that read it, for flags that few tables read. A new table that reads one is added here.
-READERS = {"scale": ("mora_table2",), "model": ("lora_table2",)}
+READERS = {
+    "scale": ("mora_table2",),
+    "model": ("lora_table2", *(f"lora_table{number}" for number in (3, 4, 13, 14, 16, 18))),
+}
 WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read
 
 
