@@ -115,7 +115,7 @@ def test_a_grid_file_that_cannot_be_used(tmp_path, source, words):
 
 
 def test_a_suite_file_that_cannot_be_used(tmp_path):
-    from experiments.bench.rows import load_suite
+    from experiments.bench.suites.rows import load_suite
     from lowrank_jax.core.errors import UserError
 
     for source, words in (("ROWS = (\n", "SyntaxError"), ("x = 1\n", "defines no ROWS"), (
