@@ -114,6 +114,7 @@ class NextToken:
         return {**tokens, "weights": np.ones, "segments": np.ones}
 
     def record_notes(self, task: Task) -> dict[str, Any]:
-        """A line for each difference from the data as stored, if there are any."""
-        notes = list(getattr(task, "notes", ()))
-        return {"notes": notes} if notes else {}
+        """Differences from the data as stored, whether these are the official ones, and why a metric is missing."""
+        found = {"notes": list(getattr(task, "notes", ())), "partial": getattr(task, "partial", False)}
+        found["missing"] = dict(getattr(task, "missing", {}))
+        return {name: value for name, value in found.items() if value}
