@@ -6,10 +6,17 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
-TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
+TASKS = {
+    "uuid": (UuidConfig, UuidTask),
+    "text": (TextConfig, TextTask),
+    "glue": (GlueConfig, GlueTask),
+    "nlg": (NlgConfig, NlgTask),
+}
+SIZED = (TextTask, NlgTask)  # they take their length from the data, up to the base's positions
 
 
 def task_config(name: str) -> type:
@@ -36,4 +43,4 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    return made(config, tokenizer, positions) if made is TextTask else made(config, tokenizer)
+    return made(config, tokenizer, positions) if made in SIZED else made(config, tokenizer)
