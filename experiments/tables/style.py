@@ -33,6 +33,9 @@ METHODS = {
     "pfeiffer": Look("Adapter-P", "#56B4E9", "P"),
     "lin": Look("Adapter-L", "#882255", "X"),
     "adapterdrop": Look("AdapterDrop", "#117733", "d"),
+    "preembed": Look("PreEmbed", "#F0E442", "<"),
+    "prelayer": Look("PreLayer", "#44AA99", ">"),
+    "prefix": Look("Prefix", "#332288", "p"),
 }  # fmt: skip
 ORDER = tuple(METHODS)  # of a table's rows
 UNKNOWN = Look("", "#999999", "*")

@@ -118,9 +118,9 @@ class AdapterConfig:
       prefix: the prefix families' virtual tokens.
     """
 
-    method: Literal[
-        "none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin", "preembed", "prelayer", "prefix"
-    ] = "lora"
+    method: Literal["none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin", "preembed", "prelayer", "prefix"] = (
+        "lora"
+    )
     rank: Annotated[int, Range(least=1)] = 8
     alpha: Annotated[float, Range(above=0)] = 16.0
     scaling: Literal["standard", "rslora", "none"] = "standard"
@@ -159,7 +159,7 @@ class AdapterConfig:
             raise UserError(f"adapter.prefix has no virtual token for {method}; set its tokens or infix")
         if method == "prefix" and prefix.infix:
             raise UserError(
-                f"adapter.prefix.infix is {prefix.infix}: a completion would begin from tokens of which `prefix` trains "
+                f"adapter.prefix.infix is {prefix.infix}: a completion would begin from tokens of which prefix trains "
                 "keys and values alone; set it to 0, or take preembed or prelayer"
             )
         if method == "prefix" and prefix.init == "vocabulary":

@@ -10,6 +10,7 @@ from experiments.generation.framing import make_framing, no_template
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.forms.generation import OPENING, SamplesOptions, _asked, samples
+from lowrank_jax.tasks.framing import PLAIN
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 from lowrank_jax.text.chat import end_ids, find_template, prompt_ids
@@ -115,7 +116,7 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
 
     def framing(rows, template="", **config):
         task = task_of(rows, seq_len=256, packed=False, **{"chat_template": "zephyr", **config}).config
-        return make_framing(SimpleNamespace(base=base, task=task), template, None, "", messages=False)
+        return make_framing(SimpleNamespace(base=base, task=task, virtual=PLAIN), template, None, "", messages=False)
 
     wanted = prompt_ids(own, find_template(own), [{"role": "user", "content": "1?"}])
     found = framing(CHAT)
@@ -125,16 +126,17 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
     assert (text.ids(Asked("1?")), text.said) == ([256, *b"1?"], "")
     assert framing(CHAT, "none").ids(Asked("1?")) == [*b"1?"]
     gone = TextConfig(path="gone.jsonl")
-    said = make_framing(SimpleNamespace(base=base, task=gone), "", None, "", messages=False)
+    said = make_framing(SimpleNamespace(base=base, task=gone, virtual=PLAIN), "", None, "", messages=False)
     assert "the run's data are not here" in said.said
     by_rows = TextConfig(path=task_of(CHAT, seq_len=256, packed=False, chat_template="zephyr").config.path)
-    found = make_framing(SimpleNamespace(base=base, task=by_rows), "", None, "", messages=False)
+    found = make_framing(SimpleNamespace(base=base, task=by_rows, virtual=PLAIN), "", None, "", messages=False)
     assert found.ids(Asked("1?")) == wanted
-    named = SimpleNamespace(base=base, task=TextConfig(path="hub:owner/name"))
+    named = SimpleNamespace(base=base, task=TextConfig(path="hub:owner/name"), virtual=PLAIN)
     for rows, wanted_said in ((CHAT, "a user's message"), (None, "the run's data are not here")):
         library = SimpleNamespace(load_dataset=lambda *_, rows=rows, **__: iter(rows))
         monkeypatch.setitem(sys.modules, "datasets", library)
         assert wanted_said in make_framing(named, "", None, "", messages=False).said
+    bare = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None, virtual=PLAIN)
     with pytest.raises(UserError, match="--chat_template=chatml, "):
-        make_framing(SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None), "", None, "", messages=True)
+        make_framing(bare, "", None, "", messages=True)
     assert "has no chat template" in no_template(BYTES)
