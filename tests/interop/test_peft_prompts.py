@@ -1,7 +1,7 @@
 """PEFT's prompt and prefix tuning, both ways: equal logits on toy bases of every kind of position and key."""
 
+import functools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +64,16 @@ def _theirs(folder, adapter) -> np.ndarray:
         return model(torch.tensor(TEXT)).logits[:, -TEXT.shape[1] :].float().numpy()
 
 
+@functools.cache
+def _compiled(model, plan):
+    return jax.jit(adapters.attach(model, plan))
+
+
 def _ours(base, plan, variables) -> np.ndarray:
     """Our logits of TEXT behind the virtual tokens."""
     prefix = np.broadcast_to(np.array(plan.virtual.prefix_ids, np.int32), (len(TEXT), plan.virtual.prefix))
-    apply_fn = jax.jit(adapters.attach(base.model, plan))
-    return np.asarray(apply_fn(variables, jnp.concatenate([prefix, TEXT], axis=1)))[:, plan.virtual.prefix :]
+    tokens = jnp.concatenate([prefix, TEXT], axis=1)
+    return np.asarray(_compiled(base.model, plan)(variables, tokens))[:, plan.virtual.prefix :]
 
 
 @pytest.mark.parametrize("method", ["preembed", "prefix"])
@@ -86,14 +91,72 @@ def test_folders_go_both_ways(causal, method, tmp_path):
     assert plan.config.method == method
     found = _ours(loaded, plan, variables)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
-    plain = np.asarray(jax.jit(base.model.apply)({"params": base.params}, TEXT))
-    assert np.abs(plain - wanted).max() > 0.1  # the virtual tokens matter
 
-    # A random adapter of ours, written and read again by both.
-    plan = adapters.make_plan(base.params, AdapterConfig(method, init_std=0.5, prefix=PrefixConfig(5, init="normal")))
-    made = {"params": base.params, **adapters.create(plan, jax.random.key(3))}
+    # A random adapter of ours, written, and read again by both.
+    draw = np.random.default_rng(0).normal
+    made = variables | {"adapters": jax.tree.map(lambda leaf: np.float32(draw(size=leaf.shape)), variables["adapters"])}
     export_peft(tmp_path / "ours", plan, made, base)
     wanted = _ours(base, plan, made)
+    assert np.abs(found - wanted).max() > 0.1  # the virtual tokens matter
     np.testing.assert_allclose(_theirs(folder, tmp_path / "ours"), wanted, atol=1e-5 * np.abs(wanted).max())
     back, again, variables = load_attached(tmp_path / "ours", base)
-    np.testing.assert_allclose(_ours(back, again, variables), wanted, atol=1e-5 * np.abs(wanted).max())
+    for leaf, mine in zip(jax.tree.leaves(variables["adapters"]), jax.tree.leaves(made["adapters"]), strict=True):
+        np.testing.assert_allclose(leaf, mine, atol=1e-5)
+    assert (back, again) == (base, plan)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(BaseConfig("pico-llama"))
+
+
+@pytest.fixture
+def written(base, tmp_path):
+    """written(method, tensor=..., **fields) -> a folder of three virtual tokens for the shipped base, then changed."""
+    from safetensors.numpy import load_file, save_file
+
+    def write(method="prefix", tensors=None, **fields):
+        plan = adapters.make_plan(base.params, AdapterConfig(method, prefix=PrefixConfig(TOKENS, init="normal")))
+        variables = {"params": base.params, **adapters.create(plan, jax.random.key(0))}
+        folder = export_peft(tmp_path / "peft", plan, variables, base)
+        config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+        if tensors:
+            save_file(tensors(load_file(weights)), weights)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0; it must be a whole number"),
+        ({"num_virtual_tokens": 4}, r"prompt_embeddings is \[3, \d+\], and 4 virtual tokens of this base \[4, "),
+        ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' is not read with virtual tokens"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported here"),
+        ({"peft_type": "P_TUNING"}, "'P_TUNING' is not read; known: LORA .*PROMPT_TUNING, PREFIX_TUNING"),
+        ({"base_model_name_or_path": "other/base", "tensors": dict}, "made for other/base, not for pico-llama"),
+        ({"tensors": lambda held: {"x": held["prompt_embeddings"]}}, "has x, and not prompt_embeddings alone"),
+        ({"tensors": lambda held: {k: v * np.nan for k, v in held.items()}}, "prompt_embeddings is not finite"),
+    ],
+)
+def test_a_folder_that_does_not_fit(base, written, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_attached(written(**changes), base)
+
+
+def test_what_peft_has_no_folder_for(base, tmp_path):
+    """PreLayer, infix tokens, LoRA beside virtual tokens: one line, and no folder."""
+    one = AdapterConfig("preembed", prefix=PrefixConfig(2, 2))
+    cases = {
+        "PEFT has no infix tokens": one,
+        "PEFT has no prelayer": AdapterConfig("prelayer"),
+        "one method, not lora and preembed": [AdapterConfig("lora"), one],
+    }
+    for message, configs in cases.items():
+        plan = adapters.make_plan(base.params, configs)
+        variables = {"params": base.params, **adapters.create(plan, jax.random.key(0), base.params)}
+        with pytest.raises(UserError, match=message):
+            export_peft(tmp_path / "peft", plan, variables, base)
+    assert not (tmp_path / "peft").exists()
