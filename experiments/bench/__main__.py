@@ -40,13 +40,13 @@ FLAGS = flags.FLAGS
 def main(_) -> None:
     """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}, or measures a suite."""
     if FLAGS.suite:
-        from experiments.bench.suite import suite_main
+        from experiments.bench.suites.suite import suite_main
 
         suite_main(FLAGS)
         return
     config, _plain = load_config()
     start_devices()
-    from experiments.bench.step import measure
+    from experiments.bench.training.step import measure
 
     record = measure(config, FLAGS.seq_len, FLAGS.steps, FLAGS.warmup, FLAGS.trials, FLAGS.trace)
     if record is not None:

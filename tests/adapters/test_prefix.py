@@ -312,8 +312,8 @@ def _layers_alone(model, x):
 
 def test_labels_know_the_methods_and_their_default():
     """They are read without the package's dataclasses."""
-    assert (PREFIX_METHODS, PrefixConfig().tokens) == (labels.PREFIX_METHODS, labels.PREFIX_TOKENS)
+    assert (PREFIX_METHODS, PrefixConfig().tokens) == (tuple(labels.PREFIX_METHODS), labels.PREFIX_TOKENS)
     plain = {"adapter": {"method": "lora", "rank": 8}, "adapters": [{"method": "preembed", "prefix": {"infix": 4}}]}
-    assert labels.derive(plain) == {"method": "lora", "rank": 8, "stage": "full", "variant": "+preembed p8i4"}
+    assert labels.derive(plain) == {"method": "lora+pe", "rank": 8, "stage": "full", "variant": "p8i4"}
     alone = labels.derive({"adapter": {"method": "prelayer", "rank": 8, "prefix": {"tokens": 2, "infix": 2}}})
     assert alone == {"method": "prelayer", "rank": None, "stage": "full", "variant": "p2i2"}

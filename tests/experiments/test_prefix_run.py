@@ -27,7 +27,8 @@ def test_lora_with_trained_embeddings(run, program, tmp_path):
     assert described["leaves"]["adapters/embed/vectors"]["shape"] == [5, 32]
     losses = [loss for _, loss in json.loads((ended.folder / "result.json").read_text())["losses"]]
     assert losses[-1] < losses[0], losses
-    assert json.loads((ended.folder / "config.json").read_text())["labels"]["variant"] == "+preembed p3i2"
+    found = json.loads((ended.folder / "config.json").read_text())["labels"]
+    assert (found["method"], found["variant"]) == ("lora+pe", "p3i2")
 
     sample = [json.loads(line) for line in (ended.folder / "samples.jsonl").open()][-1]
     assert sample["prompt"] in [row["prompt"] for row in ROWS]  # without virtual tokens, which are no text

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.report import MISSING, load_suites
-from experiments.bench.rows import COLD, OURS, PEER, WARM
+from experiments.bench.suites.report import MISSING, load_suites
+from experiments.bench.suites.rows import COLD, OURS, PEER, WARM
 from experiments.records.text_table import number
 from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError

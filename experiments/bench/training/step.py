@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.work import random_batch, step_flops, utilisation
+from experiments.bench.training.work import random_batch, step_flops, utilisation
 from experiments.records.environment import environment_record
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup

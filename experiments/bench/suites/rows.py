@@ -10,7 +10,7 @@ from experiments.config.files import call, load_module
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path("configs/suites")
 OURS, PEER, COLD, WARM = "ours", "peer", "cold", "warm"  # sides of a row
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.rows import COLD, OURS, PEER, WARM, Row
+from experiments.bench.suites.rows import COLD, OURS, PEER, WARM, Row
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
