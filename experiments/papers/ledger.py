@@ -1,4 +1,4 @@
-"""Where the papers and their official code disagree, and which reading we take: MoRA, and LoRA on GLUE."""
+"""Where the papers and their official code disagree, and which reading we take: MoRA, LoRA on GLUE, prefix methods."""
 
 from typing import Any, NamedTuple
 
@@ -169,8 +169,36 @@ LORA = (
         "none",
     ),
 )
-LEDGERS = {"MoRA (Jiang et al.)": MORA, "LoRA on GLUE (Hu et al.)": LORA}
-LEDGER = MORA + LORA
+# Hu et al., section 5.1 and appendix E; their code for GPT-3 is not published.
+PREFIX = (
+    Disagreement(
+        "parameters of PreLayer",
+        "L d (l_p + l_i); the counts in Table 15 are 1% to 8% above it (20.2M for 18.87M), LoRA+PL's 52.8M for 51.9M",
+        "not published",
+        "the formula",
+        "none",
+    ),
+    Disagreement(
+        "which L states PreLayer trains",
+        "the embeddings, and the activations after every layer, which would be L + 1",
+        "not published",
+        "those that the L layers read: a completion's first token is predicted from the last layer's own output",
+        "none",
+    ),
+    Disagreement(
+        "where virtual tokens start",
+        "does not say",
+        "not published; Li & Liang and Lester et al. find real words better than random vectors",
+        "rows of the base's table, drawn at random",
+        "adapter.prefix.init = vocabulary | normal",
+    ),
+)
+LEDGERS = {
+    "MoRA (Jiang et al.)": MORA,
+    "LoRA on GLUE (Hu et al.)": LORA,
+    "prefix methods (Hu et al.)": PREFIX,
+}
+LEDGER = MORA + LORA + PREFIX
 
 
 def load(places: Any) -> None:

@@ -1,6 +1,5 @@
 """A Linen model with its plan's adapters, without a change to the model: plan + model -> apply_fn."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -111,7 +110,7 @@ def _attach(
             if context.method_name == "__call__":
                 called.setdefault(path, module)
             if context.method_name == "__call__" and path == TABLE and call is not None:
-                next_fun = functools.partial(call.embed, next_fun)
+                args = (call.read(args[0]), *args[1:])  # for an adapter of the table too
             if context.method_name != "__call__" or (path not in sites and path not in grouped):
                 return next_fun(*args, **kwargs)
             if path in sites and sites[path].family.virtual:

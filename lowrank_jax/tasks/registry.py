@@ -12,6 +12,8 @@ from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
 TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
 
+FRAMED = (TextTask, UuidTask)  # tasks whose rows take virtual tokens
+
 
 def task_config(name: str) -> type:
     """The config dataclass of a task.
@@ -40,7 +42,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     made = TASKS[name][1]
     options: dict[str, Any] = {"positions": positions} if made is TextTask else {}
     if framing.count:
-        if made is GlueTask:
+        if made not in FRAMED:
             raise UserError(f"the rows of task {name!r} take no virtual tokens; choose another adapter.method")
         options["framing"] = framing
     return made(config, tokenizer, **options)

@@ -37,7 +37,7 @@ SHAPE = get_model("toy-llama")
 V = SHAPE.vocab_size
 BOTH = PrefixConfig(3, 2)
 PREFIX, INFIX = [V, V + 1, V + 2], [V + 3, V + 4]
-LORA = AdapterConfig("lora", 2, targets=("query", "value"))
+LORA = AdapterConfig("lora", 2, targets=("query", "value", "embed"))  # whose table has no row of a virtual token
 CONFIGS = {
     "preembed": (AdapterConfig("preembed", prefix=BOTH),),
     "prelayer": (AdapterConfig("prelayer", prefix=BOTH),),
@@ -153,7 +153,9 @@ def test_gradients_reach_the_vectors_alone(name):
     likely = jax.nn.log_softmax(logits(name, [row])[0])
     close(-value, likely[-3, row[-2]] + likely[-2, row[-1]], 1e-5)
     for path, gradient in flatten(gradients).items():
-        assert bool(jnp.abs(gradient).reshape(-1, gradient.shape[-1]).sum(1).all()), path
+        reached = jnp.abs(gradient).reshape(-1, gradient.shape[-1]).sum(1) > 0
+        assert bool(reached.all() if path.endswith("/vectors") else reached.any()), path
+        assert bool(jnp.isfinite(gradient).all()), path
 
 
 @pytest.mark.parametrize(("name", "model"), [("lora+prelayer", "llama"), ("prefix", "gpt2")])

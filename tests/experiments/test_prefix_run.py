@@ -14,6 +14,7 @@ def test_lora_with_trained_embeddings(run, program, tmp_path):
         config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None, task__seq_len=48,
         task__path=tmp_path / "rows.jsonl", task__validation_path=tmp_path / "rows.jsonl", adapter__method="lora",
         train__eval_steps=None, optimizer__learning_rate=0.05, base__name="toy-llama",
+        mesh__data=2, mesh__fsdp=2, mesh__tensor=2,
     )  # fmt: skip
     words = (f"--config.evals={json.dumps(EVALS)}", f"--config.adapters={json.dumps(FURTHER)}")
     early = run(*words, export__merged="float32", **changes)

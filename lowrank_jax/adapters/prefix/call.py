@@ -1,8 +1,6 @@
 """Virtual tokens in one call of a model: remembers where they are, and replaces what the base computes there."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -20,14 +18,18 @@ class VirtualCall:
     """
 
     def __init__(self, tokens: VirtualTokens):
-        self.tokens, self.which = tokens, None
+        self.tokens = tokens
+        self.which: Array | None = None
 
-    def embed(self, table: Callable[..., Any], ids: Array, *args: Any, **kwargs: Any) -> Array:
-        """What the embedding gives for `ids`, virtual ones as 0; an id behind the virtual ones stays outside it."""
+    def read(self, ids: Array) -> Array:
+        """Remembers where virtual tokens are; returns ids that the base's table has.
+
+        Virtual tokens become 0; an id behind them stays outside the table.
+        """
         number = ids - self.tokens.first
         virtual = (number >= 0) & (number < self.tokens.prefix + self.tokens.infix)
         self.which = jnp.where(virtual, number, -1)
-        return table(jnp.where(virtual, 0, ids), *args, **kwargs)
+        return jnp.where(virtual, 0, ids)
 
     def replaced(self, y: Array, family: Family, leaf: Leaf, spec: AdapterSpec) -> Array:
         """y [B, T, ...] with the leaf's vectors at the virtual tokens.
