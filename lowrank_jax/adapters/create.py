@@ -43,11 +43,10 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         family = site.family
         if family.needs_kernel(spec):
             if params is None:
-                start = spec.config.prefix.init if family.virtual else spec.config.init
-                raise UserError(
-                    f"{family.name} with init {start!r} starts from the base's weights; give them: create(plan, key, "
-                    "params)"
-                )
+                start, of = spec.config.init, "the kernels; give them"
+                if family.virtual:
+                    start, of = spec.config.prefix.init, "the base's table; give it"
+                raise UserError(f"{family.name} with init {start!r} starts from {of}: create(plan, key, params)")
             stacked = _from_base(site, site_key, keys, kernels)
         else:
             stacked = jax.vmap(lambda k, f=family, spec=spec: f.init(k, spec))(keys)

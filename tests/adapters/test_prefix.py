@@ -143,19 +143,22 @@ def test_gradients_reach_the_vectors_alone(name):
     targets = np.array([one < V for one in row]) & (np.arange(len(row)) >= len(row) - 2)
     batch = {"tokens": jnp.asarray([row]), "weights": jnp.asarray([targets], jnp.float32)}
 
-    @jax.jit
-    @jax.value_and_grad
-    def loss(trained):
-        objective = next_token_objective(adapters.attach(linen, plan), chunk_tokens=3)
+    def loss(trained, model):
+        objective = next_token_objective(adapters.attach(model, plan), chunk_tokens=3)
         return objective(combine(trained, frozen), batch, None)[0]
 
-    value, gradients = loss(trained)
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, gradients = run(trained, linen)
     likely = jax.nn.log_softmax(logits(name, [row])[0])
     close(-value, likely[-3, row[-2]] + likely[-2, row[-1]], 1e-5)
     for path, gradient in flatten(gradients).items():
         reached = jnp.abs(gradient).reshape(-1, gradient.shape[-1]).sum(1) > 0
         assert bool(reached.all() if path.endswith("/vectors") else reached.any()), path
         assert bool(jnp.isfinite(gradient).all()), path
+    if name == "lora+prelayer":  # layers without a loop, whose states are computed again
+        again = run(trained, linen.clone(remat="projections", scan_unroll=SHAPE.num_hidden_layers))[1]
+        for path, gradient in flatten(again).items():
+            close(gradient, flatten(gradients)[path], 1e-5)
 
 
 @pytest.mark.parametrize(("name", "model"), [("lora+prelayer", "llama"), ("prefix", "gpt2")])
@@ -208,11 +211,10 @@ def test_cached_decoding_and_beams_equal_whole_rows(name, model):
         assert max(best) < V
 
 
-@pytest.mark.parametrize("name", ["lora+prelayer", "prefix"])
-def test_sharded_rows_equal_the_plain_model(name):
+def test_sharded_rows_equal_the_plain_model():
     """On eight devices along every axis, and for several adapters at once, as trials have them."""
-    row = [one for one in ROW if name != "prefix" or one not in INFIX]
-    tokens = jnp.asarray([row, [*row[:-1], 52]] * 2)
+    name = "lora+prelayer"
+    tokens = jnp.asarray([ROW, [*ROW[:-1], 52]] * 2)
     linen, plan, variables = made(name)
     wanted, mesh = logits(name, tokens), make_mesh(MeshConfig(2, 2, 2))
     close(apply_fn(name)(shard_tree(variables, mesh), jax.device_put(tokens, batch_sharding(mesh))), wanted)
@@ -224,24 +226,17 @@ def test_sharded_rows_equal_the_plain_model(name):
 
 
 def test_other_layouts_equal_the_plain_model():
-    """Remat, layers without a loop, fused kernels; codes beside virtual tokens; keys and values of one kernel not."""
+    """Fused kernels, but not those of keys that are replaced; and codes beside virtual tokens."""
     linen, plan, variables = made("lora+prelayer")
     tokens = jnp.asarray([ROW])
 
-    def gradient(model):
-        loss = lambda vectors: adapters.attach(model, plan)({**variables, "adapters": vectors}, tokens).sum()  # noqa: E731
-        return flatten(jax.jit(jax.grad(loss))(variables["adapters"]))
-
-    unrolled = gradient(linen.clone(remat="projections", scan_unroll=SHAPE.num_hidden_layers))
-    for path, leaf in gradient(linen).items():
-        close(unrolled[path], leaf, 1e-5)
     groups, joined = linen.fused_groups(), linen.clone(fused=True)
     fused = {**variables, "params": Fused(groups).apply(variables["params"])}
     close(jax.jit(adapters.attach(joined, plan, groups))(fused, tokens), logits("lora+prelayer", [ROW]))
     with pytest.raises(UserError, match=r"prefix at layers/attention/key .*set base\.fused to false"):
         adapters.attach(joined, made("prefix")[1], groups)
     coded = {path: quantize_leaf(path, leaf, "int8", None) for path, leaf in flatten(variables["params"]).items()}
-    prefix, (_, _, variables) = [*PREFIX, 40, 41], made("prefix")
+    prefix, (_, _, variables) = [one for one in ROW if one not in INFIX], made("prefix")
     found = apply_fn("prefix")({**variables, "params": unflatten(coded)}, jnp.asarray([prefix]))
     close(found, logits("prefix", [prefix]), 0.05)
 
@@ -268,7 +263,7 @@ def test_vectors_start_as_rows_of_the_table_or_at_random():
         for leaf in start(method, init="normal"):
             assert leaf.std() == pytest.approx(0.3, rel=0.1)
             assert leaf.ndim == 2 or not np.array_equal(leaf[0], leaf[1])
-    with pytest.raises(UserError, match=r"preembed with init 'family' starts from the base's weights"):
+    with pytest.raises(UserError, match=r"preembed with init 'family' starts from the base's table; give it"):
         adapters.create(adapters.make_plan(params, AdapterConfig("preembed")), jax.random.key(0))
 
 
