@@ -82,17 +82,16 @@ def test_every_cell_is_built_on_shapes(model):
             with pytest.raises(UserError, match=f"{model} has none; take gpt2-medium"):
                 unpacked(arg)
             continue
-        names = {content_hash(to_plain(complete_file(f"{FILE}:{arg},task={task}"))) for task in TASKS}
-        assert len(names) == len(TASKS)
         configs = [unpacked(f"{arg},task={task}") for task in TASKS]
         assert [config.labels["task"] for config in configs] == list(TASKS)
         assert {config.labels["model"] for config in configs} == {model}
-        if model in ("pico-llama", "gpt2-medium", "gpt3-175b") and arg not in COUNTS:
+        assert [config.task.task for config in configs] == list(TASKS)
+        if model in ("gpt2-medium", "gpt3-175b") and arg not in COUNTS:
             assert laid_out(arg).parameters["trainable"] > 0
 
 
 def test_sizes_of_bottlenecks_are_the_nearest_to_loras_count():
-    for model in ("smollm2-135m", "pico-llama"):
+    for model in ("smollm2-135m",):
         lora = laid_out(f"model={model},method=lora").parameters["trainable"]
         for method in ("adapter-l", "adapter-h"):
             own = unpacked(f"model={model},method={method}").adapter.rank

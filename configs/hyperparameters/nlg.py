@@ -61,6 +61,10 @@ RANKS = {
     ("pico-llama", "adapter-h"): 3,
 }
 
+# Rows in a packed example of 512 tokens, about: E2E has 9 of SmolLM2's tokens. A batch of packed examples has so many
+# fewer, and as many texts.
+PACKED = 8
+
 # ---- ours: bases of this project, and methods without a column ----
 
 # A batch of 64 for a GPU's sake; the warm-up is the share of Table 11's: 500 of 26,289 steps.

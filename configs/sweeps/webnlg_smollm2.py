@@ -16,8 +16,8 @@ def stages():
     """[(stage, cells)]: E2E's rates of these methods, then WebNLG's rows."""
     full = [
         dict(
-            arg=f"task=webnlg,model={MODEL},{method},reading=code",
-            like=f"task=e2e,model={MODEL},{method}",
+            arg=f"task=webnlg,model={MODEL},{method},reading=code,packed",
+            like=f"task=e2e,model={MODEL},{method},packed",
             overrides={"optimizer.learning_rate": BEST, "seed": seed},
         )
         for method in METHODS
