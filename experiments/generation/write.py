@@ -48,9 +48,12 @@ class Author:
           UserError: a prompt leaves no room for a new token.
         """
         longest = max(prompts, key=len)
-        room = self.streamer.room(longest)
+        room, virtual = self.streamer.room(longest), self.model.virtual.count
         if room < 1:
-            raise UserError(f"{what} has {len(longest)} tokens, and the model reads {self.model.positions}; shorten it")
+            of_them = f" ({virtual} of them virtual)" if virtual else ""
+            raise UserError(
+                f"{what} has {len(longest)} tokens{of_them}, and the model reads {self.model.positions}; shorten it"
+            )
         if room < self.max_new_tokens:
             print(f"{what} has {len(longest)} tokens: at most {room} new ones fit in the model's "
                   f"{self.model.positions} positions", file=sys.stderr)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the papers and their official code disagree, and which reading we take: MoRA, and LoRA on GLUE and GPT."""
+"""Where papers and official code disagree, and which reading we take: MoRA; LoRA on GLUE and GPT, with prefixes."""
 
 from typing import Any, NamedTuple
 
@@ -221,12 +221,37 @@ LORA_NLG = (
         "adapter.alpha, evals.decode",
     ),
 )
+# Hu et al., section 5.1 and appendix E; their code for GPT-3 is not published.
+PREFIX = (
+    Disagreement(
+        "parameters of PreLayer",
+        "L d (l_p + l_i); the counts in Table 15 are 1% to 8% above it (20.2M for 18.87M), LoRA+PL's 52.8M for 51.9M",
+        "not published",
+        "the formula",
+        "none",
+    ),
+    Disagreement(
+        "which L states PreLayer trains",
+        "the embeddings, and the activations after every layer, which would be L + 1",
+        "not published",
+        "those that the L layers read: a completion's first token is predicted from the last layer's own output",
+        "none",
+    ),
+    Disagreement(
+        "where virtual tokens start",
+        "does not say",
+        "not published; Li & Liang and Lester et al. find real words better than random vectors",
+        "rows of the base's table, drawn at random",
+        "adapter.prefix.init = vocabulary | normal",
+    ),
+)
 LEDGERS = {
     "MoRA (Jiang et al.)": MORA,
     "LoRA on GLUE (Hu et al.)": LORA,
     "LoRA on GPT-2 and GPT-3 (Hu et al.)": LORA_NLG,
+    "prefix methods (Hu et al.)": PREFIX,
 }
-LEDGER = MORA + LORA + LORA_NLG
+LEDGER = MORA + LORA + LORA_NLG + PREFIX
 
 
 def load(places: Any) -> None:

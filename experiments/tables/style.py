@@ -37,6 +37,7 @@ METHODS = {
     "prelayer": Look("PreLayer", "#AA4499", ">"),
     "lora+pe": Look("LoRA+PE", "#D55E00", "p"),
     "lora+pl": Look("LoRA+PL", "#882255", "H"),
+    "prefix": Look("Prefix", "#332288", "*"),
 }  # fmt: skip
 ORDER = tuple(METHODS)  # of a table's rows
 UNKNOWN = Look("", "#999999", "*")

@@ -20,6 +20,7 @@ from lowrank_jax.decoding.text import check_stops
 from lowrank_jax.forms.base import Evaluation, Setting
 from lowrank_jax.forms.evaluate import make_generator
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
+from lowrank_jax.tasks.framing import PLAIN, Framing
 
 EVAL_BATCH = 1024  # prompts decoded at a time
 BEAM_BATCH = 64  # by beams, where each prompt has several rows, which keep log-likelihoods of the whole vocabulary
@@ -218,7 +219,7 @@ def _asked(setting: Setting, task: Any, options: SamplesOptions, new: int) -> It
         examples = (task.features(source[index]) for index in range(len(source)))
         shortest, found = None, 0
         for row in islice(_rows(examples), FIRST_ROWS):
-            one = _from_row(setting.tokenizer, row, texts)
+            one = _from_row(setting.tokenizer, row, texts, getattr(task, "framing", PLAIN))
             shortest = one if shortest is None or len(one.ids) < len(shortest.ids) else shortest
             if len(one.ids) <= most:
                 yield one
@@ -238,11 +239,13 @@ def _rows(examples: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[list[int]
             yield features["tokens"][own].tolist(), np.flatnonzero(features["weights"][own] > 0)
 
 
-def _from_row(tokenizer: Any, row: tuple[list[int], np.ndarray], text: bool) -> Sample:
+def _from_row(tokenizer: Any, row: tuple[list[int], np.ndarray], text: bool, framing: Framing) -> Sample:
     """The tokens before a row's first run of targets, and those of the run; of a text its beginning and the rest."""
     tokens, targets = row
     start = int(targets[0])
     stop = start + int(np.argmax(np.append(np.diff(targets), 2) != 1)) + 1
     if text:
-        start = min(OPENING, max(1, stop // 2))
-    return Sample(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:stop]))
+        prefix = len(framing.prefix_ids)
+        start = prefix + min(OPENING, max(1, (stop - prefix) // 2))
+    shown = tokenizer.decode(framing.text(tokens[:start]))
+    return Sample(tokens[:start], shown, tokenizer.decode(tokens[start:stop]))

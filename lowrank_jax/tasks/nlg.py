@@ -16,6 +16,7 @@ from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.nlg_rows import Encoded, NlgEncoder, longest
 from lowrank_jax.tasks.nlg_scores import Scored, score_by
 
@@ -85,6 +86,12 @@ class NlgConfig:
 class NlgTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
+    Args:
+      config: which data set, and how its rows become examples.
+      tokenizer: of the base.
+      positions: the most tokens of a row that the base can read; None for no such limit.
+      framing: the virtual tokens of a prefix method. They count among a row's tokens.
+
     Attributes:
       seq_len: tokens of an example, from the config or the data.
       longest: tokens of the longest row; of all rows, if packed.
@@ -99,13 +106,13 @@ class NlgTask:
     name, evaluation = "nlg", "likelihood"
     of_texts = False
 
-    def __init__(self, config: NlgConfig, tokenizer: Any, positions: int | None = None):
+    def __init__(self, config: NlgConfig, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN):
         self.config, self.tokenizer, self.spec = config, tokenizer, NLG[config.task]
         self.notes: tuple[str, ...] = ()
         self.missing: dict[str, str] = {}
         self.contents: dict[str, str] = {}
         self.partial, self.max_new_tokens = False, NEW_TOKENS
-        self._encoder = NlgEncoder(self.spec, tokenizer, config.separator)
+        self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing)
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
         train = _spaced(pairs(self._load(TRAIN)), config.train_examples)
         held = _spaced(pairs(self._load(DEV)), config.max_dev_examples)

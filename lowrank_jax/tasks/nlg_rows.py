@@ -10,6 +10,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.data.builders.nlg.specs import NlgSpec
 from lowrank_jax.data.packing import token_dtype
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.text.joining import encode_continuation, puts_space_before
 
 NEWLINES = ("\n\n", "\n")
@@ -32,6 +33,7 @@ class NlgEncoder:
       tokenizer: of the base.
       separator: name of the special token that ends a text, and that stands after the input where `spec.separated`; ""
         is the tokenizer's EOS (50256 of GPT-2; of other bases their own).
+      framing: the virtual tokens of a prefix method: before the input, and right before the text.
 
     Attributes:
       end: its id.
@@ -40,8 +42,8 @@ class NlgEncoder:
       UserError: the tokenizer has no EOS, or no special token of that name.
     """
 
-    def __init__(self, spec: NlgSpec, tokenizer: Any, separator: str = ""):
-        self._spec, self._tokenizer = spec, tokenizer
+    def __init__(self, spec: NlgSpec, tokenizer: Any, separator: str = "", framing: Framing = PLAIN):
+        self._spec, self._tokenizer, self._framing = spec, tokenizer, framing
         known = tokenizer.special_tokens
         if separator and separator not in known:
             raise unknown_name("special token (task.separator)", separator, known)
@@ -50,7 +52,7 @@ class NlgEncoder:
                 f"tokenizer {tokenizer.name!r} has no EOS to end a text; name a special token of it as task.separator"
             )
         self.end = known[separator] if separator else tokenizer.eos_id
-        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._dtype = token_dtype(max(tokenizer.vocab_size, framing.most + 1))
         self._continues = puts_space_before(tokenizer.encode, tokenizer.decode)
         self._prompts: dict[str, list[int]] = {}
 
@@ -61,7 +63,7 @@ class NlgEncoder:
     def prompt(self, context: str) -> list[int]:
         """The ids before a text."""
         if (ids := self._prompts.get(context)) is None:
-            ids = self._tokenizer.encode(context) + self.after()
+            ids = self._framing.around(self._tokenizer.encode(context) + self.after())
             self._prompts[context] = ids
         return list(ids)
 
@@ -70,7 +72,7 @@ class NlgEncoder:
         before, text = self.prompt(row.context), self._spec.lead + row.references[0]
         after = encode_continuation(self._tokenizer.encode, text) if self._continues else self._tokenizer.encode(text)
         tokens = np.array([*before, *after, self.end], self._dtype)
-        targets = np.arange(len(tokens)) >= max(len(before), 1)
+        targets = np.arange(len(tokens)) >= max(len(before), self._framing.count + 1)
         return Encoded(tokens, targets)
 
     def ends(self) -> tuple[int, ...]:

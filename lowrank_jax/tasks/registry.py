@@ -5,6 +5,7 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
 from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
@@ -17,6 +18,7 @@ TASKS = {
     "nlg": (NlgConfig, NlgTask),
 }
 SIZED = (TextTask, NlgTask)  # they take their length from the data, up to the base's positions
+FRAMED = (TextTask, UuidTask, NlgTask)  # tasks whose rows take virtual tokens
 
 
 def task_config(name: str) -> type:
@@ -30,17 +32,23 @@ def task_config(name: str) -> type:
     return TASKS[name][0]
 
 
-def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = None) -> Task:
+def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN) -> Task:
     """The task `name` over `tokenizer`.
 
     Args:
       positions: the most tokens of a row that the base can read; for a task that takes its length from the data.
+      framing: the virtual tokens of a prefix method.
 
     Raises:
-      UserError: no such task, or the config is of another one.
+      UserError: no such task, or the config is of another one; virtual tokens for a task whose rows take none.
     """
     expected = task_config(name)
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    return made(config, tokenizer, positions) if made in SIZED else made(config, tokenizer)
+    options: dict[str, Any] = {"positions": positions} if made in SIZED else {}
+    if framing.count:
+        if made not in FRAMED:
+            raise UserError(f"the rows of task {name!r} take no virtual tokens; choose another adapter.method")
+        options["framing"] = framing
+    return made(config, tokenizer, **options)

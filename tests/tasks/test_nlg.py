@@ -14,6 +14,7 @@ from lowrank_jax.data.prompts import Asked
 from lowrank_jax.metrics.texts import Scores
 from lowrank_jax.tasks import nlg_scores
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.nlg_rows import NlgEncoder
 from lowrank_jax.tasks.registry import build_task
@@ -25,8 +26,9 @@ EOS = BYTES.eos_id
 
 @pytest.fixture
 def build(tiny_nlg):
-    def make(positions=512, tokenizer=BYTES, **config):
-        return build_task("nlg", NlgConfig(data_dir=str(tiny_nlg), allow_partial=True, **config), tokenizer, positions)
+    def make(positions=512, tokenizer=BYTES, framing=PLAIN, **config):
+        made = NlgConfig(data_dir=str(tiny_nlg), allow_partial=True, **config)
+        return build_task("nlg", made, tokenizer, positions, framing)
 
     return make
 
@@ -82,14 +84,29 @@ def test_a_blank_line_ends_a_text_where_it_is_one_token():
     assert (separated.targets.sum(), joined.targets.sum()) == (4, 3)
 
 
+@pytest.mark.parametrize("virtual", [PLAIN, Framing((BYTES.vocab_size,), (BYTES.vocab_size + 1,))])
 @pytest.mark.parametrize("kind", ["e2e", "webnlg"])
-def test_generate_frames_a_prompt_as_training_did(build, kind):
-    task = build(task=kind)
-    model = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES, path=None), task=task.config)
+def test_generate_frames_a_prompt_as_training_did(build, kind, virtual):
+    task = build(task=kind, framing=virtual)
+    model = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES, path=None), task=task.config, virtual=virtual)
     for template in ("", "none"):
         framing = make_framing(model, template, None, "", False)
         assert framing.ids(Asked(prompt="name : Aromi")) == task.prompt_tokens("name : Aromi")
     assert NlgConfig("samsum").after_prompt(BYTES) == []
+
+
+def test_virtual_tokens_stand_around_the_input(build):
+    """And are never targets: the targets are those of the row without them."""
+    first = BYTES.vocab_size
+    plain, framed = (build(framing=framing) for framing in (PLAIN, Framing((first, first + 1), (first + 2,))))
+    rows = [task.features(task.train_source()[3]) for task in (plain, framed)]
+    tokens, targets = ([row["tokens"].tolist() for row in rows], [row["weights"] > 0 for row in rows])
+    start = int(np.argmax(targets[0]))
+    ids = tokens[0]
+    assert tokens[1][: len(ids)] == [first, first + 1, *ids[:start], first + 2, *ids[start:]][: len(ids)]
+    assert rows[0]["tokens"][targets[0]].tolist() == rows[1]["tokens"][targets[1]].tolist()
+    assert framed.longest == plain.longest + 3
+    assert framed.prompt_tokens("ab") == [first, first + 1, *plain.prompt_tokens("ab"), first + 2]
 
 
 def test_packed_rows_are_the_same_rows(build):
