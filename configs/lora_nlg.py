@@ -25,9 +25,9 @@ texts are in the run's decoded.jsonl. `decode=false` leaves decoding out. `packe
 about 512 tokens (SmolLM2's rows of E2E have 56 on average, the longest 135), of which a batch then has an eighth.
 
 Methods: fft, ft-top2 (the last two layers), bitfit (GPT-2 and GPT-3: the other bases have no biases), adapter-l and
-adapter-h (Lin's and Houlsby's; a size by rank=), lora, mora at equal parameters, and the prefix methods preembed,
-prelayer, lora+pe and lora+pl. rank=4 is LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o takes Table 5's
-and 6's matrices.
+adapter-h (Lin's and Houlsby's; a size by rank=), lora, mora at equal parameters, preembed and prelayer (l_p and l_i by
+prefix= and infix=), lora+pe and lora+pl. rank=4 is LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o and
+the like take the matrices of Tables 5 and 6.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 11 as printed, reading=code the command of
 the official README: length penalty 0.8 on E2E, where the table has 0.9. Of WebNLG's categories the paper counts 9 as
@@ -51,7 +51,7 @@ MODELS = {
 GPT2, GPT3 = ("gpt2-medium", "gpt2-large"), ("gpt3-175b",)
 FAMILIES = {"lora": "lora", "mora": "mora", "adapter-l": "lin", "adapter-h": "houlsby"}  # method -> adapter.method
 RULES = {"fft": "full", "ft-top2": "ft-top2", "bitfit": "bitfit"}  # method -> trainable
-PREFIXES = ("preembed", "prelayer", "lora+pe", "lora+pl")
+PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed", "lora+pl": "prelayer"}
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
 # Positions whose logits exist at a time: of large vocabularies and long rows.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
@@ -66,6 +66,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         method=(*FAMILIES, *RULES, *PREFIXES),
         base="",
         rank=int,
+        prefix=int,
+        infix=int,
         compression="sharing",
         targets="query+value",
         reading=("paper", "code"),
@@ -88,6 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.base = {"name": choice.base or MODELS[choice.model], **_base_of(choice.model)}
     config.trainable = RULES.get(choice.method, "adapters")
     config.adapter = _adapter(choice, numbers)
+    if choice.method in PREFIXES and choice.method.startswith("lora"):
+        config.adapters = (_prefix(choice),)
     config.task = _task(choice, numbers)
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"], **tables.ADAM}
     config.schedule = {"kind": "linear"}
@@ -130,10 +134,9 @@ def hyperparameters(choice) -> dict:
 
 
 def _adapter(choice, numbers: dict) -> dict:
-    method = choice.method
+    method = choice.method.partition("+")[0]  # of LoRA+PE and LoRA+PL: LoRA, beside `_prefix`
     if method in PREFIXES:
-        # The one place where the prefix methods belong: adapter (and adapters, for LoRA+PE and LoRA+PL) of their own.
-        raise UserError(f"method={method} is not built yet; take one of {', '.join((*FAMILIES, *RULES))}")
+        return _prefix(choice)
     if method == "bitfit" and choice.model not in GPT2 + GPT3:
         raise UserError(f"method=bitfit trains biases, and {choice.model} has none; take gpt2-medium or gpt2-large")
     if method not in FAMILIES:
@@ -149,6 +152,14 @@ def _adapter(choice, numbers: dict) -> dict:
     if method == "mora":
         section["mora"] = {"compression": choice.compression}
     return section
+
+
+def _prefix(choice) -> dict:
+    """The virtual tokens of a prefix method, or of what stands beside LoRA."""
+    before, behind = tables.PREFIXES.get((choice.model, choice.method), tables.PREFIXES[choice.method])
+    tokens = {"tokens": before if choice.prefix is None else choice.prefix}
+    tokens["infix"] = behind if choice.infix is None else choice.infix
+    return {"method": PREFIXES[choice.method], "prefix": tokens}
 
 
 def _task(choice, numbers: dict) -> dict:

@@ -61,10 +61,16 @@ COUNTS = {
     "model=gpt3-175b,method=adapter-h,rank=1": 7_078_080,  # 7.1M
     "model=gpt3-175b,method=adapter-h": 40_109_568,  # 40.1M
     "model=gpt3-175b,method=bitfit": (11 * 96 + 1) * 12_288,  # 14.2M would be 12 d a layer
+    "model=gpt3-175b,method=preembed": 3_244_032,  # 3.2M
+    "model=gpt3-175b,method=prelayer": 18_874_368,  # the paper prints 20.2M
+    "model=gpt3-175b,method=lora+pe": 37_896_192,  # 37.8M
+    "model=gpt3-175b,method=lora+pl": 51_904_512,  # the paper prints 52.8M
+    "model=gpt2-medium,method=prelayer": 393_216,  # as LoRA r=4
     "model=smollm2-135m,method=lora": 230_400,
     "model=smollm2-135m,method=mora": 229_470,
     "model=smollm2-135m,method=adapter-l": 224_790,
     "model=smollm2-135m,method=adapter-h": 242_100,
+    "model=smollm2-135m,method=prelayer": 224_640,
 }
 
 
@@ -76,7 +82,7 @@ def test_parameter_counts(arg):
 @pytest.mark.parametrize("model", CONFIG.MODELS)
 def test_every_cell_is_built_on_shapes(model):
     """The layout depends on model and method alone: each is built once, and every data set's config is read."""
-    for method in (*CONFIG.FAMILIES, *CONFIG.RULES):
+    for method in (*CONFIG.FAMILIES, *CONFIG.RULES, *CONFIG.PREFIXES):
         arg = f"model={model},method={method}"
         if method == "bitfit" and model not in CONFIG.GPT2 + CONFIG.GPT3:
             with pytest.raises(UserError, match=f"{model} has none; take gpt2-medium"):
@@ -138,6 +144,9 @@ def test_readings_lengths_and_options():
     assert (config.task.data_dir, config.task.train_examples, config.task.packed) == ("some/folder", 9, True)
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 3, 7)
     assert (config.adapter.targets, config.labels["variant"]) == (("query", "attention/out"), "q+o")
+    both = unpacked("method=lora+pl,prefix=3,infix=0")
+    assert (both.labels["method"], both.labels["variant"], both.adapter.method) == ("lora+pl", "p3i0", "lora")
+    assert (both.adapters[0].method, both.adapters[0].prefix.tokens) == ("prelayer", 3)
     bare = {key: value for key, value in to_plain(complete_file(f"{FILE}:task=e2e")).items() if key != "name"}
     assert content_hash(bare) == content_hash({**bare, "task": {**bare["task"], "data_dir": "elsewhere"}})
 
@@ -145,7 +154,6 @@ def test_readings_lengths_and_options():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("method=prelayer", "method=prelayer is not built yet"),
         ("method=adapter", "allowed: lora, mora"),
         ("task=e2", "allowed: e2e, webnlg"),
         ("model=gpt2", "allowed: gpt2-medium"),
@@ -170,11 +178,11 @@ def test_grids():
     grid = Grid(FILE, "configs/sweeps/e2e_smollm2.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    assert (len(rates), len(full)) == (24, 18)
+    assert (len(rates), len(full)) == (28, 21)
     assert {cell.plain["train"]["epochs"] for cell in rates} == {1}
     assert not any(cell.plain["evals"] for cell in rates)
     assert all(cell.plain["evals"]["decode"]["weights"] == "best" for cell in full)
-    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == 6
+    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == 7
     assert all({grid.cells[name].arg for name in cell.trials} == {cell.arg} for cell in full)
     result = {
         name: {
