@@ -42,7 +42,8 @@ def unpacked(name, **changes):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    assert found == {"mora_uuid", "bench", "pico_pretrain", "lora_glue", "finetune"}  # the last in test_configs_glue.py
+    elsewhere = {"lora_glue", "lora_mnli"}  # test_configs_glue.py, test_configs_mnli.py
+    assert found == {"mora_uuid", "bench", "pico_pretrain", "finetune"} | elsewhere
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,7 +162,12 @@ def test_grids_are_made_of_configs_that_exist():
     """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
     from experiments.config.defaults import wrong_key
 
-    files = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue"}  # by the first word of the grid's name
+    files = {
+        "uuid": "mora_uuid",
+        "ranks": "mora_uuid",
+        "glue": "lora_glue",
+        "mnli": "lora_mnli",
+    }  # by the grid's first word
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
         stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]

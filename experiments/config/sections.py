@@ -21,6 +21,7 @@ TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
     "glue": "lowrank_jax.tasks.glue:GlueConfig",
+    "mnli": "lowrank_jax.tasks.mnli:MnliConfig",
 }
 
 

@@ -6,10 +6,17 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
-TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
+TASKS = {
+    "uuid": (UuidConfig, UuidTask),
+    "text": (TextConfig, TextTask),
+    "glue": (GlueConfig, GlueTask),
+    "mnli": (MnliConfig, MnliTask),
+}
+WITH_POSITIONS = (TextTask, MnliTask)  # tasks that check their rows' lengths against the base's positions
 
 
 def task_config(name: str) -> type:
@@ -27,7 +34,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     """The task `name` over `tokenizer`.
 
     Args:
-      positions: the most tokens of a row that the base can read; for a task that takes its length from the data.
+      positions: the most tokens of a row that the base can read; for the tasks of WITH_POSITIONS.
 
     Raises:
       UserError: no such task, or the config is of another one.
@@ -36,4 +43,4 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    return made(config, tokenizer, positions) if made is TextTask else made(config, tokenizer)
+    return made(config, tokenizer, positions) if made in WITH_POSITIONS else made(config, tokenizer)
