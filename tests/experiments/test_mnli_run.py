@@ -28,7 +28,7 @@ def words(tmp_path, tiny_glue):
             "--config.train.log_every=1",
             "--config.tracking.wandb=disabled",
         ),
-        '--config.evals={"samples": {"type": "samples", "count": 1}, "own": {"type": "choices", "with_train": true}}',
+        '--config.evals={"samples": {"type": "samples", "count": 1}}',
     ]
 
 
@@ -42,7 +42,7 @@ def test_two_seeds_in_one_program(program, words, tmp_path):
         result = json.loads((folder / "result.json").read_text())
         losses.append(result["losses"])
         assert [one["step"] for one in result["evaluations"]] == [2, 4]
-        assert all(one["own/nonfinite"] == 0 and 0 <= one["own/matched"] <= 1 for one in result["evaluations"])
+        assert all(one["nonfinite"] == 0 and 0 <= one["matched"] <= 1 for one in result["evaluations"])
         assert result["losses"][-1][1] < result["losses"][0][1]
         assert result["partial"]
         assert "mnli train: 6 of 8 rows, subset_seed=0" in result["notes"]
