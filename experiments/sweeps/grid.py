@@ -133,6 +133,22 @@ class Grid:
         return self._build(cell.stage, cell.arg, overrides)
 
 
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Refuses cells whose configs a run would refuse, before any is trained; those that wait for a rate come later.
+
+    Raises:
+      UserError: names the first.
+    """
+    from experiments.config.schema import unpack_run  # imports jax, which --help does not need
+
+    for cell in cells:
+        try:
+            if not cell.trials:
+                unpack_run(cell.plain)
+        except UserError as error:
+            raise UserError(f"cell {cell.name}: {error}") from None
+
+
 def best_value(results: Sequence[dict], path: str) -> Any:
     """The config value at `path` of the result with the lowest final loss; of equals the larger; None without any."""
     scored = [(run_folder.final_loss(result), _lookup(result["config"], path)) for result in results]

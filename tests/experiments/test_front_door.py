@@ -375,7 +375,7 @@ def test_places_that_cannot_be_written_or_read(program, tmp_path):
 
     from experiments.records.lines import Recorded
     from experiments.sweep import sweep_main
-    from experiments.tables.mora_figure import draw
+    from experiments.tables.uuid.figure import draw
     from lowrank_jax.core.errors import UserError, front_door
 
     (tmp_path / "grid.py").write_text("def cells():\n    return [dict(overrides={'seed': 1})]\n")

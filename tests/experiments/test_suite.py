@@ -10,7 +10,7 @@ import pytest
 from experiments.bench.suites import report, suite
 from experiments.bench.suites.rows import load_suite
 from experiments.records import run_folder
-from experiments.tables import speed
+from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]

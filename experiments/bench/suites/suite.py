@@ -15,7 +15,7 @@ from typing import Any
 from experiments.bench.suites import report
 from experiments.bench.suites.rows import COLD, PEER, ROOT, WARM, Row, Suite, load_suite
 from experiments.records import run_folder
-from experiments.tables import speed
+from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.json_text import NotJson, parse
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from experiments.papers import lora
 from experiments.records.text_table import number
-from experiments.tables.glue_rows import Board, GlueRow, board
+from experiments.tables.glue.rows import Board, GlueRow, board
 from experiments.tables.table import Table, mark_captions, plus_minus, span
 
+MODEL = "minilm-l6"  # unless another is asked for
 TITLES = dict(zip(lora.TASKS, lora.NAMES, strict=True)) | {"wnli": "WNLI"}
 # all-MiniLM-L6-v2's own training took AllNLI and pairs of Quora questions.
 CONTAMINATED = {("minilm-l6", "mnli"), ("minilm-l6", "qqp")}
@@ -16,12 +17,12 @@ CONTAMINATED = {("minilm-l6", "mnli"), ("minilm-l6", "qqp")}
 
 def table(results: Sequence[dict], options: Any) -> Table:
     """The table on options.model: ours, the rates, and the paper's rows."""
-    return shown(board(results, options.model))
+    return shown(board(results, options.model or MODEL))
 
 
 def figures(table: Table, folder: str | Path) -> list[Path]:
     """Score against trainable parameters, where there are tasks that every row has."""
-    from experiments.tables.lora_figure import draw
+    from experiments.tables.glue.figure import draw
 
     path = draw(table.data, folder)
     return [path] if path else []

@@ -9,7 +9,7 @@ from experiments.papers import mora
 from experiments.records.text_table import clock, number
 from experiments.tables import style
 from experiments.tables.table import Table
-from experiments.tables.uuid_rows import Setting, UuidRow, settings
+from experiments.tables.uuid.rows import Setting, UuidRow, settings
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
@@ -20,7 +20,7 @@ def table(results: Sequence[dict], options: Any) -> Table:
 
 def figures(table: Table, folder: str | Path) -> list[Path]:
     """Every figure that the settings have data for."""
-    from experiments.tables.mora_figure import draw
+    from experiments.tables.uuid.figure import draw
 
     found = []
     for number_, part in enumerate((table, *table.parts), 1):

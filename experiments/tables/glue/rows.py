@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from experiments.papers import lora
 from experiments.records.results import stage_of
 from experiments.tables import style
-from experiments.tables.cells import make_cell
+from experiments.tables.glue.cells import make_cell
 from experiments.tables.table import Cell, Row
 
 TASKS = (*lora.TASKS, "wnli")

@@ -1,0 +1,34 @@
+"""LoRA's Table 3: GPT-2 on E2E, the official scripts' five metrics; ours, and the paper's rows."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.papers import nlg
+from experiments.tables.nlg.rows import LORA_RANK, METHODS, MODEL, Column, rows
+from experiments.tables.nlg.sheet import MEAN, papers_part, sheet
+from experiments.tables.table import Table, no_figures
+
+COLUMNS = (
+    Column("BLEU", "bleu"),
+    Column("NIST", "nist", 2),
+    Column("METEOR", "meteor"),
+    Column("ROUGE-L", "rouge_l"),
+    Column("CIDEr", "cider", 2),
+)
+LOSS = Column("val. loss", "loss", 3)
+USERS = "Users of the official code report BLEU 68.65 to 68.87 with the published recipe, not 70.4."
+figures = no_figures
+
+
+def table(results: Sequence[dict], options: Any) -> Table:
+    """The table on options.model; further ranks of LoRA and MoRA are Table 18's."""
+    model = options.model or MODEL
+    columns = (*COLUMNS, LOSS)
+    found = rows(results, model, ("e2e",), columns, METHODS, _of_table3)
+    shown = sheet("LoRA Table 3 (E2E test)", model, found, columns, (MEAN, USERS))
+    return dataclasses.replace(shown, parts=papers_part("Table 3", nlg.TABLE3, COLUMNS, model))
+
+
+def _of_table3(labels: Mapping[str, Any]) -> bool:
+    return labels.get("method") not in ("lora", "mora") or labels.get("rank") == LORA_RANK
