@@ -9,6 +9,7 @@ PreLayer 48.3, 82.5, 85.9, +-0.3.
     python -m experiments.run --config=configs/lora_mnli.py:model=smollm2-135m,method=mora,train_examples=1000
     python -m experiments.run --config=configs/lora_mnli.py:train_examples=100,partial    # pico-llama, a CPU
     python -m experiments.sweep --config=configs/lora_mnli.py --grid=configs/sweeps/mnli_lowdata.py --together=5
+    python -m experiments.tables lora_table16 --model=smollm2-135m
     python -m experiments.plan --config=configs/lora_mnli.py:model=gpt3-175b --seq_len=768    # shapes alone
 
 Data: TFDS's glue/mnli, or official tsv files by LOWRANK_JAX_GLUE_DIR or --config.task.data_dir=FOLDER; `partial` allows
@@ -77,7 +78,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.experiment = "lora_mnli"
     config.name = None
     config.seed = choice.seed
-    config.labels = {"model": choice.model}
+    config.labels = {"model": choice.model, "task": "mnli"}
     config.trainable = trainable
     config.base = {
         "name": choice.base or MODELS[choice.model],

@@ -154,7 +154,8 @@ class MnliTask:
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Accuracy of the likeliest completions of the whole of `validation_sources`.
 
-        "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without it. "distinct" counts the
+        "loss" is the mean of -log p(right) in nats, with p(c) = exp L(c) / sum over the row's completions of exp L: chance
+        is log 3. "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without it. "distinct" counts the
         labels that were predicted (1 is a collapsed run), "nonfinite" rows with a likelihood that is NaN or infinite,
         which counts as 0 in the other metrics.
 
@@ -162,19 +163,23 @@ class MnliTask:
           outputs: name of a set -> log-likelihoods [n, 3], in the source's order.
 
         Returns:
-          {"matched"}, or with both sets {"matched", "mismatched", "overall"}; and those above.
+          {"matched"}, or with both sets {"matched", "mismatched", "overall"}; and those above. All but "loss" are those
+          of `glue.GlueTask.score`.
         """
         sources = self.validation_sources()
         if outputs.keys() != sources.keys():
             raise ValueError(f"outputs of {sorted(outputs)} for the sets {sorted(sources)}")
-        found, picks, answers, nonfinite = {}, [], [], 0.0
+        found, picks, answers, losses, nonfinite = {}, [], [], [], 0.0
         for name, rows in sources.items():
             values = np.asarray(outputs[name], np.float32)
             if values.shape != (len(rows), len(COMPLETIONS)):
                 raise ValueError(f"outputs {values.shape} of {name!r}; wanted {(len(rows), len(COMPLETIONS))}")
             finite = np.isfinite(values)
             nonfinite += float(np.sum(~finite.all(axis=1)))
-            picks.append(np.argmax(np.where(finite, values, 0), axis=1))
+            values = np.where(finite, values, 0)
+            picks.append(np.argmax(values, axis=1))
+            right = np.take_along_axis(values, rows.answers[:, None], axis=1)[:, 0]
+            losses.append(np.logaddexp.reduce(values, axis=1) - right)
             answers.append(rows.answers)
             found[name] = accuracy(picks[-1], rows.answers)
         joined = np.concatenate(picks)
@@ -182,6 +187,7 @@ class MnliTask:
         return {
             **found,
             **({"overall": overall} if len(found) > 1 else {}),
+            "loss": float(np.mean(np.concatenate(losses))),
             "main": found.get("matched", overall),
             "distinct": float(len(np.unique(joined))),
             "nonfinite": nonfinite,
