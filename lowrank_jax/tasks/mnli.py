@@ -154,10 +154,10 @@ class MnliTask:
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Accuracy of the likeliest completions of the whole of `validation_sources`.
 
-        "loss" is the mean of -log p(right) in nats, with p(c) = exp L(c) / sum over the row's completions of exp L: chance
-        is log 3. "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without it. "distinct" counts the
-        labels that were predicted (1 is a collapsed run), "nonfinite" rows with a likelihood that is NaN or infinite,
-        which counts as 0 in the other metrics.
+        "loss" is the mean of -log p(right) in nats, with p(c) = exp L(c) / sum over the row's completions of exp L; its
+        value at chance is log 3. "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without
+        it. "distinct" counts the labels that were predicted (1 is a collapsed run), "nonfinite" rows with a likelihood
+        that is NaN or infinite, which counts as 0 in the other metrics.
 
         Args:
           outputs: name of a set -> log-likelihoods [n, 3], in the source's order.
