@@ -8,7 +8,7 @@ from experiments.tables import find
 from experiments.tables.nlg import lora_table18
 from experiments.tables.nlg.rows import score_of
 
-E2E = {"bleu": 68.0, "nist": 8.5, "meteor": 45.0, "rouge_l": 70.0, "cider": 2.4}
+E2E = {"bleu_python": 68.0, "nist_python": 8.5, "nist": 8.4, "meteor": 45.0, "rouge_l": 70.0, "cider": 2.4}
 
 
 def record(task, method="lora", rank=4, seed=0, scores=(), losses=(1.5, 1.2, 1.3), status="finished", **more):
@@ -42,12 +42,14 @@ def line_of(table, label):
 
 
 def test_the_mean_over_seeds_beside_the_papers_rows():
-    runs = [record("e2e", seed=seed, scores=E2E | {"bleu": bleu}) for seed, bleu in enumerate((67.0, 68.0, 70.0))]
+    runs = [
+        record("e2e", seed=seed, scores=E2E | {"bleu_python": bleu}) for seed, bleu in enumerate((67.0, 68.0, 70.0))
+    ]
     runs += [
         record("e2e", rank=8, scores=E2E),  # Table 18's
-        record("e2e", rate=1e-3, scores=E2E | {"bleu": 1.0}),  # of another setting, one seed
+        record("e2e", rate=1e-3, scores=E2E | {"bleu_python": 1.0}),  # of another setting, one seed
         record("webnlg", "fft", None, scores=E2E),
-        record("e2e", "mora", scores={"bleu": 60.0}, missing={"meteor": "not computed: needs Java"}),
+        record("e2e", "mora", scores={"bleu_python": 60.0}, missing={"meteor": "not computed: needs Java"}),
         record("e2e", "fft", None, status="diverged", losses=(1.0,)),
         record("e2e", "lora", labels={"stage": "rates"}, scores=E2E),
     ]
@@ -107,7 +109,7 @@ def test_ranks_stand_beside_the_papers(tmp_path):
 
 
 def test_gpt3s_columns_are_of_several_tasks():
-    runs = [record("wikisql", rank=8, scores={"logical_form": 0.5}), record("samsum", rank=8, scores={"rouge1": 0.4})]
+    runs = [record("wikisql", rank=8, scores={"logical_form": 50.0}), record("samsum", rank=8, scores={"rouge1": 40.0})]
     runs += [record("mnli", rank=8, scores={"matched": 0.8}, experiment="lora_mnli")]
     few = [
         record("mnli", rank=8, scores={"matched": 0.6}, data={"train_examples": 100}, experiment="lora_mnli", seed=1)

@@ -11,8 +11,9 @@ from experiments.tables.table import Table, no_figures
 
 METHODS = ("fft", "bitfit", "preembed", "prelayer", "houlsby", "lora", "mora")
 TITLES = ("WikiSQL", "MNLI-m", "SAMSum R1", "SAMSum R2", "SAMSum RL")
+SCALES = {"wikisql": 1, "samsum": 1}  # recorded in %; MNLI as a fraction
 COLUMNS = tuple(
-    Column(title, score, scale=100, of=lambda run, task=task: run["labels"].get("task") == task)
+    Column(title, score, scale=SCALES.get(task, 100), of=lambda run, task=task: run["labels"].get("task") == task)
     for title, (task, score) in zip(TITLES, gpt3.COLUMNS, strict=True)
 )
 WHAT = (
