@@ -19,8 +19,12 @@ paper took is not printed. dev=both scores the mismatched set too.
 
 Prompt and completions: lowrank_jax/tasks/mnli.py; the paper prints none. The loss is on the completion's tokens alone.
 
+Scores: after each epoch, and at the end once more with the weights of the epoch that had the lowest held-out loss over
+the three completions (`best/matched`), which are the run's result. The paper reports each run's best validation result;
+both look at the scores that they report.
+
 Hyperparameters: configs/hyperparameters/mnli.py, GPT-3's for every model. They are where a search begins: smaller bases
-take larger rates (`rate`), and the grid has three a method. alpha is not printed for GPT-3; alpha = 16 here. bitfit
+take larger rates (`rate`), and the grid searches four a method. alpha is not printed for GPT-3; alpha = 16 here. bitfit
 needs a base with biases: GPT-2, not SmolLM2 or pico-llama.
 
 gpt3-175b has no public weights: its shape is for plans. Its original attends sparsely in every other layer.
@@ -108,6 +112,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "log_every": 10,
         "chunk_tokens": 0 if small else LOSS_TOKENS,
     }
+    config.evals = {"best": {"type": "choices", "weights": "best"}}
     config.checkpoint = {"every": 1_000, "keep": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.tracking = {"wandb": "auto", "project": "lowrank_jax", "group": "lora_mnli"}

@@ -7,6 +7,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
 from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
+from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
@@ -15,8 +16,10 @@ TASKS = {
     "text": (TextConfig, TextTask),
     "glue": (GlueConfig, GlueTask),
     "mnli": (MnliConfig, MnliTask),
+    "nlg": (NlgConfig, NlgTask),
 }
-WITH_POSITIONS = (TextTask, MnliTask)  # tasks that check their rows' lengths against the base's positions
+# They are told the base's positions: they take their length from the data up to them, or check it.
+SIZED = (TextTask, MnliTask, NlgTask)
 
 
 def task_config(name: str) -> type:
@@ -34,7 +37,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     """The task `name` over `tokenizer`.
 
     Args:
-      positions: the most tokens of a row that the base can read; for the tasks of WITH_POSITIONS.
+      positions: the most tokens of a row that the base can read; for the tasks of SIZED.
 
     Raises:
       UserError: no such task, or the config is of another one.
@@ -43,4 +46,4 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    return made(config, tokenizer, positions) if made in WITH_POSITIONS else made(config, tokenizer)
+    return made(config, tokenizer, positions) if made in SIZED else made(config, tokenizer)

@@ -28,7 +28,7 @@ def words(tmp_path, tiny_glue):
             "--config.train.log_every=1",
             "--config.tracking.wandb=disabled",
         ),
-        '--config.evals={"samples": {"type": "samples", "count": 1}}',
+        '--config.evals={"samples": {"type": "samples", "count": 1}, "best": {"type": "choices", "weights": "best"}}',
     ]
 
 
@@ -42,6 +42,13 @@ def test_two_seeds_in_one_program(program, words, tmp_path):
         result = json.loads((folder / "result.json").read_text())
         losses.append(result["losses"])
         assert [one["step"] for one in result["evaluations"]] == [2, 4]
+        losses_of_rows = {one["step"]: one["loss"] for one in result["evaluations"]}
+        assert result["best"]["loss"] == pytest.approx(min(losses_of_rows.values()), rel=1e-6)
+        assert result["evaluations"][-1]["best/loss"] == pytest.approx(losses_of_rows[result["best"]["step"]], rel=1e-5)
+        assert (result["labels"]["task"], result["labels"]["model"]) == (
+            "mnli",
+            "pico-llama",
+        )  # as the tables want them
         assert all(one["nonfinite"] == 0 and 0 <= one["matched"] <= 1 for one in result["evaluations"])
         assert result["losses"][-1][1] < result["losses"][0][1]
         assert result["partial"]
