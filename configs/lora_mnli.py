@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     numbers = tables.at_size(choice.method, choice.train_examples)
     trainable, family = METHODS[choice.method]
-    small = choice.model == PICO
+    small, planned = choice.model == PICO, choice.model == PLANNED
     config = ConfigDict()
     config.experiment = "lora_mnli"
     config.name = None
@@ -87,7 +87,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.base = {
         "name": choice.base or MODELS[choice.model],
         "dtype": "float32" if small else "bfloat16",
-        "random_init": choice.model == PLANNED,
+        "random_init": planned,
         "remat": "none" if small else "projections",
     }
     config.adapter = _adapter(family, choice)
@@ -114,7 +114,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     config.evals = {"best": {"type": "choices", "weights": "best"}}
     config.checkpoint = {"every": 1_000, "keep": 1}
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1} if planned else {"data": -1, "fsdp": 1, "tensor": 1}
     config.tracking = {"wandb": "auto", "project": "lowrank_jax", "group": "lora_mnli"}
     config.export = {"adapter": True, "merged": ""}
     return config

@@ -126,6 +126,9 @@ def test_records_tables_and_a_map(program, tmp_path):
     assert figure.stat().st_size > 5_000
 
     lines = path.read_text().splitlines(keepends=True)
+    fewer = json.loads(lines[0].replace("2passes", "1passes"))
+    fewer["latency"]["passes"] = 1
+    assert len(latency.table([fewer, json.loads(lines[0])], None).lines[0]) == 2  # a cell is one column
     for field, value in (("mean_ms", "fast"), ("mean_ms", 0), ("merged", None), ("method", 7)):
         broken = json.loads(lines[0])
         broken["latency"]["variants"][1][field] = value

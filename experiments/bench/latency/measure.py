@@ -40,13 +40,13 @@ def latency_main(options: Any, config: Any, plain: Mapping[str, Any]) -> None:
     Raises:
       UserError: a wrong cell; a base that adapters cannot be merged into; a file that holds something else.
     """
-    path = Path(options.results or RESULTS)
+    recorded = Recorded(options.results or RESULTS)
     if not options.table:
-        check_results(path)
+        check_results(recorded.path)
         setting = table.MAP if options.map else table.TABLE
         cells = read_cells(options.cells or (FIG5 if options.map else TABLE1))
-        measure(config, plain, setting, cells, Recorded(path), options)
-    print(table.table(table.load([path]), options).text(options.format))
+        measure(config, plain, setting, cells, recorded, options)
+    print(table.table(table.load([recorded.path]), options).text(options.format))
 
 
 def measure(

@@ -80,12 +80,15 @@ def name_of(variant: Mapping[str, Any]) -> str:
 
 
 def _groups(results: Sequence[Record], setting: str) -> list[list[Record]]:
-    """The records of a setting, by base, dtype and device."""
-    found: dict[tuple, list[Record]] = {}
+    """The records of a setting, by base, dtype and device; of a cell's records that with the most passes."""
+    found: dict[tuple, dict[str, Record]] = {}
     for one in results:
         if one["labels"].get("setting") == setting:
-            found.setdefault((*_base_of(one), _place(one)), []).append(one)
-    return [found[key] for key in sorted(found)]
+            cells = found.setdefault((*_base_of(one), _place(one)), {})
+            other = cells.get(_column(one))
+            if other is None or other["latency"]["passes"] <= one["latency"]["passes"]:
+                cells[_column(one)] = one
+    return [[*found[key].values()] for key in sorted(found)]
 
 
 def _table(records: Sequence[Record]) -> Table:
