@@ -9,7 +9,7 @@ official code report BLEU 68.65 to 68.87 with the published recipe; we record wh
     python -m experiments.trials --config=configs/lora_nlg.py:task=e2e,model=smollm2-135m --seeds=0:3  # as one program
     python -m experiments.run --config=configs/lora_nlg.py:model=pico-llama,train_examples=256,epochs=1    # a CPU
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_smollm2.py --together=4
-    python -m experiments.plan --config=configs/lora_nlg.py:task=wikisql,model=gpt3-175b,seq_len=384
+    python -m experiments.plan --config=configs/lora_nlg.py:task=wikisql,model=gpt3-175b --seq_len=384
 
 Data: official files in a folder, by LOWRANK_JAX_NLG_DIR, data_dir=FOLDER or --config.task.data_dir=FOLDER; docs/data.md
 names the files. `partial` allows incomplete ones and WikiSQL's samples as text, and every record says so. E2E's texts

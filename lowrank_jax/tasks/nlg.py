@@ -45,6 +45,7 @@ class NlgConfig:
     """
 
     form: ClassVar[str] = "next_token"
+    add_bos: ClassVar[bool] = False  # the official rows have no BOS
     task: str = "e2e"
     data_dir: str | None = None
     seq_len: Annotated[int, Range(least=2, also=(0,))] = 0
@@ -71,6 +72,14 @@ class NlgConfig:
     def segmented(self) -> bool:
         """Whether an example has several rows that do not see each other."""
         return self.packed
+
+    def after_prompt(self, tokenizer: Any) -> list[int]:
+        """The ids that stand between an input and its text: the end token, where the data set has one there.
+
+        Raises:
+          UserError: as `NlgEncoder`.
+        """
+        return NlgEncoder(NLG[self.task], tokenizer, self.separator).after()
 
 
 class NlgTask:

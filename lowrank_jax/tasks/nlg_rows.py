@@ -54,10 +54,14 @@ class NlgEncoder:
         self._continues = puts_space_before(tokenizer.encode, tokenizer.decode)
         self._prompts: dict[str, list[int]] = {}
 
+    def after(self) -> list[int]:
+        """The ids between an input and its text."""
+        return [self.end] if self._spec.separated else []
+
     def prompt(self, context: str) -> list[int]:
         """The ids before a text."""
         if (ids := self._prompts.get(context)) is None:
-            ids = self._tokenizer.encode(context) + ([self.end] if self._spec.separated else [])
+            ids = self._tokenizer.encode(context) + self.after()
             self._prompts[context] = ids
         return list(ids)
 

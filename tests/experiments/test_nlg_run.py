@@ -109,7 +109,8 @@ def test_a_run_decodes_its_best_epoch_and_resumes_bit_for_bit(program, words, tm
     shutil.rmtree(folder / "adapter")  # the checkpoint is left, as after full fine-tuning
     ended = program("generate", f"--run={folder}", "--prompt=name", "--max_new_tokens=2", f"--out={tmp_path / 'out'}")
     assert ended.status == 0, ended.err
-    assert json.loads((tmp_path / "out").read_text())["step"] == 2
+    found = json.loads((tmp_path / "out").read_text())
+    assert found["step"] == 2
 
 
 def test_trials_of_one_program_keep_their_best(program, words, tmp_path):

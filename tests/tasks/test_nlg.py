@@ -1,13 +1,16 @@
 """The task of text from data: the official tokens and targets, packing, what is decoded, its scores, its refusals."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments.generation.framing import make_framing
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.data.builders.nlg.specs import NLG, SEEN
+from lowrank_jax.data.prompts import Asked
 from lowrank_jax.metrics.texts import Scores
 from lowrank_jax.tasks import nlg_scores
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask
@@ -77,6 +80,16 @@ def test_a_blank_line_ends_a_text_where_it_is_one_token():
     separated, joined = (NlgEncoder(NLG[task], Blank()).row(row) for task in ("e2e", "samsum"))
     assert (separated.tokens.tolist(), joined.tokens.tolist()) == ([0, 1, 2, 9, 0, 1, 2, 9], [0, 1, 2, 0, 1, 9])
     assert (separated.targets.sum(), joined.targets.sum()) == (4, 3)
+
+
+@pytest.mark.parametrize("kind", ["e2e", "webnlg"])
+def test_generate_frames_a_prompt_as_training_did(build, kind):
+    task = build(task=kind)
+    model = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES, path=None), task=task.config)
+    for template in ("", "none"):
+        framing = make_framing(model, template, None, "", False)
+        assert framing.ids(Asked(prompt="name : Aromi")) == task.prompt_tokens("name : Aromi")
+    assert NlgConfig("samsum").after_prompt(BYTES) == []
 
 
 def test_packed_rows_are_the_same_rows(build):
