@@ -26,8 +26,8 @@ about 512 tokens (SmolLM2's rows of E2E have 56 on average, the longest 135), of
 
 Methods: fft, ft-top2 (the last two layers), bitfit (GPT-2 and GPT-3: the other bases have no biases), adapter-l and
 adapter-h (Lin's and Houlsby's; a size by rank=), lora, mora at equal parameters, and the prefix methods preembed,
-prelayer, lora+pe and lora+pl. rank=4 is LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o takes Table 5's
-and 6's matrices.
+prelayer, lora+pe and lora+pl (appendix E), with prefix= tokens before the input and infix= before the text. rank=4 is
+LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o takes Table 5's and 6's matrices.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 11 as printed, reading=code the command of
 the official README: length penalty 0.8 on E2E, where the table has 0.9. Of WebNLG's categories the paper counts 9 as
@@ -51,7 +51,7 @@ MODELS = {
 GPT2, GPT3 = ("gpt2-medium", "gpt2-large"), ("gpt3-175b",)
 FAMILIES = {"lora": "lora", "mora": "mora", "adapter-l": "lin", "adapter-h": "houlsby"}  # method -> adapter.method
 RULES = {"fft": "full", "ft-top2": "ft-top2", "bitfit": "bitfit"}  # method -> trainable
-PREFIXES = ("preembed", "prelayer", "lora+pe", "lora+pl")
+PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed", "lora+pl": "prelayer"}
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
 # Positions whose logits exist at a time: of large vocabularies and long rows.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
@@ -66,6 +66,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         method=(*FAMILIES, *RULES, *PREFIXES),
         base="",
         rank=int,
+        prefix=int,
+        infix=int,
         compression="sharing",
         targets="query+value",
         reading=("paper", "code"),
@@ -88,6 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.base = {"name": choice.base or MODELS[choice.model], **_base_of(choice.model)}
     config.trainable = RULES.get(choice.method, "adapters")
     config.adapter = _adapter(choice, numbers)
+    if choice.method in ("lora+pe", "lora+pl"):
+        config.adapters = (_virtual(choice),)
     config.task = _task(choice, numbers)
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"], **tables.ADAM}
     config.schedule = {"kind": "linear"}
@@ -131,24 +135,33 @@ def hyperparameters(choice) -> dict:
 
 def _adapter(choice, numbers: dict) -> dict:
     method = choice.method
-    if method in PREFIXES:
-        # The one place where the prefix methods belong: adapter (and adapters, for LoRA+PE and LoRA+PL) of their own.
-        raise UserError(f"method={method} is not built yet; take one of {', '.join((*FAMILIES, *RULES))}")
+    if method in ("preembed", "prelayer"):
+        return _virtual(choice)
     if method == "bitfit" and choice.model not in GPT2 + GPT3:
         raise UserError(f"method=bitfit trains biases, and {choice.model} has none; take gpt2-medium or gpt2-large")
-    if method not in FAMILIES:
+    if method in RULES:
         return {"method": "none"}
     section = {
-        "method": FAMILIES[method],
+        "method": FAMILIES.get(method, "lora"),  # of lora+pe and lora+pl
         "rank": numbers["rank"],
         "alpha": numbers.get("alpha", 1.0 * numbers["rank"]),
     }
-    if method in ("lora", "mora"):
+    if method not in ("adapter-l", "adapter-h"):  # bottlenecks have places of their own
         section["targets"] = tuple(LETTERS.get(name, name) for name in choice.targets.split("+"))
         section["dropout"] = numbers["dropout"]
     if method == "mora":
         section["mora"] = {"compression": choice.compression}
     return section
+
+
+def _virtual(choice) -> dict:
+    """The virtual tokens of a prefix method."""
+    sizes = tables.GPT3_PREFIX if choice.model in GPT3 else tables.PREFIX
+    tokens, infix = (
+        size if given is None else given
+        for size, given in zip(sizes[choice.method], (choice.prefix, choice.infix), strict=True)
+    )
+    return {"method": PREFIXES[choice.method], "prefix": {"tokens": tokens, "infix": infix}}
 
 
 def _task(choice, numbers: dict) -> dict:

@@ -61,6 +61,12 @@ COUNTS = {
     "model=gpt3-175b,method=adapter-h,rank=1": 7_078_080,  # 7.1M
     "model=gpt3-175b,method=adapter-h": 40_109_568,  # 40.1M
     "model=gpt3-175b,method=bitfit": (11 * 96 + 1) * 12_288,  # 14.2M would be 12 d a layer
+    "model=gpt3-175b,method=preembed": 3_244_032,  # 3.2M
+    "model=gpt3-175b,method=prelayer": 18_874_368,  # 20.2M, above the formula
+    "model=gpt3-175b,method=lora+pe": 37_748_736 + 147_456,  # 37.8M
+    "model=gpt3-175b,method=lora+pl": 37_748_736 + 14_155_776,  # 52.8M
+    "model=gpt2-medium,method=prelayer": 393_216,  # 0.35M, as LoRA
+    "model=smollm2-135m,method=prelayer,prefix=8,infix=5": 224_640,
     "model=smollm2-135m,method=lora": 230_400,
     "model=smollm2-135m,method=mora": 229_470,
     "model=smollm2-135m,method=adapter-l": 224_790,
@@ -76,7 +82,7 @@ def test_parameter_counts(arg):
 @pytest.mark.parametrize("model", CONFIG.MODELS)
 def test_every_cell_is_built_on_shapes(model):
     """The layout depends on model and method alone: each is built once, and every data set's config is read."""
-    for method in (*CONFIG.FAMILIES, *CONFIG.RULES):
+    for method in (*CONFIG.FAMILIES, *CONFIG.RULES, *CONFIG.PREFIXES):
         arg = f"model={model},method={method}"
         if method == "bitfit" and model not in CONFIG.GPT2 + CONFIG.GPT3:
             with pytest.raises(UserError, match=f"{model} has none; take gpt2-medium"):
@@ -134,6 +140,13 @@ def test_readings_lengths_and_options():
     assert unpacked("task=wikisql").evals["decode"].no_repeat_ngram == 0
     assert unpacked("task=e2e").evals["decode"].no_repeat_ngram == 4
     assert unpacked("decode=false").evals == {}
+    beside = unpacked("method=lora+pe,infix=0")
+    assert (beside.labels["method"], beside.adapter.method, beside.adapters[0].method) == (
+        "lora+pe",
+        "lora",
+        "preembed",
+    )
+    assert (beside.adapters[0].prefix.tokens, beside.adapters[0].prefix.infix) == (8, 0)
     config = unpacked("data_dir=some/folder,train_examples=9,packed,epochs=2,batch=3,seed=7,partial,targets=q+o")
     assert (config.task.data_dir, config.task.train_examples, config.task.packed) == ("some/folder", 9, True)
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 3, 7)
@@ -145,7 +158,6 @@ def test_readings_lengths_and_options():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("method=prelayer", "method=prelayer is not built yet"),
         ("method=adapter", "allowed: lora, mora"),
         ("task=e2", "allowed: e2e, webnlg"),
         ("model=gpt2", "allowed: gpt2-medium"),

@@ -65,6 +65,11 @@ RANKS = {
 # fewer, and as many texts.
 PACKED = 8
 
+# (l_p, l_i), prefix and infix tokens: Tables 12 and 15's on GPT-3; elsewhere PreLayer's 16 have LoRA's count at r=4 on
+# GPT-2 medium, 393,216, and PreEmbed has fewer, as each is a token more to read in every row.
+PREFIX = {"preembed": (32, 8), "prelayer": (8, 8), "lora+pe": (8, 4), "lora+pl": (8, 4)}
+GPT3_PREFIX = {**PREFIX, "preembed": (256, 8)}
+
 # ---- ours: bases of this project, and methods without a column ----
 
 # A batch of 64 for a GPU's sake; the warm-up is the share of Table 11's: 500 of 26,289 steps.
