@@ -130,6 +130,18 @@ def programs_in_memory():
         yield
 
 
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Two of the simulated devices are all there are: for toy runs, of which eight parts take a third more CPU time."""
+    import jax
+
+    for name in ("devices", "local_devices"):
+        every = getattr(jax, name)
+        monkeypatch.setattr(jax, name, lambda *args, every=every, **options: every(*args, **options)[:2])
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: 2)
+
+
 @pytest.fixture(scope="session")
 def load_script():
     """load_script("merge_adapter") -> scripts/merge_adapter.py as a new module."""

@@ -49,17 +49,10 @@ def eight_devices():
 
 
 @pytest.fixture(autouse=True)
-def two_devices(request, monkeypatch):
-    """Two devices are all there are, unless a test asks for `eight_devices`: test_run.py takes three quarters."""
-    if "eight_devices" in request.fixturenames:
-        return
-    import jax
-
-    for name in ("devices", "local_devices"):
-        every = getattr(jax, name)
-        monkeypatch.setattr(jax, name, lambda *args, every=every, **options: every(*args, **options)[:2])
-    for name in ("device_count", "local_device_count"):
-        monkeypatch.setattr(jax, name, lambda *_, **__: 2)
+def few_devices(request):
+    """`two_devices`, unless the test asks for `eight_devices`."""
+    if "eight_devices" not in request.fixturenames:
+        request.getfixturevalue("two_devices")
 
 
 @pytest.fixture(scope="session", autouse=True)
