@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 from configs.hyperparameters import mnli as tables
+from lowrank_jax.core.errors import UserError
 
 PICO, PLANNED = "pico-llama", "gpt3-175b"
 MODELS = {
@@ -85,6 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         partial=False,
     )
     numbers = tables.at_size(choice.method, choice.train_examples)
+    virtual = _virtual(choice, numbers["prefix"])
     trainable, family = METHODS[choice.method]
     small, planned = choice.model == PICO, choice.model == PLANNED
     config = ConfigDict()
@@ -99,13 +101,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "random_init": planned,
         "remat": "none" if small else "projections",
     }
-    virtual = _virtual(choice, numbers["prefix"])
     config.adapter = {"method": family, "prefix": virtual} if family in PREFIXES else _adapter(family, choice)
     if choice.method in BESIDE:
         config.adapters = ({"method": BESIDE[choice.method], "prefix": virtual},)
     config.task = {
         "name": "mnli",
-        "seq_len": PICO_LENGTH if small else tables.SEQ_LEN,
+        "seq_len": PICO_LENGTH if small else tables.SEQ_LEN + sum(virtual.values()),  # the paper's are of texts
         "truncate": small,
         "likelihood": choice.likelihood,
         "dev": choice.dev,
@@ -133,10 +134,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _virtual(choice, sizes: tuple[int, int] | None) -> dict:
-    """Prefix and infix tokens: of the column, or as `prefix` and `infix` say."""
-    if sizes is None:
-        return {}
+    """Prefix and infix tokens: of the column, or as `prefix` and `infix` say; {} of methods without.
+
+    Raises:
+      UserError: they are given for such a method.
+    """
     given = (choice.prefix, choice.infix)
+    if sizes is None:
+        if given != (None, None):
+            raise UserError(f"method={choice.method} has no virtual tokens; leave prefix and infix out")
+        return {}
     tokens, infix = (size if one is None else one for size, one in zip(sizes, given, strict=True))
     return {"tokens": tokens, "infix": infix}
 

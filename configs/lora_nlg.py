@@ -48,6 +48,7 @@ MODELS = {
     "gemma3-270m": "gemma3-270m",
     "pico-llama": "pico-llama",
 }
+GPT3_POSITIONS = 2_048
 GPT2, GPT3 = ("gpt2-medium", "gpt2-large"), ("gpt3-175b",)
 FAMILIES = {"lora": "lora", "mora": "mora", "adapter-l": "lin", "adapter-h": "houlsby"}  # method -> adapter.method
 RULES = {"fft": "full", "ft-top2": "ft-top2", "bitfit": "bitfit"}  # method -> trainable
@@ -81,6 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         decode=True,
         partial=False,
     )
+    _sizes(choice)
     numbers = hyperparameters(choice)
     config = ConfigDict()
     config.experiment = "lora_nlg"
@@ -155,18 +157,35 @@ def _adapter(choice, numbers: dict) -> dict:
 
 
 def _virtual(choice) -> dict:
-    """The virtual tokens of a prefix method."""
-    sizes = tables.GPT3_PREFIX if choice.model in GPT3 else tables.PREFIX
-    tokens, infix = (
-        size if given is None else given
-        for size, given in zip(sizes[choice.method], (choice.prefix, choice.infix), strict=True)
-    )
+    """The section of a prefix method."""
+    tokens, infix = _sizes(choice)
     return {"method": PREFIXES[choice.method], "prefix": {"tokens": tokens, "infix": infix}}
+
+
+def _sizes(choice) -> tuple[int, int]:
+    """Prefix and infix tokens of a row; none of methods without.
+
+    Raises:
+      UserError: they are given for such a method.
+    """
+    given = (choice.prefix, choice.infix)
+    if choice.method not in PREFIXES:
+        if given != (None, None):
+            methods = ", ".join(PREFIXES)
+            raise UserError(
+                f"method={choice.method} has no virtual tokens; leave prefix and infix out, or take {methods}"
+            )
+        return 0, 0
+    sizes = (tables.GPT3_PREFIX if choice.model in GPT3 else tables.PREFIX)[choice.method]
+    tokens, infix = (size if one is None else one for size, one in zip(sizes, given, strict=True))
+    return tokens, infix
 
 
 def _task(choice, numbers: dict) -> dict:
     section = {"name": "nlg", "task": choice.task, "packed": choice.packed, "allow_partial": choice.partial}
     length = choice.seq_len or (tables.GPT3_LENGTHS.get(choice.task, 0) if choice.model in GPT3 else 0)
+    if length and not choice.seq_len:  # the paper's lengths are those of texts
+        length = min(length + sum(_sizes(choice)), GPT3_POSITIONS)
     section["seq_len"] = length
     # Rows of SAMSum and of WikiSQL's widest tables may be longer than what a model reads; pico-llama reads 512 bytes.
     section["truncate"] = choice.task in ("wikisql", "samsum") or choice.model == "pico-llama"

@@ -75,5 +75,9 @@ def test_rows_decide_batch_epochs_rate_and_warm_up():
         (2e-4, 32),
         (5e-4, 256),
     ]
+    assert (few.task.seq_len, every.task.seq_len) == (512, 512)
+    assert unpacked("method=preembed,model=gpt2-medium").task.seq_len == 768 + 264
+    with pytest.raises(UserError, match="method=lora has no virtual tokens"):
+        unpacked("method=lora,prefix=3")
     assert (few.adapter.prefix.infix, every.adapter.prefix.infix) == (8, 4)
     assert unpacked("train_examples=100,batch=4,epochs=1,rate=0.1").train.batch_size == 4

@@ -146,6 +146,8 @@ def test_readings_lengths_and_options():
         "lora",
         "preembed",
     )
+    assert unpacked("task=samsum,model=gpt3-175b,method=prelayer").task.seq_len == 2048  # its positions
+    assert unpacked("task=wikisql,model=gpt3-175b,method=prelayer").task.seq_len == 384 + 16
     assert (beside.adapters[0].prefix.tokens, beside.adapters[0].prefix.infix) == (8, 0)
     config = unpacked("data_dir=some/folder,train_examples=9,packed,epochs=2,batch=3,seed=7,partial,targets=q+o")
     assert (config.task.data_dir, config.task.train_examples, config.task.packed) == ("some/folder", 9, True)
@@ -161,6 +163,7 @@ def test_readings_lengths_and_options():
         ("method=adapter", "allowed: lora, mora"),
         ("task=e2", "allowed: e2e, webnlg"),
         ("model=gpt2", "allowed: gpt2-medium"),
+        ("method=mora,infix=4", "method=mora has no virtual tokens"),
     ],
 )
 def test_what_is_refused(arg, message):
