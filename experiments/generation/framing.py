@@ -30,6 +30,7 @@ class Framing:
       add_bos: whether texts without a template begin with BOS; None: as the tokenizer begins a text.
       system: a message before all others; "" for none.
       said: a line that tells the user which way was chosen; "" for none.
+      after: ids behind a text without a template, as a run's training has them there.
       virtual: the virtual tokens around each prompt: their infix stands before the answer that is written.
     """
 
@@ -39,6 +40,7 @@ class Framing:
     add_bos: bool | None = None
     system: str = ""
     said: str = ""
+    after: tuple[int, ...] = ()
     virtual: VirtualTokens = PLAIN
 
     def ids(self, asked: Asked) -> list[int]:
@@ -58,7 +60,7 @@ class Framing:
                 f"--system needs a chat template, and prompts are plain texts here; add --chat_template={OWN}"
             )
         else:
-            ids = self._text(asked.prompt)
+            ids = [*self._text(asked.prompt), *self.after]
         ids = self.virtual.around(ids)
         if not ids:
             raise UserError("the prompt is empty and the tokenizer begins no text by a token; give a prompt")
@@ -97,10 +99,11 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
       UserError: no template of that name, or none where one is needed.
     """
     tokenizer, task, texts, said = framed_tokenizer(model.base), model.task, bool(template), ""
+    after = tuple(task.after_prompt(tokenizer)) if hasattr(task, "after_prompt") else ()
     if template == NONE:
         if messages:
             raise UserError(f"--chat_template={NONE} cannot write messages; name one of {', '.join(FORMATS)}")
-        return Framing(tokenizer, None, False, _bos(task, bos), system, virtual=model.virtual)
+        return Framing(tokenizer, None, False, _bos(task, bos), system, after=after, virtual=model.virtual)
     named = "" if template == OWN else template
     if not template and task is not None:
         chat = trained_on_chat(task)
@@ -111,7 +114,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         elif chat is None:
             said = "the run's data are not here: a prompt is plain text (--chat_template makes it a user's message)"
     if not texts and not messages:
-        return Framing(tokenizer, None, False, _bos(task, bos), system, said, model.virtual)
+        return Framing(tokenizer, None, False, _bos(task, bos), system, said, after, model.virtual)
     if tokenizer is not None and not named and tokenizer.chat_template is None:
         raise UserError(no_template(tokenizer))
     assert tokenizer is not None  # `model` has made sure
@@ -119,7 +122,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         found = find_template(tokenizer, named)
     except UserError as error:
         raise UserError(str(error).replace("task.chat_template", "--chat_template")) from None
-    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said, model.virtual)
+    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said, virtual=model.virtual)
 
 
 def no_template(tokenizer: Any) -> str:

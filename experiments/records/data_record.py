@@ -54,6 +54,8 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
         yield from _text(task)
     elif task.get("name") == "glue":
         yield from _glue(task)
+    elif task.get("name") == "nlg":
+        yield from _nlg(task)
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
     yield from _base(plain.get("base") or {})
@@ -192,6 +194,24 @@ def _glue(task: Mapping[str, Any]) -> Iterator[Source]:
 
             def digest(split=split):
                 return load_glue(name, split, folder, allow_partial=True)[0].digest()
+
+            yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _nlg(task: Mapping[str, Any]) -> Iterator[Source]:
+    from lowrank_jax.data.builders.nlg.rows import rows_digest
+    from lowrank_jax.data.builders.nlg.source import load_nlg, split_files
+    from lowrank_jax.data.builders.nlg.specs import DEV, NLG, TRAIN
+
+    name, folder = task.get("task", "e2e"), task.get("data_dir")
+    if name not in NLG:
+        return
+    for split in dict.fromkeys((TRAIN, DEV, task.get("decoded") or NLG[name].decoded)):
+        files = tuple(split_files(name, split, folder))
+        if files:
+
+            def digest(split=split):
+                return rows_digest(load_nlg(name, split, folder, allow_partial=True)[0])
 
             yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
 

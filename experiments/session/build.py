@@ -63,6 +63,8 @@ def build(
     for entry in config.evals.values():
         if entry.type and entry.type not in form.evaluations:
             raise unknown_name("evaluation", entry.type, form.evaluations)
+    if config.train.label_smoothing and not getattr(form, "smooths", False):
+        raise UserError(f"train.label_smoothing is for next-token losses; set it to 0 for task {config.task_name!r}")
     config = _with_head(config, form)
     base = in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
@@ -153,6 +155,7 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Se
         batch_size=config.train.batch_size // config.train.accumulate,
         chunk_tokens=config.train.chunk_tokens,
         unroll=loss_unroll(mesh.devices.flat[0]),
+        smoothing=config.train.label_smoothing,
         end_ids=functools.partial(end_ids, base),
     )
 

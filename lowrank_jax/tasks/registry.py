@@ -7,12 +7,19 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
-TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
+TASKS = {
+    "uuid": (UuidConfig, UuidTask),
+    "text": (TextConfig, TextTask),
+    "glue": (GlueConfig, GlueTask),
+    "nlg": (NlgConfig, NlgTask),
+}
+SIZED = (TextTask, NlgTask)  # they take their length from the data, up to the base's positions
 
-FRAMED = (TextTask, UuidTask)  # tasks whose rows take virtual tokens
+FRAMED = (TextTask, UuidTask, NlgTask)  # tasks whose rows take virtual tokens
 
 
 def task_config(name: str) -> type:
@@ -40,7 +47,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    options: dict[str, Any] = {"positions": positions} if made is TextTask else {}
+    options: dict[str, Any] = {"positions": positions} if made in SIZED else {}
     if framing.count:
         if made not in FRAMED:
             raise UserError(f"the rows of task {name!r} take no virtual tokens; choose another adapter.method")

@@ -15,7 +15,7 @@ from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
-from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
+from lowrank_jax.tasks.base import Features, pad_id, round_up, row_features
 from lowrank_jax.tasks.framing import PLAIN, Content, Framing, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
 from lowrank_jax.text.chat import end_ids
@@ -157,18 +157,11 @@ class TextTask:
 
     def features(self, example: dict[str, Any]) -> Features:
         """Tokens padded to seq_len; weight 1 for targets (all tokens of windows); of packed rows the segments too."""
-        tokens = example["tokens"]
-        if "targets" in example:
-            weights = np.asarray(example["targets"], np.float32)
-        else:  # a window, whose first token is only context
+        if "targets" not in example:  # a window, whose first token is only context
             before = np.array(self.framing.prefix_ids, np.int32)
-            weights = np.arange(len(before) + len(tokens)) > len(before)
-            tokens = np.concatenate([before, tokens])
-        made = make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer))
-        if "segments" in example:
-            made["segments"] = np.zeros(self.seq_len, np.int32)
-            made["segments"][: len(tokens)] = example["segments"]
-        return made
+            tokens = np.concatenate([before, example["tokens"]])
+            example = {"tokens": tokens, "targets": np.arange(len(tokens)) > len(before)}
+        return row_features(example, self.seq_len, pad_id(self.tokenizer))
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Mean loss per token in nats, its perplexity, and the loss per byte of the scored UTF-8 text.
