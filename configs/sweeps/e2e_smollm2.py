@@ -16,7 +16,7 @@ RATES = {
     "method=ft-top2": (1e-4, 2e-4, 5e-4, 1e-3),
     "method=adapter-l": (5e-4, 1e-3, 2e-3, 5e-3),
     "method=adapter-h": (5e-4, 1e-3, 2e-3, 5e-3),
-    "method=prelayer": (5e-4, 1e-3, 2e-3, 5e-3),
+    "method=prelayer,prefix=8,infix=5": (5e-4, 1e-3, 2e-3, 5e-3),
     "method=lora": (2e-4, 5e-4, 1e-3, 2e-3),
     "method=mora": (5e-4, 1e-3, 2e-3, 5e-3),
 }
