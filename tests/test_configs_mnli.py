@@ -76,7 +76,8 @@ def test_rows_decide_batch_epochs_rate_and_warm_up():
         (5e-4, 256),
     ]
     assert (few.task.seq_len, every.task.seq_len) == (512, 512)
-    assert unpacked("method=preembed,model=gpt2-medium").task.seq_len == 768 + 264
+    assert unpacked("method=preembed,model=gpt2-medium").task.seq_len == 1024  # its positions
+    assert unpacked("method=prelayer,model=smollm2-135m").task.seq_len == 768 + 16
     with pytest.raises(UserError, match="method=lora has no virtual tokens"):
         unpacked("method=lora,prefix=3")
     assert (few.adapter.prefix.infix, every.adapter.prefix.infix) == (8, 4)
