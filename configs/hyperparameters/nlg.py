@@ -61,14 +61,20 @@ RANKS = {
     ("pico-llama", "adapter-h"): 3,
 }
 
+# (l_p, l_i): virtual tokens before and behind an input. On GPT-3 those of Table 12 and appendix E; on GPT-2 8 and 8 are
+# as many parameters as LoRA r=4 (the paper's PreLayer is Li & Liang's). Ours: PreLayer's count nearest to LoRA's.
+PREFIXES = {
+    "preembed": (32, 8),
+    "prelayer": (8, 8),
+    "lora+pe": (8, 4),
+    "lora+pl": (8, 4),
+    ("gpt3-175b", "preembed"): (256, 8),
+    ("smollm2-135m", "prelayer"): (8, 5),
+}
+
 # Rows in a packed example of 512 tokens, about: E2E has 9 of SmolLM2's tokens. A batch of packed examples has so many
 # fewer, and as many texts.
 PACKED = 8
-
-# (l_p, l_i), prefix and infix tokens: Tables 12 and 15's on GPT-3; elsewhere PreLayer's 16 have LoRA's count at r=4 on
-# GPT-2 medium, 393,216, and PreEmbed has fewer, as each is a token more to read in every row.
-PREFIX = {"preembed": (32, 8), "prelayer": (8, 8), "lora+pe": (8, 4), "lora+pl": (8, 4)}
-GPT3_PREFIX = {**PREFIX, "preembed": (256, 8)}
 
 # ---- ours: bases of this project, and methods without a column ----
 
