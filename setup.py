@@ -38,6 +38,15 @@ PARITY_REQUIRES = [
     "loralib",
 ]
 
+# Metrics of generated text; METEOR, ROUGE-L and CIDEr also need Java.
+NLG_REQUIRES = [
+    "sacrebleu>=2.6",
+    "pycocoevalcap>=1.2",
+    "pyter3>=0.3",
+    "rouge-score>=0.1.2",
+    "nltk>=3.9",
+]
+
 TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
@@ -47,6 +56,7 @@ TEST_REQUIRES = [
     "qwix>=0.1.8",  # whose codes of quantised kernels ours are compared with
     "pyarrow",  # reads and writes Parquet files
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
+    *NLG_REQUIRES,
     *PARITY_REQUIRES,
 ]
 
@@ -83,6 +93,7 @@ setup(
     extras_require={
         "parquet": ["pyarrow"],
         "data": ["pyarrow", "datasets"],
+        "nlg": NLG_REQUIRES,
         "parity": PARITY_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": DEV_REQUIRES,

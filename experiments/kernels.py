@@ -8,7 +8,7 @@ import json
 
 from absl import flags
 
-from experiments.bench.kernels import find, summarise
+from experiments.bench.training.kernels import find, summarise
 from experiments.cli import launch
 from lowrank_jax.core.errors import UserError
 

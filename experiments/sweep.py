@@ -29,7 +29,7 @@ from experiments.cli import launch
 from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
 from experiments.sweeps.engine import Sweep, show
-from experiments.sweeps.grid import Grid
+from experiments.sweeps.grid import Grid, check_cells
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
 from lowrank_jax.core.errors import INTERRUPTED
 
@@ -57,6 +57,7 @@ def sweep_main(options: Any) -> int:
     """Runs the program for parsed flags; returns the exit status."""
     grid = Grid(options.config, options.grid, options.set)
     cells = grid.select(options.only, options.cell)
+    check_cells(cells)
     say = lambda line: print(line, flush=True)  # noqa: E731
     if options.results:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl

@@ -207,3 +207,39 @@ def tiny_glue(tmp_path_factory) -> Path:
                 lines.append("\t".join(values[name] for name in header))
             (root / spec.folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_nlg(tmp_path_factory) -> Path:
+    """A folder of official files of E2E and WebNLG, a few rows a split: for allow_partial=True."""
+    import csv
+    import json
+
+    root = tmp_path_factory.mktemp("nlg")
+    (root / "e2e").mkdir()
+    names = ("Blue Spice", "The Vaults", "Aromi", "Cotto", "Wildwood")
+    for split, file, inputs, texts in (
+        ("train", "trainset", 5, 3),
+        ("dev", "devset", 3, 2),
+        ("test", "testset_w_refs", 4, 2),
+    ):
+        with open(root / "e2e" / f"{file}.csv", "w", newline="", encoding="utf-8") as opened:
+            rows = csv.writer(opened)
+            rows.writerow(("mr", "ref"))
+            for i in range(inputs):
+                for j in range(texts):
+                    name = f"{names[i]} {split}" + " café" * (i % 2)
+                    rows.writerow((f"name[{name}], eatType[pub]", f"{name} is a pub, said {j}."))
+    (root / "webnlg").mkdir()
+    for split, categories in (("train", ("Airport", "City")), ("dev", ("Food",)), ("test", ("City", "Artist", "Food"))):
+        rows = [
+            {
+                "category": category,
+                "modifiedtripleset": [{"subject": category, "property": "isA", "object": f"Thing {number}"}],
+                "lexicalisations": [{"lex": f"{category} is thing {number}.", "comment": "good"}] * (1 + number),
+            }
+            for number, category in enumerate(categories)
+        ]
+        entries = [{str(number): row} for number, row in enumerate(rows, 1)]
+        (root / "webnlg" / f"{split}.json").write_text(json.dumps({"entries": entries}))
+    return root

@@ -30,7 +30,7 @@ MAX_MODULES = 16  # of a folder, not counting __init__
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
 LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
-    *("huggingface_hub", "sklearn"),
+    *("huggingface_hub", "sklearn", "sacrebleu", "pycocoevalcap", "pyter", "rouge_score", "nltk"),
 }
 ORIGINALS = ("torch", "transformers", "peft", "loralib")  # the extra [parity]
 

@@ -1,1 +1,1 @@
-"""Benchmarks of training steps: speed and memory of one step, or of a suite of rows compared with a peer."""
+"""Benchmarks: training steps and suites of them, decoding, and reading a base; one folder or module a subject."""

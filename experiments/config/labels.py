@@ -12,6 +12,9 @@ ADAPTED = "adapters"
 # Of LoRA's Table 5: W_q, W_k, W_v, W_o.
 LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
 PLAIN_TARGETS = ("query", "value")
+# Methods without a rank, whose variant says how many tokens stand before and behind a prompt; and their ends of a name
+# where they stand beside another family ("lora+pe"; Hu et al., appendix E).
+PREFIX_METHODS, PREFIX_TOKENS = {"preembed": "pe", "prelayer": "pl", "prefix": "prefix"}, 8
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -43,15 +46,17 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
         return {name: value for name, value in kept.items() if name != "stage"}
     adapter, task = _section(plain, "adapter", "config"), _section(plain, "task", "config")
     method, adapts = _method(plain.get("trainable", ADAPTED), adapter, kept.get("method"))
+    beside = _beside(plain) if adapts else []
     derived = {
-        "method": method,
-        "rank": adapter.get("rank") if adapts else None,
+        "method": "+".join([str(method), *(PREFIX_METHODS[one["method"]] for one in beside)]) if beside else method,
+        "rank": adapter.get("rank") if adapts and method not in PREFIX_METHODS else None,
         "stage": stage or kept.get("stage") or STAGE,
     }
     given = kept.pop("variant", None)
     # A benchmark of several tasks compares several variants of MoRA, and names each; elsewhere the plain one has none.
     benchmark = task.get("task")
-    variant = _variant(adapter, bool(benchmark)) if adapts else ""
+    words = [_variant(adapter, bool(benchmark)) if adapts else "", *map(_tokens, beside)]
+    variant = " ".join(filter(None, words))
     if given == NOTHING_DROPPED and not variant:
         variant = given
     if benchmark:
@@ -96,12 +101,27 @@ def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tup
     return family or kept, family is not None
 
 
+def _beside(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The prefix methods among a run's further adapters."""
+    further = plain.get("adapters") or ()
+    sections = [one for one in further if isinstance(one, Mapping)] if isinstance(further, list | tuple) else []
+    return [one for one in sections if one.get("method") in PREFIX_METHODS]
+
+
+def _tokens(adapter: Mapping[str, Any]) -> str:
+    """ "p8i4": eight prefix tokens, four infix tokens."""
+    prefix = _section(adapter, "prefix", "config.adapter")
+    return f"p{prefix.get('tokens', PREFIX_TOKENS)}i{prefix.get('infix', 0)}"
+
+
 def _variant(adapter: Mapping[str, Any], all_named: bool) -> str:
     """How a row differs from the family's plain one: "rotation", "q+k", "drop5"."""
     words = []
     compression = _section(adapter, "mora", "config.adapter").get("compression", PLAIN_COMPRESSIONS[0])
     if adapter["method"] == "mora" and (all_named or compression not in PLAIN_COMPRESSIONS):
         words.append(compression)
+    if adapter["method"] in PREFIX_METHODS:
+        words.append(_tokens(adapter))
     if not all_named:
         return " ".join(words)
     bottleneck = _section(adapter, "bottleneck", "config.adapter").get("drop_layers")

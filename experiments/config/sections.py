@@ -16,11 +16,17 @@ SECTIONS = {
     "start": "experiments.session.warm_start:StartConfig",
 }
 # Dataclass of an entry of "evals" by its type; types that are not listed take the first, which says only when.
-EVALS = {"": "lowrank_jax.train.loop:EvalConfig", "samples": "experiments.session.samples:SamplesConfig"}
+EVALS = {
+    "": "lowrank_jax.train.loop:EvalConfig",
+    "samples": "experiments.session.evals:SamplesConfig",
+    "generation": "experiments.session.evals:GenerationConfig",
+}
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
     "glue": "lowrank_jax.tasks.glue:GlueConfig",
+    "mnli": "lowrank_jax.tasks.mnli:MnliConfig",
+    "nlg": "lowrank_jax.tasks.nlg:NlgConfig",
 }
 
 

@@ -10,7 +10,8 @@ from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.prompts import Asked
 from lowrank_jax.data.row_kinds import CHAT, read_row
 from lowrank_jax.data.sources import is_named, read_source
-from lowrank_jax.tasks.framing import frame
+from lowrank_jax.tasks.framing import PLAIN, frame
+from lowrank_jax.tasks.framing import Framing as VirtualTokens
 from lowrank_jax.text.chat import ChatTemplate, end_ids, find_template
 from lowrank_jax.text.chat_formats import FORMATS
 from lowrank_jax.text.tokenizers import SubwordTokenizer
@@ -29,6 +30,8 @@ class Framing:
       add_bos: whether texts without a template begin with BOS; None: as the tokenizer begins a text.
       system: a message before all others; "" for none.
       said: a line that tells the user which way was chosen; "" for none.
+      after: ids behind a text without a template, as a run's training has them there.
+      virtual: the virtual tokens around each prompt: their infix stands before the answer that is written.
     """
 
     tokenizer: Any
@@ -37,6 +40,8 @@ class Framing:
     add_bos: bool | None = None
     system: str = ""
     said: str = ""
+    after: tuple[int, ...] = ()
+    virtual: VirtualTokens = PLAIN
 
     def ids(self, asked: Asked) -> list[int]:
         """The ids that decoding starts from.
@@ -55,7 +60,8 @@ class Framing:
                 f"--system needs a chat template, and prompts are plain texts here; add --chat_template={OWN}"
             )
         else:
-            ids = self._text(asked.prompt)
+            ids = [*self._text(asked.prompt), *self.after]
+        ids = self.virtual.around(ids)
         if not ids:
             raise UserError("the prompt is empty and the tokenizer begins no text by a token; give a prompt")
         return ids
@@ -80,7 +86,7 @@ class Framing:
 
 
 def make_framing(model: Model, template: str, bos: bool | None, system: str, messages: bool) -> Framing:
-    """Chooses how a model's prompts become ids.
+    """Chooses how a model's prompts become ids; an adapter's virtual tokens stand around them in any case.
 
     Args:
       model: of a run, whose training gives the default, or of a base.
@@ -93,10 +99,11 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
       UserError: no template of that name, or none where one is needed.
     """
     tokenizer, task, texts, said = framed_tokenizer(model.base), model.task, bool(template), ""
+    after = tuple(task.after_prompt(tokenizer)) if hasattr(task, "after_prompt") else ()
     if template == NONE:
         if messages:
             raise UserError(f"--chat_template={NONE} cannot write messages; name one of {', '.join(FORMATS)}")
-        return Framing(tokenizer, None, False, _bos(task, bos), system)
+        return Framing(tokenizer, None, False, _bos(task, bos), system, after=after, virtual=model.virtual)
     named = "" if template == OWN else template
     if not template and task is not None:
         chat = trained_on_chat(task)
@@ -107,7 +114,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         elif chat is None:
             said = "the run's data are not here: a prompt is plain text (--chat_template makes it a user's message)"
     if not texts and not messages:
-        return Framing(tokenizer, None, False, _bos(task, bos), system, said)
+        return Framing(tokenizer, None, False, _bos(task, bos), system, said, after, model.virtual)
     if tokenizer is not None and not named and tokenizer.chat_template is None:
         raise UserError(no_template(tokenizer))
     assert tokenizer is not None  # `model` has made sure
@@ -115,7 +122,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         found = find_template(tokenizer, named)
     except UserError as error:
         raise UserError(str(error).replace("task.chat_template", "--chat_template")) from None
-    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said)
+    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said, virtual=model.virtual)
 
 
 def no_template(tokenizer: Any) -> str:

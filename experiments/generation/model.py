@@ -22,6 +22,8 @@ from lowrank_jax.decoding.decoder import Decoder, cached_decoder, make_decoder
 from lowrank_jax.decoding.weights import ready
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
+from lowrank_jax.tasks.framing import PLAIN, Framing, framing_of
+from lowrank_jax.train.best import abstract_best, keeps_best
 
 ADAPTER, MERGED = "adapter", "model"  # folders of a run
 
@@ -36,6 +38,7 @@ class Model:
       decoder: takes these variables.
       made_of: {"run"} or {"base", "adapter"}, and "dtype", for records.
       task: config of the task that a run was trained on; None of a base.
+      virtual: the virtual tokens of its adapter, which stand around every prompt; none without a prefix method.
     """
 
     base: Base
@@ -43,6 +46,7 @@ class Model:
     decoder: Decoder
     made_of: dict[str, Any]
     task: Any = None
+    virtual: Framing = PLAIN
 
     @property
     def positions(self) -> int:
@@ -118,11 +122,15 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
     identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
     with Checkpoints(place / run_folder.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
         rest = state._asdict()
-        trainable, _, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
+        if best := keeps_best(config.evals):
+            rest["best"] = abstract_best(state.trainable, 1)
+        trainable, rest, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
+        if best:
+            trainable, step = rest["best"]["trainable"], int(rest["best"]["steps"][0])
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
     decoder = make_decoder(experiment.apply_fn, experiment.base.config, experiment.base.model.dtype)
-    return Model(experiment.base, variables, decoder, made_of, config.task)
+    return Model(experiment.base, variables, decoder, made_of, config.task, framing_of(experiment.plan.virtual))
 
 
 def _config_of(place: Path) -> tuple[Any, dict]:
@@ -149,7 +157,8 @@ def _attached(base: Base, adapter: Any, made_of: dict[str, Any], task: Any = Non
     base, plan, variables = load_attached(adapter, base, same_seed="run" in made_of)
     adapters.check(base.model, plan, variables, jnp.zeros((1, 8), jnp.int32))
     if made_of["weights"] == BESIDE:
-        return _beside(base, adapters.attach(base.model, plan), variables, made_of, task)
+        model = _beside(base, adapters.attach(base.model, plan), variables, made_of, task)
+        return dataclasses.replace(model, virtual=framing_of(plan.virtual))
     return _ready(base, variables.pop("params"), plan, variables, made_of, task)
 
 

@@ -48,9 +48,12 @@ class Author:
           UserError: a prompt leaves no room for a new token.
         """
         longest = max(prompts, key=len)
-        room = self.streamer.room(longest)
+        room, virtual = self.streamer.room(longest), self.model.virtual.count
         if room < 1:
-            raise UserError(f"{what} has {len(longest)} tokens, and the model reads {self.model.positions}; shorten it")
+            of_them = f" ({virtual} of them virtual)" if virtual else ""
+            raise UserError(
+                f"{what} has {len(longest)} tokens{of_them}, and the model reads {self.model.positions}; shorten it"
+            )
         if room < self.max_new_tokens:
             print(f"{what} has {len(longest)} tokens: at most {room} new ones fit in the model's "
                   f"{self.model.positions} positions", file=sys.stderr)  # fmt: skip
@@ -107,18 +110,36 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
             prompts.append(author.framing.ids(one))
         except UserError as error:
             raise UserError(f"row {number}: {error}") from None
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    limits = author.limits(prompts, f"row {longest + 1}")
-    size = min(batch_size, len(prompts))
-    for start in range(0, len(prompts), size):
-        rows = range(start, min(start + size, len(prompts)))
+    batches = list(_batches(author, prompts, min(batch_size, len(prompts))))  # a prompt without room ends it at once
+    for rows, limits, size in batches:
         ended = {
             piece.row: piece
-            for piece in author.stream([prompts[row] for row in rows], limits, list(rows), size)
+            for piece in author.stream([prompts[row] for row in rows], limits, rows, size)
             if piece.stream.ended
         }
         for place, row in enumerate(rows):
             json_line(author.record(asked[row], ended[place], row, limits), out)
+
+
+def _batches(author: Author, prompts: Sequence[list[int]], size: int) -> Iterator[tuple[list[int], Limits, int]]:
+    """(rows, their limits, rows that the batch is filled up to), in order; a prompt with less room stands alone.
+
+    One long prompt in a batch would shorten the texts of all.
+    """
+    waiting: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if author.streamer.room(prompt) < author.max_new_tokens:
+            if waiting:
+                yield waiting, author.limits([prompts[i] for i in waiting]), size
+            yield [row], author.limits([prompt], f"row {row + 1}"), 1
+            waiting = []
+            continue
+        waiting.append(row)
+        if len(waiting) == size:
+            yield waiting, author.limits([prompts[i] for i in waiting]), size
+            waiting = []
+    if waiting:
+        yield waiting, author.limits([prompts[i] for i in waiting]), size
 
 
 def json_line(record: dict[str, Any], out: TextIO) -> None:

@@ -109,6 +109,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "losses": (_items(_is_point), "a list of [step, loss]"),
     "message": (_is_text, "a string"),
     "notes": (_items(_is_text), "a list of strings"),
+    "missing": (_values(_is_text), "an object of strings"),
+    "best": (_values(_or_none(is_number)), "an object of numbers"),
     "base": (_values(_is_text), "an object of strings"),
     "seq_len": (_or_none(_is_whole), "a whole number"),
     "together": (_is_whole, "a whole number"),

@@ -53,7 +53,13 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
     if task.get("name") == "text":
         yield from _text(task)
     elif task.get("name") == "glue":
-        yield from _glue(task)
+        yield from _glue(task.get("task", "cola"), task.get("data_dir"))
+    elif task.get("name") == "mnli":
+        from lowrank_jax.tasks.mnli import TASK, splits_of
+
+        yield from _glue(TASK, task.get("data_dir"), splits_of(task.get("dev", "matched")))
+    elif task.get("name") == "nlg":
+        yield from _nlg(task)
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
     yield from _base(plain.get("base") or {})
@@ -181,17 +187,35 @@ def _text(task: Mapping[str, Any]) -> Iterator[Source]:
                 yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
 
 
-def _glue(task: Mapping[str, Any]) -> Iterator[Source]:
+def _glue(name: str, folder: str | None, splits: Sequence[str] | None = None) -> Iterator[Source]:
+    """The files of a GLUE data set; `splits` are those that are read, None: all."""
     from lowrank_jax.data.builders.glue.source import load_glue, split_files
     from lowrank_jax.data.builders.glue.specs import GLUE
 
-    name, folder = task.get("task", "cola"), task.get("data_dir")
-    for split in GLUE[name].splits if name in GLUE else ():
+    for split in splits or (GLUE[name].splits if name in GLUE else ()):
         files = tuple(split_files(name, split, folder))
         if files:
 
             def digest(split=split):
                 return load_glue(name, split, folder, allow_partial=True)[0].digest()
+
+            yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _nlg(task: Mapping[str, Any]) -> Iterator[Source]:
+    from lowrank_jax.data.builders.nlg.rows import rows_digest
+    from lowrank_jax.data.builders.nlg.source import load_nlg, split_files
+    from lowrank_jax.data.builders.nlg.specs import DEV, NLG, TRAIN
+
+    name, folder = task.get("task", "e2e"), task.get("data_dir")
+    if name not in NLG:
+        return
+    for split in dict.fromkeys((TRAIN, DEV, task.get("decoded") or NLG[name].decoded)):
+        files = tuple(split_files(name, split, folder))
+        if files:
+
+            def digest(split=split):
+                return rows_digest(load_nlg(name, split, folder, allow_partial=True)[0])
 
             yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
 

@@ -21,9 +21,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
-SAMPLES = "samples.jsonl"
+SAMPLES, DECODED = "samples.jsonl", "decoded.jsonl"
 # What a run writes as files and as folders.
-FILES = (CONFIG, METRICS, RESULT, SAMPLES, "curves.png")
+FILES = (CONFIG, METRICS, RESULT, SAMPLES, DECODED, "curves.png")
 FOLDERS = (CHECKPOINTS, "adapter", "peft", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
@@ -179,8 +179,9 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     partial.mkdir(parents=True)
     shutil.copytree(source / CHECKPOINTS, partial / CHECKPOINTS)
     shutil.copy(source / METRICS, partial / METRICS)
-    if (source / SAMPLES).is_file():
-        shutil.copy(source / SAMPLES, partial / SAMPLES)
+    for name in (SAMPLES, DECODED):
+        if (source / name).is_file():
+            shutil.copy(source / name, partial / name)
     write_json(partial / CONFIG, {**plain, **{key: there[key] for key in (DATA, CHOSEN) if key in there}})
     os.replace(partial, target)
     return True

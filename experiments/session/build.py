@@ -14,6 +14,7 @@ from experiments.session.experiment import Experiment, in_segments, is_fresh, pa
 from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
+from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base
 from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.bases.locate import resolve
@@ -32,6 +33,7 @@ from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import state_shardings, tree_shardings
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.framing import Framing, framing_of
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
@@ -61,6 +63,8 @@ def build(
     for entry in config.evals.values():
         if entry.type and entry.type not in form.evaluations:
             raise unknown_name("evaluation", entry.type, form.evaluations)
+    if config.train.label_smoothing and not getattr(form, "smooths", False):
+        raise UserError(f"train.label_smoothing is for next-token losses; set it to 0 for task {config.task_name!r}")
     config = _with_head(config, form)
     base = in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
@@ -87,8 +91,10 @@ def build(
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
     check_start(config.start, trainable, functools.partial(is_fresh, config), config.base.quantize)
 
+    if config.export.merged:
+        check_merges(plan, flatten(base.params))  # said now, not when the run has ended
     if seq_len is None and task is None:
-        task = _task_of(config, base)
+        task = _task_of(config, base, framing_of(plan.virtual))
     asked, config = config, fit(config, task, mesh)
     train = config.train
     for name, entry in config.evals.items():
@@ -119,7 +125,7 @@ def _state_shapes(trainable: Tree, optimizer: Any, mesh: Mesh) -> tuple[Any, Any
     return placed, layout
 
 
-def _task_of(config: RunConfig, base: Base) -> Task:
+def _task_of(config: RunConfig, base: Base, framing: Framing) -> Task:
     """The config's task over the base's tokenizer; reads the data.
 
     Raises:
@@ -134,7 +140,7 @@ def _task_of(config: RunConfig, base: Base) -> Task:
         raise UserError(f"{config.base.name} comes without a tokenizer; {remedy}")
     check_vocabulary(base.tokenizer, base.config.vocab_size)
     positions = getattr(base.config, "max_position_embeddings", None)
-    return build_task(config.task_name, config.task, base.tokenizer, positions)
+    return build_task(config.task_name, config.task, base.tokenizer, positions, framing)
 
 
 def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Setting:
@@ -149,6 +155,7 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Se
         batch_size=config.train.batch_size // config.train.accumulate,
         chunk_tokens=config.train.chunk_tokens,
         unroll=loss_unroll(mesh.devices.flat[0]),
+        smoothing=config.train.label_smoothing,
         end_ids=functools.partial(end_ids, base),
     )
 

@@ -17,6 +17,7 @@ from experiments.session.by_length import by_length
 from experiments.session.warm_start import apply_start
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import Base, load_base, random_program
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unknown_name
 from lowrank_jax.core.trees import combine, count, partition
 from lowrank_jax.core.types import ApplyFn, Tree
@@ -31,9 +32,11 @@ from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.train.best import BEST, LAST
 from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
+DECIDING = ("likelihood", "choices")  # the types of evaluations with a held-out loss, by which weights are best
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
@@ -273,17 +276,39 @@ class Experiment:
           score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.
 
         Raises:
-          UserError: an entry of config.evals is of no type that the task's form has.
+          UserError: an entry of config.evals is of no type that the task's form has, or wants the best weights and
+            nothing says which these are.
         """
         score, train, found = score or _score_one, self.config.train, []
         scores = [entry for entry in self.config.evals.values() if entry.type != SAMPLES]
         if not scores or train.eval_every or train.eval_steps:  # the short way for one
-            found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at))
+            found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at, LAST))
         for name, entry in self.config.evals.items():
-            found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due))
-        kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _ in found)}
+            found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due, entry.weights))
+        kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _, _ in found)}
         made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}
-        return [Evaluator(name, due, *made[kind]) for name, kind, due in found if kind in made]
+        return _deciding(
+            [
+                Evaluator(name, due, *made[kind], weights=weights, decides=kind[0] in DECIDING and weights == LAST)
+                for name, kind, due, weights in found
+                if kind in made
+            ]
+        )
+
+
+def _deciding(evaluators: list[Evaluator]) -> list[Evaluator]:
+    """The evaluators with those behind that read the best weights, so that an evaluation of the same step counts.
+
+    Raises:
+      UserError: some read them, and none gives a held-out loss.
+    """
+    best = [one for one in evaluators if one.weights == BEST]
+    if best and not any(one.decides for one in evaluators):
+        raise UserError(
+            f"config.evals.{best[0].name}.weights is 'best' and the run has no held-out loss to tell it by; set "
+            'train.epochs or train.eval_every, or add an evaluation of the type "likelihood"'
+        )
+    return [one for one in evaluators if one.weights != BEST] + best
 
 
 def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:

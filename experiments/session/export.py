@@ -19,7 +19,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
-from lowrank_jax.interop.peft.config import CONFIG, hf_modules
+from lowrank_jax.interop.peft.config import CONFIG, PROMPT_METHODS, hf_modules
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.ops.quantized import dense_tree
 from lowrank_jax.text.chat_files import JINJA
@@ -192,7 +192,8 @@ def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
             f"{options})",
             f"model = peft.PeftModel.from_pretrained(base, {name!r})",
         ]
-    lines.append("model = model.merge_and_unload()  # a plain transformers model, if that is wanted")
+    if config["peft_type"] not in PROMPT_METHODS:  # no weight computes virtual tokens
+        lines.append("model = model.merge_and_unload()  # a plain transformers model, if that is wanted")
     said = [f"{place} loads in PEFT:", *(f"    {line}" for line in lines)]
     if base.name in KNOWN and _is_gguf(base):
         said.append(

@@ -18,6 +18,7 @@ from experiments.session.trial_group import TrialGroup
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.train import loop, memory, tracking
+from lowrank_jax.train.best import Best, abstract_best, keeps_best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Session:
         state, frozen, fingerprint = program.load()
         batches, first, seconds = program.batches(), 0, 0.0
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
+        best = Best(state, len(self.runs)) if keeps_best(lead.config.evals) else None
         with (
             Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
             contextlib.ExitStack() as open_files,
@@ -95,7 +97,11 @@ class Session:
             open_files.callback(batches.close)
             if checkpoints.latest():
                 rest = program.abstract_state._asdict()
+                if best:
+                    rest["best"] = abstract_best(rest["trainable"], len(self.runs))
                 trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
+                if best:
+                    best.restore(rest.pop("best"))
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
                 self.say(f"resumed at step {first}")
@@ -122,19 +128,27 @@ class Session:
                 first=first,
                 train_seconds=seconds,
                 renew=self._renew,
+                best=best,
             )
             outcome = loop.fit(job)
-            records = [self._record(i, outcome, frozen, fingerprint, trackers[i]) for i in range(len(self.runs))]
+            records = [self._record(i, outcome, frozen, fingerprint, trackers[i], best) for i in range(len(self.runs))]
         return outcome, [record for record in records if record]
 
     def _record(
-        self, index: int, outcome: loop.Outcome, frozen: Any, fingerprint: str, tracker: tracking.Tracker
+        self,
+        index: int,
+        outcome: loop.Outcome,
+        frozen: Any,
+        fingerprint: str,
+        tracker: tracking.Tracker,
+        best: Best | None,
     ) -> dict | None:
-        """Exports run `index` if it finished, and writes its result.json, on process 0."""
+        """Exports run `index` (its best weights, where it keeps them) if it finished, and writes its result.json."""
         run, one = self.runs[index], self.program.each[index]
         status, message = outcome.statuses[index], outcome.messages[index]
         if status == "finished":
-            lines = export.export_run(run.folder, one, *self.program.trial(outcome.state, frozen, index), fingerprint)
+            state = outcome.state if best is None else best.state(outcome.state)
+            lines = export.export_run(run.folder, one, *self.program.trial(state, frozen, index), fingerprint)
             if (
                 jax.process_index() == 0 and index == 0
             ):  # trials differ in folder alone: the first one's lines are enough
@@ -144,7 +158,8 @@ class Session:
         result = run_folder.finish_run(
             run.folder, run.name, run.plain, status, one.parameters, self.started, outcome.train_seconds, message,
             compile_seconds=self.compile_seconds, seq_len=one.data.seq_len, base=one.base_record(fingerprint),
-            trained=one.trained, **one.record_notes(), **run_folder.data_of(run.folder), **self.more,
+            trained=one.trained, **({"best": best.record(index)} if best else {}), **one.record_notes(),
+            **run_folder.data_of(run.folder), **self.more,
         )  # fmt: skip
         tracker.summary({"status": status, **run_folder.last_evaluation(result)})
         if result["losses"]:

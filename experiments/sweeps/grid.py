@@ -15,7 +15,9 @@ from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 
-BEST = "best:"  # prefix of an override that takes its value from the best cell of an earlier stage
+# Prefix of an override that takes its value from the best cell of an earlier stage: "best:STAGE", by the training loss,
+# or "best:STAGE:SCORE", by the lowest last SCORE of its evaluations ("loss" is the held-out loss).
+BEST = "best:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +67,25 @@ class Grid:
             raise UserError(f"{grid} has no cells")
 
     def _cell(self, stage: str, cell: dict) -> Cell:
-        if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides"}))):
+        if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides", "like"}))):
             found = wrong if isinstance(cell, dict) else repr(cell)[:60]
             raise UserError(f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=...)")
         arg, given = cell.get("arg") or "", cell.get("overrides") or {}
+        like = cell.get("like", arg)  # the argument of the trials that decide for it
         if not isinstance(arg, str) or not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
             raise UserError(
                 f"a cell of stage {stage!r} has arg={arg!r:.60}, overrides={given!r:.60}; arg is a string, and "
                 "overrides are values by dotted path"
             )
-        return self._build(stage, arg, {"labels.stage": stage, **self.common, **given})
+        return self._build(stage, arg, {"labels.stage": stage, **self.common, **given}, like)
 
-    def _build(self, stage: str, arg: str, overrides: dict) -> Cell:
+    def _build(self, stage: str, arg: str, overrides: dict, like: str = "") -> Cell:
         plain = self._plain(arg, overrides)
-        wanted = {value.removeprefix(BEST) for value in overrides.values() if _is_best(value)}
-        trials = tuple(name for name, cell in self.cells.items() if cell.stage in wanted and cell.arg == arg)
+        wanted = {_stage_of(value) for value in overrides.values() if _is_best(value)}
+        trials = tuple(name for name, cell in self.cells.items() if cell.stage in wanted and cell.arg == like)
         for trial_stage in wanted - {self.cells[name].stage for name in trials}:
             raise UserError(
-                f"a cell of stage {stage!r} wants {BEST}{trial_stage}, but no cell {arg!r} of it comes before"
+                f"a cell of stage {stage!r} wants {BEST}{trial_stage}, but no cell {like!r} of it comes before"
             )
         return Cell(run_folder.run_name(plain), stage, arg, overrides, plain, trials)
 
@@ -125,22 +128,55 @@ class Grid:
         overrides = dict(cell.overrides)
         for path, value in cell.overrides.items():
             if _is_best(value):
-                stage = value.removeprefix(BEST)
+                stage, score = _stage_of(value), value.removeprefix(BEST).partition(":")[2]
                 done = [results.get(name) for name in cell.trials if self.cells[name].stage == stage]
-                overrides[path] = best_value([result for result in done if result], path)
+                overrides[path] = best_value([result for result in done if result], path, score)
                 if overrides[path] is None:
                     return None
         return self._build(cell.stage, cell.arg, overrides)
 
 
-def best_value(results: Sequence[dict], path: str) -> Any:
-    """The config value at `path` of the result with the lowest final loss; of equals the larger; None without any."""
-    scored = [(run_folder.final_loss(result), _lookup(result["config"], path)) for result in results]
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Refuses cells whose configs a run would refuse, before any is trained; those that wait for a rate come later.
+
+    Raises:
+      UserError: names the first.
+    """
+    from experiments.config.schema import unpack_run  # imports jax, which --help does not need
+
+    for cell in cells:
+        try:
+            if not cell.trials:
+                unpack_run(cell.plain)
+        except UserError as error:
+            raise UserError(f"cell {cell.name}: {error}") from None
+
+
+def best_value(results: Sequence[dict], path: str, score: str = "") -> Any:
+    """The config value at `path` of the result with the lowest loss; of equals the larger; None without any.
+
+    Args:
+      results: of the trials.
+      path: dotted.
+      score: of the last evaluation; "" is the training loss at the end.
+    """
+    scored = [(_loss_of(result, score), _lookup(result["config"], path)) for result in results]
     finite = [pair for pair in scored if math.isfinite(pair[0])]
     if not finite:
         return None
     lowest = min(loss for loss, _ in finite)
     return max(value for loss, value in finite if loss == lowest)
+
+
+def _loss_of(result: dict, score: str) -> float:
+    if not score:
+        return run_folder.final_loss(result)
+    value = run_folder.last_evaluation(result).get(score)
+    return value if result.get("status") == "finished" and isinstance(value, int | float) else math.inf
+
+
+def _stage_of(value: str) -> str:
+    return value.removeprefix(BEST).partition(":")[0]
 
 
 def _stages(grid: str) -> list[tuple[str, Sequence[Any]]]:

@@ -10,17 +10,27 @@ from lowrank_jax.core.errors import UserError
 # Name -> module with `table(results, options) -> Table` and `figures(table, folder) -> paths`; `load(places)`, where
 # its results are not records of runs.
 TABLES = {
-    "mora_table2": "experiments.tables.mora_table2",
-    "lora_table2": "experiments.tables.lora_table2",
-    "speed": "experiments.tables.speed",
-    "decoding": "experiments.tables.decoding",
-    "quantized": "experiments.tables.quantized",
+    "mora_table2": "experiments.tables.uuid.mora_table2",
+    "lora_table2": "experiments.tables.glue.lora_table2",
+    "lora_table3": "experiments.tables.nlg.lora_table3",
+    "lora_table4": "experiments.tables.nlg.lora_table4",
+    "lora_table13": "experiments.tables.nlg.lora_table13",
+    "lora_table14": "experiments.tables.nlg.lora_table14",
+    "lora_table16": "experiments.tables.nlg.lora_table16",
+    "lora_table18": "experiments.tables.nlg.lora_table18",
+    "speed": "experiments.tables.speed.suite",
+    "decoding": "experiments.tables.speed.decoding",
+    "latency": "experiments.tables.speed.latency",
+    "quantized": "experiments.tables.speed.quantized",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }
 
 # Flag -> the tables that read it, for flags that few tables read. A new table that reads one is added here.
-READERS = {"scale": ("mora_table2",), "model": ("lora_table2",)}
+READERS = {
+    "scale": ("mora_table2",),
+    "model": ("lora_table2", *(f"lora_table{number}" for number in (3, 4, 13, 14, 16, 18))),
+}
 WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read
 
 

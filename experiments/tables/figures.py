@@ -7,7 +7,7 @@ DPI = 110  # 9 inches at 110 dots: sharp in a README, under 100 kB
 
 
 def draw_run(result: dict, path: str | Path) -> Path:
-    """Draws one run's training loss, and its evaluated scores that lie in [0, 1], against its steps.
+    """Draws one run's training and held-out loss, and its evaluated scores that lie in [0, 1], against its steps.
 
     Args:
       result: the content of result.json.
@@ -19,8 +19,12 @@ def draw_run(result: dict, path: str | Path) -> Path:
     axes.set(xlabel="optimizer step", ylabel="training loss", title=result["name"])
     axes.title.set_fontsize(9)
     evaluations = result.get("evaluations") or []
-    names = [name for name in (evaluations[0] if evaluations else {}) if name != "step"]
+    names = dict.fromkeys(name for one in evaluations for name in one if name != "step")
     scores = {name: [(e["step"], e[name]) for e in evaluations if e.get(name) is not None] for name in names}
+    if held := scores.pop("loss", None):
+        axes.plot(*zip(*held, strict=True), color="#000000", linestyle=":", marker="o", markersize=4, label="held-out")
+        axes.set(ylabel="loss")
+        axes.legend(loc="upper right", fontsize=8, frameon=False)
     scores = {name: points for name, points in scores.items() if points and all(0 <= y <= 1 for _, y in points)}
     if scores:
         right = axes.twinx()

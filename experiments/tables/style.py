@@ -33,6 +33,11 @@ METHODS = {
     "pfeiffer": Look("Adapter-P", "#56B4E9", "P"),
     "lin": Look("Adapter-L", "#882255", "X"),
     "adapterdrop": Look("AdapterDrop", "#117733", "d"),
+    "preembed": Look("PreEmbed", "#DDCC77", "<"),
+    "prelayer": Look("PreLayer", "#AA4499", ">"),
+    "lora+pe": Look("LoRA+PE", "#D55E00", "p"),
+    "lora+pl": Look("LoRA+PL", "#882255", "H"),
+    "prefix": Look("Prefix", "#332288", "*"),
 }  # fmt: skip
 ORDER = tuple(METHODS)  # of a table's rows
 UNKNOWN = Look("", "#999999", "*")

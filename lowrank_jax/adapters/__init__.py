@@ -2,7 +2,7 @@
 
 from lowrank_jax.adapters.analysis.spectrum import spectrum
 from lowrank_jax.adapters.attach import attach, check
-from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
+from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig, PrefixConfig
 from lowrank_jax.adapters.create import create, needs_params, residual
 from lowrank_jax.adapters.description import describe, read_configs
 from lowrank_jax.adapters.merge import attach_folded, column_norms, fold, merge, unmerge
@@ -13,6 +13,7 @@ __all__ = [
     "BottleneckConfig",
     "MoraConfig",
     "Plan",
+    "PrefixConfig",
     "attach",
     "attach_folded",
     "check",

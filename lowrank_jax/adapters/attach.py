@@ -11,6 +11,9 @@ from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.fast.groups import Group, find_groups
 from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.adapters.prefix.call import VirtualCall
+from lowrank_jax.adapters.prefix.families import VECTORS
+from lowrank_jax.adapters.prefix.places import TABLE
 from lowrank_jax.adapters.prepare import prepare
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
@@ -29,6 +32,9 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None, strict: b
 
     `variables` has "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
+
+    Where the plan has a prefix family, ids behind the base's own are virtual tokens (`Plan.virtual`); the model reads
+    them as any others, and what it computes at them is replaced by the family's vectors.
 
     Calls are compared with the plan while they are traced, as a site that no module reads would stay at its start:
     once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
@@ -88,7 +94,7 @@ def _attach(
     grouped = find_groups(plan, groups or {})
     members = {site.path for group in grouped.values() for site in group.sites if site}
     sites = {site.path: site for site in plan.sites if site.path not in members}
-    dtype = getattr(model, "dtype", None)
+    dtype, virtual = getattr(model, "dtype", None), plan.virtual
     drops_out = getattr(model, "drops_out", True) or any(site.config.dropout for site in plan.sites)
 
     # Entered inside the function: an interceptor around an already compiled function is silently ignored.
@@ -96,14 +102,20 @@ def _attach(
         training = isinstance(rngs, Mapping) and "dropout" in rngs
         rngs = rngs if drops_out else _without_dropout(rngs)
         called: dict[str, nn.Module] = {}
+        call = None if virtual is None else VirtualCall(virtual)
 
         def interceptor(next_fun, args, kwargs, context):
             module = context.module
             path = "/".join(module.path)
             if context.method_name == "__call__":
                 called.setdefault(path, module)
+            if context.method_name == "__call__" and path == TABLE and call is not None:
+                args = (call.read(args[0]), *args[1:])  # for an adapter of the table too
             if context.method_name != "__call__" or (path not in sites and path not in grouped):
                 return next_fun(*args, **kwargs)
+            if path in sites and sites[path].family.virtual:
+                visited.add(path)
+                return _replaced(call, module, sites[path], next_fun, args, kwargs)
             tiled = grouped[path].tiled if path in grouped else get_fast(sites[path].family).tiled(sites[path].spec)
             if args and tiled:
                 out = materialize_product(lambda x: next_fun(x, *args[1:], **kwargs), args[0])
@@ -227,6 +239,26 @@ def _adapted(module: nn.Module, site: Site, leaf: dict[str, Array], x: Array, y:
         again = module.clone(parent=None)
         return cast(Array, again.apply({"params": module.variables["params"]}, x + update.astype(x.dtype)))
     return y + update
+
+
+def _replaced(call: Any, module: nn.Module, site: Site, next_fun: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """The module's output, where a prefix family replaces it or the module's input at virtual tokens.
+
+    A block of a scan is called as the whole stack first, then in a layer, then perhaps again inside the layer's remat:
+    the stack, whose leaf has all layers, is left alone, and what is replaced twice is replaced alike.
+    """
+    spec, family = site.spec, site.family
+    if family.place == "states":
+        held, one = module.get_variable("adapters", VECTORS), family.shapes(spec)[VECTORS]
+        if spec.stack and held is not None and held.shape == (*spec.stack, *one):
+            return next_fun(*args, **kwargs)
+    leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
+    if family.place != "states":
+        return call.replaced(next_fun(*args, **kwargs), family, leaf, spec)
+    carry, *others = args  # a layer's input, or with a cache beside it
+    if isinstance(carry, tuple):
+        return next_fun((call.replaced(carry[0], family, leaf, spec), *carry[1:]), *others, **kwargs)
+    return next_fun(call.replaced(carry, family, leaf, spec), *others, **kwargs)
 
 
 def _grouped(module: nn.Module, group: Group, x: Array, y: Array, training: bool, dtype: Any) -> Array:

@@ -15,6 +15,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Array
 
 ALL_LINEAR = "all-linear"
+PREFIX_METHODS = ("preembed", "prelayer", "prefix")  # those with virtual tokens
 
 
 def _check_choices(config: Any, prefix: str) -> None:
@@ -69,6 +70,28 @@ class BottleneckConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrefixConfig:
+    """The virtual tokens of the prefix families (`preembed`, `prelayer`, `prefix`).
+
+    Attributes:
+      tokens: l_p, how many stand before a prompt, or before a text that has none.
+      infix: l_i, how many stand between a prompt and its completion; not of `prefix`.
+      init: where their vectors start. `vocabulary`: at rows of the base's own table, drawn at random (in each layer the
+        same rows); `normal`: N(0, adapter.init_std^2), 0.02 being the initializer range of most bases; `family`:
+        vocabulary for preembed and prelayer, as real words start better than random vectors (Li & Liang, 7.4; Lester
+        et al., 3.2; Hu et al. do not say), normal for prefix.
+    """
+
+    tokens: Annotated[int, Range(least=0)] = 8
+    infix: Annotated[int, Range(least=0)] = 0
+    init: Literal["family", "vocabulary", "normal"] = "family"
+
+    def __post_init__(self):
+        _check_choices(self, "adapter.prefix")
+        check_ranges(self, "adapter.prefix")
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterConfig:
     """Which update is learnt, at which kernels, of which size.
 
@@ -80,19 +103,24 @@ class AdapterConfig:
       targets: names of modules with a kernel: regular expressions for the whole module path or its end
         ("query", "attention/.*"); `all-linear` stands for every kernel but the output head's, as in PEFT (see
         `plan.OUTPUT_HEADS`); name the head beside it to adapt that too. For LoRA a name that fits no kernel may be
-        an embedding's ("embed", "embed/word"). The bottleneck families have places of their own and read no targets.
+        an embedding's ("embed", "embed/word"). The bottleneck and prefix families have places of their own and read no
+        targets.
       exclude: module names left out of `targets`, or of a bottleneck family's places ("attention"), same form.
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
         1/sqrt(d_in))), `gaussian` (the paper), `orthogonal`; or from the kernel, whose residual is then what is frozen
         (`adapters.residual`): `pissa`, `olora`, `loftq`.
-      init_std: standard deviation of `gaussian`, which the paper does not state, and of a bottleneck's W_down.
+      init_std: standard deviation of `gaussian`, which the paper does not state, of a bottleneck's W_down, and of a
+        prefix family's vectors.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
       mora: MoRA's maps.
       bottleneck: the bottleneck families' activation and AdapterDrop.
+      prefix: the prefix families' virtual tokens.
     """
 
-    method: Literal["none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin"] = "lora"
+    method: Literal["none", "lora", "mora", "dora", "houlsby", "pfeiffer", "lin", "preembed", "prelayer", "prefix"] = (
+        "lora"
+    )
     rank: Annotated[int, Range(least=1)] = 8
     alpha: Annotated[float, Range(above=0)] = 16.0
     scaling: Literal["standard", "rslora", "none"] = "standard"
@@ -105,6 +133,7 @@ class AdapterConfig:
     alpha_pattern: tuple[tuple[str, Annotated[float, Range(above=0)]], ...] = ()
     mora: MoraConfig = MoraConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
+    prefix: PrefixConfig = PrefixConfig()
 
     def __post_init__(self):
         _check_choices(self, "adapter")
@@ -114,8 +143,27 @@ class AdapterConfig:
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if self.method == "mora" and self.init not in ("kaiming_uniform", "gaussian"):
             raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; MoRA's square starts at zero")
-        if self.method in ("houlsby", "pfeiffer", "lin") and self.init not in ("kaiming_uniform", "gaussian"):
+        own = ("houlsby", "pfeiffer", "lin", *PREFIX_METHODS)
+        if self.method in own and self.init not in ("kaiming_uniform", "gaussian"):
             raise UserError(f"adapter.init {self.init!r} is a start for lora and dora; {self.method} has its own")
+        if self.method in PREFIX_METHODS:
+            self._check_prefix()
+
+    def _check_prefix(self) -> None:
+        """Refuses settings that a prefix family would not read, or could not."""
+        prefix, method = self.prefix, self.method
+        unread = ("exclude", "rank_pattern", "alpha_pattern", "dropout")
+        if given := [name for name in unread if getattr(self, name)]:
+            raise UserError(f"adapter.{given[0]} is not read by {method}, whose places are given; leave it out")
+        if prefix.tokens + prefix.infix < 1:
+            raise UserError(f"adapter.prefix has no virtual token for {method}; set its tokens or infix")
+        if method == "prefix" and prefix.infix:
+            raise UserError(
+                f"adapter.prefix.infix is {prefix.infix}: a completion would begin from tokens of which prefix trains "
+                "keys and values alone; set it to 0, or take preembed or prelayer"
+            )
+        if method == "prefix" and prefix.init == "vocabulary":
+            raise UserError("adapter.prefix.init 'vocabulary' starts embeddings, not keys and values; take normal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +171,8 @@ class AdapterSpec:
     """One adapted module, statically: all that a family needs to know of it.
 
     Attributes:
-      d_in, d_out: the kernel's axes, y = x W with x [..., d_in]; a table's rows and width; the width of a value, twice.
+      d_in, d_out: the kernel's axes, y = x W with x [..., d_in]; a table's rows and width; the width of a value, twice;
+        of a prefix family, the base's number of ids and the vectors' width.
       rank, alpha: those of the configuration with its patterns applied.
       stack: leading axes of leaves that are stacked over scanned layers, () when they are not.
       dropped: layers of the scan below those of `stack`, which have no adapter.
@@ -155,6 +204,8 @@ class Family:
     * table: x are numbers of rows, y = E[x] + delta(x); merges into the table.
     * output: y = h + delta(h), h the output of a whole module (the first of several); does not merge.
     * norm: y = norm(s + delta(norm(s))), both times with the module's own parameters; does not merge.
+    * tokens, states, projections (`prefix.families`): at virtual tokens, a row of the table, the input of a block, or a
+      module's output is delta of the token's number; elsewhere it stays. Does not merge.
 
     Attributes:
       name: as in `AdapterConfig.method`.
@@ -168,7 +219,7 @@ class Family:
         "kernel" and "product", the kernel's product with x (the dropped x, with dropout).
       fold: with `apply`: (kernel, leaf, spec) -> the merged kernel in float32.
       unfold: with `apply`: (merged kernel, leaf, spec, norms) -> the kernel in float32.
-      needs_kernel: spec -> whether `init` starts from the kernel.
+      needs_kernel: spec -> whether `init` starts from the kernel; of a prefix family, from the base's table.
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
         output. ("mlp", "mlp/down") finds "layers/mlp" where there is "layers/mlp/down/kernel".
@@ -184,13 +235,18 @@ class Family:
     fold: Callable[[Array, Leaf, AdapterSpec], Array] | None = None
     unfold: Callable[[Array, Leaf, AdapterSpec, Array], Array] | None = None
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
-    place: Literal["kernel", "table", "output", "norm"] = "kernel"
+    place: Literal["kernel", "table", "output", "norm", "tokens", "states", "projections"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()
 
     @property
     def merges(self) -> bool:
         """Whether the update can be folded into a weight of the base."""
         return self.place in ("kernel", "table")
+
+    @property
+    def virtual(self) -> bool:
+        """Whether it is a prefix family, whose rows have virtual tokens."""
+        return self.place in ("tokens", "states", "projections")
 
     def parameters(self, spec: AdapterSpec) -> int:
         """Trainable scalars of one layer's site."""

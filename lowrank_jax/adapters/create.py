@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec
-from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
+from lowrank_jax.adapters.plan import Plan, Site, flat_params, weight_of
+from lowrank_jax.adapters.prefix.places import TABLE
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unflatten
 from lowrank_jax.core.types import PRNGKey, Tree
@@ -42,21 +43,35 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         family = site.family
         if family.needs_kernel(spec):
             if params is None:
-                raise UserError(
-                    f"{family.name} with init {spec.config.init!r} starts from the kernels; "
-                    "give them: create(plan, key, params)"
-                )
-            kernel = weight_of(site, kernels)
-            _check_residual(site.path, kernel, spec)
-            stack = (keys, jax.tree.map(lambda part, n=layers: part.reshape(n, *part.shape[-2:]), kernel))
-            # One layer at a time: a decomposition needs several float32 copies of its kernel.
-            stacked = jax.lax.map(lambda one, f=family, spec=spec: f.init(one[0], spec, dense(one[1])), stack)
+                start, of = spec.config.init, "the kernels; give them"
+                if family.virtual:
+                    start, of = spec.config.prefix.init, "the base's table; give it"
+                raise UserError(f"{family.name} with init {start!r} starts from {of}: create(plan, key, params)")
+            stacked = _from_base(site, site_key, keys, kernels)
         else:
             stacked = jax.vmap(lambda k, f=family, spec=spec: f.init(k, spec))(keys)
         for name, leaf in stacked.items():
             adapters[f"{site.path}/{name}"] = leaf.reshape(*spec.stack, *leaf.shape[1:])
         scales[f"{site.path}/scale"] = jnp.full(spec.stack, family.scale(spec), jnp.float32)
     return {"adapters": unflatten(adapters), "scales": unflatten(scales)} if plan.sites else {}
+
+
+def _from_base(site: Site, key: PRNGKey, keys: PRNGKey, flat: dict[str, Any]) -> dict[str, jax.Array]:
+    """A site's start from the base, leaves [layers, ...].
+
+    Args:
+      key, keys: of the site, and of each layer.
+      flat: the params by path.
+    """
+    family, spec, layers = site.family, site.spec, math.prod(site.spec.stack)
+    if family.virtual:  # a token's state begins as its embedding, in every layer
+        drawn = family.init(key, spec, flat[f"{TABLE}/embedding"])
+        return {name: jnp.broadcast_to(leaf, (layers, *leaf.shape)) for name, leaf in drawn.items()}
+    kernel = weight_of(site, flat)
+    _check_residual(site.path, kernel, spec)
+    stack = (keys, jax.tree.map(lambda part: part.reshape(layers, *part.shape[-2:]), kernel))
+    # One layer at a time: a decomposition needs several float32 copies of its kernel.
+    return jax.lax.map(lambda one: family.init(one[0], spec, dense(one[1])), stack)
 
 
 def needs_params(plan: Plan) -> bool:

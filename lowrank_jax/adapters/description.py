@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig
+from lowrank_jax.adapters.base import AdapterConfig, BottleneckConfig, MoraConfig, PrefixConfig
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.kinds import misfit
 from lowrank_jax.core.paths import nearest
 
-SECTIONS = {"mora": MoraConfig, "bottleneck": BottleneckConfig}
+SECTIONS = {"mora": MoraConfig, "bottleneck": BottleneckConfig, "prefix": PrefixConfig}
 
 
 def describe(plan: Plan) -> dict[str, Any] | list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowrank_jax.adapters.base import ALL_LINEAR, AdapterConfig, AdapterSpec, Family
+from lowrank_jax.adapters.prefix.places import VirtualTokens, find_places, virtual_tokens
 from lowrank_jax.adapters.registry import TABLES, get_family
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
@@ -87,6 +88,11 @@ class Plan:
         return get_family(self.config.method)
 
     @property
+    def virtual(self) -> VirtualTokens | None:
+        """The virtual tokens of a prefix family; None where the plan has none."""
+        return virtual_tokens([site.spec for site in self.sites if site.family.virtual])
+
+    @property
     def parameters(self) -> int:
         """Trainable scalars over all sites and layers."""
         return sum(site.parameters for site in self.sites)
@@ -102,13 +108,16 @@ class Plan:
 
 
 def _table(config: AdapterConfig, sites: Sequence[Site]) -> str:
-    kind = "kernel" if get_family(config.method).merges else "module"
-    rows: list[tuple[Any, ...]] = [(kind, "layers", "d_in", "d_out", "rank", "leaves", "scale", "parameters")]
+    kind, virtual = "kernel" if get_family(config.method).merges else "module", get_family(config.method).virtual
+    sizes = ("prefix", "infix", "width") if virtual else ("d_in", "d_out", "rank")
+    rows: list[tuple[Any, ...]] = [(kind, "layers", *sizes, "leaves", "scale", "parameters")]
     for site in sites:
         spec, family = site.spec, site.family
         leaves = " ".join(f"{k} {'x'.join(map(str, v))}" for k, v in family.shapes(spec).items())
         scale, total = f"{family.scale(spec):g}", f"{site.parameters:,}"
-        rows.append((site.path, math.prod(spec.stack), spec.d_in, spec.d_out, spec.rank, leaves, scale, total))
+        of_prefix = (config.prefix.tokens, config.prefix.infix, spec.d_out)
+        size = of_prefix if virtual else (spec.d_in, spec.d_out, spec.rank)
+        rows.append((site.path, math.prod(spec.stack), *size, leaves, scale, total))
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     name = config.method
@@ -128,8 +137,8 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
 
     Raises:
       UserError: a target or pattern matches nothing (the near misses are named), the family refuses a shape or finds no
-        place in the model, two configurations act on one module, a kernel's first axes are no layers (split heads, a
-        convolution), or `params` are all variables.
+        place in the model, two configurations act on one module or bring virtual tokens, a kernel's first axes are no
+        layers (split heads, a convolution), or `params` are all variables.
     """
     configs = (config,) if isinstance(config, AdapterConfig) else tuple(config)
     shapes = {path: tuple(leaf.shape) for path, leaf in flat_params(params, "make_plan").items()}
@@ -144,7 +153,9 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
                 )
             sites[site.path] = site
     adapting = tuple(one for one in configs if one.method != "none")
-    return Plan(adapting or configs[:1], tuple(site for _, site in sorted(sites.items())))
+    plan = Plan(adapting or configs[:1], tuple(site for _, site in sorted(sites.items())))
+    virtual_tokens([site.spec for site in plan.sites if site.family.virtual])  # refuses several
+    return plan
 
 
 def flat_params(params: Tree, reader: str) -> dict[str, Any]:
@@ -188,6 +199,8 @@ def _modules(shapes: Mapping[str, Shape], leaf: str) -> dict[str, Shape]:
 def _sites(config: AdapterConfig, kernels: dict[str, Shape], shapes: Mapping[str, Shape]) -> list[Site]:
     """The sites of one configuration."""
     family, tables, beside = get_family(config.method), {}, {}
+    if family.virtual:
+        return [Site(path, spec) for path, spec in find_places(family, config, kernels, shapes).items()]
     if not family.merges:
         beside = _places(family, kernels, shapes)
         known = {path: kernels[kernel] for path, kernel in beside.items()}

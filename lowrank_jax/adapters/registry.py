@@ -2,10 +2,11 @@
 
 from lowrank_jax.adapters import bottleneck, dora, embedding, lora, mora
 from lowrank_jax.adapters.base import Family
+from lowrank_jax.adapters.prefix import families as prefix
 from lowrank_jax.core.paths import unknown_name
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY, *bottleneck.FAMILIES)
+    family.name: family for family in (lora.FAMILY, mora.FAMILY, dora.FAMILY, *bottleneck.FAMILIES, *prefix.FAMILIES)
 }
 TABLES: dict[str, Family] = {"lora": embedding.FAMILY}  # what a method does at an embedding
 

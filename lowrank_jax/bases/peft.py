@@ -17,9 +17,10 @@ from lowrank_jax.core.types import Tree
 from lowrank_jax.interop import tied
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.peft.export import save_peft
-from lowrank_jax.interop.peft.files import PeftFiles, open_peft
+from lowrank_jax.interop.peft.files import PeftFiles, find_peft, open_peft
 from lowrank_jax.interop.peft.folder import PeftAdapter, load_peft
 from lowrank_jax.interop.peft.keys import EMBEDDINGS, GROWN, PREFIX, spelled
+from lowrank_jax.interop.peft.prompts import has_prompts, load_prompts, save_prompts
 from lowrank_jax.interop.peft.tables import tables_of
 from lowrank_jax.models.heads import SEQUENCE_HEADS
 from lowrank_jax.text.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
@@ -63,6 +64,8 @@ def import_peft(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapte
       UserError: as there; an adapter of another head; a vocabulary that has grown without its embedding; a head that
         neither the base nor the adapter has.
     """
+    if has_prompts(folder):
+        return _import_prompts(folder, base)
     files, config, drawn = open_peft(folder), base.config, base.fresh
     rows = spelled(_rows(config), files.reader, _is_bare(config))
     _check_head(files, base)
@@ -71,7 +74,7 @@ def import_peft(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapte
     needed = tables_of(files, flat, rows, tied.is_tied(config), decoder)
     if has_tokenizer(files.folder):  # tokens were added to it, or it is the base's
         base = dataclasses.replace(
-            base, tokenizer=_tokenizer(files, config.vocab_size if needed is None else needed.rows)
+            base, tokenizer=_tokenizer(files.folder, config.vocab_size if needed is None else needed.rows)
         )
     if needed is not None:
         grown = needed.rows != flat[next(path for path in EMBEDDINGS if path in flat)].shape[0]
@@ -84,10 +87,25 @@ def import_peft(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapte
             base = untied(base, files.folder)
         if grown:
             base = _resized(base, needed.rows)
-    names = [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
-    adapter = load_peft(folder, base.params, _rows(base.config), base.config.num_hidden_layers, names, base.fingerprint)
+    rows, layers = _rows(base.config), base.config.num_hidden_layers
+    adapter = load_peft(folder, base.params, rows, layers, _names(base), base.fingerprint)
     check_drawn(base, drawn, adapter.changed, files.folder)
     return base, adapter
+
+
+def _import_prompts(folder: str | os.PathLike, base: Base) -> tuple[Base, PeftAdapter]:
+    """`import_peft` of a folder of virtual tokens."""
+    adapter = load_prompts(folder, base.params, base.config, _names(base), base.fingerprint)
+    check_drawn(base, base.fresh, (), folder)
+    place = find_peft(folder) or Path(folder)
+    if has_tokenizer(place):
+        base = dataclasses.replace(base, tokenizer=_tokenizer(place, base.config.vocab_size))
+    return base, adapter
+
+
+def _names(base: Base) -> list[str]:
+    """The names by which an adapter may call the base."""
+    return [base.name, *([KNOWN[base.name].repository] if base.name in KNOWN else [])]
 
 
 def check_drawn(base: Base, drawn: Iterable[str], brought: Container[str], folder: str | os.PathLike) -> None:
@@ -110,16 +128,16 @@ def check_drawn(base: Base, drawn: Iterable[str], brought: Container[str], folde
         )
 
 
-def _tokenizer(files: PeftFiles, rows: int) -> Tokenizer:
-    """The folder's own tokenizer.
+def _tokenizer(folder: Path, rows: int) -> Tokenizer:
+    """The folder's own tokenizer, for an embedding of so many rows.
 
     Raises:
       UserError: it has more ids than the embedding.
     """
-    tokenizer = load_tokenizer(files.folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > rows:
         raise UserError(
-            f"the tokenizer in {files.folder} has {tokenizer.vocab_size} ids and the embedding {rows} rows: {GROWN}; "
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} ids and the embedding {rows} rows: {GROWN}; "
             "or remove the tokenizer's files there if its added tokens are not needed"
         )
     return tokenizer
@@ -222,6 +240,9 @@ def export_peft(
     else:
         file = base.path.resolve()
         name = str(file if file.is_dir() or file.suffix == ".gguf" else file.parent)
+    if plan.virtual is not None:
+        kept = sorted({*trained, *fresh})
+        return save_prompts(folder, plan, variables, base.config, name, base.fingerprint, kept, revision)
     alone = {path: ids for path, ids in (token_rows or {}).items() if path not in fresh}
     kept = sorted({*trained, *fresh} - set(alone))
     return save_peft(folder, plan, variables, rows, layers, name, base.fingerprint, kept, revision, alone)

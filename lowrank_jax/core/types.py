@@ -1,7 +1,7 @@
 """Type names shared by every floor."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,3 +16,10 @@ ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=N
 # (variables, batch, rngs) -> (loss sum, {"weight", "correct", "tokens": sums}); sums, which add up exactly over
 # micro-batches. "tokens" is what speed is counted in; it is absent where every weight belongs to a token.
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
+
+
+class Decoded(NamedTuple):
+    """What an evaluation gives that scores texts and shows them: metrics, and {name: value} of each text."""
+
+    values: dict[str, float]
+    texts: Sequence[Mapping[str, Any]]

@@ -201,10 +201,10 @@ def _divisors(limits: Limits, how: Beams) -> Array:
 def _repeating(prompts: Prompts, limits: Limits, state: State, vocabulary: int) -> Array:
     """The tokens that each beam must not write, bool [B, K, V]."""
     batch, beams, most = state.tokens.shape
-    width = prompts.tokens.shape[1]
+    width = 0 if limits.repeat_prompt else prompts.tokens.shape[1]
 
     def whole(prompt: Any, written: Array) -> Array:
-        return jnp.concatenate([jnp.broadcast_to(prompt[:, None], (batch, beams, width)), written], axis=2)
+        return jnp.concatenate([jnp.broadcast_to(prompt[:, None, :width], (batch, beams, width)), written], axis=2)
 
     tokens = whole(prompts.tokens, state.tokens).reshape(batch * beams, -1)
     valid = whole(prompts.mask, jnp.ones((batch, beams, most), bool)).reshape(batch * beams, -1)

@@ -25,7 +25,9 @@ class Limits:
       end_ids: tokens that end a row; none: rows never end early.
       pad_id: what an ended row emits after its end.
       how: how tokens are chosen.
-      no_repeat_ngram: n, where no n tokens in a row may stand twice in a text, prompt included; 0: they may.
+      no_repeat_ngram: n, where no n tokens in a row may stand twice in a text; 0: they may.
+      repeat_prompt: whether those of the prompt may be repeated once: only written tokens are compared, as in LoRA's
+        scripts. False, as in transformers: the prompt is part of the text.
     """
 
     max_new_tokens: int
@@ -33,6 +35,7 @@ class Limits:
     pad_id: int = 0
     how: Sampling = GREEDY
     no_repeat_ngram: int = 0
+    repeat_prompt: bool = False
 
     def __post_init__(self):
         for name, least in (("max_new_tokens", 1), ("no_repeat_ngram", 0)):
@@ -119,9 +122,11 @@ def advance(
 def _write(logits: Array, prompts: Prompts, limits: Limits, state: State) -> State:
     """The state with one more token of each row."""
     if limits.no_repeat_ngram:
-        tokens = jnp.concatenate([prompts.tokens, state.output], axis=1)
-        valid = jnp.concatenate([prompts.mask, jnp.ones(state.output.shape, bool)], axis=1)
-        end = prompts.tokens.shape[1] + state.step
+        tokens, valid, end = state.output, jnp.ones(state.output.shape, bool), state.step
+        if not limits.repeat_prompt:
+            tokens = jnp.concatenate([prompts.tokens, tokens], axis=1)
+            valid = jnp.concatenate([prompts.mask, valid], axis=1)
+            end = prompts.tokens.shape[1] + end
         banned = repeating(tokens, valid, end, limits.no_repeat_ngram, logits.shape[-1])
         logits = jnp.where(banned, -jnp.inf, logits)
     token = choose(logits, state.seen, row_keys(limits.how.seed, prompts.rows), state.step, limits.how)

@@ -26,7 +26,7 @@ class Setting:
       tokenizer: of the base; None where no text is read.
       place: puts a host batch on the mesh.
       batch_size: rows of a micro-batch.
-      chunk_tokens, unroll: of `next_token.next_token_objective`.
+      chunk_tokens, unroll, smoothing: of `next_token.next_token_objective`; evaluations are without smoothing.
       end_ids: () -> the tokens at which the base ends a text.
     """
 
@@ -39,6 +39,7 @@ class Setting:
     batch_size: int
     chunk_tokens: int = 0
     unroll: int = 1
+    smoothing: float = 0.0
     end_ids: Callable[[], tuple[int, ...]] = tuple
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
+from lowrank_jax.decoding.beam import Beams, beam_search
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, generate
@@ -29,6 +30,7 @@ def make_generator(
     batch_size: int,
     stops: Sequence[str] = (),
     room: int | None = None,
+    beams: Beams | None = None,
 ) -> Callable[[Tree], list[str]]:
     """Makes a function variables -> the continuation of every prompt; batches have one shape, which compiles once.
 
@@ -41,10 +43,16 @@ def make_generator(
       batch_size: prompts a batch; rounded up until the mesh divides it.
       stops: strings that end a text and are no part of it.
       room: slots for the prompts, which padding leaves unexceeded where they fit; None: any number.
+      beams: searches for the likeliest texts; prompts are then decoded by length, so that those of a batch end at about
+        the same time. None: `limits` says how tokens are chosen, and prompts keep their order.
     """
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     batch_size = -(-min(batch_size, len(prompts)) // shards) * shards
     missing = -len(prompts) % batch_size
+    order = list(range(len(prompts)))
+    if beams is not None:
+        order.sort(key=lambda row: len(prompts[row]))
+    prompts = [prompts[row] for row in order]
     longest = max(map(len, prompts))
     width = max(min(round_up(longest, MULTIPLE), room or math.inf), longest, 1)
     tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id, int(width))
@@ -52,7 +60,10 @@ def make_generator(
 
     @jax.jit
     def decode(variables, *given):
-        out = generate(decoder, variables, Prompts(*given), limits)
+        if beams is None:
+            out = generate(decoder, variables, Prompts(*given), limits)
+        else:
+            out = beam_search(decoder, variables, Prompts(*given), limits, beams).tokens[:, 0]
         return jax.lax.with_sharding_constraint(out, replicated(mesh))
 
     def place(rows):  # every process has all prompts; the sharding picks its rows
@@ -65,7 +76,8 @@ def make_generator(
             given = (tokens[part], mask[part], rows[part], rows[part] < len(prompts))
             out = np.asarray(decode(variables, *map(place, given))).tolist()
             texts += [TextStream(tokenizer, limits.end_ids, stops).push(row, last=True) for row in out]
-        return texts[: len(prompts)]
+        written = dict(zip(order, texts, strict=False))  # those of the rows that fill the last batch are left out
+        return [written[row] for row in range(len(order))]
 
     return write
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.ranges import Range
+from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.core.types import Decoded
 from lowrank_jax.data.prompts import Asked, read_prompts
+from lowrank_jax.decoding.beam import STEEPEST, Beams
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.decoding.loop import Limits
@@ -18,8 +20,10 @@ from lowrank_jax.decoding.text import check_stops
 from lowrank_jax.forms.base import Evaluation, Setting
 from lowrank_jax.forms.evaluate import make_generator
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
+from lowrank_jax.tasks.framing import PLAIN, Framing
 
 EVAL_BATCH = 1024  # prompts decoded at a time
+BEAM_BATCH = 64  # by beams, where each prompt has several rows, which keep log-likelihoods of the whole vocabulary
 SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
 OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
@@ -28,19 +32,79 @@ FIRST_ROWS = 1000  # held-out rows among which those with room for new tokens ar
 log = logging.getLogger(__name__)
 
 
-def generation(setting: Setting, task: GenerationTask) -> Evaluation:
-    """Continues the task's prompts greedily and scores the texts.
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """How an evaluation of the type "generation" decodes; as it stands, it does so greedily.
+
+    Attributes:
+      beams: beams of a prompt; 0: none, each token is the likeliest.
+      length_penalty: p of a beam's score, sum of log p(token) / length^p.
+      no_repeat_ngram: n, where no n written tokens may stand twice in a text (those of the prompt may be written once
+        again); 0: they may.
+      max_new_tokens: most tokens of a text; 0: as many as the task says.
+      batch: prompts decoded at a time; 0: EVAL_BATCH, or BEAM_BATCH by beams.
+      write: whether each text is written to decoded.jsonl, beside its prompt and references.
+    """
+
+    beams: Annotated[int, Range(least=0)] = 0
+    length_penalty: Annotated[float, Range(least=-STEEPEST, most=STEEPEST)] = 1.0
+    no_repeat_ngram: Annotated[int, Range(least=0)] = 0
+    max_new_tokens: Annotated[int, Range(least=0)] = 0
+    batch: Annotated[int, Range(least=0)] = 0
+    write: bool = False
+
+    def __post_init__(self):
+        check_ranges(self, "evals")
+        if not self.beams and self.length_penalty != Beams.length_penalty:
+            raise UserError("evals: length_penalty is for beams; set beams, or leave length_penalty out")
+
+    @property
+    def how(self) -> Beams | None:
+        """The beams; None without."""
+        return Beams(self.beams, self.length_penalty) if self.beams else None
+
+
+def generation(setting: Setting, task: GenerationTask, options: GenerationOptions | None = None) -> Evaluation:
+    """Continues the task's prompts and scores the texts.
 
     Raises:
-      UserError: the task has no prompts.
+      UserError: the task has no prompts, or one that leaves no room for the new tokens.
     """
     if not isinstance(task, GenerationTask):
         raise UserError("the evaluation 'generation' needs a task with prompts to continue; take 'likelihood'")
+    options = options or GenerationOptions()
     prompts, targets = zip(*task.prompts(), strict=True)
-    ends = () if task.stop_id is None else (task.stop_id,)
-    limits = Limits(task.max_new_tokens, ends, setting.tokenizer.pad_id or 0)
-    generate = _generator(setting, [task.prompt_tokens(prompt) for prompt in prompts], limits)
-    return Evaluation(lambda variables: task.score(generate(variables), targets))
+    most, pad = options.max_new_tokens or task.max_new_tokens, setting.tokenizer.pad_id or 0
+    limits = Limits(most, _ends_of(task), pad, no_repeat_ngram=options.no_repeat_ngram, repeat_prompt=True)
+    ids = [task.prompt_tokens(prompt) for prompt in prompts]
+    _check_room(setting, task, ids, most)
+    generate = _generator(setting, ids, limits, beams=options.how, batch=options.batch)
+
+    def score(variables):
+        texts = generate(variables)
+        values = task.score(texts, targets)
+        if not options.write:
+            return values
+        rows = zip(prompts, texts, targets, strict=True)
+        return Decoded(values, [{"prompt": p, "continuation": t, "references": _listed(r)} for p, t, r in rows])
+
+    return Evaluation(score)
+
+
+def _check_room(setting: Setting, task: Any, prompts: Sequence[list[int]], most: int) -> None:
+    """Refuses a prompt that leaves no room for the new tokens; names its row."""
+    positions, lengths = _positions(setting), list(map(len, prompts))
+    if max(lengths) + most > positions:
+        row = lengths.index(max(lengths))
+        places = task.places() if hasattr(task, "places") else [f"prompt {row + 1}" for row in range(len(prompts))]
+        raise UserError(
+            f"{places[row]}: its prompt has {lengths[row]} tokens, and {most} new ones exceed the model's {positions} "
+            "positions; lower max_new_tokens, leave the row out, or take a base with more positions"
+        )
+
+
+def _listed(target: Any) -> list[str]:
+    return [target] if isinstance(target, str) else list(target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +176,17 @@ def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation
     return Evaluation(write, texts=True)
 
 
-def _generator(setting: Setting, prompts: Sequence[list[int]], limits: Limits, stops: Sequence[str] = ()) -> Any:
+def _generator(
+    setting: Setting,
+    prompts: Sequence[list[int]],
+    limits: Limits,
+    stops: Sequence[str] = (),
+    beams: Beams | None = None,
+    batch: int = 0,
+) -> Any:
     decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype)
-    room = _positions(setting) - limits.max_new_tokens
-    return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, EVAL_BATCH, stops, room)
+    room, batch = _positions(setting) - limits.max_new_tokens, batch or (BEAM_BATCH if beams else EVAL_BATCH)
+    return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, batch, stops, room, beams)
 
 
 def _positions(setting: Setting) -> int:
@@ -136,7 +207,7 @@ def _asked(setting: Setting, task: Any, options: SamplesOptions, new: int) -> It
             yield Sample(task.prompt_tokens(one.content), one.shown, one.reference)
     elif isinstance(task, GenerationTask):
         for prompt, target in task.prompts(options.count):
-            yield Sample(task.prompt_tokens(prompt), prompt, target)
+            yield Sample(task.prompt_tokens(prompt), prompt, _listed(target)[0])
     else:
         source = task.validation_source() if isinstance(task, LikelihoodTask) else None
         if source is None:
@@ -148,7 +219,7 @@ def _asked(setting: Setting, task: Any, options: SamplesOptions, new: int) -> It
         examples = (task.features(source[index]) for index in range(len(source)))
         shortest, found = None, 0
         for row in islice(_rows(examples), FIRST_ROWS):
-            one = _from_row(setting.tokenizer, row, texts)
+            one = _from_row(setting.tokenizer, row, texts, getattr(task, "framing", PLAIN))
             shortest = one if shortest is None or len(one.ids) < len(shortest.ids) else shortest
             if len(one.ids) <= most:
                 yield one
@@ -168,11 +239,13 @@ def _rows(examples: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[list[int]
             yield features["tokens"][own].tolist(), np.flatnonzero(features["weights"][own] > 0)
 
 
-def _from_row(tokenizer: Any, row: tuple[list[int], np.ndarray], text: bool) -> Sample:
+def _from_row(tokenizer: Any, row: tuple[list[int], np.ndarray], text: bool, framing: Framing) -> Sample:
     """The tokens before a row's first run of targets, and those of the run; of a text its beginning and the rest."""
     tokens, targets = row
     start = int(targets[0])
     stop = start + int(np.argmax(np.append(np.diff(targets), 2) != 1)) + 1
     if text:
-        start = min(OPENING, max(1, stop // 2))
-    return Sample(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:stop]))
+        prefix = len(framing.prefix_ids)
+        start = prefix + min(OPENING, max(1, (stop - prefix) // 2))
+    shown = tokenizer.decode(framing.text(tokens[:start]))
+    return Sample(tokens[:start], shown, tokenizer.decode(tokens[start:stop]))

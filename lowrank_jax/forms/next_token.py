@@ -17,13 +17,16 @@ from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
-def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1) -> Objective:
+def next_token_objective(
+    apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int = 1, smoothing: float = 0.0
+) -> Objective:
     """Sum over targets of -log p(token_t | tokens_<t), weighted; in packed rows, given its document's tokens only.
 
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
       chunk_tokens: for how many positions logits are computed at a time; 0 for all.
       unroll: chunks an iteration of the compiled loop.
+      smoothing: of the labels; see `ops.losses.next_token_loss`.
     """
 
     def objective(variables, batch, rngs):
@@ -34,7 +37,13 @@ def next_token_objective(apply_fn: ApplyFn, chunk_tokens: int = 0, unroll: int =
             return apply_fn(variables, chunk, rngs=rngs, method="logits")
 
         loss, weight, correct = chunked_next_token_loss(
-            hidden, logits_fn, batch["tokens"], batch["weights"], chunk_tokens=chunk_tokens, unroll=unroll
+            hidden,
+            logits_fn,
+            batch["tokens"],
+            batch["weights"],
+            chunk_tokens=chunk_tokens,
+            unroll=unroll,
+            smoothing=smoothing,
         )
         return loss, {"weight": weight, "correct": correct}
 
@@ -71,6 +80,7 @@ class NextToken:
     """
 
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
+    smooths = True
     counted = "tokens that are predicted (without prompts and padding)"
     evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, SAMPLES: samples}
 
@@ -85,7 +95,7 @@ class NextToken:
 
     def objective(self, setting: Setting) -> Objective:
         """See `next_token_objective`."""
-        return next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll)
+        return next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll, setting.smoothing)
 
     def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
         """Batches of one length."""
@@ -104,6 +114,7 @@ class NextToken:
         return {**tokens, "weights": np.ones, "segments": np.ones}
 
     def record_notes(self, task: Task) -> dict[str, Any]:
-        """A line for each difference from the data as stored, if there are any."""
-        notes = list(getattr(task, "notes", ()))
-        return {"notes": notes} if notes else {}
+        """Differences from the data as stored, whether these are the official ones, and why a metric is missing."""
+        found = {"notes": list(getattr(task, "notes", ())), "partial": getattr(task, "partial", False)}
+        found["missing"] = dict(getattr(task, "missing", {}))
+        return {name: value for name, value in found.items() if value}

@@ -1,1 +1,1 @@
-"""Scores, as thin wrappers over scikit-learn and scipy."""
+"""Scores, most of them thin wrappers over kept libraries: classes, correlations, generated texts, WikiSQL's queries."""

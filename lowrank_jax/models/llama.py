@@ -89,6 +89,24 @@ class Block(nn.Module):
         return (x + after("mlp", mlp(before("mlp", x)), "mlp_out"), cache), None
 
 
+def rotation_of(config: LlamaConfig, positions: Array, slots: int | None = None) -> Rotation:
+    """What queries and keys at `positions` [T] or [B, T] are rotated by; `slots` as in `CausalLM.start`."""
+    c, length = config, None
+    if c.rope_scaling is not None and c.rope_scaling.by_length:
+        # Keys in a cache are not rotated again, so the cache's whole length decides for all of them.
+        length = positions.max() + 1 if slots is None else slots
+    tables = rotary_tables(positions, c.rotary_dim, c.rope_theta, c.rope_scaling, length)
+    theta, growth = c.layers.local_theta, c.attention.query_growth
+    local = None if theta is None else rotary_tables(positions, c.rotary_dim, theta)
+    return Rotation(tables, local, None if growth is None else query_scale(positions, *growth))
+
+
+def layer_kinds(config: LlamaConfig) -> dict[str, np.ndarray]:
+    """{"local", "rotated": bool [L]}, those in which layers differ; see `LayerKinds`."""
+    found = {"local": config.layers.local, "rotated": config.layers.rotated}
+    return {name: np.array(each, bool) for name, each in found.items() if each}
+
+
 class Llama(CausalLM):
     """tokens -> float32 logits; attributes, arguments and results are those of `causal.CausalLM`.
 
@@ -122,23 +140,14 @@ class Llama(CausalLM):
 
     def start(self, tokens: Array, positions: Array, slots: int | None = None) -> tuple[Array, Rotation]:
         """The tokens' embeddings, and what queries and keys are rotated by."""
-        c, length = self.config, None
-        x = self.embed(tokens)
+        c, x = self.config, self.embed(tokens)
         if c.scale_embedding:
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
-        if c.rope_scaling is not None and c.rope_scaling.by_length:
-            # Keys in a cache are not rotated again, so the cache's whole length decides for all of them.
-            length = positions.max() + 1 if slots is None else slots
-        tables = rotary_tables(positions, c.rotary_dim, c.rope_theta, c.rope_scaling, length)
-        theta, growth = c.layers.local_theta, c.attention.query_growth
-        local = None if theta is None else rotary_tables(positions, c.rotary_dim, theta)
-        return x, Rotation(tables, local, None if growth is None else query_scale(positions, *growth))
+        return x, rotation_of(c, positions, slots)
 
     def kinds(self) -> dict[str, np.ndarray]:
         """What differs between layers: {name: [L]}, which the scan slices for each."""
-        kinds = self.config.layers
-        found = {"local": kinds.local, "rotated": kinds.rotated}
-        return {name: np.array(each, bool) for name, each in found.items() if each}
+        return layer_kinds(self.config)
 
     def logits(self, hidden: Array) -> Array:
         """See `CausalLM.logits`."""

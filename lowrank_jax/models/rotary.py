@@ -240,6 +240,12 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
+def unrotate(x: Array, cos: Array, sin: Array) -> Array:
+    """The inverse of `rotate`, whatever amplitude a scaling has given the tables."""
+    square = cos * cos + sin * sin
+    return rotate(x, cos / square, -sin / square)
+
+
 class Rotation(NamedTuple):
     """The rotary tables of a stack of layers.
 

@@ -23,7 +23,10 @@ class LossSums(NamedTuple):
 
 
 def next_token_loss(
-    logits: Float[Array, "B T V"], tokens: Integer[Array, "B T"], weights: Shaped[Array, "B T"]
+    logits: Float[Array, "B T V"],
+    tokens: Integer[Array, "B T"],
+    weights: Shaped[Array, "B T"],
+    smoothing: float = 0.0,
 ) -> LossSums:
     """Sum over t >= 1 of weights[t] (logsumexp(logits[t - 1]) - logits[t - 1, tokens[t]]).
 
@@ -31,10 +34,12 @@ def next_token_loss(
       logits: [B, T, V]; computed with in float32.
       tokens: int [B, T].
       weights: [B, T]; position 0 is never a target.
+      smoothing: e of label smoothing: (1 - e) (-log p(target)) + e mean over the vocabulary of -log p.
     """
     # Targets move, logits do not: cutting the last column off costs a padded copy of the logits' gradient (6.8 of 268
     # ms for SmolLM2-135M at 1,000 x 68 on one H100).
-    return _sums(logits, *(jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens, weights)))
+    tokens, weights = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens, weights))
+    return _sums(logits, tokens, weights, smoothing)
 
 
 def chunked_next_token_loss(
@@ -44,12 +49,13 @@ def chunked_next_token_loss(
     weights: Shaped[Array, "B T"],
     chunk_tokens: int,
     unroll: int = 1,
+    smoothing: float = 0.0,
 ) -> LossSums:
     """`next_token_loss(logits_fn(hidden), ...)`, in value and gradient, with one chunk of logits in memory at a time.
 
     Where gradients are needed, those of a chunk are computed as soon as its logits are,
 
-        d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - onehot(target[b, t])),
+        d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - (1 - e) onehot(target[b, t]) - e / V),
 
     and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance.md, "Figures
     behind comments in the code").
@@ -60,10 +66,11 @@ def chunked_next_token_loss(
       tokens, weights: as in `next_token_loss`; in chunks no gradient flows to the weights.
       chunk_tokens: about how many tokens a chunk has, over the whole batch; 0 computes all logits at once.
       unroll: chunks an iteration of the compiled loop; see `train.compiler.loss_unroll`.
+      smoothing: e, as in `next_token_loss`.
     """
     batch, length, _ = hidden.shape
     if not chunk_tokens or chunk_tokens >= batch * (length - 1):
-        return next_token_loss(logits_fn(hidden), tokens, weights)
+        return next_token_loss(logits_fn(hidden), tokens, weights, smoothing)
     # Chunks are cut along T, never along B: the batch axis is sharded over devices, and a chunk of rows would live on
     # a few of them, so that each scan step would gather it. A cut through T keeps every device at work on its own rows.
     count = -(-(length - 1) // max(1, -(-chunk_tokens // batch)))
@@ -78,7 +85,7 @@ def chunked_next_token_loss(
     pure_fn, head = jax.closure_convert(logits_fn, parts[0])
     targets = (chunks(tokens[:, 1:]), chunks(jax.lax.stop_gradient(weights)[:, 1:]))
     read = _read(pure_fn, parts[0], *head)[1:]
-    return _loss_in_chunks(pure_fn, read, unroll)(parts, tuple(head), targets)
+    return _loss_in_chunks(pure_fn, read, unroll, smoothing)(parts, tuple(head), targets)
 
 
 def _read(fn: Callable[..., Array], *arguments: Array) -> list[bool]:
@@ -86,12 +93,14 @@ def _read(fn: Callable[..., Array], *arguments: Array) -> list[bool]:
     return partial_eval.dce_jaxpr(jax.make_jaxpr(fn)(*arguments).jaxpr, True)[1]
 
 
-def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: int) -> Callable[..., LossSums]:
+def _loss_in_chunks(
+    logits_fn: Callable[..., Array], read: list[bool], unroll: int, smoothing: float
+) -> Callable[..., LossSums]:
     """(hidden [count, B, size, D], logits_fn's other arguments, (targets, weights) [count, B, size]) -> sums.
 
     Args:
       read: which of those other arguments the logits depend on.
-      unroll: as in `chunked_next_token_loss`.
+      unroll, smoothing: as in `chunked_next_token_loss`.
     """
     zero = jnp.zeros((), jnp.float32)
     nothing = LossSums(zero, zero, zero)
@@ -100,7 +109,7 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
     def loss(parts, head, targets):
         def add(sums, chunk):
             hidden, (tokens, weights) = chunk
-            return jax.tree.map(jnp.add, sums, _sums(logits_fn(hidden, *head), tokens, weights)), None
+            return jax.tree.map(jnp.add, sums, _sums(logits_fn(hidden, *head), tokens, weights, smoothing)), None
 
         return jax.lax.scan(add, nothing, (parts, targets))[0]
 
@@ -119,8 +128,8 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
             # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
-            of_hidden, of_chunk = pull(_gradient(logits, tokens, weights))
-            sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights))
+            of_hidden, of_chunk = pull(_gradient(logits, tokens, weights, smoothing))
+            sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights, smoothing))
             return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
@@ -139,17 +148,25 @@ def _loss_in_chunks(logits_fn: Callable[..., Array], read: list[bool], unroll: i
 
 
 def _gradient(
-    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"]
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> Float[Array, "B t V"]:
-    """Gradient of `_sums(logits, targets, weights).loss` by the logits, in their dtype."""
+    """Gradient of `_sums(logits, targets, weights, smoothing).loss` by the logits, in their dtype."""
     wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
-    return (weights[..., None] * (jax.nn.softmax(wide) - _is_target(wide, targets))).astype(logits.dtype)
+    wanted = _is_target(wide, targets)
+    if smoothing:
+        wanted = (1 - smoothing) * wanted + smoothing / logits.shape[-1]
+    return (weights[..., None] * (jax.nn.softmax(wide) - wanted)).astype(logits.dtype)
 
 
-def _sums(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"]) -> LossSums:
+def _sums(
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
+) -> LossSums:
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
+    wanted = target_logits
+    if smoothing:
+        wanted = (1 - smoothing) * target_logits + smoothing * jnp.mean(logits, axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - wanted
     # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
     correct = target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))

@@ -8,6 +8,7 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.pipeline import Source
 
+Target = str | tuple[str, ...]
 Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]}
 
 
@@ -40,15 +41,15 @@ class GenerationTask(Task, Protocol):
     max_new_tokens: int
     stop_id: int | None
 
-    def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
-        """(prompt, target) texts, the same ones at every call."""
+    def prompts(self, sample: int | None = None) -> list[tuple[str, Target]]:
+        """(prompt, target) texts, the same ones at every call; a target is a text, or several that are all right."""
         ...
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The ids that decoding starts from: exactly those before the target in training."""
         ...
 
-    def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
         """Metrics by name."""
         ...
 
@@ -96,6 +97,42 @@ class LabelTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class ChoiceTask(Task, Protocol):
+    """A task that is scored by which of several completions of a prompt the model finds likeliest.
+
+    Rows differ in length, and batches are padded to one of `buckets`. `features` gives the prompt with its right
+    completion, {"tokens": int32 [n], "weights": float32 [n]}, of which the completion's tokens are the targets;
+    `candidates` gives all K completions:
+
+        {"tokens": int32 [n, K], each prompt with a completion, padded on the right to the row's longest;
+         "starts": int32 [K], the place of each completion's first token; "counts": int32 [K], how many tokens it has,
+         0 where the row has fewer than K; "targets": int32 [K, M], those tokens; "sizes": int32 [K], its UTF-8 bytes}
+    """
+
+    likelihood: str  # of a completion: one of forms.choice.LIKELIHOODS
+    buckets: tuple[int, ...]  # ascending; seq_len is the last
+    pad: Mapping[str, int]  # feature that is padded -> the value it is padded with
+    partial: bool  # whether any split differs from the official one
+    notes: tuple[str, ...]  # a line for each departure from the official data, and for rows that are cut
+
+    def candidates(self, example: Any) -> dict[str, np.ndarray]:
+        """A held-out row with all of its completions."""
+        ...
+
+    def lengths(self, source: Any) -> np.ndarray:
+        """Number of tokens of each row, with its longest completion where all are read: int32 [len(source)]."""
+        ...
+
+    def validation_sources(self) -> dict[str, Any]:
+        """Name -> random access to a held-out set; a single set is called ""."""
+        ...
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the completions' likelihoods [n, K] of each held-out set; "main" is the paper's."""
+        ...
+
+
 def make_features(
     tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, seq_len: int, pad_id: int
 ) -> Features:
@@ -123,6 +160,17 @@ def make_features(
     return {"tokens": padded, "weights": scored}
 
 
+def row_features(example: Mapping[str, Any], seq_len: int, pad_id: int) -> Features:
+    """`make_features` of {"tokens", "targets" (absent: all), "segments" (of packed rows)}, segments padded with 0."""
+    tokens = example["tokens"]
+    weights = np.asarray(example.get("targets", np.ones(len(tokens), bool)), np.float32)
+    made = make_features(tokens, weights, seq_len, pad_id)
+    if "segments" in example:
+        made["segments"] = np.zeros(seq_len, np.int32)
+        made["segments"][: len(tokens)] = example["segments"]
+    return made
+
+
 def pad_id(tokenizer: Any) -> int:
     """The tokenizer's padding id; 0 where it has none, as padding on the right is neither read nor scored."""
     return 0 if tokenizer.pad_id is None else tokenizer.pad_id
@@ -133,7 +181,7 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def check_score_input(predictions: Sequence[str], targets: Sequence[str]) -> None:
+def check_score_input(predictions: Sequence[str], targets: Sequence[Any]) -> None:
     """Raises ValueError unless there is one prediction per target and at least one of each."""
     if len(predictions) != len(targets) or not targets:
         raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets")

@@ -5,11 +5,23 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
+from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 
-TASKS = {"uuid": (UuidConfig, UuidTask), "text": (TextConfig, TextTask), "glue": (GlueConfig, GlueTask)}
+TASKS = {
+    "uuid": (UuidConfig, UuidTask),
+    "text": (TextConfig, TextTask),
+    "glue": (GlueConfig, GlueTask),
+    "mnli": (MnliConfig, MnliTask),
+    "nlg": (NlgConfig, NlgTask),
+}
+# They are told the base's positions: they take their length from the data up to them, or check it.
+SIZED = (TextTask, MnliTask, NlgTask)
+FRAMED = (TextTask, UuidTask, MnliTask, NlgTask)  # tasks whose rows take virtual tokens
 
 
 def task_config(name: str) -> type:
@@ -23,17 +35,23 @@ def task_config(name: str) -> type:
     return TASKS[name][0]
 
 
-def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = None) -> Task:
+def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN) -> Task:
     """The task `name` over `tokenizer`.
 
     Args:
-      positions: the most tokens of a row that the base can read; for a task that takes its length from the data.
+      positions: the most tokens of a row that the base can read; for the tasks of SIZED.
+      framing: the virtual tokens of a prefix method.
 
     Raises:
-      UserError: no such task, or the config is of another one.
+      UserError: no such task, or the config is of another one; virtual tokens for a task whose rows take none.
     """
     expected = task_config(name)
     if not isinstance(config, expected):
         raise UserError(f"task {name!r} takes a {expected.__name__}, got a {type(config).__name__}")
     made = TASKS[name][1]
-    return made(config, tokenizer, positions) if made is TextTask else made(config, tokenizer)
+    options: dict[str, Any] = {"positions": positions} if made in SIZED else {}
+    if framing.count:
+        if made not in FRAMED:
+            raise UserError(f"the rows of task {name!r} take no virtual tokens; choose another adapter.method")
+        options["framing"] = framing
+    return made(config, tokenizer, **options)

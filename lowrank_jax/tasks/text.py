@@ -15,8 +15,8 @@ from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
-from lowrank_jax.tasks.base import Features, make_features, pad_id, round_up
-from lowrank_jax.tasks.framing import Content, frame
+from lowrank_jax.tasks.base import Features, pad_id, round_up, row_features
+from lowrank_jax.tasks.framing import PLAIN, Content, Framing, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
 from lowrank_jax.text.chat import end_ids
 
@@ -97,6 +97,7 @@ class TextTask:
       config: which files, and how their rows become examples.
       tokenizer: of the base.
       positions: the most tokens of a row that the base can read; None for no such limit.
+      framing: the virtual tokens of a prefix method. They count among a row's tokens.
 
     Attributes:
       seq_len: tokens per example, from the config or the data.
@@ -110,8 +111,8 @@ class TextTask:
 
     name, evaluation = "text", "likelihood"
 
-    def __init__(self, config: TextConfig, tokenizer: Any, positions: int | None = None):
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: TextConfig, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN):
+        self.config, self.tokenizer, self.framing = config, tokenizer, framing
         self.notes: tuple[str, ...] = ()
         self.contents: dict[str, str] = {}
         fields = [field for field in ("path", "validation_path") if getattr(config, field)]
@@ -127,9 +128,18 @@ class TextTask:
         self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
-        self.longest = max(count(len(one.tokens) for one in each.examples) for each in read.values())
+        # Of joined text the prefix comes to each window only.
+        self.longest = max(
+            count(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
+            for each in read.values()
+        )
         most = min(config.max_seq_len, positions or config.max_seq_len)
         self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), most)
+        if framing.count and self.seq_len < framing.count + 2:  # one token to read, one to predict
+            raise UserError(
+                f"{framing.count} virtual tokens leave too little of a row of {self.seq_len}; lower "
+                "adapter.prefix.tokens or infix, or raise task.seq_len or task.max_seq_len"
+            )
         cut = {
             field: self._rows(each, f"task.{field}") if each.encoder else self._windows(each)
             for field, each in read.items()
@@ -147,13 +157,11 @@ class TextTask:
 
     def features(self, example: dict[str, Any]) -> Features:
         """Tokens padded to seq_len; weight 1 for targets (all tokens of windows); of packed rows the segments too."""
-        tokens = example["tokens"]
-        weights = np.asarray(example.get("targets", np.ones(len(tokens), bool)), np.float32)
-        made = make_features(tokens, weights, self.seq_len, pad_id(self.tokenizer))
-        if "segments" in example:
-            made["segments"] = np.zeros(self.seq_len, np.int32)
-            made["segments"][: len(tokens)] = example["segments"]
-        return made
+        if "targets" not in example:  # a window, whose first token is only context
+            before = np.array(self.framing.prefix_ids, np.int32)
+            tokens = np.concatenate([before, example["tokens"]])
+            example = {"tokens": tokens, "targets": np.arange(len(tokens)) > len(before)}
+        return row_features(example, self.seq_len, pad_id(self.tokenizer))
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Mean loss per token in nats, its perplexity, and the loss per byte of the scored UTF-8 text.
@@ -170,7 +178,7 @@ class TextTask:
 
     def prompt_tokens(self, prompt: Content) -> list[int]:
         """The ids that decoding starts from: exactly those before the answer in training."""
-        return frame(self.tokenizer, prompt, self.config.add_bos, self.template)
+        return frame(self.tokenizer, prompt, self.config.add_bos, self.template, self.framing)
 
     def _read(self, field: str) -> _Read:
         """The rows of the sources in a field of the config, encoded and not yet cut."""
@@ -188,9 +196,10 @@ class TextTask:
                     "or documents=separate to pack them as well"
                 )
             texts = (row["text"] for row in rows)
+            self.framing.check_prompts("texts")
             joined = join_documents(texts, self.tokenizer, add_bos=marks[0], add_eos=marks[1])
             return _Read(rows, [Encoded(joined, np.ones(0, bool), len(joined), 0)])
-        encoder = RowEncoder(self.tokenizer, rows.kind, self.config.chat_template, *marks)
+        encoder = RowEncoder(self.tokenizer, rows.kind, self.config.chat_template, *marks, self.framing)
         return _Read(rows, encoder.encode(rows), encoder)
 
     def _windows(self, read: _Read) -> tuple[PackedWindows, int]:
@@ -199,13 +208,13 @@ class TextTask:
         if not self.config.add_bos:
             # the first token of all has nothing before it
             scored -= len(self.tokenizer.decode(tokens[:1].tolist()).encode())
-        return PackedWindows(tokens, self.seq_len), scored
+        return PackedWindows(tokens, self.seq_len - self.framing.count), scored
 
     def _rows(self, read: _Read, name: str) -> tuple[Source, int]:
         """(rows that are each cut to seq_len, or bins of them; bytes of text that are scored)."""
         kept, scored, left_out, rows, size = [], 0, [], read.rows, self.seq_len
         assert read.encoder is not None  # joined text has none
-        divided = self.config.segmented and rows.kind == TEXT
+        divided, prefix = self.config.segmented and rows.kind == TEXT, len(self.framing.prefix_ids)
         lengths = [min(len(one.tokens), size) if divided else len(one.tokens) for one in read.examples]
         for index, one in enumerate(read.examples):
             limit = len(one.tokens) if divided else size
@@ -213,7 +222,7 @@ class TextTask:
                 left_out.append(index)
                 continue
             scored += read.encoder.said(one, limit)
-            kept += _divided(one, size) if divided else [(one.tokens[:size], one.targets[:size])]
+            kept += _divided(one, size, prefix) if divided else [(one.tokens[:size], one.targets[:size])]
 
         def place(index: int) -> str:
             return rows.place(read.examples[index].row)
@@ -236,10 +245,17 @@ class TextTask:
         return [{"tokens": tokens, "targets": targets} for tokens, targets in kept], scored
 
 
-def _divided(one: Encoded, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Splits a text into parts of `size` tokens; neighbours share one token, and each token is a target once."""
-    starts = range(0, max(len(one.tokens) - 1, 1), size - 1)
-    parts = [(one.tokens[start : start + size], one.targets[start : start + size].copy()) for start in starts]
-    for _, targets in parts:
+def _divided(one: Encoded, size: int, prefix: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Splits a text into parts of `size` tokens; neighbours share one token, and each token is a target once.
+
+    Args:
+      prefix: virtual tokens that the text begins with, and then each part.
+    """
+    before, tokens, flags = one.tokens[:prefix], one.tokens[prefix:], one.targets[prefix:]
+    parts, room = [], size - prefix
+    for start in range(0, max(len(tokens) - 1, 1), room - 1):
+        targets = flags[start : start + room].copy()
         targets[0] = False
+        part = np.concatenate([before, tokens[start : start + room]])
+        parts.append((part, np.concatenate([np.zeros(prefix, bool), targets])))
     return parts

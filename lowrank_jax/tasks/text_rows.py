@@ -1,14 +1,14 @@
 """Encodes a user's rows as tokens and targets; targets are texts, completions, or the assistant's turns."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.packing import encode_array, mark, token_dtype
 from lowrank_jax.data.row_kinds import CHAT, COMPLETION, Row
-from lowrank_jax.data.rows import Rows
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.text.chat import encode_turns, end_ids, find_template
 from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
 
@@ -17,7 +17,7 @@ class Encoded(NamedTuple):
     """One example.
 
     Attributes:
-      tokens: [n] with BOS and EOS.
+      tokens: [n] with BOS, EOS and virtual tokens.
       targets: bool [n]; never the first token, which has nothing before it.
       end: how many tokens there are up to the end of its text: without the EOS after a text or a completion.
       row: number of the row that it is made of.
@@ -27,6 +27,18 @@ class Encoded(NamedTuple):
     targets: np.ndarray
     end: int
     row: int
+
+
+class Placed(Protocol):
+    """Rows of one kind that know where they are, as `data.rows.Rows` does."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+    def place(self, index: int, /) -> str:
+        """Where row `index` is, for messages."""
+        ...
 
 
 class RowEncoder:
@@ -42,25 +54,37 @@ class RowEncoder:
       chat_template: name of a template for conversations; "" takes the tokenizer's own.
       add_bos, add_eos: marks around each text, or around prompt + completion. In conversations the template writes
         them; BOS is added where it writes none, EOS after a last turn that it does not end.
+      framing: the virtual tokens of a prefix method.
 
     Attributes:
       template: of conversations; None for other kinds.
 
     Raises:
-      UserError: the tokenizer lacks a mark, or has no template for conversations.
+      UserError: the tokenizer lacks a mark, or has no template for conversations; infix tokens without a prompt.
     """
 
-    def __init__(self, tokenizer: Any, kind: str, chat_template: str = "", add_bos: bool = False, add_eos: bool = True):
+    def __init__(
+        self,
+        tokenizer: Any,
+        kind: str,
+        chat_template: str = "",
+        add_bos: bool = False,
+        add_eos: bool = True,
+        framing: Framing = PLAIN,
+    ):
+        if kind != COMPLETION:
+            framing.check_prompts("conversations, with a prompt before each answer" if kind == CHAT else "texts")
         self.tokenizer, self.kind = tokenizer, kind
         self._bos = [mark(tokenizer, "bos")] if add_bos else []
         self._eos = [mark(tokenizer, "eos")] if add_eos else []
-        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._dtype = token_dtype(max(tokenizer.vocab_size, framing.most + 1))
+        self._prefix, self._infix = (np.array(ids, self._dtype) for ids in (framing.prefix_ids, framing.infix_ids))
         self._together = kind == COMPLETION and puts_space_before(tokenizer.encode, tokenizer.decode)
         self.template = find_template(tokenizer, chat_template) if kind == CHAT else None
         self._ends = set() if self.template is None else set(end_ids(tokenizer, self.template))
         self._silent = set() if self.template is None else set(tokenizer.special_tokens.values())
 
-    def encode(self, rows: Rows) -> list[Encoded]:
+    def encode(self, rows: Placed) -> list[Encoded]:
         """The examples of all rows, in order: one a row, or one a turn where a template rewrites earlier turns.
 
         Raises:
@@ -95,11 +119,11 @@ class RowEncoder:
             prompt = self.tokenizer.encode(row["prompt"]) if self.kind == COMPLETION else []
             answer = encode_array(row["completion" if self.kind == COMPLETION else "text"], self.tokenizer, self._dtype)
             body, length = np.concatenate([np.array(prompt, self._dtype), answer]), len(prompt)
-        marks = [np.array(each, self._dtype) for each in (self._bos, self._eos)]
-        tokens = np.concatenate([marks[0], body, marks[1]])
-        targets = np.ones(len(tokens), bool)
-        targets[: max(len(marks[0]) + length, 1)] = False
-        return tokens, targets, len(marks[0]) + len(body)
+        bos, eos = (np.array(each, self._dtype) for each in (self._bos, self._eos))
+        tokens = np.concatenate([self._prefix, bos, body[:length], self._infix, body[length:], eos])
+        targets, virtual = np.ones(len(tokens), bool), len(self._prefix) + len(self._infix)
+        targets[: virtual + max(len(bos) + length, 1)] = False
+        return tokens, targets, virtual + len(bos) + len(body)
 
     def _conversation(self, encoded: tuple[list[int], list[bool]]) -> tuple[np.ndarray, np.ndarray, int]:
         ids, targets = encoded
@@ -110,4 +134,5 @@ class RowEncoder:
             ids, targets = [*ids[:last], *self._eos], [*targets[:last], True]
         flags = np.array(targets, bool)
         flags[0] = False
-        return np.array(ids, self._dtype), flags, len(ids)
+        tokens = np.concatenate([self._prefix, np.array(ids, self._dtype)])
+        return tokens, np.concatenate([np.zeros(len(self._prefix), bool), flags]), len(tokens)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.uuid_pairs.source import PairSource, load_pairs
 from lowrank_jax.data.packing import mark
 from lowrank_jax.tasks.base import Features, check_score_input, make_features, pad_id, round_up
-from lowrank_jax.tasks.framing import frame
+from lowrank_jax.tasks.framing import PLAIN, Framing, frame
 
 LOSS_ON = ("value", "all")
 MOST_PAIRS = 1_000_000  # all are made and compared at the start, in seconds; the paper has 10,000
@@ -61,8 +63,8 @@ class UuidTask:
 
     name, evaluation = "uuid", "generation"
 
-    def __init__(self, config: UuidConfig, tokenizer: Any):
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: UuidConfig, tokenizer: Any, framing: Framing = PLAIN):
+        self.config, self.tokenizer, self.framing = config, tokenizer, framing
         self._source = load_pairs(config.pairs, config.seed, config.data_dir)
         self._eos = [mark(tokenizer, "eos")] if config.add_eos else []
         self.stop_id = self._eos[0] if config.add_eos else None
@@ -83,10 +85,11 @@ class UuidTask:
         """[BOS] key : value [EOS], with weight 1 on the value (and EOS), or on everything but BOS and a first token."""
         prompt, value = self._encoded[example["key"]]
         target = value + self._eos
-        before = 0.0 if self.config.loss_on == "value" else 1.0
-        return make_features(
-            prompt + target, [before] * len(prompt) + [1.0] * len(target), self.seq_len, pad_id(self.tokenizer)
-        )
+        before, framing = 0.0 if self.config.loss_on == "value" else 1.0, self.framing
+        weights = np.full(len(prompt), before)
+        weights[: len(framing.prefix_ids) + 1] = 0  # and of the first token, which has none before it
+        weights[len(prompt) - len(framing.infix_ids) :] = 0
+        return make_features(prompt + target, [*weights, *[1.0] * len(target)], self.seq_len, pad_id(self.tokenizer))
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, str]]:
         """("key:", value) of `sample` pairs (default: eval_pairs, or all), evenly spaced over the data set.
@@ -99,8 +102,8 @@ class UuidTask:
         return [(key + ":", value) for key, value in chosen]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """[BOS] and the ids of "key:"."""
-        return frame(self.tokenizer, prompt, self.config.add_bos)
+        """[BOS] and the ids of "key:", between virtual tokens."""
+        return frame(self.tokenizer, prompt, self.config.add_bos, framing=self.framing)
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
         """`score_uuids`."""

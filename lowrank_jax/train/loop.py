@@ -5,13 +5,15 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import jax
 
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.core.types import Decoded
+from lowrank_jax.train.best import LAST, Best, losses_of
 from lowrank_jax.train.meter import Meter
 from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
@@ -34,6 +36,8 @@ class LoopConfig:
       batch_size: examples a step, over all devices. 0 chooses it from the data: all, at most FITTED_BATCH.
       accumulate: micro-batches a step.
       chunk_tokens: positions whose float32 logits exist at a time in the loss; 0 for all.
+      label_smoothing: e of a next-token loss (1 - e) (-log p(target)) + e mean over the vocabulary of -log p; the
+        held-out loss is without it.
       log_every: a record of the loss each so many steps.
       eval_every, eval_steps: evaluations at multiples of the one and at the others; the last step is always evaluated.
       profile_steps: "first:last" steps traced into the run's folder, "" for none.
@@ -45,6 +49,7 @@ class LoopConfig:
     batch_size: Annotated[int, Range(least=0)] = 64
     accumulate: Annotated[int, Range(least=1)] = 1
     chunk_tokens: Annotated[int, Range(least=0)] = 0
+    label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     log_every: Annotated[int, Range(least=1)] = 1
     eval_every: Annotated[int, Range(least=0)] = 0
     eval_steps: tuple[Annotated[int, Range(least=1)], ...] = ()
@@ -113,6 +118,8 @@ class EvalConfig:
       every, steps: after multiples of the one and after the others, in optimizer steps.
       at_end: after the last step.
       with_train: also whenever `LoopConfig` evaluates: by eval_every, by eval_steps, at the end of an epoch.
+      weights: `last`, as they are at that step, or `best`, those of the lowest held-out loss so far (of evaluations of
+        the type "likelihood"), which the run then keeps, exports and is loaded with.
     """
 
     type: str = ""
@@ -120,6 +127,7 @@ class EvalConfig:
     steps: tuple[Annotated[int, Range(least=1)], ...] = ()
     at_end: bool = True
     with_train: bool = False
+    weights: Literal["last", "best"] = LAST
 
     def __post_init__(self):
         check_ranges(self, "evals")
@@ -159,14 +167,19 @@ class Evaluator:
     Attributes:
       name: stands before its metrics' names; "" stands for none.
       due: (a trial's LoopConfig, step) -> whether that trial is evaluated after so many updates.
-      evaluate: (state, frozen) -> {metric: value} of each trial; with `texts`, each trial's list of {name: text}.
+      evaluate: (state, frozen) -> {metric: value} of each trial, or `Decoded`; with `texts`, each trial's list of
+        {name: text}.
       texts: whether it gives texts, which are written to samples.jsonl, and not metrics.
+      weights: LAST or BEST; see `EvalConfig`.
+      decides: whether its loss says which weights are best.
     """
 
     name: str
     due: Callable[[LoopConfig, int], bool]
     evaluate: Callable[[TrainState, Any], Sequence[Any]]
     texts: bool = False
+    weights: str = LAST
+    decides: bool = False
 
     def keys(self, values: dict[str, float]) -> dict[str, float]:
         """The values under the names that the records have."""
@@ -203,6 +216,7 @@ class Job:
       first: steps done before.
       train_seconds: spent on them.
       renew: called before each record and checkpoint; raises where the run may be written no more.
+      best: the best weights so far, where an evaluator reads them.
     """
 
     state: TrainState
@@ -219,13 +233,31 @@ class Job:
     first: int = 0
     train_seconds: float = 0.0
     renew: Callable[[], None] = lambda: None
+    best: Best | None = None
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
         """A checkpoint of all trials and of the data's cursor."""
         self.renew()
         rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate}
         cursor = {"batches": self.batches.get_state(), "train_seconds": seconds}
+        rest |= {"best": self.best.saved()} if self.best else {}
         self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
+
+    def evaluate(self, evaluator: Evaluator, state: TrainState, trials: Sequence[int], step: int) -> Sequence[Any]:
+        """What an evaluator gives of the trials' weights, or of their best ones; a held-out loss may change these."""
+        if evaluator.weights == LAST or self.best is None:
+            values = evaluator.evaluate(state, self.frozen)
+            if evaluator.decides and self.best is not None:
+                self.best.see(state, step, losses_of(trials, values))
+            return values
+        values = evaluator.evaluate(self.best.state(state), self.frozen)
+        if evaluator.texts:
+            return values
+        steps = [{"best_step": float(each)} for each in self.best.steps]
+        return [
+            one._replace(values=one.values | more) if isinstance(one, Decoded) else one | more
+            for one, more in zip(values, steps, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,13 +305,16 @@ def fit(job: Job) -> Outcome:
                     meter.drain()
                     if meter.none_left:
                         break
-                    values = evaluator.evaluate(state, job.frozen)
+                    values = job.evaluate(evaluator, state, due, done)
                     if evaluator.texts:
                         meter.write(due, done, evaluator.name, values)
                         continue
+                    scores = [one.values if isinstance(one, Decoded) else one for one in values]
                     for i in due:
-                        meter.log(i, done, evaluator.keys(values[i]))
-                    meter.show(values)
+                        if isinstance(values[i], Decoded):
+                            meter.decoded(i, done, evaluator.name, values[i].texts)
+                        meter.log(i, done, evaluator.keys(scores[i]))
+                    meter.show(scores)
             stopping = stop.requested(done) and done < last
             if stopping or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0):
                 meter.drain()

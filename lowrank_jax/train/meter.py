@@ -121,6 +121,12 @@ class Meter:
             first = texts[live[0]][0]
             self.bar.write(f"step {step}, {name}: {_line(first['prompt'])} => {_line(first['continuation'])}")
 
+    def decoded(self, trial: int, step: int, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Records the texts that an evaluation has scored of one trial, unless it diverged before."""
+        if trial not in self.diverged:
+            self._renew()
+            self.trackers[trial].decoded(step, name, texts)
+
     def show(self, values: Sequence[dict[str, float]]) -> None:
         """Adds an evaluation's values to the bar: of one trial, or the range of several."""
         names = dict.fromkeys(name for one in values for name in one)

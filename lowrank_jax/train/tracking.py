@@ -22,10 +22,11 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.json_text import parse
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, DECODED = "metrics.jsonl", "samples.jsonl", "decoded.jsonl"
 WANDB_ID = "wandb_id"
 Mode = Literal["online", "offline", "disabled"]
 Wanted = Literal["auto", "online", "offline", "disabled"]
+SHOWN = 32  # decoded texts that W&B's table has; the file has all
 INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
 
 
@@ -71,7 +72,7 @@ class Tracker:
         resumed_step: int = 0,
     ):
         self.path = Path(run_folder) / METRICS
-        self._samples = Path(run_folder) / SAMPLES
+        self._samples, self._decoded = Path(run_folder) / SAMPLES, Path(run_folder) / DECODED
         self._file: TextIO | None = None
         self._run: Any = None
         self._wandb: Any = None
@@ -80,7 +81,8 @@ class Tracker:
         mode = wandb_mode(tracking.wandb)
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for path, read in ((self.path, read_metrics), (self._samples, read_samples)):
+            readers = {self.path: read_metrics, self._samples: read_samples, self._decoded: read_decoded}
+            for path, read in readers.items():
                 _cut(path, read, resumed_step)
             self._file = open(self.path, "a")  # noqa: SIM115
         if mode != "disabled":
@@ -112,11 +114,37 @@ class Tracker:
         Raises:
           UserError: they cannot be written (a full disk).
         """
+        self._append(self._samples, step, name, texts)
+        self._show(step, name, texts)
+
+    def decoded(self, step: int, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the texts that an evaluation has scored to decoded.jsonl, and shows the first SHOWN in W&B.
+
+        Args:
+          step: updates so far.
+          name: of the evaluation.
+          texts: {"prompt", "continuation", "references": a list} of each.
+
+        Raises:
+          UserError: they cannot be written (a full disk).
+        """
+        self._append(self._decoded, step, name, texts)
+        shown = [
+            {key: "\n".join(value) if isinstance(value, list) else value for key, value in text.items()}
+            for text in texts[:SHOWN]
+        ]
+        self._show(step, name, shown)
+
+    def _append(self, path: Path, step: int, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
         if self._file is None:
             return
         lines = [json.dumps({"step": int(step), "name": name, **text}, ensure_ascii=False) + "\n" for text in texts]
-        with _writing(self._samples), open(self._samples, "a", encoding="utf-8") as file:
+        with _writing(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(lines)
+
+    def _show(self, step: int, name: str, texts: Sequence[Mapping[str, str]]) -> None:
+        if self._file is None:
+            return
         columns = ("step", *dict.fromkeys(key for text in texts for key in text))
         data = [[int(step), *(text.get(key) for key in columns[1:])] for text in texts]
         self._try(
@@ -208,6 +236,15 @@ def read_samples(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
       UserError: as `read_metrics`, of samples.jsonl.
     """
     return _read(Path(run_folder) / SAMPLES, list | dict)
+
+
+def read_decoded(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The scored texts of a run: {"step", "name", "prompt", "continuation", "references": a list} of each.
+
+    Raises:
+      UserError: as `read_metrics`, of decoded.jsonl.
+    """
+    return _read(Path(run_folder) / DECODED, dict)
 
 
 def _read(path: Path, refused: Any) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
 
 def suite_words(suite: str) -> dict[str, tuple[str, ...]]:
     """Row -> its arguments of experiments.bench, of a file of configs/suites."""
-    from experiments.bench.rows import load_suite
+    from experiments.bench.suites.rows import load_suite
 
     return {row.name: row.words for row in load_suite(suite).rows}
 

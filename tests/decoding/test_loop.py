@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.decoding import beam
 from lowrank_jax.decoding.choice import Sampling
-from lowrank_jax.decoding.decoder import make_decoder
+from lowrank_jax.decoding.decoder import Decoder, make_decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, generate
 from lowrank_jax.interop.llama import export_params
@@ -80,3 +81,32 @@ def test_a_row_draws_by_its_number_alone(variables, rows):
 def test_no_tokens_are_refused():
     with pytest.raises(UserError, match="max_new_tokens is 0"):
         Limits(0)
+
+
+def test_a_prompt_s_ngrams_may_be_written_once_where_the_limits_say_so():
+    """A model that counts modulo 4 writes 1 after "0 1 2 3 0"; "0 1" is in the prompt, and later in the text."""
+
+    def counting(token):
+        return -jnp.abs((token[:, None] + 1) % 4 - jnp.arange(8, dtype=jnp.int32)).astype(jnp.float32)
+
+    def start(variables, tokens, mask, length):
+        return counting(tokens[:, -1]), jnp.zeros((), jnp.float32)
+
+    def step(variables, token, position, slots, cache):
+        return counting(token), cache
+
+    def written(**limits):
+        given = prompts([[0, 1, 2, 3, 0]], multiple=1)
+        return generate(Decoder(start, step), {}, given, Limits(6, no_repeat_ngram=2, **limits)).tolist()[0]
+
+    assert written()[0] == 0  # not 1: "0 1" would stand twice
+    assert written(repeat_prompt=True) == [1, 2, 3, 0, 1, 1]
+
+
+def test_beams_read_the_same_limits():
+    tokens = jnp.asarray([[[2, 1, 2, 0]]], jnp.int32)
+    state = beam.State(jnp.int32(3), tokens, *[None] * 5)
+    for own, banned in ((False, [1, 3]), (True, [1])):
+        limits = Limits(4, no_repeat_ngram=2, repeat_prompt=own)
+        found = beam._repeating(prompts([[2, 3]], multiple=1), limits, state, 5)
+        assert jnp.flatnonzero(found[0, 0]).tolist() == banned

@@ -217,7 +217,8 @@ def get_config(arg=None):
         "experiment": "mora_uuid", "name": None, "seed": 0,
         "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
         "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0},
-        "adapter": {"method": "lora" if rank else "none", "rank": rank},
+        "adapter": {"method": "lora", "rank": rank} if rank else {"method": "none"},
+        "task": {"name": "uuid"}, "base": {"name": "toy-llama"},
     }
 """
 

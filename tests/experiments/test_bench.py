@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench.rows import load_suite
-from experiments.bench.work import random_batch, step_flops, utilisation
+from experiments.bench.suites.rows import load_suite
+from experiments.bench.training.work import random_batch, step_flops, utilisation
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run

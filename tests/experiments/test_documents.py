@@ -105,7 +105,7 @@ def test_the_repositorys_tables_are_those_of_its_records():
 
 def test_every_table_fits_the_interface():
     """The scales are those that mora_table2 has rows for; what a name lists is there."""
-    from experiments.tables import uuid_rows
+    from experiments.tables.uuid import rows as uuid_rows
 
     assert (*uuid_rows.ROWS,) == program.SCALES
     for name in tables.TABLES:

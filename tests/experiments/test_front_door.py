@@ -115,7 +115,7 @@ def test_a_grid_file_that_cannot_be_used(tmp_path, source, words):
 
 
 def test_a_suite_file_that_cannot_be_used(tmp_path):
-    from experiments.bench.rows import load_suite
+    from experiments.bench.suites.rows import load_suite
     from lowrank_jax.core.errors import UserError
 
     for source, words in (("ROWS = (\n", "SyntaxError"), ("x = 1\n", "defines no ROWS"), (
@@ -375,7 +375,7 @@ def test_places_that_cannot_be_written_or_read(program, tmp_path):
 
     from experiments.records.lines import Recorded
     from experiments.sweep import sweep_main
-    from experiments.tables.mora_figure import draw
+    from experiments.tables.uuid.figure import draw
     from lowrank_jax.core.errors import UserError, front_door
 
     (tmp_path / "grid.py").write_text("def cells():\n    return [dict(overrides={'seed': 1})]\n")

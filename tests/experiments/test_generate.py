@@ -259,6 +259,19 @@ def test_fewer_tokens_where_fewer_fit(program, base):
     assert f"the prompt has {positions - 3} tokens: at most 3 new ones fit in the model's {positions}" in ended.err
 
 
+def test_a_long_prompt_of_a_file_shortens_its_own_text_alone(program, base, tmp_path):
+    positions = get_model("toy-llama").max_position_embeddings
+    prompts = ["ab", "x" * (positions - 3), "cd"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    words = ("--max_new_tokens=10", "--batch_size=2", f"--file={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'o.jsonl'}")
+    ended = program("generate", f"--base={base}", *words)
+    assert ended.status == 0, ended.err
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == prompts
+    assert [row["max_new_tokens"] for row in rows] == [10, 3, 10]
+    assert f"row 2 has {positions - 3} tokens: at most 3 new ones fit" in ended.err
+
+
 def test_ctrl_c(program, base, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""experiments.tables.lora_table2, its cells and figure and the published numbers, over fabricated GLUE results."""
+"""experiments.tables.glue.lora_table2, its cells and figure and the published numbers, over fabricated GLUE results."""
 
 import subprocess
 import sys
@@ -9,7 +9,10 @@ import pytest
 from experiments.papers import lora
 from experiments.records import run_folder
 from experiments.records.results import load_results
-from experiments.tables import glue_rows, lora_figure, lora_table2, style
+from experiments.tables import style
+from experiments.tables.glue import figure as lora_figure
+from experiments.tables.glue import lora_table2
+from experiments.tables.glue import rows as glue_rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -37,10 +37,8 @@ def test_a_files_arguments_are_those_that_it_declares(path):
     said = texts.of_file(name, plain)
     assert arguments
     for key, default, words in arguments:
-        assert (
-            f"    {key}={'(not set)' if default is None else str(default).lower() if default is False else default}"
-            in said
-        )
+        shown = "(not set)" if default is None else str(default).lower() if isinstance(default, bool) else default
+        assert f"    {key}={shown}" in said
         assert words
         if default is not None:
             assert to_plain(complete_file(f"{name}:{key}={default}")) == plain

@@ -5,7 +5,7 @@ import os
 import pytest
 from jax.profiler import ProfileData
 
-from experiments.bench.kernels import STEPS, find, summarise
+from experiments.bench.training.kernels import STEPS, find, summarise
 from lowrank_jax.core.errors import UserError
 
 

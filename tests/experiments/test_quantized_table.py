@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.tables.quantized import compared, shown
+from experiments.tables.speed.quantized import compared, shown
 from lowrank_jax.core.errors import UserError
 
 

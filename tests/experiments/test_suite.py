@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fuzz import doors
 
-from experiments.bench import report, suite
-from experiments.bench.rows import load_suite
+from experiments.bench.suites import report, suite
+from experiments.bench.suites.rows import load_suite
 from experiments.records import run_folder
-from experiments.tables import speed
+from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ from experiments import sweep
 from experiments.records import claims
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
-from experiments.sweeps.grid import Grid
+from experiments.sweeps.grid import Grid, check_cells
+from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -405,3 +406,13 @@ def test_a_cell_that_another_sweep_holds_is_left_out_of_the_group(trials):
     assert set(states.values()) == {"finished"}
     assert held not in groups(trials)[0]
     assert held in ran(trials)
+
+
+def test_a_cell_that_no_run_takes_is_refused_before_any_is_trained(grid_files):
+    grid_files.joinpath("bad.py").write_text(
+        "def cells():\n    return [dict(arg='method=fft', overrides={'train.steps': steps}) for steps in (3, -3)]\n"
+    )
+    cells = Grid(f"{grid_files / 'config.py'}", str(grid_files / "bad.py")).select()
+    with pytest.raises(UserError, match=r"^cell mora_uuid-toy-fft-.*train\.steps"):
+        check_cells(cells)
+    check_cells(cells[:1])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax import adapters
+from lowrank_jax.decoding.beam import Beams
 from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.forms.evaluate import make_generator, make_loss_evaluator
@@ -37,10 +38,10 @@ def model():
     return adapters.attach(module, plan), variables
 
 
-def generator(apply_fn, mesh=MeshConfig(), stop_id=None, batch_size=64, prompts=PROMPTS, room=None):
+def generator(apply_fn, mesh=MeshConfig(), stop_id=None, batch_size=64, prompts=PROMPTS, room=None, beams=None):
     limits = Limits(NEW, () if stop_id is None else (stop_id,), TOKENIZER.pad_id)
     decoder = make_decoder(apply_fn, CONFIG, jnp.float32)
-    return make_generator(decoder, TOKENIZER, make_mesh(mesh), prompts, limits, batch_size, room=room)
+    return make_generator(decoder, TOKENIZER, make_mesh(mesh), prompts, limits, batch_size, room=room, beams=beams)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,13 @@ def test_continuations_are_those_of_the_plain_model(model, wanted, batch_size):
     texts = generator(apply_fn, batch_size=batch_size)(variables)
     assert texts == [TOKENIZER.decode(row) for row in wanted]
     assert len(set(texts)) > 1
+
+
+def test_beams_decode_by_length_and_return_the_prompts_order(model, wanted):
+    """One beam is greedy decoding; nine prompts of seven lengths in batches of eight, over 8 devices."""
+    apply_fn, variables = model
+    texts = generator(apply_fn, batch_size=1, beams=Beams(1))(variables)
+    assert texts == [TOKENIZER.decode(row) for row in wanted]
 
 
 def test_a_prompt_that_just_fits(model):

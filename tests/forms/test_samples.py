@@ -10,6 +10,7 @@ from experiments.generation.framing import make_framing, no_template
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.forms.generation import OPENING, SamplesOptions, _asked, samples
+from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 from lowrank_jax.text.chat import end_ids, find_template, prompt_ids
@@ -28,10 +29,10 @@ CHAT = [
 def task_of(tmp_path):
     """task_of(rows, key=value, ...) -> the task on rows that are held out too."""
 
-    def make(rows, **config):
+    def make(rows, framing=PLAIN, **config):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return TextTask(TextConfig(path=str(file), validation_path=str(file), **config), BYTES)
+        return TextTask(TextConfig(path=str(file), validation_path=str(file), **config), BYTES, framing=framing)
 
     return make
 
@@ -63,6 +64,20 @@ def test_rows_of_other_kinds(task_of):
     long = asked(task_of([{"text": "x" * 300}], seq_len=150, add_eos=False), count=2)
     assert [len(one.ids) for one in long] == [OPENING] * 2
     assert [len(one.reference) for one in long] == [150 - OPENING] * 2
+
+
+def test_virtual_tokens_stand_around_prompts_and_are_no_text(task_of):
+    """In held-out rows and in the prompts of the config; of a text, a prefix alone and then half of it."""
+    virtual, pair = Framing((300, 301), (302,)), {"prompt": "2 and 2 is ", "completion": "4"}
+    task = task_of([pair], virtual, packed=False, seq_len=32)
+    wanted = [300, 301, *BYTES.encode(pair["prompt"]), 302]
+    for options in ({}, {"prompts": (pair["prompt"],)}):
+        (one,) = asked(task, **options)
+        assert (one.ids, one.prompt) == (wanted, pair["prompt"])
+    for packed in (False, True):
+        text = task_of([{"text": "ten letters"}], Framing((300, 301)), packed=packed, seq_len=32)
+        (one,) = asked(text)
+        assert (one.ids, one.prompt, one.reference) == ([300, 301, *b"ten le"], "ten le", "tters")
 
 
 @pytest.mark.parametrize("packing", [{"packed": False}, {"packed": True, "documents": "separate"}])
@@ -115,7 +130,7 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
 
     def framing(rows, template="", **config):
         task = task_of(rows, seq_len=256, packed=False, **{"chat_template": "zephyr", **config}).config
-        return make_framing(SimpleNamespace(base=base, task=task), template, None, "", messages=False)
+        return make_framing(SimpleNamespace(base=base, task=task, virtual=PLAIN), template, None, "", messages=False)
 
     wanted = prompt_ids(own, find_template(own), [{"role": "user", "content": "1?"}])
     found = framing(CHAT)
@@ -125,16 +140,17 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
     assert (text.ids(Asked("1?")), text.said) == ([256, *b"1?"], "")
     assert framing(CHAT, "none").ids(Asked("1?")) == [*b"1?"]
     gone = TextConfig(path="gone.jsonl")
-    said = make_framing(SimpleNamespace(base=base, task=gone), "", None, "", messages=False)
+    said = make_framing(SimpleNamespace(base=base, task=gone, virtual=PLAIN), "", None, "", messages=False)
     assert "the run's data are not here" in said.said
     by_rows = TextConfig(path=task_of(CHAT, seq_len=256, packed=False, chat_template="zephyr").config.path)
-    found = make_framing(SimpleNamespace(base=base, task=by_rows), "", None, "", messages=False)
+    found = make_framing(SimpleNamespace(base=base, task=by_rows, virtual=PLAIN), "", None, "", messages=False)
     assert found.ids(Asked("1?")) == wanted
-    named = SimpleNamespace(base=base, task=TextConfig(path="hub:owner/name"))
+    named = SimpleNamespace(base=base, task=TextConfig(path="hub:owner/name"), virtual=PLAIN)
     for rows, wanted_said in ((CHAT, "a user's message"), (None, "the run's data are not here")):
         library = SimpleNamespace(load_dataset=lambda *_, rows=rows, **__: iter(rows))
         monkeypatch.setitem(sys.modules, "datasets", library)
         assert wanted_said in make_framing(named, "", None, "", messages=False).said
+    bare = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None, virtual=PLAIN)
     with pytest.raises(UserError, match="--chat_template=chatml, "):
-        make_framing(SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None), "", None, "", messages=True)
+        make_framing(bare, "", None, "", messages=True)
     assert "has no chat template" in no_template(BYTES)

@@ -233,6 +233,7 @@ def test_tokenizers_that_are_refused(subwords, tmp_path, changes, message):
 def test_texts_begin_as_the_file_says(helpers, untied, tmp_path):
     """Gemma and LLaMA begin every text with BOS; without it they write nonsense."""
     from experiments.generation.framing import make_framing
+    from lowrank_jax.tasks.framing import PLAIN
 
     def framing(adds, **more):
         def change(writer):
@@ -243,9 +244,8 @@ def test_texts_begin_as_the_file_says(helpers, untied, tmp_path):
             writer.add_bos_token_id(0)
             writer.add_add_bos_token(adds)
 
-        model = SimpleNamespace(
-            base=load_base(BaseConfig(str(helpers.gguf(untied, tmp_path / "toy.gguf", change=change)))), **more
-        )
+        base = load_base(BaseConfig(str(helpers.gguf(untied, tmp_path / "toy.gguf", change=change))))
+        model = SimpleNamespace(base=base, virtual=PLAIN, **more)
         return model.base.tokenizer, make_framing(model, "", None, "", messages=False)
 
     for adds in (True, False):

@@ -188,3 +188,26 @@ def test_batch_shards_are_not_gathered():
     text = compiled(16, 16, 33, 50, (rows, everywhere, rows, rows)).as_text()
     assert "all-reduce" in text  # the sum over devices
     assert not any(op in text for op in ("all-gather", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 6])
+def test_label_smoothing_equals_torch_in_value_and_gradient(chunk_tokens):
+    """(1 - e) nll + e mean over the vocabulary of -log p, as torch and LoRA's script have it."""
+    hidden, kernel, tokens, weights = draw()
+    theirs = [torch.tensor(np.asarray(x), requires_grad=True) for x in (hidden, kernel)]
+    losses = torch.nn.functional.cross_entropy(
+        (theirs[0] @ theirs[1])[:, :-1].reshape(-1, V), torch.tensor(np.asarray(tokens[:, 1:])).long().reshape(-1),
+        reduction="none", label_smoothing=0.1,
+    )  # fmt: skip
+    total = (losses * torch.tensor(np.asarray(weights[:, 1:])).reshape(-1)).sum()
+    total.backward()
+
+    def loss(hidden, kernel, smoothing):
+        given = (hidden, lambda h: h @ kernel, tokens, weights, chunk_tokens)
+        return chunked_next_token_loss(*given, smoothing=smoothing).loss
+
+    ours, gradients = jax.value_and_grad(loss, (0, 1))(hidden, kernel, 0.1)
+    np.testing.assert_allclose(ours, total.item(), rtol=1e-6)
+    for one, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(one, other.grad.numpy(), atol=3e-6)
+    assert abs(ours - loss(hidden, kernel, 0.0)) > 0.1

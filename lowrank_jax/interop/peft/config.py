@@ -23,6 +23,8 @@ LAYERS_TEMPLATE = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 CLASSIFIER = "classifier."  # the head of every encoder's ForSequenceClassification
 HEAD = "lm_head"  # the output layer of every decoder; where it is tied, no row of the key table
 ENCODERS = {"bert.": "Bert", "roberta.": "Roberta", "deberta.": "DebertaV2"}  # key prefix with a head: HF's name
+# PEFT's kinds of virtual tokens -> our method; `peft.prompts` reads them.
+PROMPT_METHODS: dict[str, Literal["preembed", "prefix"]] = {"PROMPT_TUNING": "preembed", "PREFIX_TUNING": "prefix"}
 # Fields that do not change a trained adapter's output, and those that are read below.
 KNOWN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
@@ -173,7 +175,10 @@ def parse_config(values: dict[str, Any], where: str) -> PeftConfig:
     """
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{where}: peft_type {kind!r} is not read; known: LORA (with use_rslora, use_dora, use_mora)")
+        raise UserError(
+            f"{where}: peft_type {kind!r} is not read; known: LORA (with use_rslora, use_dora, use_mora), "
+            f"{', '.join(PROMPT_METHODS)}"
+        )
     extra = [name for name, value in values.items() if name not in KNOWN and value not in (None, False, [], {}, ())]
     if extra:
         raise UserError(f"{where}: {', '.join(sorted(extra))} is not supported here; merge the adapter with PEFT first")

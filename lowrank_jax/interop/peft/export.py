@@ -92,7 +92,7 @@ def save_peft(
     if task is None:
         values["auto_mapping"] = {"base_model_class": hf_class, "parent_library": "transformers"}
     note = json.dumps({"fingerprint": fingerprint, "scales": scales})
-    return _write(Path(folder), tensors, values, note)
+    return write_folder(Path(folder), tensors, values, note)
 
 
 def _config_of(plan: Plan) -> AdapterConfig:
@@ -316,7 +316,18 @@ def _token_rows(flat, rows, token_rows: Mapping[str, Sequence[int]], tensors: Le
     return {names[path]: list(ids) for path, ids in token_rows.items()}
 
 
-def _write(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
+def write_folder(folder: Path, tensors: Leaf, values: dict[str, Any], note: str) -> Path:
+    """Writes tensors and config of an adapter; the config comes last.
+
+    Args:
+      folder: an adapter in it is replaced.
+      tensors: by PEFT's keys; written in float32.
+      values: of adapter_config.json.
+      note: the JSON that `files.read_note` reads.
+
+    Raises:
+      UserError: a value that is not finite, or the folder cannot be written.
+    """
     if bad := [key for key, value in tensors.items() if not np.isfinite(value).all()]:
         raise UserError(f"{bad[0]} is not finite; export an earlier checkpoint")
     part, text = folder / f".part-{WEIGHTS}", folder / f".part-{CONFIG}"

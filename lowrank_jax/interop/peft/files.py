@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,25 @@ def open_peft(folder: str | os.PathLike) -> PeftFiles:
     Raises:
       UserError: no adapter, several, a config that is not read here, or damaged weights.
     """
+    found, values, open_weights = read_config(folder)
+    config = parse_config(values, str(found / CONFIG))
+    reader = open_weights()
+    return PeftFiles(found, config, reader, read_note(reader))
+
+
+def read_config(folder: str | os.PathLike) -> tuple[Path, dict[str, Any], Callable[[], Reader]]:
+    """(the folder that has the adapter, its adapter_config.json, what opens its weights).
+
+    Raises:
+      UserError: no adapter, several, or no weights beside the config.
+    """
     found = find_peft(folder) or Path(folder)
     kinds = {name: kind_of(found / name) for name in (WEIGHTS, TORCH_WEIGHTS)}
     path = next((found / name for name, kind in kinds.items() if kind is not None), None)
     if path is None:
         raise UserError(f"{found} has no {WEIGHTS}; give the folder that PEFT's save_pretrained wrote")
-    config = parse_config(read_json(found / CONFIG), str(found / CONFIG))
-    reader = (SafetensorsReader if path.name == WEIGHTS else TorchReader)(path, [path])
-    return PeftFiles(found, config, reader, _note(reader))
+    kind = SafetensorsReader if path.name == WEIGHTS else TorchReader
+    return found, read_json(found / CONFIG), lambda: kind(path, [path])
 
 
 def some(names: Sequence[str]) -> str:
@@ -75,7 +86,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _note(reader: Reader) -> dict[str, Any]:
+def read_note(reader: Reader) -> dict[str, Any]:
+    """The record that our exports keep beside the weights, {} where PEFT wrote them.
+
+    Raises:
+      UserError: it is damaged.
+    """
     try:
         note = parse(reader.metadata.get(METADATA, "{}"), finite=True)
     except NotJson:

@@ -95,7 +95,7 @@ def load_peft(
     """
     files = open_peft(folder)
     folder, config, reader, note = files.folder, files.config, files.reader, files.note
-    _check_base(folder, config, note, base_names, fingerprint)
+    check_base(folder, config.base, note, base_names, fingerprint)
     rows = spelled(rows, reader, task_of(rows)[0] == "FEATURE_EXTRACTION")
     modules = hf_modules(rows, layers, tables=True)
     adapted = [module for module in modules.values() if is_adapted(files, rows, module)]
@@ -128,20 +128,31 @@ def load_peft(
     return PeftAdapter(plan, *trees, tuple(sorted(changed)), said, ids)
 
 
-def _check_base(folder, config: PeftConfig, note, base_names: Sequence[str], fingerprint: str | None) -> None:
+def check_base(
+    folder: Path, base: str, note: Mapping[str, Any], base_names: Sequence[str], fingerprint: str | None
+) -> None:
+    """Refuses an adapter of another base; the arguments are those of `load_peft`.
+
+    Args:
+      base: the name in its config.
+      note: the record of our exports.
+
+    Raises:
+      UserError: another fingerprint, or, where none is known, another repository's name.
+    """
     made = note.get("fingerprint")
     if made and fingerprint:
         if not same(str(made), fingerprint, f"the adapter in {folder}"):
             raise UserError(
-                f"the adapter in {folder} was made for the base {config.base!r} with other weights or another config "
+                f"the adapter in {folder} was made for the base {base!r} with other weights or another config "
                 f"({shown(str(made))})"
             )
         return
     # A path does not tell which base was in it.
     ours = {name.rpartition("/")[2].lower() for name in base_names if not Path(name).exists()}
-    local = not config.base or Path(config.base).is_absolute() or Path(config.base).exists()
-    if ours and not local and config.base.rpartition("/")[2].lower() not in ours:
-        raise UserError(f"the adapter in {folder} was made for {config.base}, not for {' or '.join(base_names)}")
+    local = not base or Path(base).is_absolute() or Path(base).exists()
+    if ours and not local and base.rpartition("/")[2].lower() not in ours:
+        raise UserError(f"the adapter in {folder} was made for {base}, not for {' or '.join(base_names)}")
 
 
 def is_adapted(files: PeftFiles, rows: Sequence[Row], module: HFModule) -> bool:

@@ -1,0 +1,26 @@
+"""Table 18 on SmolLM2-135M: E2E by LoRA's rank, and by MoRA's where its square fits the value projection (192 wide).
+
+    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py --together=3 \\
+        --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
+
+One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded), and
+alpha 32. LoRA's ranks can share a program, padded to the widest of it.
+"""
+
+from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
+
+RANKS = {"method=lora": (1, 2, 4, 8, 16, 32, 64, 128, 256), "method=mora": (1, 2, 4, 8, 16, 32)}
+
+
+def stages():
+    """[(stage, cells)]: the rates of both methods, then the ranks."""
+    full = [
+        dict(
+            arg=f"task=e2e,model={MODEL},{method},rank={rank},packed",
+            like=f"task=e2e,model={MODEL},{method},packed",
+            overrides={"optimizer.learning_rate": BEST, "seed": SEEDS[0]},
+        )
+        for method, ranks in RANKS.items()
+        for rank in ranks
+    ]
+    return [("rates", rates(grids={method: RATES[method] for method in RANKS})), ("full", full)]

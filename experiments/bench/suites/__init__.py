@@ -1,0 +1,1 @@
+"""Tables of speed: rows of experiments.bench compared with a peer, measured in separate processes."""

@@ -1,0 +1,1 @@
+"""LoRA's Table 2: GLUE."""

@@ -1,0 +1,168 @@
+"""Rows of LoRA's GPT tables from records: a row for each method and rank, a cell for each column, over seeds."""
+
+import copy
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.config.plain import content_hash
+from experiments.records.results import LOSSES, rate_of, stage_of
+from experiments.tables import style
+from experiments.tables.table import Row, ended, spread, state_of
+
+EXPERIMENTS = ("lora_nlg", "lora_mnli")
+MODEL = "smollm2-135m"  # unless another is asked for
+LORA_RANK = 4  # of Tables 3, 13 and 14
+METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # of those tables: rows, run or not
+NOT_RUN = ("not run",)  # the notes of such a row
+NO_VARIANT = ("", "sharing", "standard", "paper")  # labels of what a row is without saying so
+
+
+class Column(NamedTuple):
+    """One number of a row.
+
+    Attributes:
+      title: of the column.
+      score: the record's name of it, without the evaluation's: "bleu", "seen/bleu".
+      digits: behind the point.
+      scale: the printed number is the recorded one times it.
+      of: which of the row's runs have it; None: all.
+    """
+
+    title: str
+    score: str
+    digits: int = 1
+    scale: float = 1.0
+    of: Callable[[dict], bool] | None = None
+
+
+class Stat(NamedTuple):
+    """A mean over runs, its sample standard deviation (None of one run), and how many they are."""
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+    def text(self, digits: int) -> str:
+        """70.4+-0.1."""
+        shown = f"{self.mean:.{digits}f}"
+        return shown if self.deviation is None else f"{shown}+-{self.deviation:.{digits}f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class NlgRow(Row):
+    """One (method, rank, variant).
+
+    Attributes:
+      cells: title of a column -> its mean over seeds; a column without a number has none.
+      parameters: trainable scalars.
+      rate: of the runs.
+      seeds: runs that ended.
+      notes: what else there is to say: why it is empty, lost seeds, scores that could not be computed, parts of data.
+    """
+
+    cells: Mapping[str, Stat] = dataclasses.field(default_factory=dict)
+    parameters: int | None = None
+    rate: float | None = None
+    seeds: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def rows(
+    results: Sequence[dict],
+    model: str,
+    tasks: Sequence[str],
+    columns: Sequence[Column],
+    methods: Sequence[str],
+    keep: Callable[[dict], bool] = lambda labels: True,
+) -> list[NlgRow]:
+    """The rows on one base model, by method.
+
+    Args:
+      model: labels.model.
+      tasks: labels.task; several where columns are of different tasks.
+      methods: those that have a row, run or not.
+      keep: labels -> whether the table shows runs with them.
+    """
+    groups: dict[tuple[str, int | None, str], list[dict]] = {}
+    for result in results:
+        labels = result["labels"]
+        if (result.get("config") or {}).get("experiment") not in EXPERIMENTS or labels.get("model") != model:
+            continue
+        if stage_of(result) == "full" and labels.get("task") in tasks and keep(labels):
+            groups.setdefault(key_of(result), []).append(result)
+    missing = [(method, None, "") for method in methods if all(key[0] != method for key in groups)]
+    return [make_row(key, groups.get(key, []), columns) for key in sorted([*groups, *missing], key=_place)]
+
+
+def key_of(result: dict) -> tuple[str, int | None, str]:
+    """(method, rank, variant)."""
+    labels = result["labels"]
+    named = [labels.get(name) or "" for name in ("variant", "reading")]
+    return labels.get("method") or "?", labels.get("rank"), " ".join(word for word in named if word not in NO_VARIANT)
+
+
+def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Sequence[Column]) -> NlgRow:
+    """The row of one key: for each column the mean over the seeds of one setting."""
+    if not runs:
+        return NlgRow(*key, notes=NOT_RUN)
+    done = ended(runs)
+    if not done:
+        return NlgRow(*key, notes=tuple(sorted({state_of(run) for run in runs})))
+    cells, notes, counted = {}, [], []
+    for column in columns:
+        own = [run for run in done if column.of is None or column.of(run)]
+        own = [run for run in own if score_of(run, column.score) is not None]
+        if not own:
+            continue
+        chosen, left = _one_setting(own)
+        notes += [f"{column.title}: {left} runs of other settings left out"] if left else []
+        values = [score_of(run, column.score) * column.scale for run in chosen]  # pyright: ignore[reportOptionalOperand]
+        cells[column.title] = Stat(statistics.fmean(values), spread(values), len(values))
+        counted += chosen
+    lost = len(runs) - len(done)
+    notes += [f"and {lost} lost"] if lost else []
+    for run in done:
+        notes += [f"{name} {why}" for name, why in (run.get("missing") or {}).items()]
+        notes += run.get("notes") or [] if run.get("partial") else []
+    shown = counted or done
+    rates = {rate_of(run) for run in shown}
+    return NlgRow(
+        *key,
+        cells=cells,
+        parameters=(shown[0].get("parameters") or {}).get("trainable"),
+        rate=rates.pop() if len(rates) == 1 else None,
+        seeds=max((cell.runs for cell in cells.values()), default=0),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def score_of(run: dict, name: str) -> float | None:
+    """A run's score: of a loss the smallest over its evaluations, of others the last one; None without any."""
+    found = [
+        value
+        for evaluation in run.get("evaluations") or []
+        for key, value in evaluation.items()
+        if (key == name or key.endswith(f"/{name}")) and isinstance(value, int | float)
+    ]
+    if not found:
+        return None
+    return min(found) if name in LOSSES else found[-1]
+
+
+def _one_setting(runs: Sequence[dict]) -> tuple[list[dict], int]:
+    """The runs that differ in seeds alone, of several such groups the largest; and how many are left out."""
+    groups: dict[str, list[dict]] = {}
+    for run in runs:
+        bare: dict[str, Any] = copy.deepcopy(run["config"])
+        bare.pop("seed", None)
+        groups.setdefault(content_hash(bare), []).append(run)
+    # Of equals the first by name: a table must not depend on the order of files.
+    chosen = min(groups.values(), key=lambda group: (-len(group), min(run["name"] for run in group)))
+    return chosen, len(runs) - len(chosen)
+
+
+def _place(key: tuple[str, int | None, str]) -> tuple:
+    method, rank, variant = key
+    return style.ORDER.index(method) if method in style.ORDER else len(style.ORDER), rank or 0, variant

@@ -1,0 +1,57 @@
+"""Prints rows of LoRA's GPT tables: our lines with their captions, and the paper's lines as further parts."""
+
+from collections.abc import Iterable, Sequence
+
+from experiments.papers import nlg
+from experiments.records.text_table import number
+from experiments.tables.nlg.rows import NOT_RUN, Column, NlgRow
+from experiments.tables.table import Table, span
+
+MEAN = "Mean over seeds, +-: sample standard deviation; each run at the epoch with the smallest validation loss."
+
+
+def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Column], captions: Iterable[str]) -> Table:
+    """Our lines: method, trainable parameters, a cell for each column, rate, seeds."""
+    titles = [column.title for column in columns]
+    lines = [["method", "trainable", *titles, "rate", "seeds"]]
+    for row in rows:
+        scores = [row.cells[c.title].text(c.digits) if c.title in row.cells else "-" for c in columns]
+        rate = "-" if row.rate is None else f"{row.rate:g}"
+        lines.append([row.label, number(row.parameters, ",d"), *scores, rate, str(row.seeds) if row.seeds else "-"])
+    run = sorted({row.seeds for row in rows if row.seeds})
+    what = f"mean over {span(run)} seed(s)" if run else "nothing run yet"
+    return Table(f"{title}, {model}: {what}", tuple(lines), (*captions, *remarks(rows)), data=rows)
+
+
+def remarks(rows: Sequence[NlgRow]) -> list[str]:
+    """Captions of rows that have something to say, and of those that were not run."""
+    notes = [f"{row.label}: {'; '.join(row.notes)}." for row in rows if row.notes and row.notes != NOT_RUN]
+    empty = [row.label for row in rows if row.notes == NOT_RUN]
+    return [*notes, *([f"Not run: {', '.join(empty)}."] if empty else [])]
+
+
+def papers_part(
+    title: str, published: Sequence[nlg.Published], columns: Sequence[Column], model: str, captions: Iterable[str] = ()
+) -> tuple[Table, ...]:
+    """The paper's lines, a part for each of its models; our own model's first, where the paper has it."""
+    models = sorted(dict.fromkeys(row.model for row in published), key=lambda name: name != model)
+    parts = []
+    for name in models:
+        whose = "the same base model" if name == model else "ANOTHER base model"
+        lines = [["method", "trainable", *(column.title for column in columns)]]
+        lines += [_line(row, columns) for row in published if row.model == name]
+        notes = [*captions] if name == models[0] else []
+        notes += [] if name == model else [f"Not {model}: compare the order of the methods, not the numbers."]
+        if any(row.quoted for row in published if row.model == name):
+            notes.append("* quoted there from earlier work.")
+        parts.append(Table(f"The paper's {title}, {whose}, {name}", tuple(lines), tuple(notes)))
+    return tuple(parts)
+
+
+def _line(row: nlg.Published, columns: Sequence[Column]) -> list[str]:
+    spreads = row.spreads or (None,) * len(row.scores)
+    shown = [
+        f"{value:.{column.digits}f}" + ("" if deviation is None else f"+-{deviation:.{column.digits}f}")
+        for column, value, deviation in zip(columns, row.scores, spreads, strict=True)
+    ]
+    return [row.label, f"{row.millions:g}M", *shown]

@@ -1,0 +1,1 @@
+"""Times measured by the benchmarks: training steps, decoding, quantised bases."""

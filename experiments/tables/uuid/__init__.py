@@ -1,0 +1,1 @@
+"""MoRA's Table 2: UUID pairs."""

@@ -1,0 +1,61 @@
+"""The prefix families' equations: what a base computes at virtual tokens is replaced by trainable vectors.
+
+A virtual token is an id behind the base's own: V .. V + l_p - 1 stand before a prompt, the l_i after them between
+prompt and completion. It has a place in a row as any token has, hence a position, a key and a value.
+
+* preembed (PrefixEmbed; Hu et al., 5.1): the virtual tokens' embeddings are trained, d (l_p + l_i) parameters. Without
+  infix tokens it is prompt tuning (Lester et al., 2021; PEFT).
+* prelayer (PrefixLayer; Hu et al., 5.1): their states are trained before every layer, L d (l_p + l_i) parameters. Hu et
+  al. train "the activations after every Transformer layer" beside the embeddings, and count L of them: the embeddings
+  are the first, and the last layer's output stays the model's own. The completion's first token is predicted from it,
+  and a trained vector there would be the same for all prompts.
+* prefix (Li & Liang, 2021; PEFT's prefix tuning): their keys (before a rotation) and values are trained in every layer,
+  2 L d_kv l_p parameters. What else is computed at them, nothing reads: hence no infix token, from which a completion
+  would begin.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
+from lowrank_jax.core.types import Array, PRNGKey
+
+VECTORS = "vectors"  # name of the only leaf
+
+
+def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """A vector for each virtual token, [l_p + l_i, width]."""
+    prefix = spec.config.prefix
+    return {VECTORS: (prefix.tokens + prefix.infix, spec.d_out)}
+
+
+def init(key: PRNGKey, spec: AdapterSpec, table: Float[Array, "V d"] | None = None) -> dict[str, Array]:
+    """Rows of the base's table, drawn without repetition while there are enough; without a table N(0, init_std^2)."""
+    count, width = shapes(spec)[VECTORS]
+    if table is None:
+        return {VECTORS: spec.config.init_std * jax.random.normal(key, (count, width), jnp.float32)}
+    rows = jax.random.choice(key, len(table), (count,), replace=count > len(table))
+    return {VECTORS: jnp.asarray(table[rows], jnp.float32)}
+
+
+def from_table(spec: AdapterSpec) -> bool:
+    """Whether the vectors start as rows of the base's table."""
+    start = spec.config.prefix.init
+    return start == "vocabulary" or (start == "family" and spec.config.method in ("preembed", "prelayer"))
+
+
+def delta(leaf: Leaf, which: Int[Array, "*batch"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
+    """The vectors of virtual tokens by number, exactly; zero where `which` is -1.
+
+    A product with a one-hot matrix: the gradient of a gather would add up rows in an order that a GPU does not keep.
+    """
+    del spec
+    vectors = leaf[VECTORS]
+    return jnp.matmul(jax.nn.one_hot(which, len(vectors), dtype=vectors.dtype), vectors, precision="highest")
+
+
+PREEMBED = Family("preembed", shapes, init, delta, scaled=(), needs_kernel=from_table, place="tokens")
+PRELAYER = Family("prelayer", shapes, init, delta, scaled=(), needs_kernel=from_table, place="states")
+PREFIX = Family("prefix", shapes, init, delta, scaled=(), needs_kernel=from_table, place="projections")
+FAMILIES = (PREEMBED, PRELAYER, PREFIX)

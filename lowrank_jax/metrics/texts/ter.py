@@ -1,0 +1,56 @@
+"""TER, the edits and shifts that turn a text into a reference, by pyter in several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
+from lowrank_jax.metrics.texts.rows import Texts
+
+ROWS = 8  # fewest rows that are worth a process
+
+
+def ter(texts: Texts) -> float:
+    """Mean over the rows of the least TER of a row's references; an empty reference counts as 1.
+
+    Edits divided by the reference's words: 0 for the reference itself, and may exceed 1.
+
+    Raises:
+      ModuleNotFoundError: pyter3 is not installed.
+      ProgramFailed: a process ended early.
+    """
+    import pyter  # noqa: F401  (so that the processes have it too)
+
+    rows = list(zip(texts.predictions, texts.references, strict=True))
+    count = max(1, min(processors(), len(rows) // ROWS))
+    with ThreadPoolExecutor(count, "ter") as pool:
+        parts = list(pool.map(_in_process, [rows[i::count] for i in range(count)]))
+    return sum(sum(part) for part in parts) / len(rows)
+
+
+def _in_process(rows: list[tuple[str, list[str]]]) -> list[float]:
+    # This file as a program: a forked or spawned copy of the caller would have to import jax, or share its devices.
+    done = subprocess.run(
+        [sys.executable, "-P", __file__],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        input=json.dumps(rows),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ProgramFailed("TER", done.returncode, done.stderr)
+    return json.loads(done.stdout)
+
+
+def least(prediction: str, references: list[str]) -> float:
+    """The least TER of the references."""
+    import pyter
+
+    words, texts = prediction.split(), dict.fromkeys(references)  # a repeated one changes no least
+    return min(pyter.ter(words, text.split()) if text else 1.0 for text in texts)
+
+
+if __name__ == "__main__":
+    json.dump([least(*row) for row in json.load(sys.stdin)], sys.stdout)

@@ -1,0 +1,92 @@
+"""The weights of the best held-out loss so far, of each trial: kept beside the state, and in its checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowrank_jax.core.types import Array, Tree
+from lowrank_jax.train.state import TrainState
+
+LOSS = "loss"  # the metric that decides
+LAST, BEST = "last", "best"  # whose weights an evaluation reads
+
+
+def keeps_best(evals: Mapping[str, Any]) -> bool:
+    """Whether one of a config's `evals` reads the best weights."""
+    return any(entry.weights == BEST for entry in evals.values())
+
+
+class Best:
+    """The best trainable tree so far; at first the run's beginning, with an infinite loss.
+
+    Attributes:
+      trainable: as that of the state; of several trials stacked.
+      loss, steps: float32 and int32 [trials], the held-out loss and the updates of each trial's best weights.
+
+    Args:
+      state: whose leaves are copied, as a step donates them.
+      trials: how many; a run is one.
+    """
+
+    def __init__(self, state: TrainState, trials: int):
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
+        self._take = jax.jit(_take, donate_argnums=0, out_shardings=places)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
+        self.trainable: Tree = copy(state.trainable)
+        self.loss, self.steps = np.full(trials, np.inf, np.float32), np.zeros(trials, np.int32)
+
+    def see(self, state: TrainState, step: int, losses: Mapping[int, float]) -> None:
+        """Takes the weights of the trials whose loss is lower than any before.
+
+        Args:
+          state: now.
+          step: updates so far.
+          losses: trial -> held-out loss; trials that are not evaluated now are left out.
+        """
+        better = np.zeros(len(self.loss), bool)
+        for trial, loss in losses.items():
+            better[trial] = loss < self.loss[trial]  # a loss that is no number is not
+        if not better.any():
+            return
+        self.loss = np.where(better, [np.float32(losses.get(i, np.inf)) for i in range(len(better))], self.loss)
+        self.steps = np.where(better, np.int32(step), self.steps).astype(np.int32)
+        self.trainable = self._take(self.trainable, state.trainable, better if state.step.ndim else better[0])
+
+    def state(self, state: TrainState) -> TrainState:
+        """The state with the best weights in it."""
+        return state._replace(trainable=self.trainable)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"trainable": self.trainable, "loss": self.loss, "steps": self.steps}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes back what `saved` gave."""
+        self.trainable = saved["trainable"]
+        self.loss, self.steps = np.asarray(saved["loss"]), np.asarray(saved["steps"])
+
+    def record(self, trial: int) -> dict[str, float]:
+        """{"step", "loss"} of a trial's best weights."""
+        return {"step": int(self.steps[trial]), LOSS: float(self.loss[trial])}
+
+
+def abstract_best(trainable: Tree, trials: int) -> dict[str, Any]:
+    """The shapes of `Best.saved`, from those of the trainable tree."""
+    return {"trainable": trainable, "loss": np.zeros(trials, np.float32), "steps": np.zeros(trials, np.int32)}
+
+
+def _take(old: Tree, new: Tree, better: Array) -> Tree:
+    """`new` where a trial is better, [] or [trials], otherwise `old`."""
+
+    def chosen(before: Array, now: Array) -> Array:
+        return jnp.where(jnp.reshape(better, better.shape + (1,) * (now.ndim - better.ndim)), now, before)
+
+    return jax.tree.map(chosen, old, new)
+
+
+def losses_of(trials: Sequence[int], values: Sequence[Mapping[str, float]]) -> dict[int, float]:
+    """Trial -> its held-out loss."""
+    return {trial: values[trial][LOSS] for trial in trials}

@@ -1,0 +1,135 @@
+"""The tables of LoRA's GPT experiments over fabricated records, and the published numbers."""
+
+from types import SimpleNamespace
+
+from experiments.papers import gpt3, nlg
+from experiments.records import run_folder
+from experiments.tables import find
+from experiments.tables.nlg import lora_table18
+from experiments.tables.nlg.rows import score_of
+
+E2E = {"bleu_python": 68.0, "nist_python": 8.5, "nist": 8.4, "meteor": 45.0, "rouge_l": 70.0, "cider": 2.4}
+
+
+def record(task, method="lora", rank=4, seed=0, scores=(), losses=(1.5, 1.2, 1.3), status="finished", **more):
+    config = {
+        "experiment": more.pop("experiment", "lora_nlg"),
+        "seed": seed,
+        "labels": dict(method=method, rank=rank, model="smollm2-135m", task=task, stage="full")
+        | more.pop("labels", {}),
+        "base": {"name": "smollm2-135m"},
+        "adapter": {"method": method, "rank": rank, "targets": ["query", "value"]},
+        "task": {"name": "nlg", "task": task, **more.pop("data", {})},
+        "optimizer": {"learning_rate": more.pop("rate", 2e-4)},
+    }
+    evaluations = [{"step": 100 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+    evaluations[-1] |= {f"decoded/{name}": value for name, value in dict(scores).items()}
+    return run_folder.result_record(
+        run_folder.run_name(config), config, status, wall_seconds=9.0, train_seconds=8.0,
+        parameters={"trainable": 1_000 * (rank or 9), "frozen": 10**7}, evaluations=evaluations,
+        losses=[(300, 0.5)], environment={}, **more,
+    )  # fmt: skip
+
+
+def shown(name, results, model=None):
+    module = find([name])
+    return module.table(results, SimpleNamespace(model=model))
+
+
+def line_of(table, label):
+    (line,) = [line for line in table.lines if line[0] == label]
+    return dict(zip(table.lines[0], line, strict=True))
+
+
+def test_the_mean_over_seeds_beside_the_papers_rows():
+    runs = [
+        record("e2e", seed=seed, scores=E2E | {"bleu_python": bleu}) for seed, bleu in enumerate((67.0, 68.0, 70.0))
+    ]
+    runs += [
+        record("e2e", rank=8, scores=E2E),  # Table 18's
+        record("e2e", rate=1e-3, scores=E2E | {"bleu_python": 1.0}),  # of another setting, one seed
+        record("webnlg", "fft", None, scores=E2E),
+        record("e2e", "mora", scores={"bleu_python": 60.0}, missing={"meteor": "not computed: needs Java"}),
+        record("e2e", "fft", None, status="diverged", losses=(1.0,)),
+        record("e2e", "lora", labels={"stage": "rates"}, scores=E2E),
+    ]
+    table = shown("lora_table3", runs)
+    lora = line_of(table, "LoRA 4")
+    assert lora["BLEU"] == "68.3+-1.5"  # 68.33, 1.53
+    assert (lora["NIST"], lora["val. loss"], lora["rate"], lora["seeds"]) == (
+        "8.50+-0.00",
+        "1.200+-0.000",
+        "0.0002",
+        "3",
+    )
+    assert lora["trainable"] == "4,000"
+    mora = line_of(table, "MoRA 4")
+    assert (mora["BLEU"], mora["METEOR"], mora["seeds"]) == ("60.0", "-", "1")
+    text = table.text()
+    assert "LoRA 8" not in text
+    for words in (
+        "MoRA 4: meteor not computed: needs Java.",
+        "FFT: diverged at step 300.",
+        "BLEU: 1 runs of other settings left out",
+        "Not run: FT-Top2, Adapter-H, Adapter-L, PreLayer.",
+        "The paper's Table 3, ANOTHER base model, gpt2-medium",
+        "LoRA        0.35M      70.4+-0.1  8.85+-0.02  46.8+-0.2  71.8+-0.1  2.53+-0.02",
+    ):
+        assert words in text, words
+    assert "the same base model, gpt2-large" in shown("lora_table3", [], "gpt2-large").text().split("\n\n")[3]
+
+
+def test_webnlgs_splits_and_an_empty_dart():
+    scores = {f"{split}/{metric}": 10.0 * i for i, (metric, split) in enumerate(nlg.WEBNLG)}
+    webnlg = line_of(shown("lora_table14", [record("webnlg", scores=scores)]), "LoRA 4")
+    assert [webnlg[name] for name in ("BLEU unseen", "BLEU seen", "BLEU all", "TER all")] == [
+        "0.0",
+        "10.0",
+        "20.0",
+        "80.00",
+    ]
+    assert "dart-v1.1.1-full-train.json" in shown("lora_table13", []).text()
+    assert "full-train" not in shown("lora_table13", [record("dart", scores={"bleu": 40.0})]).text()
+
+
+def test_ranks_stand_beside_the_papers(tmp_path):
+    runs = [record("e2e", method, rank, scores=E2E) for method in ("lora", "mora") for rank in (1, 4)]
+    table = shown("lora_table18", runs)
+    first = dict(zip(table.lines[0], table.lines[1], strict=True))
+    assert (first["r"], first["BLEU, ours | paper"], first["METEOR, ours | paper"]) == (
+        "1",
+        "68.0 | 68.72",
+        "45.0 | 45.65",
+    )
+    assert [line[1] for line in table.lines[1:] if line[0] == "MoRA"] == ["1", "4"]
+    assert len([line for line in table.lines if line[0] == "LoRA"]) == len(nlg.TABLE18)
+    (path,) = lora_table18.figures(table, tmp_path)
+    assert path.stat().st_size > 5_000
+    assert not lora_table18.figures(shown("lora_table18", []), tmp_path)
+
+
+def test_gpt3s_columns_are_of_several_tasks():
+    runs = [record("wikisql", rank=8, scores={"logical_form": 50.0}), record("samsum", rank=8, scores={"rouge1": 40.0})]
+    runs += [record("mnli", rank=8, scores={"matched": 0.8}, experiment="lora_mnli")]
+    few = [
+        record("mnli", rank=8, scores={"matched": 0.6}, data={"train_examples": 100}, experiment="lora_mnli", seed=1)
+    ]
+    line = line_of(shown("lora_table4", runs + few), "LoRA 8")
+    assert [line[name] for name in ("WikiSQL", "MNLI-m", "SAMSum R1", "SAMSum R2")] == ["50.0", "80.0", "40.0", "-"]
+    line = line_of(shown("lora_table16", runs + few), "LoRA 8")
+    assert [line[name] for name in ("100", "1,000", "10,000", "all")] == ["60.0", "-", "-", "80.0"]
+
+
+def test_published_rows_have_a_number_a_column():
+    for rows, columns in ((nlg.TABLE3, nlg.E2E), (nlg.TABLE13, nlg.DART), (nlg.TABLE14, nlg.WEBNLG)):
+        for row in rows:
+            assert len(row.scores) == len(columns) == len(row.spreads or columns), row
+    assert {len(scores) for scores in nlg.TABLE18.values()} == {len(nlg.RANKS)}
+    assert {len(row.scores) for row in gpt3.TABLE4} == {len(gpt3.COLUMNS)}
+    assert {len(row.scores) for row in gpt3.TABLE15} == {2}
+    assert {len(scores) for scores in gpt3.TABLE16.values()} == {len(gpt3.FEW)}
+
+
+def test_a_loss_is_the_smallest_and_a_score_the_last():
+    run = {"evaluations": [{"loss": 2.0, "bleu": 1.0}, {"loss": 3.0, "x/bleu": 0.5, "bleu_other": 9.0}]}
+    assert (score_of(run, "loss"), score_of(run, "bleu"), score_of(run, "nist")) == (2.0, 0.5, None)
