@@ -21,8 +21,8 @@ same kind. Hyperparameters are in configs/hyperparameters/nlg.py.
 
 Protocol: the loss (label smoothing in training only) is on a text and its end token; after each epoch the held-out
 loss; at the end the weights of the best epoch decode the test inputs (WikiSQL: dev, as in Table 4) by ten beams. All
-texts are in the run's decoded.jsonl. `decode=false` leaves decoding out; `packed` puts several rows into an example, so
-that `batch` counts examples of about 512 tokens.
+texts are in the run's decoded.jsonl. `decode=false` leaves decoding out. `packed` puts several rows into an example of
+about 512 tokens (SmolLM2's rows of E2E have 56 on average, the longest 135), of which a batch then has an eighth.
 
 Methods: fft, ft-top2 (the last two layers), bitfit (GPT-2 and GPT-3: the other bases have no biases), adapter-l and
 adapter-h (Lin's and Houlsby's; a size by rank=), lora, mora at equal parameters, and the prefix methods preembed,
@@ -129,15 +129,15 @@ def hyperparameters(choice) -> dict:
         if model not in GPT2 or method not in ("lora", "mora"):
             found["rate"] = tables.OWN_RATES[method]
     if method in PREFIXES:
-        found["tokens"], found["infix"] = tables.VIRTUAL[method]
+        found["tokens"], found["infix"] = tables.OWN_VIRTUAL.get((model, method), tables.VIRTUAL[method])
     found["rank"] = choice.rank or tables.RANKS.get((model, method), found["rank"])
+    if choice.packed:
+        found["batch"] = max(1, found["batch"] // tables.PACKED)
     given = {"epochs": choice.epochs or None, "batch": choice.batch or None}
     if method in PREFIXES:
         given |= {"tokens": choice.prefix, "infix": choice.infix}
     elif choice.prefix is not None or choice.infix is not None:
-        raise UserError(
-            f"method={method} has no virtual tokens; leave prefix and infix out, or take {', '.join(PREFIXES)}"
-        )
+        raise UserError(f"method={method} has no virtual tokens; leave prefix and infix out")
     return found | {name: value for name, value in given.items() if value is not None}
 
 

@@ -15,7 +15,9 @@ METHODS = ("method=fft", "method=lora", "method=mora")
 def stages():
     """[(stage, cells)]: the rates, then the rows of the table."""
     full = [
-        dict(arg=f"task=e2e,model={MODEL},{method}", overrides={"optimizer.learning_rate": BEST, "seed": SEEDS[0]})
+        dict(
+            arg=f"task=e2e,model={MODEL},{method},packed", overrides={"optimizer.learning_rate": BEST, "seed": SEEDS[0]}
+        )
         for method in METHODS
     ]
     return [("rates", rates(MODEL, {method: RATES[method] for method in METHODS})), ("full", full)]

@@ -16,8 +16,8 @@ def stages():
     """[(stage, cells)]: the rates of both methods, then the ranks."""
     full = [
         dict(
-            arg=f"task=e2e,model={MODEL},{method},rank={rank}",
-            like=f"task=e2e,model={MODEL},{method}",
+            arg=f"task=e2e,model={MODEL},{method},rank={rank},packed",
+            like=f"task=e2e,model={MODEL},{method},packed",
             overrides={"optimizer.learning_rate": BEST, "seed": SEEDS[0]},
         )
         for method, ranks in RANKS.items()

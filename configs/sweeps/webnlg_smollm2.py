@@ -1,4 +1,4 @@
-"""Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, full fine-tuning and Adapter-L, at E2E's rates, three seeds.
+"""Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, full fine-tuning, Adapter-L and PreLayer, at E2E's rates, three seeds.
 
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/webnlg_smollm2.py --together=3 \\
         --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
@@ -9,15 +9,15 @@ trials are skipped where --results has them. reading=code: the script's ten cate
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
 
-METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l")
+METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer")
 
 
 def stages():
     """[(stage, cells)]: E2E's rates of these methods, then WebNLG's rows."""
     full = [
         dict(
-            arg=f"task=webnlg,model={MODEL},{method},reading=code",
-            like=f"task=e2e,model={MODEL},{method}",
+            arg=f"task=webnlg,model={MODEL},{method},reading=code,packed",
+            like=f"task=e2e,model={MODEL},{method},packed",
             overrides={"optimizer.learning_rate": BEST, "seed": seed},
         )
         for method in METHODS

@@ -1,4 +1,4 @@
-"""Where the papers and their official code disagree, and our reading: MoRA, LoRA on GLUE and GPT, prefix methods."""
+"""Where papers and official code disagree, and which reading we take: MoRA; LoRA on GLUE and GPT, with prefixes."""
 
 from typing import Any, NamedTuple
 

@@ -86,6 +86,12 @@ class NlgConfig:
 class NlgTask:
     """The task over one tokenizer; reads, checks and encodes every row at the start.
 
+    Args:
+      config: which data set, and how its rows become examples.
+      tokenizer: of the base.
+      positions: the most tokens of a row that the base can read; None for no such limit.
+      framing: the virtual tokens of a prefix method. They count among a row's tokens.
+
     Attributes:
       seq_len: tokens of an example, from the config or the data.
       longest: tokens of the longest row; of all rows, if packed.
@@ -101,7 +107,7 @@ class NlgTask:
     of_texts = False
 
     def __init__(self, config: NlgConfig, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN):
-        self.config, self.tokenizer, self.spec, self.framing = config, tokenizer, NLG[config.task], framing
+        self.config, self.tokenizer, self.spec = config, tokenizer, NLG[config.task]
         self.notes: tuple[str, ...] = ()
         self.missing: dict[str, str] = {}
         self.contents: dict[str, str] = {}

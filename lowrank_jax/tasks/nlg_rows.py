@@ -33,7 +33,7 @@ class NlgEncoder:
       tokenizer: of the base.
       separator: name of the special token that ends a text, and that stands after the input where `spec.separated`; ""
         is the tokenizer's EOS (50256 of GPT-2; of other bases their own).
-      framing: the virtual tokens of a prefix method; the infix stands right before the text.
+      framing: the virtual tokens of a prefix method: before the input, and right before the text.
 
     Attributes:
       end: its id.

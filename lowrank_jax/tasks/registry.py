@@ -18,7 +18,6 @@ TASKS = {
     "nlg": (NlgConfig, NlgTask),
 }
 SIZED = (TextTask, NlgTask)  # they take their length from the data, up to the base's positions
-
 FRAMED = (TextTask, UuidTask, NlgTask)  # tasks whose rows take virtual tokens
 
 

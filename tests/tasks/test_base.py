@@ -6,6 +6,7 @@ import pytest
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.tasks.base import GenerationTask, LabelTask, LikelihoodTask, Task, make_features, pad_id, round_up
 from lowrank_jax.tasks.glue import GlueConfig
+from lowrank_jax.tasks.nlg import NlgConfig
 from lowrank_jax.tasks.registry import TASKS, build_task, task_config
 from lowrank_jax.tasks.text import TextConfig
 from lowrank_jax.tasks.uuid import UuidConfig
@@ -46,12 +47,13 @@ def serves(task, protocol):
     return isinstance(task, protocol)
 
 
-def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue):
+def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue, tiny_nlg):
     (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n')
     configs = {
         "uuid": UuidConfig(pairs=2),
         "text": TextConfig(path=str(tmp_path / "a.jsonl"), seq_len=8),
         "glue": GlueConfig(data_dir=str(tiny_glue), allow_partial=True),
+        "nlg": NlgConfig(data_dir=str(tiny_nlg), allow_partial=True),
     }
     assert set(configs) == set(TASKS)
     for name, config in configs.items():
@@ -59,8 +61,8 @@ def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue):
         assert serves(task, Task)
         assert task.name == name
         assert task_config(name) is type(config)
-        assert serves(task, GenerationTask) == (name == "uuid")
-        assert serves(task, LikelihoodTask) == (name == "text")
+        assert serves(task, GenerationTask) == (name in ("uuid", "nlg"))
+        assert serves(task, LikelihoodTask) == (name in ("text", "nlg"))
         assert serves(task, LabelTask) == (name == "glue")
         made = task.features(task.train_source()[0])
         if name == "glue":
