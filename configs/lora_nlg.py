@@ -26,8 +26,8 @@ about 512 tokens (SmolLM2's rows of E2E have 56 on average, the longest 135), of
 
 Methods: fft, ft-top2 (the last two layers), bitfit (GPT-2 and GPT-3: the other bases have no biases), adapter-l and
 adapter-h (Lin's and Houlsby's; a size by rank=), lora, mora at equal parameters, and the prefix methods preembed,
-prelayer, lora+pe and lora+pl (prefix= and infix= say how many virtual tokens; they come on top of GPT-3's lengths of
-rows). rank=4 is LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o takes Table 5's and 6's matrices.
+prelayer, lora+pe and lora+pl (appendix E), with prefix= tokens before the input and infix= before the text. rank=4 is
+LoRA's r on GPT-2 and on our bases, 8 on GPT-3; targets=q+k+v+o takes Table 5's and 6's matrices.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 11 as printed, reading=code the command of
 the official README: length penalty 0.8 on E2E, where the table has 0.9. Of WebNLG's categories the paper counts 9 as
@@ -48,12 +48,11 @@ MODELS = {
     "gemma3-270m": "gemma3-270m",
     "pico-llama": "pico-llama",
 }
+GPT3_POSITIONS = 2_048
 GPT2, GPT3 = ("gpt2-medium", "gpt2-large"), ("gpt3-175b",)
 FAMILIES = {"lora": "lora", "mora": "mora", "adapter-l": "lin", "adapter-h": "houlsby"}  # method -> adapter.method
 RULES = {"fft": "full", "ft-top2": "ft-top2", "bitfit": "bitfit"}  # method -> trainable
-# method -> the prefix method, alone or beside LoRA
 PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed", "lora+pl": "prelayer"}
-GPT3_POSITIONS = 2_048
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
 # Positions whose logits exist at a time: of large vocabularies and long rows.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
@@ -83,6 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         decode=True,
         partial=False,
     )
+    _sizes(choice)
     numbers = hyperparameters(choice)
     config = ConfigDict()
     config.experiment = "lora_nlg"
@@ -93,7 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.trainable = RULES.get(choice.method, "adapters")
     config.adapter = _adapter(choice, numbers)
     if choice.method in ("lora+pe", "lora+pl"):
-        config.adapters = [_virtual(choice, numbers)]
+        config.adapters = (_virtual(choice),)
     config.task = _task(choice, numbers)
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"], **tables.ADAM}
     config.schedule = {"kind": "linear"}
@@ -128,34 +128,27 @@ def hyperparameters(choice) -> dict:
         found = tables.at_task(table, choice.task)
         if model not in GPT2 or method not in ("lora", "mora"):
             found["rate"] = tables.OWN_RATES[method]
-    if method in PREFIXES:
-        found["tokens"], found["infix"] = tables.OWN_VIRTUAL.get((model, method), tables.VIRTUAL[method])
     found["rank"] = choice.rank or tables.RANKS.get((model, method), found["rank"])
     if choice.packed:
         found["batch"] = max(1, found["batch"] // tables.PACKED)
-    given = {"epochs": choice.epochs or None, "batch": choice.batch or None}
-    if method in PREFIXES:
-        given |= {"tokens": choice.prefix, "infix": choice.infix}
-    elif choice.prefix is not None or choice.infix is not None:
-        raise UserError(f"method={method} has no virtual tokens; leave prefix and infix out")
-    return found | {name: value for name, value in given.items() if value is not None}
+    given = {"epochs": choice.epochs, "batch": choice.batch}
+    return found | {name: value for name, value in given.items() if value}
 
 
 def _adapter(choice, numbers: dict) -> dict:
     method = choice.method
     if method in ("preembed", "prelayer"):
-        return _virtual(choice, numbers)
-    method = method.partition("+")[0]  # lora of lora+pe
+        return _virtual(choice)
     if method == "bitfit" and choice.model not in GPT2 + GPT3:
         raise UserError(f"method=bitfit trains biases, and {choice.model} has none; take gpt2-medium or gpt2-large")
-    if method not in FAMILIES:
+    if method in RULES:
         return {"method": "none"}
     section = {
-        "method": FAMILIES[method],
+        "method": FAMILIES.get(method, "lora"),  # of lora+pe and lora+pl
         "rank": numbers["rank"],
         "alpha": numbers.get("alpha", 1.0 * numbers["rank"]),
     }
-    if method in ("lora", "mora"):
+    if method not in ("adapter-l", "adapter-h"):  # bottlenecks have places of their own
         section["targets"] = tuple(LETTERS.get(name, name) for name in choice.targets.split("+"))
         section["dropout"] = numbers["dropout"]
     if method == "mora":
@@ -163,16 +156,37 @@ def _adapter(choice, numbers: dict) -> dict:
     return section
 
 
-def _virtual(choice, numbers: dict) -> dict:
-    """The prefix method's section of adapters."""
-    return {"method": PREFIXES[choice.method], "prefix": {"tokens": numbers["tokens"], "infix": numbers["infix"]}}
+def _virtual(choice) -> dict:
+    """The section of a prefix method."""
+    tokens, infix = _sizes(choice)
+    return {"method": PREFIXES[choice.method], "prefix": {"tokens": tokens, "infix": infix}}
+
+
+def _sizes(choice) -> tuple[int, int]:
+    """Prefix and infix tokens of a row; none of methods without.
+
+    Raises:
+      UserError: they are given for such a method.
+    """
+    given = (choice.prefix, choice.infix)
+    if choice.method not in PREFIXES:
+        if given != (None, None):
+            methods = ", ".join(PREFIXES)
+            raise UserError(
+                f"method={choice.method} has no virtual tokens; leave prefix and infix out, or take {methods}"
+            )
+        return 0, 0
+    sizes = (tables.GPT3_PREFIX if choice.model in GPT3 else tables.PREFIX)[choice.method]
+    sizes = tables.OWN_PREFIX.get((choice.model, choice.method), sizes)
+    tokens, infix = (size if one is None else one for size, one in zip(sizes, given, strict=True))
+    return tokens, infix
 
 
 def _task(choice, numbers: dict) -> dict:
     section = {"name": "nlg", "task": choice.task, "packed": choice.packed, "allow_partial": choice.partial}
     length = choice.seq_len or (tables.GPT3_LENGTHS.get(choice.task, 0) if choice.model in GPT3 else 0)
     if length and not choice.seq_len:  # the paper's lengths are those of texts
-        length = min(length + numbers.get("tokens", 0) + numbers.get("infix", 0), GPT3_POSITIONS)
+        length = min(length + sum(_sizes(choice)), GPT3_POSITIONS)
     section["seq_len"] = length
     # Rows of SAMSum and of WikiSQL's widest tables may be longer than what a model reads; pico-llama reads 512 bytes.
     section["truncate"] = choice.task in ("wikisql", "samsum") or choice.model == "pico-llama"

@@ -61,12 +61,12 @@ COUNTS = {
     "model=gpt3-175b,method=adapter-h,rank=1": 7_078_080,  # 7.1M
     "model=gpt3-175b,method=adapter-h": 40_109_568,  # 40.1M
     "model=gpt3-175b,method=bitfit": (11 * 96 + 1) * 12_288,  # 14.2M would be 12 d a layer
-    "model=gpt2-medium,method=prelayer": 393_216,  # 0.35M
     "model=gpt3-175b,method=preembed": 3_244_032,  # 3.2M
-    "model=gpt3-175b,method=prelayer": 18_874_368,  # 20.2M, which is 7% above the formula
-    "model=gpt3-175b,method=prelayer,prefix=8,infix=0": 9_437_184,  # 10.1M
-    "model=gpt3-175b,method=lora+pe,rank=32": 151_142_400,  # 151.1M
-    "model=gpt3-175b,method=lora+pl": 51_904_512,  # 52.8M
+    "model=gpt3-175b,method=prelayer": 18_874_368,  # 20.2M, above the formula
+    "model=gpt3-175b,method=lora+pe": 37_748_736 + 147_456,  # 37.8M
+    "model=gpt3-175b,method=lora+pl": 37_748_736 + 14_155_776,  # 52.8M
+    "model=gpt2-medium,method=prelayer": 393_216,  # 0.35M, as LoRA
+    "model=smollm2-135m,method=prelayer,prefix=8,infix=5": 224_640,
     "model=smollm2-135m,method=lora": 230_400,
     "model=smollm2-135m,method=mora": 229_470,
     "model=smollm2-135m,method=adapter-l": 224_790,
@@ -143,12 +143,18 @@ def test_readings_lengths_and_options():
     assert [unpacked(f"task=webnlg,reading={name}").task.seen for name in ("paper", "code")] == ["paper", "code"]
     assert unpacked("task=wikisql,model=gpt3-175b").task.seq_len == 384
     assert unpacked("task=samsum,model=gpt3-175b").task.seq_len == 2048
-    with_tokens = [unpacked(f"task={task},model=gpt3-175b,method=preembed") for task in ("wikisql", "samsum")]
-    assert [config.task.seq_len for config in with_tokens] == [384 + 264, 2048]  # and no more than there are positions
-    assert [config.labels["variant"] for config in with_tokens] == ["p256i8"] * 2
     assert unpacked("task=wikisql").evals["decode"].no_repeat_ngram == 0
     assert unpacked("task=e2e").evals["decode"].no_repeat_ngram == 4
     assert unpacked("decode=false").evals == {}
+    beside = unpacked("method=lora+pe,infix=0")
+    assert (beside.labels["method"], beside.adapter.method, beside.adapters[0].method) == (
+        "lora+pe",
+        "lora",
+        "preembed",
+    )
+    assert unpacked("task=samsum,model=gpt3-175b,method=prelayer").task.seq_len == 2048  # its positions
+    assert unpacked("task=wikisql,model=gpt3-175b,method=prelayer").task.seq_len == 384 + 16
+    assert (beside.adapters[0].prefix.tokens, beside.adapters[0].prefix.infix) == (8, 0)
     config = unpacked("data_dir=some/folder,train_examples=9,packed,epochs=2,batch=3,seed=7,partial,targets=q+o")
     assert (config.task.data_dir, config.task.train_examples, config.task.packed) == ("some/folder", 9, True)
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 3, 7)
@@ -160,11 +166,10 @@ def test_readings_lengths_and_options():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("method=lora,prefix=8", "method=lora has no virtual tokens; leave prefix and infix out"),
-        ("method=preembed,prefix=0,infix=0", "no virtual token for preembed"),
         ("method=adapter", "allowed: lora, mora"),
         ("task=e2", "allowed: e2e, webnlg"),
         ("model=gpt2", "allowed: gpt2-medium"),
+        ("method=mora,infix=4", "method=mora has no virtual tokens"),
     ],
 )
 def test_what_is_refused(arg, message):

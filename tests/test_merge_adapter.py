@@ -145,16 +145,15 @@ def test_shards_in_bfloat16_and_their_drift(script, base, adapter, tmp_path):
     assert gap == pytest.approx(drift, rel=1.5)
 
 
-def test_as_a_command(base, tmp_path):
-    run = lambda *arguments: subprocess.run(  # noqa: E731
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    helped = run("--help")
+def test_as_a_command(script, base, tmp_path, monkeypatch, capsys):
+    helped = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert helped.returncode == 0
     assert "--shard_size" in helped.stdout
-    failed = run("--base", base.name, "--adapter", "nowhere", "--to", "out")
-    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
-    assert "error: nowhere has neither adapter.json (ours) nor adapter_config.json (PEFT's)" in failed.stderr
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["--base", base.name, "--adapter", "nowhere", "--to", "out"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "error: nowhere has neither adapter.json (ours) nor adapter_config.json (PEFT's)" in said
 
 
 def on_a_terminal(arguments, cwd):
@@ -173,18 +172,18 @@ def on_a_terminal(arguments, cwd):
     return process.returncode, printed.decode(), shown.decode()
 
 
-def test_bars_on_a_terminal_alone(base, adapter, tmp_path):
-    arguments = ["--base", base.name, "--adapter", adapter("lora")[0], "--shard_size", "20KB"]
+def test_bars_on_a_terminal_alone(script, base, adapter, tmp_path, capsys):
+    arguments = ["--base", base.name, "--adapter", str(adapter("lora")[0]), "--shard_size", "20KB"]
     status, printed, shown = on_a_terminal([*arguments, "--to", tmp_path / "out"], tmp_path)
     assert status == 0
     for what, unit in (("reading", "values"), ("merging", "kernels"), ("writing", "values")):
         assert re.search(rf"{what}: .*{unit}", shown), what
     assert re.search(r"reading: +\d+%.*values/s", shown)  # the longest; a shorter one may end before its next drawing
     assert "reading" not in printed
-    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--to", str(tmp_path / "quiet")]
-    quiet = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert quiet.stderr == ""
-    assert "[4/4" in quiet.stdout
+    assert script.main([*arguments, "--to", str(tmp_path / "quiet")]) == 0
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    assert "[4/4" in quiet.out
 
 
 def test_reports_end_where_they_said(base, tmp_path):

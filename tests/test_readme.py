@@ -115,9 +115,9 @@ def test_tables_are_named():
     assert sum(page.count("<!-- table: ") for page in DOCS.values()) == len(TABLES)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_are_those_of_the_recorded_results(name):
-    words, text = TABLES[name]
+def test_the_program_prints_what_stands_between_the_markers():
+    """Of one table; tests/experiments/test_documents.py makes all of them, in one process."""
+    words, text = next(iter(TABLES.values()))
     command = [sys.executable, "-m", "experiments.tables", *shlex.split(words), "--format=markdown"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,6 +5,7 @@ python -m experiments.bench --config=configs/lora_glue.py:task=mrpc --seq_len=96
 python -m experiments.bench --suite=h100 --peer=peer_peft.py    # configs/suites/h100.py, with a peer's script
 python -m experiments.bench --suite=h100 --table                # print the recorded table, run nothing
 python -m experiments.bench --suite=h100 --join=a.json,b.json   # of two processes, a card and --results each
+python -m experiments.bench --latency    # LoRA's Table 1 on GPT-2 medium's shape; --latency --map for its Fig. 5
 """
 
 import json
@@ -12,6 +13,7 @@ import json
 from absl import flags
 
 from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices
+from lowrank_jax.core.errors import UserError
 
 define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
@@ -22,17 +24,27 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("trace", None, "Folder for a profile of three more steps.")
 flags.DEFINE_string("suite", None, "Measure the rows of configs/suites/NAME.py, or of a FILE.py, and no --config.")
-flags.DEFINE_string("results", None, "Of a suite: its record; by default experiments/results/speed/NAME_suite.json.")
+flags.DEFINE_bool(
+    "latency", False, "Measure forward passes, of a base and with adapters, merged or not: LoRA's Table 1."
+)
+flags.DEFINE_bool("map", False, "Of --latency: Fig. 5's slow-down by batch, length and bottleneck instead.")
+flags.DEFINE_list("cells", None, "Of --latency: batch x tokens x parameters or rank, e.g. 32x512x0.5M,1x128x100.")
+flags.DEFINE_integer("passes", 100, "Of --latency: timed forward passes of each variant.", lower_bound=2)
+flags.DEFINE_string(
+    "results",
+    None,
+    "Of a suite, or of --latency: its record; by default experiments/results/speed/NAME_suite.json, or latency.jsonl.",
+)
 flags.DEFINE_string("peer", None, "Of a suite: the peer's script, whose last line is a JSON record.")
 flags.DEFINE_string("only", None, "Of a suite: rows whose name matches this regular expression.")
 flags.DEFINE_integer("repeats", 3, "Of a suite: processes of each row; the table has their medians.", lower_bound=1)
 flags.DEFINE_integer("seconds", None, "Of a suite: time after which no further process is started.", lower_bound=1)
-flags.DEFINE_bool("again", False, "Of a suite: measure the chosen rows again instead of resuming.")
+flags.DEFINE_bool("again", False, "Of a suite, or of --latency: measure the chosen rows again instead of resuming.")
 flags.DEFINE_list(
     "join", None, "Of a suite: records of other processes, one a card, to add to --results; runs nothing."
 )
-flags.DEFINE_bool("table", False, "Of a suite: print the recorded table, and run nothing.")
-flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite: how the table is printed.")
+flags.DEFINE_bool("table", False, "Of a suite, or of --latency: print the recorded table, and run nothing.")
+flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite, or of --latency: how the table is printed.")
 FLAGS = flags.FLAGS
 
 
@@ -44,6 +56,13 @@ def main(_) -> None:
 
         suite_main(FLAGS)
         return
+    if FLAGS.latency:
+        from experiments.bench.latency.measure import base_of, latency_main
+
+        latency_main(FLAGS, *(load_config() if "config" in FLAGS else base_of()))
+        return
+    if FLAGS.map or FLAGS.cells:
+        raise UserError(f"--{'map' if FLAGS.map else 'cells'} is a flag of --latency; add it")
     config, _plain = load_config()
     start_devices()
     from experiments.bench.training.step import measure

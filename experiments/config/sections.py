@@ -25,6 +25,7 @@ TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
     "glue": "lowrank_jax.tasks.glue:GlueConfig",
+    "mnli": "lowrank_jax.tasks.mnli:MnliConfig",
     "nlg": "lowrank_jax.tasks.nlg:NlgConfig",
 }
 

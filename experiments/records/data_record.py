@@ -53,7 +53,11 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
     if task.get("name") == "text":
         yield from _text(task)
     elif task.get("name") == "glue":
-        yield from _glue(task)
+        yield from _glue(task.get("task", "cola"), task.get("data_dir"))
+    elif task.get("name") == "mnli":
+        from lowrank_jax.tasks.mnli import TASK, splits_of
+
+        yield from _glue(TASK, task.get("data_dir"), splits_of(task.get("dev", "matched")))
     elif task.get("name") == "nlg":
         yield from _nlg(task)
     if adapter := (plain.get("start") or {}).get("adapter"):
@@ -183,12 +187,12 @@ def _text(task: Mapping[str, Any]) -> Iterator[Source]:
                 yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
 
 
-def _glue(task: Mapping[str, Any]) -> Iterator[Source]:
+def _glue(name: str, folder: str | None, splits: Sequence[str] | None = None) -> Iterator[Source]:
+    """The files of a GLUE data set; `splits` are those that are read, None: all."""
     from lowrank_jax.data.builders.glue.source import load_glue, split_files
     from lowrank_jax.data.builders.glue.specs import GLUE
 
-    name, folder = task.get("task", "cola"), task.get("data_dir")
-    for split in GLUE[name].splits if name in GLUE else ():
+    for split in splits or (GLUE[name].splits if name in GLUE else ()):
         files = tuple(split_files(name, split, folder))
         if files:
 

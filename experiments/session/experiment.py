@@ -36,7 +36,7 @@ from lowrank_jax.train.best import BEST, LAST
 from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
-LIKELIHOOD = "likelihood"  # the type of an evaluation by held-out loss
+DECIDING = ("likelihood", "choices")  # the types of evaluations with a held-out loss, by which weights are best
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
@@ -289,7 +289,7 @@ class Experiment:
         made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}
         return _deciding(
             [
-                Evaluator(name, due, *made[kind], weights=weights, decides=kind[0] == LIKELIHOOD and weights == LAST)
+                Evaluator(name, due, *made[kind], weights=weights, decides=kind[0] in DECIDING and weights == LAST)
                 for name, kind, due, weights in found
                 if kind in made
             ]

@@ -20,6 +20,7 @@ TABLES = {
     "lora_table18": "experiments.tables.nlg.lora_table18",
     "speed": "experiments.tables.speed.suite",
     "decoding": "experiments.tables.speed.decoding",
+    "latency": "experiments.tables.speed.latency",
     "quantized": "experiments.tables.speed.quantized",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",

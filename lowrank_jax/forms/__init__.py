@@ -1,1 +1,1 @@
-"""Forms, the kinds of tasks (`next_token`, `label`): each gives batch shapes, objective, stream and evaluations."""
+"""Forms, the kinds of tasks (`next_token`, `label`, `choice`): batch shapes, objective, stream and evaluations."""

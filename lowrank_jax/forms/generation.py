@@ -12,7 +12,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Decoded
 from lowrank_jax.data.prompts import Asked, read_prompts
-from lowrank_jax.decoding.beam import Beams
+from lowrank_jax.decoding.beam import STEEPEST, Beams
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.decoding.loop import Limits
@@ -47,7 +47,7 @@ class GenerationOptions:
     """
 
     beams: Annotated[int, Range(least=0)] = 0
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Range(least=-STEEPEST, most=STEEPEST)] = 1.0
     no_repeat_ngram: Annotated[int, Range(least=0)] = 0
     max_new_tokens: Annotated[int, Range(least=0)] = 0
     batch: Annotated[int, Range(least=0)] = 0
@@ -55,8 +55,7 @@ class GenerationOptions:
 
     def __post_init__(self):
         check_ranges(self, "evals")
-        beams = Beams(self.beams or 1, self.length_penalty)  # checks the penalty
-        if not self.beams and beams != Beams(1):
+        if not self.beams and self.length_penalty != Beams.length_penalty:
             raise UserError("evals: length_penalty is for beams; set beams, or leave length_penalty out")
 
     @property

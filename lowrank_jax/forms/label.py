@@ -1,20 +1,17 @@
 """The form `label`: a label or a score of a row of tokens, predicted by an encoder's head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from lowrank_jax.core.trees import combine
 from lowrank_jax.core.types import ApplyFn, Objective
-from lowrank_jax.data.pipeline import Batches, bucketed_pass
+from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
-from lowrank_jax.forms.evaluate import in_order, make_predictor
-from lowrank_jax.sharding.mesh import replicated
+from lowrank_jax.forms.evaluate import make_predictor
+from lowrank_jax.forms.held_out import row_outputs
 from lowrank_jax.tasks.base import LabelTask
 
 LABEL_BATCH = 128  # held-out rows at a time
@@ -49,36 +46,7 @@ def label_objective(apply_fn: ApplyFn, regression: bool = False, types: bool = T
 
 def labels(setting: Setting, task: LabelTask) -> Evaluation:
     """Predicts the task's held-out sets and scores them; for many trials in one program."""
-    predict = make_predictor(setting.apply_fn, setting.takes_types)
-    outputs = jax.jit(predict, out_shardings=replicated(setting.mesh))
-
-    def one(variables):
-        found = {}
-        for name, source in task.validation_sources().items():
-            placed = ((indices, setting.place(batch)) for indices, batch in _batches(task, source, setting.mesh.size))
-            rows = ((indices, np.asarray(outputs(variables, batch))) for indices, batch in placed)
-            found[name] = in_order(len(source), rows)
-        return task.score(found)
-
-    def many(axes, mesh):
-        def each(trainable, frozen, batch):
-            return predict(combine(trainable, frozen), batch)
-
-        whole = NamedSharding(mesh, PartitionSpec())
-        outputs = jax.jit(jax.vmap(each, in_axes=(0, axes, None)), out_shardings=whole)
-
-        def evaluate(trainable, frozen):
-            found = {}
-            for name, source in task.validation_sources().items():
-                batches = _batches(task, source, setting.mesh.size)
-                rows = ((at, np.moveaxis(np.asarray(outputs(trainable, frozen, batch)), 0, 1)) for at, batch in batches)
-                found[name] = in_order(len(source), rows)
-            trials = next(iter(found.values())).shape[1]
-            return [task.score({name: rows[:, i] for name, rows in found.items()}) for i in range(trials)]
-
-        return evaluate
-
-    return Evaluation(one, many)
+    return row_outputs(setting, task, make_predictor(setting.apply_fn, setting.takes_types), task.features, LABEL_BATCH)
 
 
 class Label:
@@ -137,16 +105,3 @@ class Label:
     def record_notes(self, task: LabelTask) -> dict[str, Any]:
         """Whether a split differs from the official one, and a line for each difference from the official data."""
         return {"partial": task.partial, "notes": list(task.notes)}
-
-
-def _batches(task: LabelTask, source: Any, shards: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    return bucketed_pass(
-        source,
-        task.features,
-        -(-LABEL_BATCH // shards) * shards,
-        lengths=task.lengths(source),
-        buckets=task.buckets,
-        pad=task.pad,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )

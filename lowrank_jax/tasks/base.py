@@ -97,6 +97,42 @@ class LabelTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class ChoiceTask(Task, Protocol):
+    """A task that is scored by which of several completions of a prompt the model finds likeliest.
+
+    Rows differ in length, and batches are padded to one of `buckets`. `features` gives the prompt with its right
+    completion, {"tokens": int32 [n], "weights": float32 [n]}, of which the completion's tokens are the targets;
+    `candidates` gives all K completions:
+
+        {"tokens": int32 [n, K], each prompt with a completion, padded on the right to the row's longest;
+         "starts": int32 [K], the place of each completion's first token; "counts": int32 [K], how many tokens it has,
+         0 where the row has fewer than K; "targets": int32 [K, M], those tokens; "sizes": int32 [K], its UTF-8 bytes}
+    """
+
+    likelihood: str  # of a completion: one of forms.choice.LIKELIHOODS
+    buckets: tuple[int, ...]  # ascending; seq_len is the last
+    pad: Mapping[str, int]  # feature that is padded -> the value it is padded with
+    partial: bool  # whether any split differs from the official one
+    notes: tuple[str, ...]  # a line for each departure from the official data, and for rows that are cut
+
+    def candidates(self, example: Any) -> dict[str, np.ndarray]:
+        """A held-out row with all of its completions."""
+        ...
+
+    def lengths(self, source: Any) -> np.ndarray:
+        """Number of tokens of each row, with its longest completion where all are read: int32 [len(source)]."""
+        ...
+
+    def validation_sources(self) -> dict[str, Any]:
+        """Name -> random access to a held-out set; a single set is called ""."""
+        ...
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the completions' likelihoods [n, K] of each held-out set; "main" is the paper's."""
+        ...
+
+
 def make_features(
     tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, seq_len: int, pad_id: int
 ) -> Features:

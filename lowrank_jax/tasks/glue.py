@@ -10,13 +10,13 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
-from lowrank_jax.data.builders.glue.source import has_split, load_glue
 from lowrank_jax.data.builders.glue.specs import GLUE
 from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.encoded import EncodedRows, encode_rows
 from lowrank_jax.metrics.classification import accuracy, f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
 from lowrank_jax.tasks.base import pad_id
+from lowrank_jax.tasks.glue_splits import read_splits
 
 log = logging.getLogger(__name__)
 SMALLEST_BUCKET = 32
@@ -94,25 +94,15 @@ class GlueTask:
         self.pad = {"tokens": pad_id(tokenizer), "types": 0}
         notes, self.partial, self.contents = [], False, {}
         self._splits: dict[str, EncodedRows] = {}
-        for split in spec.splits:
-            if config.allow_partial and self._missing_dev(split):
-                self.partial = True
-                notes.append(f"{config.task} {split}: no file")
+        for split in read_splits(config.task, config):
+            self.partial |= split.partial
+            notes += split.notes
+            if split.digest is None:
                 continue
-            rows, note = load_glue(config.task, split, config.data_dir, config.allow_partial)
-            if note:
-                self.partial = True
-                notes.append(note)
-            self.contents[split] = rows.digest()
-            kept, note = self._keep(split, len(rows))
-            if note:
-                notes.append(note)
-            first = [rows.first[i] for i in kept]
-            second = [rows.second[i] for i in kept] if rows.second else None
-            name = split.removeprefix("dev").removeprefix("_")  # "train", ""; "matched", "mismatched"
-            made = encode_rows(tokenizer, first, second, rows.labels[kept], config.seq_len)
-            self._splits[name] = made
-            if note := describe_cuts(f"{config.task} {split}", "task.seq_len", config.seq_len, made.whole):
+            self.contents[split.split] = split.digest
+            made = encode_rows(tokenizer, split.first, split.second, split.labels, config.seq_len)
+            self._splits[split.name] = made
+            if note := describe_cuts(f"{config.task} {split.split}", "task.seq_len", config.seq_len, made.whole):
                 log.warning("%s", note)
                 notes.append(note)
         self.notes = tuple(notes)
@@ -184,26 +174,6 @@ class GlueTask:
             return {"matthews": correlation, "accuracy": total, "main": correlation}
         metrics = {"accuracy": total, "main": total}
         return {**metrics, "f1": f1(predictions, labels)} if self.config.task in WITH_F1 else metrics
-
-    def _missing_dev(self, split: str) -> bool:
-        """The one of MNLI's dev sets that the folder does not have."""
-        task, folder = self.config.task, self.config.data_dir
-        others = [s for s in GLUE[task].splits if s.startswith("dev_") and s != split]
-        return split.startswith("dev_") and not has_split(task, split, folder) and has_split(task, others[0], folder)
-
-    def _keep(self, split: str, total: int) -> tuple[np.ndarray, str | None]:
-        """(indices of the rows that are used, a note where they are not all rows)."""
-        wanted = self.config.train_examples if split == "train" else self.config.max_dev_examples
-        if wanted is None:
-            return np.arange(total), None
-        field = "train_examples" if split == "train" else "max_dev_examples"
-        if wanted > total:
-            raise UserError(f"task.{field}={wanted} is more than the {total} rows of {split}; lower it or unset it")
-        if split != "train":
-            return np.arange(wanted) * total // wanted, f"{self.config.task} {split}: {wanted} of {total} rows scored"
-        # RandomState's stream is the same in every numpy; default_rng's may change.
-        kept = np.random.RandomState(self.config.subset_seed).permutation(total)[:wanted]
-        return kept, f"{self.config.task} train: {wanted} of {total} rows, subset_seed={self.config.subset_seed}"
 
 
 def default_buckets(seq_len: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
 from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
@@ -15,10 +16,12 @@ TASKS = {
     "uuid": (UuidConfig, UuidTask),
     "text": (TextConfig, TextTask),
     "glue": (GlueConfig, GlueTask),
+    "mnli": (MnliConfig, MnliTask),
     "nlg": (NlgConfig, NlgTask),
 }
-SIZED = (TextTask, NlgTask)  # they take their length from the data, up to the base's positions
-FRAMED = (TextTask, UuidTask, NlgTask)  # tasks whose rows take virtual tokens
+# They are told the base's positions: they take their length from the data up to them, or check it.
+SIZED = (TextTask, MnliTask, NlgTask)
+FRAMED = (TextTask, UuidTask, MnliTask, NlgTask)  # tasks whose rows take virtual tokens
 
 
 def task_config(name: str) -> type:
@@ -36,7 +39,7 @@ def build_task(name: str, config: Any, tokenizer: Any, positions: int | None = N
     """The task `name` over `tokenizer`.
 
     Args:
-      positions: the most tokens of a row that the base can read; for a task that takes its length from the data.
+      positions: the most tokens of a row that the base can read; for the tasks of SIZED.
       framing: the virtual tokens of a prefix method.
 
     Raises:

@@ -1,14 +1,13 @@
 """Encodes a user's rows as tokens and targets; targets are texts, completions, or the assistant's turns."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.packing import encode_array, mark, token_dtype
 from lowrank_jax.data.row_kinds import CHAT, COMPLETION, Row
-from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.text.chat import encode_turns, end_ids, find_template
 from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
@@ -28,6 +27,18 @@ class Encoded(NamedTuple):
     targets: np.ndarray
     end: int
     row: int
+
+
+class Placed(Protocol):
+    """Rows of one kind that know where they are, as `data.rows.Rows` does."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+    def place(self, index: int, /) -> str:
+        """Where row `index` is, for messages."""
+        ...
 
 
 class RowEncoder:
@@ -73,7 +84,7 @@ class RowEncoder:
         self._ends = set() if self.template is None else set(end_ids(tokenizer, self.template))
         self._silent = set() if self.template is None else set(tokenizer.special_tokens.values())
 
-    def encode(self, rows: Rows) -> list[Encoded]:
+    def encode(self, rows: Placed) -> list[Encoded]:
         """The examples of all rows, in order: one a row, or one a turn where a template rewrites earlier turns.
 
         Raises:

@@ -1,6 +1,5 @@
 """The weights of the best held-out loss so far, of each trial: kept beside the state, and in its checkpoints."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,10 @@ class Best:
     """
 
     def __init__(self, state: TrainState, trials: int):
-        self.trainable: Tree = jax.tree.map(jnp.copy, state.trainable)
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
+        self._take = jax.jit(_take, donate_argnums=0, out_shardings=places)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
+        self.trainable: Tree = copy(state.trainable)
         self.loss, self.steps = np.full(trials, np.inf, np.float32), np.zeros(trials, np.int32)
 
     def see(self, state: TrainState, step: int, losses: Mapping[int, float]) -> None:
@@ -51,7 +53,7 @@ class Best:
             return
         self.loss = np.where(better, [np.float32(losses.get(i, np.inf)) for i in range(len(better))], self.loss)
         self.steps = np.where(better, np.int32(step), self.steps).astype(np.int32)
-        self.trainable = _take(self.trainable, state.trainable, better if state.step.ndim else better[0])
+        self.trainable = self._take(self.trainable, state.trainable, better if state.step.ndim else better[0])
 
     def state(self, state: TrainState) -> TrainState:
         """The state with the best weights in it."""
@@ -76,7 +78,6 @@ def abstract_best(trainable: Tree, trials: int) -> dict[str, Any]:
     return {"trainable": trainable, "loss": np.zeros(trials, np.float32), "steps": np.zeros(trials, np.int32)}
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def _take(old: Tree, new: Tree, better: Array) -> Tree:
     """`new` where a trial is better, [] or [trials], otherwise `old`."""
 

@@ -84,7 +84,7 @@ def test_no_tokens_are_refused():
 
 
 def test_a_prompt_s_ngrams_may_be_written_once_where_the_limits_say_so():
-    """A model that counts modulo 4 writes 1 after "0 1 2 3 0", where "0 1" stands; then it may stand in the text."""
+    """A model that counts modulo 4 writes 1 after "0 1 2 3 0"; "0 1" is in the prompt, and later in the text."""
 
     def counting(token):
         return -jnp.abs((token[:, None] + 1) % 4 - jnp.arange(8, dtype=jnp.int32)).astype(jnp.float32)

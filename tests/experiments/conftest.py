@@ -1,5 +1,6 @@
 """The programs as a user starts them, in this process or a separate one, at toy size; and what a run saved."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from fuzz import doors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
-# toy-llama, random; 20 pairs in batches of 8, so every batch is another; 6 steps and a checkpoint after the last.
+# toy-llama, random; 20 pairs in batches of 8, so every batch is another; 6 steps and a checkpoint after the last. Two
+# sites of the seven: the draws of all and their step take most of a toy run's compilation.
 TOY = {
     "base.name": "toy-llama",
     "base.random_init": True,
     "adapter.rank": 4,
+    "adapter.targets": '("query","down")',
     "task.pairs": 20,
     "task.eval_pairs": 2,
     "train.batch_size": 8,
@@ -38,6 +41,32 @@ def toy_words(folder, config=CONFIG, name="run", **changes) -> list[str]:
     settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
     words = [f"--config={config}", f"--workdir={folder}", f"--name={name}"]
     return words + [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
+
+
+@pytest.fixture
+def eight_devices():
+    """For a test that wants all of the simulated devices."""
+
+
+@pytest.fixture(autouse=True)
+def few_devices(request):
+    """`two_devices`, unless the test asks for `eight_devices`."""
+    if "eight_devices" not in request.fixturenames:
+        request.getfixturevalue("two_devices")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_orders():
+    """Grain's order of the same few rows by the same seed is worked out once: 10 ms a batch of 8 of a toy's 20."""
+    try:
+        from grain._src.python.dataset.transformations import shuffle
+    except ImportError:  # no grain, or one whose parts have moved: its orders are worked out each time
+        yield
+        return
+    known = SimpleNamespace(index_shuffle=functools.lru_cache(2**16)(shuffle.index_shuffle.index_shuffle))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "index_shuffle", known)
+        yield
 
 
 @pytest.fixture

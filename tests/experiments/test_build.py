@@ -22,9 +22,9 @@ from lowrank_jax.layouts import unstacked
 
 
 def config_of(toy, name="configs/mora_uuid.py", **changes):
-    """The unpacked config of a toy run."""
+    """The unpacked config of a toy run, with adapters at all sites."""
     config = complete_file(name)
-    for word in toy("unused", **changes):
+    for word in toy("unused", **{"adapter__targets": None, **changes}):
         key, _, value = word.removeprefix("--").partition("=")
         if key.startswith("config."):
             path, _, last = key.removeprefix("config.").rpartition(".")
@@ -39,6 +39,7 @@ def config_of(toy, name="configs/mora_uuid.py", **changes):
 # ---- shapes and weights ----
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(
     ("argument", "unroll"), [("method=lora", 1), ("method=mora", 1), ("method=fft", 1), ("method=lora", 2)]
 )
@@ -155,6 +156,7 @@ def test_the_stream_is_the_same_for_every_method_and_cut_into_shares(toy, monkey
     np.testing.assert_array_equal(share, lora[4:])
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_held_out_loss_equals_a_plain_sum(toy, tmp_path):
     """Over a mesh of 8 and a held-out file that fills no batch, against one pass of the model over the rows."""
     import jax.numpy as jnp
@@ -190,6 +192,7 @@ def per_device(tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(
     ("argument", "trainable"),
     [
@@ -218,6 +221,7 @@ def test_llama2_7b_on_shapes(argument, trainable):
     }
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_the_compiled_7b_step_holds_an_eighth_of_the_base():
     """The compiler's own count, on simulated devices: arguments are the shards, and no gathered base among the rest."""
     config = complete_file("configs/mora_uuid.py:scale=paper,method=lora")
@@ -237,6 +241,7 @@ def test_no_tokenizer_no_task(toy):
         build(dataclasses.replace(config, seed=-1))
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
     """Trained and saved separately; the exported model has the whole stack."""
     from experiments.session.export import export_run
@@ -289,7 +294,7 @@ def test_a_run_of_several_families(toy):
 
 @pytest.mark.parametrize("argument", ["method=lora", "method=mora"])
 def test_a_fused_base_trains_as_the_plain_one(toy, argument):
-    """`base.fused` over a mesh of 8: the same losses and adapters, and every kernel back under its own name."""
+    """`base.fused` over two devices: the same losses and adapters, and every kernel back under its own name."""
     file = f"configs/mora_uuid.py:{argument}"
     plain, fused = (build(config_of(toy, file, mesh__fsdp=2, base__fused=on)) for on in (False, True))
     runs = {}

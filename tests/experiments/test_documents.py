@@ -1,10 +1,12 @@
 """`experiments.tables --write`: tables between markers, the rest unchanged, and the repository's as printed."""
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from experiments import tables
+from experiments.records import results
 from experiments.tables import __main__ as program
 from experiments.tables.documents import write_all, written
 from lowrank_jax.core.errors import UserError
@@ -24,6 +26,15 @@ between
 <!-- table: quantized --lines -->
 <!-- end -->
 last line, without an end"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """The repository's records are read and checked once for all tables here: 0.4 s each time."""
+    read = functools.cache(results.load_results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "load_results", lambda places: read(tuple(Path(place).resolve() for place in places)))
+        yield
 
 
 @pytest.fixture

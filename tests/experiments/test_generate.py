@@ -128,7 +128,8 @@ def test_a_run_s_samples_and_what_it_generates(text_run, program, base, tmp_path
     shutil.rmtree(folder / "model")
     assert said(f"--run={folder}", f"--out={tmp_path / 'out.jsonl'}") == wanted
     record = json.loads((tmp_path / "out.jsonl").read_text())
-    assert (record["prompt"], record["completion"], record["tokens"]) == (sample["prompt"], wanted, tokens)
+    assert (record["prompt"], record["completion"]) == (sample["prompt"], wanted)
+    assert 0 < record["tokens"] <= tokens
     assert (record["step"], record["dtype"], record["run"]) == (12, "float32", str(folder))
     early = program("generate", "--prompt=a", f"--run={folder}", "--weights=merged")
     assert (early.status, "which is read with --weights=beside" in early.err) == (2, True)

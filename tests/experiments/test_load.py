@@ -14,6 +14,15 @@ from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, load
 from lowrank_jax.interop.readers import open_checkpoint
 
 
+@pytest.fixture(scope="module", autouse=True)
+def settled():
+    """A collection then looks at what a test made alone, and takes no 0.9 s late in the suite."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def forget(params):
     """Gives the leaves and what earlier tests have freed back to the system: none may go during a measurement."""
     for leaf in jax.tree.leaves(params):
@@ -40,36 +49,36 @@ def test_load_of_a_mesh_adds_to_a_file(program, tmp_path):
     assert shards[1] == pytest.approx(shards[0] / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "devices"), [("bfloat16", 1), ("float32", 4)])
-def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices):
+@pytest.mark.parametrize(("dtype", "devices", "layers"), [("bfloat16", 1, 40), ("float32", 2, 20)])
+def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices, layers):
     """Shards of 80 and of 40 MiB: more than malloc ever keeps for later (32), so each copy shows in resident pages."""
     row = Row("{layer}.w", "layers/w/kernel", (1024, 1024), TRANSPOSE)
-    save_file({key: np.ones(row.shape, np.float32) for key in row.sources(40)}, tmp_path / "model.safetensors")
+    save_file({key: np.ones(row.shape, np.float32) for key in row.sources(layers)}, tmp_path / "model.safetensors")
     reader = open_checkpoint(tmp_path)
     mesh = jax.make_mesh((devices,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
     sharding_fn = (lambda path, shape: spec) if devices > 1 else None
-    forget(load(reader, [row], 40, dtype, sharding_fn))  # what is compiled stays
+    forget(load(reader, [row], layers, dtype, sharding_fn))  # what is compiled stays
     with ResidentPeak() as peak:
-        leaf = load(reader, [row], 40, dtype, sharding_fn)["layers"]["w"]["kernel"]
-    assert leaf.nbytes == 40 * 2**20 * leaf.dtype.itemsize
-    assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # a tensor is a fortieth
+        leaf = load(reader, [row], layers, dtype, sharding_fn)["layers"]["w"]["kernel"]
+    assert leaf.nbytes == layers * 2**20 * leaf.dtype.itemsize
+    assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # a tensor is a twentieth at most
 
 
 @pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE], ids=["embedding", "head"])
 def test_the_host_holds_less_than_a_shard_of_an_unstacked_leaf(tmp_path, transform):
     """Shards of 40 MiB, cut across the file's rows and along them."""
-    row = Row("w", "w/kernel", (40 * 1024, 1024), transform)
+    row = Row("w", "w/kernel", (20 * 1024, 1024), transform)
     save_file({"w": np.ones(row.shape, np.float32)}, tmp_path / "model.safetensors")
     reader = open_checkpoint(tmp_path)
-    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     forget(load(reader, [row], 1, "float32", lambda path, shape: spec))  # what is compiled stays
     with ResidentPeak() as peak:
         leaf = load(reader, [row], 1, "float32", lambda path, shape: spec)["w"]["kernel"]
-    shard = leaf.nbytes // 4
+    shard = leaf.nbytes // 2
     assert leaf.addressable_shards[0].data.nbytes == shard == 40 * 2**20
-    assert 3.6 * shard < peak.bytes < (4 + 0.9) * shard
+    assert 1.8 * shard < peak.bytes < (2 + 0.9) * shard
 
 
 def test_load_wants_a_base(program):

@@ -29,7 +29,7 @@ MISTAKES = {
     "unknown flag": (["--nam=x"], {}, ["'nam'", "name"]),
     "stray word": (["fast"], {}, ["unknown argument 'fast'"]),
     "rank 0": ([], {"adapter__rank": 0}, ["adapter.rank is 0", "at least 1"]),
-    "square too large": ([], {"adapter__rank": 400}, ["layers/attention/key", "rank 400", "lower adapter.rank"]),
+    "square too large": ([], {"adapter__rank": 400}, ["layers/attention/query", "rank 400", "lower adapter.rank"]),
     "targets": (["--config.adapter.targets=('queery',)"], {}, ["'queery'", "did you mean query"]),
     "base missing": ([], {"base__name": "/no/where", "base__random_init": False}, ["no base model at /no/where"]),
     "unknown base": ([], {"base__name": "picolama", "base__random_init": False}, ["'picolama'", "pico-llama"]),
@@ -115,6 +115,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr(experiment.Experiment, "load", lambda self: pytest.fail("weights were loaded"))
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_before_any_weight_is_read(run, no_work, case):
     words, changes, parts = MISTAKES[case]

@@ -48,6 +48,7 @@ FIELDS = {
     "train.batch_size": FROM_0,
     "train.accumulate": COUNT,
     "train.chunk_tokens": FROM_0,
+    "train.label_smoothing": SHARE,
     "train.log_every": COUNT,
     "train.eval_every": FROM_0,
     "train.eval_steps": COUNT,
@@ -66,6 +67,11 @@ FIELDS = {
     "task.glue.train_examples": COUNT,
     "task.glue.subset_seed": ((0, 2**32 - 1), (-1, 2**32, 2**70)),
     "task.glue.max_dev_examples": COUNT,
+    "task.nlg.seq_len": ((0, 2, 2**31 - 1), (1, -1, *HUGE)),
+    "task.nlg.max_seq_len": ((2, 2**31 - 1), (1, 0, -1, *HUGE)),
+    "task.nlg.train_examples": COUNT,
+    "task.nlg.max_dev_examples": COUNT,
+    "task.nlg.max_prompts": COUNT,
 }
 NO_INT = (True, False, 1.5, math.nan, math.inf, "1")
 NO_FLOAT = (True, False, math.nan, math.inf, -math.inf, 1e39, 10**400, "1")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz import doors
 
 from experiments.bench.suites import report, suite
 from experiments.bench.suites.rows import load_suite
@@ -263,10 +264,10 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
     from absl import flags
 
-    from experiments.bench import __main__ as program
     from experiments.cli import load_file
 
-    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[program.__name__]} | {"config", "seq_len"}
+    bench = doors.import_alone(doors.PROGRAMS["bench"])
+    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[bench.__name__]} | {"config", "seq_len"}
     for row in load_suite(name).rows:
         for word in row.words:
             flag, _, value = word.removeprefix("--").partition("=")
@@ -276,7 +277,7 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
         assert {claim["what"] for claim in row.claims} <= {"speed", "time", "memory", "loss", "start", "warm"}
 
 
-def test_one_row_for_real_and_its_table(start, tmp_path):
+def test_one_row_for_real_and_its_table(start, program, tmp_path):
     words = "--config=configs/bench.py:shape=toy-llama,rank=2,batch=4,seq=16,dtype=float32"
     (tmp_path / "real.py").write_text(
         f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(name='toy', work='toy', words=({words!r}, '--steps=10')),)\n"
@@ -286,6 +287,6 @@ def test_one_row_for_real_and_its_table(start, tmp_path):
     assert "without the peer: no --peer was given" in out, err
     (measured,) = json.loads((tmp_path / "real_suite.json").read_text())["measurements"]
     assert measured["start_seconds"] > measured["record"]["first_step_seconds"] > 0
-    printed, _ = start("bench", *options, "--table").communicate(timeout=60)
+    printed = program("bench", *options, "--table").out
     assert out.endswith(printed)
     assert f"{measured['record']['ms']:.1f} ms" in printed

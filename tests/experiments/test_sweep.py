@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fuzz import doors
 
+from experiments import sweep
 from experiments.records import claims
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
@@ -68,6 +71,22 @@ def place(grid_files, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
     monkeypatch.setattr(engine, "POLL_SECONDS", 0.05)
     return tmp_path
+
+
+@pytest.fixture
+def swept(place):
+    """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+    unset = dict(results=None, only=None, cell=None, set=[], together=1, dry_run=False, wandb_sweep=None)
+
+    def call(**given):
+        files = {name: str(place / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
+        options = SimpleNamespace(**unset, **files, workdir=str(place / "runs"))
+        vars(options).update(given)
+        return doors.call("sweep", main=lambda: sweep.sweep_main(options))
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 def make(place, grid="grid.py", arg="", results=None):
@@ -159,16 +178,14 @@ def test_a_claimed_cell_is_left_and_looked_at_again(place):
     assert names.index(cell.name) > next(i for i, n in enumerate(names) if "lora" in n and "rates" not in n)
 
 
-def test_files_of_something_else_are_not_written_to(place):
+def test_files_of_something_else_are_not_written_to(place, swept):
     """A user's data of the results' name, before any cell is run; and another file of the W&B sweep's."""
-    for name, words in (("mine.jsonl", "--results=mine"), ("grid.py", "--wandb_sweep=grid.py")):
+    for name, given in (("mine.jsonl", {"results": "mine"}), ("grid.py", {"wandb_sweep": "grid.py"})):
         before = '{"text": "my own"}\n' if name == "mine.jsonl" else (place / name).read_text()
         (place / name).write_text(before)
-        flag, _, value = words.partition("=")
-        ended = program(place, f"{flag}={place / value}")
-        _, err = ended.communicate()
-        assert ended.returncode == 2, err
-        assert "name another file" in err
+        ended = swept(**{flag: str(place / value) for flag, value in given.items()})
+        assert ended.status == 2, ended
+        assert "name another file" in ended.err
         assert (place / name).read_text() == before
     assert not (place / "runs").exists() or not list((place / "runs").iterdir())
 
@@ -197,16 +214,15 @@ def test_three_sweeps_share_one_grid_without_running_a_cell_twice(place):
     assert {*read_lines(place / "kept.jsonl")} == {*ran(place)}
 
 
-def test_program_statuses(place):
+def test_program_statuses(place, swept):
     behave(place, **{"fft-lr0.0003": "fail"})
     failing = program(place, "--only=fft")
     out, _ = failing.communicate(timeout=60)
     assert failing.returncode == 1
     assert "failed: exit status 3" in out
-    wrong = program(place, "--only=nothing")
-    _, err = wrong.communicate(timeout=60)
-    assert (wrong.returncode, err.count("\n")) == (2, 1)
-    assert "matches no cell" in err
+    wrong = swept(only="nothing")
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert "matches no cell" in wrong.err
 
 
 def test_sigterm_reaches_the_run(place):
@@ -288,11 +304,10 @@ def test_command_and_argument(place):
     assert [engine.as_flag(value) for value in values] == ["true", "None", "(300, 500)", "x", "0.0001", "3"]
 
 
-def test_wandb_file_runs_the_same_cells(place, monkeypatch):
+def test_wandb_file_runs_the_same_cells(place, swept, monkeypatch):
     written = place / "sweep.json"
-    process = program(place, f"--wandb_sweep={written}")
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    ended = swept(wandb_sweep=str(written))
+    assert ended.status == 0, ended
     assert ran(place) == []
     spec = json.loads(written.read_text())
     values = spec["parameters"]["cell"]["values"]
@@ -302,21 +317,19 @@ def test_wandb_file_runs_the_same_cells(place, monkeypatch):
     assert spec["command"][:3] == ["${interpreter}", "-m", "experiments.sweep"]
     assert spec["command"][-1] == "${args}"
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
-    agent = program(place, "--cell", values[-1])  # as an agent that comes first to a full cell
-    out, err = agent.communicate(timeout=60)
-    assert agent.returncode == 0, (out, err)
+    agent = swept(cell=values[-1])  # as an agent that comes first to a full cell
+    assert agent.status == 0, agent
     assert len(ran(place)) == 3
     under_the_agent = (place / "runs" / "agent.txt").read_text().split()
     assert under_the_agent == ran(place)[-1:]
 
 
-def test_dry_run_runs_nothing(place):
-    process = program(place, "--dry_run")
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_dry_run_runs_nothing(place, swept):
+    ended = swept(dry_run=True)
+    assert ended.status == 0, ended
     assert ran(place) == []
-    assert out.count("to run") == 5
-    assert out.count("waits for") == 2
+    assert ended.out.count("to run") == 5
+    assert ended.out.count("waits for") == 2
 
 
 # Writes what experiments.trials would: a result for every cell of its file.

@@ -48,17 +48,17 @@ def test_prompt_and_completion_rows(run, tmp_path):
 
 
 def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, tmp_path, monkeypatch):
-    """50 rows: length, batch and steps fit them; a resumption has them whatever later code would choose."""
-    train = write(tmp_path / "train.jsonl", [{"text": f"row {i:03d} of a small file"} for i in range(50)])
+    """51 rows: length, batch and steps fit them; a resumption has them whatever later code would choose."""
+    train = write(tmp_path / "train.jsonl", [{"text": f"row {i:03d} of a small file"} for i in range(51)])
     own = {**OWN, "task__path": train, "task__seq_len": None, "train__batch_size": None, "train__steps": None}
-    mesh = {"mesh__data": 1, "mesh__tensor": 8, "task__packed": False}
+    mesh = {"mesh__data": 1, "mesh__tensor": 2, "task__packed": False}
     words = [word for word in toy(tmp_path, **own, **mesh) if not word.startswith(("--workdir", "--name"))]
     assert "from the data: task.seq_len=24" in program("plan", *words).out
     first = run(**own, **mesh, train__stop_at=2)
     assert first.status == 0, first.err
-    chosen = {"task.seq_len": 24, "train.batch_size": 50, "train.steps": 100}
+    chosen = {"task.seq_len": 24, "train.batch_size": 51, "train.steps": 100}
     said = (
-        "from the data: task.seq_len=24 (the longest row has 24 tokens), train.batch_size=50 (of 50 rows), "
+        "from the data: task.seq_len=24 (the longest row has 24 tokens), train.batch_size=51 (of 51 rows), "
         "train.steps=100 (100.0 passes over them)"
     )
     assert said in first.out
@@ -77,9 +77,9 @@ def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, t
     rates = [json.loads(line)["learning_rate"] for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.003, 0.003, 0.003 * 98 / 99], rel=1e-5)  # one step up, then down over 100
 
-    divided = run(**own, **{**mesh, "mesh__data": 8, "mesh__tensor": 1}, train__stop_at=4)
+    divided = run(**own, **{**mesh, "mesh__data": 2, "mesh__tensor": 1}, train__stop_at=4)
     assert divided.status == 2
-    assert "run began with train.batch_size=50 from the data, which does not divide over 8 devices" in divided.err
+    assert "run began with train.batch_size=51 from the data, which does not divide over 2 devices" in divided.err
 
     set_by_hand = run(**{**own, "task__seq_len": 32, "train__batch_size": 8, "train__steps": 3}, **mesh, name="set")
     assert set_by_hand.status == 0, set_by_hand.err
@@ -89,7 +89,7 @@ def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, t
 
 
 def test_trials_of_which_one_began_with_another_batch(program, toy, tmp_path):
-    """A run alone divides its batch over 8 devices, a trial has one of its own: 8 of 10 rows, and 10."""
+    """A run alone divides its batch over two devices, a trial has one of its own: 10 of 11 rows, and 11."""
     from lowrank_jax.bases.base import export_params, random_params
     from lowrank_jax.models.registry import get_model
     from lowrank_jax.text.tokenizers import ByteTokenizer
@@ -97,15 +97,15 @@ def test_trials_of_which_one_began_with_another_batch(program, toy, tmp_path):
     shape = get_model("toy-llama")
     params = random_params(shape, jax.random.key(0), "float32")
     export_params(params, shape, tmp_path / "base", "float32", tokenizer=ByteTokenizer())
-    train = write(tmp_path / "train.jsonl", [{"text": f"row {i}"} for i in range(10)])
+    train = write(tmp_path / "train.jsonl", [{"text": f"row {i}"} for i in range(11)])
     own = {**OWN, "task__path": train, "train__batch_size": None, "task__packed": False, "base__random_init": False}
     words = toy(tmp_path, **own, base__name=tmp_path / "base", train__steps=2)
     words = [word for word in words if not word.startswith("--name=")]
     alone = program("run", *words, "--config.train.stop_at=1")
-    assert "train.batch_size=8 (of 10 rows)" in alone.out, alone.err
+    assert "train.batch_size=10 (of 11 rows)" in alone.out, alone.err
     ended = program("trials", *words, "--seeds=0,1")
     assert ended.status == 2, ended.err
-    assert "cannot share a program: the data gave them train.batch_size=8 and 10 when they began" in ended.err
+    assert "cannot share a program: the data gave them train.batch_size=10 and 11 when they began" in ended.err
     assert ended.err.count("\n") == 1
     assert len([*tmp_path.glob("mora*")]) + len([*tmp_path.glob("finetune*")]) == 1  # nothing of the second trial
     again = program("trials", *words, "--seeds=0,1", "--fresh")

@@ -29,10 +29,10 @@ NEW = 5
 def model():
     """(apply_fn, variables): a toy Llama with an adapter that has left zero, so that a forgotten one shows."""
     module = Llama(CONFIG)
-    params = module.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32))["params"]
+    params = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, 8), jnp.int32))["params"]
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, params)  # spread, so that texts differ
-    plan = adapters.make_plan(params, adapters.AdapterConfig("mora", rank=4, targets=("all-linear",)))
-    variables = {"params": params, **adapters.create(plan, jax.random.key(2))}
+    plan = adapters.make_plan(params, adapters.AdapterConfig("mora", rank=4, targets=("query", "down")))
+    variables = {"params": params, **jax.jit(lambda key: adapters.create(plan, key))(jax.random.key(2))}
     noise = jax.random.key(3)
     variables["adapters"] = jax.tree.map(lambda x: 0.1 * jax.random.normal(noise, x.shape), variables["adapters"])
     return adapters.attach(module, plan), variables
@@ -149,7 +149,7 @@ def test_evaluation_has_no_dropout(model):
     """The objective gets no dropout key, so two passes agree to the bit."""
     _, variables = model
     module = Llama(CONFIG)
-    config = adapters.AdapterConfig("mora", rank=4, targets=("all-linear",), dropout=0.5)
+    config = adapters.AdapterConfig("mora", rank=4, targets=("query", "down"), dropout=0.5)
     apply_fn = adapters.attach(module, adapters.make_plan(variables["params"], config))
     batch = {"tokens": np.arange(24, dtype=np.int32).reshape(2, 12), "weights": np.ones((2, 12), np.float32)}
     evaluate = make_loss_evaluator(next_token_objective(apply_fn))

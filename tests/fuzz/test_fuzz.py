@@ -22,8 +22,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    """The cases work in the checkout, and draw no figures."""
+def here(monkeypatch, two_devices):
+    """The cases work in the checkout on two devices, and draw no figures."""
     monkeypatch.chdir(targets.ROOT)
     monkeypatch.setattr(targets, "REAL", 0.0)
     monkeypatch.setattr("experiments.tables.figures.draw_run", lambda result, path: path)

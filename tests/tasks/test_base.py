@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.tasks.base import GenerationTask, LabelTask, LikelihoodTask, Task, make_features, pad_id, round_up
+from lowrank_jax.tasks.base import (
+    ChoiceTask,
+    GenerationTask,
+    LabelTask,
+    LikelihoodTask,
+    Task,
+    make_features,
+    pad_id,
+    round_up,
+)
 from lowrank_jax.tasks.glue import GlueConfig
+from lowrank_jax.tasks.mnli import MnliConfig
 from lowrank_jax.tasks.nlg import NlgConfig
 from lowrank_jax.tasks.registry import TASKS, build_task, task_config
 from lowrank_jax.tasks.text import TextConfig
@@ -53,6 +63,7 @@ def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue, t
         "uuid": UuidConfig(pairs=2),
         "text": TextConfig(path=str(tmp_path / "a.jsonl"), seq_len=8),
         "glue": GlueConfig(data_dir=str(tiny_glue), allow_partial=True),
+        "mnli": MnliConfig(data_dir=str(tiny_glue), allow_partial=True),
         "nlg": NlgConfig(data_dir=str(tiny_nlg), allow_partial=True),
     }
     assert set(configs) == set(TASKS)
@@ -61,15 +72,19 @@ def test_every_task_builds_by_name_and_keeps_its_protocol(tmp_path, tiny_glue, t
         assert serves(task, Task)
         assert task.name == name
         assert task_config(name) is type(config)
-        assert serves(task, GenerationTask) == (name in ("uuid", "nlg"))
+        assert serves(task, GenerationTask) == (name in ("uuid", "mnli", "nlg"))  # mnli for samples
         assert serves(task, LikelihoodTask) == (name in ("text", "nlg"))
         assert serves(task, LabelTask) == (name == "glue")
+        assert serves(task, ChoiceTask) == (name == "mnli")
         made = task.features(task.train_source()[0])
         if name == "glue":
             assert {k: v.dtype for k, v in made.items()} == {
                 **dict.fromkeys(("tokens", "types", "labels"), np.int32),
                 "weights": np.float32,
             }
+            continue
+        if name == "mnli":
+            assert {k: v.dtype for k, v in made.items()} == {"tokens": np.int32, "weights": np.float32}
             continue
         assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
             "tokens": ((task.seq_len,), np.int32),

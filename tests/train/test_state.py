@@ -1,6 +1,7 @@
 """What is trained, by name: counts of the published shapes, and that a cut stack computes and learns as a whole one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,12 @@ def test_a_head_alone_and_beside():
     assert trained("roberta-base", "full") == count(params_of("roberta-base"))
 
 
+@functools.cache
+def initial(name):
+    """The parameters of a toy, drawn once."""
+    return jax.jit(MODELS[name].init)(jax.random.key(0), TOKENS)["params"]
+
+
 def outputs(model, params):
     return jax.tree.leaves(model.apply({"params": params}, TOKENS))[0]
 
@@ -93,7 +100,7 @@ def outputs(model, params):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cut_stack_computes_what_the_whole_one_does(name):
     model, cuts = MODELS[name], (1, 3)
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    params = initial(name)
     cut = model.clone(cuts=cuts)
     shapes = jax.eval_shape(cut.init, jax.random.key(0), TOKENS)["params"]
     split = Segments(cuts).apply(params)
@@ -107,7 +114,7 @@ def test_a_cut_stack_computes_what_the_whole_one_does(name):
 def test_only_the_last_two_layers_learn(name):
     """Gradients and moments exist for them alone, equal those of full training, and no backward pass is made below."""
     model, choice = MODELS[name], "ft-top2"
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    params = initial(name)
     cuts = layer_cuts(choice, 4)
     cut = model.clone(cuts=cuts)
     trainable, frozen = partition({"params": Segments(cuts).apply(params)}, trainable_rules(choice))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import tracking
-from lowrank_jax.train.tracking import Tracker, TrackingConfig, read_metrics, read_samples
+from lowrank_jax.train.tracking import Tracker, TrackingConfig, read_decoded, read_metrics, read_samples
 
 OFF = TrackingConfig(wandb="disabled")
 
@@ -76,6 +77,25 @@ def test_samples_are_cut_and_repaired_as_records_are(tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"line 2 of .*samples.jsonl is damaged"):
         Tracker(tmp_path, "run", {}, OFF, 1)
+
+
+def test_decoded_texts_are_all_written_and_the_first_shown(tmp_path, monkeypatch):
+    """Several references are a list in the file and lines of a cell in W&B's table; a resumed run writes them anew."""
+    shown = []
+    monkeypatch.setattr(Tracker, "_try", lambda self, action: shown.append(action))
+    texts = [{"prompt": str(i), "continuation": "é", "references": ["a", "b"]} for i in range(tracking.SHOWN + 2)]
+    for resumed in (0, 2):
+        with Tracker(tmp_path, "run", {}, OFF, resumed) as tracker:
+            tracker.decoded(3, "decode", texts)
+    assert read_decoded(tmp_path) == [{"step": 3, "name": "decode", **text} for text in texts]
+    tables = SimpleNamespace(Table=lambda columns, data: (columns, data))
+    tracker._wandb = tables
+    logged = []
+    shown[-2](SimpleNamespace(log=lambda values, step: logged.append((values, step))))  # the last is its end
+    ((values, step),) = logged
+    columns, rows = values["eval/decode"]
+    assert (step, columns) == (3, ["step", "prompt", "continuation", "references"])
+    assert (len(rows), rows[1]) == (tracking.SHOWN, [3, "1", "é", "a\nb"])
 
 
 def test_a_new_run_starts_empty(tmp_path):

@@ -1,0 +1,41 @@
+"""LoRA's Table 16 (MNLI with few training rows) on one GPU: SmolLM2-135M, four methods, four rates, then five seeds.
+
+    python -m experiments.sweep --config=configs/lora_mnli.py --grid=configs/sweeps/mnli_lowdata.py --together=5 \\
+        --results=experiments/results/mnli_lowdata
+    python -m experiments.tables lora_table16 --model=smollm2-135m
+
+Rates: half of the epochs with a whole schedule of their own, one seed; of a method's rates at one number of rows the
+one whose best epoch has the lowest held-out loss wins, by one rule for all methods. They lie above GPT-3's, as smaller
+bases take larger ones. A method's adapters are as large as LoRA's r=8, or as near as their size goes (Adapter-H of 8).
+BitFit is left out: SmolLM2 has no biases.
+
+10,000 rows and all of them need MNLI's whole training file; add them to EPOCHS. With a part of it, add
+--config.task.allow_partial=true: every record then says so.
+"""
+
+MODEL = "smollm2-135m"
+EPOCHS = {100: 20, 1_000: 20}  # number of training rows -> epochs of a trial
+SEEDS = (0, 1, 2, 3, 4)
+RATES = {
+    "method=fft": (1e-5, 3e-5, 1e-4, 3e-4),
+    "method=lora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "method=mora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "method=adapter-h": (1e-4, 3e-4, 1e-3, 3e-3),
+}
+BEST = "best:rates:best/loss"
+
+
+def stages():
+    """[(stage, cells)]: the rates, then the rows of the table; by number of training rows."""
+    args = {(method, size): f"model={MODEL},{method},train_examples={size}" for size in EPOCHS for method in RATES}
+    rates = [
+        dict(arg=arg, overrides={"train.epochs": EPOCHS[size], "optimizer.learning_rate": rate, "seed": SEEDS[0]})
+        for (method, size), arg in args.items()
+        for rate in RATES[method]
+    ]
+    full = [
+        dict(arg=arg, overrides={"optimizer.learning_rate": BEST, "seed": seed})
+        for arg in args.values()
+        for seed in SEEDS
+    ]
+    return [("rates", rates), ("full", full)]
