@@ -70,6 +70,7 @@ PREFIXES = {
     "lora+pl": (8, 4),
     ("gpt3-175b", "preembed"): (256, 8),
     ("smollm2-135m", "prelayer"): (8, 5),
+    ("pico-llama", "prelayer"): (8, 6),
 }
 
 # Rows in a packed example of 512 tokens, about: E2E has 9 of SmolLM2's tokens. A batch of packed examples has so many
@@ -80,10 +81,11 @@ PACKED = 8
 
 # A batch of 64 for a GPU's sake; the warm-up is the share of Table 11's: 500 of 26,289 steps.
 OWN = {**GPT2, "batch": 64, "warmup_steps": 0, "warmup_fraction": 0.02}
-# Starting values; the grids search around them, each with a rate below and two above or the other way round.
+# Starting values; the grids search around them, each with a rate below and two above or the other way round. Those of
+# preembed and prelayer: on a toy task with pico-llama 3e-3 and 1e-1 did worse than 1e-2 and 3e-2.
 OWN_RATES = {
     "fft": 5e-5, "ft-top2": 2e-4, "bitfit": 1e-3, "lora": 5e-4, "mora": 1e-3, "adapter-l": 1e-3, "adapter-h": 1e-3,
-    "preembed": 1e-3, "prelayer": 1e-3, "lora+pe": 5e-4, "lora+pl": 5e-4,
+    "preembed": 1e-2, "prelayer": 1e-2, "lora+pe": 5e-4, "lora+pl": 5e-4,
 }  # fmt: skip
 
 
