@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.adapters import (
     AdapterConfig,
@@ -50,9 +51,9 @@ TOKENS = jax.random.randint(jax.random.key(3), (2, 7), 0, 50)
 
 @functools.cache
 def params_of(name):
-    drawn = jax.jit(MODELS[name]().init)(jax.random.key(0), TOKENS)["params"]
+    params = drawn(MODELS[name](), TOKENS)["params"]
     rng = np.random.default_rng(5)  # norms and biases that are not their neutral starts hide no mix-up
-    return jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), drawn)
+    return jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), params)
 
 
 def adapted(name, config, moved=True):

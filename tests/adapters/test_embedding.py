@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from toys import drawn
 
 from lowrank_jax.adapters import AdapterConfig, attach, check, create, make_plan, merge, residual, unmerge
 from lowrank_jax.core.errors import UserError
@@ -24,7 +25,7 @@ UNTIED = dataclasses.replace(get_model("toy-llama"), tie_word_embeddings=False)
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(Llama(UNTIED).init)(jax.random.key(0), TOKENS)["params"]
+    return drawn(Llama(UNTIED), TOKENS)["params"]
 
 
 def moved(plan, params):
@@ -121,13 +122,13 @@ def test_dropout_leaves_a_table_alone_and_strange_ids_show(params):
 def test_a_tied_head_refuses_the_merge():
     tied, masked = get_model("toy-llama"), with_head(get_model("toy-bert"), "masked-lm")
     for model, target in ((Llama(tied), "embed"), (Bert(masked), "word")):
-        tree = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+        tree = drawn(model, TOKENS)["params"]
         plan = make_plan(tree, dataclasses.replace(CONFIG, targets=(target,)))
         with pytest.raises(UserError, match=r"multiplied with by a tied head too"):
             merge(moved(plan, tree), plan)
     for head in ("none", "classification"):  # which read no table
         model = Bert(with_head(get_model("toy-bert"), head))
-        tree = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+        tree = drawn(model, TOKENS)["params"]
         plan = make_plan(tree, dataclasses.replace(CONFIG, targets=("word",)))
         merge(moved(plan, tree), plan)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.adapters.fast import lora
@@ -22,7 +23,7 @@ CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_lay
 MODEL = Llama(CONFIG)
 GROUPS = MODEL.fused_groups()
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 259)
-PARAMS = jax.jit(MODEL.init)(jax.random.key(0), TOKENS)["params"]
+PARAMS = drawn(MODEL, TOKENS)["params"]
 
 
 def adapted(**config):

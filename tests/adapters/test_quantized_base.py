@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import site_delta
@@ -41,7 +42,7 @@ def tokens():
 @pytest.fixture(scope="module", params=["nf4"])
 def params(request, model, tokens):
     """The layers' kernels as codes."""
-    flat = flatten(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
+    flat = flatten(drawn(model, tokens)["params"])
     codes = jax.jit(lambda w: quantize(w, request.param))
     return unflatten({p: codes(x) if "/kernel" in p and p.startswith("layers") else x for p, x in flat.items()})
 

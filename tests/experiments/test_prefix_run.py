@@ -14,6 +14,7 @@ EVALS = {"held": {"type": "samples", "prompts": ["1 and 1 is "], "max_new_tokens
 FURTHER = [{"method": "preembed", "prefix": {"tokens": 3, "infix": 2}}]
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_lora_with_trained_embeddings(run, program, tmp_path):
     """Samples and `generate` frame prompts as the rows are; what cannot be merged is said before the training."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -130,7 +131,7 @@ def test_gradients_equal_transformers(kind):
 
 
 def variables_of(config, seed=0):
-    return jax.jit(Bert(config).init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    return drawn(Bert(config), jnp.zeros((1, 4), jnp.int32), seed=seed)
 
 
 def test_remat_and_unroll_change_nothing():

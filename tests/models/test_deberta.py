@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -97,7 +98,7 @@ def torch_deberta(config, seed=0):
 
 @functools.cache
 def variables_of(config, seed=0):
-    return jax.jit(Deberta(config).init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    return drawn(Deberta(config), jnp.zeros((1, 4), jnp.int32), seed=seed)
 
 
 def batch(padding, length=21, seed=1):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -87,7 +88,7 @@ def torch_gpt2(config, seed=0):
 
 @functools.cache
 def variables_of(config, seed=0):
-    return jax.jit(GPT2(config).init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    return drawn(GPT2(config), jnp.zeros((1, 4), jnp.int32), seed=seed)
 
 
 @functools.cache

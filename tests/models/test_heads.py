@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import cast
@@ -45,7 +46,7 @@ def test_masked_lm_head():
 def test_heads_on_an_encoder(name, head):
     config, tokens = with_head(get_model(name), head, 3), jnp.ones((2, 5), jnp.int32)
     model = Bert(config, dtype=jnp.bfloat16)
-    variables = cast(jax.jit(model.init)(jax.random.key(0), tokens), jnp.bfloat16)
+    variables = cast(drawn(model, tokens), jnp.bfloat16)
     y = jax.jit(model.apply)(variables, tokens)
     assert y.shape == {"classification": (2, 3), "regression": (2,), "masked-lm": (2, 5, 259)}[head]
     assert y.dtype == jnp.float32
@@ -56,7 +57,7 @@ def test_heads_on_an_encoder(name, head):
 
 def test_masked_lm_logits_follow_the_word_table():
     config, tokens = with_head(get_model("toy-bert"), "masked-lm"), jnp.ones((1, 5), jnp.int32)
-    variables = jax.jit(Bert(config).init)(jax.random.key(0), tokens)
+    variables = drawn(Bert(config), tokens)
     grads = jax.jit(jax.grad(lambda v: Bert(config).apply(v, tokens)[..., 7].sum()))(variables)
     row = grads["params"]["embed"]["word"]["embedding"][7]  # token 7 is not in the input: only the head reads its row
     assert np.abs(row).max() > 0

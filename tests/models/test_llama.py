@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -74,7 +75,7 @@ def torch_llama(config, seed=0):
 
 
 def variables_of(config, seed=0):
-    return jax.jit(Llama(config).init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    return drawn(Llama(config), jnp.zeros((1, 4), jnp.int32), seed=seed)
 
 
 LAYOUTS = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.llama import config_from_hf, config_to_hf
@@ -84,7 +85,7 @@ def test_the_length_of_the_longest_row_decides(scaling):
     """Of its valid tokens where rows are padded; of a cache its slots, as its keys stay as they were rotated."""
     model = Llama(dataclasses.replace(TOY, rope_scaling=scaling, max_position_embeddings=32))
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 1, 61)
-    params, apply = jax.jit(model.init)(jax.random.key(0), tokens), jax.jit(model.apply)
+    params, apply = drawn(model, tokens), jax.jit(model.apply)
     short, long = apply(params, tokens[:, :8]), apply(params, tokens)
     assert np.abs(short - long[:, :8]).max() > 1e-3
     mask = jnp.arange(12) >= jnp.array([[4], [4]])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -18,7 +19,7 @@ from lowrank_jax.models.stack import POLICIES, REMAT, scan_layers
 # Widths are all different, so that a saved value can be told by its shape.
 CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_layers=3)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 259)
-VARIABLES = jax.jit(Llama(CONFIG).init)(jax.random.key(0), TOKENS)
+VARIABLES = drawn(Llama(CONFIG), TOKENS)
 
 
 def loss(variables, **fields):

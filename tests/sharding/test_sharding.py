@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -31,7 +32,7 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (16, 12)).astype(np.int32)
 
 @functools.cache
 def initial():
-    return jax.device_get(jax.jit(Llama(CONFIG).init)(jax.random.key(1), TOKENS)["params"])
+    return jax.device_get(drawn(Llama(CONFIG), TOKENS)["params"])
 
 
 def run(mesh, method, trainable="adapters", steps=3, accumulate=2):

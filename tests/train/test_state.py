@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -90,7 +91,7 @@ def test_a_head_alone_and_beside():
 @functools.cache
 def initial(name):
     """The parameters of a toy, drawn once."""
-    return jax.jit(MODELS[name].init)(jax.random.key(0), TOKENS)["params"]
+    return drawn(MODELS[name], TOKENS)["params"]
 
 
 def outputs(model, params):
