@@ -9,7 +9,7 @@ trials are skipped where --results has them. reading=code: the script's ten cate
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
 
-METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer,prefix=8,infix=5")
+METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer")
 
 
 def stages():
