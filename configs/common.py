@@ -37,7 +37,7 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
         type (no default: None unless given; "none" gives None).
 
     Returns:
-      A namespace with one attribute for each declared key, and `given`, the keys that the argument has.
+      A namespace with one attribute for each declared key, and `changed`, the keys that are not at their defaults.
 
     Raises:
       UserError: a key is unknown or given twice, or a value is ill-typed or not among the choices; `Asked` for "?".
@@ -62,11 +62,12 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
                 raise UserError(f"config argument {key!r} has no value; write {key}=...")
             text = "true"
         values[key] = _value(key, text, declared[key])
-    return SimpleNamespace(**values, given=frozenset(given))
+    changed = frozenset(key for key, spec in declared.items() if values[key] != _default(spec))
+    return SimpleNamespace(**values, changed=changed)
 
 
 def check_read(choice: SimpleNamespace, **readers: Collection[str]) -> None:
-    """Refuses a given argument that the chosen method does not read: its run would pass for something that it is not.
+    """Refuses a changed argument that the chosen method does not read: its run would pass for something that it is not.
 
     Args:
       choice: of `parse_arg`, with a `method`.
@@ -76,7 +77,7 @@ def check_read(choice: SimpleNamespace, **readers: Collection[str]) -> None:
       UserError: names the argument.
     """
     for key, methods in readers.items():
-        if key in choice.given and choice.method not in methods:
+        if key in choice.changed and choice.method not in methods:
             raise UserError(
                 f"config argument {key} is not read by method={choice.method}; leave it out, or take "
                 f"{', '.join(methods)}"
