@@ -17,6 +17,16 @@ from lowrank_jax.core.errors import UserError
 
 CELL = Cell(2, 16, "0.7k")
 MERGED = Variant("lora", True)
+# Places in a record, what stands there (... for nothing), and what the message names.
+BROKEN = (
+    (("labels",), ..., "labels"),
+    (("latency", "size"), "small", "size"),
+    (("latency", "variants", 1, "rank"), None, "variants' rank"),
+    (("latency", "variants", 1, "same"), [], "variants' same"),
+    (("latency", "variants", 1, "std_ms"), 10**400, "variants' std_ms"),
+    (("environment", "hardware", "devices"), [1], "environment's hardware"),
+    (("environment", "versions"), 3, "environment's versions"),
+)
 
 
 @pytest.mark.parametrize(("size", "ranks"), [("0.5M", (5, 9, 5)), ("11M", (112, 222, 111))])
@@ -142,6 +152,17 @@ def test_records_tables_and_a_map(program, tmp_path, monkeypatch):
         broken["latency"]["variants"][1][field] = value
         path.write_text(json.dumps(broken) + "\n")
         with pytest.raises(UserError, match=f"see variants' {field}"):
+            latency.load([path])
+    for place, value, said in BROKEN:
+        broken = json.loads(lines[0])
+        inner = broken
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        if value is ...:
+            del inner[place[-1]]
+        path.write_text(json.dumps(broken) + "\n")
+        with pytest.raises(UserError, match=rf"see {said}\)"):
             latency.load([path])
     path.write_text("")
     with pytest.raises(UserError, match=r"no record of experiments\.bench --latency"):

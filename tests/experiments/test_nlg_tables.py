@@ -70,7 +70,7 @@ def test_the_mean_over_seeds_beside_the_papers_rows():
     for words in (
         "MoRA 4: meteor not computed: needs Java.",
         "FFT: diverged at step 300.",
-        "BLEU: 1 runs of other settings left out",
+        "LoRA 4: 1 run(s) of other settings left out",
         "Not run: FT-Top2, Adapter-H, Adapter-L, PreLayer.",
         "The paper's Table 3, ANOTHER base model, gpt2-medium",
         "LoRA        0.35M      70.4+-0.1  8.85+-0.02  46.8+-0.2  71.8+-0.1  2.53+-0.02",
@@ -138,10 +138,24 @@ def test_a_loss_is_the_smallest_and_a_score_the_last():
 
 
 def test_a_score_that_is_no_number_is_not_replaced_by_an_earlier_one():
-    assert score_of({"evaluations": [{"bleu": 1.0}, {"bleu": None}]}, "bleu") is None
+    for value in (None, float("nan"), float("inf")):
+        assert score_of({"evaluations": [{"bleu": 1.0}, {"bleu": value}]}, "bleu") is None
     spoilt = {
         "evaluations": [{"matched": 0.6, "loss": 0.9}, {"best/matched": 0.3, "best/nonfinite": 5.0, "loss": None}]
     }
     assert (score_of(spoilt, "matched"), score_of(spoilt, "loss")) == (None, 0.9)
     spoilt["evaluations"][-1]["best/nonfinite"] = 0.0
     assert score_of(spoilt, "matched") == 0.3
+
+
+def test_the_columns_of_a_row_are_of_one_setting():
+    """Two seeds at one rate without Java, one at another with it: no BLEU of the one beside a METEOR of the other."""
+    python = {name: E2E[name] for name in ("bleu_python", "nist_python", "nist")}
+    runs = [record("e2e", seed=seed, scores=python, rate=1e-3) for seed in (0, 1, 2)]
+    runs += [record("e2e", seed=0, scores=E2E | {"bleu_python": 1.0}, rate=2e-4)]
+    table = shown("lora_table3", runs)
+    line = line_of(table, "LoRA 4")
+    assert [line[name] for name in ("BLEU", "METEOR", "rate", "seeds")] == ["68.0+-0.0", "-", "0.001", "3"]
+    assert "LoRA 4: 1 run(s) of other settings left out." in table.text()
+    runs += [record("wikisql", rank=8, scores={"logical_form": 50.0}, rate=rate) for rate in (1e-3, 2e-3)]
+    assert "LoRA 8: WikiSQL: 1 run(s) of other settings left out." in shown("lora_table4", runs).text()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -116,15 +117,15 @@ def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Se
     if not done:
         return NlgRow(*key, notes=tuple(sorted({state_of(run) for run in runs})))
     cells, notes, counted = {}, [], []
-    for column in columns:
-        own = [run for run in done if column.of is None or column.of(run)]
-        own = [run for run in own if score_of(run, column.score) is not None]
-        if not own:
-            continue
-        chosen, left = _one_setting(own)
-        notes += [f"{column.title}: {left} runs of other settings left out"] if left else []
-        values = [score_of(run, column.score) * column.scale for run in chosen]  # pyright: ignore[reportOptionalOperand]
-        cells[column.title] = Stat(statistics.fmean(values), spread(values), len(values))
+    for of in dict.fromkeys(column.of for column in columns):  # columns of one task are of the same runs
+        own = [column for column in columns if column.of == of]
+        chosen, left = _one_setting([run for run in done if of is None or of(run)], [column.score for column in own])
+        for column in own:
+            found = [score for run in chosen if (score := score_of(run, column.score)) is not None]
+            if found:
+                values = [score * column.scale for score in found]
+                cells[column.title] = Stat(statistics.fmean(values), spread(values), len(values))
+        notes += [f"{f'{own[0].title}: ' if of else ''}{left} run(s) of other settings left out"] if left else []
         counted += chosen
     lost = len(runs) - len(done)
     notes += [f"and {lost} lost"] if lost else []
@@ -150,7 +151,7 @@ def score_of(run: dict, name: str) -> float | None:
     earlier epoch would be of weights that the run did not keep.
     """
     found = [
-        None if evaluation.get(f"{key.removesuffix(name)}nonfinite") else value
+        value if _is_finite(value) and not evaluation.get(f"{key.removesuffix(name)}nonfinite") else None
         for evaluation in run.get("evaluations") or []
         for key, value in evaluation.items()
         if key == name or key.endswith(f"/{name}")
@@ -160,16 +161,30 @@ def score_of(run: dict, name: str) -> float | None:
     return found[-1] if found else None
 
 
-def _one_setting(runs: Sequence[dict]) -> tuple[list[dict], int]:
-    """The runs that differ in seeds alone, of several such groups the largest; and how many are left out."""
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict], int]:
+    """The runs that have a score and differ in seeds alone, of several such groups the one with most scores.
+
+    Returns:
+      (the runs, how many others have a score).
+    """
     groups: dict[str, list[dict]] = {}
+    counts = {id(run): sum(score_of(run, name) is not None for name in scores) for run in runs}
+    runs = [run for run in runs if counts[id(run)]]
     for run in runs:
         bare: dict[str, Any] = copy.deepcopy(run["config"])
         bare.pop("seed", None)
         groups.setdefault(content_hash(bare), []).append(run)
     # Of equals the first by name: a table must not depend on the order of files.
-    chosen = min(groups.values(), key=lambda group: (-len(group), min(run["name"] for run in group)))
-    return chosen, len(runs) - len(chosen)
+    best = min(
+        groups.values(),
+        key=lambda group: (-sum(counts[id(run)] for run in group), min(run["name"] for run in group)),
+        default=[],
+    )
+    return best, len(runs) - len(best)
 
 
 def _place(key: tuple[str, int | None, str]) -> tuple:

@@ -1,5 +1,7 @@
 """LoRA's Table 1 and Fig. 5: forward latency of a base, with adapters merged and not; ours, and the paper's Table 1."""
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from lowrank_jax.core.errors import UserError
 
 FILE = "speed/latency.jsonl"  # below a folder of results
 EXPERIMENT, TABLE, MAP = "latency", "table1", "fig5"
+SIZE = re.compile(r"\d+(?:\.\d+)?[kM]?")
 Record = Mapping[str, Any]
 # of a record's "latency", and of each of its variants: field -> types
 FIELDS = {**dict.fromkeys(("batch", "length", "passes"), int), "size": str, "variants": list}
@@ -48,19 +51,33 @@ def _fault(record: Record) -> str | None:
     latency = record.get("latency")
     if not isinstance(latency, dict):
         return "latency"
+    if not isinstance(record.get("labels"), dict):
+        return "labels"
     if wrong := [name for name, kind in FIELDS.items() if not isinstance(latency.get(name), kind)]:
         return wrong[0]
+    if not SIZE.fullmatch(latency["size"]):
+        return "size"
     for one in latency["variants"]:
         fields = one if isinstance(one, dict) else {}
         if wrong := [name for name, kind in OF_VARIANT.items() if not isinstance(fields.get(name), kind)]:
             return f"variants' {wrong[0]}"
-        if not (is_number(one["mean_ms"]) and one["mean_ms"] > 0):
+        if not (is_number(one["mean_ms"]) and 0 < one["mean_ms"] < math.inf):
             return "variants' mean_ms"
+        if not is_number(one["std_ms"]):
+            return "variants' std_ms"
+        needed = bool(one["parameters"]) and record["labels"].get("setting") == TABLE
+        if not isinstance(one.get("rank"), int if needed else int | None):
+            return "variants' rank"
+        if not isinstance(one.get("same"), str | None):
+            return "variants' same"
     if not latency["variants"] or name_of(latency["variants"][0]) != "base":
         return "variants: the base comes first"
-    if not isinstance((record.get("environment") or {}).get("hardware"), dict):
-        return "environment"
-    return None
+    environment = record.get("environment") or {}
+    hardware, versions = environment.get("hardware"), environment.get("versions") or {}
+    devices = (hardware.get("devices") or []) if isinstance(hardware, dict) else None
+    if not isinstance(devices, list | dict) or not all(isinstance(one, str) for one in devices):
+        return "environment's hardware"
+    return None if isinstance(versions, dict) else "environment's versions"
 
 
 def table(results: Sequence[Record], options: Any) -> Table:
