@@ -46,6 +46,18 @@ class Framing:
         virtual = {*self.prefix_ids, *self.infix_ids}
         return [one for one in ids if one not in virtual]
 
+    def longer(self, needed: int, positions: int | None) -> str:
+        """What an error of rows that are too long tells to do.
+
+        Args:
+          needed: tokens of the longest row.
+          positions: of the base; None for no limit.
+        """
+        if positions is None or needed <= positions:
+            return f"raise seq_len: {needed} keeps all"
+        fewer = f"take fewer virtual tokens (a row has {self.count}), " if self.count else ""
+        return f"{fewer}shorten the rows, or take a base with more positions than {positions} ({needed} keep all)"
+
     def check_prompts(self, rows: str) -> None:
         """Refuses infix tokens where no single prompt stands before what is learnt, so that nothing would read them.
 

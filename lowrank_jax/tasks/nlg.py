@@ -1,5 +1,6 @@
 """Text from data, LoRA's GPT tables: E2E, WebNLG, DART, WikiSQL and SAMSum; held-out loss, and scores by decoding."""
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ class NlgTask:
         self.missing: dict[str, str] = {}
         self.contents: dict[str, str] = {}
         self.partial, self.max_new_tokens = False, NEW_TOKENS
+        self._longer = functools.partial(framing.longer, positions=positions)
         self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing)
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
         train = _spaced(pairs(self._load(TRAIN)), config.train_examples)
@@ -192,8 +194,8 @@ class NlgTask:
         if max(lengths) > size and not self.config.truncate:
             index = next(index for index, length in enumerate(lengths) if length > size)
             raise UserError(
-                f"{rows[index].place}: has {lengths[index]} tokens, task.seq_len is {size}; raise it or set "
-                f"task.truncate=True (seq_len={max(lengths)} keeps all)"
+                f"{rows[index].place}: has {lengths[index]} tokens, task.seq_len is {size}; set task.truncate=True, or "
+                f"{self._longer(max(lengths))}"
             )
         if note := describe_cuts(
             f"{self.config.task} {split}", "task.seq_len", size, lengths, left_out, self._at(rows)
@@ -202,7 +204,8 @@ class NlgTask:
             self._note(note)
         kept = [(one.tokens[:size], one.targets[:size]) for one in made if one.targets[:size].any()]
         if not kept:
-            raise UserError(f"{rows[0].place}: no row of its file keeps a target within seq_len={size}; raise it")
+            remedy = self._longer(max(lengths))
+            raise UserError(f"{rows[0].place}: no row of its file keeps a target within seq_len={size}; {remedy}")
         if self.config.packed:
             return PackedRows(kept, size)
         return [{"tokens": tokens, "targets": targets} for tokens, targets in kept]

@@ -1,5 +1,6 @@
 """The task of a user's own rows: texts, prompts with completions, or conversations; scored by the held-out loss."""
 
+import functools
 import logging
 import math
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class TextTask:
         if len({one.rows.kind for one in read.values()}) > 1:
             kinds = ", ".join(f"task.{field} of kind {one.rows.kind!r}" for field, one in read.items())
             raise UserError(f"training and held-out rows are of different kinds: {kinds}; give both of one kind")
+        self._longer = functools.partial(framing.longer, positions=positions)
         if positions and config.seq_len > positions:
             raise UserError(
                 f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
@@ -231,11 +233,10 @@ class TextTask:
             long = [index for index, length in enumerate(lengths) if length > size]
             raise UserError(
                 f"{place(long[0])}: has {lengths[long[0]]} tokens, seq_len is {size}; "
-                "raise seq_len or set truncate=True "
-                f"({len(long)} of {len(lengths)} rows are longer, seq_len={max(lengths)} keeps all)"
+                f"set truncate=True ({len(long)} of {len(lengths)} rows are longer), or {self._longer(max(lengths))}"
             )
         if not kept:
-            remedy = f"raise seq_len: {max(lengths)} keeps all" if max(lengths) > size else "give longer rows"
+            remedy = self._longer(max(lengths)) if max(lengths) > size else "give longer rows"
             raise UserError(f"{rows.paths[0]}: no row keeps a target within seq_len={size}; {remedy}")
         if note := describe_cuts(name, "task.seq_len", size, lengths, left_out, place):
             log.warning("%s", note)

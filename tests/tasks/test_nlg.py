@@ -189,7 +189,11 @@ REFUSED = {
     "an unknown special token": ({"separator": "<|eot|>"}, r"unknown special token \(task.separator\).*<\|eos\|>"),
     "a long row": ({"seq_len": 40}, r"trainset.csv, row 1: has \d+ tokens, task.seq_len is 40; .*truncate=True"),
     "more than the base reads": ({"seq_len": 1024}, "task.seq_len is 1024 and the base has 512 positions"),
-    "no room": ({"positions": 32}, r"row 1: has \d+ tokens, task.seq_len is 32"),
+    "no room": ({"positions": 32}, r"row 1: has \d+ tokens, task.seq_len is 32; .* a base with more positions than 32"),
+    "no room beside virtual tokens": (
+        {"positions": 512, "framing": Framing(tuple(range(300, 900))), "truncate": True},
+        r"keeps a target within seq_len=512; take fewer virtual tokens \(a row has 600\)",
+    ),
     "a data set": ({"task": "e2"}, "unknown task.task 'e2'; did you mean e2e"),
     "a split": ({"decoded": "tests"}, "unknown task.decoded 'tests'; did you mean test"),
     "categories": ({"seen": "scripts"}, "unknown task.seen 'scripts'"),

@@ -65,8 +65,8 @@ def test_long_rows_are_refused_at_the_start_or_cut_and_said(write, caplog):
     path = write(rows)
     with pytest.raises(
         UserError,
-        match=r"a\.jsonl, line 1: has 7 tokens, seq_len is 5; raise seq_len or set truncate=True "
-        r"\(2 of 3 rows are longer, seq_len=10 keeps all\)",
+        match=r"a\.jsonl, line 1: has 7 tokens, seq_len is 5; set truncate=True "
+        r"\(2 of 3 rows are longer\), or raise seq_len: 10 keeps all",
     ):
         TextTask(TextConfig(path=path, seq_len=5, packed=False), BYTES)
     with caplog.at_level(logging.WARNING):

@@ -185,7 +185,7 @@ def test_a_long_text_is_divided_and_a_long_conversation_is_not(write):
     assert targets == sorted([*b"123456789", 257, *b"b", 257])  # each but the first of each text, once
     talk = write([{"messages": [ASKED, SAID]}, {"messages": [{**ASKED, "content": "a" * 90}, SAID]}], "b.jsonl")
     long = {"path": talk, "seq_len": 64, "documents": "separate", "chat_template": "zephyr"}
-    with pytest.raises(UserError, match=r"b\.jsonl, line 2: has \d+ tokens, seq_len is 64; raise seq_len or set trunc"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2: has \d+ tokens, seq_len is 64; set truncate=True"):
         TextTask(TextConfig(**long), BYTES)
     task = TextTask(TextConfig(truncate=True, **long), BYTES)
     assert "1 of 2 row(s) left out, as no target remains" in task.notes[0]
