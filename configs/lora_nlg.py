@@ -176,7 +176,7 @@ def _sizes(choice) -> tuple[int, int]:
                 f"method={choice.method} has no virtual tokens; leave prefix and infix out, or take {methods}"
             )
         return 0, 0
-    sizes = (tables.GPT3_PREFIX if choice.model in GPT3 else tables.PREFIX)[choice.method]
+    sizes = tables.PREFIXES.get((choice.model, choice.method), tables.PREFIXES[choice.method])
     tokens, infix = (size if one is None else one for size, one in zip(sizes, given, strict=True))
     return tokens, infix
 

@@ -66,11 +66,11 @@ COUNTS = {
     "model=gpt3-175b,method=lora+pe": 37_748_736 + 147_456,  # 37.8M
     "model=gpt3-175b,method=lora+pl": 37_748_736 + 14_155_776,  # 52.8M
     "model=gpt2-medium,method=prelayer": 393_216,  # 0.35M, as LoRA
-    "model=smollm2-135m,method=prelayer,prefix=8,infix=5": 224_640,
     "model=smollm2-135m,method=lora": 230_400,
     "model=smollm2-135m,method=mora": 229_470,
     "model=smollm2-135m,method=adapter-l": 224_790,
     "model=smollm2-135m,method=adapter-h": 242_100,
+    "model=smollm2-135m,method=prelayer": 224_640,
 }
 
 
@@ -153,6 +153,9 @@ def test_readings_lengths_and_options():
     assert (config.task.data_dir, config.task.train_examples, config.task.packed) == ("some/folder", 9, True)
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 3, 7)
     assert (config.adapter.targets, config.labels["variant"]) == (("query", "attention/out"), "q+o")
+    both = unpacked("method=lora+pl,prefix=3,infix=0")
+    assert (both.labels["method"], both.labels["variant"], both.adapter.method) == ("lora+pl", "p3i0", "lora")
+    assert (both.adapters[0].method, both.adapters[0].prefix.tokens) == ("prelayer", 3)
     bare = {key: value for key, value in to_plain(complete_file(f"{FILE}:task=e2e")).items() if key != "name"}
     assert content_hash(bare) == content_hash({**bare, "task": {**bare["task"], "data_dir": "elsewhere"}})
 
@@ -185,11 +188,11 @@ def test_grids():
     grid = Grid(FILE, "configs/sweeps/e2e_smollm2.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    assert (len(rates), len(full)) == (24, 18)
+    assert (len(rates), len(full)) == (28, 21)
     assert {cell.plain["train"]["epochs"] for cell in rates} == {1}
     assert not any(cell.plain["evals"] for cell in rates)
     assert all(cell.plain["evals"]["decode"]["weights"] == "best" for cell in full)
-    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == 6
+    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == 7
     assert all({grid.cells[name].arg for name in cell.trials} == {cell.arg} for cell in full)
     result = {
         name: {

@@ -1,4 +1,4 @@
-"""Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, full fine-tuning and Adapter-L, at E2E's rates, three seeds.
+"""Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, fine-tuning, Adapter-L and PreLayer, at E2E's rates, three seeds.
 
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/webnlg_smollm2.py --together=3 \\
         --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
@@ -9,7 +9,7 @@ trials are skipped where --results has them. reading=code: the script's ten cate
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
 
-METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l")
+METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer")
 
 
 def stages():

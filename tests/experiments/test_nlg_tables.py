@@ -114,7 +114,9 @@ def test_gpt3s_columns_are_of_several_tasks():
     few = [
         record("mnli", rank=8, scores={"matched": 0.6}, data={"train_examples": 100}, experiment="lora_mnli", seed=1)
     ]
-    line = line_of(shown("lora_table4", runs + few), "LoRA 8")
+    table = shown("lora_table4", runs + few)
+    assert line_of(table, "LoRA 8 100 examples")["MNLI-m"] == "60.0"
+    line = line_of(table, "LoRA 8")
     assert [line[name] for name in ("WikiSQL", "MNLI-m", "SAMSum R1", "SAMSum R2")] == ["50.0", "80.0", "40.0", "-"]
     line = line_of(shown("lora_table16", runs + few), "LoRA 8")
     assert [line[name] for name in ("100", "1,000", "10,000", "all")] == ["60.0", "-", "-", "80.0"]

@@ -242,7 +242,7 @@ def test_the_ledger_names_real_switches():
     ("words", "said"),
     [
         (["lora_table2", "--scale=gpu"], "lora_table2 does not read --scale, a flag of mora_table2; leave it out"),
-        (["mora_table2", "--model=x"], "mora_table2 does not read --model, a flag of lora_table2; leave it out"),
+        (["mora_table2", "--model=x"], "mora_table2 does not read --model, a flag of lora_table2 and lora_table3 and "),
         (["ledger", "--results=x"], "ledger does not read --results; leave it out"),
         (["speed", "--scale=gpu"], "speed does not read --scale"),
     ],

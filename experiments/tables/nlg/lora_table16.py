@@ -31,7 +31,7 @@ figures = no_figures
 def table(results: Sequence[dict], options: Any) -> Table:
     """The table on options.model."""
     model = options.model or MODEL
-    found = rows(results, model, ("mnli",), COLUMNS, (*gpt3.TABLE16, "mora"))
+    found = rows(results, model, ("mnli",), COLUMNS, (*gpt3.TABLE16, "mora"), sampled=False)
     what = "MNLI matched, accuracy in %, by the number of training rows."
     shown = sheet("LoRA Table 16 (MNLI with few rows)", model, found, COLUMNS, (MEAN, what))
     lines = [["method", *map(_titled, gpt3.FEW)]]

@@ -22,7 +22,7 @@ def table(results: Sequence[dict], options: Any) -> Table:
     """The table on options.model."""
     model = options.model or MODEL
     columns = (LOSS, *COLUMNS)
-    found = rows(results, model, ("e2e",), columns, RANKED, lambda labels: labels.get("method") in RANKED)
+    found = rows(results, model, ("e2e",), columns, RANKED, lambda run: run["labels"].get("method") in RANKED)
     have = {row.rank for row in found if row.method == "lora"}
     found = [row for row in found if row.seeds or row.rank is not None]
     found += [NlgRow("lora", rank, notes=NOT_RUN) for rank in nlg.TABLE18 if rank not in have]

@@ -1,7 +1,7 @@
 """LoRA's Table 3: GPT-2 on E2E, the official scripts' five metrics; ours, and the paper's rows."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.papers import nlg
@@ -35,5 +35,6 @@ def table(results: Sequence[dict], options: Any) -> Table:
     return dataclasses.replace(shown, parts=papers_part("Table 3", nlg.TABLE3, COLUMNS, model))
 
 
-def _of_table3(labels: Mapping[str, Any]) -> bool:
+def _of_table3(result: dict) -> bool:
+    labels = result["labels"]
     return labels.get("method") not in ("lora", "mora") or labels.get("rank") == LORA_RANK

@@ -27,13 +27,9 @@ figures = no_figures
 def table(results: Sequence[dict], options: Any) -> Table:
     """The table on options.model; as parts Table 4 and Table 15 as printed."""
     model = options.model or MODEL
-    found = rows(results, model, [task for task, _ in gpt3.COLUMNS], COLUMNS, METHODS, _all_rows)
+    found = rows(results, model, [task for task, _ in gpt3.COLUMNS], COLUMNS, METHODS)
     shown = sheet("LoRA Tables 4 and 15", model, found, COLUMNS, (MEAN, WHAT, WITHOUT_DATA))
     return dataclasses.replace(shown, parts=_parts(model))
-
-
-def _all_rows(labels: Any) -> bool:
-    return "examples" not in (labels.get("setting") or "")
 
 
 def _parts(model: str) -> tuple[Table, ...]:

@@ -15,6 +15,7 @@ EXPERIMENTS = ("lora_nlg", "lora_mnli")
 MODEL = "smollm2-135m"  # unless another is asked for
 LORA_RANK = 4  # of Tables 3, 13 and 14
 METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # of those tables: rows, run or not
+SAMPLES = {"train_examples": "examples", "max_dev_examples": "held out", "max_prompts": "decoded"}  # keys of task
 NOT_RUN = ("not run",)  # the notes of such a row
 NO_VARIANT = ("", "sharing", "standard", "paper")  # labels of what a row is without saying so
 
@@ -75,7 +76,8 @@ def rows(
     tasks: Sequence[str],
     columns: Sequence[Column],
     methods: Sequence[str],
-    keep: Callable[[dict], bool] = lambda labels: True,
+    keep: Callable[[dict], bool] = lambda result: True,
+    sampled: bool = True,
 ) -> list[NlgRow]:
     """The rows on one base model, by method.
 
@@ -83,24 +85,27 @@ def rows(
       model: labels.model.
       tasks: labels.task; several where columns are of different tasks.
       methods: those that have a row, run or not.
-      keep: labels -> whether the table shows runs with them.
+      keep: whether the table shows a record.
+      sampled: whether runs on some of the training rows have rows of their own; otherwise the columns tell them apart.
     """
     groups: dict[tuple[str, int | None, str], list[dict]] = {}
     for result in results:
         labels = result["labels"]
         if (result.get("config") or {}).get("experiment") not in EXPERIMENTS or labels.get("model") != model:
             continue
-        if stage_of(result) == "full" and labels.get("task") in tasks and keep(labels):
-            groups.setdefault(key_of(result), []).append(result)
+        if stage_of(result) == "full" and labels.get("task") in tasks and keep(result):
+            groups.setdefault(key_of(result, sampled), []).append(result)
     missing = [(method, None, "") for method in methods if all(key[0] != method for key in groups)]
     return [make_row(key, groups.get(key, []), columns) for key in sorted([*groups, *missing], key=_place)]
 
 
-def key_of(result: dict) -> tuple[str, int | None, str]:
-    """(method, rank, variant)."""
-    labels = result["labels"]
-    named = [labels.get(name) or "" for name in ("variant", "reading")]
-    return labels.get("method") or "?", labels.get("rank"), " ".join(word for word in named if word not in NO_VARIANT)
+def key_of(result: dict, sampled: bool = True) -> tuple[str, int | None, str]:
+    """(method, rank, variant); the variant names what was left out of the official data, with `sampled`."""
+    labels, task = result["labels"], (result.get("config") or {}).get("task") or {}
+    words = [word for name in ("variant", "reading") if (word := labels.get(name) or "") not in NO_VARIANT]
+    if sampled:
+        words += [f"{task[name]} {what}" for name, what in SAMPLES.items() if task.get(name)]
+    return labels.get("method") or "?", labels.get("rank"), " ".join(words)
 
 
 def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Sequence[Column]) -> NlgRow:
