@@ -13,7 +13,7 @@ PreLayer 48.3, 82.5, 85.9, +-0.3.
     python -m experiments.plan --config=configs/lora_mnli.py:model=gpt3-175b --seq_len=768    # shapes alone
 
 Data: TFDS's glue/mnli, or official tsv files by LOWRANK_JAX_GLUE_DIR or --config.task.data_dir=FOLDER; `partial` allows
-incomplete ones, and every record says so. train_examples=N takes a plain random sample of the training rows, by
+incomplete ones, which every record then notes. train_examples=N takes a plain random sample of the training rows, by
 task.subset_seed: the same rows for all methods and seeds, and a smaller sample is part of a larger one. Which rows the
 paper took is not printed. dev=both scores the mismatched set too.
 

@@ -12,7 +12,7 @@ official code report BLEU 68.65 to 68.87 with the published recipe; we record wh
     python -m experiments.plan --config=configs/lora_nlg.py:task=wikisql,model=gpt3-175b --seq_len=384
 
 Data: official files in a folder, by LOWRANK_JAX_NLG_DIR, data_dir=FOLDER or --config.task.data_dir=FOLDER; docs/data.md
-names the files. `partial` allows incomplete ones and WikiSQL's samples as text, and every record says so. E2E's texts
+names the files. `partial` allows incomplete ones and WikiSQL's samples as text, which records then note. E2E's texts
 are those of the challenge's files in training, decoding and scoring; the official scripts train on a tokenised copy.
 
 Models: gpt2-medium and gpt2-large (Hugging Face's weights), gpt3-175b (a shape, for planning), smollm2-135m and

@@ -10,7 +10,7 @@ bases take larger ones. LoRA and MoRA have r=8, and Adapter-H a bottleneck of 8.
 BitFit is left out: SmolLM2 has no biases.
 
 10,000 rows and all of them need MNLI's whole training file; add them to EPOCHS. With a part of it, add
---config.task.allow_partial=true: every record then says so.
+--config.task.allow_partial=true: every record then has a note that its data are incomplete.
 """
 
 MODEL = "smollm2-135m"
