@@ -1,11 +1,16 @@
 """Parses a config file's argument, as in `--config=file.py:scale=gpu,method=lora`; the defaults give the types."""
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class Count(int):
+    """The type of an argument that is a whole number above 0: a 0 would read as if nothing were given."""
 
 
 ASK = "?"  # the argument that asks which arguments a config file takes
@@ -32,7 +37,7 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
         type (no default: None unless given; "none" gives None).
 
     Returns:
-      A namespace with one attribute for each declared key.
+      A namespace with one attribute for each declared key, and `changed`, the keys that are not at their defaults.
 
     Raises:
       UserError: a key is unknown or given twice, or a value is ill-typed or not among the choices; `Asked` for "?".
@@ -57,7 +62,26 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
                 raise UserError(f"config argument {key!r} has no value; write {key}=...")
             text = "true"
         values[key] = _value(key, text, declared[key])
-    return SimpleNamespace(**values)
+    changed = frozenset(key for key, spec in declared.items() if values[key] != _default(spec))
+    return SimpleNamespace(**values, changed=changed)
+
+
+def check_read(choice: SimpleNamespace, **readers: Collection[str]) -> None:
+    """Refuses a changed argument that the chosen method does not read: its run would pass for something that it is not.
+
+    Args:
+      choice: of `parse_arg`, with a `method`.
+      **readers: key -> the methods that read it.
+
+    Raises:
+      UserError: names the argument.
+    """
+    for key, methods in readers.items():
+        if key in choice.changed and choice.method not in methods:
+            raise UserError(
+                f"config argument {key} is not read by method={choice.method}; leave it out, or take "
+                f"{', '.join(methods)}"
+            )
 
 
 def _words(spec: Any) -> str:
@@ -65,7 +89,8 @@ def _words(spec: Any) -> str:
     if isinstance(spec, tuple):
         return ", ".join(map(str, spec))
     kind = spec if isinstance(spec, type) else type(spec)
-    return {bool: "true, false", int: "an integer", float: "a number"}.get(kind, "a word")
+    words = {bool: "true, false", Count: "a whole number above 0", int: "an integer", float: "a number"}
+    return words.get(kind, "a word")
 
 
 def _default(spec: Any) -> Any:
@@ -91,9 +116,12 @@ def _cast(key: str, text: str, kind: type) -> Any:
         return text.lower() in TRUE
     if kind is str:
         return text
-    if kind not in (int, float):
-        raise TypeError(f"{key} is declared as {kind}; use str, int, float, bool or a tuple of choices")
+    if kind not in (int, float, Count):
+        raise TypeError(f"{key} is declared as {kind}; use str, int, float, bool, Count or a tuple of choices")
     try:
-        return kind(text)
+        value = float(text) if kind is float else int(text)
     except ValueError:
-        raise UserError(f"config argument {key}={text}: wanted {'an integer' if kind is int else 'a number'}") from None
+        raise UserError(f"config argument {key}={text}: wanted {_words(kind)}") from None
+    if kind is Count and value < 1:
+        raise UserError(f"config argument {key}={text}: wanted {_words(kind)}; leave it out for the default")
+    return value

@@ -29,7 +29,7 @@ float32 in any case. Cost: with pico-llama seconds to minutes on two cores.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import check_read, parse_arg
 
 PICO = "pico-llama"
 RATES = {"lora": 3e-4, "mora": 3e-4, "dora": 3e-4, "fft": 2e-5}
@@ -58,6 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule=("cosine", "linear"),
         dtype=("auto", "bfloat16", "float32"),
     )
+    check_read(choice, rank=("lora", "mora", "dora"))
     small = choice.base == PICO
     config = ConfigDict()
     config.experiment = "finetune"

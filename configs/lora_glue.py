@@ -36,7 +36,7 @@ Readings, where paper and official scripts disagree (`python -m experiments.tabl
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import Count, check_read, parse_arg
 from configs.hyperparameters import glue as tables
 from lowrank_jax.core.errors import UserError
 
@@ -73,21 +73,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model=tuple(MODELS),
         method=METHODS,
         base="",
-        rank=int,
+        rank=Count,
         compression="sharing",
         targets="query+value",
         placement=("pfeiffer", "houlsby"),  # of adapterdrop
         drop=5,  # lowest layers without an adapter, of adapterdrop; Rueckle et al. report the first five
         reading=("paper", "code"),
         protocol=("standard", "dagger"),
-        epochs=int,
-        batch=int,
-        seq_len=int,
-        train_examples=int,
+        epochs=Count,
+        batch=Count,
+        seq_len=Count,
+        train_examples=Count,
         start=str,
         head=("fresh", "adapter"),
         partial=False,
     )
+    check_read(
+        choice, rank=KERNEL_METHODS + BOTTLENECKS, targets=KERNEL_METHODS, compression=("mora",),
+        placement=("adapterdrop",), drop=("adapterdrop",),
+    )  # fmt: skip
     numbers = hyperparameters(choice)
     family = choice.placement if choice.method == "adapterdrop" else choice.method
     adapts = choice.method in KERNEL_METHODS + BOTTLENECKS

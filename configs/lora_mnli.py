@@ -35,7 +35,7 @@ Cost: with pico-llama, which reads bytes and knows no language, seconds to minut
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import Count, check_read, parse_arg
 from configs.hyperparameters import mnli as tables
 from lowrank_jax.core.errors import UserError
 
@@ -73,19 +73,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model=tuple(MODELS),
         method=tuple(METHODS),
         base="",
-        train_examples=int,
+        train_examples=Count,
         rank=tables.RANK,
         prefix=int,
         infix=int,
         compression="sharing",
         rate=float,
-        batch=int,
-        epochs=int,
+        batch=Count,
+        epochs=Count,
         seed=0,
         likelihood=("sum", "per_token", "per_byte"),
         dev=("matched", "both"),
         partial=False,
     )
+    check_read(choice, rank=("lora", "mora", "adapter-h", *BESIDE), compression=("mora",))
     numbers = tables.at_size(choice.method, choice.train_examples)
     virtual = _virtual(choice, numbers["prefix"])
     trainable, family = METHODS[choice.method]

@@ -36,7 +36,7 @@ seen without naming them (ours: without City), the script ten.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import Count, check_read, parse_arg
 from configs.hyperparameters import nlg as tables
 from lowrank_jax.core.errors import UserError
 
@@ -66,22 +66,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model=tuple(MODELS),
         method=(*FAMILIES, *RULES, *PREFIXES),
         base="",
-        rank=int,
+        rank=Count,
         prefix=int,
         infix=int,
         compression="sharing",
         targets="query+value",
         reading=("paper", "code"),
         seed=0,
-        epochs=int,
-        batch=int,
-        seq_len=int,
-        train_examples=int,
+        epochs=Count,
+        batch=Count,
+        seq_len=Count,
+        train_examples=Count,
         data_dir=str,
         packed=False,
         decode=True,
         partial=False,
     )
+    matrices = ("lora", "mora", "lora+pe", "lora+pl")
+    check_read(choice, rank=(*FAMILIES, "lora+pe", "lora+pl"), targets=matrices, compression=("mora",))
     _sizes(choice)
     numbers = hyperparameters(choice)
     config = ConfigDict()

@@ -22,7 +22,7 @@ author's reply in issue 18 (batch 1024, loss on all tokens, BOS, dropout 0.05), 
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import check_read, parse_arg
 
 # Peak rates: laptop and gpu from this project's recorded grids (experiments/results), paper from its section 5.1.
 LEARNING_RATES = {
@@ -45,6 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         reading=("paper", "code"),
         data=("uuid", "text"),
     )
+    check_read(choice, rank=("mora", "lora"), compression=("mora",))
     config = ConfigDict()
     config.experiment = "mora_uuid" if choice.data == "uuid" else "finetune"
     config.name = None

@@ -23,7 +23,7 @@ from lowrank_jax.decoding.weights import ready
 from lowrank_jax.models.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
 from lowrank_jax.tasks.framing import PLAIN, Framing, framing_of
-from lowrank_jax.train.best import abstract_best, keeps_best
+from lowrank_jax.train.best import abstract_best, keeps_best, loaded
 
 ADAPTER, MERGED = "adapter", "model"  # folders of a run
 
@@ -126,7 +126,7 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
             rest["best"] = abstract_best(state.trainable, 1)
         trainable, rest, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
         if best:
-            trainable, step = rest["best"]["trainable"], int(rest["best"]["steps"][0])
+            trainable, step = loaded(rest["best"], trainable, step)
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
     decoder = make_decoder(experiment.apply_fn, experiment.base.config, experiment.base.model.dtype)

@@ -1,18 +1,26 @@
 """A run that starts from an adapter trained elsewhere: MRPC, RTE and STS-B from MNLI's (Hu et al., appendix D.1)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.adapters import AdapterConfig, read_configs
+from lowrank_jax.adapters.inits import FROM_KERNEL
 from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.ops.quantized import NONE
 
 PARAMS = "params/"
+# Sections of an adapter's config, and the families that read them.
+SECTIONS = {
+    "mora": ("mora",),
+    "bottleneck": ("houlsby", "pfeiffer", "lin"),
+    "prefix": ("preembed", "prelayer", "prefix"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +42,34 @@ class StartConfig:
             raise UserError("start.head is 'adapter' and start.adapter names none; give the folder of a saved adapter")
 
 
-def check_start(config: StartConfig, abstract: Any, is_fresh: Callable[[str], bool], quantize: str = NONE) -> None:
+def check_start(
+    config: StartConfig,
+    abstract: Any,
+    is_fresh: Callable[[str], bool],
+    configs: Sequence[AdapterConfig],
+    quantize: str = NONE,
+) -> None:
     """Reads the adapter and compares it with the leaves that are to be trained, before any long work.
 
     Says so where it was trained beside a base that was held in another way than this one, by `quantize`.
 
+    Args:
+      configs: of the run's plan.
+
     Raises:
-      UserError: see `apply_start`, but for the base's fingerprint, which only the weights have.
+      UserError: see `apply_start`, but for the base's fingerprint, which only the weights have; or leaves of equal
+        shapes that mean something else, as the two kinds of virtual tokens do, or MoRA's compressions.
     """
     if not config.adapter:
         return
     _leaves(config, abstract, is_fresh, None)
-    then = load_adapter(config.adapter)[2]["base"].get("quantize", NONE)
+    description = load_adapter(config.adapter)[2]
+    theirs = read_configs(description["config"], config.adapter)
+    if configs and (wrong := _other_meaning(theirs, configs)):
+        raise UserError(
+            f"start.adapter {config.adapter} does not fit: {wrong}; use the adapter section it was made with"
+        )
+    then = description["base"].get("quantize", NONE)
     if then != quantize and jax.process_index() == 0:
         print(f"start.adapter {config.adapter}: trained with base.quantize={then}, goes on with {quantize}", flush=True)
 
@@ -96,3 +120,23 @@ def _leaves(
         )
         raise UserError(f"start.adapter {config.adapter} does not fit: {'; '.join(sorted(wrong)[:3])}; {remedy}")
     return given
+
+
+def _other_meaning(theirs: Sequence[AdapterConfig], ours: Sequence[AdapterConfig]) -> str:
+    """What gives the adapter's leaves another meaning in the run; "" for nothing. Scales and dropout may differ."""
+    methods = [" and ".join(one.method for one in configs) for configs in (theirs, ours)]
+    if methods[0] != methods[1]:
+        return f"it is of {methods[0]}, the run of {methods[1]}"
+    for their, own in zip(map(_read, theirs), map(_read, ours), strict=True):
+        for key, value in own.items():
+            if their[key] != value:
+                return f"its adapter.{key} is {their[key]}, the run's {value}"
+    return ""
+
+
+def _read(config: AdapterConfig) -> dict[str, Any]:
+    """The keys by which a family reads its leaves, with their values."""
+    section = next((name for name, methods in SECTIONS.items() if config.method in methods), "")
+    values = dataclasses.asdict(getattr(config, section)) if section else {}
+    found = {f"{section}.{key}": value for key, value in values.items() if key != "init"}
+    return found | {"init": config.init if config.init in FROM_KERNEL else "any"}  # of these the base lacks a part

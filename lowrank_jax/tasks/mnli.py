@@ -8,6 +8,7 @@ Hu et al. train GPT-3 on MNLI and print no prompt. Ours is a plain one, with the
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -159,7 +160,7 @@ class MnliTask:
         "loss" is the mean of -log p(right) in nats, with p(c) = exp L(c) / sum over the row's completions of exp L; its
         value at chance is log 3. "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without
         it. "distinct" counts the labels that were predicted (1 is a collapsed run), "nonfinite" rows with a likelihood
-        that is NaN or infinite, which counts as 0 in the other metrics.
+        that is NaN or infinite: it counts as 0 in the accuracies, and "loss" is then NaN, as log 3 might seem the best.
 
         Args:
           outputs: name of a set -> log-likelihoods [n, 3], in the source's order.
@@ -189,7 +190,7 @@ class MnliTask:
         return {
             **found,
             **({"overall": overall} if len(found) > 1 else {}),
-            "loss": float(np.mean(np.concatenate(losses))),
+            "loss": math.nan if nonfinite else float(np.mean(np.concatenate(losses))),
             "main": found.get("matched", overall),
             "distinct": float(len(np.unique(joined))),
             "nonfinite": nonfinite,

@@ -55,6 +55,10 @@ class Best:
         self.steps = np.where(better, np.int32(step), self.steps).astype(np.int32)
         self.trainable = self._take(self.trainable, state.trainable, better if state.step.ndim else better[0])
 
+    def known(self, trial: int) -> bool:
+        """Whether a trial had a finite held-out loss; before, there are no best weights."""
+        return bool(np.isfinite(self.loss[trial]))
+
     def state(self, state: TrainState) -> TrainState:
         """The state with the best weights in it."""
         return state._replace(trainable=self.trainable)
@@ -90,3 +94,15 @@ def _take(old: Tree, new: Tree, better: Array) -> Tree:
 def losses_of(trials: Sequence[int], values: Sequence[Mapping[str, float]]) -> dict[int, float]:
     """Trial -> its held-out loss."""
     return {trial: values[trial][LOSS] for trial in trials}
+
+
+def loaded(saved: Mapping[str, Any], last: Tree, step: int) -> tuple[Tree, int]:
+    """(weights, their step) that a run's checkpoint is loaded with: the best, and before a held-out loss the last.
+
+    Args:
+      saved: of `Best.saved`, of one trial.
+      last, step: the checkpoint's own.
+    """
+    if not np.isfinite(saved["loss"][0]):
+        return last, step
+    return saved["trainable"], int(saved["steps"][0])

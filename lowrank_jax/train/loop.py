@@ -13,7 +13,7 @@ from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Decoded
-from lowrank_jax.train.best import LAST, Best, losses_of
+from lowrank_jax.train.best import BEST, LAST, Best, losses_of
 from lowrank_jax.train.meter import Meter
 from lowrank_jax.train.signals import StopRequest
 from lowrank_jax.train.state import TrainState
@@ -21,6 +21,10 @@ from lowrank_jax.train.tracking import Tracker
 
 # The choices where a 0 leaves them to the data: few rows are repeated until they are learnt, many are read a few times.
 FITTED_BATCH, FITTED_STEPS, FITTED_PASSES = 64, 100, 3
+NO_BEST = (
+    "its held-out loss was never a finite number, and there are no best weights to decode and export; lower "
+    "optimizer.learning_rate, or look at the held-out rows"
+)
 MOST_EPOCHS = 100_000  # an evaluation step is listed for each
 
 
@@ -301,7 +305,10 @@ def fit(job: Job) -> Outcome:
                 trace.stop()
             for evaluator in job.evaluators:
                 due = [i for i, config in enumerate(job.configs) if done <= config.last_step]
-                if due := [i for i in due if evaluator.due(job.configs[i], done)]:
+                due = [i for i in due if evaluator.due(job.configs[i], done)]
+                if evaluator.weights == BEST and job.best is not None:  # there are none before a held-out loss
+                    due = [i for i in due if job.best.known(i)]
+                if due:
                     meter.drain()
                     if meter.none_left:
                         break
@@ -315,6 +322,10 @@ def fit(job: Job) -> Outcome:
                             meter.decoded(i, done, evaluator.name, values[i].texts)
                         meter.log(i, done, evaluator.keys(scores[i]))
                     meter.show(scores)
+            ending = [i for i, config in enumerate(job.configs) if done == config.last_step]
+            if ending and job.best is not None:
+                meter.drain()
+                meter.diverged = {i: NO_BEST for i in ending if not job.best.known(i)} | meter.diverged
             stopping = stop.requested(done) and done < last
             if stopping or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0):
                 meter.drain()

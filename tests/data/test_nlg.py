@@ -127,6 +127,41 @@ DAMAGED = {
         {"train.json": json.dumps([CHAT, {**CHAT, "summary": "  "}])},
         "row 2: 'summary' is empty",
     ),
+    "a comma without quotes": ("e2e", {"trainset.csv": "mr,ref\nname[A], Type[pub],x\n"}, "row 1: has 3 cells for 2"),
+    "a column twice": ("e2e", {"trainset.csv": "mr,ref,ref\nname[A],x,y\n"}, "row 1: .* column 'ref' twice"),
+    "no value": (
+        "wikisql",
+        {
+            "train.jsonl": lines({**ASKED, "sql": {**QUERY, "conds": [[0, 0, None]]}}),
+            "train.tables.jsonl": lines(TABLE),
+        },
+        "line 1: a condition's value is None, neither text nor number",
+    ),
+    "a table of other types": (
+        "wikisql",
+        {"train.jsonl": lines(ASKED), "train.tables.jsonl": lines({**TABLE, "types": ["text", ["real"]]})},
+        "tables.jsonl, line 1: 'types' are text, real, one a column",
+    ),
+    "a table's row that is none": (
+        "wikisql",
+        {"train.jsonl": lines(ASKED), "train.tables.jsonl": lines({**TABLE, "rows": [["Terrence Ross", 31], 5]})},
+        "tables.jsonl, line 1: row 2 of the table is no list of 2 cells",
+    ),
+    "a table's cell that is none": (
+        "wikisql",
+        {"train.jsonl": lines(ASKED), "train.tables.jsonl": lines({**TABLE, "rows": [["Terrence Ross", {}]]})},
+        "tables.jsonl, line 1: row 1 of the table has {}",
+    ),
+    "half a surrogate in a triple": (
+        "dart",
+        {"dart-v1.1.1-full-train.json": json.dumps([{**DART, "tripleset": [["a", "b", "\ud800"]]}])},
+        "entry 1: .*surrogate",
+    ),
+    "half a surrogate in a column": (
+        "wikisql",
+        {"train.jsonl": lines(ASKED), "train.tables.jsonl": lines({**TABLE, "header": ["Player", "\ud800"]})},
+        "line 1: .*surrogate",
+    ),
     "half a surrogate": ("samsum", {"train.json": json.dumps([{**CHAT, "summary": "\ud800"}])}, "row 1: .*surrogate"),
     "no list": ("samsum", {"train.json": "{}"}, "is a JSON dict, not a list"),
     "no JSON": ("samsum", {"train.json": "{"}, "is not JSON"),

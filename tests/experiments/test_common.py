@@ -6,23 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from configs.common import parse_arg
+from configs import finetune, lora_glue, lora_mnli, lora_nlg, mora_uuid
+from configs.common import Count, parse_arg
 from lowrank_jax.core.errors import UserError
 
 DECLARED = dict(
     scale=("laptop", "gpu", "paper"), method=("mora", "lora", "fft"), rank=8, rate=float, wide=False, note=""
 )
+COUNTED = DECLARED | {"rows": Count}
 
 
 def test_defaults():
     for arg in (None, "", " , "):
         choice = parse_arg(arg, **DECLARED)
-        assert vars(choice) == dict(scale="laptop", method="mora", rank=8, rate=None, wide=False, note="")
+        assert vars(choice) == dict(
+            scale="laptop", method="mora", rank=8, rate=None, wide=False, note="", changed=set()
+        )
 
 
 def test_typed_values():
     choice = parse_arg("method=lora, scale=gpu,rank=32,rate=3e-4,wide,note=a=b", **DECLARED)
-    assert vars(choice) == dict(scale="gpu", method="lora", rank=32, rate=3e-4, wide=True, note="a=b")
+    changed = {"method", "scale", "rank", "rate", "wide", "note"}
+    assert vars(choice) == dict(scale="gpu", method="lora", rank=32, rate=3e-4, wide=True, note="a=b", changed=changed)
     assert parse_arg("wide=false,rate=none", **DECLARED).wide is False
     assert parse_arg("size=8", size=(4, 8)).size == 8
 
@@ -34,6 +39,9 @@ def test_typed_values():
         ("method=lor", "method=lor: allowed: mora, lora, fft"),
         ("rank=eight", "rank=eight: wanted an integer"),
         ("rank=8.5", "rank=8.5: wanted an integer"),
+        ("rows=0", "rows=0: wanted a whole number above 0; leave it out"),  # which would read as no argument at all
+        ("rows=-1", "rows=-1: wanted a whole number above 0"),
+        ("rows=1.5", "rows=1.5: wanted a whole number above 0"),
         ("rate=fast", "rate=fast: wanted a number"),
         ("wide=maybe", "wide=maybe: allowed: true, false"),
         ("rank", "'rank' has no value"),
@@ -43,9 +51,31 @@ def test_typed_values():
 )
 def test_bad_arguments_are_one_line(arg, words):
     with pytest.raises(UserError) as error:
-        parse_arg(arg, **DECLARED)
+        parse_arg(arg, **COUNTED)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "arg", "key"),
+    [
+        (lora_nlg, "method=fft,rank=8", "rank"),
+        (lora_nlg, "method=preembed,rank=4", "rank"),
+        (lora_nlg, "method=adapter-h,targets=q+v", "targets"),
+        (lora_nlg, "compression=rotation", "compression"),
+        (lora_mnli, "method=prelayer,rank=16", "rank"),
+        (lora_mnli, "method=lora,compression=rotation", "compression"),
+        (lora_glue, "method=bitfit,rank=8", "rank"),
+        (lora_glue, "method=houlsby,targets=q", "targets"),
+        (lora_glue, "method=lora,drop=3", "drop"),
+        (mora_uuid, "method=fft,rank=16", "rank"),
+        (finetune, "method=fft,rank=16", "rank"),
+    ],
+)
+def test_an_argument_that_the_method_does_not_read(config, arg, key):
+    """A row of a table would otherwise be of another setting than its command says."""
+    with pytest.raises(UserError, match=f"config argument {key} is not read by method=.*; leave it out, or take "):
+        config.get_config(arg)
 
 
 def test_light_imports():

@@ -135,3 +135,13 @@ def test_published_rows_have_a_number_a_column():
 def test_a_loss_is_the_smallest_and_a_score_the_last():
     run = {"evaluations": [{"loss": 2.0, "bleu": 1.0}, {"loss": 3.0, "x/bleu": 0.5, "bleu_other": 9.0}]}
     assert (score_of(run, "loss"), score_of(run, "bleu"), score_of(run, "nist")) == (2.0, 0.5, None)
+
+
+def test_a_score_that_is_no_number_is_not_replaced_by_an_earlier_one():
+    assert score_of({"evaluations": [{"bleu": 1.0}, {"bleu": None}]}, "bleu") is None
+    spoilt = {
+        "evaluations": [{"matched": 0.6, "loss": 0.9}, {"best/matched": 0.3, "best/nonfinite": 5.0, "loss": None}]
+    }
+    assert (score_of(spoilt, "matched"), score_of(spoilt, "loss")) == (None, 0.9)
+    spoilt["evaluations"][-1]["best/nonfinite"] = 0.0
+    assert score_of(spoilt, "matched") == 0.3

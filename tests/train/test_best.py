@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from lowrank_jax.train.best import Best, abstract_best, keeps_best
-from lowrank_jax.train.loop import EvalConfig
+from lowrank_jax.train.best import Best, abstract_best, keeps_best, loaded
+from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
 from lowrank_jax.train.state import TrainState
 
 
@@ -27,9 +28,11 @@ def test_one_run():
     best = Best(start, 1)
     jax.tree.map(lambda leaf: leaf.delete(), start.trainable)  # as a step does that takes the state
     assert (kept(best), best.record(0)) == (0, {"step": 0, "loss": np.inf})
+    assert loaded(best.saved(), "last", 7) == ("last", 7)  # a run that was stopped before its first held-out loss
     for step, loss in enumerate((3.0, 2.0, float("nan"), 2.5, 2.0), 1):
         best.see(state(float(step)), step, {0: loss})
     assert (kept(best), best.record(0)) == (2, {"step": 2, "loss": 2})
+    assert loaded(best.saved(), "last", 7) == (best.trainable, 2)
     assert float(best.state(state(9.0)).trainable["adapters"]["a"][0, 0]) == 2
 
 
@@ -50,6 +53,68 @@ def test_trials_have_their_own():
     other = Best(state((7.0,) * 3, 3), 3)
     other.restore(saved)
     assert (kept(other), other.record(1)) == (kept(best), best.record(1))
+
+
+class Records:
+    """Stands in for batches, checkpoints and tracker; keeps the evaluations."""
+
+    def __init__(self):
+        self.found, self.saved = {}, []
+
+    def __next__(self):
+        return {}
+
+    def log(self, step, values):
+        self.found |= {(step, name): value for name, value in values.items() if name.startswith("eval/")}
+
+    def get_state(self):
+        return {}
+
+    def save(self, step, *rest):
+        self.saved.append(step)
+
+    def wait(self):
+        pass
+
+    def latest(self):
+        return None
+
+
+def test_without_a_finite_held_out_loss_there_are_none():
+    """Of three trials: one always has such a loss, one only at the second step, one never. That one has failed: the
+    untrained weights would otherwise be decoded, scored and exported."""
+    nan = float("nan")
+    losses = [(3.0, nan, nan), (2.0, 5.0, float("inf")), (4.0, nan, nan)]
+    start, records = state((0.0, 0.1, 0.2), 3), [Records() for _ in range(3)]
+    one = {"loss": jnp.ones(3), "grad_norm": jnp.ones(3), "tokens": jnp.ones(3), "finite": jnp.ones(3, bool)}
+
+    def step(before, frozen, batch):
+        weights = jax.tree.map(lambda leaf: leaf + 1, before.trainable)
+        return before._replace(step=before.step + 1, trainable=weights), one
+
+    def held_out(now, frozen):
+        return [{"loss": loss} for loss in losses[int(now.step[0]) - 1]]
+
+    def decode(now, frozen):
+        return [{"value": float(leaf[0, 0])} for leaf in now.trainable["adapters"]["a"]]
+
+    outcome = fit(
+        Job(
+            start, None, step, records[0], lambda batch: batch,
+            [Evaluator("", LoopConfig.evaluates_at, held_out, decides=True),
+             Evaluator("text", LoopConfig.evaluates_at, decode, weights="best")],
+            [LoopConfig(steps=3, eval_every=1)] * 3, records[0], 0, records, best=Best(start, 3),
+        )
+    )  # fmt: skip
+    assert outcome.statuses == ("finished", "finished", "diverged")
+    assert "its held-out loss was never a finite number" in outcome.messages[2]
+    decoded = [
+        {step: value for (step, name), value in each.found.items() if name == "eval/text/value"} for each in records
+    ]
+    assert decoded[0] == {1: 1, 2: 2, 3: 2}
+    assert decoded[1] == pytest.approx({2: 2.1, 3: 2.1})
+    assert decoded[2] == {}
+    assert records[0].saved == [3]
 
 
 def test_a_config_keeps_them_where_an_entry_reads_them():

@@ -145,16 +145,20 @@ def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Se
 
 
 def score_of(run: dict, name: str) -> float | None:
-    """A run's score: of a loss the smallest over its evaluations, of others the last one; None without any."""
+    """A run's score: of a loss the smallest over its evaluations, of others the last one.
+
+    None without any, and where the last one is no number or has rows without a likelihood ("nonfinite"): that of an
+    earlier epoch would be of weights that the run did not keep.
+    """
     found = [
-        value
+        None if evaluation.get(f"{key.removesuffix(name)}nonfinite") else value
         for evaluation in run.get("evaluations") or []
         for key, value in evaluation.items()
-        if (key == name or key.endswith(f"/{name}")) and isinstance(value, int | float)
+        if key == name or key.endswith(f"/{name}")
     ]
-    if not found:
-        return None
-    return min(found) if name in LOSSES else found[-1]
+    if name in LOSSES:
+        return min((value for value in found if value is not None), default=None)
+    return found[-1] if found else None
 
 
 def _one_setting(runs: Sequence[dict]) -> tuple[list[dict], int]:

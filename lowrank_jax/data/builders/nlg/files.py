@@ -45,7 +45,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
     """(file and row, {column: text}) of each row of a CSV file; quoted cells may contain line breaks.
 
     Raises:
-      UserError: the header lacks a column, or a row has too few.
+      UserError: the header lacks a column or has it twice, or a row has fewer or more cells than the header.
     """
     csv.field_size_limit(MOST_CELL)
     reader = csv.reader(io.StringIO(read_whole(path), newline=""), strict=True)
@@ -57,6 +57,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
             raise UserError(
                 f"{path}, row 1: the header lacks the column {missing[0]!r}, it has {shown}; use the official file"
             )
+        if twice := [name for name in columns if header.count(name) > 1]:
+            raise UserError(f"{path}, row 1: the header has the column {twice[0]!r} twice; use the official file")
         for number, cells in enumerate(reader, 1):
             if not cells:
                 continue
@@ -65,7 +67,11 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
                 raise UserError(
                     f"{where}: has {len(cells)} of {len(header)} columns; the file is damaged, fetch it again"
                 )
-            yield where, dict(zip(header, cells, strict=False))
+            if len(cells) > len(header):  # the rest of a text that was cut at its comma
+                raise UserError(
+                    f"{where}: has {len(cells)} cells for {len(header)} columns; put texts with commas in quotes"
+                )
+            yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}, after row {number}: no CSV ({error}); fetch the file again") from None
 
@@ -119,20 +125,28 @@ def take(where: str, row: Any, key: str, kind: type, empty: bool = True) -> Any:
     value = row[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{where}: {key!r} is a {type(value).__name__}, not a {kind.__name__}; use the official file")
-    if kind is str:
-        check_reference(where, key, value, empty)
+    if kind is str and not empty:
+        check_reference(where, key, value)
     return value
 
 
-def check_reference(where: str, key: str, text: str, empty: bool = False) -> None:
-    """Refuses a blank text, and one that is no Unicode.
+def check_reference(where: str, key: str, text: str) -> None:
+    """Refuses a blank text.
 
     Raises:
       UserError: names the row.
     """
-    if not text.strip() and not empty:
+    if not text.strip():
         raise UserError(f"{where}: {key!r} is empty; remove the row, or use the official file")
+
+
+def check_unicode(where: str, text: str) -> None:
+    """Refuses half of a surrogate pair, which JSON can hold and no tokenizer reads.
+
+    Raises:
+      UserError: names the row.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {key!r} holds half of a surrogate pair (\\ud800-\\udfff); remove it") from None
+        raise UserError(f"{where}: a text holds half of a surrogate pair (\\ud800-\\udfff); remove it") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.data.builders.nlg.e2e import read_e2e
-from lowrank_jax.data.builders.nlg.files import find_file
+from lowrank_jax.data.builders.nlg.files import check_unicode, find_file
 from lowrank_jax.data.builders.nlg.prepared import prepared_files, read_prepared
 from lowrank_jax.data.builders.nlg.rows import NlgRow, pairs
 from lowrank_jax.data.builders.nlg.samsum import read_samsum
@@ -77,7 +77,10 @@ def read_split(task: str, split: str, path: Path) -> list[NlgRow]:
     read = READERS[task]
     if NLG[task].empty and split == TEST:
         read = functools.partial(read_dart, empty=True)
-    return list(read(path))
+    rows = list(read(path))
+    for row in rows:  # whichever of a row's parts it is in
+        check_unicode(row.place, "".join((row.context, *row.references)))
+    return rows
 
 
 def check_names(task: str, split: str) -> None:

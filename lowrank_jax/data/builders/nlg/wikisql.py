@@ -7,7 +7,7 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.files import SUFFIXES, find_file, read_objects, take
 from lowrank_jax.data.builders.nlg.rows import NlgRow
-from lowrank_jax.metrics.wikisql import AGGREGATES, OPERATORS, Query, write
+from lowrank_jax.metrics.wikisql import AGGREGATES, OPERATORS, TYPES, Query, write
 
 TABLES = ".tables.jsonl"
 COLUMNS, ANSWER = "\ncolumns: ", "\nA: "
@@ -58,7 +58,7 @@ def sql_text(where: str, query: Mapping[str, Any], table: str, header: list[str]
     """A query {"sel", "agg", "conds"} as text.
 
     Raises:
-      UserError: a number is out of range.
+      UserError: a number is out of range, or a value is neither text nor number.
     """
     _check(where, "sel", take(where, query, "sel", int), header)
     _check(where, "agg", take(where, query, "agg", int), AGGREGATES)
@@ -67,6 +67,8 @@ def sql_text(where: str, query: Mapping[str, Any], table: str, header: list[str]
             raise UserError(f"{where}: a condition is {str(one)[:60]}, not [column, operator, value]")
         _check(where, "conds", one[0], header)
         _check(where, "conds", one[1], OPERATORS)
+        if not _is_value(one[2]):
+            raise UserError(f"{where}: a condition's value is {str(one[2])[:60]}, neither text nor number")
     return write(Query.of(query), header, table)
 
 
@@ -87,9 +89,21 @@ def _sample(where: str, text: str) -> NlgRow:
 def _table(where: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     kept = {"id": take(where, row, "id", str)}
     kept |= {key: take(where, row, key, list) for key in ("header", "types", "rows")}
-    if wrong := [name for name in kept["header"] if not isinstance(name, str)]:
+    header, types, rows = (kept[key] for key in ("header", "types", "rows"))
+    if wrong := [name for name in header if not isinstance(name, str)]:
         raise UserError(f"{where}: a column is called {wrong[0]!r}, which is no text; use the official file")
+    if len(types) != len(header) or any(kind not in TYPES for kind in types):
+        raise UserError(f"{where}: 'types' are {', '.join(TYPES)}, one a column, not {str(types)[:60]}")
+    for number, cells in enumerate(rows, 1):
+        if not isinstance(cells, list) or len(cells) != len(header):
+            raise UserError(f"{where}: row {number} of the table is no list of {len(header)} cells; fetch it again")
+        if wrong := [cell for cell in cells if not (cell is None or _is_value(cell))]:
+            raise UserError(f"{where}: row {number} of the table has {str(wrong[0])[:60]}, neither text nor number")
     return kept
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value  # NaN is not
 
 
 def _check(where: str, key: str, number: int, names: Sequence[str]) -> None:
