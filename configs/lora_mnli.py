@@ -13,15 +13,15 @@ PreLayer 48.3, 82.5, 85.9, +-0.3.
     python -m experiments.plan --config=configs/lora_mnli.py:model=gpt3-175b --seq_len=768    # shapes alone
 
 Data: TFDS's glue/mnli, or official tsv files by LOWRANK_JAX_GLUE_DIR or --config.task.data_dir=FOLDER; `partial` allows
-incomplete ones, and every record says so. train_examples=N takes a plain random sample of the training rows, by
+incomplete ones, which every record then notes. train_examples=N takes a plain random sample of the training rows, by
 task.subset_seed: the same rows for all methods and seeds, and a smaller sample is part of a larger one. Which rows the
 paper took is not printed. dev=both scores the mismatched set too.
 
 Prompt and completions: lowrank_jax/tasks/mnli.py; the paper prints none. The loss is on the completion's tokens alone.
 
 Scores: after each epoch, and at the end once more with the weights of the epoch that had the lowest held-out loss over
-the three completions (`best/matched`), which are the run's result. The paper reports each run's best validation result;
-both look at the scores that they report.
+the three completions (`best/matched`), which are the run's result. The paper reports each run's best validation result.
+Both choose the epoch on the set that they report.
 
 Hyperparameters: configs/hyperparameters/mnli.py, GPT-3's for every model. They are where a search begins: smaller bases
 take larger rates (`rate`), and the grid searches four a method. alpha is not printed for GPT-3; alpha = 16 here. bitfit
@@ -61,13 +61,13 @@ METHODS = {
 }
 PREFIXES = ("preembed", "prelayer")
 BESIDE = {"lora+pe": "preembed", "lora+pl": "prelayer"}  # the further family
-# Where rows end in any case. pico-llama reads bytes, and of 3,000 rows of MNLI 0.9% are longer.
+# Most positions of a base. pico-llama reads bytes, and 0.9% of 3,000 rows of MNLI have more than 512.
 POSITIONS = {PICO: 512, "gpt2-medium": 1_024, "gpt2-large": 1_024}
-LOSS_TOKENS = 8_192  # logits of so many tokens at a time
+LOSS_TOKENS = 8_192  # positions whose logits exist at a time in the loss
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One cell; `arg` sets model, method, rows and so on, and the paper's tables what it leaves out."""
+    """The config of one cell of the tables; what `arg` does not set comes from the paper's hyperparameters."""
     choice = parse_arg(
         arg,
         model=tuple(MODELS),
@@ -137,10 +137,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _virtual(choice, sizes: tuple[int, int] | None) -> dict:
-    """Prefix and infix tokens: of the column, or as `prefix` and `infix` say; {} of methods without.
+    """{"tokens", "infix"}: `sizes`, the paper's, unless the arguments prefix and infix say otherwise.
+
+    Args:
+      choice: the arguments.
+      sizes: None of a method without virtual tokens, which gets {}.
 
     Raises:
-      UserError: they are given for such a method.
+      UserError: prefix or infix is given for such a method.
     """
     given = (choice.prefix, choice.infix)
     if sizes is None:

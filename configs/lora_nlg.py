@@ -12,7 +12,7 @@ official code report BLEU 68.65 to 68.87 with the published recipe; we record wh
     python -m experiments.plan --config=configs/lora_nlg.py:task=wikisql,model=gpt3-175b --seq_len=384
 
 Data: official files in a folder, by LOWRANK_JAX_NLG_DIR, data_dir=FOLDER or --config.task.data_dir=FOLDER; docs/data.md
-names the files. `partial` allows incomplete ones and WikiSQL's samples as text, and every record says so. E2E's texts
+names the files. `partial` allows incomplete ones and WikiSQL's samples as text, which records then note. E2E's texts
 are those of the challenge's files in training, decoding and scoring; the official scripts train on a tokenised copy.
 
 Models: gpt2-medium and gpt2-large (Hugging Face's weights), gpt3-175b (a shape, for planning), smollm2-135m and
@@ -54,12 +54,12 @@ FAMILIES = {"lora": "lora", "mora": "mora", "adapter-l": "lin", "adapter-h": "ho
 RULES = {"fft": "full", "ft-top2": "ft-top2", "bitfit": "bitfit"}  # method -> trainable
 PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed", "lora+pl": "prelayer"}
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
-# Positions whose logits exist at a time: of large vocabularies and long rows.
+# Positions whose logits exist at a time in the loss, where a large vocabulary or long rows need it; otherwise all.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One cell; `arg` sets data set, model, method and so on, and the paper's tables what it leaves out."""
+    """The config of one cell of the tables; what `arg` does not set comes from the paper's hyperparameters."""
     choice = parse_arg(
         arg,
         task=("e2e", "webnlg", "dart", "wikisql", "samsum"),
@@ -159,16 +159,16 @@ def _adapter(choice, numbers: dict) -> dict:
 
 
 def _virtual(choice) -> dict:
-    """The section of a prefix method."""
+    """The adapter's section for a prefix method."""
     tokens, infix = _sizes(choice)
     return {"method": PREFIXES[choice.method], "prefix": {"tokens": tokens, "infix": infix}}
 
 
 def _sizes(choice) -> tuple[int, int]:
-    """Prefix and infix tokens of a row; none of methods without.
+    """(prefix tokens, infix tokens) of a row; (0, 0) with a method that has no virtual tokens.
 
     Raises:
-      UserError: they are given for such a method.
+      UserError: prefix or infix is given for such a method.
     """
     given = (choice.prefix, choice.infix)
     if choice.method not in PREFIXES:
@@ -200,7 +200,7 @@ def _task(choice, numbers: dict) -> dict:
 
 
 def _decoding(choice) -> dict:
-    """The decoding of the best epoch, after the last."""
+    """The evaluation that decodes with the weights of the best epoch, after the last one."""
     settings = {**tables.DECODING, **tables.OWN_DECODING.get(choice.task, {})}
     penalty = tables.at_task({"length_penalty": tables.LENGTH_PENALTY[choice.reading]}, choice.task)
     return {"type": "generation", "weights": "best", "write": True, **settings, **penalty}

@@ -43,7 +43,7 @@ def laid_out(arg):
     return build(unpacked(arg, base__name=shape, base__random_init=True), 16, devices=jax.devices()[:1])
 
 
-# Trained scalars: those of lora.md's formulas, which the paper's counts agree with where it says so.
+# Trained scalars by the paper's formulas; the comments have what its tables print.
 COUNTS = {
     "model=gpt2-medium,method=lora": 393_216,  # the paper prints 0.35M
     "model=gpt2-large,method=lora": 737_280,  # 0.77M

@@ -11,7 +11,7 @@ SEQ_LEN = 768
 WEIGHT_DECAY = 0.1
 WARMUP_TOKENS = 250_000
 RANK = 8  # r_q = r_v
-# A rate, or one a column. MoRA has no column in the paper and takes LoRA's.
+# Of a method one rate, or one for each column. The paper has no MoRA, which takes LoRA's rate here.
 RATES = {
     "fft": 5e-6,
     "bitfit": 1.6e-3,
@@ -23,7 +23,7 @@ RATES = {
     "preembed": (2e-4, 2e-4, 4e-4, 5e-4),
     "prelayer": (5e-5, 5e-5, 5e-5, 1e-4),
 }
-# (l_p, l_i), prefix and infix tokens, of each column; of LoRA+PE and LoRA+PL those of Table 15.
+# (l_p, l_i), prefix and infix tokens, for each column; those of LoRA+PE and LoRA+PL are Table 15's.
 PREFIX = {
     "preembed": ((16, 8), (32, 8), (64, 8), (256, 8)),
     "prelayer": ((8, 8),) * 4,
@@ -33,11 +33,11 @@ PREFIX = {
 
 
 def at_size(method: str, rows: int | None) -> dict:
-    """{"batch", "epochs", "rate", "warmup_steps", "prefix": (l_p, l_i) or None} for so many training rows, None: all.
+    """{"batch", "epochs", "rate", "warmup_steps", "prefix": (l_p, l_i) or None} of a method for a number of rows.
 
-    A number between two columns takes the larger column's values: of 3,000 rows, those of 10,000. A step's warm-up
-    tokens are counted as batch x SEQ_LEN, as rows are padded to it there: counted without padding, the 40 epochs of 100
-    rows would end before the warm-up does.
+    `rows` counts training rows; None: all. A number between two columns takes the larger column's values: 3,000 rows
+    take those of 10,000. For the warm-up a step counts as batch x SEQ_LEN tokens, to which the paper pads its rows:
+    without padding, the 40 epochs of 100 rows would end before the warm-up does.
     """
     column = next((place for place, size in enumerate(COLUMNS) if (rows or COLUMNS[-1]) <= size), len(COLUMNS) - 1)
     rate, batch = RATES[method], BATCH[column]

@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_gemma.py --together=4 \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_gemma
 
-As e2e_smollm2.py in all else.
+All else is as in e2e_smollm2.py.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, RATES, SEEDS, rates

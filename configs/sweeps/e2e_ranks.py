@@ -4,7 +4,7 @@
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
 One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded), and
-alpha 32. LoRA's ranks can share a program, padded to the widest of it.
+alpha 32. Trials of different ranks can share a program, in which each is padded to the largest rank.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates

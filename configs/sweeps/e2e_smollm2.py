@@ -3,10 +3,10 @@
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_smollm2.py --together=4 \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-Rates: one epoch with a whole schedule of its own, one seed, nothing decoded; the rate with the lowest held-out loss
-wins, by one rule for all methods. Full rows: 5 epochs, three seeds; the best epoch by held-out loss is decoded. A batch
-of 8 packed examples has about 72 texts. LoRA r=4 trains 230,400 parameters, MoRA at equal size 229,470, Adapter-L of 5
-224,790, Adapter-H of 3 242,100, PreLayer of 8 prefix and 5 infix tokens 224,640.
+Rates: one epoch with a whole schedule of its own, one seed, nothing decoded; for every method the rate with the lowest
+held-out loss wins. Full rows: 5 epochs, three seeds; the best epoch by held-out loss is decoded. A batch of 8 packed
+examples has about 72 texts. Trained parameters: LoRA r=4 230,400, MoRA at equal size 229,470, Adapter-L (bottleneck 5)
+224,790, Adapter-H (bottleneck 3) 242,100, PreLayer (8 prefix and 5 infix tokens) 224,640.
 """
 
 MODEL = "smollm2-135m"

@@ -6,11 +6,11 @@
 
 Rates: half of the epochs with a whole schedule of their own, one seed; of a method's rates at one number of rows the
 one whose best epoch has the lowest held-out loss wins, by one rule for all methods. They lie above GPT-3's, as smaller
-bases take larger ones. A method's adapters are as large as LoRA's r=8, or as near as their size goes (Adapter-H of 8).
+bases take larger ones. LoRA and MoRA have r=8, and Adapter-H a bottleneck of 8.
 BitFit is left out: SmolLM2 has no biases.
 
 10,000 rows and all of them need MNLI's whole training file; add them to EPOCHS. With a part of it, add
---config.task.allow_partial=true: every record then says so.
+--config.task.allow_partial=true: every record then has a note that its data are incomplete.
 """
 
 MODEL = "smollm2-135m"

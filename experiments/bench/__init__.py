@@ -1,1 +1,1 @@
-"""Benchmarks: training steps and suites of them, decoding, and reading a base; one folder or module a subject."""
+"""Benchmarks: training steps and suites of them, forward latency, decoding, and reading a base; a subject a module."""

@@ -12,8 +12,8 @@ ADAPTED = "adapters"
 # Of LoRA's Table 5: W_q, W_k, W_v, W_o.
 LETTERS = {"query": "q", "key": "k", "value": "v", "attention/out": "o"}
 PLAIN_TARGETS = ("query", "value")
-# Methods without a rank, whose variant says how many tokens stand before and behind a prompt; and their ends of a name
-# where they stand beside another family ("lora+pe"; Hu et al., appendix E).
+# Methods without a rank, whose variant says how many tokens stand before and after a prompt, with what they add to the
+# name of another family that they stand beside ("lora+pe"; Hu et al., appendix E); and the default of prefix.tokens.
 PREFIX_METHODS, PREFIX_TOKENS = {"preembed": "pe", "prelayer": "pl", "prefix": "prefix"}, 8
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck

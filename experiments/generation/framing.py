@@ -11,7 +11,7 @@ from lowrank_jax.data.prompts import Asked
 from lowrank_jax.data.row_kinds import CHAT, read_row
 from lowrank_jax.data.sources import is_named, read_source
 from lowrank_jax.tasks.framing import PLAIN, frame
-from lowrank_jax.tasks.framing import Framing as VirtualTokens
+from lowrank_jax.tasks.framing import Framing as RowFraming
 from lowrank_jax.text.chat import ChatTemplate, end_ids, find_template
 from lowrank_jax.text.chat_formats import FORMATS
 from lowrank_jax.text.tokenizers import SubwordTokenizer
@@ -30,8 +30,8 @@ class Framing:
       add_bos: whether texts without a template begin with BOS; None: as the tokenizer begins a text.
       system: a message before all others; "" for none.
       said: a line that tells the user which way was chosen; "" for none.
-      after: ids behind a text without a template, as a run's training has them there.
-      virtual: the virtual tokens around each prompt: their infix stands before the answer that is written.
+      after: ids that follow a plain text, where a run's training had them between input and text.
+      virtual: the virtual tokens around each prompt; the infix stands between the prompt and what is written.
     """
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class Framing:
     system: str = ""
     said: str = ""
     after: tuple[int, ...] = ()
-    virtual: VirtualTokens = PLAIN
+    virtual: RowFraming = PLAIN
 
     def ids(self, asked: Asked) -> list[int]:
         """The ids that decoding starts from.

@@ -110,7 +110,7 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
             prompts.append(author.framing.ids(one))
         except UserError as error:
             raise UserError(f"row {number}: {error}") from None
-    batches = list(_batches(author, prompts, min(batch_size, len(prompts))))  # a prompt without room ends it at once
+    batches = list(_batches(author, prompts, min(batch_size, len(prompts))))  # refuses a prompt before any is written
     for rows, limits, size in batches:
         ended = {
             piece.row: piece
@@ -122,9 +122,9 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
 
 
 def _batches(author: Author, prompts: Sequence[list[int]], size: int) -> Iterator[tuple[list[int], Limits, int]]:
-    """(rows, their limits, rows that the batch is filled up to), in order; a prompt with less room stands alone.
+    """(rows, their limits, rows that the batch is filled up to), in order.
 
-    One long prompt in a batch would shorten the texts of all.
+    A prompt with room for fewer than the wanted tokens is a batch of its own: it would shorten the texts of the others.
     """
     waiting: list[int] = []
     for row, prompt in enumerate(prompts):

@@ -9,7 +9,8 @@ SPREADS = (0.5, 0.1, 0.2, 0.2, 0.1)  # over seeds, as the caption gives them for
 
 
 class Published(NamedTuple):
-    """A row.
+    """One printed row of Table 4 or 15.
+
 
     Attributes:
       method: family or rule as our configs call it; "lora+pe" and "lora+pl" are LoRA with a prefix method.

@@ -6,7 +6,8 @@ MEDIUM, LARGE = "gpt2-medium", "gpt2-large"
 
 
 class Published(NamedTuple):
-    """A row of a table.
+    """One printed row of a table.
+
 
     Attributes:
       model: name of the base in `models.registry`.
@@ -31,7 +32,7 @@ class Published(NamedTuple):
         return self.name + ("*" if self.quoted else "")
 
 
-# E2E, the official script's metrics. GPT-2: mean over 3 seeds, the best epoch of each.
+# E2E, the official scripts' metrics: mean over 3 seeds, the best epoch of each.
 E2E = ("bleu", "nist", "meteor", "rouge_l", "cider")
 TABLE3 = (
     Published(MEDIUM, "fft", "FT", 354.92, (68.2, 8.62, 46.2, 71.0, 2.47), quoted=True),

@@ -1,4 +1,4 @@
-"""The configs of entries of `evals` that have options: when they are evaluated, and how."""
+"""The configs of entries of `config.evals` whose type has options: when they are evaluated, and how."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ class SamplesConfig(EvalConfig, SamplesOptions):
 
     @property
     def options(self) -> SamplesOptions:
-        """What is written, without the rhythm: entries that differ in it alone share a program."""
+        """What is written, without when: entries that differ only in when they are due share a program."""
         return _options(self, SamplesOptions)
 
 
@@ -31,7 +31,7 @@ class GenerationConfig(EvalConfig, GenerationOptions):
 
     @property
     def options(self) -> GenerationOptions | None:
-        """How, without the rhythm; None for what the task's own evaluation does."""
+        """How prompts are decoded, without when; None where that is as the task's own evaluation does it."""
         options = _options(self, GenerationOptions)
         return None if options == GenerationOptions() else options
 

@@ -36,7 +36,7 @@ from lowrank_jax.train.best import BEST, LAST
 from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
-DECIDING = ("likelihood", "choices")  # the types of evaluations with a held-out loss, by which weights are best
+DECIDING = ("likelihood", "choices")  # types of evaluations that have a held-out loss, which decides what is best
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
@@ -297,10 +297,10 @@ class Experiment:
 
 
 def _deciding(evaluators: list[Evaluator]) -> list[Evaluator]:
-    """The evaluators with those behind that read the best weights, so that an evaluation of the same step counts.
+    """The evaluators, those of the best weights last: a held-out loss of the same step then decides before they read.
 
     Raises:
-      UserError: some read them, and none gives a held-out loss.
+      UserError: one reads the best weights, and none gives a held-out loss.
     """
     best = [one for one in evaluators if one.weights == BEST]
     if best and not any(one.decides for one in evaluators):

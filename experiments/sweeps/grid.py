@@ -69,9 +69,9 @@ class Grid:
     def _cell(self, stage: str, cell: dict) -> Cell:
         if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides", "like"}))):
             found = wrong if isinstance(cell, dict) else repr(cell)[:60]
-            raise UserError(f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=...)")
+            raise UserError(f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=..., like=...)")
         arg, given = cell.get("arg") or "", cell.get("overrides") or {}
-        like = cell.get("like", arg)  # the argument of the trials that decide for it
+        like = cell.get("like", arg)  # the argument of the cells from which a "best:" takes its value
         if not isinstance(arg, str) or not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
             raise UserError(
                 f"a cell of stage {stage!r} has arg={arg!r:.60}, overrides={given!r:.60}; arg is a string, and "
@@ -137,7 +137,7 @@ class Grid:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Refuses cells whose configs a run would refuse, before any is trained; those that wait for a rate come later.
+    """Refuses cells whose configs a run would refuse, before any is trained; those that wait for trials are left out.
 
     Raises:
       UserError: names the first.

@@ -33,8 +33,8 @@ def attach(model: nn.Module, plan: Plan, groups: Groups | None = None, strict: b
     `variables` has "params", "adapters" and "scales" (see `create`). Dropout acts on the branch's input when the
     call passes rngs={"dropout": key}, and never otherwise.
 
-    Where the plan has a prefix family, ids behind the base's own are virtual tokens (`Plan.virtual`); the model reads
-    them as any others, and what it computes at them is replaced by the family's vectors.
+    Where the plan has a prefix family, the ids after the base's own are virtual tokens (`Plan.virtual`): the model
+    reads them as any others, and what it computes at them is replaced by the family's vectors.
 
     Calls are compared with the plan while they are traced, as a site that no module reads would stay at its start:
     once the model's own `__call__` has run, every site must have been read, in that call or before; where `method`
@@ -242,10 +242,10 @@ def _adapted(module: nn.Module, site: Site, leaf: dict[str, Array], x: Array, y:
 
 
 def _replaced(call: Any, module: nn.Module, site: Site, next_fun: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """The module's output, where a prefix family replaces it or the module's input at virtual tokens.
+    """Calls a module with a prefix family's vectors at the virtual tokens, in place of its output or of its input.
 
-    A block of a scan is called as the whole stack first, then in a layer, then perhaps again inside the layer's remat:
-    the stack, whose leaf has all layers, is left alone, and what is replaced twice is replaced alike.
+    In a scan a block's `__call__` is met several times: for the whole stack, whose leaf has all layers and which is
+    left as it is; for one layer; and with remat for that layer again, where replacing twice gives the same.
     """
     spec, family = site.spec, site.family
     if family.place == "states":

@@ -159,8 +159,8 @@ class AdapterConfig:
             raise UserError(f"adapter.prefix has no virtual token for {method}; set its tokens or infix")
         if method == "prefix" and prefix.infix:
             raise UserError(
-                f"adapter.prefix.infix is {prefix.infix}: a completion would begin from tokens of which prefix trains "
-                "keys and values alone; set it to 0, or take preembed or prelayer"
+                f"adapter.prefix.infix is {prefix.infix}, and prefix trains no vector from which a completion could be "
+                "predicted (keys and values alone); set it to 0, or take preembed or prelayer"
             )
         if method == "prefix" and prefix.init == "vocabulary":
             raise UserError("adapter.prefix.init 'vocabulary' starts embeddings, not keys and values; take normal")
@@ -204,8 +204,8 @@ class Family:
     * table: x are numbers of rows, y = E[x] + delta(x); merges into the table.
     * output: y = h + delta(h), h the output of a whole module (the first of several); does not merge.
     * norm: y = norm(s + delta(norm(s))), both times with the module's own parameters; does not merge.
-    * tokens, states, projections (`prefix.families`): at virtual tokens, a row of the table, the input of a block, or a
-      module's output is delta of the token's number; elsewhere it stays. Does not merge.
+    * tokens, states, projections (`prefix.families`): at virtual tokens the embedding, the input of a block, or a
+      module's output is replaced by delta of the token's number; other tokens keep theirs. Does not merge.
 
     Attributes:
       name: as in `AdapterConfig.method`.

@@ -34,7 +34,7 @@ def _site(family: Family, spec: AdapterSpec, tokens: int) -> int:
     fast = get_fast(family)
     leaf = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in family.shapes(spec).items()}
     if family.virtual:
-        return 0  # vectors take the place of others: nothing is multiplied with a weight
+        return 0  # its vectors replace others, and no weight is multiplied
     if family.place == "table":
         rows = jax.ShapeDtypeStruct((tokens,), jnp.int32)
         return product_flops(lambda leaf, rows: _pull(lambda leaf: fast.delta(leaf, rows, spec), leaf), leaf, rows)

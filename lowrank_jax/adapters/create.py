@@ -57,7 +57,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
 
 
 def _from_base(site: Site, key: PRNGKey, keys: PRNGKey, flat: dict[str, Any]) -> dict[str, jax.Array]:
-    """A site's start from the base, leaves [layers, ...].
+    """The leaves of a site that starts from the base's weights: {name: [layers, ...]}.
 
     Args:
       key, keys: of the site, and of each layer.

@@ -137,8 +137,8 @@ def make_plan(params: Tree, config: AdapterConfig | Sequence[AdapterConfig]) -> 
 
     Raises:
       UserError: a target or pattern matches nothing (the near misses are named), the family refuses a shape or finds no
-        place in the model, two configurations act on one module or bring virtual tokens, a kernel's first axes are no
-        layers (split heads, a convolution), or `params` are all variables.
+        place in the model, two configurations act on one module or both have virtual tokens, a kernel's first axes are
+        no layers (split heads, a convolution), or `params` are all variables.
     """
     configs = (config,) if isinstance(config, AdapterConfig) else tuple(config)
     shapes = {path: tuple(leaf.shape) for path, leaf in flat_params(params, "make_plan").items()}

@@ -19,7 +19,7 @@ Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[st
 
 
 class Decoded(NamedTuple):
-    """What an evaluation gives that scores texts and shows them: metrics, and {name: value} of each text."""
+    """What an evaluation that scores texts and shows them returns: metrics by name, and each text as {name: value}."""
 
     values: dict[str, float]
     texts: Sequence[Mapping[str, Any]]

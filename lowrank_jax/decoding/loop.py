@@ -26,8 +26,8 @@ class Limits:
       pad_id: what an ended row emits after its end.
       how: how tokens are chosen.
       no_repeat_ngram: n, where no n tokens in a row may stand twice in a text; 0: they may.
-      repeat_prompt: whether those of the prompt may be repeated once: only written tokens are compared, as in LoRA's
-        scripts. False, as in transformers: the prompt is part of the text.
+      repeat_prompt: True lets a text repeat n tokens of its prompt once, as written tokens alone are compared (LoRA's
+        scripts); False counts the prompt as part of the text (transformers).
     """
 
     max_new_tokens: int

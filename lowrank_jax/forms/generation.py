@@ -23,7 +23,7 @@ from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
 from lowrank_jax.tasks.framing import PLAIN, Framing
 
 EVAL_BATCH = 1024  # prompts decoded at a time
-BEAM_BATCH = 64  # by beams, where each prompt has several rows, which keep log-likelihoods of the whole vocabulary
+BEAM_BATCH = 64  # the same with beams: a prompt has a row for each, with log-likelihoods of the whole vocabulary
 SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
 OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
-    """How an evaluation of the type "generation" decodes; as it stands, it does so greedily.
+    """How an evaluation of the type "generation" decodes; by default greedily.
 
     Attributes:
       beams: beams of a prompt; 0: none, each token is the likeliest.
       length_penalty: p of a beam's score, sum of log p(token) / length^p.
-      no_repeat_ngram: n, where no n written tokens may stand twice in a text (those of the prompt may be written once
-        again); 0: they may.
+      no_repeat_ngram: n: no n tokens in a row are written twice in a text (those of the prompt may be written once); 0:
+        no limit.
       max_new_tokens: most tokens of a text; 0: as many as the task says.
-      batch: prompts decoded at a time; 0: EVAL_BATCH, or BEAM_BATCH by beams.
+      batch: prompts decoded at a time; 0: EVAL_BATCH, or BEAM_BATCH with beams.
       write: whether each text is written to decoded.jsonl, beside its prompt and references.
     """
 
@@ -60,7 +60,7 @@ class GenerationOptions:
 
     @property
     def how(self) -> Beams | None:
-        """The beams; None without."""
+        """The settings of beam search; None for greedy decoding."""
         return Beams(self.beams, self.length_penalty) if self.beams else None
 
 

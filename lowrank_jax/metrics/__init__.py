@@ -1,1 +1,1 @@
-"""Scores, most of them thin wrappers over kept libraries: classes, correlations, generated texts, WikiSQL's queries."""
+"""Scores of classes, correlations, generated texts and WikiSQL's queries, most of them thin wrappers over libraries."""

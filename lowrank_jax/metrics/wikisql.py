@@ -77,7 +77,7 @@ def parse(text: str, columns: Sequence[str]) -> Query | None:
     text = text.strip()
     if not text.startswith("SELECT "):
         return None
-    for found in re.finditer(" FROM ", text):  # of which a name may have one of its own
+    for found in re.finditer(" FROM ", text):  # a column's name may contain it too
         selected = _selected(text[len("SELECT ") : found.start()], places)
         if selected:
             table, where, conditions = text[found.end() :].partition(" WHERE ")
@@ -159,7 +159,7 @@ class Database:
 
     def __init__(self):
         self._connection = sqlite3.connect(":memory:")
-        self._tables: dict[int, tuple[str, Table]] = {}  # by id; holding the table keeps the id its own
+        self._tables: dict[int, tuple[str, Table]] = {}  # by id, which no other object gets while the table is here
 
     def execute(self, query: Query, table: Table) -> list:
         """The query's results.
@@ -220,9 +220,9 @@ def _selected(text: str, places: Mapping[str, int]) -> tuple[int, int] | None:
 
 
 def _conditions(text: str, places: Mapping[str, int]) -> tuple[Condition, ...] | None:
-    """The conditions of a whole text, None where it has no reading; from its end, so that each part is read once."""
+    """The conditions that a whole text states, None where it cannot be read; from its end, to read each part once."""
     ends = [found.start() for found in re.finditer(AND, text)] + [len(text)]
-    read: dict[int, tuple[Condition, ...]] = {len(text) + len(AND): ()}  # by where what is left to read begins
+    read: dict[int, tuple[Condition, ...]] = {len(text) + len(AND): ()}  # place -> the conditions from there to the end
     longest = max(map(len, places), default=0)
     for start in [end + len(AND) for end in reversed(ends[:-1])] + [0]:
         for found in OPERATOR.finditer(text, start):

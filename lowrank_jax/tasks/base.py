@@ -161,7 +161,7 @@ def make_features(
 
 
 def row_features(example: Mapping[str, Any], seq_len: int, pad_id: int) -> Features:
-    """`make_features` of {"tokens", "targets" (absent: all), "segments" (of packed rows)}, segments padded with 0."""
+    """Padded arrays of an example {"tokens", "targets" (absent: all), "segments" (of packed rows; padded with 0)}."""
     tokens = example["tokens"]
     weights = np.asarray(example.get("targets", np.ones(len(tokens), bool)), np.float32)
     made = make_features(tokens, weights, seq_len, pad_id)

@@ -29,14 +29,16 @@ class Candidate(NamedTuple):
 
 
 class ChoiceRows:
-    """Random access to the candidates of a row; `answers` and `lengths`, int32 [rows], have the right one of each.
+    """Random access to rows, each a sequence of its candidates.
 
     Args:
       rows: of each row its candidates, or the right one alone.
       answers: the right one's number among the row's candidates.
 
     Attributes:
-      most: tokens of the longest completion.
+      answers: the same as int32 [rows].
+      lengths: tokens of each row's longest candidate with its prompt, int32 [rows].
+      most: tokens of the longest completion of all rows.
     """
 
     def __init__(self, rows: Sequence[Sequence[Candidate]], answers: Iterable[int]):
@@ -52,7 +54,7 @@ class ChoiceRows:
 
 
 def candidate_arrays(row: Sequence[Candidate], choices: int, most: int, pad_id: int) -> dict[str, np.ndarray]:
-    """A row's arrays, as `tasks.base.ChoiceTask` describes them.
+    """The arrays of a row's candidates that `tasks.base.ChoiceTask.candidates` returns.
 
     Args:
       row: its candidates.
@@ -119,8 +121,8 @@ def encode_questions(
       framing: the virtual tokens of a prefix method. They count among a row's tokens.
 
     Raises:
-      UserError: names the first row whose prompt or a candidate is empty, that has no right or fewer than two
-        candidates, or that is too long.
+      UserError: names the first row that has an empty prompt or candidate, fewer than two candidates, no right one
+        among them, or too many tokens.
     """
     for index, row in enumerate(questions):
         _check(row, place(index))

@@ -17,11 +17,11 @@ class Framing:
     """The virtual tokens of a prefix method in a task's rows; none by default.
 
     A row is [prefix] [BOS] prompt [infix] completion [EOS], or [prefix] [BOS] text [EOS] where it has no prompt. The
-    prefix comes before BOS, as in PEFT. Virtual tokens are never targets, and what is a target without them is one with
-    them: losses of methods with and without a prefix are means over the same tokens.
+    prefix comes before BOS, as in PEFT. Virtual tokens are never targets, and do not change which tokens are: losses of
+    methods with and without a prefix are means over the same tokens.
 
     Attributes:
-      prefix_ids, infix_ids: the ids, behind all of the base's.
+      prefix_ids, infix_ids: the ids, which follow the base's own.
     """
 
     prefix_ids: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class Framing:
 
     @property
     def count(self) -> int:
-        """Virtual tokens of a row with a prompt: so many less are left for text."""
+        """How many virtual tokens a row with a prompt has, by which its room for text shrinks."""
         return len(self.prefix_ids) + len(self.infix_ids)
 
     @property

@@ -89,7 +89,7 @@ def read_splits(task: str, config: SplitsConfig, splits: Sequence[str] | None = 
 
 
 def _missing_dev(task: str, split: str, wanted: Sequence[str], folder: str | None) -> bool:
-    """The one of MNLI's dev sets that the folder does not have, where it has the other and both are wanted."""
+    """Whether this is the one of MNLI's two dev sets that the folder lacks, where both are wanted."""
     if not split.startswith("dev_") or has_split(task, split, folder):
         return False
     return any(has_split(task, other, folder) for other in wanted if other.startswith("dev_") and other != split)

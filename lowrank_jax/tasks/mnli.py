@@ -92,7 +92,7 @@ class MnliTask:
 
     Attributes:
       contents: split -> digest of all its rows.
-      max_new_tokens: of the longest completion; with stop_id for samples of text, which continue held-out prompts.
+      max_new_tokens, stop_id: tokens of the longest completion, and None; for evaluations of the type "samples".
     """
 
     name, evaluation, stop_id = "mnli", "choices", None
@@ -155,7 +155,7 @@ class MnliTask:
         return frame(self.tokenizer, prompt, self.config.add_bos, framing=self.framing)
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Accuracy of the likeliest completions of the whole of `validation_sources`.
+        """Accuracy of the likeliest completions over all of `validation_sources`, and the held-out loss.
 
         "loss" is the mean of -log p(right) in nats, with p(c) = exp L(c) / sum over the row's completions of exp L; its
         value at chance is log 3. "main" is Table 4's MNLI-m: accuracy on the matched set, or on what there is without

@@ -1,4 +1,4 @@
-"""Text from data, LoRA's GPT tables: E2E, WebNLG, DART, WikiSQL and SAMSum; held-out loss, and scores by decoding."""
+"""The data sets of LoRA's GPT tables: E2E, WebNLG, DART, WikiSQL and SAMSum; held-out loss, and scores of texts."""
 
 import functools
 import logging
@@ -22,7 +22,7 @@ from lowrank_jax.tasks.nlg_rows import Encoded, NlgEncoder, longest
 from lowrank_jax.tasks.nlg_scores import Scored, score_by
 
 log = logging.getLogger(__name__)
-ROUNDED = 8  # a row's tokens are rounded up to a multiple, as of the task `text`
+ROUNDED = 8  # seq_len is rounded up to a multiple of it, as in the task `text`
 NEW_TOKENS = 64  # the official scripts' eval_len
 
 
@@ -43,7 +43,7 @@ class NlgConfig:
       seen: which categories of WebNLG count as seen: the script's ten (`code`), or nine (`paper`); see `specs.SEEN`.
       train_examples, max_dev_examples, max_prompts: how many training rows, held-out rows and decoded inputs are used,
         evenly spaced; None takes all.
-      allow_partial: runs on files whose number of rows is not the official one; `NlgTask.notes` says so.
+      allow_partial: runs on files whose number of rows is not the official one, and notes that in `NlgTask.notes`.
     """
 
     form: ClassVar[str] = "next_token"

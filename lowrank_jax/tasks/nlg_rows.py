@@ -76,9 +76,10 @@ class NlgEncoder:
         return Encoded(tokens, targets)
 
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end decoding: the end token, and that of a blank line (628 of GPT-2), otherwise of a newline.
+        """The tokens that end decoding: the end token, and the one for a blank line (GPT-2: 628).
 
-        A tokenizer with no single token for either has the end token alone.
+        Where a tokenizer has no single token for a blank line it is the one for a newline; without that too, the end
+        token alone.
         """
         found = (self._tokenizer.encode(text) for text in NEWLINES)
         single = next((ids for ids in found if len(ids) == 1), [])

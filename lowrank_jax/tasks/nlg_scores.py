@@ -11,7 +11,7 @@ WEBNLG, WIKISQL = "webnlg", "wikisql"
 
 
 class Scored(NamedTuple):
-    """Metric -> value, and metric -> why there is none."""
+    """Scores by name: `values` that were computed, and in `missing` why the others were not."""
 
     values: dict[str, float]
     missing: dict[str, str]
@@ -24,7 +24,7 @@ def score_by(task: str, predictions: Sequence[str], rows: Sequence[NlgRow], seen
       task: a name of `specs.NLG`.
       predictions: one a row.
       rows: with their references.
-      seen: categories of WebNLG.
+      seen: the categories of WebNLG that count as seen.
     """
     said = [text.strip() for text in predictions]
     if task != WEBNLG:

@@ -19,7 +19,7 @@ TASKS = {
     "mnli": (MnliConfig, MnliTask),
     "nlg": (NlgConfig, NlgTask),
 }
-# They are told the base's positions: they take their length from the data up to them, or check it.
+# Tasks that are told how many positions the base has: they choose the length of their rows within it, or check it.
 SIZED = (TextTask, MnliTask, NlgTask)
 FRAMED = (TextTask, UuidTask, MnliTask, NlgTask)  # tasks whose rows take virtual tokens
 

@@ -130,7 +130,7 @@ class TextTask:
         self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
-        # Of joined text the prefix comes to each window only.
+        # Joined text has no prefix yet: each window that is cut from it gets one.
         self.longest = max(
             count(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
             for each in read.values()

@@ -87,7 +87,7 @@ class UuidTask:
         target = value + self._eos
         before, framing = 0.0 if self.config.loss_on == "value" else 1.0, self.framing
         weights = np.full(len(prompt), before)
-        weights[: len(framing.prefix_ids) + 1] = 0  # and of the first token, which has none before it
+        weights[: len(framing.prefix_ids) + 1] = 0  # the prefix, and the first token, which has no text before it
         weights[len(prompt) - len(framing.infix_ids) :] = 0
         return make_features(prompt + target, [*weights, *[1.0] * len(target)], self.seq_len, pad_id(self.tokenizer))
 

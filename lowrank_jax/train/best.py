@@ -11,7 +11,7 @@ from lowrank_jax.core.types import Array, Tree
 from lowrank_jax.train.state import TrainState
 
 LOSS = "loss"  # the metric that decides
-LAST, BEST = "last", "best"  # whose weights an evaluation reads
+LAST, BEST = "last", "best"  # which weights an evaluation reads
 
 
 def keeps_best(evals: Mapping[str, Any]) -> bool:
@@ -42,7 +42,7 @@ class Best:
         """Takes the weights of the trials whose loss is lower than any before.
 
         Args:
-          state: now.
+          state: the current one.
           step: updates so far.
           losses: trial -> held-out loss; trials that are not evaluated now are left out.
         """

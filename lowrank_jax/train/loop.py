@@ -122,8 +122,8 @@ class EvalConfig:
       every, steps: after multiples of the one and after the others, in optimizer steps.
       at_end: after the last step.
       with_train: also whenever `LoopConfig` evaluates: by eval_every, by eval_steps, at the end of an epoch.
-      weights: `last`, as they are at that step, or `best`, those of the lowest held-out loss so far (of evaluations of
-        the type "likelihood"), which the run then keeps, exports and is loaded with.
+      weights: `last`, as they are at that step, or `best`, those of the lowest held-out loss so far (measured by
+        evaluations of the types "likelihood" and "choices"), which the run then keeps, exports and is loaded with.
     """
 
     type: str = ""
@@ -248,7 +248,7 @@ class Job:
         self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
 
     def evaluate(self, evaluator: Evaluator, state: TrainState, trials: Sequence[int], step: int) -> Sequence[Any]:
-        """What an evaluator gives of the trials' weights, or of their best ones; a held-out loss may change these."""
+        """What an evaluator returns for the trials' weights, or for their best ones; may take new best ones before."""
         if evaluator.weights == LAST or self.best is None:
             values = evaluator.evaluate(state, self.frozen)
             if evaluator.decides and self.best is not None:

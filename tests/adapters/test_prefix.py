@@ -123,7 +123,7 @@ def test_each_layer_reads_the_vectors_of_prelayer():
 
 
 def test_preembed_is_a_longer_table():
-    """Virtual tokens are rows that the table does not have; an id behind them is still no token."""
+    """Virtual tokens are rows that the table does not have; an id above theirs is still no token."""
     linen, _, variables = made("preembed", "gpt2")
     params = variables["params"]
     longer = jnp.concatenate([params["embed"]["embedding"], variables["adapters"]["embed"]["vectors"]])
@@ -179,7 +179,7 @@ def test_padding_and_packing_leave_rows_as_they_are(name, model):
 
 @pytest.mark.parametrize(("name", "model"), [("lora+prelayer", "llama"), ("prefix", "gpt2")])
 def test_cached_decoding_and_beams_equal_whole_rows(name, model):
-    """Unequal prompts, with the bans of repeated stretches; beams' scores are those of the texts read anew."""
+    """Prompts of unequal length, with repeated n-grams blocked; a beam's score is that of its text, computed anew."""
     prompts = [[*PREFIX, 40, 41, 42, *INFIX], [*PREFIX, 60, *INFIX]]
     prompts = [[one for one in row if name != "prefix" or one not in INFIX] for row in prompts]
     width, new = max(map(len, prompts)), 4
@@ -226,7 +226,7 @@ def test_sharded_rows_equal_the_plain_model():
 
 
 def test_other_layouts_equal_the_plain_model():
-    """Fused kernels, but not those of keys that are replaced; and codes beside virtual tokens."""
+    """A fused base, except for keys that a prefix replaces, and a quantised base, with virtual tokens."""
     linen, plan, variables = made("lora+prelayer")
     tokens = jnp.asarray([ROW])
 
@@ -270,7 +270,7 @@ def test_vectors_start_as_rows_of_the_table_or_at_random():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(method="prefix", prefix=PrefixConfig(3, 2)), "prefix.infix is 2: a completion would begin"),
+        (dict(method="prefix", prefix=PrefixConfig(3, 2)), "prefix.infix is 2, and prefix trains no vector"),
         (dict(method="prefix", prefix=PrefixConfig(3, init="vocabulary")), "'vocabulary' starts embeddings"),
         (dict(method="preembed", prefix=PrefixConfig(0, 0)), "no virtual token for preembed"),
         (dict(method="prelayer", dropout=0.1), r"adapter\.dropout is not read by prelayer"),

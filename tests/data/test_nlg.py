@@ -1,4 +1,4 @@
-"""Data sets of text from data: official counts and forms, small files written here, damage that names its row, TFDS."""
+"""Generation data sets: official counts and forms, small files written here, damage that names its row, TFDS."""
 
 import gzip
 import json

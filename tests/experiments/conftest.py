@@ -16,7 +16,7 @@ from fuzz import doors
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
 # toy-llama, random; 20 pairs in batches of 8, so every batch is another; 6 steps and a checkpoint after the last. Two
-# sites of the seven: the draws of all and their step take most of a toy run's compilation.
+# sites of the seven: the draws of all and their step take half of a toy run's compilation.
 TOY = {
     "base.name": "toy-llama",
     "base.random_init": True,

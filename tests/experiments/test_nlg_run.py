@@ -1,4 +1,4 @@
-"""The real loop over text from data at toy size: best epoch, beams, scores, stop and resume, mistakes."""
+"""Runs of configs/lora_nlg.py at toy size: best epoch, beams, scores, stop and resume, mistakes."""
 
 import json
 import shutil

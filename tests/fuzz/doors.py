@@ -41,11 +41,11 @@ def import_alone(path):
 
     What is put away is kept in the program's own module, for the next that calls it, whichever test that is.
     """
-    for name, other in list(sys.modules.items()):
-        if name == path or "put_away" not in vars(other):
-            continue
-        for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:
-            other.put_away.append(flag)
+    defined = flags.FLAGS.flags_by_module_dict()
+    for name in [n for n in defined if n.startswith("experiments.") and n not in (path, *SHARED)]:
+        kept = vars(sys.modules[name]).setdefault("put_away", [])
+        for flag in [*defined[name]]:
+            kept.append(flag)
             delattr(flags.FLAGS, flag.name)
     module = importlib.import_module(path)
     for flag in vars(module).get("put_away", ()):

@@ -70,7 +70,7 @@ def _compiled(model, plan):
 
 
 def _ours(base, plan, variables) -> np.ndarray:
-    """Our logits of TEXT behind the virtual tokens."""
+    """Our logits of TEXT after the virtual tokens."""
     prefix = np.broadcast_to(np.array(plan.virtual.prefix_ids, np.int32), (len(TEXT), plan.virtual.prefix))
     tokens = jnp.concatenate([prefix, TEXT], axis=1)
     return np.asarray(_compiled(base.model, plan)(variables, tokens))[:, plan.virtual.prefix :]

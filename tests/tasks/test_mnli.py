@@ -1,4 +1,4 @@
-"""MNLI on a causal model: prompts and completions, samples of the training rows, parts, scores, and bad configs."""
+"""MNLI on a causal model: prompts, completions, samples of the training rows, incomplete files, scores, bad configs."""
 
 import numpy as np
 import pytest

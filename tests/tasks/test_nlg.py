@@ -1,4 +1,4 @@
-"""The task of text from data: the official tokens and targets, packing, what is decoded, its scores, its refusals."""
+"""The task `nlg`: the official tokens and targets, packing, what is decoded, its scores, and what it refuses."""
 
 import dataclasses
 from types import SimpleNamespace

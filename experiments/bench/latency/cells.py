@@ -59,7 +59,7 @@ class Cell(NamedTuple):
 
 
 def read_cells(given: Iterable[str]) -> list[Cell]:
-    """Cells of words like "32x512x0.5M" (parameters) or "32x512x100" (a rank).
+    """Reads cells from words like "32x512x0.5M" (parameters) or "32x512x100" (a rank).
 
     Raises:
       UserError: names the first word that is none.

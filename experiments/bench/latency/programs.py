@@ -21,7 +21,7 @@ from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.train.memory import memory_report
 
 UPDATE = 0.01  # standard deviation of adapters' random entries: as they start they would add nothing
-# Of a compiled program's text: where an operation was written and a hash of all that, and the tables of such places.
+# Parts of a compiled program's text that only say where in the source an operation was written: notes, and tables.
 PLACES = re.compile(r",? ?metadata=\{[^}]*\}|fingerprint_before_lhs=\"[^\"]*\"")
 TABLES = re.compile(r"^(?:FileNames|FunctionNames|FileLocations|StackFrames)\n(?:\d+ .*\n)*\n*", re.M)
 OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?:\(.*?\)|\S+) ([a-z][\w-]*)\(", re.M)
@@ -56,7 +56,7 @@ class Model:
       config: of the base; its weights are drawn at random.
 
     Raises:
-      UserError: a layout in which a merged kernel is no kernel of the base.
+      UserError: a quantised base or a fused layout, whose kernels are not those that adapters merge into.
     """
 
     def __init__(self, config: BaseConfig):
@@ -67,7 +67,7 @@ class Model:
         layers = self.base.config.num_hidden_layers
         self._layout = layout_of({}, is_unrolled(config.scan_unroll, layers))
         self._laid_out = self._layout.apply(self.base.params)
-        self._plain: dict[tuple[int, int], Program] = {}  # of the last batch and length: cells differ in size too
+        self._plain: dict[tuple[int, int], Program] = {}  # of the last batch and length, for cells of all sizes
 
     def programs(self, cell: Cell, variants: Sequence[Variant]) -> list[Program]:
         """The variants' programs for a cell, compiled; a merged one must be the base's.

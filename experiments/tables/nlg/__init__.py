@@ -1,1 +1,1 @@
-"""LoRA's tables of GPT-2 and GPT-3: generated text, choices, ranks, few rows."""
+"""LoRA's tables of GPT-2 and GPT-3: generated texts, MNLI and WikiSQL, ranks, few training rows."""

@@ -18,7 +18,7 @@ figures = no_figures
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """The table on options.model."""
+    """The table of the runs on the base options.model, with the paper's rows."""
     model = options.model or MODEL
     found = rows(results, model, ("dart",), COLUMNS, METHODS)
     captions = (MEAN,) if any(row.seeds for row in found) else (MEAN, WITHOUT_DATA)

@@ -17,7 +17,7 @@ figures = no_figures
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """The table on options.model."""
+    """The table of the runs on the base options.model, with the paper's rows."""
     model = options.model or MODEL
     found = rows(results, model, ("webnlg",), COLUMNS, METHODS)
     shown = sheet("LoRA Table 14 (WebNLG 2017 test)", model, found, COLUMNS, (MEAN,))

@@ -29,7 +29,7 @@ figures = no_figures
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """The table on options.model."""
+    """The table of the runs on the base options.model, with the paper's rows."""
     model = options.model or MODEL
     found = rows(results, model, ("mnli",), COLUMNS, (*gpt3.TABLE16, "mora"), sampled=False)
     what = "MNLI matched, accuracy in %, by the number of training rows."

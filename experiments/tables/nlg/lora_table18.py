@@ -1,4 +1,4 @@
-"""LoRA's Table 18: the rank on E2E, ours next to the paper's."""
+"""LoRA's Table 18: E2E by rank; ours beside the paper's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ IN_PERCENT = ("METEOR", "ROUGE-L")
 
 
 def table(results: Sequence[dict], options: Any) -> Table:
-    """The table on options.model."""
+    """The table of the runs on the base options.model, with the paper's rows."""
     model = options.model or MODEL
     columns = (LOSS, *COLUMNS)
     found = rows(results, model, ("e2e",), columns, RANKED, lambda run: run["labels"].get("method") in RANKED)

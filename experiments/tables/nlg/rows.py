@@ -15,19 +15,19 @@ from experiments.tables.table import Row, ended, spread, state_of
 EXPERIMENTS = ("lora_nlg", "lora_mnli")
 MODEL = "smollm2-135m"  # unless another is asked for
 LORA_RANK = 4  # of Tables 3, 13 and 14
-METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # of those tables: rows, run or not
+METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # which have a row there, run or not
 SAMPLES = {"train_examples": "examples", "max_dev_examples": "held out", "max_prompts": "decoded"}  # keys of task
 NOT_RUN = ("not run",)  # the notes of such a row
-NO_VARIANT = ("", "sharing", "standard", "paper")  # labels of what a row is without saying so
+NO_VARIANT = ("", "sharing", "standard", "paper")  # variants and readings that a row's name leaves out
 
 
 class Column(NamedTuple):
-    """One number of a row.
+    """A column of a table: which recorded score it shows, and how.
 
     Attributes:
       title: of the column.
       score: the record's name of it, without the evaluation's: "bleu", "seen/bleu".
-      digits: behind the point.
+      digits: after the point.
       scale: the printed number is the recorded one times it.
       of: which of the row's runs have it; None: all.
     """
@@ -40,7 +40,7 @@ class Column(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A mean over runs, its sample standard deviation (None of one run), and how many they are."""
+    """A mean over runs, its sample standard deviation (None of one run), and the number of runs."""
 
     mean: float
     deviation: float | None
@@ -54,14 +54,15 @@ class Stat(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NlgRow(Row):
-    """One (method, rank, variant).
+    """A row of a table: the runs of one method, rank and variant.
+
 
     Attributes:
       cells: title of a column -> its mean over seeds; a column without a number has none.
       parameters: trainable scalars.
       rate: of the runs.
       seeds: runs that ended.
-      notes: what else there is to say: why it is empty, lost seeds, scores that could not be computed, parts of data.
+      notes: why the row is empty, how many seeds were lost, scores that could not be computed, incomplete data.
     """
 
     cells: Mapping[str, Stat] = dataclasses.field(default_factory=dict)

@@ -24,7 +24,7 @@ def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Colu
 
 
 def remarks(rows: Sequence[NlgRow]) -> list[str]:
-    """Captions of rows that have something to say, and of those that were not run."""
+    """Captions: the notes of each row, and which rows were not run."""
     notes = [f"{row.label}: {'; '.join(row.notes)}." for row in rows if row.notes and row.notes != NOT_RUN]
     empty = [row.label for row in rows if row.notes == NOT_RUN]
     return [*notes, *([f"Not run: {', '.join(empty)}."] if empty else [])]
@@ -33,7 +33,7 @@ def remarks(rows: Sequence[NlgRow]) -> list[str]:
 def papers_part(
     title: str, published: Sequence[nlg.Published], columns: Sequence[Column], model: str, captions: Iterable[str] = ()
 ) -> tuple[Table, ...]:
-    """The paper's lines, a part for each of its models; our own model's first, where the paper has it."""
+    """The paper's lines, a part for each of its models; first the one that ours ran on, where the paper has it."""
     models = sorted(dict.fromkeys(row.model for row in published), key=lambda name: name != model)
     parts = []
     for name in models:

@@ -1,1 +1,1 @@
-"""Times measured by the benchmarks: training steps, decoding, quantised bases."""
+"""Tables of speed and memory: training steps, forward latency, decoding, quantised bases."""

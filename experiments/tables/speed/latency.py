@@ -42,7 +42,9 @@ def load(places: Iterable[str | Path]) -> list[Record]:
                 raise UserError(f"{file}: {name} is no record of experiments.bench --latency (see {wrong}); delete it")
             found.append(record)
     if not found:
-        raise UserError("--results has no record of experiments.bench --latency; name the file of its --results")
+        raise UserError(
+            "--results has no record of experiments.bench --latency; run that first, or name the file of its --results"
+        )
     return found
 
 

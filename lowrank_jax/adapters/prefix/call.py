@@ -22,9 +22,9 @@ class VirtualCall:
         self.which: Array | None = None
 
     def read(self, ids: Array) -> Array:
-        """Remembers where virtual tokens are; returns ids that the base's table has.
+        """Remembers where virtual tokens are; returns the ids with 0, which the base's table has, in their place.
 
-        Virtual tokens become 0; an id behind them stays outside the table.
+        A larger id than theirs stays as it is, outside the table.
         """
         number = ids - self.tokens.first
         virtual = (number >= 0) & (number < self.tokens.prefix + self.tokens.infix)
@@ -42,7 +42,7 @@ class VirtualCall:
             told = "no token ids" if which is None else f"token ids {which.shape}"
             raise UserError(
                 f"adapter.method {family.name} replaces vectors of {spec.d_out} at virtual tokens; the model has read "
-                f"{told} and computes {y.shape}: it serves the package's causal models"
+                f"{told} and computes {y.shape}; use one of the package's causal models"
             )
         vectors = family.delta(leaf, which, spec).astype(y.dtype).reshape(y.shape)
         return jnp.where((which >= 0).reshape(*which.shape, *(1,) * (y.ndim - which.ndim)), vectors, y)

@@ -1,7 +1,7 @@
 """The prefix families' equations: what a base computes at virtual tokens is replaced by trainable vectors.
 
-A virtual token is an id behind the base's own: V .. V + l_p - 1 stand before a prompt, the l_i after them between
-prompt and completion. It has a place in a row as any token has, hence a position, a key and a value.
+A virtual token is an id that follows the base's own V: the ids V .. V + l_p - 1 stand before a prompt, the next l_i
+between prompt and completion. It has a place in a row as any token has, hence a position, a key and a value.
 
 * preembed (PrefixEmbed; Hu et al., 5.1): the virtual tokens' embeddings are trained, d (l_p + l_i) parameters. Without
   infix tokens it is prompt tuning (Lester et al., 2021; PEFT).
@@ -10,8 +10,8 @@ prompt and completion. It has a place in a row as any token has, hence a positio
   are the first, and the last layer's output stays the model's own. The completion's first token is predicted from it,
   and a trained vector there would be the same for all prompts.
 * prefix (Li & Liang, 2021; PEFT's prefix tuning): their keys (before a rotation) and values are trained in every layer,
-  2 L d_kv l_p parameters. What else is computed at them, nothing reads: hence no infix token, from which a completion
-  would begin.
+  2 L d_kv l_p parameters. Other tokens read nothing else of them. There is no infix token: a completion is predicted
+  from the last token before it, of which nothing but key and value would be trained.
 """
 
 import jax
@@ -25,7 +25,7 @@ VECTORS = "vectors"  # name of the only leaf
 
 
 def shapes(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
-    """A vector for each virtual token, [l_p + l_i, width]."""
+    """{"vectors": (l_p + l_i, width)}: one for each virtual token."""
     prefix = spec.config.prefix
     return {VECTORS: (prefix.tokens + prefix.infix, spec.d_out)}
 
@@ -46,7 +46,7 @@ def from_table(spec: AdapterSpec) -> bool:
 
 
 def delta(leaf: Leaf, which: Int[Array, "*batch"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
-    """The vectors of virtual tokens by number, exactly; zero where `which` is -1.
+    """The vectors of the virtual tokens numbered `which`, unrounded; zero where it is -1, which is no virtual token.
 
     A product with a one-hot matrix: the gradient of a gather would add up rows in an order that a GPU does not keep.
     """

@@ -34,7 +34,7 @@ class VirtualTokens:
 
     @property
     def infix_ids(self) -> tuple[int, ...]:
-        """The ids behind it."""
+        """The ids after it."""
         return tuple(range(self.first + self.prefix, self.first + self.prefix + self.infix))
 
 
@@ -85,6 +85,8 @@ def virtual_tokens(specs: Sequence[AdapterSpec]) -> VirtualTokens | None:
         return None
     if len(kinds := {spec.config for spec in specs}) > 1:
         names = " and ".join(sorted(config.method for config in kinds))
-        raise UserError(f"{names} would share their virtual tokens; a run has one prefix method, beside other adapters")
+        raise UserError(
+            f"{names} would share their virtual tokens; keep one prefix method (adapters of other kinds may stay)"
+        )
     prefix = specs[0].config.prefix
     return VirtualTokens(specs[0].d_in, prefix.tokens, prefix.infix)

@@ -131,11 +131,13 @@ def load_peft(
 def check_base(
     folder: Path, base: str, note: Mapping[str, Any], base_names: Sequence[str], fingerprint: str | None
 ) -> None:
-    """Refuses an adapter of another base; the arguments are those of `load_peft`.
+    """Refuses an adapter that was made for another base.
 
     Args:
-      base: the name in its config.
-      note: the record of our exports.
+      folder: of the adapter, for the message.
+      base: the base's name in the adapter's config.
+      note: what our own exports keep beside the weights, see `files.read_note`.
+      base_names, fingerprint: as in `load_peft`.
 
     Raises:
       UserError: another fingerprint, or, where none is known, another repository's name.

@@ -1,9 +1,9 @@
 """PEFT's folders of virtual tokens, both ways: prompt tuning is our preembed, prefix tuning our prefix.
 
-A file has one tensor, prompt_embeddings. Of prompt tuning it is [n, d], what the model's layers read: where a base
-scales its embeddings (Gemma), ours are read before the scale. Of prefix tuning it is [n, L * 2 * kv_heads * head_dim],
-key and value of each layer in turn, and keys are those of a cache: after the rotation, which ours come before. Virtual
-tokens have the positions 0 .. n - 1, and the text follows.
+A file has one tensor, prompt_embeddings. With prompt tuning it is [n, d], what the model's layers read; where a base
+scales its embeddings (Gemma), ours are kept as they are before that. With prefix tuning it is
+[n, L * 2 * kv_heads * head_dim], key and value of each layer in turn; the keys are kept as in a cache, after the
+rotation, and ours before it. Virtual tokens have the positions 0 .. n - 1, and the text follows.
 """
 
 import json
@@ -166,7 +166,7 @@ def _which(site: Site) -> int:
 
 
 def _embedding_scale(config: Any) -> float:
-    """What the model multiplies its embeddings by, and transformers no virtual token's."""
+    """What the model multiplies its embeddings by; transformers does not do this to a virtual token's."""
     return config.hidden_size**0.5 if getattr(config, "scale_embedding", False) else 1.0
 
 
@@ -174,7 +174,7 @@ def _turned(keys: Array, config: Any, turn: Any) -> Array:
     """Keys [L, n, kv_heads * head_dim] rotated for the positions 0 .. n - 1, or back, by `turn`.
 
     Raises:
-      UserError: the rotation of a base depends on how long a row is, and a stored key has but one.
+      UserError: the base's rotation depends on how long a row is, and a stored key has only one rotation.
     """
     if not isinstance(config, LlamaConfig):
         return keys  # learned positions are in the model's input

@@ -31,7 +31,7 @@ def e2e(texts: Texts) -> dict[str, float]:
 def multi_bleu(texts: Texts) -> float:
     """BLEU of Moses' multi-bleu-detok, which WebNLG's GenerationEval runs: no smoothing, and "" is a reference.
 
-    An empty reference is the nearest in length to a short prediction, and lowers what the brevity penalty asks for.
+    An empty reference can be the nearest in length to a short prediction, which then has a lower brevity penalty.
     """
     from sacrebleu.metrics.bleu import BLEU
 

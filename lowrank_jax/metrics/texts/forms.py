@@ -1,4 +1,4 @@
-"""The two forms of a text that WebNLG's and DART's metrics read: LoRA's split lower case, and NLTK's words."""
+"""Prepares texts as WebNLG's and DART's metrics read them: LoRA's lower case with split punctuation, NLTK's words."""
 
 import re
 
@@ -8,7 +8,7 @@ PIECE = re.compile(r"\w+|[^\w\s]")
 
 
 def split_lower(texts: Texts) -> Texts:
-    """Lower case, and each character that is neither of a word nor a space apart."""
+    """The texts in lower case, with spaces around each character that is neither part of a word nor a space."""
 
     def split(text: str) -> str:
         return " ".join(PIECE.findall(text.lower()))
@@ -22,8 +22,8 @@ def split_lower(texts: Texts) -> Texts:
 def nltk_words(texts: Texts) -> Texts:
     """The words of NLTK's tokenizer, joined by spaces.
 
-    Each text is tokenised as one sentence: of split text NLTK's finder of sentences, which needs data of its own to be
-    downloaded, makes the same words.
+    Each text is tokenised as one sentence. NLTK's division into sentences would need a download, and does not change
+    the words of texts that `split_lower` has made.
     """
     from nltk.tokenize import word_tokenize
 

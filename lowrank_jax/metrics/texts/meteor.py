@@ -1,4 +1,4 @@
-"""METEOR 1.5 by its jar, which pycocoevalcap carries, in as many Java processes as the rows are worth."""
+"""METEOR 1.5 by its jar, which pycocoevalcap contains, in up to PROCESSES Java processes."""
 
 import contextlib
 import subprocess
@@ -10,8 +10,8 @@ from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
 from lowrank_jax.metrics.texts.rows import Texts
 
 JAR = "meteor/meteor-1.5.jar"
-TEXTS = 4000  # references that are worth one more process, of which each takes 7 s and up to 2 GB to start
-PROCESSES = 4
+TEXTS = 4000  # references a process, which takes 7 s to start and up to 2 GB
+PROCESSES = 4  # most at a time
 
 
 def meteor(words: Texts) -> float:
@@ -60,7 +60,7 @@ class Program:
 
     def __exit__(self, *exception):
         self._process.kill()
-        with contextlib.suppress(OSError):  # of what is left to be written to a process that has ended
+        with contextlib.suppress(OSError):  # lines that wait to be written, and the process has ended
             self._process.communicate()
         self._said.close()
 

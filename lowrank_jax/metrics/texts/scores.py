@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # Of a row in LoRA's evaluation of WebNLG and DART, which leaves out the others. It repeats the first reference of a row
 # that has fewer, which changes none of the metrics.
 REFERENCES = 6
-Jobs = dict[str, Callable[[], float | Future[float]]]  # by the metric's name; those that take longest come first
+Jobs = dict[str, Callable[[], float | Future[float]]]  # by the metric's name; the slowest are started first
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def score(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
         else:
             missing[name] = "not computed: by the official formula it is not a number"
 
-    # Only what waits for other processes has a thread: two threads that import parts of sacrebleu lock each other out.
+    # Only what waits for other processes has a thread: two threads that import parts of sacrebleu can deadlock.
     with ThreadPoolExecutor(thread_name_prefix="metrics") as pool:
         jobs = benchmark(texts, pool)
         for name, job in jobs.items():

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
 from lowrank_jax.metrics.texts.rows import Texts
 
-ROWS = 8  # fewest rows that are worth a process
+ROWS = 8  # fewest rows of a process
 
 
 def ter(texts: Texts) -> float:
@@ -21,7 +21,7 @@ def ter(texts: Texts) -> float:
       ModuleNotFoundError: pyter3 is not installed.
       ProgramFailed: a process ended early.
     """
-    import pyter  # noqa: F401  (so that the processes have it too)
+    import pyter  # noqa: F401  (where it is missing, this fails at once and not in each process)
 
     rows = list(zip(texts.predictions, texts.references, strict=True))
     count = max(1, min(processors(), len(rows) // ROWS))

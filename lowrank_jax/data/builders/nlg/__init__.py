@@ -1,1 +1,1 @@
-"""Data sets of text from data: E2E, WebNLG, DART, WikiSQL and SAMSum."""
+"""The generation data sets: E2E, WebNLG, DART, WikiSQL and SAMSum."""

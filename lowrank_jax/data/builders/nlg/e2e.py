@@ -30,7 +30,7 @@ def linear(where: str, attributes: str) -> str:
     """ "name[Blue Spice], eatType[pub]" -> "name : Blue Spice | Type : pub".
 
     Raises:
-      UserError: there is something else.
+      UserError: the text has another form; names the row.
     """
     found = re.findall(r"\s*([^\[\],]+)\[([^\]]*)\](?:,|$)", attributes)
     if not found or re.sub(r"[^\[\],]+\[[^\]]*\](,|$)", "", attributes).strip():

@@ -1,4 +1,4 @@
-"""Reads the official files of data sets of text from data: CSV, JSON and JSON lines, plain, .gz or .xz."""
+"""Reads the official files of the generation data sets: CSV, JSON and JSON lines, plain, .gz or .xz."""
 
 import csv
 import io
@@ -106,13 +106,14 @@ def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def take(where: str, row: Any, key: str, kind: type, empty: bool = True) -> Any:
-    """The value of a key.
+    """The value of a key in a row, with its kind checked.
+
 
     Args:
       where: file and row, for messages.
-      row: an object, as it was read.
-      key: its key.
-      kind: of the value.
+      row: the row as it was read; it should be an object.
+      key: the key that it should have.
+      kind: the type of the value.
       empty: whether a text may be blank.
 
     Raises:

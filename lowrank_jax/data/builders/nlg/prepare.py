@@ -1,4 +1,4 @@
-"""Prepares a data set of text from data with TFDS: its official files are needed once."""
+"""Writes a generation data set in TFDS's format, after which its official files are not needed any more."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Data sets of text from data as TFDS keeps them, read without their official files."""
+"""Reads generation data sets that `prepare` wrote in TFDS's format, without their official files."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def open_builder(task: str, read: Any = None) -> Any:
 
     Args:
       task: a name of `specs.NLG`.
-      read: split -> rows, where it is to be prepared.
+      read: split -> rows, needed to prepare it; None to read what is prepared.
 
     Raises:
       UserError: TFDS is missing.

@@ -1,4 +1,4 @@
-"""A row of a data set of text from data, and rows with one input merged into one."""
+"""A row of a generation data set, and rows of equal inputs merged into one."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def merged(rows: Iterable[NlgRow]) -> list[NlgRow]:
 
 
 def capped(rows: Iterable[NlgRow], most: int) -> list[NlgRow]:
-    """Rows with exactly `most` texts: those behind are left out, the first is repeated where there are fewer."""
+    """Rows with exactly `most` texts: further ones are left out, and the first is repeated where there are fewer."""
     return [dataclasses.replace(row, references=(row.references + row.references[:1] * most)[:most]) for row in rows]
 
 

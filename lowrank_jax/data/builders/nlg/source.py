@@ -1,4 +1,4 @@
-"""One split of a data set of text from data, from official files or as TFDS has prepared it; its count is checked."""
+"""Loads a split of a generation data set, from official files or as prepared in TFDS's format; checks its row count."""
 
 import functools
 import os
@@ -84,7 +84,11 @@ def read_split(task: str, split: str, path: Path) -> list[NlgRow]:
 
 
 def check_names(task: str, split: str) -> None:
-    """Raises UserError for a task or split that there is not."""
+    """Refuses an unknown task or split.
+
+    Raises:
+      UserError: names the known ones.
+    """
     if task not in NLG:
         raise unknown_name("task", task, NLG)
     if split not in NLG[task].files:
@@ -92,7 +96,7 @@ def check_names(task: str, split: str) -> None:
 
 
 def folder_of(task: str, data_dir: str | os.PathLike | None) -> Path | None:
-    """The folder of a task's files; None where none is named.
+    """The folder of a task's files; None where neither data_dir nor FOLDER_VARIABLE names one.
 
     Raises:
       UserError: the folder does not exist.

@@ -1,4 +1,4 @@
-"""What each data set of text from data is: its official files, its number of rows, and how a row becomes tokens."""
+"""What each generation data set is: its official files, its number of rows, and how a row becomes tokens."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,8 @@ class NlgSpec:
       separated: whether an end-of-text token stands between input and text, as in LoRA's GPT-2 scripts; otherwise the
         text follows the input at once, as in the paper's GPT-3 runs.
       merged: whether equal inputs are one, with all their references (otherwise each row is decoded).
-      most: references an input keeps; fewer are filled up with the first one, as the official scripts do. 0: all.
+      most: how many references an input keeps; where it has fewer, the first is repeated, as in the official scripts.
+        0: all that it has.
       empty: whether the official test file has empty references, which count as "".
       source: where the official files come from.
     """

@@ -1,4 +1,4 @@
-"""The TFDS builder `lowrank_nlg`: each data set of text from data as array_record, made from its official files."""
+"""The TFDS builder `lowrank_nlg`: each generation data set as array_record, made from its official files."""
 
 import dataclasses
 import json
