@@ -11,6 +11,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.bucketed import bucketed_stream
 from lowrank_jax.forms.generation import SAMPLES, samples
 from lowrank_jax.forms.held_out import row_outputs
 from lowrank_jax.forms.next_token import next_token_objective
@@ -101,18 +102,7 @@ class Choice:
 
     def stream(self, task: ChoiceTask, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
         """Prompts with their right completions, padded to the task's buckets."""
-        source = task.train_source()
-        return Batches(
-            source,
-            task.features,
-            batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            lengths=task.lengths(source),
-            buckets=task.buckets,
-            pad={**task.pad, "weights": 0},
-        )
+        return bucketed_stream(task, batch_size, seed, process_index, process_count, {**task.pad, "weights": 0})
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
         """Random tokens, all of them targets, without padding."""

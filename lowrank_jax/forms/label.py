@@ -10,6 +10,7 @@ import optax
 from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.bucketed import bucketed_stream
 from lowrank_jax.forms.evaluate import make_predictor
 from lowrank_jax.forms.held_out import row_outputs
 from lowrank_jax.tasks.base import LabelTask
@@ -80,18 +81,7 @@ class Label:
 
     def stream(self, task: LabelTask, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
         """Batches padded to the task's buckets."""
-        source = task.train_source()
-        return Batches(
-            source,
-            task.features,
-            batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            lengths=task.lengths(source),
-            buckets=task.buckets,
-            pad=task.pad,
-        )
+        return bucketed_stream(task, batch_size, seed, process_index, process_count, task.pad)
 
     def random_features(self, rng: np.random.Generator, vocab_size: int) -> dict[str, Callable]:
         """Random tokens and labels, without padding."""
