@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from config_files import unpack_file
 
 from experiments.cli import complete_file
 from experiments.config.plain import config_hash, to_plain
-from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.registry import LLAMAS
@@ -33,13 +33,6 @@ def nothing_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("LOWRANK_JAX_CACHE", str(tmp_path / "cache"))
 
 
-def unpacked(name, **changes):
-    config = complete_file(name)
-    with config.unlocked():
-        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return unpack_run(to_plain(config))
-
-
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
     elsewhere = {"lora_glue", "lora_mnli", "lora_nlg"}  # in test_configs_glue.py and its siblings
@@ -57,7 +50,7 @@ def test_mora_uuid(scale, method, tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "abc"}\n')
     for reading, data in itertools.product(("paper", "code"), ("uuid", "text")):
         name = f"configs/mora_uuid.py:scale={scale},{method},reading={reading},data={data}"
-        config = unpacked(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {}))
+        config = unpack_file(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {}))
         names.add(config_hash(to_plain(complete_file(name))))
         assert config.task_name == data
         assert config.adapter.dropout == (0.05 if reading == "code" else 0.0)
@@ -65,7 +58,7 @@ def test_mora_uuid(scale, method, tmp_path):
     if scale != "paper" and method.startswith("method=mora") and not method.endswith(("sharing", "rotation")):
         return
     shape, seq_len = SHAPES[scale]
-    config = unpacked(f"configs/mora_uuid.py:scale={scale},{method}", base__name=shape, base__random_init=True)
+    config = unpack_file(f"configs/mora_uuid.py:scale={scale},{method}", base__name=shape, base__random_init=True)
     experiment = build(config, seq_len)
     assert experiment.parameters["frozen" if method != "method=fft" else "trainable"] == {
         "laptop": 3_304_448, "gpu": 134_515_008, "paper": 6_738_415_616,
@@ -78,7 +71,7 @@ def test_mora_uuid(scale, method, tmp_path):
 def test_the_laptop_scale_with_its_own_base_and_data(reading, data, tmp_path):
     (tmp_path / "own.jsonl").write_text('{"prompt": "1 + 1 = ", "completion": "2"}\n')
     name = f"configs/mora_uuid.py:reading={reading},data={data}"
-    experiment = build(unpacked(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {})))
+    experiment = build(unpack_file(name, **({"task__path": str(tmp_path / "own.jsonl")} if data == "text" else {})))
     features = experiment.task.features(experiment.task.train_source()[0])
     assert features["tokens"].shape == experiment.abstract_batch["tokens"].shape[1:]
     targets = {("uuid", "paper"): 36, ("uuid", "code"): 73, ("text", "paper"): 2, ("text", "code"): 2}
@@ -89,14 +82,14 @@ def test_equal_budgets():
     """At one rank LoRA and MoRA train about as many parameters at every scale; the paper's are 2a of its table."""
     for scale, (shape, seq_len) in SHAPES.items():
         names = (f"configs/mora_uuid.py:scale={scale},method={method}" for method in ("lora", "mora"))
-        configs = (unpacked(name, base__name=shape, base__random_init=True) for name in names)
+        configs = (unpack_file(name, base__name=shape, base__random_init=True) for name in names)
         lora, mora = (build(config, seq_len).parameters["trainable"] for config in configs)
         assert mora == pytest.approx(lora, rel=0.02), scale
 
 
 def test_ranks_of_the_paper():
     lora, mora = (
-        build(unpacked(f"configs/mora_uuid.py:scale=paper,{method},rank=256", base__name="llama2-7b",
+        build(unpack_file(f"configs/mora_uuid.py:scale=paper,{method},rank=256", base__name="llama2-7b",
                        base__random_init=True), 96)
         for method in ("method=lora", "method=mora")
     )  # fmt: skip
@@ -104,17 +97,17 @@ def test_ranks_of_the_paper():
     assert lora.config.adapter.alpha == 128
     assert mora.parameters["trainable"] == pytest.approx(lora.parameters["trainable"], rel=1e-3)
     with pytest.raises(UserError, match="rank 256 needs a square of 443, too large for a 576 x 192 kernel"):
-        build(unpacked("configs/mora_uuid.py:scale=gpu,method=mora,rank=256", base__random_init=True), 68)
+        build(unpack_file("configs/mora_uuid.py:scale=gpu,method=mora,rank=256", base__random_init=True), 68)
 
 
 def test_a_base_that_is_not_here_is_said_with_its_remedy(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"smollm2-135m is not in .*: python scripts/fetch_weights.py smollm2-135m"):
-        build(unpacked("configs/mora_uuid.py:scale=gpu"))
+        build(unpack_file("configs/mora_uuid.py:scale=gpu"))
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot reach the Hub for meta-llama/Llama-2-7b-hf .*; give a local folder"):
-        build(unpacked("configs/mora_uuid.py:scale=paper"))
+        build(unpack_file("configs/mora_uuid.py:scale=paper"))
 
 
 def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
@@ -127,7 +120,7 @@ def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
         monkeypatch.setenv("LOWRANK_JAX_CACHE", CACHE)
     if not locate.cache_folder("smollm2-135m").is_dir():
         pytest.skip("smollm2-135m has not been fetched")
-    experiment = build(unpacked("configs/mora_uuid.py:scale=gpu", task__pairs=200, task__eval_pairs=20))
+    experiment = build(unpack_file("configs/mora_uuid.py:scale=gpu", task__pairs=200, task__eval_pairs=20))
     weights = np.stack([experiment.task.features(row)["weights"] for row in experiment.task.train_source()])
     assert 66 < weights.sum(axis=1).mean() + 1 < 68
     assert experiment.task.seq_len <= 74
@@ -141,7 +134,7 @@ def test_the_gpu_scale_with_its_own_tokenizer(monkeypatch):
 def test_bench(shape, method):
     rank = 2 if shape == "toy-llama" else 8
     name = f"configs/bench.py:shape={shape},method={method},rank={rank},batch=8,seq=64,remat=projections,unroll=2"
-    config = unpacked(f"{name},chunk_tokens=64")
+    config = unpack_file(f"{name},chunk_tokens=64")
     experiment = build(config, seq_len=config.labels["seq_len"])
     assert experiment.abstract_batch["tokens"].shape == (8, 64)
     assert experiment.base.model.remat == "projections"
@@ -159,7 +152,7 @@ def test_bench(shape, method):
     ],
 )
 def test_bench_options(remat, option):
-    config = unpacked(f"configs/bench.py:shape=pico-llama,batch=8,seq=64,remat={remat},{option}")
+    config = unpack_file(f"configs/bench.py:shape=pico-llama,batch=8,seq=64,remat={remat},{option}")
     assert build(config, seq_len=64).config.base.remat == remat
 
 
@@ -167,7 +160,7 @@ def test_pico_pretrain(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "abc "}\n' * 200)
     paths = dict.fromkeys(("task__path", "task__validation_path"), (str(tmp_path / "own.jsonl"),))
     for dtype in ("bfloat16", "float32"):
-        experiment = build(unpacked(f"configs/pico_pretrain.py:steps=50,dtype={dtype}", **paths))
+        experiment = build(unpack_file(f"configs/pico_pretrain.py:steps=50,dtype={dtype}", **paths))
         assert experiment.parameters == {"trainable": 3_304_448, "frozen": 0}
         assert str(experiment.base.params["embed"]["embedding"].dtype) == dtype
         assert experiment.config.schedule.warmup_steps == 5
@@ -199,7 +192,7 @@ FINETUNE = "configs/finetune.py"
 def test_finetune_on_shapes(method):
     """Bases that are not here, by their registered shapes: a Llama, and GPT-2, which has no gate."""
     for shape, sites in (("smollm2-135m", 7), ("gpt2", 6)):
-        config = unpacked(f"{FINETUNE}:base={shape},data=a.jsonl,method={method},packed", base__random_init=True)
+        config = unpack_file(f"{FINETUNE}:base={shape},data=a.jsonl,method={method},packed", base__random_init=True)
         experiment = build(config, 64)
         assert len(experiment.plan.sites) == (0 if method == "fft" else sites)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(experiment.base.params)} == {"bfloat16"}
@@ -214,7 +207,7 @@ def test_finetune_on_conversations(tmp_path):
     path = tmp_path / "talks.jsonl"
     path.write_text("".join(json.dumps({"messages": [ask, say] * (1 + i % 3)}) + "\n" for i in range(12)))
     name = f"{FINETUNE}:data={path},validation={path},chat=zephyr,batch=8,epochs=2"
-    alone, packed = (build(unpacked(name + more)) for more in ("", ",packed,rank=4,schedule=linear"))
+    alone, packed = (build(unpack_file(name + more)) for more in ("", ",packed,rank=4,schedule=linear"))
     assert {*alone.abstract_batch} == {"tokens", "weights"}
     assert alone.config.train.eval_steps == (2, 3)  # 12 and 24 rows in batches of 8
     assert packed.abstract_batch["segments"].shape == packed.abstract_batch["tokens"].shape == (8, 512)
@@ -222,6 +215,6 @@ def test_finetune_on_conversations(tmp_path):
     assert (alone.config.schedule.kind, packed.config.schedule.kind) == ("cosine", "linear")
     assert str(alone.base.params["embed"]["embedding"].dtype) == "float32"
     with pytest.raises(UserError, match=r"task\.path is empty"):
-        unpacked(FINETUNE)
-    named = unpacked(f"{FINETUNE}:data=hub:owner/name/config:train,validation=tfds:name:test")
+        unpack_file(FINETUNE)
+    named = unpack_file(f"{FINETUNE}:data=hub:owner/name/config:train,validation=tfds:name:test")
     assert (named.task.path, named.task.validation_path) == ("hub:owner/name/config:train", "tfds:name:test")

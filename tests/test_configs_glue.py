@@ -6,14 +6,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from config_files import unpack_file
 
 from configs.hyperparameters import glue as tables
 from configs.sweeps import glue_minilm
 from experiments.cli import complete_file
 from experiments.config.defaults import complete
-from experiments.config.labels import with_labels
 from experiments.config.plain import to_plain
-from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from experiments.sweeps.compatible import group_key
 from lowrank_jax.core.errors import UserError
@@ -31,10 +30,7 @@ def nothing_fetched(monkeypatch, tmp_path):
 
 
 def unpacked(arg, **changes):
-    config = complete_file(f"{FILE}:{arg}")
-    with config.unlocked():
-        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return unpack_run(with_labels(to_plain(config)))
+    return unpack_file(f"{FILE}:{arg}", **changes)
 
 
 def laid_out(arg):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from config_files import unpack_file
 
 from experiments.cli import complete_file
-from experiments.config.labels import with_labels
 from experiments.config.plain import content_hash, to_plain
 from experiments.config.schema import unpack_run
 from experiments.session.build import build
@@ -30,10 +30,7 @@ def nothing_fetched(monkeypatch, tmp_path):
 
 
 def unpacked(arg, **changes):
-    config = complete_file(f"{FILE}:{arg}")
-    with config.unlocked():
-        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    return unpack_run(with_labels(to_plain(config)))
+    return unpack_file(f"{FILE}:{arg}", **changes)
 
 
 def laid_out(arg):

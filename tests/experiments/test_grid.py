@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.sweeps import engine
-from experiments.sweeps.grid import Grid, best_value
+from experiments.sweeps.grid import Grid, best_value, check_cells
 from experiments.sweeps.wandb_file import wandb_sweep
 from lowrank_jax.core.errors import UserError
 
@@ -160,3 +160,13 @@ def test_a_key_of_all_cells_is_what_it_is_for_a_run(word, tmp_path):
     assert cell.plain == of_flags(config, [f"--config.{word}"])
     words = Sweep(made, str(tmp_path)).command(cell)
     assert cell.plain == of_flags(config, [one for one in words if one.startswith("--config.")])
+
+
+def test_a_cell_that_no_run_takes_is_refused_before_any_is_trained(grid_files):
+    grid_files.joinpath("bad.py").write_text(
+        "def cells():\n    return [dict(arg='method=fft', overrides={'train.steps': steps}) for steps in (3, -3)]\n"
+    )
+    cells = Grid(f"{grid_files / 'config.py'}", str(grid_files / "bad.py")).select()
+    with pytest.raises(UserError, match=r"^cell mora_uuid-toy-fft-.*train\.steps"):
+        check_cells(cells)
+    check_cells(cells[:1])

@@ -10,50 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import FAKE_RUN, FAKE_TRIALS
 from fuzz import doors
 
 from experiments import sweep
 from experiments.records import claims
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
-from experiments.sweeps.grid import Grid, check_cells
-from lowrank_jax.core.errors import UserError
+from experiments.sweeps.grid import Grid
 
 ROOT = Path(__file__).parents[2]
-
-# Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
-FAKE_RUN = """
-import json, os, sys, time
-flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
-work, name = flags["workdir"], flags["name"]
-with open(f"{work}/ran.txt", "a") as log:
-    log.write(name + "\\n")
-if "WANDB_SWEEP_ID" in os.environ:
-    with open(f"{work}/agent.txt", "a") as log:
-        log.write(name + "\\n")
-behave = json.load(open(f"{work}/behave.json")) if os.path.exists(f"{work}/behave.json") else {}
-ending = next((how for part, how in behave.items() if part in name), "finished")
-folder = f"{work}/{name}"
-os.makedirs(folder, exist_ok=True)
-rate = float(flags["config.optimizer.learning_rate"])
-if ending.startswith("sleep"):
-    time.sleep(float(ending.split()[1]))
-    ending = "finished"
-if ending == "fail":
-    sys.exit(3)
-if ending == "silent":
-    sys.exit(0)
-arg = flags["config"].partition(":")[2]
-words = dict(part.split("=") for part in arg.split(",") if part)
-words |= {"rank": int(words["rank"])} if "rank" in words else {}
-best = 3e-4 if words.get("method") == "fft" else 1e-3
-losses = [[step, abs(rate - best)] for step in range(1, 21)]
-result = {"name": name, "status": ending, "labels": {**words, "stage": flags["config.labels.stage"]},
-          "config": {"optimizer": {"learning_rate": rate}}, "losses": losses, "wall_seconds": 5.0}
-with open(f"{folder}/result.json", "w") as out:
-    json.dump(result, out)
-"""
-
 
 HOLD_A_LOCK = """
 import fcntl, sys, time
@@ -332,24 +298,6 @@ def test_dry_run_runs_nothing(place, swept):
     assert ended.out.count("waits for") == 2
 
 
-# Writes what experiments.trials would: a result for every cell of its file.
-FAKE_TRIALS = """
-import json, os, sys
-flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
-work, cells = flags["workdir"], json.load(open(flags["cells"]))
-with open(f"{work}/groups.txt", "a") as log:
-    log.write(" ".join(cell["name"] for cell in cells) + "\\n")
-for cell in cells:
-    if os.path.exists(f"{work}/behave.json"):
-        sys.exit(3)
-    os.makedirs(f"{work}/{cell['name']}", exist_ok=True)
-    rate = cell["config"]["optimizer"]["learning_rate"]
-    result = {"name": cell["name"], "status": "finished", "labels": cell["config"]["labels"], "config": cell["config"],
-              "losses": [[1, rate]], "wall_seconds": 5.0}
-    json.dump(result, open(f"{work}/{cell['name']}/result.json", "w"))
-"""
-
-
 def groups(place):
     return [line.split() for line in (place / "runs" / "groups.txt").read_text().splitlines()]
 
@@ -406,13 +354,3 @@ def test_a_cell_that_another_sweep_holds_is_left_out_of_the_group(trials):
     assert set(states.values()) == {"finished"}
     assert held not in groups(trials)[0]
     assert held in ran(trials)
-
-
-def test_a_cell_that_no_run_takes_is_refused_before_any_is_trained(grid_files):
-    grid_files.joinpath("bad.py").write_text(
-        "def cells():\n    return [dict(arg='method=fft', overrides={'train.steps': steps}) for steps in (3, -3)]\n"
-    )
-    cells = Grid(f"{grid_files / 'config.py'}", str(grid_files / "bad.py")).select()
-    with pytest.raises(UserError, match=r"^cell mora_uuid-toy-fft-.*train\.steps"):
-        check_cells(cells)
-    check_cells(cells[:1])

@@ -1,0 +1,51 @@
+"""Programs that stand in for experiments.run and experiments.trials in the tests of sweeps."""
+
+# Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
+FAKE_RUN = """
+import json, os, sys, time
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+work, name = flags["workdir"], flags["name"]
+with open(f"{work}/ran.txt", "a") as log:
+    log.write(name + "\\n")
+if "WANDB_SWEEP_ID" in os.environ:
+    with open(f"{work}/agent.txt", "a") as log:
+        log.write(name + "\\n")
+behave = json.load(open(f"{work}/behave.json")) if os.path.exists(f"{work}/behave.json") else {}
+ending = next((how for part, how in behave.items() if part in name), "finished")
+folder = f"{work}/{name}"
+os.makedirs(folder, exist_ok=True)
+rate = float(flags["config.optimizer.learning_rate"])
+if ending.startswith("sleep"):
+    time.sleep(float(ending.split()[1]))
+    ending = "finished"
+if ending == "fail":
+    sys.exit(3)
+if ending == "silent":
+    sys.exit(0)
+arg = flags["config"].partition(":")[2]
+words = dict(part.split("=") for part in arg.split(",") if part)
+words |= {"rank": int(words["rank"])} if "rank" in words else {}
+best = 3e-4 if words.get("method") == "fft" else 1e-3
+losses = [[step, abs(rate - best)] for step in range(1, 21)]
+result = {"name": name, "status": ending, "labels": {**words, "stage": flags["config.labels.stage"]},
+          "config": {"optimizer": {"learning_rate": rate}}, "losses": losses, "wall_seconds": 5.0}
+with open(f"{folder}/result.json", "w") as out:
+    json.dump(result, out)
+"""
+
+# Writes what experiments.trials would: a result for every cell of its file.
+FAKE_TRIALS = """
+import json, os, sys
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+work, cells = flags["workdir"], json.load(open(flags["cells"]))
+with open(f"{work}/groups.txt", "a") as log:
+    log.write(" ".join(cell["name"] for cell in cells) + "\\n")
+for cell in cells:
+    if os.path.exists(f"{work}/behave.json"):
+        sys.exit(3)
+    os.makedirs(f"{work}/{cell['name']}", exist_ok=True)
+    rate = cell["config"]["optimizer"]["learning_rate"]
+    result = {"name": cell["name"], "status": "finished", "labels": cell["config"]["labels"], "config": cell["config"],
+              "losses": [[1, rate]], "wall_seconds": 5.0}
+    json.dump(result, open(f"{work}/{cell['name']}/result.json", "w"))
+"""
