@@ -24,9 +24,9 @@ EVALS = {
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",
     "text": "lowrank_jax.tasks.text:TextConfig",
-    "glue": "lowrank_jax.tasks.glue:GlueConfig",
+    "glue": "lowrank_jax.tasks.glue.task:GlueConfig",
     "mnli": "lowrank_jax.tasks.mnli:MnliConfig",
-    "nlg": "lowrank_jax.tasks.nlg:NlgConfig",
+    "nlg": "lowrank_jax.tasks.nlg.task:NlgConfig",
 }
 
 

@@ -23,8 +23,8 @@ from lowrank_jax.metrics.classification import accuracy
 from lowrank_jax.tasks.base import pad_id
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, Question, candidate_arrays, encode_questions
 from lowrank_jax.tasks.framing import PLAIN, Framing, frame
-from lowrank_jax.tasks.glue import default_buckets
-from lowrank_jax.tasks.glue_splits import TRAIN, Split, read_splits
+from lowrank_jax.tasks.glue.splits import TRAIN, Split, read_splits
+from lowrank_jax.tasks.glue.task import default_buckets
 
 log = logging.getLogger(__name__)
 TASK = "mnli"

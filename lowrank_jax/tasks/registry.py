@@ -6,9 +6,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.framing import PLAIN, Framing
-from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.glue.task import GlueConfig, GlueTask
 from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
-from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
+from lowrank_jax.tasks.nlg.task import NlgConfig, NlgTask
 from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 

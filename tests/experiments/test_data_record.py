@@ -189,7 +189,7 @@ def test_glue_is_compared_by_its_rows_wherever_they_lie(tiny_glue, tmp_path, mon
 
 
 def test_a_built_glue_task_knows_its_digests(tiny_glue):
-    from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+    from lowrank_jax.tasks.glue.task import GlueConfig, GlueTask
     from lowrank_jax.text.tokenizers import ByteTokenizer
 
     config = GlueConfig(task="mnli", data_dir=str(tiny_glue), allow_partial=True)

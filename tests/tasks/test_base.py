@@ -14,9 +14,9 @@ from lowrank_jax.tasks.base import (
     pad_id,
     round_up,
 )
-from lowrank_jax.tasks.glue import GlueConfig
+from lowrank_jax.tasks.glue.task import GlueConfig
 from lowrank_jax.tasks.mnli import MnliConfig
-from lowrank_jax.tasks.nlg import NlgConfig
+from lowrank_jax.tasks.nlg.task import NlgConfig
 from lowrank_jax.tasks.registry import TASKS, build_task, task_config
 from lowrank_jax.tasks.text import TextConfig
 from lowrank_jax.tasks.uuid import UuidConfig

@@ -9,7 +9,7 @@ from lowrank_jax.data.pipeline import Batches, bucketed_pass
 from lowrank_jax.metrics.classification import f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
 from lowrank_jax.tasks.base import LabelTask
-from lowrank_jax.tasks.glue import GlueConfig, GlueTask, default_buckets
+from lowrank_jax.tasks.glue.task import GlueConfig, GlueTask, default_buckets
 from lowrank_jax.text.tokenizers import ByteTokenizer, encode_pair
 
 BYTES = ByteTokenizer()

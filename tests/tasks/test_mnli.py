@@ -5,7 +5,7 @@ import pytest
 
 from experiments.records import data_record
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.tasks.glue import GlueConfig, GlueTask
+from lowrank_jax.tasks.glue.task import GlueConfig, GlueTask
 from lowrank_jax.tasks.mnli import MnliConfig, MnliTask, splits_of
 from lowrank_jax.text.tokenizers import ByteTokenizer
 

@@ -12,11 +12,11 @@ from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.data.builders.nlg.specs import NLG, SEEN
 from lowrank_jax.data.prompts import Asked
 from lowrank_jax.metrics.texts import Scores
-from lowrank_jax.tasks import nlg_scores
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask
 from lowrank_jax.tasks.framing import PLAIN, Framing
-from lowrank_jax.tasks.nlg import NlgConfig, NlgTask
-from lowrank_jax.tasks.nlg_rows import NlgEncoder
+from lowrank_jax.tasks.nlg import scores
+from lowrank_jax.tasks.nlg.rows import NlgEncoder
+from lowrank_jax.tasks.nlg.task import NlgConfig, NlgTask
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
@@ -146,7 +146,7 @@ def test_webnlg_is_scored_seen_unseen_and_together(build, monkeypatch):
         calls.append((kind, predictions, len(references)))
         return Scores({"bleu": float(len(predictions))}, {"meteor": "not computed: needs Java"})
 
-    monkeypatch.setattr(nlg_scores.texts, "score", score)
+    monkeypatch.setattr(scores.texts, "score", score)
     task = build(task="webnlg")
     found = task.score([" a", "b", "c\n"], [references for _, references in task.prompts()])
     assert found == {"seen/bleu": 2, "unseen/bleu": 1, "all/bleu": 3}
@@ -167,11 +167,11 @@ def test_queries_are_scored_by_form_and_result():
     text = "SELECT No. FROM 1 WHERE Player = 'b'"
     row = NlgRow("x", (text,), "", "", {**table, "sql": {"sel": 1, "agg": 0, "conds": [[0, 0, "b"]]}})
     given = [text.replace("'b'", "'B'"), "SELECT No. FROM 1 WHERE No. > 1", "nonsense", "SELECT Player FROM 1"]
-    found = nlg_scores.score_by("wikisql", given, [row] * 4, ())
+    found = scores.score_by("wikisql", given, [row] * 4, ())
     assert found == ({"logical_form": 25, "execution": 50}, {})
     bare = {"id": "1", "header": header}
     rows = [dataclasses.replace(row, table=bare), NlgRow("x", ("no query",), "", "", bare)]
-    found = nlg_scores.score_by("wikisql", [text, text], rows, ())
+    found = scores.score_by("wikisql", [text, text], rows, ())
     assert found.values == {"logical_form": 100, "unread": 1}
     assert found.missing == {"execution": "not computed: the tables are not in this sample"}
 

@@ -16,7 +16,7 @@ from lowrank_jax.data.encoded import EncodedRows, encode_rows
 from lowrank_jax.metrics.classification import accuracy, f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
 from lowrank_jax.tasks.base import pad_id
-from lowrank_jax.tasks.glue_splits import read_splits
+from lowrank_jax.tasks.glue.splits import read_splits
 
 log = logging.getLogger(__name__)
 SMALLEST_BUCKET = 32

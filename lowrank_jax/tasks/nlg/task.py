@@ -18,8 +18,8 @@ from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features
 from lowrank_jax.tasks.framing import PLAIN, Framing
-from lowrank_jax.tasks.nlg_rows import Encoded, NlgEncoder, longest
-from lowrank_jax.tasks.nlg_scores import Scored, score_by
+from lowrank_jax.tasks.nlg.rows import Encoded, NlgEncoder, longest
+from lowrank_jax.tasks.nlg.scores import Scored, score_by
 
 log = logging.getLogger(__name__)
 ROUNDED = 8  # seq_len is rounded up to a multiple of it, as in the task `text`
@@ -160,7 +160,7 @@ class NlgTask:
         return self._encoder.prompt(prompt)
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
-        """The official metrics of all of `prompts`; see `nlg_scores`. What cannot be computed goes to `missing`."""
+        """The official metrics of all of `prompts`; see `scores`. What cannot be computed goes to `missing`."""
         check_score_input(predictions, targets)
         if len(predictions) != len(self._inputs):
             raise ValueError(f"{len(predictions)} predictions for {len(self._inputs)} inputs")
