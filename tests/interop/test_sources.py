@@ -144,12 +144,15 @@ def test_loading_into_a_mesh(untied_folder):
 
 
 def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwords):
-    pico = load_base(BaseConfig("pico-llama", random_init=True), jax.random.key(0))
+
+    def ones(config):
+        return unflatten({path: np.ones(shape, np.float32) for path, shape in base.param_shapes(config).items()})
+
     monkeypatch.setattr(locate, "shipped_folder", lambda: tmp_path / "pico")
     with pytest.raises(UserError, match=r"pico-llama's weights are missing"):
         load_base(BaseConfig("pico-llama"))
     assert abstract_base(BaseConfig("pico-llama")).source == "registry"
-    export_params(pico.params, pico.config, tmp_path / "pico", "float16")
+    export_params(ones(get_model("pico-llama")), get_model("pico-llama"), tmp_path / "pico", "float16")
     shipped = load_base(BaseConfig("pico-llama"))
     assert isinstance(shipped.tokenizer, ByteTokenizer)
     assert shipped.config == get_model("pico-llama")
@@ -158,10 +161,8 @@ def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwor
     with pytest.raises(UserError, match=r"run: python scripts/fetch_weights.py smollm2-135m"):
         load_base(BaseConfig("smollm2-135m"))
     (cache / "smollm2-135m").mkdir(parents=True)
-    toy_base = toy()
-    config = dataclasses.replace(toy_base.config, vocab_size=subwords.vocab_size + 3)
-    params = base.random_params(config, jax.random.key(0), "float32")
-    export_params(params, config, cache / "smollm2-135m", tokenizer=subwords)
+    config = dataclasses.replace(get_model("toy-llama"), vocab_size=subwords.vocab_size + 3)
+    export_params(ones(config), config, cache / "smollm2-135m", tokenizer=subwords)
     fetched = load_base(BaseConfig("smollm2-135m"))
     assert isinstance(fetched.tokenizer, SubwordTokenizer)
     assert fetched.source.startswith("cache:")

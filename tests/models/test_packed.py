@@ -69,7 +69,9 @@ def test_a_packed_document_is_read_as_if_it_stood_alone(name):
     plan = adapters.make_plan(params, adapters.AdapterConfig("lora", targets=("query", "value"), init="gaussian"))
     apply_fn = adapters.attach(model, plan)
     variables = {"params": params, **jax.jit(functools.partial(adapters.create, plan))(jax.random.key(1))}
-    moved = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size, dtype="f").reshape(x.shape)), variables["adapters"])
+    moved = jax.tree.map(
+        lambda x: x + 0.1 * np.cos(np.arange(x.size, dtype="f").reshape(x.shape)), variables["adapters"]
+    )
     variables["adapters"] = moved  # LoRA's B begins at 0
     trainable, frozen = partition(variables)
     packed, alone, owner = batches(np.random.default_rng(0))
