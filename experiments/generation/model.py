@@ -129,7 +129,8 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
             trainable, step = loaded(rest["best"], trainable, step)
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
-    decoder = make_decoder(experiment.apply_fn, experiment.base.config, experiment.base.model.dtype)
+    model = experiment.base.model
+    decoder = make_decoder(experiment.apply_fn, experiment.base.config, model.dtype, model.cuts)
     return Model(experiment.base, variables, decoder, made_of, config.task, framing_of(experiment.plan.virtual))
 
 

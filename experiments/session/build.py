@@ -157,6 +157,7 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Se
         unroll=loss_unroll(mesh.devices.flat[0]),
         smoothing=config.train.label_smoothing,
         end_ids=functools.partial(end_ids, base),
+        cuts=getattr(base.model, "cuts", ()),
     )
 
 

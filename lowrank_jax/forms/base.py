@@ -28,6 +28,7 @@ class Setting:
       batch_size: rows of a micro-batch.
       chunk_tokens, unroll, smoothing: of `next_token.next_token_objective`; evaluations are without smoothing.
       end_ids: () -> the tokens at which the base ends a text.
+      cuts: of the model's layers into segments (`layouts.segments`).
     """
 
     apply_fn: ApplyFn
@@ -41,6 +42,7 @@ class Setting:
     unroll: int = 1
     smoothing: float = 0.0
     end_ids: Callable[[], tuple[int, ...]] = tuple
+    cuts: tuple[int, ...] = ()
 
     @property
     def takes_types(self) -> bool:
