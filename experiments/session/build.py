@@ -37,7 +37,7 @@ from lowrank_jax.tasks.framing import Framing, framing_of
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
-from lowrank_jax.train.optimizer import make_optimizer
+from lowrank_jax.train.optimizer import check_multipliers, make_optimizer
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import check_choice, init_state, trainable_rules
 from lowrank_jax.train.step import make_step
@@ -78,6 +78,7 @@ def build(
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
     check_choice(config.trainable, trainable, frozen)
+    check_multipliers(config.optimizer.multipliers, trainable)
     model, groups = _fused_model(base, config)
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
     frozen |= present(layout_of(groups, unrolled).apply(frozen.pop("params", {})))
