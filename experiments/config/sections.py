@@ -20,6 +20,7 @@ EVALS = {
     "": "lowrank_jax.train.loop:EvalConfig",
     "samples": "experiments.session.evals:SamplesConfig",
     "generation": "experiments.session.evals:GenerationConfig",
+    "forgetting": "experiments.session.evals:ForgettingConfig",
 }
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",

@@ -12,9 +12,10 @@ from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
 from lowrank_jax.forms.bucketed import bucketed_stream
+from lowrank_jax.forms.forgetting import FORGETTING
 from lowrank_jax.forms.generation import SAMPLES, samples
 from lowrank_jax.forms.held_out import row_outputs
-from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.forms.next_token import forgetting, next_token_objective
 from lowrank_jax.tasks.base import ChoiceTask
 
 CHOICE_BATCH = 32  # held-out rows at a time, each with all of its completions
@@ -86,7 +87,7 @@ class Choice:
 
     name, head, num_labels, bucketed, once = "choice", None, 0, True, ()
     counted = "tokens that are read (without padding)"
-    evaluations: ClassVar = {"choices": choices, SAMPLES: samples}
+    evaluations: ClassVar = {"choices": choices, SAMPLES: samples, FORGETTING: forgetting}
 
     def __init__(self, config: Any = None):
         del config
