@@ -11,19 +11,26 @@ def rises(plain: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) ->
 
     Args:
       plain: the run's config, whose `evals` say which evaluations are of forgetting.
-      evaluations: those of the record; the first and the last of each source count, which must be of different steps.
+      evaluations: those of the record. A source is in it where the first is of step 0 and the last of a later one.
     """
-    entries = plain.get("evals") or {}
-    named = tuple(f"{name}/" for name, one in entries.items() if isinstance(one, Mapping) and one.get("type") == TYPE)
-    found: dict[str, list[tuple[int, float | None, float]]] = {}
-    for one in evaluations:
-        for key, loss in one.items():
-            if named and key.startswith(named) and key.endswith(SCORE):
-                source = key.partition("/")[2].removesuffix(SCORE)
-                found.setdefault(source, []).append((one["step"], loss, one[f"{key.removesuffix(SCORE)}/tokens"]))
+    entries = {
+        name: entry
+        for name, entry in (plain.get("evals") or {}).items()
+        if isinstance(entry, Mapping) and entry.get("type") == TYPE
+    }
+    if not entries:
+        return {}
+    from lowrank_jax.forms.forgetting import ForgettingOptions  # imports jax, which other records do not need
+
     said = {}
-    for source, values in found.items():
-        (first, start, tokens), (last, end, _) = values[0], values[-1]
-        if first == 0 < last and start is not None and end is not None:  # None: it was no finite number
-            said[source] = {"start": start, "end": end, "rise": end - start, "tokens": tokens}
+    for name, entry in entries.items():
+        sizes = {key: entry[key] for key in ("rows", "tokens") if key in entry}
+        tokens = ForgettingOptions(entry["path"], **sizes).targets
+        for key in dict.fromkeys(key for one in evaluations for key in one):
+            if key.startswith(f"{name}/") and key.endswith(SCORE):
+                found = [(one["step"], one[key]) for one in evaluations if key in one]
+                (first, start), (last, end) = found[0], found[-1]
+                if first == 0 < last and start is not None and end is not None:  # None: it was no finite number
+                    source = key.removeprefix(f"{name}/").removesuffix(SCORE)
+                    said[source] = {"start": start, "end": end, "rise": end - start, "tokens": tokens}
     return {TYPE: said} if said else {}

@@ -53,6 +53,11 @@ class ForgettingOptions:
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"evals: two files of a forgetting evaluation are called {twice[0]}; rename one")
 
+    @property
+    def targets(self) -> int:
+        """How many tokens of a source are predicted."""
+        return self.rows * (self.tokens - 1)
+
 
 def name_of(source: str) -> str:
     """A source's name in the records: "novels_validation" of data/novels_validation.jsonl.xz."""
@@ -60,7 +65,7 @@ def name_of(source: str) -> str:
 
 
 def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objective: Objective) -> Evaluation:
-    """The mean loss per token of each source, in nats, and the number of tokens that it is a mean of.
+    """The mean loss per token of each source, in nats, over `options.targets` tokens.
 
     Args:
       setting, task: of the run.
@@ -91,7 +96,7 @@ def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objectiv
         found = {}
         for name, rows in sources.items():
             loss, weight = sums(variables, map(setting.place, one_pass(rows, features, size, **shares)))
-            found |= {f"{name}/{TEXT_LOSS}": loss / weight, f"{name}/tokens": weight}
+            found[f"{name}/{TEXT_LOSS}"] = loss / weight
         return found
 
     return Evaluation(evaluate)

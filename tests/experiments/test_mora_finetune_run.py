@@ -46,7 +46,7 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert [one["step"] for one in result["evaluations"]] == [0, 3]
     first, last = result["evaluations"]
-    assert {"start/loss", "forgetting/novels/text_loss", "forgetting/peps/tokens"} <= first.keys()
+    assert {"start/loss", "forgetting/novels/text_loss", "forgetting/peps/text_loss"} <= first.keys()
     assert last["loss"] < first["start/loss"]
     assert result["forgetting"].keys() == {"novels", "peps"}
     for name, one in result["forgetting"].items():

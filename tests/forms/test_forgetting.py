@@ -50,7 +50,8 @@ def test_the_loss_is_that_of_the_first_tokens_of_the_file(setting, tmp_path, add
 
     options = ForgettingOptions(write(tmp_path / "old.jsonl", texts), rows=3, tokens=16, add_bos=add_bos)
     evaluation = text_loss(setting, SimpleNamespace(), options, next_token_objective(model.apply))
-    assert evaluation.one(variables) == {"old/text_loss": pytest.approx(-chosen.mean(), rel=1e-5), "old/tokens": 45.0}
+    assert evaluation.one(variables) == {"old/text_loss": pytest.approx(-chosen.mean(), rel=1e-5)}
+    assert chosen.size == options.targets
 
 
 def test_what_is_refused(setting, tmp_path):
@@ -78,13 +79,18 @@ def test_what_is_refused(setting, tmp_path):
 
 
 def test_a_record_has_the_rise_from_the_first_step_to_the_last():
-    plain = {"evals": {"forgetting": {"type": "forgetting"}, "start": {"type": "likelihood"}}}
+    plain = {
+        "evals": {
+            "forgetting": {"type": "forgetting", "path": ["old.jsonl"], "rows": 3, "tokens": 16},
+            "start": {"type": "likelihood"},
+        }
+    }
 
     def at(step, loss, name="forgetting/old"):
-        return {"step": step, f"{name}/text_loss": loss, f"{name}/tokens": 45.0}
+        return {"step": step, f"{name}/text_loss": loss}
 
     found = rises(plain, [at(0, 2.0), at(5, 1.0), at(9, 2.5)])
-    assert found == {"forgetting": {"old": {"start": 2.0, "end": 2.5, "rise": 0.5, "tokens": 45.0}}}
+    assert found == {"forgetting": {"old": {"start": 2.0, "end": 2.5, "rise": 0.5, "tokens": 45}}}
     assert rises(plain, [at(0, 2.0)]) == rises(plain, [at(5, 2.0), at(9, 2.5)]) == {}  # no end, no start
     assert rises(plain, [at(0, 2.0), at(9, None)]) == {}  # the end was no finite number
     assert rises(plain, [at(0, 2.0, "other/old"), at(9, 3.0, "other/old")]) == rises({}, [at(0, 1.0), at(9, 2.0)]) == {}
