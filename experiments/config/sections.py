@@ -20,6 +20,7 @@ EVALS = {
     "": "lowrank_jax.train.loop:EvalConfig",
     "samples": "experiments.session.evals:SamplesConfig",
     "generation": "experiments.session.evals:GenerationConfig",
+    "choice": "experiments.session.evals:ChoiceConfig",
 }
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",

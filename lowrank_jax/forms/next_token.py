@@ -11,8 +11,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.chooser import CHOICE, exam_choices
 from lowrank_jax.forms.evaluate import make_loss_evaluator
-from lowrank_jax.forms.generation import SAMPLES, generation, samples
+from lowrank_jax.forms.generation import GENERATION, SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import LikelihoodTask, Task
 
@@ -82,7 +83,12 @@ class NextToken:
     name, head, num_labels, bucketed, once = "next_token", None, 0, False, ()
     smooths = True
     counted = "tokens that are predicted (without prompts and padding)"
-    evaluations: ClassVar = {"generation": generation, "likelihood": likelihood, SAMPLES: samples}
+    evaluations: ClassVar = {
+        GENERATION: generation,
+        "likelihood": likelihood,
+        SAMPLES: samples,
+        CHOICE: exam_choices,
+    }
 
     def __init__(self, config: Any = None):
         self.segmented = bool(getattr(config, "segmented", False))
