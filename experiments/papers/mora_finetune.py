@@ -27,7 +27,7 @@ TABLE1: dict[Key, Numbers] = {
 }
 
 # GSM8K of MoRA by compression, at r=8 and r=256 (Eqs. 4, 6, 8 and 9).
-TABLE4_RANKS = (8, 256)
+TABLE4_RANKS: tuple[int, ...] = (8, 256)
 TABLE4: dict[str, Numbers] = {
     "truncation": (59.5, 66.6),
     "sharing": (62.5, 67.9),

@@ -16,7 +16,7 @@ from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base
-from lowrank_jax.bases.ends import end_ids
+from lowrank_jax.bases.ends import end_ids, opening_ids
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
@@ -100,7 +100,7 @@ def build(
     train = config.train
     for name, entry in config.evals.items():
         entry.check_due(f"config.evals.{name}", train)
-    setting = _setting(config, base, mesh, apply_fn)
+    setting = _setting(config, base, mesh, apply_fn, framing_of(plan.virtual))
     objective = form.objective(setting)
     step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
@@ -144,7 +144,7 @@ def _task_of(config: RunConfig, base: Base, framing: Framing) -> Task:
     return build_task(config.task_name, config.task, base.tokenizer, positions, framing)
 
 
-def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Setting:
+def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, framing: Framing) -> Setting:
     """What objective and evaluations need of the run."""
     return Setting(
         apply_fn,
@@ -158,6 +158,8 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Se
         unroll=loss_unroll(mesh.devices.flat[0]),
         smoothing=config.train.label_smoothing,
         end_ids=functools.partial(end_ids, base),
+        opening=functools.partial(opening_ids, base),
+        framing=framing,
     )
 
 

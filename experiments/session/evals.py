@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from lowrank_jax.forms.chooser import ChoiceOptions
 from lowrank_jax.forms.forgetting import ForgettingOptions
 from lowrank_jax.forms.generation import GenerationOptions, SamplesOptions
 from lowrank_jax.train.loop import EvalConfig
@@ -49,6 +50,20 @@ class ForgettingConfig(EvalConfig, ForgettingOptions):
     def options(self) -> ForgettingOptions:
         """Which text, without when."""
         return _options(self, ForgettingOptions)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceConfig(EvalConfig, ChoiceOptions):
+    """See both parents: when an exam's questions are asked, and which exam."""
+
+    def __post_init__(self):
+        EvalConfig.__post_init__(self)
+        ChoiceOptions.__post_init__(self)
+
+    @property
+    def options(self) -> ChoiceOptions:
+        """The exam, without when: entries that differ only in when they are due share a program."""
+        return _options(self, ChoiceOptions)
 
 
 def _options(entry: Any, cls: type) -> Any:

@@ -11,9 +11,10 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
+from lowrank_jax.forms.chooser import CHOICE, exam_choices
 from lowrank_jax.forms.evaluate import make_loss_evaluator
 from lowrank_jax.forms.forgetting import FORGETTING, ForgettingOptions, text_loss
-from lowrank_jax.forms.generation import SAMPLES, generation, samples
+from lowrank_jax.forms.generation import GENERATION, SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import LikelihoodTask, Task
 
@@ -90,8 +91,12 @@ class NextToken:
     smooths = True
     counted = "tokens that are predicted (without prompts and padding)"
     evaluations: ClassVar = {
-        "generation": generation, "likelihood": likelihood, SAMPLES: samples, FORGETTING: forgetting,
-    }  # fmt: skip
+        GENERATION: generation,
+        "likelihood": likelihood,
+        SAMPLES: samples,
+        CHOICE: exam_choices,
+        FORGETTING: forgetting,
+    }
 
     def __init__(self, config: Any = None):
         self.segmented = bool(getattr(config, "segmented", False))

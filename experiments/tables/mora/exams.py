@@ -97,7 +97,7 @@ def _of_run(run: dict, exam: Exam) -> tuple[float, float | None, int] | None:
         asked = [one for one in run.get("evaluations") or [] if f"{name}/n" in one]
         last = next((one for one in reversed(asked) if one["step"] > 0), None)
         first = next((one for one in asked if one["step"] == 0), {})
-        values = ((last or {}).get(f"{name}/{exam.right}"), (last or {}).get(f"{name}/n"))
-        if None not in values and values[1] > 0:
-            return float(values[0]), first.get(f"{name}/{exam.right}"), int(values[1])
+        right, n = ((last or {}).get(f"{name}/{what}") for what in (exam.right, "n"))
+        if right is not None and n:
+            return float(right), first.get(f"{name}/{exam.right}"), int(n)
     return None

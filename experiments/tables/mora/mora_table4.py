@@ -27,7 +27,8 @@ def table(results: Sequence[dict], options: Any) -> Table:
         cells = []
         for rank in ranks:
             row = found.get((name, rank), TuneRow("mora", rank, name))
-            theirs = dict(zip(paper.TABLE4_RANKS, paper.TABLE4.get(name, (None, None)), strict=True)).get(rank)
+            at = paper.TABLE4_RANKS.index(rank) if rank in paper.TABLE4_RANKS and name in paper.TABLE4 else None
+            theirs = None if at is None else paper.TABLE4[name][at]
             cells.append(f"{cell(row, GSM8K)} | {number(theirs, '.1f')}")
         lines.append([name, *cells])
     base = f"The paper's base is {paper.BASE_MODEL}."
