@@ -27,7 +27,10 @@ truncation, sharing, decoupling, rotation, or a grouping of the official code, t
 rotation at r=8 and sharing at r=256, as in Table 5 (at r=128 and more: sharing).
 
 Evaluations: the held-out loss of validation= before training (`start`), after each epoch and at the end; forgetting=
-measures the loss on text that is not trained on before training and at the end, on 64 rows of 256 tokens of each file.
+measures the loss on text that is not trained on before training and at the end, on 64 rows of 256 tokens of each file;
+`exams` asks the task's exams then, without examples but for MMLU's 5 shots: MMLU, GSM8K and MATH, PubMedQA, MedQA and
+MMLU's medical subjects, or Financial PhraseBank, from their official files below $LOWRANK_JAX_EXAMS_DIR; questions=N
+asks N of each, evenly spaced.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
 train.py: a warm-up of 3% on MetaMathQA, dropout 0.05.
@@ -71,6 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         data="",
         validation=str,
         forgetting=Several,
+        exams=False,
+        questions=Count,
         chat="auto",
         rate=float,
         seed=0,
@@ -200,7 +205,11 @@ def _schedule(choice) -> dict:
 
 
 def _evals(choice) -> dict:
-    found = {}
+    if choice.questions and not choice.exams:
+        raise UserError("questions= says how many of each exam are asked; add exams, or leave it out")
+    asked = tables.EXAMS[choice.task] if choice.exams else {}
+    often = {"at_start": True, "truncate": True, **({"max_rows": choice.questions} if choice.questions else {})}
+    found = {name: {**exam, **often} for name, exam in asked.items()}
     if choice.validation:  # later evaluations of it are the task's own
         found["start"] = {"type": "likelihood", "at_start": True, "at_end": False}
     if choice.forgetting:

@@ -11,6 +11,8 @@ from configs.hyperparameters import mora_finetune as numbers
 from experiments.cli import complete_file
 from experiments.config.plain import config_hash, content_hash, to_plain
 from experiments.session.build import build
+from experiments.sweeps.compatible import group_key
+from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,16 @@ def test_methods_and_evaluations():
     assert (config.evals["forgetting"].tokens, config.evals["forgetting"].add_bos) == (256, True)
     assert (config.train.steps, config.train.epochs, config.train.eval_steps) == (9, 0, (9,))
     assert unpack_file(f"{FILE}:task=math").evals == {}
+    asked = {
+        "instruct": [("mmlu", 0, "choice"), ("mmlu", 5, "choice")],
+        "math": [("gsm8k", 0, "generation"), ("math", 0, "generation")],
+        "biomed": [("mmlu", 0, "choice"), ("medqa", 0, "choice"), ("pubmedqa", 0, "choice")],
+        "finance": [("phrasebank", 0, "choice")],
+    }
+    for task, exams in asked.items():
+        evals = unpack_file(f"{FILE}:task={task},data=a.jsonl,exams,questions=7").evals
+        assert [(one.task, one.shots, one.type) for one in evals.values()] == exams
+        assert all(one.at_start and one.at_end and one.max_rows == 7 for one in evals.values())
     assert all(larger == max(rates) for rates in numbers.RATES["math"].values() for larger in rates[-1:])
     bare = to_plain(complete_file(f"{FILE}:method=lora"))
     plain = {**bare, "optimizer": {**bare["optimizer"], "multipliers": []}}
@@ -127,6 +139,7 @@ def test_methods_and_evaluations():
         ("method=mora,ratio=4", r"ratio is not read by method=mora; leave it out, or take lora\+"),
         ("task=biomed", "task=biomed has no data set to download; give data=FILE"),
         ("task=finance,data=a.jsonl,chat=tulu", "which no chat template writes; leave chat out"),
+        ("task=math,questions=9", "add exams, or leave it out"),
         ("task=maths", "allowed: math, instruct"),
         ("forgetting=", 'evals: "forgetting" has no path'),
         ("forgetting=a/b.jsonl,c/b.jsonl", "two files of a forgetting evaluation are called b; rename one"),
@@ -145,3 +158,22 @@ def test_a_square_as_wide_as_the_layer_is_one_line(compression):
         UserError, match=r"layers/attention/key: MoRA rank 256 needs a square of 44[23], too large for a"
     ):
         laid_out(f"model=smollm2-135m,rank=256,compression={compression}", "smollm2-135m")
+
+
+def test_the_grid_shares_programs_and_waits_for_its_rates():
+    """Four rates, and three seeds, of a row are one program each; the rate with the lowest held-out loss is taken."""
+    grid = Grid(FILE, "configs/sweeps/mora_table1.py")
+    rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
+    full = [cell for cell in grid.cells.values() if cell.stage == "full"]
+    rows = 2 * (8 + 8 + 2)  # models; methods of two tasks, and Table 4's two further compressions
+    assert (len(rates), len(full)) == (4 * rows, 3 * rows)
+    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == rows
+    assert not any(cell.plain["evals"] for cell in rates)
+    assert all({"start", "forgetting"} < set(cell.plain["evals"]) for cell in full)
+    cell = next(cell for cell in full if "method=lora+" in cell.arg)
+    result = {
+        name: {"status": "finished", "config": grid.cells[name].plain, "losses": [[1, 1.0]],
+               "evaluations": [{"step": 300, "loss": (3.0, 1.0, 2.0, 4.0)[place]}]}
+        for place, name in enumerate(cell.trials)
+    }  # fmt: skip
+    assert grid.resolve(cell, result).overrides["optimizer.learning_rate"] == 1e-3

@@ -34,6 +34,27 @@ CODE_DROPOUT = 0.05
 LENGTHS = {"math": 512}
 LENGTH = 2_048
 
+# task -> evaluations of a run. BioMMLU's subjects are not printed; these six are the medical ones of MMLU.
+MEDICAL = (
+    "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics", "professional_medicine",
+)  # fmt: skip
+EXAMS = {
+    "instruct": {
+        "mmlu0": {"type": "choice", "task": "mmlu", "shots": 0},
+        "mmlu5": {"type": "choice", "task": "mmlu", "shots": 5},
+    },
+    "math": {
+        "gsm8k": {"type": "generation", "task": "gsm8k"},
+        "math": {"type": "generation", "task": "math"},
+    },
+    "biomed": {
+        "pubmedqa": {"type": "choice", "task": "pubmedqa"},
+        "medqa": {"type": "choice", "task": "medqa"},
+        "biommlu": {"type": "choice", "task": "mmlu", "subjects": MEDICAL},
+    },
+    "finance": {"phrasebank": {"type": "choice", "task": "phrasebank"}},
+}
+
 # ---- ours: bases of this project ----
 
 # The warm-up's share of the steps, as a fixed number of steps may exceed those of a small run.

@@ -1,6 +1,7 @@
 """configs/mora_finetune.py through the real loop on pico-llama: what is trained, forgotten, recorded and exported."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ from safetensors.numpy import load_file
 
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
+from experiments.session.build import build
 
+ROOT = Path(__file__).parents[2]
 FILE = "configs/mora_finetune.py"
 QUICK = ("--config.tracking.wandb=disabled", "--config.train.log_every=1")
 SUMS = [
@@ -66,3 +70,39 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
     np.testing.assert_array_equal(theirs[name].T, a[1])
     assert ours["adapters/layers/attention/query/b"].any()
     assert result["parameters"]["trainable"] == sum(leaf.size for path, leaf in ours.items() if path.endswith("/b"))
+
+
+ASKED = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ROWS = {
+    "task=math": (SUMS[:1], f"Question: {SUMS[0]['question']}\nAnswer:", f" {SUMS[0]['answer']}"),
+    "task=math,chat=alpaca": (
+        [{"query": "How many?", "response": "Two."}],
+        f"{ASKED}### Instruction:\nHow many?\n\n### Response:",
+        "Two.",
+    ),
+    "task=instruct": (
+        [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}],
+        "<|user|>\nHi\n<|assistant|>\n",
+        "Hello.",
+    ),
+    "task=biomed,seq_len=9": ([{"text": "abstracts of papers"}], "", "abstract"),
+}
+
+
+@pytest.mark.parametrize("arg", ROWS)
+def test_rows_of_each_task(tmp_path, monkeypatch, arg):
+    """What is read before what is learned, and the end token after an answer; text is cut into windows."""
+    monkeypatch.chdir(ROOT)
+    rows, before, learned = ROWS[arg]
+    data = write(tmp_path / "a.jsonl", rows)
+    config = unpack_run(to_plain(complete_file(f"{FILE}:{arg},model=pico-llama,data={data},steps=1,batch=2")))
+    task = build(config).data
+    features = task.features(task.train_source()[0])
+    tokens, targets = features["tokens"].tolist(), features["weights"] > 0
+    start = int(targets.argmax())
+    said = [token for token, target in zip(tokens, targets, strict=True) if target]
+    if arg.startswith("task=biomed"):
+        assert (bytes(tokens).decode(), targets.sum(), len(task.train_source())) == ("abstracts", 8, 3)
+        return
+    assert task.tokenizer.decode(tokens[:start]) == before
+    assert (task.tokenizer.decode(said[:-1]), said[-1]) == (learned, task.tokenizer.eos_id)
