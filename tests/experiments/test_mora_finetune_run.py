@@ -14,7 +14,7 @@ from experiments.session.build import build
 
 ROOT = Path(__file__).parents[2]
 FILE = "configs/mora_finetune.py"
-QUICK = ("--config.tracking.wandb=disabled", "--config.train.log_every=1")
+QUICK = ("--config.tracking.wandb=disabled", "--config.train.log_every=1", '--config.adapter.targets=("query",)')
 SUMS = [
     {"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a in (2, 3) for b in (4, 5)
 ]
