@@ -47,6 +47,8 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
     adapter, task = _section(plain, "adapter", "config"), _section(plain, "task", "config")
     method, adapts = _method(plain.get("trainable", ADAPTED), adapter, kept.get("method"))
     beside = _beside(plain) if adapts else []
+    if adapts and _section(plain, "restart", "config").get("every"):
+        method = f"re{method}"
     derived = {
         "method": "+".join([str(method), *(PREFIX_METHODS[one["method"]] for one in beside)]) if beside else method,
         "rank": adapter.get("rank") if adapts and method not in PREFIX_METHODS else None,

@@ -28,6 +28,8 @@ METHODS = {
         "MoRA", "#0072B2", "D",
         {8: ("#56B4E9", "-", "D"), 32: ("#0072B2", "--", "P"), 256: ("#009E73", "-.", "X")},
     ),
+    "relora": Look("ReLoRA", "#D55E00", "^"),
+    "remora": Look("ReMoRA", "#009E73", "X"),
     "dora": Look("DoRA", "#D55E00", "h"),
     "houlsby": Look("Adapter-H", "#009E73", "^"),
     "pfeiffer": Look("Adapter-P", "#56B4E9", "P"),
