@@ -169,6 +169,7 @@ def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
 
 def _text(task: Mapping[str, Any]) -> Iterator[Source]:
     from lowrank_jax.data.digest import content_digest
+    from lowrank_jax.data.lazy import lazy_digest
     from lowrank_jax.data.rows import source_digest
     from lowrank_jax.data.sources import data_files, is_named
 
@@ -178,7 +179,8 @@ def _text(task: Mapping[str, Any]) -> Iterator[Source]:
             if not name:
                 continue
             if is_named(name):
-                yield Source(f"task.{field}.{name}", name, (), functools.partial(source_digest, name))
+                digest = lazy_digest if field == "path" and task.get("lazy") else source_digest
+                yield Source(f"task.{field}.{name}", name, (), functools.partial(digest, name))
                 continue
             key, files = f"task.{field}.{number}", tuple(data_files(name))
             if files == (path := Path(name),):

@@ -15,7 +15,7 @@ from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import check_merges
-from lowrank_jax.bases.base import AUTO, Base, abstract_base
+from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer
 from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
@@ -98,6 +98,8 @@ def build(
     if config.export.merged:
         check_merges(plan, flatten(base.params))  # said now, not when the run has ended
     if seq_len is None and task is None:
+        if config.base.tokenizer:
+            base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
         task = _task_of(config, base, framing_of(plan.virtual))
     asked, config = config, fit(config, task, mesh)
     train = config.train
@@ -107,6 +109,8 @@ def build(
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
+        if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
+            print(f"restart.every: merges round their sum to {dtype}; base.dtype=float32 does not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
