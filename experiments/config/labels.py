@@ -52,6 +52,8 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
     if adapts and method == "lora":
         method = _kind_of_lora(plain, adapter, kept.get("method"))
     beside = _beside(plain) if adapts else []
+    if adapts and _section(plain, "restart", "config").get("every"):
+        method = f"re{method}"
     derived = {
         "method": "+".join([str(method), *(PREFIX_METHODS[one["method"]] for one in beside)]) if beside else method,
         "rank": adapter.get("rank") if adapts and method not in PREFIX_METHODS else None,

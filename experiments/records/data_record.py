@@ -172,12 +172,13 @@ def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
 
 def _text(task: Mapping[str, Any]) -> Iterator[Source]:
     for field in ("path", "validation_path"):
-        yield from _rows(f"task.{field}", task.get(field))
+        yield from _rows(f"task.{field}", task.get(field), lazy=field == "path" and bool(task.get("lazy")))
 
 
-def _rows(field: str, given: str | Sequence[str] | None) -> Iterator[Source]:
-    """The sources of a user's rows that a field of the config names."""
+def _rows(field: str, given: str | Sequence[str] | None, lazy: bool = False) -> Iterator[Source]:
+    """The sources of a user's rows that a field of the config names; `lazy`: read when they are needed."""
     from lowrank_jax.data.digest import content_digest
+    from lowrank_jax.data.lazy import lazy_digest
     from lowrank_jax.data.rows import source_digest
     from lowrank_jax.data.sources import data_files, is_named
 
@@ -185,7 +186,7 @@ def _rows(field: str, given: str | Sequence[str] | None) -> Iterator[Source]:
         if not name:
             continue
         if is_named(name):
-            yield Source(f"{field}.{name}", name, (), functools.partial(source_digest, name))
+            yield Source(f"{field}.{name}", name, (), functools.partial(lazy_digest if lazy else source_digest, name))
             continue
         key, files = f"{field}.{number}", tuple(data_files(name))
         if files == (path := Path(name),):

@@ -31,6 +31,8 @@ METHODS = {
     "lora+": Look("LoRA+", "#882255", "P"),
     "asylora": Look("AsyLoRA", "#117733", "<"),
     "rslora": Look("rsLoRA", "#AA4499", ">"),
+    "relora": Look("ReLoRA", "#D55E00", "^"),
+    "remora": Look("ReMoRA", "#009E73", "X"),
     "dora": Look("DoRA", "#D55E00", "h"),
     "houlsby": Look("Adapter-H", "#009E73", "^"),
     "pfeiffer": Look("Adapter-P", "#56B4E9", "P"),

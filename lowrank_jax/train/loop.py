@@ -225,6 +225,8 @@ class Job:
       train_seconds: spent on them.
       renew: called before each record and checkpoint; raises where the run may be written no more.
       best: the best weights so far, where an evaluator reads them.
+      merge: of a run with restarts, (state, frozen) -> (state, frozen), which donates both; see `train.restart`.
+      merges: (steps done) -> whether a merge comes before the next step. A checkpoint is of before the merge.
     """
 
     state: TrainState
@@ -242,6 +244,8 @@ class Job:
     train_seconds: float = 0.0
     renew: Callable[[], None] = lambda: None
     best: Best | None = None
+    merge: Callable[[TrainState, Any], tuple[TrainState, Any]] | None = None
+    merges: Callable[[int], bool] = lambda done: False
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
         """A checkpoint of all trials and of the data's cursor."""
@@ -249,6 +253,7 @@ class Job:
         rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate}
         cursor = {"batches": self.batches.get_state(), "train_seconds": seconds}
         rest |= {"best": self.best.saved()} if self.best else {}
+        rest |= {"frozen": self.frozen} if self.merge else {}
         self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
 
     def evaluate(self, evaluator: Evaluator, state: TrainState, trials: Sequence[int], step: int) -> Sequence[Any]:
@@ -256,9 +261,9 @@ class Job:
         if evaluator.weights == LAST or self.best is None:
             values = evaluator.evaluate(state, self.frozen)
             if evaluator.decides and self.best is not None:
-                self.best.see(state, step, losses_of(trials, values))
+                self.best.see(state, step, losses_of(trials, values), self.frozen)
             return values
-        values = evaluator.evaluate(self.best.state(state), self.frozen)
+        values = evaluator.evaluate(*self.best.weights(state, self.frozen))
         if evaluator.texts:
             return values
         steps = [{"best_step": float(each)} for each in self.best.steps]
@@ -273,13 +278,14 @@ class Outcome:
     """How the trials ended, one entry each: `finished`, `interrupted` (SIGTERM; resume it) or `diverged`, and why.
 
     Attributes:
-      state: after the last step.
+      state, frozen: after the last step.
       train_seconds: time in steps alone, over all sessions.
     """
 
     statuses: tuple[str, ...]
     messages: tuple[str, ...]
     state: TrainState
+    frozen: Any
     train_seconds: float
 
 
@@ -304,6 +310,8 @@ def fit(job: Job) -> Outcome:
         for done in range(job.first + 1, last + 1):
             trace.before(done)
             meter.start()
+            if job.merge is not None and job.merges(done - 1):
+                state, job.frozen = job.merge(state, job.frozen)
             state, metrics = job.step(state, job.frozen, job.place(next(job.batches)))
             meter.push(done, metrics)
             if trace.ends_with(done):
@@ -356,7 +364,7 @@ def _outcome(job: Job, meter: Meter, state: TrainState, done: int) -> Outcome:
         status = "diverged" if i in meter.diverged else "finished" if done >= config.last_step else "interrupted"
         statuses.append(status)
         messages.append({"diverged": meter.diverged.get(i, ""), "interrupted": stopped}.get(status, ""))
-    return Outcome(tuple(statuses), tuple(messages), state, meter.seconds)
+    return Outcome(tuple(statuses), tuple(messages), state, job.frozen, meter.seconds)
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

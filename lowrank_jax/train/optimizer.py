@@ -43,13 +43,22 @@ class OptimizerConfig:
             check_pattern("optimizer.multipliers: rule", pattern)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+MERGED, KEPT = "merged", "kept"  # the two Adams of `make_optimizer(apart=True)`
+
+
+def make_optimizer(config: OptimizerConfig, apart: bool = False) -> optax.GradientTransformation:
     """Updates for a rate of 1: clip, Adam's direction, decoupled decay.
 
     The rate is an array in the state, so that runs with different rates can share one vmapped step.
+
+    Args:
+      config: see there.
+      apart: adapters have moments and a count of steps of their own, as they begin anew at a merge (`train.restart`)
+        and other trained leaves do not.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    parts.append(optax.partition({MERGED: adam, KEPT: adam}, _apart) if apart else adam)
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     if config.multipliers:
@@ -77,6 +86,11 @@ def check_multipliers(rules: Rules, trainable: Tree) -> None:
                 f"optimizer.multipliers has {pattern!r}, which is no trained leaf (those are called "
                 f"{', '.join(leaves[:6])}){square}; leave the rule out, or name a leaf that is trained"
             )
+
+
+def _apart(trainable: Tree) -> dict:
+    """Which of the two Adams each leaf has."""
+    return unflatten({path: MERGED if path.startswith("adapters/") else KEPT for path in flatten(trainable)})
 
 
 def decay_mask(trainable: Tree) -> dict:
