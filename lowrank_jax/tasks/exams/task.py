@@ -10,7 +10,7 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.metrics.answers import gsm8k
 from lowrank_jax.metrics.answers.verify import check_installed, verify_all
-from lowrank_jax.metrics.classification import accuracy, macro_f1
+from lowrank_jax.metrics.classification import macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
@@ -113,7 +113,7 @@ class ChoiceExam:
         picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # one that no answer is
         right = np.take_along_axis(safe, answers[:, None], axis=1)[:, 0]
         found = {
-            "accuracy": accuracy(picks, answers),
+            "accuracy": float(np.mean(picks == answers)),
             "correct": float(np.sum(picks == answers)),
             "n": float(len(answers)),
             "loss": float(np.mean(np.logaddexp.reduce(safe, axis=1) - right)) if finite.all() else math.nan,
