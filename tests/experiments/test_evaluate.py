@@ -1,6 +1,8 @@
 """`experiments.evaluate`: our model, lm-eval's Hugging Face backend and a run's own evaluations answer alike."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,8 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     )  # fmt: skip
     assert ended.status == 0, ended.err
     found = read_result(ended.folder / "result.json")["evaluations"][-1]
+    data = json.loads((ended.folder / "config.json").read_text())["data"]
+    assert [Path(name).name for name, *_ in data["evals.mmlu"]["files"]] == ["test.csv", "dev.csv"]
     written = [json.loads(line) for line in (ended.folder / "decoded.jsonl").read_text().splitlines()]
 
     ended = program(
@@ -150,3 +154,64 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     rolled = [Instance("loglikelihood_rolling", {}, (LONG,), 0)]
     wrapped = LanguageModel(of_run(str(tmp_path / "run"), None))
     assert wrapped.loglikelihood_rolling(rolled) == pytest.approx(theirs.loglikelihood_rolling(rolled), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name one run or base, e.g. python -m experiments.evaluate runs/NAME; there are 0"),
+        (("a", "b", "--tasks=mmlu"), "there are 2"),
+        (("BASE",), "give --tasks, e.g. --tasks=mmlu,gsm8k"),
+        (("BASE", "--tasks=mmlu", "--include_path=/nowhere"), "--include_path=/nowhere: no such folder"),
+        (("BASE", "--tasks=mmlu", "--output=/nowhere/a"), "--output=/nowhere/a: its folder does not exist"),
+        (("BASE", "--tasks=mmlu", "--data=mmul=EXAMS"), "unknown exam of --data 'mmul'; did you mean mmlu"),
+        (("BASE", "--tasks=mmlu", "--data=mmlu"), "give the folder of its files, --data=mmlu=FOLDER"),
+        (("BASE", "--tasks=mmlu", "--data=mmlu=/nowhere"), "/nowhere: no such folder; data_dir"),
+        (("BASE", "--tasks=mmul", "--data=mmlu=EXAMS"), "unknown task 'mmul'; did you mean mmlu"),
+        (("BASE", "--tasks=broken", "--include_path=TASKS"), "the tasks broken cannot be loaded (FileNotFoundError: "),
+        (("BASE", "--tasks=gsm8k", "--data=gsm8k=EXAMS"), "gsm8k: 5 examples are asked for, and its data have 2"),
+        (
+            ("/nowhere", "--tasks=gsm8k", "--data=gsm8k=EXAMS", "--num_fewshot=0"),
+            "no base model at /nowhere; check the path",
+        ),
+        (
+            ("BASE", "--tasks=gsm8k", "--data=gsm8k=EXAMS", "--gen_kwargs=num_beams=4", "--num_fewshot=0"),
+            "a task sets 'num_beams'",
+        ),
+        (
+            ("BASE", "--tasks=gsm8k", "--data=gsm8k=EXAMS", "--gen_kwargs=max_gen_toks=600", "--num_fewshot=0"),
+            "asks for 600 new tokens",
+        ),
+    ],
+)
+def test_mistakes_end_in_a_line(program, base, exams, tmp_path, monkeypatch, words, said):
+    from lm_eval.tasks import TaskManager
+
+    from experiments.evaluation import harness
+
+    def of_files(include_path, include_defaults=True):
+        """lm-eval's own tasks take seconds to list."""
+        return TaskManager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(harness, "TaskManager", of_files)
+    broken = {"task": "broken", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "/nowhere.jsonl"}},
+              "test_split": "test", "doc_to_text": "{{a}}", "doc_to_target": "{{b}}"}  # fmt: skip
+    (tmp_path / "broken.yaml").write_text(json.dumps(broken))
+    named = {"BASE": str(base), "EXAMS": str(exams), "TASKS": str(tmp_path)}
+    for name, folder in named.items():
+        words = [word.replace(name, folder) for word in words]
+    ended = program("evaluate", *words)
+    assert ended.status == 2, ended.err
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+
+
+def test_without_lm_eval_the_remedy_is_named(program, base, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find(name))
+    ended = program("evaluate", base, "--tasks=mmlu")
+    assert (ended.status, ended.err.strip()) == (
+        2,
+        "error: this program needs lm-eval; pip install 'lowrank_jax[eval]'",
+    )
