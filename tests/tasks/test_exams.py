@@ -188,14 +188,18 @@ def test_mistakes_in_an_entry_are_named(exams, task, more, said):
         read_questions(options(exams, task, **more) if task else ExamOptions(**more))
 
 
-def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch):
+def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch, caplog):
     with pytest.raises(UserError, match='gsm8k has answers to write; set the entry\'s type to "generation"'):
         ChoiceExam(options(exams, "gsm8k"), Reader(BYTES, 200))
     with pytest.raises(UserError, match='mmlu has options to choose from; set the entry\'s type to "choice"'):
         WrittenExam(options(exams, "mmlu"), Reader(BYTES, 200))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"need math-verify; pip install 'lowrank_jax\[eval\]'"):
-        WrittenExam(options(exams, "gsm8k"), Reader(BYTES, 200))
+        WrittenExam(options(exams, "math"), Reader(BYTES, 200))
+    written = WrittenExam(options(exams, "gsm8k", max_rows=1), Reader(BYTES, 200))
+    assert "gsm8k: math_verify is not computed, the two filters are" in caplog.text
+    found = written.score(["#### 2"], ["2"])
+    assert found == {"n": 1, "strict": 1, "strict_correct": 1, "flexible": 1, "flexible_correct": 1, "main": 1}
 
 
 def test_the_official_files_are_read_whole(data_folder):
