@@ -63,6 +63,7 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
     for name, entry in (plain.get("evals") or {}).items():
         if isinstance(entry, dict) and entry.get("type") == "forgetting":
             yield from _rows(f"evals.{name}.path", entry.get("path"))
+    yield from _exams(plain.get("evals") or {})
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
     yield from _base(plain.get("base") or {})
@@ -226,6 +227,25 @@ def _nlg(task: Mapping[str, Any]) -> Iterator[Source]:
                 return rows_digest(load_nlg(name, split, folder, allow_partial=True)[0])
 
             yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _exams(evals: Mapping[str, Any]) -> Iterator[Source]:
+    """The exams of evaluations, each with the rows that its examples come from."""
+    from lowrank_jax.data.builders.exams.source import EXAMS, exam_digest, exam_files
+
+    for name, entry in evals.items():
+        task, folder = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("task", "data_dir"))
+        if not isinstance(task, str) or task not in EXAMS:
+            continue
+        splits = dict.fromkeys([entry.get("split") or EXAMS[task].scored])
+        splits |= dict.fromkeys([EXAMS[task].shots] if entry.get("shots") else [])
+        files = tuple(file for split in splits for file in exam_files(task, split, folder))
+        if files:
+
+            def digest(task=task, splits=tuple(splits), folder=folder):
+                return exam_digest(task, splits, folder)
+
+            yield Source(f"evals.{name}", ", ".join(map(str, dict.fromkeys(files))), files, digest)
 
 
 def _adapter(folder: Path) -> Source:
