@@ -147,7 +147,7 @@ def test_methods_and_evaluations():
         ("task=finance,data=a.jsonl,chat=tulu", "which no chat template writes; leave chat out"),
         ("task=math,questions=9", "add exams, or leave it out"),
         ("task=maths", "allowed: math, instruct"),
-        ("forgetting=", 'evals: "forgetting" has no path'),
+        ("forgetting=", '"forgetting" has no path; give it a file'),
         ("forgetting=a/b.jsonl,c/b.jsonl", "two files of a forgetting evaluation are called b; rename one"),
         ("compression=rotate", "'rotate' is a str; wanted one of 'truncation', 'sharing', 'decoupling', 'rotation'"),
     ],
