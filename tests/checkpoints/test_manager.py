@@ -350,52 +350,6 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     assert "Event loop" not in ended.stderr
 
 
-def test_two_processes_save_and_restore(tmp_path):
-    body = """
-    import numpy as np
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from lowrank_jax.checkpoints.manager import Checkpoints
-    folder, port, index = sys.argv[1:]
-    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
-    value = np.arange(12, dtype=np.float32).reshape(4, 3)
-    split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), ()))
-    make = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
-    trainable, rest = {"w": make(value, split)}, {"step": make(np.int32(3), whole)}
-    with Checkpoints(folder, 1, {"base": "x"}) as checkpoints:
-        checkpoints.save(1, trainable, rest, {})
-        checkpoints.save(3, trainable, rest, {"offset": 3})
-        got, others, cursor, step = checkpoints.restore(None, trainable, rest)
-        mine = got["w"].addressable_shards[0]
-        assert (np.asarray(mine.data) == value[mine.index]).all() and got["w"].sharding == split
-        print(step, cursor, int(others["step"]), checkpoints.steps())
-    """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": ""}
-    script = tmp_path / "worker.py"
-    script.write_text("import jax, sys\n" + textwrap.dedent(body))
-    port = free_port()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path / "run", str(port), str(index)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    outputs = [worker.communicate(timeout=100) for worker in workers]
-    assert [out.splitlines()[-1] for out, _ in outputs] == ["3 {'offset': 3} 3 [3]"] * 2, outputs
-    with Checkpoints(tmp_path / "run", 1, {"base": "x"}) as checkpoints:  # one process reads what two wrote
-        got = checkpoints.restore(None, {"w": jnp.zeros((4, 3))}, {"step": jnp.int32(0)})[0]["w"]
-    assert (np.asarray(got) == np.arange(12).reshape(4, 3)).all()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 def test_our_own_faults_are_not_called_a_full_disk(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, 1, {}) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "save", lambda *_, **__: {}["bug"])
