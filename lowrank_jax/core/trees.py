@@ -96,3 +96,11 @@ def count(tree: Any) -> int:
 def nbytes(tree: Any) -> int:
     """Bytes of any pytree's leaves; of a quantised kernel, those of its codes and scales."""
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def nbytes_a_device(tree: Any) -> int:
+    """Bytes that one device has of a pytree of arrays, or of ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

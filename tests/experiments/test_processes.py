@@ -1,6 +1,8 @@
 """Runs of several processes: their flags, one line where one dies or ends, and resumption."""
 
 import json
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,6 +123,16 @@ def several(one_device):
     return call
 
 
+def printed_worker(flags: list[str]) -> list[str]:
+    """The words after the interpreter of the command that scripts/pod prints for every process."""
+    script = [str(ROOT / "scripts" / "pod" / "slurm.sh"), "--nodes=2", "--gpus=1", "--dry-run", "--", *flags]
+    done = subprocess.run(["bash", *script], capture_output=True, text=True, timeout=60, check=True)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("worker: "))
+    python, *words = shlex.split(line.removeprefix("worker: "))
+    assert python == ".venv/bin/python"
+    return words
+
+
 def no_lines_but(err: str, line: str) -> None:
     """Makes sure that a progress bar and this line are all that a process printed on stderr."""
     said = [x for x in err.splitlines() if x.strip() and "%|" not in x]
@@ -128,12 +140,15 @@ def no_lines_but(err: str, line: str) -> None:
     assert said[0].startswith(line), err
 
 
-def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, several, toy, records, tmp_path):
-    """Process 0 alone writes and prints; the losses are those of one process, and a resumed run has the same bits."""
+def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, several, program, toy, records, tmp_path):
+    """Process 0 alone writes and prints; the losses are those of one process, and a resumed run has the same bits.
+
+    The first two run the command that scripts/pod prints; the last resumption is of one process.
+    """
     straight("alone")
     changes = dict(train__eval_steps="()", checkpoint__every=2)  # of those that end early, none traces its decoder
     (status, out, err), (other_status, other_out, other_err) = several(
-        "-m", "experiments.run", *toy(tmp_path, name="pair", **changes), variables=True
+        *printed_worker(toy(tmp_path, name="pair", **changes)), variables=True
     )
     assert (status, other_status) == (0, 0), (err, other_err)
     assert "on 2 cpu device(s)" in out
@@ -156,10 +171,20 @@ def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, sever
     no_lines_but(err, "error: process 1 of 2 died or was cut off: silent for 10 s; start all processes again")
     assert not (tmp_path / "run" / "result.json").exists()
     assert two.is_dir()
+    shutil.copytree(tmp_path / "run", tmp_path / "fewer")
     ended = several("-m", "experiments.run", *words)
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert records(tmp_path / "run") == records(tmp_path / "pair")
     assert checksums(tmp_path / "run") == checksums(tmp_path / "pair")
+
+    # What two processes saved goes on in one, with as many devices.
+    metrics = tmp_path / "fewer" / "metrics.jsonl"
+    first, *_ = metrics.read_text().splitlines()
+    alone = program("run", *toy(tmp_path, name="fewer", **changes))
+    assert alone.status == 0, alone.err
+    assert metrics.read_text().splitlines()[0] == first  # with its time: no new start
+    ours = {line["step"]: line["loss"] for line in records(tmp_path / "fewer") if "loss" in line}
+    assert ours == pytest.approx(losses[0], rel=1e-5)
 
 
 def checksums(folder: Path) -> dict:

@@ -1,0 +1,179 @@
+"""Slices of TPUs and GPUs by name ("v5e:4x4", "h200:8"), and devices to compile for where none of them is here."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.train.memory import GIB
+
+SIMULATED = "--xla_force_host_platform_device_count"
+# libtpu looks for a TPU's metadata server, writes its log to stderr and holds a lock: a plan needs none of them.
+LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of accelerator.
+
+    Attributes:
+      name: ours, before the colon.
+      jax: jax's `device_kind`.
+      gib: memory of one device that programs may use.
+      shapes: the slices that are offered, the smallest first.
+      platform: "tpu" or "gpu".
+    """
+
+    name: str
+    jax: str
+    gib: float
+    shapes: tuple[str, ...]
+    platform: str = "tpu"
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+CARDS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
+# TPUs: what libtpu 0.0.42 says that a program may use ("Used ... of 15.75G hbm"). GPUs: the memory of one card as its
+# driver counts it; `usable` takes jax's share of it.
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("v5e", "TPU v5 lite", 15.75, FLAT),
+        Kind("v6e", "TPU v6 lite", 31.25, FLAT),
+        Kind("v5p", "TPU v5", 95.74, CUBES),
+        Kind("a100", "NVIDIA A100-SXM4-80GB", 79.2, CARDS, "gpu"),
+        Kind("h100", "NVIDIA H100 80GB HBM3", 79.2, CARDS, "gpu"),
+        Kind("h200", "NVIDIA H200", 139.8, CARDS, "gpu"),
+    )
+}
+FRACTION, DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: its kind and its shape ("4x4"; of GPUs their number)."""
+
+    kind: Kind
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.name}:{self.shape}"
+
+    @property
+    def count(self) -> int:
+        """Devices in it."""
+        return math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a device that a program may use; of a GPU, the share that jax takes at its start."""
+        share = 1.0
+        if self.kind.platform == "gpu":
+            with contextlib.suppress(ValueError):  # jax itself complains of it, where there is a GPU
+                share = DEFAULT_FRACTION
+                share = float(os.environ.get(FRACTION, DEFAULT_FRACTION))
+        return int(self.kind.gib * share * GIB)
+
+    def others(self) -> list["Topology"]:
+        """All slices of this kind that are offered, the smallest first."""
+        return [Topology(self.kind, shape) for shape in self.kind.shapes]
+
+
+def parse(text: str) -> Topology:
+    """The slice of a name.
+
+    Raises:
+      UserError: it is not "KIND:SIZE" with a known kind and a possible size.
+    """
+    name, colon, shape = text.partition(":")
+    kind = KINDS.get(name)
+    if kind is None or not colon:
+        raise UserError(
+            f"--topology is {text[:40]!r}; write KIND:SIZE with one of {', '.join(KINDS)}, e.g. v5e:4x4 or h200:8"
+        )
+    example = kind.shapes[3]
+    axes = len(example.split("x"))
+    if not re.fullmatch(rf"[1-9][0-9]{{0,3}}(x[1-9][0-9]{{0,3}}){{{axes - 1}}}", shape):
+        sizes = "a number of cards" if axes == 1 else f"{axes} sizes"
+        raise UserError(f"--topology={text[:40]}: a slice of {name} is written with {sizes}, e.g. {name}:{example}")
+    found = Topology(kind, shape)
+    most = max(found.others(), key=lambda one: one.count)
+    if found.count > most.count or (kind.platform == "tpu" and shape not in kind.shapes):
+        offered = f"1 to {most.count} cards" if axes == 1 else ", ".join(kind.shapes)
+        raise UserError(f"--topology={text[:40]}: {name} is offered as {offered}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+      devices: as many as the slice has.
+      exact: whether the compiler is the slice's own.
+      how: in words, for the reader.
+    """
+
+    devices: Sequence[Any]
+    exact: bool
+    how: str
+
+
+def prepare(asked: Topology) -> None:
+    """Settles which devices jax starts, before it does: the CPU alone for libtpu's compiler, or simulated ones."""
+    import jax
+
+    if compiles_for_tpu(asked):
+        jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free for others
+    elif SIMULATED not in os.environ.get("XLA_FLAGS", ""):
+        count = max(one.count for one in (asked, *asked.others()))
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={count}".strip()
+
+
+def compiles_for_tpu(asked: Topology) -> bool:
+    """Whether libtpu is here, whose compiler needs no TPU."""
+    return asked.kind.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
+
+
+def target(asked: Topology) -> Target:
+    """The devices of a slice: libtpu's, this machine's own if they are of that kind, or simulated ones.
+
+    Raises:
+      UserError: libtpu refuses the slice, or XLA_FLAGS asks for fewer simulated devices than it has.
+    """
+    import jax
+
+    if compiles_for_tpu(asked):
+        return Target(_of_libtpu(asked), True, "compiled by libtpu for that slice, not run")
+    if jax.default_backend() == "gpu":
+        cards = [one for one in jax.devices() if one.device_kind == asked.kind.jax]
+        if len(cards) >= asked.count:
+            return Target(cards[: asked.count], True, "compiled for this machine's own cards")
+    simulated = jax.devices("cpu")[: asked.count]
+    if len(simulated) < asked.count:
+        raise UserError(
+            f"{asked} needs {asked.count} simulated devices and XLA_FLAGS asks for {len(simulated)}; unset {SIMULATED}"
+        )
+    missing = "libtpu is not installed" if asked.kind.platform == "tpu" else "no such cards are here"
+    return Target(
+        simulated, False, f"an estimate: {missing}, so XLA compiled for simulated CPU devices, whose memory differs"
+    )
+
+
+def _of_libtpu(asked: Topology) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    for name, value in LIBTPU.items():
+        os.environ.setdefault(name, value)
+    one = {"chips_per_host_bounds": (1, 1, 1)} if asked.count == 1 else {}
+    try:
+        return topologies.get_topology_desc(str(asked), "tpu", **one).devices
+    except Exception as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"libtpu does not know the slice {asked} ({line}); take another one") from error
