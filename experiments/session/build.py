@@ -30,7 +30,7 @@ from lowrank_jax.layouts.unstacked import Unstacked, reading
 from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.placement import with_rows_in_place
 from lowrank_jax.ops.quantized import NONE
-from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh, replicated
+from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, batch_share, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import state_shardings, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.framing import Framing, framing_of
@@ -59,6 +59,8 @@ def build(
       UserError: anything that can be known to be wrong before the weights are read.
     """
     mesh = make_mesh(config.mesh, devices)
+    if devices is None:  # the run's own
+        batch_share(mesh)
     check_batch(mesh, config.train.batch_size, config.train.accumulate)  # a 0, left to the data, passes
     form = form_of(config.task)
     for entry in config.evals.values():

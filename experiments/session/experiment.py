@@ -30,6 +30,7 @@ from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.layouts.unstacked import Unstacked, compile_unstack
 from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
+from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.train.best import BEST, LAST
@@ -254,8 +255,7 @@ class Experiment:
 
     def batches(self) -> Batches:
         """The training stream, this process's share."""
-        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return self.form.stream(self.data, self.config.train.batch_size, self.config.seed, **shares)
+        return self.form.stream(self.data, self.config.train.batch_size, self.config.seed, **batch_share(self.mesh))
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A host batch on the mesh."""

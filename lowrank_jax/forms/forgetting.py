@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
@@ -17,6 +16,7 @@ from lowrank_jax.data.row_kinds import TEXT
 from lowrank_jax.data.rows import Rows
 from lowrank_jax.forms.base import Evaluation, Setting
 from lowrank_jax.forms.evaluate import make_loss_evaluator
+from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.tasks.base import Task, pad_id, row_features
 from lowrank_jax.tasks.framing import PLAIN
 
@@ -92,10 +92,10 @@ def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objectiv
         return row_features(example, length, pad_id(setting.tokenizer))
 
     def evaluate(variables: Any) -> dict[str, float]:
-        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        share = batch_share(setting.mesh)
         found = {}
         for name, rows in sources.items():
-            loss, weight = sums(variables, map(setting.place, one_pass(rows, features, size, **shares)))
+            loss, weight = sums(variables, map(setting.place, one_pass(rows, features, size, **share)))
             found[f"{name}/{TEXT_LOSS}"] = loss / weight
         return found
 

@@ -12,7 +12,7 @@ from lowrank_jax.core.types import Array, Tree
 from lowrank_jax.data.pipeline import bucketed_pass
 from lowrank_jax.forms.base import Evaluation, Setting
 from lowrank_jax.forms.evaluate import in_order
-from lowrank_jax.sharding.mesh import replicated
+from lowrank_jax.sharding.mesh import batch_share, replicated
 from lowrank_jax.tasks.base import HeldOut
 
 
@@ -36,9 +36,9 @@ def row_outputs(
     size = -(-rows // setting.mesh.size) * setting.mesh.size
 
     def batches(source: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        share = batch_share(setting.mesh)
         lengths = task.lengths(source)
-        return bucketed_pass(source, features, size, lengths=lengths, buckets=task.buckets, pad=task.pad, **shares)
+        return bucketed_pass(source, features, size, lengths=lengths, buckets=task.buckets, pad=task.pad, **share)
 
     def one(variables: Tree) -> dict[str, float]:
         found = {}

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +15,7 @@ from lowrank_jax.forms.evaluate import make_loss_evaluator
 from lowrank_jax.forms.forgetting import FORGETTING, ForgettingOptions, text_loss
 from lowrank_jax.forms.generation import GENERATION, SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
+from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.tasks.base import LikelihoodTask, Task
 
 
@@ -66,8 +66,7 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
     sums = make_loss_evaluator(next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll))
 
     def evaluate(variables):
-        shares = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        batches = one_pass(source, task.features, setting.batch_size, **shares)
+        batches = one_pass(source, task.features, setting.batch_size, **batch_share(setting.mesh))
         loss, weight = sums(variables, map(setting.place, batches))
         return task.validation_metrics(loss, weight)
 

@@ -5,6 +5,7 @@ import math
 from typing import Annotated
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
@@ -63,6 +64,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding that splits axis `axis` over the batch axes, for arrays [..., batch, ...]."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def batch_share(mesh: Mesh) -> dict[str, int]:
+    """{"process_index", "process_count"}: which share of a batch this process reads, and how many shares there are.
+
+    Processes whose devices hold the same rows, as where "tensor" divides the weights between them, read the same share.
+
+    Raises:
+      UserError: some rows, but not all, of one process are also another's.
+    """
+    parts = np.arange(math.prod(mesh.shape[axis] for axis in BATCH_AXES)).reshape(*mesh.devices.shape[:2], 1)
+    held: dict[int, set[int]] = {}
+    for part, device in zip(np.broadcast_to(parts, mesh.devices.shape).flat, mesh.devices.flat, strict=True):
+        held.setdefault(device.process_index, set()).add(int(part))
+    shares = sorted({tuple(sorted(one)) for one in held.values()})
+    if sum(map(len, shares)) != parts.size or len(set(map(len, shares))) > 1:
+        each = len(mesh.devices.flat) // len(held)
+        raise UserError(
+            f"mesh {dict(mesh.shape)} gives the {len(held)} processes unequal shares of a batch; choose a "
+            f"mesh.tensor that divides the {each} devices of a process, or is a multiple of them"
+        )
+    return {"process_index": shares.index(tuple(sorted(held[jax.process_index()]))), "process_count": len(shares)}
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:

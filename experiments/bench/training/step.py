@@ -15,6 +15,7 @@ from experiments.records.environment import environment_record
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.forms.registry import form_of
+from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.train import memory
 
 TRACED = 3  # steps of a profile
@@ -56,8 +57,9 @@ def measure(
     local = random_batch(experiment, trials)
     shape = local["tokens"].shape
     tokens = math.prod(shape[-2:])  # of one trial
-    rows = len(local["tokens"]) // jax.process_count()
-    batch = group.place({name: x[jax.process_index() * rows :][:rows] for name, x in local.items()})
+    share = batch_share(experiment.mesh)
+    rows = len(local["tokens"]) // share["process_count"]
+    batch = group.place({name: x[share["process_index"] * rows :][:rows] for name, x in local.items()})
 
     seconds, losses = [], []
     for step in range(warmup + steps):
