@@ -21,6 +21,8 @@ EVALS = {
     "": "lowrank_jax.train.loop:EvalConfig",
     "samples": "experiments.session.evals:SamplesConfig",
     "generation": "experiments.session.evals:GenerationConfig",
+    "forgetting": "experiments.session.evals:ForgettingConfig",
+    "choice": "experiments.session.evals:ChoiceConfig",
 }
 TASKS = {
     "uuid": "lowrank_jax.tasks.uuid:UuidConfig",

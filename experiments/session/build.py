@@ -16,7 +16,7 @@ from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer
-from lowrank_jax.bases.ends import end_ids
+from lowrank_jax.bases.ends import end_ids, opening_ids
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
@@ -37,7 +37,7 @@ from lowrank_jax.tasks.framing import Framing, framing_of
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
-from lowrank_jax.train.optimizer import make_optimizer
+from lowrank_jax.train.optimizer import check_multipliers, make_optimizer
 from lowrank_jax.train.restart import check_restart, cycling, make_merge
 from lowrank_jax.train.rewarm import make_restart_shape
 from lowrank_jax.train.state import check_choice, init_state, trainable_rules
@@ -81,6 +81,7 @@ def build(
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
     check_choice(config.trainable, trainable, frozen)
+    check_multipliers(config.optimizer.multipliers, trainable)
     trained = trainable.get("params", {})
     model, groups = _fused_model(base, config)
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
@@ -105,7 +106,7 @@ def build(
     train = config.train
     for name, entry in config.evals.items():
         entry.check_due(f"config.evals.{name}", train)
-    setting = _setting(config, base, mesh, apply_fn)
+    setting = _setting(config, base, mesh, apply_fn, framing_of(plan.virtual))
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
@@ -158,7 +159,7 @@ def _task_of(config: RunConfig, base: Base, framing: Framing) -> Task:
     return build_task(config.task_name, config.task, base.tokenizer, positions, framing)
 
 
-def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Setting:
+def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, framing: Framing) -> Setting:
     """What objective and evaluations need of the run."""
     return Setting(
         apply_fn,
@@ -172,6 +173,8 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn) -> Se
         unroll=loss_unroll(mesh.devices.flat[0]),
         smoothing=config.train.label_smoothing,
         end_ids=functools.partial(end_ids, base),
+        opening=functools.partial(opening_ids, base),
+        framing=framing,
     )
 
 

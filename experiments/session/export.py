@@ -81,7 +81,7 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
         scales = {path: jax.device_get(scale).tolist() for path, scale in flatten(variables.get("scales", {})).items()}
         save_adapter(
             folder / "adapter",
-            state.trainable,
+            _with_frozen_adapters(state, frozen),
             adapters.describe(plan),
             scales,
             experiment.base_record(fingerprint),
@@ -97,6 +97,12 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
             lines = [f"{folder / 'model'} is the whole model, for transformers and as a base here"]
     _write_template(folder, experiment)
     return lines
+
+
+def _with_frozen_adapters(state: TrainState, frozen: Any) -> dict[str, Any]:
+    """What was trained, and the adapters' leaves that rules froze (AsyLoRA's A): an update needs both."""
+    held = frozen.get("adapters")
+    return combine(state.trainable, {"adapters": held} if held else {})
 
 
 def _write_template(folder: Path, experiment: Experiment) -> None:
@@ -119,7 +125,7 @@ def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen
     trained = {path: on_host(leaf) for path, leaf in flatten(state.trainable.get("params", {})).items()}
     fresh = [p for p in flatten(base.params) if experiment.form.head and is_fresh(experiment.config, p)]
     given = _params(experiment, state, frozen, trained, fresh)
-    tree = {"adapters": jax.tree.map(on_host, state.trainable["adapters"])}
+    tree = {"adapters": jax.tree.map(on_host, _with_frozen_adapters(state, frozen)["adapters"])}
     tree["scales"] = jax.tree.map(on_host, frozen["scales"])
     if jax.process_index() != 0:
         return []

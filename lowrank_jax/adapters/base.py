@@ -108,8 +108,9 @@ class AdapterConfig:
       exclude: module names left out of `targets`, or of a bottleneck family's places ("attention"), same form.
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
-        1/sqrt(d_in))), `gaussian` (the paper), `orthogonal`; or from the kernel, whose residual is then what is frozen
-        (`adapters.residual`): `pissa`, `olora`, `loftq`.
+        1/sqrt(d_in))), `gaussian` (the paper), `orthogonal` (PEFT), `asylora` (orthonormal A; its authors freeze A, by
+        `trainable`); or from the kernel, whose residual is then what is frozen (`adapters.residual`): `pissa`, `olora`,
+        `loftq`.
       init_std: standard deviation of `gaussian`, which the paper does not state, of a bottleneck's W_down, and of a
         prefix family's vectors.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
@@ -127,7 +128,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("query", "value")
     exclude: tuple[str, ...] = ()
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
-    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "kaiming_uniform"
+    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "asylora", "pissa", "olora", "loftq"] = "kaiming_uniform"
     init_std: Annotated[float, Range(above=0)] = 0.02
     rank_pattern: tuple[tuple[str, Annotated[int, Range(least=1)]], ...] = ()
     alpha_pattern: tuple[tuple[str, Annotated[float, Range(above=0)]], ...] = ()

@@ -12,7 +12,7 @@ from lowrank_jax.bases.base import BaseConfig, export_params, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import partition
 from lowrank_jax.forms.base import Setting
-from lowrank_jax.forms.choice import LIKELIHOODS, choices, make_chooser
+from lowrank_jax.forms.chooser import LIKELIHOODS, choices, make_chooser
 from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.forms.registry import form_of
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, replicated
