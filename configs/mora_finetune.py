@@ -22,7 +22,8 @@ Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smo
 configs/hyperparameters/mora_finetune.py. Of the rates that Table 5 tried, a run takes the larger, as the official
 example does; rate= takes another.
 
-Methods: fft, lora, lora+ (ratio= is B's rate over A's), asylora (`frozen` freezes A), dora, rslora, mora (compression=
+Methods: fft, lora, lora+ (ratio= is B's rate over A's), relora (every= steps between merges; its product is the merged
+model, and its runs train one by one), asylora (`frozen` freezes A), dora, rslora, mora (compression=
 truncation, sharing, decoupling, rotation, or a grouping of the official code, type1 to type4). Without compression=,
 rotation at r=8 and sharing at r=256, as in Table 5 (at r=128 and more: sharing).
 
@@ -33,7 +34,7 @@ MMLU's medical subjects, or Financial PhraseBank, from their official files belo
 asks N of each, evenly spaced.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
-train.py: a warm-up of 3% on MetaMathQA, dropout 0.05.
+train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, and for relora the schedule again after each merge, not jagged.
 """
 
 from ml_collections import ConfigDict
@@ -52,7 +53,7 @@ PAPER = "llama2-7b"
 DATA = {"instruct": "hub:allenai/tulu-v2-sft-mixture:train", "math": "hub:meta-math/MetaMathQA:train"}
 WITH_BOS = ("llama2-7b", "gemma3-270m")  # bases that expect every text to begin with BOS
 FAMILIES = {"mora": "mora", "dora": "dora"}  # method -> adapter.method; the others are LoRA
-ADAPTERS = ("mora", "lora", "lora+", "asylora", "dora", "rslora")
+ADAPTERS = ("mora", "lora", "lora+", "relora", "asylora", "dora", "rslora")
 TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 # Positions whose logits exist at a time in the loss; gemma3-270m has a vocabulary of 262,144.
 CHUNKS = {"llama2-7b": 8_192, "smollm2-135m": 8_192, "gemma3-270m": 2_048, "pico-llama": 0}
@@ -69,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         base="",
         compression="",
         ratio=float,
+        every=Count,
         frozen=False,
         reading=("paper", "code"),
         data="",
@@ -85,7 +87,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seq_len=Count,
         packed=False,
     )
-    check_read(choice, rank=ADAPTERS, compression=("mora",), ratio=("lora+",), frozen=("asylora",))
+    check_read(choice, rank=ADAPTERS, compression=("mora",), ratio=("lora+",), every=("relora",), frozen=("asylora",))
     config = ConfigDict()
     config.experiment = "mora_finetune"
     config.name = None
@@ -103,6 +105,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.adapter = _adapter(choice)
     if choice.method == "rslora":
         config.labels["method"] = "rslora"
+    if choice.method == "relora":
+        config.restart = _restart(choice)
     config.task = _task(choice)
     config.optimizer = {"learning_rate": choice.rate or _rate(choice)}
     if choice.method == "lora+":
@@ -124,7 +128,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {"data": 1, "fsdp": -1, "tensor": 1} if choice.model == PAPER else {"data": -1, "fsdp": 1, "tensor": 1}
     )
     config.tracking = {"wandb": "auto", "project": "lowrank_jax", "group": "mora_finetune"}
-    config.export = {"adapter": choice.method != "fft", "merged": "" if choice.method != "fft" else "bfloat16"}
+    whole = choice.method in ("fft", "relora")  # no adapter says what these have learned
+    config.export = {"adapter": not whole, "merged": "bfloat16" if whole else ""}
     return config
 
 
@@ -156,6 +161,16 @@ def _adapter(choice) -> dict:
     if choice.method == "rslora":
         section["scaling"] = "rslora"
     return section
+
+
+def _restart(choice) -> dict:
+    every, rewarm = (
+        (tables.MERGES[0], tables.REWARM) if choice.model == PAPER else (tables.OWN_MERGES, tables.OWN_REWARM)
+    )
+    every = choice.every or every
+    jagged = choice.reading == "paper" and tables.TABLE5[choice.task]["kind"] == "cosine"
+    schedule = "jagged" if jagged else "restart"
+    return {"every": every, "warmup_steps": min(rewarm, max(1, every // 2)), "schedule": schedule}
 
 
 def _task(choice) -> dict:

@@ -38,6 +38,7 @@ ROWS = {
     "method=fft": 6_738_415_616,
     "method=lora": LORA,
     "method=lora+": LORA,
+    "method=relora": LORA,
     "method=asylora": LORA,
     "method=asylora,frozen": 32 * 8 * (5 * 4096 + 2 * 11008),  # B alone
     "method=dora": LORA + MAGNITUDES,
@@ -110,6 +111,11 @@ def test_methods_and_evaluations():
     assert plus.optimizer.multipliers == (("adapters/.*/b", 4.0),)
     assert unpack_file(f"{FILE}:method=lora+,ratio=2").optimizer.multipliers[0][1] == 2.0
     assert [unpack_file(f"{FILE}:method={name}").labels["method"] for name in CONFIG.ADAPTERS] == list(CONFIG.ADAPTERS)
+    merging = unpack_file(f"{FILE}:method=relora").restart
+    assert (merging.every, merging.warmup_steps, merging.schedule, merging.reset) == (1_000, 50, "jagged", "all")
+    assert unpack_file(f"{FILE}:task=biomed,data=a,method=relora").restart.schedule == "restart"
+    assert unpack_file(f"{FILE}:method=relora,reading=code").restart.schedule == "restart"
+    assert not any(unpack_file(f"{FILE}:method={name}").restart.every for name in ("lora", "mora", "asylora"))
     config = unpack_file(f"{FILE}:task=math,validation=b.jsonl,forgetting=c.jsonl,d.jsonl,steps=9")
     assert (config.evals["forgetting"].path, config.evals["forgetting"].rows) == (("c.jsonl", "d.jsonl"), 64)
     assert (config.evals["forgetting"].tokens, config.evals["forgetting"].add_bos) == (256, True)
@@ -141,7 +147,7 @@ def test_methods_and_evaluations():
         ("task=finance,data=a.jsonl,chat=tulu", "which no chat template writes; leave chat out"),
         ("task=math,questions=9", "add exams, or leave it out"),
         ("task=maths", "allowed: math, instruct"),
-        ("forgetting=", 'evals: "forgetting" has no path'),
+        ("forgetting=", '"forgetting" has no path; give it a file'),
         ("forgetting=a/b.jsonl,c/b.jsonl", "two files of a forgetting evaluation are called b; rename one"),
         ("compression=rotate", "'rotate' is a str; wanted one of 'truncation', 'sharing', 'decoupling', 'rotation'"),
     ],
@@ -165,9 +171,11 @@ def test_the_grid_shares_programs_and_waits_for_its_rates():
     grid = Grid(FILE, "configs/sweeps/mora_table1.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    rows = 2 * (8 + 8 + 2)  # models; methods of two tasks, and Table 4's two further compressions
+    rows = 2 * (9 + 9 + 2)  # models; methods of two tasks, and Table 4's two further compressions
+    alone = 4  # models and tasks: ReLoRA's runs share no program
     assert (len(rates), len(full)) == (4 * rows, 3 * rows)
-    assert len({group_key(cell.plain) for cell in rates}) == len({group_key(cell.plain) for cell in full}) == rows
+    for cells, size in ((rates, 4), (full, 3)):
+        assert len({group_key(cell.plain) for cell in cells}) == rows + (size - 1) * alone
     assert not any(cell.plain["evals"] for cell in rates)
     assert all({"start", "forgetting"} < set(cell.plain["evals"]) for cell in full)
     cell = next(cell for cell in full if "method=lora+" in cell.arg)

@@ -6,6 +6,9 @@ RANKS = (8, 256)
 ALPHA = {8: 16.0, 256: 128.0}  # of LoRA and the methods like it; MoRA has none
 COMPRESSIONS = {8: "rotation", 256: "sharing"}  # Eqs. 9 and 6
 LORA_PLUS = (4.0, 2.0)  # B's rate over A's: the values that were tried, the first is what a run takes
+# ReLoRA: steps between merges (1,000 and 2,000 were tried), and of warm-up after each. Its jagged schedule is a cosine;
+# on the two domains, whose schedule is linear, that schedule begins again.
+MERGES, REWARM = (1_000, 2_000), 50
 LIKE_LORA = ("lora", "lora+", "relora", "asylora", "dora", "rslora")
 
 # task -> schedule, length, and for each method and rank the rates that were tried. Which of two won is not said.
@@ -59,6 +62,7 @@ EXAMS = {
 
 # The warm-up's share of the steps, as a fixed number of steps may exceed those of a small run.
 OWN_WARMUP = 0.03
+OWN_MERGES, OWN_REWARM = 100, 10
 OWN_LENGTHS = {"pico-llama": 512, "smollm2-135m": 1_024, "gemma3-270m": 1_024}
 OWN_BATCH = 16
 # What a run takes that is given no rate: the upper end of configs/finetune.py's, as suits small bases (LoRA at 1e-3 was

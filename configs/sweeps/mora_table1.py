@@ -18,6 +18,7 @@ RATES = {
     "method=fft": (1e-5, 3e-5, 1e-4, 3e-4),
     "method=lora": ADAPTERS,
     "method=lora+": ADAPTERS,
+    "method=relora": ADAPTERS,  # one run at a time
     "method=asylora": ADAPTERS,
     "method=dora": ADAPTERS,
     "method=rslora": ADAPTERS,

@@ -48,9 +48,12 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
       shots: None: as each task's file says, otherwise none. A task that says 0 keeps that.
       gen_kwargs: "max_gen_toks=64,temperature=0.8"; "" changes nothing.
       seed: of the draws of worked examples.
+
+    Raises:
+      UserError: a task has fewer examples.
     """
     changes = simple_parse_args_string(gen_kwargs) if gen_kwargs else {}
-    for task in tasks["tasks"].values():
+    for name, task in tasks["tasks"].items():
         given = task.get_config("num_fewshot")
         if shots is not None and given != 0:
             task.set_config(key="num_fewshot", value=shots)
@@ -59,6 +62,9 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
         if changes and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=changes, update=True)
         task.set_fewshot_seed(seed=seed)
+        wanted = task.get_config("num_fewshot")
+        if wanted and (there := len(list(task.fewshot_docs()))) < wanted:
+            raise UserError(f"{name}: {wanted} examples are asked for, and its data have {there}; set --num_fewshot")
 
 
 def ask(model: LM, tasks: Any, limit: int | None, chat: bool, samples: TextIO | None) -> dict[str, Any]:

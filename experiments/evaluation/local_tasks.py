@@ -6,6 +6,7 @@ file with four options, are written out with the prompts of `tasks.exams.prompts
 """
 
 import collections
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.data.builders.exams.rows import ExamRow
-from lowrank_jax.data.builders.exams.source import EXAMS, TEST, load_exam
-from lowrank_jax.data.builders.nlg.files import find_file, read_objects
+from lowrank_jax.data.builders.exams.source import DEV, TEST, TRAIN, exam_file, load_exam
+from lowrank_jax.data.builders.nlg.files import read_objects, take
 from lowrank_jax.tasks.exams.prompts import STYLES, completions, prompt
 
 # MATH's subjects -> the names of lm-eval's tasks
@@ -51,7 +52,7 @@ def write_tasks(folder: Path, given: Iterable[str]) -> None:
 
 def _write_mmlu(folder: Path, data_dir: str) -> None:
     rows: dict[str, dict[str, list[dict]]] = collections.defaultdict(lambda: collections.defaultdict(list))
-    for split in (TEST, "dev"):
+    for split in (TEST, DEV):
         for row in load_exam("mmlu", split, data_dir):
             own = {"question": row.question, "choices": list(row.options), "answer": row.right}
             rows[row.subject][split].append(own)
@@ -68,22 +69,18 @@ def _write_gsm8k(folder: Path, data_dir: str) -> None:
         split: [{"question": row.question, "answer": row.worked} for row in found]
         for split, found in _splits("gsm8k", data_dir).items()
     }
-    changes = {} if "train" in rows else {"training_split": None, "fewshot_split": None}
+    changes = {} if TRAIN in rows else {"training_split": None, "fewshot_split": None}
     _write(folder, "gsm8k", rows, "gsm8k/gsm8k.yaml", fewshot_config={"sampler": "first_n"}, **changes)
 
 
 def _write_math(folder: Path, data_dir: str) -> None:
     load_exam("math", TEST, data_dir)  # checks each row
-    root = Path(data_dir).expanduser()
-    file = find_file(
-        next((root / one for one in EXAMS["math"].folders if (root / one).is_dir()), root), ("test.jsonl",)
-    )
-    assert file is not None
     rows: dict[str, list[Any]] = collections.defaultdict(list)
-    for where, row in read_objects(file):
-        if row.get("type") not in MATH_TASKS:
-            raise unknown_name(f"type of {where}", str(row.get("type")), MATH_TASKS)
-        rows[MATH_TASKS[row["type"]]].append({name: row[name] for name in ("problem", "level", "type", "solution")})
+    for where, row in read_objects(exam_file("math", TEST, data_dir)):
+        kind = take(where, row, "type", str)
+        if kind not in MATH_TASKS:
+            raise unknown_name(f"type of {where}", kind, MATH_TASKS)
+        rows[MATH_TASKS[kind]].append({name: take(where, row, name, str) for name in ("problem", "solution")})
     for name, own in rows.items():
         source = f"hendrycks_math/hendrycks_math_{name}.yaml"
         _write(folder, f"hendrycks_math_{name}", {TEST: own}, source, training_split=None)
@@ -136,11 +133,10 @@ WRITERS = {
 def _splits(name: str, data_dir: str) -> dict[str, list[ExamRow]]:
     """The test rows, and the training rows where they are there."""
     found = {TEST: load_exam(name, TEST, data_dir)}
-    root, spec = Path(data_dir).expanduser(), EXAMS[name]
-    folder = next((root / one for one in spec.folders if (root / one).is_dir()), root)
-    if find_file(folder, (spec.files["train"],)) is not None:
-        found["train"] = load_exam(name, "train", data_dir)
-    return found
+    with contextlib.suppress(UserError):  # there is no such file; a damaged one is refused below
+        exam_file(name, TRAIN, data_dir)
+        found[TRAIN] = []
+    return {split: rows or load_exam(name, split, data_dir) for split, rows in found.items()}
 
 
 def _write(folder: Path, name: str, rows: Mapping[str, list[dict]], source: str, **more: Any) -> None:

@@ -16,7 +16,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.tasks.framing import PLAIN, Framing
 
-NARROWEST = 32  # tokens of the shortest rows' bucket
+NARROWEST = 64  # tokens of the shortest rows' bucket
+FEWEST = 8  # targets that every program reads: their logits cost little beside the rows, another program seconds
 LOGITS = 2**28  # most bytes of a batch's logits
 
 
@@ -96,9 +97,10 @@ class Scorer:
 
         def shape(row):
             width = next(width for width in self._widths if width >= len(row.tokens))
-            return width, _power(len(row.targets[0][1])), _power(len(row.targets))
+            return width, max(FEWEST, _power(len(row.targets[0][1])))
 
-        for (width, most, kinds), found in _grouped(rows, shape).items():
+        kinds = _power(max((len(row.targets) for row in rows), default=1))
+        for (width, most), found in _grouped(rows, shape).items():
             size = max(1, min(self._batch_size, LOGITS // (4 * most * self._vocabulary)))
             size = min(size, _power(len(found)))
             for start in range(0, len(found), size):

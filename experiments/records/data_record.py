@@ -63,6 +63,7 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
     for name, entry in (plain.get("evals") or {}).items():
         if isinstance(entry, dict) and entry.get("type") == "forgetting":
             yield from _rows(f"evals.{name}.path", entry.get("path"))
+    yield from _exams(plain.get("evals") or {})
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
     yield from _base(plain.get("base") or {})
@@ -176,7 +177,7 @@ def _text(task: Mapping[str, Any]) -> Iterator[Source]:
 
 
 def _rows(field: str, given: str | Sequence[str] | None, lazy: bool = False) -> Iterator[Source]:
-    """The sources of a user's rows that a field of the config names; `lazy`, with a digest of some rows."""
+    """The sources of a user's rows that a field of the config names; `lazy`: read when they are needed."""
     from lowrank_jax.data.digest import content_digest
     from lowrank_jax.data.lazy import lazy_digest
     from lowrank_jax.data.rows import source_digest
@@ -186,8 +187,7 @@ def _rows(field: str, given: str | Sequence[str] | None, lazy: bool = False) -> 
         if not name:
             continue
         if is_named(name):
-            digest = functools.partial(lazy_digest if lazy else source_digest, name)
-            yield Source(f"{field}.{name}", name, (), digest)
+            yield Source(f"{field}.{name}", name, (), functools.partial(lazy_digest if lazy else source_digest, name))
             continue
         key, files = f"{field}.{number}", tuple(data_files(name))
         if files == (path := Path(name),):
@@ -227,6 +227,25 @@ def _nlg(task: Mapping[str, Any]) -> Iterator[Source]:
                 return rows_digest(load_nlg(name, split, folder, allow_partial=True)[0])
 
             yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _exams(evals: Mapping[str, Any]) -> Iterator[Source]:
+    """The exams of evaluations, each with the rows that its examples come from."""
+    from lowrank_jax.data.builders.exams.source import EXAMS, exam_digest, exam_files
+
+    for name, entry in evals.items():
+        task, folder = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("task", "data_dir"))
+        if not isinstance(task, str) or task not in EXAMS:
+            continue
+        splits = dict.fromkeys([entry.get("split") or EXAMS[task].scored])
+        splits |= dict.fromkeys([EXAMS[task].shots] if entry.get("shots") else [])
+        files = tuple(file for split in splits for file in exam_files(task, split, folder))
+        if files:
+
+            def digest(task=task, splits=tuple(splits), folder=folder):
+                return exam_digest(task, splits, folder)
+
+            yield Source(f"evals.{name}", ", ".join(map(str, dict.fromkeys(files))), files, digest)
 
 
 def _adapter(folder: Path) -> Source:

@@ -66,11 +66,6 @@ def make_optimizer(config: OptimizerConfig, apart: bool = False) -> optax.Gradie
     return optax.chain(*parts)
 
 
-def _apart(trainable: Tree) -> dict:
-    """Which of the two Adams each leaf has."""
-    return unflatten({path: MERGED if path.startswith("adapters/") else KEPT for path in flatten(trainable)})
-
-
 def multiplied(updates: Any, rules: Rules) -> dict:
     """Each leaf times the factor of the first rule that matches its path, 1 where none does."""
     return unflatten({path: leaf * first_match(rules, path, 1.0) for path, leaf in flatten(updates).items()})
@@ -91,6 +86,11 @@ def check_multipliers(rules: Rules, trainable: Tree) -> None:
                 f"optimizer.multipliers has {pattern!r}, which is no trained leaf (those are called "
                 f"{', '.join(leaves[:6])}){square}; leave the rule out, or name a leaf that is trained"
             )
+
+
+def _apart(trainable: Tree) -> dict:
+    """Which of the two Adams each leaf has."""
+    return unflatten({path: MERGED if path.startswith("adapters/") else KEPT for path in flatten(trainable)})
 
 
 def decay_mask(trainable: Tree) -> dict:

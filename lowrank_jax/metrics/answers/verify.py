@@ -26,13 +26,18 @@ class Verdicts(NamedTuple):
     given_up: int
 
 
+def installed() -> bool:
+    """Whether math-verify is."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
 def check_installed() -> None:
     """Refuses to go on without math-verify, before a run has been trained.
 
     Raises:
       UserError: it is not installed.
     """
-    if importlib.util.find_spec("math_verify") is None:
+    if not installed():
         raise UserError("answers to mathematical questions need math-verify; pip install 'lowrank_jax[eval]'")
 
 

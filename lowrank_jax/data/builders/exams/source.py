@@ -1,8 +1,10 @@
 """The exams by name: their files, which split is scored and which one gives the examples; reads a split."""
 
 import dataclasses
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
@@ -24,6 +26,7 @@ class ExamSpec:
       folders: names that its folder may have within a folder of several exams.
       files: split -> the file's name (which may also end with .gz or .xz).
       read: (file, split) -> rows.
+      beside: further files that reading needs.
       scored, shots: the split whose rows are asked, and the one that examples come from; where they are the same one,
         the rows that are shown are not asked.
     """
@@ -33,6 +36,7 @@ class ExamSpec:
     folders: tuple[str, ...]
     files: Mapping[str, str]
     read: Callable[[Path, str], Iterator[ExamRow]]
+    beside: tuple[str, ...] = ()
     scored: str = TEST
     shots: str = TRAIN
 
@@ -66,6 +70,7 @@ EXAMS = {
         ("pubmedqa",),
         {TEST: "ori_pqal.json", TRAIN: "ori_pqal.json"},
         readers.read_pubmedqa,
+        (readers.TRUTH,),
     ),
     "medqa": ExamSpec(
         "MedQA (USMLE)",
@@ -97,6 +102,41 @@ def exam_spec(name: str) -> ExamSpec:
     return EXAMS[name]
 
 
+def exam_file(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> Path:
+    """The file of a split.
+
+    Args: as `load_exam`.
+
+    Raises:
+      UserError: no such exam, split, folder or file.
+    """
+    spec = exam_spec(name)
+    split = split or spec.scored
+    if split not in spec.files:
+        raise unknown_name(f"split of {name}", split, spec.files)
+    given = data_dir or os.environ.get(FOLDER_VARIABLE)
+    if not given:
+        raise UserError(f"{name}: set data_dir (or {FOLDER_VARIABLE}) to a folder of its files ({spec.source})")
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data_dir (or {FOLDER_VARIABLE}) names one of {spec.title}'s files")
+    folder = next((root / each for each in spec.folders if (root / each).is_dir()), root)
+    path = find_file(folder, (spec.files[split],))
+    if path is None:
+        wanted = spec.files[split]
+        raise UserError(f"{folder} has no {wanted} (or .gz, .xz); put {spec.title}'s own there ({spec.source})")
+    return path
+
+
+def exam_files(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[Path]:
+    """All files that `load_exam` reads for a split; none where they do not exist."""
+    try:
+        path = exam_file(name, split, data_dir)
+    except UserError:  # who reads them says what is wrong
+        return []
+    return [path, *(file for each in exam_spec(name).beside if (file := find_file(path.parent, (each,))))]
+
+
 def load_exam(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[ExamRow]:
     """The rows of a split in the order of its file.
 
@@ -108,29 +148,24 @@ def load_exam(name: str, split: str = "", data_dir: str | os.PathLike | None = N
     Raises:
       UserError: no such exam, split, folder or file; or a row is damaged.
     """
-    spec = exam_spec(name)
-    split = split or spec.scored
-    if split not in spec.files:
-        raise unknown_name(f"split of {name}", split, spec.files)
-    given = data_dir or os.environ.get(FOLDER_VARIABLE)
-    if not given:
-        raise UserError(
-            f"{name} has no folder: set data_dir (or {FOLDER_VARIABLE}) to one of its files ({spec.source})"
-        )
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; data_dir (or {FOLDER_VARIABLE}) names a folder of {spec.title}'s files"
-        )
-    folder = next((root / each for each in spec.folders if (root / each).is_dir()), root)
-    path = find_file(folder, (spec.files[split],))
-    if path is None:
-        raise UserError(
-            f"{folder} has no {spec.files[split]} (or .gz, .xz); put {spec.title}'s own there ({spec.source})"
-        )
-    rows = list(spec.read(path, split))
+    path = exam_file(name, split, data_dir)
+    split = split or exam_spec(name).scored
+    rows = list(exam_spec(name).read(path, split))
     if not rows:
         raise UserError(f"{path}: has no rows of the split {split}; use the official file")
     for row in rows:
         check_unicode(row.place, "".join((row.question, row.context, row.worked, *row.options)))
     return rows
+
+
+def exam_digest(name: str, splits: Sequence[str], data_dir: str | os.PathLike | None = None) -> str:
+    """sha256 of the rows of some splits, whatever files they come from.
+
+    Raises:
+      UserError: as `load_exam`.
+    """
+    found = hashlib.sha256()
+    for split in splits:
+        for row in load_exam(name, split, data_dir):
+            found.update(json.dumps({**dataclasses.asdict(row), "place": ""}).encode() + b"\n")
+    return found.hexdigest()
