@@ -114,5 +114,5 @@ def _paper(config: ConfigDict) -> None:
     config.base.update({"tokenizer": TOKENIZER, "remat": "projections"})
     config.task.update({"path": "tfds:c4/en:train", "validation_path": "tfds:c4/en:validation[:10000]"})
     config.task.update({"packed": False, "truncate": True, "lazy": True})
-    config.train.update({"chunk_tokens": 8_192, "eval_every": 2_000})
+    config.train.update({"chunk_tokens": 8_192, "eval_every": 2_000, "accumulate": PAPER["accumulate"]})
     config.checkpoint = {"every": 1_000, "keep": 1}
