@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import SIGNALLED_RUN
 from fuzz import doors
 
 from experiments import sweep
@@ -60,41 +61,6 @@ sys.argv = ["run", *words]
 launch(main, own_config=True)
 """
 
-# experiments.run without the figure, whose library takes half a second to import.
-QUICK = """
-import sys
-from experiments.session import cluster
-cluster.quieten(sys.argv[1:])
-from experiments import run
-from experiments.cli import launch
-from experiments.tables import figures
-figures.draw_run = lambda result, path: path
-launch(run.main)
-"""
-
-# experiments.run whose process `where` kills itself after step 4 and once step 2 is saved.
-KILLED = """
-import os, signal, sys, time
-where, saved, *words = sys.argv[1:]
-from experiments.session import cluster
-cluster.quieten(words)
-sys.argv = ["run", *words]
-from experiments import run
-from experiments.cli import launch
-from lowrank_jax.train.meter import Meter
-push = Meter.push
-
-def killed(self, step, metrics):
-    if step == 4 and f"--process={where}" in words:
-        while not os.path.exists(saved):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-    push(self, step, metrics)
-
-Meter.push = killed
-launch(run.main)
-"""
-
 
 @pytest.fixture
 def several(one_device):
@@ -116,7 +82,7 @@ def several(one_device):
             workers.append(
                 subprocess.Popen(
                     [sys.executable, *map(str, command), *flags],
-                    cwd=ROOT, env=one_device | {"NPROC": "8"} | environment,
+                    cwd=ROOT, env=one_device | environment,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
@@ -150,12 +116,16 @@ def test_two_processes_resume_a_run_where_one_died_and_make_that_of_one_process(
     alone = straight("alone").folder
     words = toy(tmp_path, train__eval_steps="()", checkpoint__every=2)  # of those that end early, none decodes
     two = tmp_path / "run" / "checkpoints" / "2"
-    (status, _, err), (killed, _, _) = several("-c", KILLED, "1", two, *words, f"--heartbeat_seconds={HEARTBEAT}")
+    (status, _, err), (killed, _, _) = several(
+        "-c", SIGNALLED_RUN, "SIGKILL", "--process=1", two, *words, f"--heartbeat_seconds={HEARTBEAT}"
+    )
     assert (status, killed) == (LOST, -signal.SIGKILL), err
     no_lines_but(err, "error: process 1 of 2 died or was cut off: silent for 10 s; start all processes again")
     assert not (tmp_path / "run" / "result.json").exists()
     assert two.is_dir()
-    (status, out, err), (other_status, other_out, other_err) = several("-c", QUICK, *words, variables=True)
+    (status, out, err), (other_status, other_out, other_err) = several(
+        "-c", SIGNALLED_RUN, "", "no", "", *words, variables=True
+    )
     assert (status, other_status) == (0, 0), (err, other_err)
     assert "on 2 cpu device(s)" in out
     assert "run: finished" in out
