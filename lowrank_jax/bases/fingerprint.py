@@ -19,6 +19,7 @@ import numpy as np
 from lowrank_jax.bases.leaf_sums import sums, sums_on_host
 from lowrank_jax.core.fingerprints import join
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import is_small
 
 # Fields of a config that are left out: they do not change the outputs, or show in the leaves' paths and shapes, or
 # belong to a fresh head.
@@ -26,9 +27,6 @@ LEFT_OUT = {
     *("head", "num_labels", "pooler", "tie_word_embeddings", "max_position_embeddings"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
 }
-
-
-SMALL = 2**16  # values: a leaf of no more is read on the host; a program to read it takes 60 ms to compile
 
 
 class Sample(NamedTuple):
@@ -61,8 +59,7 @@ def fingerprint(params: Any, config: Any = None) -> str:
 def sample(leaf: Any) -> Sample:
     """What enters the fingerprint of one leaf; a large one is read where it lies, in one pass and without a copy."""
     points = _points(leaf.shape)
-    known = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize <= 4  # others jax converts in its own way
-    if known and leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True):
+    if is_small(leaf):
         host = np.asarray(leaf)
         values, found = host[points], sums_on_host(host)
     else:

@@ -139,7 +139,7 @@ def test_sums_of_shards_are_those_of_the_whole():
 def test_a_leaf_has_one_fingerprint_on_the_host_and_on_a_device(base, monkeypatch):
     leaves = {"a": np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7, "b": np.full(5, 0.3, jnp.bfloat16)}
     small = fingerprint(leaves), base.fingerprint
-    monkeypatch.setattr("lowrank_jax.bases.fingerprint.SMALL", 0)
+    monkeypatch.setattr("lowrank_jax.core.trees.SMALL", 0)
     monkeypatch.setattr("lowrank_jax.bases.fingerprint.sums_on_host", None)
     assert (fingerprint(leaves), fingerprint(base.params, base.config)) == small
 
