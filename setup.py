@@ -47,6 +47,13 @@ NLG_REQUIRES = [
     "nltk>=3.9",
 ]
 
+# Evaluation by lm-eval's tasks, and answers to mathematical questions.
+EVAL_REQUIRES = [
+    "lm_eval>=0.4.13,<0.5",
+    "math-verify[antlr4_13_2]>=0.9",
+    "datasets",
+]
+
 TEST_REQUIRES = [
     "pytest",
     "pytest-xdist",
@@ -57,6 +64,7 @@ TEST_REQUIRES = [
     "pyarrow",  # reads and writes Parquet files
     "sentencepiece",  # only for checkpoints whose tokenizer is a sentencepiece model alone
     *NLG_REQUIRES,
+    *EVAL_REQUIRES,
     *PARITY_REQUIRES,
 ]
 
@@ -94,6 +102,7 @@ setup(
         "parquet": ["pyarrow"],
         "data": ["pyarrow", "datasets"],
         "nlg": NLG_REQUIRES,
+        "eval": EVAL_REQUIRES,
         "parity": PARITY_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": DEV_REQUIRES,

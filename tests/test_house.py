@@ -31,6 +31,7 @@ MAX_MODULES = 16  # of a folder, not counting __init__
 LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
     *("huggingface_hub", "sklearn", "sacrebleu", "pycocoevalcap", "pyter", "rouge_score", "nltk"),
+    *("lm_eval", "math_verify", "datasets"),
 }
 ORIGINALS = ("torch", "transformers", "peft", "loralib")  # the extra [parity]
 
@@ -217,6 +218,17 @@ def test_optional_packages_are_imported_inside_functions():
         if (found := imports_anything(path, *LAZY, top_level=True))
     }
     assert not broken, broken
+
+
+def test_lm_eval_is_imported_by_its_program_alone():
+    """And by nothing that a run or another program imports: it takes seconds, and may be absent."""
+    users = {name for name, path in MODULES.items() if imports_anything(path, "lm_eval")}
+    assert users
+    assert all(name == "experiments.evaluate" or name.startswith("experiments.evaluation.") for name in users), users
+    for name, path in MODULES.items():
+        evaluation = {one for one in imports(path) if one.startswith("experiments.evaluation")}
+        assert not evaluation or name in ("experiments.evaluate", *users) or name.startswith("experiments.evaluation")
+    assert not imports_anything(ROOT / "experiments/evaluate.py", "lm_eval", "experiments.evaluation", top_level=True)
 
 
 def test_the_originals_are_imported_by_tests_alone():

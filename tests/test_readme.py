@@ -105,6 +105,7 @@ def test_tables_are_named():
     assert sorted(words for words, _ in TABLES.values()) == [
         "decoding",
         "lora_table2 --model=minilm-l6",
+        "lora_table3",
         "mora_table2 --scale=gpu",
         "mora_table2 --scale=laptop",
         "quantized",

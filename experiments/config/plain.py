@@ -16,6 +16,7 @@ from lowrank_jax.core.errors import UserError
 # What a run is called, where it runs and what it writes down: none of it changes what is learned.
 BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
     "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data", "chosen",
+    "evals.*.data_dir",
 )  # fmt: skip
 
 MOST_BITS = 1_024  # of a whole number: larger ones do not fit in a float, and Python prints at most 4,300 digits
@@ -146,14 +147,19 @@ def _without_defaults(section: Any, cls: type) -> Any:
 
 
 def without(plain: dict, ignore: typing.Sequence[str] = BOOKKEEPING) -> dict:
-    """A copy of a plain config without the ignored dotted paths."""
+    """A copy of a plain config without the ignored dotted paths; "evals.*.key" is that key of every entry."""
 
-    def copy(node, prefix):
+    def copy(node, prefix, shown):
         if not isinstance(node, dict):
             return node
-        return {key: copy(value, f"{prefix}{key}.") for key, value in node.items() if f"{prefix}{key}" not in ignore}
+        kept = {}
+        for key, value in node.items():
+            each = f"{shown}*" if shown == "evals." else f"{shown}{key}"
+            if f"{prefix}{key}" not in ignore and each not in ignore:
+                kept[key] = copy(value, f"{prefix}{key}.", f"{each}.")
+        return kept
 
-    return copy(plain, "")
+    return copy(plain, "", "")
 
 
 def diff(plain_a: dict, plain_b: dict) -> list[str]:

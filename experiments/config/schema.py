@@ -34,6 +34,7 @@ class RunConfig:
     task: Any
     optimizer: Any
     schedule: Any
+    restart: Any
     train: Any
     checkpoint: Any
     mesh: Any
@@ -130,7 +131,15 @@ def _evals(section: Any) -> dict[str, Any]:
     named = _items(section, "config.evals")
     if wrong := [name for name in named if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name))]:
         raise UserError(f"config.evals.{wrong[0]}: name an evaluation with letters, digits and _.-")
-    return {name: unpack(one, eval_type(one), f"config.evals.{name}") for name, one in named.items()}
+    return {name: _eval(one, f"config.evals.{name}") for name, one in named.items()}
+
+
+def _eval(entry: Any, where: str) -> Any:
+    try:
+        return unpack(entry, eval_type(entry), where)
+    except UserError as error:  # a dataclass does not know its entry's name
+        start, colon, said = str(error).partition(": ")
+        raise UserError(f"{where}: {said}" if colon and start == "evals" else str(error)) from None
 
 
 def _trainable(value: Any) -> str | tuple[tuple[str, bool], ...]:

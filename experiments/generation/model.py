@@ -35,7 +35,7 @@ class Model:
     Attributes:
       base: with tokenizer and config.
       variables: the weights that are decoded with, on the device.
-      decoder: takes these variables.
+      apply_fn, decoder: take these variables.
       made_of: {"run"} or {"base", "adapter"}, and "dtype", for records.
       task: config of the task that a run was trained on; None of a base.
       virtual: the virtual tokens of its adapter, which stand around every prompt; none without a prefix method.
@@ -43,6 +43,7 @@ class Model:
 
     base: Base
     variables: Tree
+    apply_fn: ApplyFn
     decoder: Decoder
     made_of: dict[str, Any]
     task: Any = None
@@ -123,14 +124,17 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
     with Checkpoints(place / run_folder.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
         rest = state._asdict()
         if best := keeps_best(config.evals):
-            rest["best"] = abstract_best(state.trainable, 1)
+            rest["best"] = abstract_best(state.trainable, 1, frozen if config.restart.every else None)
+        rest |= {"frozen": frozen} if config.restart.every else {}  # which merges have changed
         trainable, rest, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
+        frozen = rest.get("frozen", frozen)
         if best:
-            trainable, step = loaded(rest["best"], trainable, step)
+            trainable, frozen, step = loaded(rest["best"], trainable, frozen, step)
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
-    decoder = make_decoder(experiment.apply_fn, experiment.base.config, experiment.base.model.dtype)
-    return Model(experiment.base, variables, decoder, made_of, config.task, framing_of(experiment.plan.virtual))
+    apply_fn, virtual, model = experiment.apply_fn, framing_of(experiment.plan.virtual), experiment.base.model
+    decoder = make_decoder(apply_fn, experiment.base.config, model.dtype, model.cuts)
+    return Model(experiment.base, variables, apply_fn, decoder, made_of, config.task, virtual)
 
 
 def _config_of(place: Path) -> tuple[Any, dict]:
@@ -170,12 +174,12 @@ def _alone(base: Base, made_of: dict[str, Any], task: Any = None) -> Model:
 
 def _beside(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, Any], task: Any) -> Model:
     decoder = make_decoder(apply_fn, base.config, base.model.dtype)
-    return Model(base, jax.tree.map(jnp.asarray, variables), decoder, made_of, task)
+    return Model(base, jax.tree.map(jnp.asarray, variables), apply_fn, decoder, made_of, task)
 
 
 def _ready(base: Base, params: Tree, plan: Any, variables: Any, made_of: dict[str, Any], task: Any) -> Model:
     fast = ready(base.model, jax.tree.map(jnp.asarray, params), plan, variables, exact=made_of["weights"] == EXACT)
-    return Model(base, fast.variables, cached_decoder(fast.apply_fn, fast.empty), made_of, task)
+    return Model(base, fast.variables, fast.apply_fn, cached_decoder(fast.apply_fn, fast.empty), made_of, task)
 
 
 def _causal(base: Base) -> Base:

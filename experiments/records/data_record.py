@@ -60,6 +60,10 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
         yield from _glue(TASK, task.get("data_dir"), splits_of(task.get("dev", "matched")))
     elif task.get("name") == "nlg":
         yield from _nlg(task)
+    for name, entry in (plain.get("evals") or {}).items():
+        if isinstance(entry, dict) and entry.get("type") == "forgetting":
+            yield from _rows(f"evals.{name}.path", entry.get("path"))
+    yield from _exams(plain.get("evals") or {})
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
     yield from _base(plain.get("base") or {})
@@ -168,23 +172,28 @@ def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
 
 
 def _text(task: Mapping[str, Any]) -> Iterator[Source]:
+    for field in ("path", "validation_path"):
+        yield from _rows(f"task.{field}", task.get(field), lazy=field == "path" and bool(task.get("lazy")))
+
+
+def _rows(field: str, given: str | Sequence[str] | None, lazy: bool = False) -> Iterator[Source]:
+    """The sources of a user's rows that a field of the config names; `lazy`: read when they are needed."""
     from lowrank_jax.data.digest import content_digest
+    from lowrank_jax.data.lazy import lazy_digest
     from lowrank_jax.data.rows import source_digest
     from lowrank_jax.data.sources import data_files, is_named
 
-    for field in ("path", "validation_path"):
-        given = task.get(field) or ()
-        for number, name in enumerate([given] if isinstance(given, str) else given):
-            if not name:
-                continue
-            if is_named(name):
-                yield Source(f"task.{field}.{name}", name, (), functools.partial(source_digest, name))
-                continue
-            key, files = f"task.{field}.{number}", tuple(data_files(name))
-            if files == (path := Path(name),):
-                yield Source(key, name, files, functools.partial(content_digest, path))
-            else:
-                yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
+    for number, name in enumerate([given] if isinstance(given, str) else given or ()):
+        if not name:
+            continue
+        if is_named(name):
+            yield Source(f"{field}.{name}", name, (), functools.partial(lazy_digest if lazy else source_digest, name))
+            continue
+        key, files = f"{field}.{number}", tuple(data_files(name))
+        if files == (path := Path(name),):
+            yield Source(key, name, files, functools.partial(content_digest, path))
+        else:
+            yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
 
 
 def _glue(name: str, folder: str | None, splits: Sequence[str] | None = None) -> Iterator[Source]:
@@ -218,6 +227,25 @@ def _nlg(task: Mapping[str, Any]) -> Iterator[Source]:
                 return rows_digest(load_nlg(name, split, folder, allow_partial=True)[0])
 
             yield Source(f"task.{split}", ", ".join(map(str, files)), files, digest)
+
+
+def _exams(evals: Mapping[str, Any]) -> Iterator[Source]:
+    """The exams of evaluations, each with the rows that its examples come from."""
+    from lowrank_jax.data.builders.exams.source import EXAMS, exam_digest, exam_files
+
+    for name, entry in evals.items():
+        task, folder = (entry.get(key) if isinstance(entry, Mapping) else None for key in ("task", "data_dir"))
+        if not isinstance(task, str) or task not in EXAMS:
+            continue
+        splits = dict.fromkeys([entry.get("split") or EXAMS[task].scored])
+        splits |= dict.fromkeys([EXAMS[task].shots] if entry.get("shots") else [])
+        files = tuple(file for split in splits for file in exam_files(task, split, folder))
+        if files:
+
+            def digest(task=task, splits=tuple(splits), folder=folder):
+                return exam_digest(task, splits, folder)
+
+            yield Source(f"evals.{name}", ", ".join(map(str, dict.fromkeys(files))), files, digest)
 
 
 def _adapter(folder: Path) -> Source:

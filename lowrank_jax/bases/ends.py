@@ -13,6 +13,7 @@ from lowrank_jax.text.tokenizers import SubwordTokenizer, Tokenizer, has_tokeniz
 
 FILES = ("generation_config.json", "config.json")
 KEY = "eos_token_id"
+SAID = "said"  # any text, to see what a tokenizer puts before it
 
 
 def end_ids(base: Base) -> tuple[int, ...]:
@@ -47,6 +48,17 @@ def framed_tokenizer(base: Base) -> Tokenizer | None:
         return tokenizer  # its own tokenizer.json says it
     reader = open_checkpoint(base.path)
     return gguf_framed(tokenizer, reader) if isinstance(reader, GGUFReader) else tokenizer
+
+
+def opening_ids(base: Base) -> tuple[int, ...]:
+    """The ids that the base's tokenizer puts before a text by itself: BOS, or none."""
+    tokenizer = framed_tokenizer(base)
+    if isinstance(tokenizer, SubwordTokenizer):
+        whole, plain = tokenizer.backend.encode(SAID).ids, tokenizer.encode(SAID)
+        places = range(len(whole) - len(plain) + 1)
+        return tuple(whole[: next((at for at in places if whole[at : at + len(plain)] == plain), 0)])
+    piece = hasattr(tokenizer, "path")  # sentencepiece's models were trained with BOS
+    return (tokenizer.bos_id,) if tokenizer is not None and piece and tokenizer.bos_id is not None else ()
 
 
 def _ids(value: Any, where: str, vocabulary: int) -> list[int]:

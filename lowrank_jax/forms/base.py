@@ -8,8 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lowrank_jax.core.types import ApplyFn, Objective, Tree
+from lowrank_jax.data.packing import mark
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.exams.task import Reader
+from lowrank_jax.tasks.framing import PLAIN, Framing
 
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name of a feature -> (shape, dtype)
 
@@ -28,6 +31,9 @@ class Setting:
       batch_size: rows of a micro-batch.
       chunk_tokens, unroll, smoothing: of `next_token.next_token_objective`; evaluations are without smoothing.
       end_ids: () -> the tokens at which the base ends a text.
+      opening: () -> the ids that the base's tokenizer puts before a text by itself.
+      framing: the virtual tokens of a prefix method.
+      cuts: of the model's layers into segments (`layouts.segments`).
     """
 
     apply_fn: ApplyFn
@@ -41,11 +47,31 @@ class Setting:
     unroll: int = 1
     smoothing: float = 0.0
     end_ids: Callable[[], tuple[int, ...]] = tuple
+    opening: Callable[[], tuple[int, ...]] = tuple
+    framing: Framing = PLAIN
+    cuts: tuple[int, ...] = ()
 
     @property
     def takes_types(self) -> bool:
         """Whether the model reads token types: DeBERTa does not."""
         return hasattr(self.model, "type_vocab_size")
+
+
+def reader_of(setting: Setting, task: Any, add_bos: bool | None) -> Reader:
+    """What an exam needs to know of a run's model.
+
+    Args:
+      setting, task: of the run.
+      add_bos: whether prompts begin with BOS; None: as the task's rows do, or as the base's tokenizer begins a text.
+
+    Raises:
+      UserError: BOS is wanted and the tokenizer has none.
+    """
+    tokenizer = setting.tokenizer
+    marked = getattr(getattr(task, "config", None), "add_bos", None) if add_bos is None else add_bos
+    opening = setting.opening() if marked is None else (mark(tokenizer, "bos"),) if marked else ()
+    positions = setting.model.max_position_embeddings
+    return Reader(tokenizer, positions, opening, setting.end_ids(), setting.framing)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.core.ranges import Range
 from lowrank_jax.core.types import Decoded
 from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.decoding.beam import STEEPEST, Beams
@@ -17,13 +17,16 @@ from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.decoding.text import check_stops
-from lowrank_jax.forms.base import Evaluation, Setting
+from lowrank_jax.forms.base import Evaluation, Setting, reader_of
 from lowrank_jax.forms.evaluate import make_generator
-from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Task
+from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Prompted, Task
+from lowrank_jax.tasks.exams.options import ExamOptions
+from lowrank_jax.tasks.exams.task import WrittenExam
 from lowrank_jax.tasks.framing import PLAIN, Framing
 
 EVAL_BATCH = 1024  # prompts decoded at a time
 BEAM_BATCH = 64  # the same with beams: a prompt has a row for each, with log-likelihoods of the whole vocabulary
+GENERATION = "generation"  # the type of an evaluation that scores texts
 SAMPLES = "samples"  # the type of an evaluation that writes texts
 NEW_TOKENS = 64  # of a sample, where neither its entry nor its task says how many
 OPENING = 32  # most tokens of a text without a prompt that are its sample's prompt
@@ -33,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationOptions:
-    """How an evaluation of the type "generation" decodes; by default greedily.
+class GenerationOptions(ExamOptions):
+    """How an evaluation of the type "generation" decodes, by default greedily; and with `task` which exam.
 
     Attributes:
       beams: beams of a prompt; 0: none, each token is the likeliest.
@@ -54,7 +57,7 @@ class GenerationOptions:
     write: bool = False
 
     def __post_init__(self):
-        check_ranges(self, "evals")
+        super().__post_init__()
         if not self.beams and self.length_penalty != Beams.length_penalty:
             raise UserError("evals: length_penalty is for beams; set beams, or leave length_penalty out")
 
@@ -64,21 +67,30 @@ class GenerationOptions:
         return Beams(self.beams, self.length_penalty) if self.beams else None
 
 
-def generation(setting: Setting, task: GenerationTask, options: GenerationOptions | None = None) -> Evaluation:
-    """Continues the task's prompts and scores the texts.
+def generation(setting: Setting, task: Task, options: GenerationOptions | None = None) -> Evaluation:
+    """Continues the prompts of the run's task, or of the exam that the options name, and scores the texts.
 
     Raises:
-      UserError: the task has no prompts, or one that leaves no room for the new tokens.
+      UserError: the task has no prompts, or one that leaves no room for the new tokens; as `WrittenExam`.
     """
-    if not isinstance(task, GenerationTask):
-        raise UserError("the evaluation 'generation' needs a task with prompts to continue; take 'likelihood'")
     options = options or GenerationOptions()
+    if options.task:
+        asked = WrittenExam(options, reader_of(setting, task, options.add_bos), options.max_new_tokens)
+    elif isinstance(task, GenerationTask):
+        asked = task
+    else:
+        raise UserError("the evaluation 'generation' needs a task with prompts to continue; take 'likelihood'")
+    return _scored(setting, asked, options)
+
+
+def _scored(setting: Setting, task: Prompted, options: GenerationOptions) -> Evaluation:
     prompts, targets = zip(*task.prompts(), strict=True)
     most, pad = options.max_new_tokens or task.max_new_tokens, setting.tokenizer.pad_id or 0
     limits = Limits(most, _ends_of(task), pad, no_repeat_ngram=options.no_repeat_ngram, repeat_prompt=True)
     ids = [task.prompt_tokens(prompt) for prompt in prompts]
     _check_room(setting, task, ids, most)
-    generate = _generator(setting, ids, limits, beams=options.how, batch=options.batch)
+    stops = getattr(task, "stops", ())
+    generate = _generator(setting, ids, limits, stops, beams=options.how, batch=options.batch)
 
     def score(variables):
         texts = generate(variables)
@@ -89,6 +101,19 @@ def generation(setting: Setting, task: GenerationTask, options: GenerationOption
         return Decoded(values, [{"prompt": p, "continuation": t, "references": _listed(r)} for p, t, r in rows])
 
     return Evaluation(score)
+
+
+def exam_texts(setting: Setting, task: Task, options: GenerationOptions | None = None) -> Evaluation:
+    """`generation` for a form whose own tasks write no text: of an exam alone.
+
+    Raises:
+      UserError: the options name none; as `generation`.
+    """
+    if options is None or not options.task:
+        raise UserError(
+            f"the evaluation {GENERATION!r} needs a task with prompts to continue; set the entry's task to an exam"
+        )
+    return generation(setting, task, options)
 
 
 def _check_room(setting: Setting, task: Any, prompts: Sequence[list[int]], most: int) -> None:
@@ -184,7 +209,7 @@ def _generator(
     beams: Beams | None = None,
     batch: int = 0,
 ) -> Any:
-    decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype)
+    decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype, setting.cuts)
     room, batch = _positions(setting) - limits.max_new_tokens, batch or (BEAM_BATCH if beams else EVAL_BATCH)
     return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, batch, stops, room, beams)
 

@@ -13,12 +13,12 @@ from lowrank_jax.data.pipeline import bucketed_pass
 from lowrank_jax.forms.base import Evaluation, Setting
 from lowrank_jax.forms.evaluate import in_order
 from lowrank_jax.sharding.mesh import replicated
-from lowrank_jax.tasks.base import ChoiceTask, LabelTask
+from lowrank_jax.tasks.base import HeldOut
 
 
 def row_outputs(
     setting: Setting,
-    task: LabelTask | ChoiceTask,
+    task: HeldOut,
     predict: Callable[[Tree, dict[str, Any]], Array],
     features: Callable[[Any], Mapping[str, np.ndarray]],
     rows: int,
@@ -26,7 +26,8 @@ def row_outputs(
     """Computes the outputs of the task's held-out sets and scores them; for many trials in one program.
 
     Args:
-      setting, task: of the run.
+      setting: of the run.
+      task: of the run, or an exam.
       predict: (variables, batch) -> outputs [B, ...]; not jitted.
       features: a row of a held-out set -> arrays, of which the task's `pad` says which are padded.
       rows: about how many are in a batch; rounded up until the mesh divides it.

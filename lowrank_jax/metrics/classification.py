@@ -25,6 +25,17 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(_metrics().f1_score(labels, predictions, zero_division=0.0))
 
 
+def macro_f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """Mean over all classes of their F1; that of a class that is neither predicted nor a target is 0.
+
+    Args:
+      predictions, labels: classes 0 to classes - 1, [n].
+      classes: how many there are.
+    """
+    given = {"labels": list(range(classes)), "average": "macro", "zero_division": 0.0}
+    return float(_metrics().f1_score(labels, predictions, **given))
+
+
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation, (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)).
 

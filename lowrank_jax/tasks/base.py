@@ -35,8 +35,8 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class GenerationTask(Task, Protocol):
-    """A task that is scored by decoding: `forms.evaluate` decodes and passes the texts to `score`."""
+class Prompted(Protocol):
+    """What is scored by decoding: `forms.evaluate` decodes and passes the texts to `score`."""
 
     max_new_tokens: int
     stop_id: int | None
@@ -55,6 +55,11 @@ class GenerationTask(Task, Protocol):
 
 
 @runtime_checkable
+class GenerationTask(Task, Prompted, Protocol):
+    """A task that is scored by decoding."""
+
+
+@runtime_checkable
 class LikelihoodTask(Task, Protocol):
     """A task that is scored by the loss on held-out data."""
 
@@ -64,6 +69,25 @@ class LikelihoodTask(Task, Protocol):
 
     def validation_metrics(self, loss_sum: float, weight_sum: float) -> dict[str, float]:
         """Metrics of one whole pass over `validation_source`, from the summed loss in nats and the summed weights."""
+        ...
+
+
+class HeldOut(Protocol):
+    """What `forms.held_out.row_outputs` needs of a task or an exam; see `LabelTask` and `ChoiceTask`."""
+
+    buckets: tuple[int, ...]
+    pad: Mapping[str, int]
+
+    def lengths(self, source: Any) -> np.ndarray:
+        """Number of tokens of each row."""
+        ...
+
+    def validation_sources(self) -> dict[str, Any]:
+        """Name -> random access to a held-out set."""
+        ...
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the outputs of each held-out set."""
         ...
 
 

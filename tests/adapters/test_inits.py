@@ -103,6 +103,19 @@ def test_orthogonal_starts_at_zero_with_pefts_spread():
     assert b.std() == pytest.approx(layer.lora_B.default.weight.std().item(), rel=0.15)
 
 
+def test_asyloras_a_is_an_orthonormal_basis_of_a_random_subspace():
+    """The right singular vectors of the matrix that was drawn span what A spans; B is zero."""
+    spec = AdapterSpec(40, 24, 6, config=AdapterConfig(init="asylora"))
+    leaf = inits.start(jax.random.key(5), spec, 1.0)
+    a = np.asarray(leaf["a"], np.float64)
+    drawn = np.asarray(jax.random.normal(jax.random.key(5), (40, 6)), np.float64)
+    _, _, right = np.linalg.svd(drawn.T, full_matrices=False)
+    np.testing.assert_allclose(a.T @ a, np.eye(6), atol=1e-6)  # A A^T = 1 of the paper's A
+    np.testing.assert_allclose(a @ a.T, right.T @ right, atol=1e-6)
+    assert (np.diagonal(a.T @ drawn) > 0).all()  # the signs that make every orthonormal A equally likely
+    assert not leaf["b"].any()
+
+
 def test_orthogonal_refuses_an_odd_rank():
     with pytest.raises(UserError, match=r"up: adapter.init 'orthogonal' needs an even rank, not 3"):
         make_plan({"up": {"kernel": jnp.zeros((8, 8))}}, AdapterConfig(rank=3, init="orthogonal", targets=("up",)))

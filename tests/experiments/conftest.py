@@ -101,7 +101,7 @@ def program(monkeypatch, capfd):
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
-                launch(module.main)
+                launch(module.main, words=getattr(module, "WORDS", False))
         finally:
             doors.forget(module.__name__)
         return SimpleNamespace(status=ended.value.code or 0, **capfd.readouterr()._asdict())

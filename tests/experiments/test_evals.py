@@ -75,3 +75,39 @@ def test_they_enter_a_name_only_where_they_are_set():
     assert unpack_run(plain_of({"quick": {"every": 5}})).evals["quick"].every == 5
     with pytest.raises(UserError, match=r"config\.evals=3 is not a section"):
         unpack_run(plain_of(3))
+
+
+def test_an_exam_enters_a_name_without_its_folder():
+    """Where the files are is no part of what is measured; a further key counts only where it is set."""
+
+    def name(**entry):
+        return content_hash(plain_of({"mmlu": {"type": "choice", "task": "mmlu", **entry}}))
+
+    assert name() == name(data_dir="/here") == name(data_dir="/there", shots=0, truncate=False, batch=0)
+    assert len({name(), name(shots=5), name(max_rows=9), name(subjects=["anatomy"])}) == 4
+    old = {"write": True, "type": "generation"}
+    assert content_hash(plain_of({"a": old})) == content_hash(plain_of({"a": {**old, "task": "", "shots": 0}}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (
+            {"type": "choice"},
+            r"config\.evals\.exam: an evaluation of the type 'choice' needs a task: one of mmlu",
+        ),
+        ({"type": "choice", "task": "mmul"}, "unknown exam 'mmul'; did you mean mmlu"),
+        (
+            {"type": "choice", "task": "mmlu", "shot": 5},
+            r"unknown config key config\.evals\.exam\.shot; did you mean shots",
+        ),
+        ({"type": "choice", "task": "mmlu", "shots": -1}, r"config\.evals\.exam\.shots is -1; it must be at least 0"),
+        (
+            {"type": "generation", "shots": 5},
+            r"config\.evals\.exam: shots is of an exam; name it as task, or leave shots out",
+        ),
+    ],
+)
+def test_mistakes_in_an_exam_s_entry(entry, words):
+    with pytest.raises(UserError, match=words):
+        unpack_run(plain_of({"exam": entry}))

@@ -12,7 +12,7 @@ from lowrank_jax.bases.base import BaseConfig, export_params, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import partition
 from lowrank_jax.forms.base import Setting
-from lowrank_jax.forms.choice import LIKELIHOODS, choices, make_chooser
+from lowrank_jax.forms.chooser import LIKELIHOODS, choices, make_chooser
 from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.forms.registry import form_of
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, replicated
@@ -158,3 +158,22 @@ def test_the_loss_is_that_of_the_next_tokens_of_the_right_completion(theirs):
 def test_an_unknown_likelihood_is_named():
     with pytest.raises(UserError, match=r"unknown task\.likelihood 'per_tokens'; did you mean per_token"):
         make_chooser(base().model.apply, "per_tokens")
+
+
+def test_completions_of_one_token_may_share_their_prompt():
+    """One row of tokens for all completions gives what a row for each gives."""
+    prompts, letters = ("a question:", "another, longer one:"), "xyz"
+    size, most = max(map(len, prompts)), len(letters)
+    batch = {
+        "tokens": np.full((2, size + 1, most), PAD, np.int32),
+        "starts": np.array([[len(prompt)] * most for prompt in prompts]),
+        "counts": np.array([[1, 1, 1], [1, 1, 0]]),
+        "sizes": np.ones((2, most), np.int32),
+        "targets": np.array([[[ord(letter)] for letter in letters]] * 2),
+    }
+    for row, prompt in enumerate(prompts):
+        for place, letter in enumerate(letters):
+            batch["tokens"][row, : len(prompt) + 1, place] = list(f"{prompt}{letter}".encode())
+    shared = {**batch, "tokens": batch["tokens"][:, :-1, :1]}
+    choose, variables = jax.jit(make_chooser(base().model.apply, "sum")), {"params": base().params}
+    np.testing.assert_allclose(choose(variables, shared), choose(variables, batch), rtol=1e-6)

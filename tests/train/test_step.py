@@ -15,7 +15,7 @@ from lowrank_jax.core.trees import combine, nbytes, partition
 from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer
+from lowrank_jax.train.optimizer import OptimizerConfig, check_multipliers, decay_mask, make_optimizer
 from lowrank_jax.train.schedule import ScheduleConfig, make_shape
 from lowrank_jax.train.state import init_state, trainable_rules
 from lowrank_jax.train.step import make_step
@@ -86,6 +86,35 @@ def test_full_fine_tuning_equals_optax_adamw_on_the_whole_tree():
         params, opt_state = reference_step(params, opt_state)
     for path, leaf in flatten(state.trainable).items():
         np.testing.assert_allclose(leaf, flatten(params)[path], atol=3e-5, err_msg=path)
+
+
+def test_lora_plus_is_one_step_with_two_rates():
+    """Adam's first step is the rate in the direction of the gradient's sign, and decay pulls at the leaf's own rate."""
+    plain = setup(optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.5))
+    plus = setup(optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.5, multipliers=(("adapters/.*/b", 4.0),)))
+    (one, _), (four, _) = (jax.jit(step)(state, frozen, batch) for step, state, frozen, batch in (plain, plus))
+    start = flatten(plain[1].trainable)
+    for path, leaf in flatten(four.trainable).items():
+        factor = 4.0 if path.endswith("/b") else 1.0
+        moved = np.asarray(flatten(one.trainable)[path] - start[path])
+        np.testing.assert_allclose(leaf - start[path], factor * moved, atol=1e-7, err_msg=path)
+        assert np.abs(moved).max() > 1e-3 or path.endswith("/a")  # A has no gradient yet, only decay
+    # numpy: B starts at zero, so sign(g) * rate * 4 wherever there is a gradient
+    moved = np.abs(np.asarray(flatten(four.trainable)["adapters/layers/attention/query/b"]))
+    assert np.median(moved) == pytest.approx(4 * 1e-2, rel=1e-3)
+
+
+def test_a_rate_for_a_leaf_that_nobody_trains_is_refused():
+    _, state, *_ = setup("mora")
+    with pytest.raises(
+        UserError, match=r"has 'adapters/\.\*/b', which is no trained leaf \(those are called m\); LoRA"
+    ):
+        check_multipliers((("adapters/.*/b", 4.0),), state.trainable)
+    check_multipliers((("adapters/.*/m", 4.0),), state.trainable)
+    with pytest.raises(UserError, match=r"optimizer.multipliers: rule '\(' is no regular expression"):
+        OptimizerConfig(multipliers=(("(", 2.0),))
+    with pytest.raises(UserError, match=r"optimizer.multipliers\[0\]\[1\] is 0.0; it must be above 0"):
+        OptimizerConfig(multipliers=((".*", 0.0),))
 
 
 def test_accumulation_equals_the_whole_batch():

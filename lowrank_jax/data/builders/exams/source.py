@@ -1,0 +1,171 @@
+"""The exams by name: their files, which split is scored and which one gives the examples; reads a split."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.data.builders.exams import readers
+from lowrank_jax.data.builders.exams.rows import ExamRow
+from lowrank_jax.data.builders.nlg.files import check_unicode, find_file
+
+FOLDER_VARIABLE = "LOWRANK_JAX_EXAMS_DIR"
+TEST, TRAIN, DEV, VAL, ALL = "test", "train", "dev", "val", "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamSpec:
+    """The files of an exam.
+
+    Attributes:
+      title, source: its name, and where the official files come from.
+      folders: names that its folder may have within a folder of several exams.
+      files: split -> the file's name (which may also end with .gz or .xz).
+      read: (file, split) -> rows.
+      beside: further files that reading needs.
+      scored, shots: the split whose rows are asked, and the one that examples come from; where they are the same one,
+        the rows that are shown are not asked.
+    """
+
+    title: str
+    source: str
+    folders: tuple[str, ...]
+    files: Mapping[str, str]
+    read: Callable[[Path, str], Iterator[ExamRow]]
+    beside: tuple[str, ...] = ()
+    scored: str = TEST
+    shots: str = TRAIN
+
+
+EXAMS = {
+    "mmlu": ExamSpec(
+        "MMLU",
+        "hendrycks/test, its CSV files of a split joined, with the columns subject, question, A, B, C, D, answer",
+        ("mmlu",),
+        {TEST: "test.csv", DEV: "dev.csv", VAL: "val.csv"},
+        readers.read_mmlu,
+        shots=DEV,
+    ),
+    "gsm8k": ExamSpec(
+        "GSM8K",
+        "openai/grade-school-math, grade_school_math/data",
+        ("gsm8k",),
+        {TEST: "test.jsonl", TRAIN: "train.jsonl"},
+        readers.read_gsm8k,
+    ),
+    "math": ExamSpec(
+        "MATH",
+        "hendrycks/math, a row a line",
+        ("math", "math-test"),
+        {TEST: "test.jsonl", TRAIN: "train.jsonl"},
+        readers.read_math,
+    ),
+    "pubmedqa": ExamSpec(
+        "PubMedQA",
+        "pubmedqa/pubmedqa, data/",
+        ("pubmedqa",),
+        {TEST: "ori_pqal.json", TRAIN: "ori_pqal.json"},
+        readers.read_pubmedqa,
+        (readers.TRUTH,),
+    ),
+    "medqa": ExamSpec(
+        "MedQA (USMLE)",
+        "jind11/MedQA, data_clean/questions/US",
+        ("medqa", "medqa-usmle", "medqa-usmle-test"),
+        {TEST: "test.jsonl", DEV: "dev.jsonl", TRAIN: "train.jsonl"},
+        readers.read_medqa,
+    ),
+    "phrasebank": ExamSpec(
+        "Financial PhraseBank",
+        "FinancialPhraseBank-v1.0, saved as UTF-8",
+        ("phrasebank", "financial-phrasebank"),
+        {ALL: "Sentences_50Agree.txt"},
+        readers.read_phrasebank,
+        scored=ALL,
+        shots=ALL,
+    ),
+}
+
+
+def exam_spec(name: str) -> ExamSpec:
+    """The files of an exam.
+
+    Raises:
+      UserError: no such exam.
+    """
+    if name not in EXAMS:
+        raise unknown_name("exam", name, EXAMS)
+    return EXAMS[name]
+
+
+def exam_file(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> Path:
+    """The file of a split.
+
+    Args: as `load_exam`.
+
+    Raises:
+      UserError: no such exam, split, folder or file.
+    """
+    spec = exam_spec(name)
+    split = split or spec.scored
+    if split not in spec.files:
+        raise unknown_name(f"split of {name}", split, spec.files)
+    given = data_dir or os.environ.get(FOLDER_VARIABLE)
+    if not given:
+        raise UserError(f"{name}: set data_dir (or {FOLDER_VARIABLE}) to a folder of its files ({spec.source})")
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data_dir (or {FOLDER_VARIABLE}) names one of {spec.title}'s files")
+    folder = next((root / each for each in spec.folders if (root / each).is_dir()), root)
+    path = find_file(folder, (spec.files[split],))
+    if path is None:
+        wanted = spec.files[split]
+        raise UserError(f"{folder} has no {wanted} (or .gz, .xz); put {spec.title}'s own there ({spec.source})")
+    return path
+
+
+def exam_files(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[Path]:
+    """All files that `load_exam` reads for a split; none where they do not exist."""
+    try:
+        path = exam_file(name, split, data_dir)
+    except UserError:  # who reads them says what is wrong
+        return []
+    return [path, *(file for each in exam_spec(name).beside if (file := find_file(path.parent, (each,))))]
+
+
+def load_exam(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[ExamRow]:
+    """The rows of a split in the order of its file.
+
+    Args:
+      name: of EXAMS.
+      split: "" is the one that is scored.
+      data_dir: the exam's folder, or one of several exams' folders; default $LOWRANK_JAX_EXAMS_DIR.
+
+    Raises:
+      UserError: no such exam, split, folder or file; or a row is damaged.
+    """
+    path = exam_file(name, split, data_dir)
+    split = split or exam_spec(name).scored
+    rows = list(exam_spec(name).read(path, split))
+    if not rows:
+        raise UserError(f"{path}: has no rows of the split {split}; use the official file")
+    for row in rows:
+        check_unicode(row.place, "".join((row.question, row.context, row.worked, *row.options)))
+    return rows
+
+
+def exam_digest(name: str, splits: Sequence[str], data_dir: str | os.PathLike | None = None) -> str:
+    """sha256 of the rows of some splits, whatever files they come from.
+
+    Raises:
+      UserError: as `load_exam`.
+    """
+    found = hashlib.sha256()
+    for split in splits:
+        for row in load_exam(name, split, data_dir):
+            found.update(json.dumps({**dataclasses.asdict(row), "place": ""}).encode() + b"\n")
+    return found.hexdigest()

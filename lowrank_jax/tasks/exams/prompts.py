@@ -1,0 +1,74 @@
+"""The prompts of exams, character by character those of lm-eval's tasks of the same names (0.4.13).
+
+Financial PhraseBank has no task there: its prompt is ours. MATH's is that of lm-eval's hendrycks_math.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from lowrank_jax.data.builders.exams.readers import LETTERS
+from lowrank_jax.data.builders.exams.rows import ExamRow
+
+MMLU_OPENING = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+BETWEEN = "\n\n"  # after each worked example
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How an exam's rows are written.
+
+    Attributes:
+      ask: row -> the question as text, without its answer.
+      lettered: options are named by letters, and the letters are the completions; False: the options themselves are.
+      opening: row -> what stands before the examples.
+      stops: strings that end a written answer.
+      new_tokens: most tokens of a written answer, lm-eval's own default.
+    """
+
+    ask: Callable[[ExamRow], str]
+    lettered: bool = False
+    opening: Callable[[ExamRow], str] = lambda row: ""
+    stops: tuple[str, ...] = ()
+    new_tokens: int = 256
+
+
+def _listed(row: ExamRow) -> str:
+    return "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, row.options, strict=False))
+
+
+STYLES = {
+    "mmlu": Style(
+        lambda row: f"{row.question.strip()}\n{_listed(row)}Answer:",
+        lettered=True,
+        opening=lambda row: MMLU_OPENING.format(subject=row.subject.replace("_", " ")),
+    ),
+    "gsm8k": Style(
+        lambda row: f"Question: {row.question}\nAnswer:", stops=("Question:", "</s>", "<|im_end|>")
+    ),
+    "math": Style(lambda row: f"Problem: {row.question}\nAnswer:", stops=("Problem:",)),
+    "pubmedqa": Style(lambda row: f"Abstract: {row.context}\nQuestion: {row.question}\nAnswer:"),
+    "medqa": Style(lambda row: f"Question: {row.question}\n{_listed(row)}Answer:", lettered=True),
+    "phrasebank": Style(lambda row: f"{row.question}\nQuestion: What is the sentiment of this sentence?\nAnswer:"),
+}  # fmt: skip
+
+
+def completions(style: Style, row: ExamRow) -> tuple[str, ...]:
+    """The texts that are compared, as they follow a prompt."""
+    names = LETTERS[: len(row.options)] if style.lettered else row.options
+    return tuple(f" {name}" for name in names)
+
+
+def prompt(style: Style, row: ExamRow, shots: Sequence[ExamRow] = ()) -> str:
+    """The text before an answer: opening, worked examples, question.
+
+    Args:
+      style: of the exam.
+      row: what is asked.
+      shots: examples.
+    """
+    worked = (f"{style.ask(one)}{_answer(style, one)}{BETWEEN}" for one in shots)
+    return f"{style.opening(row)}{''.join(worked)}{style.ask(row)}"
+
+
+def _answer(style: Style, row: ExamRow) -> str:
+    return completions(style, row)[row.right] if row.options else f" {row.worked}"

@@ -1,0 +1,239 @@
+"""Exams over one tokenizer: a question's completions as ids to compare, or its prompt to continue, and the scores."""
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.metrics.answers import gsm8k
+from lowrank_jax.metrics.answers.verify import check_installed, installed, verify_all
+from lowrank_jax.metrics.classification import macro_f1
+from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
+from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
+from lowrank_jax.tasks.exams.options import ExamOptions
+from lowrank_jax.tasks.exams.prompts import STYLES, completions
+from lowrank_jax.tasks.exams.rows import read_questions
+from lowrank_jax.tasks.framing import PLAIN, Framing
+from lowrank_jax.tasks.glue.task import default_buckets
+from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
+
+log = logging.getLogger(__name__)
+ROUNDED = 64  # the longest row's length is rounded up to a multiple of it, which has halves for shorter buckets
+GSM8K = "gsm8k"
+
+
+class Reader(NamedTuple):
+    """What an exam needs to know of the model that takes it.
+
+    Attributes:
+      tokenizer: of the base.
+      positions: the most tokens of a row that it reads.
+      opening: ids before each prompt.
+      end_ids: tokens that end a text.
+      framing: the virtual tokens of a prefix method.
+    """
+
+    tokenizer: Any
+    positions: int
+    opening: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    framing: Framing = PLAIN
+
+
+class ChoiceExam:
+    """An exam whose questions have options; what `forms.held_out.row_outputs` asks of a task.
+
+    Where each completion is one token, the options of a question share one row, which is its prompt: "tokens" has then
+    one column, not one an option. A row's last target is never read.
+
+    Args:
+      options: which exam.
+      reader: the model.
+
+    Raises:
+      UserError: as `read_questions`; the exam has no options, or a row is longer than the model reads.
+    """
+
+    likelihood = "sum"
+
+    def __init__(self, options: ExamOptions, reader: Reader):
+        if STYLES[options.task].stops:
+            raise UserError(f'{options.task} has answers to write; set the entry\'s type to "generation"')
+        self.options, self._reader = options, reader
+        asked = read_questions(options)
+        self.prompts = [one.prompt for one in asked]
+        self.pad: Mapping[str, int] = {"tokens": pad_id(reader.tokenizer)}
+        self._choices = max(len(one.row.options) for one in asked)
+        self._classes = 0 if STYLES[options.task].lettered else self._choices
+        encoder = _Encoder(reader)
+        rows = []
+        for one in asked:
+            texts = completions(STYLES[options.task], one.row)
+            rows.append([self._candidate(encoder(one.prompt, text), text, one.row.place) for text in texts])
+        self._rows = ChoiceRows(rows, (one.row.right for one in asked))
+        self._shared = self._rows.most == 1
+        read = np.array(self._rows.lengths) - 1
+        longest = int(read.max())
+        self.seq_len = min(round_up(longest, ROUNDED), max(reader.positions, longest))
+        self.buckets = default_buckets(self.seq_len)
+
+    def validation_sources(self) -> dict[str, ChoiceRows]:
+        """{"": the questions}."""
+        return {"": self._rows}
+
+    def lengths(self, source: ChoiceRows) -> np.ndarray:
+        """Tokens of each row that are read, int32 [rows]."""
+        return source.lengths - 1
+
+    def candidates(self, example: Sequence[Candidate]) -> dict[str, np.ndarray]:
+        """As `tasks.base.ChoiceTask.candidates`, without the last target among the tokens."""
+        made = candidate_arrays(example, self._choices, self._rows.most, self.pad["tokens"])
+        return {**made, "tokens": made["tokens"][:-1, : 1 if self._shared else None]}
+
+    def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Accuracy of the likeliest options, and counts for an interval.
+
+        Args:
+          outputs: {"": log-likelihoods [n, K], -inf where a question has fewer options}.
+
+        Returns:
+          "accuracy" (also as "main"), "correct", "n"; "loss", the mean of -log of the right option's share of the
+          options' probability; "distinct", how many options were picked; "nonfinite" questions with a likelihood that
+          is NaN or infinite, which count as wrong; where the options are the same for all questions "macro_f1".
+        """
+        values, answers = np.asarray(outputs[""], np.float32), self._rows.answers
+        if values.shape != (len(answers), self._choices):
+            raise ValueError(f"outputs {values.shape}; wanted {(len(answers), self._choices)}")
+        counts = np.array([len(self._rows[index]) for index in range(len(answers))])
+        there = np.arange(self._choices)[None, :] < counts[:, None]
+        finite = np.all(np.isfinite(values) | ~there, axis=1)
+        safe = np.where(there & finite[:, None], values, np.where(there, 0, -np.inf))
+        picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # one that no answer is
+        right = np.take_along_axis(safe, answers[:, None], axis=1)[:, 0]
+        found = {
+            "accuracy": float(np.mean(picks == answers)),
+            "correct": float(np.sum(picks == answers)),
+            "n": float(len(answers)),
+            "loss": float(np.mean(np.logaddexp.reduce(safe, axis=1) - right)) if finite.all() else math.nan,
+            "distinct": float(len(np.unique(picks[finite]))),
+            "nonfinite": float(np.sum(~finite)),
+        }
+        more = {"macro_f1": macro_f1(picks, answers, self._classes)} if self._classes else {}
+        return {**found, **more, "main": found["accuracy"]}
+
+    def _candidate(self, made: tuple[list[int], int], text: str, place: str) -> Candidate:
+        tokens, start = made
+        if start == len(tokens):
+            raise UserError(f"{place}: {text!r} has no token of its own after its prompt; take another base")
+        most = self._reader.positions + 1  # the last target is predicted, not read
+        return _cut(self._reader, self.options, tokens, start, most, place, len(text.strip().encode()))
+
+
+class WrittenExam:
+    """An exam whose answers are written; what `forms.generation.generation` asks of a task.
+
+    Args: as `ChoiceExam`.
+
+    Attributes:
+      max_new_tokens, stop_id, end_ids, stops: how many tokens an answer has at most, and what ends it.
+
+    Raises:
+      UserError: as `read_questions`; the exam's questions have options, or math-verify is missing for MATH.
+    """
+
+    stop_id: int | None = None
+
+    def __init__(self, options: ExamOptions, reader: Reader, max_new_tokens: int = 0):
+        style = STYLES[options.task]
+        if not style.stops:
+            raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
+        self._judged = installed() or options.task != GSM8K
+        if not self._judged:
+            log.warning("gsm8k: math_verify is not computed, the two filters are; pip install 'lowrank_jax[eval]'")
+        else:
+            check_installed()
+        self.options, self._reader = options, reader
+        self.name, self.seq_len, self.evaluation = options.task, reader.positions, "generation"
+        self.max_new_tokens = max_new_tokens or style.new_tokens
+        self.end_ids, self.stops = reader.end_ids, style.stops
+        self._asked, self._encoder = read_questions(options), _Encoder(reader)
+
+    def prompts(self, sample: int | None = None) -> list[tuple[str, Target]]:
+        """(prompt, what its answer must come to), of all questions or the first ones."""
+        return [(one.prompt, one.row.answer) for one in self._asked[:sample]]
+
+    def places(self) -> list[str]:
+        """File and row of each of `prompts`, for messages."""
+        return [one.row.place for one in self._asked]
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The ids that decoding starts from; with `truncate` the last that leave room for an answer."""
+        tokens = self._encoder(prompt, "")[0]
+        most = self._reader.positions - self.max_new_tokens
+        if len(tokens) <= most or not self.options.truncate or most <= self._reader.framing.count:
+            return tokens  # `forms.generation` refuses those that are too long
+        prefix, infix = len(self._reader.framing.prefix_ids), len(self._reader.framing.infix_ids)
+        text = tokens[prefix : len(tokens) - infix]
+        return self._reader.framing.around(text[-(most - prefix - infix) :])
+
+    def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
+        """Shares of right answers and their counts, over all questions.
+
+        Returns:
+          "math_verify" with "math_verify_correct" and "given_up", answers that took too long to judge and count as
+          wrong (of GSM8K absent without math-verify); of GSM8K also "strict", "flexible" and theirs
+          (`metrics.answers.gsm8k`); "n"; "main", which is strict of GSM8K, otherwise math_verify.
+        """
+        check_score_input(predictions, targets)
+        found, right = {"n": float(len(targets))}, {}
+        if self._judged:
+            verdicts = verify_all(targets, predictions)
+            found["given_up"], right["math_verify"] = float(verdicts.given_up), verdicts.right
+        if self.options.task == GSM8K:
+            for name, find in (("strict", gsm8k.strict), ("flexible", gsm8k.flexible)):
+                pairs = zip(predictions, targets, strict=True)
+                right[name] = [gsm8k.same(find(said), gold) for said, gold in pairs]
+        for name, each in right.items():
+            found |= {name: float(np.mean(each)), f"{name}_correct": float(np.sum(each))}
+        return {**found, "main": found["strict" if "strict" in found else "math_verify"]}
+
+
+class _Encoder:
+    """(prompt, completion) -> (ids, where the completion starts); a prompt's ids are kept for its next completion."""
+
+    def __init__(self, reader: Reader):
+        self._reader, tokenizer = reader, reader.tokenizer
+        self._together = puts_space_before(tokenizer.encode, tokenizer.decode)
+        self._prompt = functools.lru_cache(maxsize=1)(tokenizer.encode)
+
+    def __call__(self, prompt: str, completion: str) -> tuple[list[int], int]:
+        encode, reader = self._reader.tokenizer.encode, self._reader
+        if self._together and completion:
+            ids, (length,), _ = encode_with_cuts(encode, prompt + completion, [len(prompt)])
+            before, after = ids[:length], ids[length:]
+        else:
+            before, after = self._prompt(prompt), encode(completion) if completion else []
+        start = reader.framing.around([*reader.opening, *before])
+        return [*start, *after], len(start)
+
+
+def _cut(
+    reader: Reader, options: ExamOptions, tokens: list[int], start: int, most: int, place: str, size: int
+) -> Candidate:
+    """The candidate, without the beginning of its text where it is too long.
+
+    Raises:
+      UserError: it is too long and may not be cut, or nothing of the prompt would be left.
+    """
+    prefix, lost = len(reader.framing.prefix_ids), max(len(tokens) - most, 0)
+    kept = start - len(reader.framing.infix_ids) - prefix - lost
+    if lost and (not options.truncate or kept < 1):
+        raise UserError(
+            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {reader.positions}; set "
+            "truncate to cut the beginnings of long prompts, fewer shots, or take a base with more positions"
+        )
+    return Candidate(np.array([*tokens[:prefix], *tokens[prefix + lost :]], np.int32), start - lost, size)

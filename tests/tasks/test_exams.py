@@ -1,0 +1,207 @@
+"""Exams: lm-eval's prompts, shared prompts, cuts and virtual tokens, scores, and files that are refused by row."""
+
+import re
+
+import numpy as np
+import pytest
+from exam_files import write_exams
+
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.builders.exams.readers import last_box
+from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
+from lowrank_jax.metrics.answers.verify import Verdicts
+from lowrank_jax.tasks.exams import task as tasks
+from lowrank_jax.tasks.exams.options import ExamOptions
+from lowrank_jax.tasks.exams.rows import read_questions
+from lowrank_jax.tasks.exams.task import ChoiceExam, Reader, WrittenExam
+from lowrank_jax.tasks.framing import Framing
+from lowrank_jax.text.tokenizers import ByteTokenizer
+
+BYTES = ByteTokenizer()
+
+
+class Words:
+    """A tokenizer whose tokens are words with the space before them."""
+
+    name, pad_id, bos_id, eos_id, vocab_size = "words", 0, 1, 2, 1000
+
+    def __init__(self):
+        self.known = ["<pad>", "<bos>", "<eos>"]
+
+    def encode(self, text):
+        pieces = re.findall(r" ?\w+|[^\w]", text)
+        self.known += [piece for piece in dict.fromkeys(pieces) if piece not in self.known]
+        return [self.known.index(piece) for piece in pieces]
+
+    def decode(self, ids):
+        return "".join(self.known[number] for number in ids)
+
+
+@pytest.fixture
+def exams(tmp_path):
+    return write_exams(tmp_path)
+
+
+def options(folder, task, **more):
+    return ExamOptions(task=task, data_dir=str(folder), **more)
+
+
+def test_prompts_and_answers_are_those_of_lm_eval(exams, tmp_path, monkeypatch):
+    """Every request of lm-eval's own tasks, with no example and with two, where these come from files."""
+    from experiments.evaluation.harness import load_tasks, set_up
+    from experiments.evaluation.local_tasks import WRITERS, write_tasks
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks", [f"{name}={exams}" for name in WRITERS])
+    names = {"mmlu": "mmlu", "gsm8k": "gsm8k", "pubmedqa": "pubmedqa", "hendrycks_math_algebra": "math",
+             "hendrycks_math_geometry": "math", "medqa": "medqa", "phrasebank": "phrasebank"}  # fmt: skip
+    for shots in (0, 2):
+        loaded = load_tasks(list(names)[: 7 if shots == 0 else 3], [tmp_path / "tasks"])
+        set_up(loaded, shots, "", 0)
+        asked = {}
+        for name, each in loaded["tasks"].items():
+            each.build_all_requests(limit=None, rank=0, world_size=1)
+            exam = names.get(name) or "mmlu"
+            for one in each.instances:
+                asked.setdefault(exam, {}).setdefault(one.args[0], []).append(one.args[1])
+        for exam, prompts in asked.items():
+            ours = {one.prompt: one.row for one in read_questions(options(exams, exam, shots=shots))}
+            assert ours.keys() == prompts.keys(), exam
+            style = tasks.STYLES[exam]
+            for prompt, said in prompts.items():
+                if style.stops:
+                    assert said[0]["until"] == list(style.stops)
+                else:
+                    assert tuple(said) == tasks.completions(style, ours[prompt])
+    assert {"mmlu", "gsm8k", "pubmedqa"} == asked.keys()
+
+
+def test_options_of_one_token_share_their_prompt(exams):
+    """A question's prompt is then one row, and its last token predicts every option."""
+    words = Words()
+    exam = ChoiceExam(options(exams, "mmlu", shots=1), Reader(words, 200, opening=(1,)))
+    (source,) = exam.validation_sources().values()
+    made = exam.candidates(source[3])
+    prompt = [1, *words.encode(exam.prompts[3])]
+    assert made["tokens"].tolist() == [[token] for token in prompt]
+    assert made["starts"].tolist() == [len(prompt)] * 4
+    assert words.decode(made["targets"][:, 0]) == " A B C D"
+    assert exam.lengths(source)[3] == len(prompt)
+    several = ChoiceExam(options(exams, "mmlu"), Reader(BYTES, 200))
+    assert several.candidates(several.validation_sources()[""][0])["tokens"].shape[1] == 4
+
+
+def test_long_prompts_are_refused_or_lose_their_beginnings(exams):
+    """Virtual tokens stay; the last target is predicted, not read."""
+    framing = Framing(prefix_ids=(900, 901), infix_ids=(902,))
+    with pytest.raises(
+        UserError, match=r"test\.csv, row 1: has \d+ tokens with its completion, and the model reads 20;"
+    ):
+        ChoiceExam(options(exams, "mmlu"), Reader(Words(), 20, framing=framing))
+    words = Words()
+    exam = ChoiceExam(options(exams, "mmlu", truncate=True), Reader(words, 20, framing=framing))
+    made = exam.candidates(exam.validation_sources()[""][0])["tokens"][:, 0].tolist()
+    assert made == [900, 901, *words.encode(exam.prompts[0])[-17:], 902]
+    written = WrittenExam(options(exams, "gsm8k", truncate=True), Reader(words, 20, framing=framing), 4)
+    assert written.prompt_tokens(written.prompts()[0][0]) == [
+        900,
+        901,
+        *words.encode(written.prompts()[0][0])[-13:],
+        902,
+    ]
+
+
+def test_scores(exams, monkeypatch):
+    """Counts for an interval; a likelihood that is NaN is a wrong answer; a missing option is never picked."""
+    exam = ChoiceExam(options(exams, "pubmedqa"), Reader(BYTES, 200))
+    values = np.array([[0.0, -1, -9], [-1, 0, -9], [0, -1, -2], [-5, np.nan, -1]], np.float32)
+    found = exam.score({"": values})  # the answers are yes, no, maybe, yes
+    assert {name: found[name] for name in ("accuracy", "correct", "n", "nonfinite")} == {
+        "accuracy": 0.5, "correct": 2, "n": 4, "nonfinite": 1,
+    }  # fmt: skip
+    assert found["macro_f1"] == pytest.approx(np.mean([2 / 4, 2 / 2, 0]))
+    assert np.isnan(found["loss"])
+    monkeypatch.setattr(tasks, "verify_all", lambda golds, said: Verdicts([True] * len(said), 1))
+    written = WrittenExam(options(exams, "gsm8k", max_rows=3), Reader(BYTES, 512))
+    _, golds = zip(*written.prompts(), strict=True)
+    assert golds == ("2", "8", "14")
+    found = written.score([f"so 1 #### {golds[0]}.", f"it is {golds[1]}", "nothing"], golds)
+    assert found == {
+        "n": 3, "given_up": 1, "math_verify": 1, "math_verify_correct": 3, "strict": pytest.approx(1 / 3),
+        "strict_correct": 1, "flexible": pytest.approx(2 / 3), "flexible_correct": 2, "main": pytest.approx(1 / 3),
+    }  # fmt: skip
+
+
+def test_which_questions_are_asked(exams):
+    assert len(read_questions(options(exams, "mmlu", subjects=("anatomy",)))) == 5
+    asked = read_questions(options(exams, "phrasebank", shots=2))
+    assert len(asked) == 4  # those that are shown are not asked
+    assert all(one.prompt.count("Answer:") == 3 and one.row.question not in one.prompt[:60] for one in asked)
+    assert len(read_questions(options(exams, "math", max_rows=2))) == 2
+    assert last_box(r"\boxed{1}, then \fbox{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert last_box(r"so $\boxed 7$ it is") == "7"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("mmlu/test.csv", "subject,question,A,B,C,D,answer", "subject,question,A,B,D,E,answer",
+         r"test\.csv, row 1: the header lacks the column 'C'"),
+        ("mmlu/test.csv", "none,A", "none,E", r"test\.csv, row 1: 'answer' is 'E'; it must be one of A, B, C, D"),
+        ("gsm8k/test.jsonl", "#### 4", "#### four",
+         r"test\.jsonl, line 2: 'answer' must end with '#### number', it has 'four'"),
+        ("gsm8k/test.jsonl", "#### 4", "4", r"line 2: 'answer' must end with '#### number', it has no ####"),
+        ("math/test.jsonl", r"\\boxed{2}", "2", r"line 2: 'solution' has no answer in a \\boxed"),
+        ("medqa/test.jsonl", '"answer_idx": "C"', '"answer_idx": "F"', r"line 3: the answer is 'F'; .* A, B, C, D, E"),
+        ("medqa/test.jsonl", '{"A": "a bone", ', "{", r"line 1: 'options' has B, C, D, E; it must have A, B, C"),
+        ("pubmedqa/ori_pqal.json", '"final_decision": "maybe"', '"final_decision": "perhaps"',
+         r"ori_pqal\.json, row 2: the answer is 'perhaps'; it must be one of yes, no, maybe"),
+        ("pubmedqa/test_ground_truth.json", '"0"', '"x"', r"lacks the row 'x' of test_ground_truth\.json"),
+        ("phrasebank/Sentences_50Agree.txt", "@negative", "@bad",
+         r"line 3: the answer is 'bad'; it must be one of negative, neutral, positive"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused_by_row(exams, file, old, new, said):
+    text = (exams / file).read_text(encoding="utf-8")
+    assert old in text
+    (exams / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as raised:
+        load_exam(file.split("/")[0], "", exams)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("mmul", {}, "unknown exam 'mmul'; did you mean mmlu"),
+        ("mmlu", {"split": "tests"}, "unknown split of mmlu 'tests'; did you mean test"),
+        ("mmlu", {"shots": 3}, r"row 1: 3 examples are asked for, and the split dev has 2 about anatomy; set fewer"),
+        ("mmlu", {"subjects": ("anatomi",)}, "unknown subject of mmlu 'anatomi'; did you mean anatomy"),
+        ("gsm8k", {"subjects": ("anatomy",)}, "subjects are MMLU's; leave them out for gsm8k"),
+        ("medqa", {"shots": 1}, r"has no train\.jsonl .*; put MedQA \(USMLE\)'s own there"),
+        ("", {"shots": 1}, "shots is of an exam; name it as task, or leave shots out"),
+    ],
+)
+def test_mistakes_in_an_entry_are_named(exams, task, more, said):
+    with pytest.raises(UserError, match=said):
+        read_questions(options(exams, task, **more) if task else ExamOptions(**more))
+
+
+def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch, caplog):
+    with pytest.raises(UserError, match='gsm8k has answers to write; set the entry\'s type to "generation"'):
+        ChoiceExam(options(exams, "gsm8k"), Reader(BYTES, 200))
+    with pytest.raises(UserError, match='mmlu has options to choose from; set the entry\'s type to "choice"'):
+        WrittenExam(options(exams, "mmlu"), Reader(BYTES, 200))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"need math-verify; pip install 'lowrank_jax\[eval\]'"):
+        WrittenExam(options(exams, "math"), Reader(BYTES, 200))
+    written = WrittenExam(options(exams, "gsm8k", max_rows=1), Reader(BYTES, 200))
+    assert "gsm8k: math_verify is not computed, the two filters are" in caplog.text
+    found = written.score(["#### 2"], ["2"])
+    assert found == {"n": 1, "strict": 1, "strict_correct": 1, "flexible": 1, "flexible_correct": 1, "main": 1}
+
+
+def test_the_official_files_are_read_whole(data_folder):
+    counts = {"mmlu": 14042, "gsm8k": 1319, "math": 5000, "pubmedqa": 500, "medqa": 1273, "phrasebank": 4846}
+    assert {name: len(load_exam(name, "", data_folder)) for name in EXAMS} == counts
