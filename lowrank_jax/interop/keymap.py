@@ -203,10 +203,10 @@ def _leaf(
         return leaf
     if size <= min(SMALL, BLOCK) and (sharding is None or sharding.is_fully_addressable):
         host = np.empty(shape, jnp.dtype(dtype))
-        for start, block in _blocks(row, shape, max(shape)):
+        for number, (start, block) in enumerate(blocks := list(_blocks(row, shape, max(shape)))):
             place = tuple(slice(at, at + length) for at, length in zip(start, block, strict=True))
             host[place] = read(tuple(range(along.start, along.stop) for along in place))
-        advance(size)
+            advance(size * (number + 1) // len(blocks) - size * number // len(blocks))
         return jax.block_until_ready(jax.device_put(host, sharding))
     bits = _changed_as(jnp.dtype(dtype), sharding)
     # Blocks joined on the host would be one more copy of the leaf, and two until the runtime frees the last.
