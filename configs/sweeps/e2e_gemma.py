@@ -1,6 +1,6 @@
 """Table 3 with Gemma 3 270M: E2E by full fine-tuning, LoRA and MoRA, four rates each, then one seed at the best.
 
-    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_gemma.py --together=4 \\
+    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_gemma.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_gemma
 
 All else is as in e2e_smollm2.py.

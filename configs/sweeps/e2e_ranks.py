@@ -1,10 +1,10 @@
 """Table 18 on SmolLM2-135M: E2E by LoRA's rank, and by MoRA's where its square fits the value projection (192 wide).
 
-    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py --together=3 \\
+    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
 One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded), and
-alpha 32. Trials of different ranks can share a program, in which each is padded to the largest rank.
+alpha 32. With --together ranks can share a program, in which each is padded to the largest.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates

@@ -1,6 +1,6 @@
 """Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, fine-tuning, Adapter-L and PreLayer, at E2E's rates, three seeds.
 
-    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/webnlg_smollm2.py --together=3 \\
+    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/webnlg_smollm2.py \\
         --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
 
 FOLDER_OF_BOTH has E2E's files in e2e/ and WebNLG's in webnlg/. The rates are those that e2e_smollm2.py chose: its

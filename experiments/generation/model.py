@@ -130,8 +130,8 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
             trainable, step = loaded(rest["best"], trainable, step)
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
-    apply_fn, virtual = experiment.apply_fn, framing_of(experiment.plan.virtual)
-    decoder = make_decoder(apply_fn, experiment.base.config, experiment.base.model.dtype)
+    model, apply_fn, virtual = experiment.base.model, experiment.apply_fn, framing_of(experiment.plan.virtual)
+    decoder = make_decoder(apply_fn, experiment.base.config, model.dtype, model.cuts)
     return Model(experiment.base, variables, apply_fn, decoder, made_of, config.task, virtual)
 
 

@@ -159,6 +159,7 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, frami
         end_ids=functools.partial(end_ids, base),
         opening=functools.partial(opening_ids, base),
         framing=framing,
+        cuts=getattr(base.model, "cuts", ()),
     )
 
 

@@ -1,6 +1,6 @@
 """The interface of a model that decodes: a call reads whole prompts, others a token of each row or beam."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Decoder(NamedTuple):
     beams: BeamStep | None = None
 
 
-def make_decoder(apply_fn: ApplyFn, model: Any, dtype: Any) -> Decoder:
+def make_decoder(apply_fn: ApplyFn, model: Any, dtype: Any, cuts: Sequence[int] = ()) -> Decoder:
     """Makes a decoder of a causal model, with or without adapters.
 
     Args:
@@ -79,8 +79,9 @@ def make_decoder(apply_fn: ApplyFn, model: Any, dtype: Any) -> Decoder:
         method="logits").
       model: the model's config.
       dtype: of the cache.
+      cuts: of the model's layers into segments (`layouts.segments`), of which the cache has the same.
     """
-    return cached_decoder(apply_fn, lambda batch, length: init_cache(model, batch, length, dtype))
+    return cached_decoder(apply_fn, lambda batch, length: init_cache(model, batch, length, dtype, cuts))
 
 
 def cached_decoder(apply_fn: ApplyFn, empty: Callable[[int, int], Any]) -> Decoder:

@@ -33,6 +33,7 @@ class Setting:
       end_ids: () -> the tokens at which the base ends a text.
       opening: () -> the ids that the base's tokenizer puts before a text by itself.
       framing: the virtual tokens of a prefix method.
+      cuts: of the model's layers into segments (`layouts.segments`).
     """
 
     apply_fn: ApplyFn
@@ -48,6 +49,7 @@ class Setting:
     end_ids: Callable[[], tuple[int, ...]] = tuple
     opening: Callable[[], tuple[int, ...]] = tuple
     framing: Framing = PLAIN
+    cuts: tuple[int, ...] = ()
 
     @property
     def takes_types(self) -> bool:

@@ -209,7 +209,7 @@ def _generator(
     beams: Beams | None = None,
     batch: int = 0,
 ) -> Any:
-    decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype)
+    decoder = make_decoder(setting.apply_fn, setting.model, setting.dtype, setting.cuts)
     room, batch = _positions(setting) - limits.max_new_tokens, batch or (BEAM_BATCH if beams else EVAL_BATCH)
     return make_generator(decoder, setting.tokenizer, setting.mesh, prompts, limits, batch, stops, room, beams)
 

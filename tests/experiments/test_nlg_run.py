@@ -6,6 +6,7 @@ import shutil
 import pytest
 from safetensors.numpy import load_file
 
+from experiments.records.lines import read_lines
 from experiments.records.run_folder import read_result
 from lowrank_jax.train.tracking import read_decoded
 
@@ -106,11 +107,53 @@ def test_a_run_decodes_its_best_epoch_and_resumes_bit_for_bit(program, words, tm
     assert read_decoded(tmp_path / "again") == texts
     assert read_result(tmp_path / "again" / "result.json")["best"] == result["best"]
 
+    check_scoring_again(program, folder, result)
     shutil.rmtree(folder / "adapter")  # the checkpoint is left, as after full fine-tuning
     ended = program("generate", f"--run={folder}", "--prompt=name", "--max_new_tokens=2", f"--out={tmp_path / 'out'}")
     assert ended.status == 0, ended.err
     found = json.loads((tmp_path / "out").read_text())
     assert found["step"] == 2
+
+
+def check_scoring_again(program, folder, result):
+    """experiments.score: the record of a machine that computed nothing becomes that of the run; others' data do not."""
+    scores = [key for key in result["evaluations"][-1] if key.startswith("decode/") and key != "decode/best_step"]
+    bare = json.loads(json.dumps(result))
+    for key in scores:
+        del bare["evaluations"][-1][key]
+    bare["missing"] = {key.removeprefix("decode/"): "not computed: needs sacrebleu" for key in scores}
+    (folder / "result.json").write_text(json.dumps(bare))
+    place = folder.parent / "scored"
+    ended = program("score", f"--runs={folder}", f"--results={place}")
+    assert ended.status == 0, ended.err
+    assert read_result(folder / "result.json") == result
+    assert read_lines(place.with_suffix(".jsonl")) == {"run": result}
+
+    kept = (folder / "decoded.jsonl").read_bytes()
+    for damage, message in (
+        (kept.replace(b"Aromi", b"Other"), "decoded text 3 is of another input than"),
+        (kept[kept.index(b"\n") + 1 :], "it decoded 2 inputs and the data have 3"),
+        (kept.replace(b'"step": 6', b'"step": 4'), "has no evaluation 'decode' at step 4"),
+    ):
+        (folder / "decoded.jsonl").write_bytes(damage)
+        ended = program("score", f"--runs={folder}")
+        assert (ended.status, message in ended.err, len(ended.err.splitlines())) == (2, True, 1), ended.err
+    (folder / "decoded.jsonl").write_bytes(kept)
+    assert read_result(folder / "result.json") == result
+
+
+def test_a_run_whose_layers_are_in_segments_decodes(program, data, tmp_path):
+    """FT-Top2 trains the last two of four layers, an array of their own; beams and samples read the cache of both."""
+    samples = {"type": "samples", "count": 1, "max_new_tokens": 2}
+    settings = TOY | {"task.data_dir": str(data), "evals": json.dumps({"decode": DECODE, "show": samples})}
+    settings |= {"train.epochs": 1, "base.name": "pico-llama", "checkpoint.every": 0}
+    pairs = [f"--config.{key}={value}" for key, value in settings.items() if not key.startswith("adapter.")]
+    ended = program("run", f"--config={CONFIG}:model=pico-llama,method=ft-top2", f"--workdir={tmp_path}", *pairs)
+    assert ended.status == 0, ended.err
+    (folder,) = tmp_path.iterdir()
+    assert len(read_decoded(folder)) == 3
+    ended = program("generate", f"--run={folder}", "--prompt=name", "--max_new_tokens=2")
+    assert ended.status == 0, ended.err
 
 
 MISTAKES = {

@@ -118,7 +118,7 @@ class NlgTask:
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
         train = _spaced(pairs(self._load(TRAIN)), config.train_examples)
         held = _spaced(pairs(self._load(DEV)), config.max_dev_examples)
-        self._inputs = _spaced(self._decoded(), config.max_prompts)
+        self._inputs = inputs_of(config, self._load(decoded_split(config)))
         if not all(row.references[0].strip() for row in (*train, *held)):
             raise UserError(f"{self.config.task}: a training text is empty; remove its row")
         encoded = [[self._encoder.row(row) for row in rows] for rows in (train, held)]
@@ -176,11 +176,6 @@ class NlgTask:
         self.contents[split] = rows_digest(rows)
         return rows
 
-    def _decoded(self) -> list[NlgRow]:
-        rows = self._load(self.config.decoded or self.spec.decoded)
-        rows = merged(rows) if self.spec.merged else rows
-        return capped(rows, self.spec.most) if self.spec.most else rows
-
     def _length(self, needed: int, positions: int | None) -> int:
         config, most = self.config, positions or max(needed, self.config.max_seq_len) + ROUNDED
         if config.seq_len > most and positions:
@@ -215,6 +210,18 @@ class NlgTask:
 
     def _note(self, note: str) -> None:
         self.notes += (note,)
+
+
+def decoded_split(config: NlgConfig) -> str:
+    """The split that is decoded and scored."""
+    return config.decoded or NLG[config.task].decoded
+
+
+def inputs_of(config: NlgConfig, rows: Sequence[NlgRow]) -> list[NlgRow]:
+    """The inputs of the decoded split as the official scripts score them: equal ones merged, and so many references."""
+    spec, rows = NLG[config.task], list(rows)
+    rows = merged(rows) if spec.merged else rows
+    return _spaced(capped(rows, spec.most) if spec.most else rows, config.max_prompts)
 
 
 def _spaced(rows: Sequence[Any], count: int | None) -> list[Any]:

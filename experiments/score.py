@@ -1,0 +1,99 @@
+"""Scores the decoded texts of ended runs again: for metrics that the machine which trained them could not compute.
+
+    python -m experiments.score --runs='runs/lora_nlg-*' --data_dir=FOLDER --results=experiments/results/e2e_smollm2
+
+METEOR, ROUGE-L and CIDEr need Java, and most scores a library; a GPU machine may have neither. A run writes its texts
+to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both, computes
+the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here. The data
+must be those of the run: each prompt and its references are compared.
+"""
+
+import dataclasses
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments.cli import launch
+from experiments.records import run_folder
+from experiments.records.lines import Recorded
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.builders.nlg.source import load_nlg
+from lowrank_jax.data.builders.nlg.specs import SEEN
+from lowrank_jax.tasks.nlg.scores import score_by
+from lowrank_jax.tasks.nlg.task import NlgConfig, decoded_split, inputs_of
+from lowrank_jax.train.tracking import read_decoded
+
+flags.DEFINE_list("runs", None, "Run folders, or patterns of them in quotes: 'runs/lora_nlg-*'")
+flags.DEFINE_string("data_dir", None, "Folder of the official files; otherwise the one in each run's config")
+flags.DEFINE_string("results", None, "NAME or NAME.jsonl: the file that each record is added to")
+FLAGS = flags.FLAGS
+
+
+def score_run(folder: Path, data_dir: str | None) -> dict:
+    """The record of a run with the metrics of its decoded texts.
+
+    Raises:
+      UserError: the folder has no ended run of the task `nlg`, or no decoded texts; or the data are others.
+    """
+    record = run_folder.read_result(folder / run_folder.RESULT)
+    if record is None or record.get("status") != "finished":
+        raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
+    section = dict(record["config"].get("task") or {})
+    if section.pop("name", None) != "nlg":
+        raise UserError(f"{folder}: its task is not nlg; only its texts have metrics of their own")
+    known = {field.name for field in dataclasses.fields(NlgConfig)}
+    config = NlgConfig(**{key: value for key, value in section.items() if key in known})
+    loaded, _ = load_nlg(config.task, decoded_split(config), data_dir or config.data_dir, config.allow_partial)
+    rows = inputs_of(config, loaded)
+    texts = read_decoded(folder)
+    for step, name in dict.fromkeys((text["step"], text["name"]) for text in texts):
+        own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
+        _check_same(folder, own, rows)
+        scored = score_by(config.task, [text["continuation"] for text in own], rows, SEEN[config.seen])
+        entry = _entry(folder, record, step, name)
+        entry |= {f"{name}/{metric}": value for metric, value in scored.values.items()}
+        record["missing"] = dict(scored.missing)
+    if not record["missing"]:
+        del record["missing"]
+    return record
+
+
+def _check_same(folder: Path, texts: Sequence[dict], rows: Sequence) -> None:
+    """Raises UserError where the texts are of other inputs or references than `rows`."""
+    if len(texts) != len(rows):
+        raise UserError(f"{folder}: it decoded {len(texts)} inputs and the data have {len(rows)}; give its data_dir")
+    for number, (text, row) in enumerate(zip(texts, rows, strict=True), 1):
+        if text.get("prompt") != row.context or tuple(text.get("references") or ()) != row.references:
+            raise UserError(f"{folder}: decoded text {number} is of another input than {row.place}; give its data_dir")
+
+
+def _entry(folder: Path, record: dict, step: int, name: str) -> dict:
+    """The evaluation of the record that has the scores of `name` at `step`."""
+    for entry in record.get("evaluations") or []:
+        if entry.get("step") == step and any(key.startswith(f"{name}/") for key in entry):
+            return entry
+    raise UserError(f"{folder}: its record has no evaluation {name!r} at step {step}; its decoded.jsonl is of another")
+
+
+def main(_) -> None:
+    """Prints a line for each run: its scores, and what is missing."""
+    if not FLAGS.runs:
+        raise UserError("name the runs: --runs=runs/NAME, or a pattern in quotes")
+    folders = [Path(found) for word in FLAGS.runs for found in sorted(glob.glob(word)) or [word]]
+    recorded = Recorded(FLAGS.results) if FLAGS.results else None
+    for folder in folders:
+        record = score_run(folder, FLAGS.data_dir)
+        run_folder.write_json(folder / run_folder.RESULT, record)
+        if recorded:
+            recorded.put(record)
+        last = record["evaluations"][-1]
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if "/" in key)
+        print(f"{folder.name}: {scores}", flush=True)
+        for metric, why in (record.get("missing") or {}).items():
+            print(f"    {metric}: {why}")
+
+
+if __name__ == "__main__":
+    launch(main)
