@@ -13,6 +13,10 @@ class Count(int):
     """The type of an argument that is a whole number above 0: a 0 would read as if nothing were given."""
 
 
+class Several(tuple):
+    """The type of an argument that is one or more words: further ones follow after commas (`files=a.jsonl,b.jsonl`)."""
+
+
 ASK = "?"  # the argument that asks which arguments a config file takes
 
 
@@ -34,7 +38,8 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
     Args:
       arg: the text after the config file's colon; None or "" takes every default. A bare `key` sets a boolean.
       **declared: key -> a default (its type is the key's type), a tuple of choices (the first is the default), or a
-        type (no default: None unless given; "none" gives None).
+        type (no default: None unless given; "none" gives None). Of the type `Several`, what follows without = belongs
+        to it, unless it is a key.
 
     Returns:
       A namespace with one attribute for each declared key, and `changed`, the keys that are not at their defaults.
@@ -45,11 +50,15 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
     if arg == ASK:
         raise Asked(declared)
     values = {key: _default(spec) for key, spec in declared.items()}
-    given = set()
+    given, several = set(), None
     for part in (arg or "").split(","):
         if not part.strip():
             continue
         key, equals, text = (piece.strip() for piece in part.partition("="))
+        if several and not equals and key not in declared:
+            values[several] = (*values[several], key)
+            continue
+        several = key if declared.get(key) is Several and equals and text.lower() != "none" else None
         if key not in declared:
             from lowrank_jax.core.paths import unknown_name  # imports jax, which only this message needs
 
@@ -90,6 +99,7 @@ def _words(spec: Any) -> str:
         return ", ".join(map(str, spec))
     kind = spec if isinstance(spec, type) else type(spec)
     words = {bool: "true, false", Count: "a whole number above 0", int: "an integer", float: "a number"}
+    words[Several] = "words with commas between"
     return words.get(kind, "a word")
 
 
@@ -116,6 +126,8 @@ def _cast(key: str, text: str, kind: type) -> Any:
         return text.lower() in TRUE
     if kind is str:
         return text
+    if kind is Several:
+        return (text,)
     if kind not in (int, float, Count):
         raise TypeError(f"{key} is declared as {kind}; use str, int, float, bool, Count or a tuple of choices")
     try:

@@ -3,9 +3,11 @@
 python -m experiments.decode --shape=smollm2-135m --batches=1,64,256 --out=experiments/results/speed/decoding.jsonl
 python -m experiments.decode --shape=llama2-7b --batches=1 --weights=merged
 python -m experiments.decode --shape=smollm2-135m --batches=1,64 --peers=dynamic,static    # transformers with PEFT
+python -m experiments.decode --beams=10 --base=smollm2-135m --data_dir=FOLDER --peers=dynamic    # E2E's test inputs
 """
 
 import json
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -23,12 +25,18 @@ flags.DEFINE_integer("prompt", 64, "Tokens of each prompt.", lower_bound=1)
 flags.DEFINE_integer("new", 64, "New tokens of each row.", lower_bound=2)
 flags.DEFINE_string("dtype", "bfloat16", "Dtype of weights and computation.")
 flags.DEFINE_integer("repeats", 5, "How often each time is measured; the median counts.", lower_bound=1)
+flags.DEFINE_integer("beams", 0, "Beam search by so many beams over E2E's test inputs, on --base.", lower_bound=0)
+flags.DEFINE_string("base", "smollm2-135m", "With --beams: the base, with its weights.")
+flags.DEFINE_string("data_dir", None, "With --beams: folder of E2E's official files.")
+flags.DEFINE_bool("partial", False, "With --beams: take incomplete files of E2E.")
+flags.DEFINE_float("length_penalty", 0.9, "With --beams: p of a beam's score, log-likelihood / length^p.")
+flags.DEFINE_integer("no_repeat_ngram", 4, "With --beams: no n tokens in a row twice; 0: no limit.", lower_bound=0)
 flags.DEFINE_string("out", None, "File of JSON lines that the records are added to.")
 FLAGS = flags.FLAGS
 
 
 def main(_) -> None:
-    """Prints {"weights", "batch", "ms", "first_ms", "tokens_per_second", "weights_gib", ...} lines."""
+    """Prints JSON lines: {"weights", "batch", "ms", "first_ms", ...}, or with --beams {"program", "seconds", ...}."""
     batches = [int(each) if each.isdecimal() else 0 for each in FLAGS.batches]
     if not batches or min(batches) < 1:
         raise UserError(f"--batches={','.join(FLAGS.batches)}: give numbers of rows, such as 1,64")
@@ -36,15 +44,27 @@ def main(_) -> None:
         if wrong := [each for each in getattr(FLAGS, flag) if each not in known]:
             raise UserError(f"--{flag}: {wrong[0]!r} is none of {', '.join(known)}")
     start_devices()
-    from experiments.bench.decoding import rows
-
-    sizes = {"rank": FLAGS.rank, "prompt": FLAGS.prompt, "new": FLAGS.new, "repeats": FLAGS.repeats}
-    for record in rows(FLAGS.shape, FLAGS.weights, batches, dtype=FLAGS.dtype, peers=FLAGS.peers, **sizes):
+    for record in _searched(batches) if FLAGS.beams else _greedy(batches):
         line = json.dumps(record)
         print(line, flush=True)
         if FLAGS.out:
             with open(FLAGS.out, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def _greedy(batches: list[int]) -> Iterator[dict]:
+    from experiments.bench.decoding import rows
+
+    sizes = {"rank": FLAGS.rank, "prompt": FLAGS.prompt, "new": FLAGS.new, "repeats": FLAGS.repeats}
+    return rows(FLAGS.shape, FLAGS.weights, batches, dtype=FLAGS.dtype, peers=FLAGS.peers, **sizes)
+
+
+def _searched(batches: list[int]) -> Iterator[dict]:
+    from experiments.bench.beams import rows
+
+    search = {name: getattr(FLAGS, name) for name in ("beams", "length_penalty", "no_repeat_ngram", "new", "repeats")}
+    options = {**search, "dtype": FLAGS.dtype, "peer": bool(FLAGS.peers), "partial": FLAGS.partial}
+    return rows(FLAGS.base, FLAGS.data_dir, batch=batches[-1], **options)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def nothing_fetched(monkeypatch, tmp_path):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    elsewhere = {"lora_glue", "lora_mnli", "lora_nlg"}  # in test_configs_glue.py and its siblings
+    elsewhere = {"lora_glue", "lora_mnli", "lora_nlg", "mora_finetune", "mora_pretrain"}  # in files of their own
     assert found == {"mora_uuid", "bench", "pico_pretrain", "finetune"} | elsewhere
 
 
@@ -171,7 +171,7 @@ def test_grids_are_made_of_configs_that_exist():
     from experiments.config.defaults import wrong_key
 
     own = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue", "mnli": "lora_mnli"}
-    files = {**own, "e2e": "lora_nlg", "webnlg": "lora_nlg"}  # by the grid's first word
+    files = {**own, "e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune"}  # by the grid's first word
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
         stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]

@@ -181,11 +181,11 @@ def test_label_smoothing_is_for_next_tokens():
 
 
 def test_grids():
-    """Full rows wait for the four rates of their method on E2E, by held-out loss; rates and seeds share programs."""
+    """Full rows wait for the six rates of their method on E2E, by held-out loss; rates and seeds share programs."""
     grid = Grid(FILE, "configs/sweeps/e2e_smollm2.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    assert (len(rates), len(full)) == (28, 21)
+    assert (len(rates), len(full)) == (42, 21)
     assert {cell.plain["train"]["epochs"] for cell in rates} == {1}
     assert not any(cell.plain["evals"] for cell in rates)
     assert all(cell.plain["evals"]["decode"]["weights"] == "best" for cell in full)
@@ -196,7 +196,7 @@ def test_grids():
             "status": "finished",
             "config": grid.cells[name].plain,
             "losses": [[1, 9.0 - place]],
-            "evaluations": [{"step": 1, "loss": (3.0, 1.0, 2.0, 4.0)[place]}],
+            "evaluations": [{"step": 1, "loss": (3.0, 1.0, 2.0, 4.0, 5.0, 6.0)[place]}],
         }
         for place, name in enumerate(full[0].trials)
     }
@@ -207,5 +207,5 @@ def test_grids():
         other = Grid(FILE, f"configs/sweeps/{name}.py")
         trials = {trial for cell in other.cells.values() for trial in cell.trials}
         assert trials <= known  # E2E's own: a recorded one is not run again
-        assert all(len(cell.trials) == 4 for cell in other.cells.values() if cell.stage == "full")
-    assert len(Grid(FILE, "configs/sweeps/e2e_gemma.py").cells) == 15
+        assert all(len(cell.trials) == 6 for cell in other.cells.values() if cell.stage == "full")
+    assert len(Grid(FILE, "configs/sweeps/e2e_gemma.py").cells) == 21

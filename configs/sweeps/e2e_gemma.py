@@ -1,4 +1,4 @@
-"""Table 3 with Gemma 3 270M: E2E by full fine-tuning, LoRA and MoRA, four rates each, then one seed at the best.
+"""Table 3 with Gemma 3 270M: E2E by full fine-tuning, LoRA and MoRA, six rates each, then one seed at the best.
 
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_gemma.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_gemma

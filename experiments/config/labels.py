@@ -7,6 +7,9 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 
 STAGE = "full"  # of a single run, and of a grid of one stage
+# Methods that are LoRA with a setting of its own. rsLoRA's name has to be asked for, as recorded runs with that scaling
+# are called "lora".
+LORA_PLUS, ASYLORA, RSLORA = "lora+", "asylora", "rslora"
 METHODS_OF_RULES = {"full": "fft"}  # `trainable` -> method, where they differ (not for bitfit, head, ft-top2)
 ADAPTED = "adapters"
 # Of LoRA's Table 5: W_q, W_k, W_v, W_o.
@@ -46,7 +49,11 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
         return {name: value for name, value in kept.items() if name != "stage"}
     adapter, task = _section(plain, "adapter", "config"), _section(plain, "task", "config")
     method, adapts = _method(plain.get("trainable", ADAPTED), adapter, kept.get("method"))
+    if adapts and method == "lora":
+        method = _kind_of_lora(plain, adapter, kept.get("method"))
     beside = _beside(plain) if adapts else []
+    if adapts and _section(plain, "restart", "config").get("every"):
+        method = f"re{method}"
     derived = {
         "method": "+".join([str(method), *(PREFIX_METHODS[one["method"]] for one in beside)]) if beside else method,
         "rank": adapter.get("rank") if adapts and method not in PREFIX_METHODS else None,
@@ -56,6 +63,7 @@ def derive(plain: Mapping[str, Any], stage: str | None = None) -> dict[str, Any]
     # A benchmark of several tasks compares several variants of MoRA, and names each; elsewhere the plain one has none.
     benchmark = task.get("task")
     words = [_variant(adapter, bool(benchmark)) if adapts else "", *map(_tokens, beside)]
+    words += ["frozen A"] if method == ASYLORA and not isinstance(plain.get("trainable", ADAPTED), str) else []
     variant = " ".join(filter(None, words))
     if given == NOTHING_DROPPED and not variant:
         variant = given
@@ -99,6 +107,15 @@ def _method(trainable: Any, adapter: Mapping[str, Any], kept: str | None) -> tup
     if rule != ADAPTED:
         return METHODS_OF_RULES.get(rule, rule), False
     return family or kept, family is not None
+
+
+def _kind_of_lora(plain: Mapping[str, Any], adapter: Mapping[str, Any], kept: str | None) -> str:
+    """ "lora+" with a rate of its own for B, "asylora" with an orthonormal A, "rslora" by labels and scaling."""
+    if _section(plain, "optimizer", "config").get("multipliers"):
+        return LORA_PLUS
+    if adapter.get("init") == ASYLORA:
+        return ASYLORA
+    return RSLORA if kept == RSLORA == adapter.get("scaling") else "lora"
 
 
 def _beside(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -34,6 +34,7 @@ class RunConfig:
     task: Any
     optimizer: Any
     schedule: Any
+    restart: Any
     train: Any
     checkpoint: Any
     mesh: Any

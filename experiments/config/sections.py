@@ -8,6 +8,7 @@ SECTIONS = {
     "adapter": "lowrank_jax.adapters.base:AdapterConfig",
     "optimizer": "lowrank_jax.train.optimizer:OptimizerConfig",
     "schedule": "lowrank_jax.train.schedule:ScheduleConfig",
+    "restart": "lowrank_jax.train.restart:RestartConfig",
     "train": "lowrank_jax.train.loop:LoopConfig",
     "checkpoint": "lowrank_jax.checkpoints.manager:CheckpointConfig",
     "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
@@ -20,6 +21,7 @@ EVALS = {
     "": "lowrank_jax.train.loop:EvalConfig",
     "samples": "experiments.session.evals:SamplesConfig",
     "generation": "experiments.session.evals:GenerationConfig",
+    "forgetting": "experiments.session.evals:ForgettingConfig",
     "choice": "experiments.session.evals:ChoiceConfig",
 }
 TASKS = {

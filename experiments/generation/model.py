@@ -124,13 +124,15 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
     with Checkpoints(place / run_folder.CHECKPOINTS, config.checkpoint.keep, identity) as checkpoints:
         rest = state._asdict()
         if best := keeps_best(config.evals):
-            rest["best"] = abstract_best(state.trainable, 1)
+            rest["best"] = abstract_best(state.trainable, 1, frozen if config.restart.every else None)
+        rest |= {"frozen": frozen} if config.restart.every else {}  # which merges have changed
         trainable, rest, _, step = checkpoints.restore(None, rest.pop("trainable"), rest)
+        frozen = rest.get("frozen", frozen)
         if best:
-            trainable, step = loaded(rest["best"], trainable, step)
+            trainable, frozen, step = loaded(rest["best"], trainable, frozen, step)
     variables = combine(trainable, frozen)
     made_of = {**made_of, "step": step}
-    model, apply_fn, virtual = experiment.base.model, experiment.apply_fn, framing_of(experiment.plan.virtual)
+    apply_fn, virtual, model = experiment.apply_fn, framing_of(experiment.plan.virtual), experiment.base.model
     decoder = make_decoder(apply_fn, experiment.base.config, model.dtype, model.cuts)
     return Model(experiment.base, variables, apply_fn, decoder, made_of, config.task, virtual)
 

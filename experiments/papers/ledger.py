@@ -96,6 +96,105 @@ MORA = (
     ),
 )
 
+# Jiang et al., Table 3; the same commit, and ReLoRA's repository (Guitaricet/relora, 176f376).
+MORA_PRETRAIN = (
+    Disagreement(
+        "ReMoRA's next grouping",
+        "two that alternate (appendix B; an example in the text is of neither)",
+        "four in turn, types 1, 2, 3, 4, by default",
+        "both readings",
+        "restart.groups = paper | code | fixed",
+    ),
+    Disagreement(
+        "rate after a merge",
+        "jagged: one cosine with 50 steps of warm-up after each merge",
+        "the README's command leaves that scheduler off: the schedule begins again from the rate reached",
+        "both readings",
+        "restart.schedule = jagged | restart | none",
+    ),
+    Disagreement(
+        "moments at a merge",
+        "reset",
+        "dropped with their step count for merged adapters; ReLoRA's repository prunes 99.9% at random or by magnitude",
+        "dropped; pruning goes matrix by matrix and keeps the count",
+        "restart.reset = all | magnitude | random | none",
+    ),
+    Disagreement(
+        "last merge",
+        "not said",
+        "after the last step too",
+        "none: an export adds the adapters to the base anyway",
+        "none",
+    ),
+    Disagreement(
+        "alpha in pre-training",
+        "not said",
+        "64 at r=128 (LoRA; MoRA ignores it)",
+        "r / 2",
+        "adapter.alpha",
+    ),
+)
+
+# Jiang et al., Tables 1 and 4 to 7; the same commit.
+MORA_FINETUNE = (
+    Disagreement(
+        "warm-up on MetaMath",
+        "300 steps (Table 5)",
+        "3% of the steps (about 278), whatever the flags say",
+        "both readings",
+        "schedule.warmup_steps = 300 | schedule.warmup_fraction = 0.03",
+    ),
+    Disagreement(
+        "rates and ratios",
+        "two rates for each cell of Table 5, two ratios of LoRA+ (2 and 4); which won is not said",
+        "3e-4, the larger, in the README's example (MoRA on MetaMath)",
+        "the larger rate, ratio 4",
+        "optimizer.learning_rate, optimizer.multipliers",
+    ),
+    Disagreement(
+        "prompt and length on MetaMath",
+        "not said",
+        "Alpaca's; the query's first line is the instruction, the rest the input; 512 tokens, the loss on the response",
+        "code",
+        "task.chat_template = alpaca, task.seq_len",
+    ),
+    Disagreement(
+        "Tulu v2's tokens",
+        "326k filtered samples, the filter is not said",
+        "read as ids from disk; those of 32,000 and more, which the base lacks, become 0 (<unk>)",
+        "the published conversations in Open Instruct's format, encoded with the base's own tokenizer",
+        "none",
+    ),
+    Disagreement(
+        "AsyLoRA",
+        "only its start is taken, A is trained (its authors freeze A)",
+        "A from the decomposition of a matrix of [0, 1) numbers, which the authors centre; freezing A is commented out",
+        "an orthonormal basis of a Gaussian matrix's columns, as likely as the authors'; A trained, or frozen",
+        "adapter.init = asylora, trainable",
+    ),
+    Disagreement(
+        "what LoRA+ multiplies",
+        "B's rate",
+        "the rate of names with lora_B that have weight decay (LoRA+'s own code: also of one-dimensional parameters)",
+        "B's rate; for MoRA, which has no B, such a rule is refused",
+        "optimizer.multipliers",
+    ),
+    Disagreement(
+        "the biomedical mean of LoRA r=8",
+        "52.3 in Table 1, 51.9 in Table 6; the four numbers of Table 6 average to 52.05",
+        "no evaluation code",
+        "each table as printed",
+        "none",
+    ),
+    Disagreement(
+        "fine-tuning's base and scores",
+        "a size is given for UUID alone; how MMLU, GSM8K and MATH were scored is not said",
+        "no evaluation code; the example's base is LLaMA-2",
+        "LLaMA-2 7B; lm-eval's prompts and filters, math-verify for MATH",
+        "evals",
+    ),
+)
+
 # Hu et al., what concerns GLUE; microsoft/LoRA, commit c4593f0, examples/NLU.
 LORA = (
     Disagreement(
@@ -247,11 +346,13 @@ PREFIX = (
 )
 LEDGERS = {
     "MoRA (Jiang et al.)": MORA,
+    "MoRA's fine-tuning (Jiang et al.)": MORA_FINETUNE,
+    "MoRA's pre-training (Jiang et al.)": MORA_PRETRAIN,
     "LoRA on GLUE (Hu et al.)": LORA,
     "LoRA on GPT-2 and GPT-3 (Hu et al.)": LORA_NLG,
     "prefix methods (Hu et al.)": PREFIX,
 }
-LEDGER = MORA + LORA + LORA_NLG + PREFIX
+LEDGER = MORA + MORA_FINETUNE + MORA_PRETRAIN + LORA + LORA_NLG + PREFIX
 
 
 def load(places: Any) -> None:

@@ -110,6 +110,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "message": (_is_text, "a string"),
     "notes": (_items(_is_text), "a list of strings"),
     "missing": (_values(_is_text), "an object of strings"),
+    "forgetting": (_values(_values(is_number)), "an object of objects of numbers"),
     "best": (_values(_or_none(is_number)), "an object of numbers"),
     "base": (_values(_is_text), "an object of strings"),
     "seq_len": (_or_none(_is_whole), "a whole number"),

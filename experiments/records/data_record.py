@@ -60,6 +60,9 @@ def sources(plain: Mapping[str, Any]) -> Iterator[Source]:
         yield from _glue(TASK, task.get("data_dir"), splits_of(task.get("dev", "matched")))
     elif task.get("name") == "nlg":
         yield from _nlg(task)
+    for name, entry in (plain.get("evals") or {}).items():
+        if isinstance(entry, dict) and entry.get("type") == "forgetting":
+            yield from _rows(f"evals.{name}.path", entry.get("path"))
     yield from _exams(plain.get("evals") or {})
     if adapter := (plain.get("start") or {}).get("adapter"):
         yield _adapter(Path(adapter))
@@ -169,23 +172,28 @@ def unknown(plain: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
 
 
 def _text(task: Mapping[str, Any]) -> Iterator[Source]:
+    for field in ("path", "validation_path"):
+        yield from _rows(f"task.{field}", task.get(field), lazy=field == "path" and bool(task.get("lazy")))
+
+
+def _rows(field: str, given: str | Sequence[str] | None, lazy: bool = False) -> Iterator[Source]:
+    """The sources of a user's rows that a field of the config names; `lazy`: read when they are needed."""
     from lowrank_jax.data.digest import content_digest
+    from lowrank_jax.data.lazy import lazy_digest
     from lowrank_jax.data.rows import source_digest
     from lowrank_jax.data.sources import data_files, is_named
 
-    for field in ("path", "validation_path"):
-        given = task.get(field) or ()
-        for number, name in enumerate([given] if isinstance(given, str) else given):
-            if not name:
-                continue
-            if is_named(name):
-                yield Source(f"task.{field}.{name}", name, (), functools.partial(source_digest, name))
-                continue
-            key, files = f"task.{field}.{number}", tuple(data_files(name))
-            if files == (path := Path(name),):
-                yield Source(key, name, files, functools.partial(content_digest, path))
-            else:
-                yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
+    for number, name in enumerate([given] if isinstance(given, str) else given or ()):
+        if not name:
+            continue
+        if is_named(name):
+            yield Source(f"{field}.{name}", name, (), functools.partial(lazy_digest if lazy else source_digest, name))
+            continue
+        key, files = f"{field}.{number}", tuple(data_files(name))
+        if files == (path := Path(name),):
+            yield Source(key, name, files, functools.partial(content_digest, path))
+        else:
+            yield Source(key, f"the data files in {name}", files, functools.partial(_joined, files, content_digest))
 
 
 def _glue(name: str, folder: str | None, splits: Sequence[str] | None = None) -> Iterator[Source]:

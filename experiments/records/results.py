@@ -11,7 +11,7 @@ from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import refuse_special
 
-LOSSES = ("loss", "perplexity", "loss_per_byte", "bits_per_byte")  # scores that are better when smaller
+LOSSES = ("loss", "perplexity", "loss_per_byte", "bits_per_byte", "text_loss")  # scores that are better when smaller
 
 
 def load_results(places: Iterable[str | Path]) -> list[dict]:

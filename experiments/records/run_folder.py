@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.plain import changes, content_hash
-from experiments.records import data_record
+from experiments.records import data_record, forgetting
 from experiments.records.checks import check_chosen, check_record
 from experiments.records.environment import environment_record
 from lowrank_jax.core import json_text
@@ -316,6 +316,7 @@ def finish_run(
         evaluations=evaluations,
         losses=losses,
         message=message,
+        **forgetting.rises(plain, evaluations),
         **more,
     )
     write_json(Path(folder) / RESULT, record)

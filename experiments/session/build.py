@@ -15,7 +15,7 @@ from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
 from lowrank_jax.adapters.merge import check_merges
-from lowrank_jax.bases.base import AUTO, Base, abstract_base
+from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer
 from lowrank_jax.bases.ends import end_ids, opening_ids
 from lowrank_jax.bases.locate import resolve
 from lowrank_jax.core.errors import UserError
@@ -37,8 +37,9 @@ from lowrank_jax.tasks.framing import Framing, framing_of
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
 from lowrank_jax.train.compiler import compiler_options, loss_unroll
-from lowrank_jax.train.optimizer import make_optimizer
-from lowrank_jax.train.schedule import make_shape
+from lowrank_jax.train.optimizer import check_multipliers, make_optimizer
+from lowrank_jax.train.restart import check_restart, cycling, make_merge
+from lowrank_jax.train.rewarm import make_restart_shape
 from lowrank_jax.train.state import check_choice, init_state, trainable_rules
 from lowrank_jax.train.step import make_step
 
@@ -68,8 +69,10 @@ def build(
     config = _with_head(config, form)
     base = in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
+    restarts = bool(config.restart.every)
+    plan = cycling(plan, config.restart.groups) if restarts else plan
     rules = trainable_rules(config.trainable)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, apart=restarts)
 
     variables = {"params": base.params}
     if plan.sites:
@@ -78,6 +81,8 @@ def build(
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)
     check_choice(config.trainable, trainable, frozen)
+    check_multipliers(config.optimizer.multipliers, trainable)
+    trained = trainable.get("params", {})
     model, groups = _fused_model(base, config)
     unrolled = is_unrolled(config.base.scan_unroll, base.config.num_hidden_layers)
     frozen |= present(layout_of(groups, unrolled).apply(frozen.pop("params", {})))
@@ -94,6 +99,8 @@ def build(
     if config.export.merged:
         check_merges(plan, flatten(base.params))  # said now, not when the run has ended
     if seq_len is None and task is None:
+        if config.base.tokenizer:
+            base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
         task = _task_of(config, base, framing_of(plan.virtual))
     asked, config = config, fit(config, task, mesh)
     train = config.train
@@ -101,7 +108,12 @@ def build(
         entry.check_due(f"config.evals.{name}", train)
     setting = _setting(config, base, mesh, apply_fn, framing_of(plan.virtual))
     objective = form.objective(setting)
-    step = make_step(objective, optimizer, make_shape(config.schedule, config.train.steps), config.train.accumulate)
+    if restarts:
+        check_restart(config.restart, plan, base.params, trained, train.steps)
+        if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
+            print(f"restart.every: merges round their sum to {dtype}; base.dtype=float32 does not", flush=True)
+    shape = make_restart_shape(config.schedule, config.restart, train.steps)
+    step = make_step(objective, optimizer, shape, train.accumulate)
     options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     length = seq_len or (task.seq_len if task else 0)
@@ -109,9 +121,13 @@ def build(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, (shape, dtype) in form.batch_shapes(train.batch_size, length).items()
     }
+    merge = None
+    if restarts:
+        places = (layout, jax.tree.map(lambda leaf: leaf.sharding, frozen))
+        merge = make_merge(plan, config.restart, groups, optimizer.init, places)
     return Experiment(
         config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,
-        abstract_state, frozen, abstract_batch, jitted, options, chosen(asked, config),
+        abstract_state, frozen, abstract_batch, jitted, options, chosen(asked, config), merge,
     )  # fmt: skip
 
 

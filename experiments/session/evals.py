@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from lowrank_jax.forms.chooser import ChoiceOptions
+from lowrank_jax.forms.forgetting import ForgettingOptions
 from lowrank_jax.forms.generation import GenerationOptions, SamplesOptions
 from lowrank_jax.train.loop import EvalConfig
 
@@ -35,6 +36,20 @@ class GenerationConfig(EvalConfig, GenerationOptions):
         """How prompts are decoded, without when; None where that is as the task's own evaluation does it."""
         options = _options(self, GenerationOptions)
         return None if options == GenerationOptions() else options
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgettingConfig(EvalConfig, ForgettingOptions):
+    """See both parents: when the loss on other text is measured, and on which."""
+
+    def __post_init__(self):
+        EvalConfig.__post_init__(self)
+        ForgettingOptions.__post_init__(self)
+
+    @property
+    def options(self) -> ForgettingOptions:
+        """Which text, without when."""
+        return _options(self, ForgettingOptions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Experiment:
       groups: frozen kernels that lie side by side (`base.fused`), else none.
       abstract_state, abstract_frozen, abstract_batch: the step's arguments as shapes with shardings.
       step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      merge: with restarts, jitted (state, frozen) -> (state, frozen); donates both. None without.
       options: of the compiler, for the step; None where it has XLA's own.
       chosen: {key: value} of the keys that were left to the data.
       programs: what `load` has jitted, which `dataclasses.replace` hands on.
@@ -80,6 +81,7 @@ class Experiment:
     step: Any
     options: dict[str, bool | int | str] | None
     chosen: dict[str, int] = dataclasses.field(default_factory=dict)
+    merge: Any = None
     programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -145,6 +147,10 @@ class Experiment:
         """
         with self.load_ahead() if ahead else contextlib.nullcontext():
             return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+
+    def compile_merge(self) -> Any:
+        """The compiled merge of a run with restarts; None without."""
+        return self.merge and self.merge.lower(self.abstract_state, self.abstract_frozen).compile()
 
     @contextlib.contextmanager
     def load_ahead(self) -> Iterator[None]:

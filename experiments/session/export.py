@@ -41,17 +41,21 @@ class ExportConfig:
 
     Attributes:
       adapter: the trained leaves alone, with their scales and the base's fingerprint, in `adapter/`. Full fine-tuning
-        has no adapter: it is kept by its checkpoint and by `merged`.
+        has no adapter: it is kept by its checkpoint and by `merged`. Nor has a run with restarts, whose adapters since
+        the last merge belong to a base that only it has.
       merged: dtype of the merged model in Hugging Face's layout in `model/`; "" writes none. Of a quantised base, what
         its codes stand for with the update, as arrays on the device; scripts/merge_adapter.py merges into the
         published weights instead, on the host.
       peft: the adapter as a folder for PEFT, in `peft/`, where PEFT has the family and can load the base by a name;
         otherwise a line says how else to use it in other programs.
+      spectrum: counts the singular values above 0.1 of what the run has added to each kernel, into result.json (MoRA's
+        Fig. 5); reads the base once more.
     """
 
     adapter: bool = True
     merged: Literal["", "float32", "bfloat16", "float16"] = ""
     peft: bool = True
+    spectrum: bool = False
 
 
 def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:
@@ -66,27 +70,39 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
       Lines for the user: the Python that loads `peft/`, or why there is none.
     """
     config, plan, lines = experiment.config.export, experiment.plan, []
-    if config.adapter and experiment.config.trainable != "full":
+    whole = experiment.config.trainable == "full" or bool(experiment.config.restart.every)  # no adapter says it all
+    if whole and plan.sites and (config.adapter or config.peft):
+        lines = [
+            f"no {folder / 'adapter'}: merges (restart.every) have changed its base; the last checkpoint has the whole "
+            "model, and --config.export.merged=float32 writes it"
+        ]
+    if config.adapter and not whole:
         variables = combine(state.trainable, frozen)
         scales = {path: jax.device_get(scale).tolist() for path, scale in flatten(variables.get("scales", {})).items()}
         save_adapter(
             folder / "adapter",
-            state.trainable,
+            _with_frozen_adapters(state, frozen),
             adapters.describe(plan),
             scales,
             experiment.base_record(fingerprint),
         )
-    if config.peft and plan.sites:
+    if config.peft and plan.sites and not whole:
         lines = _export_peft(folder, experiment, state, frozen, fingerprint)
     if config.merged:
         params = Segments().undo(adapters.merge(experiment.variables(state, frozen), plan))
         base = experiment.base
         beside = carry(base.path, base.tokenizer)
         export_params(params, base.config, folder / "model", config.merged, tokenizer=base.tokenizer, carried=beside)
-        if experiment.config.trainable == "full":
+        if whole:
             lines = [f"{folder / 'model'} is the whole model, for transformers and as a base here"]
     _write_template(folder, experiment)
     return lines
+
+
+def _with_frozen_adapters(state: TrainState, frozen: Any) -> dict[str, Any]:
+    """What was trained, and the adapters' leaves that rules froze (AsyLoRA's A): an update needs both."""
+    held = frozen.get("adapters")
+    return combine(state.trainable, {"adapters": held} if held else {})
 
 
 def _write_template(folder: Path, experiment: Experiment) -> None:
@@ -109,7 +125,7 @@ def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen
     trained = {path: on_host(leaf) for path, leaf in flatten(state.trainable.get("params", {})).items()}
     fresh = [p for p in flatten(base.params) if experiment.form.head and is_fresh(experiment.config, p)]
     given = _params(experiment, state, frozen, trained, fresh)
-    tree = {"adapters": jax.tree.map(on_host, state.trainable["adapters"])}
+    tree = {"adapters": jax.tree.map(on_host, _with_frozen_adapters(state, frozen)["adapters"])}
     tree["scales"] = jax.tree.map(on_host, frozen["scales"])
     if jax.process_index() != 0:
         return []

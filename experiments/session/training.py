@@ -15,6 +15,7 @@ from experiments.records import claims, run_folder
 from experiments.session import export
 from experiments.session.experiment import Experiment
 from experiments.session.trial_group import TrialGroup
+from experiments.session.update import update_spectrum
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.train import loop, memory, tracking
@@ -53,6 +54,7 @@ class Session:
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
     say: Callable[[str], None] = print
     compiled: Any = None
+    merge: Any = None
     compile_seconds: float = 0.0
     evaluators: Sequence[loop.Evaluator] = ()
 
@@ -65,8 +67,11 @@ class Session:
         self.evaluators = self.program.evaluators()
         begin = time.perf_counter()
         self.compiled = self.program.compile(ahead=True)
+        self.merge = self.program.compile_merge()
         self.compile_seconds = time.perf_counter() - begin
         memory.check_fits(self.compiled)
+        if self.merge is not None:
+            memory.check_fits(self.merge, what="merge")
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints of an earlier session, for --fresh. Call it before the run folders are opened.
@@ -89,7 +94,8 @@ class Session:
         state, frozen, fingerprint = program.load()
         batches, first, seconds = program.batches(), 0, 0.0
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
-        best = Best(state, len(self.runs)) if keeps_best(lead.config.evals) else None
+        changes = self.merge is not None  # the frozen tree, which is then saved too
+        best = Best(state, len(self.runs), frozen if changes else None) if keeps_best(lead.config.evals) else None
         with (
             Checkpoints(folder, keep, {"base": fingerprint, **self.identity}) as checkpoints,
             contextlib.ExitStack() as open_files,
@@ -98,8 +104,12 @@ class Session:
             if checkpoints.latest():
                 rest = program.abstract_state._asdict()
                 if best:
-                    rest["best"] = abstract_best(rest["trainable"], len(self.runs))
+                    held = lead.abstract_frozen if changes else None
+                    rest["best"] = abstract_best(rest["trainable"], len(self.runs), held)
+                if changes:
+                    rest["frozen"], frozen = lead.abstract_frozen, None  # the base need not fit twice
                 trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
+                frozen = rest.pop("frozen", frozen)
                 if best:
                     best.restore(rest.pop("best"))
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
@@ -129,16 +139,18 @@ class Session:
                 train_seconds=seconds,
                 renew=self._renew,
                 best=best,
+                merge=self.merge,
+                merges=lead.config.restart.due,
             )
+            del frozen  # merges replace it
             outcome = loop.fit(job)
-            records = [self._record(i, outcome, frozen, fingerprint, trackers[i], best) for i in range(len(self.runs))]
+            records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
         return outcome, [record for record in records if record]
 
     def _record(
         self,
         index: int,
         outcome: loop.Outcome,
-        frozen: Any,
         fingerprint: str,
         tracker: tracking.Tracker,
         best: Best | None,
@@ -146,9 +158,13 @@ class Session:
         """Exports run `index` (its best weights, where it keeps them) if it finished, and writes its result.json."""
         run, one = self.runs[index], self.program.each[index]
         status, message = outcome.statuses[index], outcome.messages[index]
+        spectra: dict[str, Any] = {}
         if status == "finished":
-            state = outcome.state if best is None else best.state(outcome.state)
-            lines = export.export_run(run.folder, one, *self.program.trial(state, frozen, index), fingerprint)
+            last = (outcome.state, outcome.frozen)
+            weights = self.program.trial(*(last if best is None else best.weights(*last)), index)
+            lines = export.export_run(run.folder, one, *weights, fingerprint)
+            if one.config.export.spectrum:
+                spectra = {"update_spectrum": update_spectrum(one, *weights)}
             if (
                 jax.process_index() == 0 and index == 0
             ):  # trials differ in folder alone: the first one's lines are enough
@@ -159,7 +175,7 @@ class Session:
             run.folder, run.name, run.plain, status, one.parameters, self.started, outcome.train_seconds, message,
             compile_seconds=self.compile_seconds, seq_len=one.data.seq_len, base=one.base_record(fingerprint),
             trained=one.trained, **({"best": best.record(index)} if best else {}), **one.record_notes(),
-            **run_folder.data_of(run.folder), **self.more,
+            **run_folder.data_of(run.folder), **spectra, **self.more,
         )  # fmt: skip
         tracker.summary({"status": status, **run_folder.last_evaluation(result)})
         if result["losses"]:

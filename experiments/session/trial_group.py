@@ -49,6 +49,10 @@ class TrialGroup:
     """
 
     def __init__(self, configs: Sequence[RunConfig], seq_len: int | None = None):
+        if any(config.restart.every for config in configs):
+            raise UserError(
+                "restart.every merges adapters into the base, which the trials of a program share; run them one by one"
+            )
         device, configs = jax.local_devices()[:1], [without_flash(config) for config in configs]
         self.wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
         self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
@@ -79,6 +83,9 @@ class TrialGroup:
         batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
         with self.lead.load_ahead() if ahead else contextlib.nullcontext():
             return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
+
+    def compile_merge(self) -> None:
+        """None: runs with restarts share no program."""
 
     def step_function(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics)."""
@@ -145,9 +152,7 @@ class TrialGroup:
 
         own = {n: tree if self._axes[n] is None else trials.take(tree, index) for n, tree in frozen.items()}
         # The optimizer's moments stay: nothing that looks at one trial reads them.
-        single = TrainState(
-            state.step[index], trials.take(state.trainable, index), (), state.learning_rate[index], state.key[index]
-        )
+        single = trials.take(state._replace(opt_state=()), index)
         return home(single), home(own)
 
     def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:

@@ -24,6 +24,8 @@ def shared_part(plain: dict) -> dict:
         free.append("adapter.rank")
     if base.get("random_init") and plain.get("trainable") != "full":
         free.remove("seed")  # the seed draws the frozen weights too
+    if (plain.get("restart") or {}).get("every"):
+        free = []  # a merge changes the base: such a run shares no program
     bare = without(without(plain), free)
     return {name: value for name, value in bare.items() if value not in ({}, [])}
 

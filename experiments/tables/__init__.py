@@ -11,6 +11,11 @@ from lowrank_jax.core.errors import UserError
 # its results are not records of runs.
 TABLES = {
     "mora_table2": "experiments.tables.uuid.mora_table2",
+    "mora_table1": "experiments.tables.mora.mora_table1",
+    "mora_table3": "experiments.tables.mora.mora_table3",
+    "mora_table4": "experiments.tables.mora.mora_table4",
+    "mora_table6": "experiments.tables.mora.mora_table6",
+    "mora_table7": "experiments.tables.mora.mora_table7",
     "lora_table2": "experiments.tables.glue.lora_table2",
     "lora_table3": "experiments.tables.nlg.lora_table3",
     "lora_table4": "experiments.tables.nlg.lora_table4",
@@ -29,7 +34,11 @@ TABLES = {
 # Flag -> the tables that read it, for flags that few tables read. A new table that reads one is added here.
 READERS = {
     "scale": ("mora_table2",),
-    "model": ("lora_table2", *(f"lora_table{number}" for number in (3, 4, 13, 14, 16, 18))),
+    "model": (
+        "lora_table2",
+        *(f"lora_table{number}" for number in (3, 4, 13, 14, 16, 18)),
+        *(f"mora_table{number}" for number in (1, 4, 6, 7)),
+    ),
 }
 WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read
 

@@ -1,6 +1,8 @@
 """Prints the papers' tables from recorded results, ours next to theirs.
 
 python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
+python -m experiments.tables mora_table1 [--model=smollm2-135m] [--results=...]    # also 4, 6, 7
+python -m experiments.tables mora_table3 [--results=...] [--figures=FOLDER]
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables lora_table3 [--model=smollm2-135m] [--results=...]    # also 4, 13, 14, 16, 18
 python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]
@@ -32,7 +34,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_enum("scale", "laptop", SCALES, "Scale of the runs to show (mora_table2)", flag_values=values)
-    flags.DEFINE_string("model", None, "Base model of the runs to show (LoRA's tables)", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "Base model of the runs to show (LoRA's tables, MoRA's of fine-tuning)", flag_values=values
+    )
     flags.DEFINE_bool("lines", False, "Print the first table's lines alone, without captions", flag_values=values)
 
 

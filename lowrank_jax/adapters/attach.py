@@ -127,7 +127,7 @@ def _attach(
             visited.add(path)
             site = sites[path]
             y, *others = out if isinstance(out, tuple) else (out,)
-            leaf = {name: _read(module, name, shape) for name, shape in site.family.shapes(site.spec).items()}
+            leaf = {name: _read(module, name, one.shape) for name, one in site.family.leaf(site.spec).items()}
             if site.spec.stack and dtype is not None:
                 _refuse_rounded(leaf, y.dtype, path)
             x = next(iter((*args, *kwargs.values())))
@@ -285,7 +285,7 @@ def _drop(module: nn.Module, x: Array, rate: float) -> Array:
 def _refuse_rounded(leaf: Mapping[str, Array], dtype: Any, path: str) -> None:
     """Raises UserError where `prepare` rounded a leaf to the model's dtype and its module computes in a wider one."""
     for value in leaf.values():
-        if jnp.promote_types(value.dtype, dtype) != value.dtype:
+        if jnp.issubdtype(value.dtype, jnp.floating) and jnp.promote_types(value.dtype, dtype) != value.dtype:
             raise UserError(
                 f"{path!r} computes in {dtype} inside an nn.scan of a model whose dtype is {value.dtype}, to which its "
                 "adapter was rounded; name it in adapter.exclude, or compute in one type"

@@ -108,8 +108,9 @@ class AdapterConfig:
       exclude: module names left out of `targets`, or of a bottleneck family's places ("attention"), same form.
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
-        1/sqrt(d_in))), `gaussian` (the paper), `orthogonal`; or from the kernel, whose residual is then what is frozen
-        (`adapters.residual`): `pissa`, `olora`, `loftq`.
+        1/sqrt(d_in))), `gaussian` (the paper), `orthogonal` (PEFT), `asylora` (orthonormal A; its authors freeze A, by
+        `trainable`); or from the kernel, whose residual is then what is frozen (`adapters.residual`): `pissa`, `olora`,
+        `loftq`.
       init_std: standard deviation of `gaussian`, which the paper does not state, of a bottleneck's W_down, and of a
         prefix family's vectors.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.
@@ -127,7 +128,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("query", "value")
     exclude: tuple[str, ...] = ()
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
-    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "kaiming_uniform"
+    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "asylora", "pissa", "olora", "loftq"] = "kaiming_uniform"
     init_std: Annotated[float, Range(above=0)] = 0.02
     rank_pattern: tuple[tuple[str, Annotated[int, Range(least=1)]], ...] = ()
     alpha_pattern: tuple[tuple[str, Annotated[float, Range(above=0)]], ...] = ()
@@ -177,6 +178,8 @@ class AdapterSpec:
       stack: leading axes of leaves that are stacked over scanned layers, () when they are not.
       dropped: layers of the scan below those of `stack`, which have no adapter.
       config: the configuration, with all other options.
+      cycle: MoRA's groupings that take turns, one after each merge of a run with restarts (`train.restart`): names of
+        `mora.MAPS`. The leaf's "group" says whose turn it is. () for an update that stays as `config` says.
     """
 
     d_in: int
@@ -186,6 +189,7 @@ class AdapterSpec:
     stack: tuple[int, ...] = ()
     dropped: int = 0
     config: AdapterConfig = AdapterConfig()
+    cycle: tuple[str, ...] = ()
 
 
 Leaf = Mapping[str, Array]  # the arrays of one adapted module by name, without the stack axes
@@ -223,6 +227,8 @@ class Family:
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
         output. ("mlp", "mlp/down") finds "layers/mlp" where there is "layers/mlp/down/kernel".
+      numbers: spec -> names of whole numbers of the leaf, which are not trained and start at 0: one a layer, beside the
+        scales.
     """
 
     name: str
@@ -237,6 +243,12 @@ class Family:
     needs_kernel: Callable[[AdapterSpec], bool] = lambda spec: False
     place: Literal["kernel", "table", "output", "norm", "tokens", "states", "projections"] = "kernel"
     sites: tuple[tuple[str, str], ...] = ()
+    numbers: Callable[[AdapterSpec], tuple[str, ...]] = lambda spec: ()
+
+    def leaf(self, spec: AdapterSpec) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `delta` reads of one layer: the trained arrays and the numbers beside them."""
+        trained = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in self.shapes(spec).items()}
+        return trained | {name: jax.ShapeDtypeStruct((), jnp.int32) for name in self.numbers(spec)}
 
     @property
     def merges(self) -> bool:

@@ -32,7 +32,7 @@ def kernel_flops(shapes: list[tuple[int, ...]], tokens: int, trained: bool = Fal
 
 def _site(family: Family, spec: AdapterSpec, tokens: int) -> int:
     fast = get_fast(family)
-    leaf = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in family.shapes(spec).items()}
+    leaf = family.leaf(spec)
     if family.virtual:
         return 0  # its vectors replace others, and no weight is multiplied
     if family.place == "table":

@@ -53,6 +53,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         for name, leaf in stacked.items():
             adapters[f"{site.path}/{name}"] = leaf.reshape(*spec.stack, *leaf.shape[1:])
         scales[f"{site.path}/scale"] = jnp.full(spec.stack, family.scale(spec), jnp.float32)
+        scales |= {f"{site.path}/{name}": jnp.zeros(spec.stack, jnp.int32) for name in family.numbers(spec)}
     return {"adapters": unflatten(adapters), "scales": unflatten(scales)} if plan.sites else {}
 
 

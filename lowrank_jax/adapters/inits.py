@@ -41,12 +41,15 @@ def start(
     * gaussian: A ~ N(0, init_std^2), B = 0 (Hu et al., 4.1).
     * orthogonal: A = X Q_1 / 10, B = Q_2^T Y / 10 with Gaussian X, Y and Q_1, Q_2 the odd and even rows of a random
       orthogonal matrix, so A B = 0 (PEFT).
+    * asylora: A has orthonormal columns, B = 0 (Zhu et al.): A spans the columns of a Gaussian matrix, and so is drawn
+      like the first r right singular vectors of a random matrix, which the authors take. A QR decomposition gives it;
+      signs that make R's diagonal positive give every orthonormal A the same chance.
     * pissa: A = U sqrt(S / scale), B = sqrt(S / scale) V^T from the r largest singular values of W (Meng et al., 3).
     * olora: A = R^T, B = Q^T, the first r of each, from W^T = Q R (Büyükakyüz, 2); the scale is not divided out.
     * loftq: as pissa, of W minus its 4-bit rounding, in turn `LOFTQ_STEPS` times (Li et al., algorithm 1).
 
     Args:
-      key: for the first three.
+      key: for the first four.
       spec: static description of the kernel.
       scale: what multiplies A B.
       kernel: W [d_in, d_out], for the last three.
@@ -72,6 +75,9 @@ def start(
         y = jax.random.normal(keys[2], (rank // 2, spec.d_out), jnp.float32)
         with jax.default_matmul_precision("highest"):
             return {"a": x @ q[0::2] / 10, "b": q[1::2].T @ y / 10}
+    if spec.config.init == "asylora":
+        q, r = jnp.linalg.qr(jax.random.normal(key, (spec.d_in, rank), jnp.float32))
+        return {"a": q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0), "b": zero}
     bound = 1 / math.sqrt(spec.d_in)
     return {"a": jax.random.uniform(key, (spec.d_in, rank), jnp.float32, -bound, bound), "b": zero}
 

@@ -163,9 +163,10 @@ def _all_finite(kernel: jax.Array) -> jax.Array:
 
 
 def leaves_of(variables: Tree, site: Site) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The site's arrays [*stack, ...] and its scales [*stack]."""
+    """The site's arrays [*stack, ...], with its numbers [*stack], and its scales [*stack]."""
     flat = flatten({"adapters": variables["adapters"], "scales": variables["scales"]})
     leaf = {name: flat[f"adapters/{site.path}/{name}"] for name in site.family.shapes(site.spec)}
+    leaf |= {name: flat[f"scales/{site.path}/{name}"] for name in site.family.numbers(site.spec)}
     return leaf, flat[f"scales/{site.path}/scale"]
 
 

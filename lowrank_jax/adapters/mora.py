@@ -3,8 +3,10 @@
 M is stored as a Flax kernel ([in, out]): the transpose of the matrix in the paper and in the official code.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -26,6 +28,7 @@ MAPS = {
     "type6": (maps.split_and_rotate, maps.join),
 }
 ROTATIONS = ("rotation", "type6")
+GROUP = "group"  # the leaf's number: whose turn it is in `AdapterSpec.cycle`
 
 
 def square_size(spec: AdapterSpec) -> int:
@@ -68,18 +71,30 @@ def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Floa
     """f_decomp(f_comp(x) M).
 
     f_comp(x) is c [..., p] for truncation and sharing, of which one product z = c M gives y; for decoupling and
-    rotation it is the blocks [..., n, p] of x, and M multiplies each.
+    rotation it is the blocks [..., n, p] of x, and M multiplies each. With a cycle of groupings (ReMoRA, appendix B),
+    the leaf says which one's maps these are.
 
     Args:
-      leaf: M, scaled.
+      leaf: M, scaled; with a cycle, the number of its present grouping.
       x: [..., d_in]; the product is in its dtype.
       spec: the site.
     """
-    compress, decompress = MAPS[spec.config.mora.compression]
-    m = leaf["m"].astype(x.dtype)
-    c = compress(x, len(m), spec.config.mora)
-    return decompress(c @ m, spec.d_out)
+
+    def by(compression):
+        compress, decompress = MAPS[compression]
+        m = leaf["m"].astype(x.dtype)
+        c = compress(x, len(m), spec.config.mora)
+        return decompress(c @ m, spec.d_out)
+
+    if spec.cycle:
+        return jax.lax.switch(leaf[GROUP], [functools.partial(by, name) for name in spec.cycle])
+    return by(spec.config.mora.compression)
+
+
+def numbers(spec: AdapterSpec) -> tuple[str, ...]:
+    """The number of the present grouping, where several take turns."""
+    return (GROUP,) if spec.cycle else ()
 
 
 # The scale stays 1, the default: the official code ignores alpha for MoRA.
-FAMILY = Family("mora", shapes, init, delta, scaled=("m",))
+FAMILY = Family("mora", shapes, init, delta, scaled=("m",), numbers=numbers)

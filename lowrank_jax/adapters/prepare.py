@@ -56,9 +56,10 @@ def prepare(variables: Tree, plan: Plan, dtype: Any, grouped: Mapping[str, Group
             if spec.dropped:
                 value = jnp.concatenate([jnp.zeros((spec.dropped, *value.shape[1:]), value.dtype), value])
             prepared[f"{path}/{name}"] = value
+        prepared |= {f"{path}/{name}": flat[f"scales/{path}/{name}"] for name in family.numbers(spec)}
     for path, group in grouped.items():
         leaves = {
-            site.path: {name: prepared.pop(f"{site.path}/{name}") for name in site.family.shapes(site.spec)}
+            site.path: {name: prepared.pop(f"{site.path}/{name}") for name in site.family.leaf(site.spec)}
             for site in group.sites
             if site
         }

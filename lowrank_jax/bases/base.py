@@ -76,6 +76,8 @@ class BaseConfig:
       remat, attention, scan_unroll: see `models.causal.CausalLM`.
       fused: frozen kernels that read the same input are joined into one while training; see `layouts.fused`.
       random_init: random weights for a registered shape, instead of pretrained ones.
+      tokenizer: of random weights: a folder, a fetched name or a Hub repository that has a tokenizer.json; None for
+        bytes, which shapes of 259 ids read.
       head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
       classifier_dropout: rate in front of that head; None is the checkpoint's own.
@@ -91,6 +93,7 @@ class BaseConfig:
     scan_unroll: Annotated[int, Range(least=1)] = 1
     fused: bool = False
     random_init: bool = False
+    tokenizer: str | None = None
     head: str = AUTO
     num_labels: Annotated[int, Range(least=1)] = 2
     classifier_dropout: Annotated[float, Range(least=0, below=1)] | None = None
@@ -100,6 +103,8 @@ class BaseConfig:
     def __post_init__(self):
         check_ranges(self, "base")
         Exceptions(self.fresh, self.unused)  # checks their patterns
+        if self.tokenizer and not self.random_init:
+            raise UserError("base.tokenizer is for random weights; published ones bring their own: leave it out")
         if not self.name.strip():
             raise UserError(f"base.name is empty; name a base such as {SHIPPED}, a folder, or a Hub repository")
 
@@ -160,7 +165,7 @@ def load_base(
         return quantize_leaf(path, leaf, config.quantize, sharding_fn)
 
     if config.random_init:
-        shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "random"
+        shape, tokenizer, source = _headed(config, get_model(config.name)), random_tokenizer(config), "random"
         if key is None:
             raise ValueError("random_init needs a key")
         one_by_one = finish if config.quantize != NONE else None  # compiles a program a leaf, in twice the time
@@ -215,7 +220,8 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     model_dtype, path = _dtype(config.dtype), None
     check_kind(config.quantize)
     if config.random_init or (config.name in MODELS and not is_here(config.name)):
-        shape, tokenizer, source = _headed(config, get_model(config.name)), _random_tokenizer(config.name), "registry"
+        bare = dataclasses.replace(config, tokenizer=None)  # on shapes nothing is fetched; see `random_tokenizer`
+        shape, tokenizer, source = _headed(config, get_model(config.name)), random_tokenizer(bare), "registry"
     else:
         path, source = resolve(config.name, config.revision, weights=False)
         if path.is_dir() and kind_of(path / "config.json") is not None:
@@ -368,8 +374,21 @@ def _folder_tokenizer(folder: Path) -> Tokenizer | None:
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
-def _random_tokenizer(name: str) -> Tokenizer | None:
-    return ByteTokenizer() if get_model(name).vocab_size == ByteTokenizer.vocab_size else None
+def random_tokenizer(config: BaseConfig) -> Tokenizer | None:
+    """The tokenizer of random weights, fetched where it is a Hub repository's; None where they have none.
+
+    Raises:
+      UserError: nothing is there, or it has more ids than the shape.
+    """
+    size = get_model(config.name).vocab_size
+    if config.tokenizer is None:
+        return ByteTokenizer() if size == ByteTokenizer.vocab_size else None
+    path, _ = resolve(config.tokenizer, weights=False)
+    tokenizer = _folder_tokenizer(path if path.is_dir() else path.parent)
+    if tokenizer is None:
+        raise UserError(f"base.tokenizer {config.tokenizer}: no tokenizer.json in {path}; name a folder that has one")
+    check_vocabulary(tokenizer, size)
+    return tokenizer
 
 
 def _dtype(name: str) -> Any:

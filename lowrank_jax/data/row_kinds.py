@@ -14,12 +14,15 @@ KEYS = {
     "conversations": ("conversations",),
     "instruction": ("instruction", "output"),
     "dolly": ("instruction", "response"),
+    "metamath": ("query", "response"),
+    "question": ("question", "answer"),
 }
-BESIDE = {"instruction": "input", "dolly": "context"}  # the text that an instruction is about, if there is any
+# Kinds of one question and its answer, with the key of the text that the question is about, if there is any.
+BESIDE = {"instruction": "input", "dolly": "context", "metamath": "", "question": "context"}
 UNDERSTOOD = (
     '"text"; "prompt" and "completion" (two texts, or two lists of messages); "messages" (of "role" and "content"); '
     '"conversations" (of "from" and "value"); "instruction" and "output", with or without "input"; '
-    '"instruction" and "response", with or without "context"'
+    '"instruction" and "response" or "question" and "answer", with or without "context"; "query" and "response"'
 )
 ROLES = ("system", "user", "assistant", "tool")
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
@@ -49,6 +52,8 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
     kinds = kinds or [kind for kind, keys in KEYS.items() if row.keys() >= set(keys)]
     if plain := [kind for kind in kinds if kind in (TEXT, COMPLETION)]:
         kinds = plain  # published data sets often have the same text as messages too
+    if len(kinds) > 1:  # and conversations are often made of a question and its answer, which stand beside them
+        kinds = [kind for kind in kinds if kind not in ("metamath", "question")]
     if len(kinds) != 1:
         found = quoted(list(row)[:SHOWN_KEYS]) or "no key"
         found += ", ..." if len(row) > SHOWN_KEYS else ""

@@ -1,7 +1,7 @@
 """Reads a user's rows from files, folders of them, and data sets of the Hub or of TFDS by name."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,8 @@ def read_source(source: str) -> Iterator[tuple[str, Found]]:
     Raises:
       UserError: nothing is there, it cannot be read, or the package that reads it is absent.
     """
-    if source.startswith(HUB):
-        yield source, _hub(source)
-    elif source.startswith(TFDS):
-        yield source, _tfds(source)
+    if is_named(source):
+        yield source, _numbered(source, open_named(source))
     else:
         for path in data_files(source):
             yield str(path), _file(path)
@@ -108,7 +106,16 @@ def _parquet(path: Path) -> Found:
         ) from error
 
 
-def _hub(source: str) -> Found:
+def open_named(source: str) -> Sequence[Any]:
+    """Random access to the rows of a named data set, which stay where they are.
+
+    Raises:
+      UserError: nothing of that name, it cannot be read, or the package that reads it is absent.
+    """
+    return _hub(source) if source.startswith(HUB) else _tfds(source)
+
+
+def _hub(source: str) -> Any:
     """hub:owner/name[/config][:split] through `datasets`."""
     try:
         import datasets  # pyright: ignore[reportMissingImports] optional
@@ -120,14 +127,12 @@ def _hub(source: str) -> Found:
     if len(parts) > 3 or not all(parts):
         raise UserError(f"{source}: write {HUB}owner/name:split, or {HUB}owner/name/config:split")
     try:
-        found = datasets.load_dataset("/".join(parts[:2]), config, split=split)
-        rows = iter(found)
+        return datasets.load_dataset("/".join(parts[:2]), config, split=split)
     except Exception as error:  # of the network, the Hub, the builder or the split: the library raises many kinds
         raise _unread(source, error) from error
-    return _numbered(source, rows)
 
 
-def _tfds(source: str) -> Found:
+def _tfds(source: str) -> Any:
     """tfds:name[:split], prepared in the layout that is read without TensorFlow."""
     try:
         import tensorflow_datasets as tfds
@@ -139,11 +144,9 @@ def _tfds(source: str) -> Found:
         builder: Any = tfds.builder(name, file_format="array_record", data_dir=os.environ.get("TFDS_DATA_DIR"))
         if not builder.info.splits:
             builder.download_and_prepare()
-        rows = builder.as_data_source(split=split)
-        found = iter(rows[index] for index in range(len(rows)))
+        return builder.as_data_source(split=split)
     except Exception as error:  # as in `_hub`; many data sets of TFDS need TensorFlow
         raise _unread(source, error) from error
-    return _numbered(source, found)
 
 
 def _name_and_split(source: str, kind: str) -> tuple[str, str]:
@@ -157,23 +160,23 @@ def _unread(source: str, error: Exception) -> UserError:
     return UserError(f"{source}: cannot be loaded ({one_line(error)}); check the name, the split and the network")
 
 
-def _numbered(source: str, rows: Iterator[Any]) -> Found:
+def _numbered(source: str, rows: Sequence[Any]) -> Found:
     number = 0
     try:
-        for number, row in enumerate(rows, 1):
-            yield "row", number, _plain(row)
+        for number in range(1, len(rows) + 1):
+            yield "row", number, plain_row(rows[number - 1])
     except UserError:
         raise
     except Exception as error:  # a row that its library cannot read
         raise _unread(f"{source}, after row {number}", error) from error
 
 
-def _plain(value: Any) -> Any:
+def plain_row(value: Any) -> Any:
     """Bytes as texts and arrays as lists, through all levels: TFDS gives both."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain_row(each) for key, each in value.items()}
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+        return plain_row(value.tolist())
+    return [plain_row(each) for each in value] if isinstance(value, list | tuple) else value

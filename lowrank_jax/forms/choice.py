@@ -11,8 +11,9 @@ from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Setting, Shapes
 from lowrank_jax.forms.bucketed import bucketed_stream
 from lowrank_jax.forms.chooser import CHOICE, choices, exam_choices
+from lowrank_jax.forms.forgetting import FORGETTING
 from lowrank_jax.forms.generation import GENERATION, SAMPLES, exam_texts, samples
-from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.forms.next_token import forgetting, next_token_objective
 from lowrank_jax.tasks.base import ChoiceTask
 
 
@@ -39,7 +40,13 @@ class Choice:
 
     name, head, num_labels, bucketed, once = "choice", None, 0, True, ()
     counted = "tokens that are read (without padding)"
-    evaluations: ClassVar = {"choices": choices, SAMPLES: samples, CHOICE: exam_choices, GENERATION: exam_texts}
+    evaluations: ClassVar = {
+        "choices": choices,
+        SAMPLES: samples,
+        CHOICE: exam_choices,
+        GENERATION: exam_texts,
+        FORGETTING: forgetting,
+    }
 
     def __init__(self, config: Any = None):
         del config

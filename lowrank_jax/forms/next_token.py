@@ -13,6 +13,7 @@ from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
 from lowrank_jax.forms.chooser import CHOICE, exam_choices
 from lowrank_jax.forms.evaluate import make_loss_evaluator
+from lowrank_jax.forms.forgetting import FORGETTING, ForgettingOptions, text_loss
 from lowrank_jax.forms.generation import GENERATION, SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
 from lowrank_jax.tasks.base import LikelihoodTask, Task
@@ -73,6 +74,12 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
     return Evaluation(evaluate)
 
 
+def forgetting(setting: Setting, task: Task, options: ForgettingOptions) -> Evaluation:
+    """The loss on text that the run is not trained on; see `forgetting.text_loss`."""
+    objective = next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll)
+    return text_loss(setting, task, options, objective)
+
+
 class NextToken:
     """See `base.Form`.
 
@@ -88,6 +95,7 @@ class NextToken:
         "likelihood": likelihood,
         SAMPLES: samples,
         CHOICE: exam_choices,
+        FORGETTING: forgetting,
     }
 
     def __init__(self, config: Any = None):

@@ -102,6 +102,15 @@ LLAMAS: dict[str, LlamaConfig] = {
         num_attention_heads=32,
         max_position_embeddings=1024,
     ),
+    # A small one of the same make over bytes, for one GPU.
+    "mora-14m": LlamaConfig(
+        vocab_size=BYTE_VOCAB,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        max_position_embeddings=512,
+    ),
 }
 LLAMAS |= FAMILY_SHAPES
 LLAMAS["llama3.1-8b"] = dataclasses.replace(

@@ -12,7 +12,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.cuts import describe_cuts
-from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents
+from lowrank_jax.data.lazy import LazyTexts
+from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents, mark
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
@@ -47,6 +48,8 @@ class TextConfig:
         puts whole rows of any kind into one example, each read as if it stood alone: no attention from one to another,
         and positions that begin again. A text that is longer than seq_len is split.
       max_seq_len: the largest length that is chosen from the data.
+      lazy: texts of one hub: or tfds: data set, which need not fit in memory: read and encoded when a batch asks for
+        them, and cut to seq_len without a note; `validation_path` is read as ever. Needs packed=False, truncate=True.
     """
 
     form: ClassVar[str] = "next_token"
@@ -60,9 +63,11 @@ class TextConfig:
     chat_template: str = ""
     documents: str = JOINED
     max_seq_len: Annotated[int, Range(least=2)] = LONGEST
+    lazy: bool = False
 
     def __post_init__(self):
         check_ranges(self, "task")
+        self._check_lazy()
         for name in ("path", "validation_path"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):  # a list where it comes from a ConfigDict or JSON; "" is no file
@@ -73,6 +78,14 @@ class TextConfig:
             raise unknown_name("task.documents", self.documents, (JOINED, SEPARATE))
         if self.documents == SEPARATE and not self.packed:
             raise UserError("task.documents=separate says how rows are packed; set task.packed=True, or leave it out")
+
+    def _check_lazy(self) -> None:
+        """Refuses what needs all rows to be known."""
+        if self.lazy and (self.packed or not self.truncate or not self.seq_len or not isinstance(self.path, str)):
+            raise UserError(
+                "task.lazy reads single texts of one data set when they are needed; set task.packed=False, "
+                "task.truncate=True, a task.seq_len, and one task.path"
+            )
 
     @property
     def segmented(self) -> bool:
@@ -116,7 +129,8 @@ class TextTask:
         self.config, self.tokenizer, self.framing = config, tokenizer, framing
         self.notes: tuple[str, ...] = ()
         self.contents: dict[str, str] = {}
-        fields = [field for field in ("path", "validation_path") if getattr(config, field)]
+        unread = ("path",) if config.lazy else ()
+        fields = [name for name in ("path", "validation_path") if getattr(config, name) and name not in unread]
         read = {field: self._read(field) for field in fields}
         if len({one.rows.kind for one in read.values()}) > 1:
             kinds = ", ".join(f"task.{field} of kind {one.rows.kind!r}" for field, one in read.items())
@@ -126,14 +140,18 @@ class TextTask:
             raise UserError(
                 f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"
             )
-        encoder, self.of_texts = read["path"].encoder, read["path"].rows.kind == TEXT
+        kinds = [one.rows.kind for one in read.values()]
+        encoder, self.of_texts = next(iter(read.values())).encoder if read else None, set(kinds) <= {TEXT}
         self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
         count = sum if config.segmented else max
         # Joined text has no prefix yet: each window that is cut from it gets one.
         self.longest = max(
-            count(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
-            for each in read.values()
+            (
+                count(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
+                for each in read.values()
+            ),
+            default=config.seq_len,
         )
         most = min(config.max_seq_len, positions or config.max_seq_len)
         self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), most)
@@ -146,7 +164,7 @@ class TextTask:
             field: self._rows(each, f"task.{field}") if each.encoder else self._windows(each)
             for field, each in read.items()
         }
-        self._train, _ = cut["path"]
+        self._train: Source = self._lazily() if config.lazy else cut["path"][0]
         self._validation, self._validation_bytes = cut.get("validation_path", (None, 0))
 
     def train_source(self) -> Source:
@@ -181,6 +199,18 @@ class TextTask:
     def prompt_tokens(self, prompt: Content) -> list[int]:
         """The ids that decoding starts from: exactly those before the answer in training."""
         return frame(self.tokenizer, prompt, self.config.add_bos, self.template, self.framing)
+
+    def _lazily(self) -> LazyTexts:
+        """The training rows of `config.lazy`."""
+        config = self.config
+        self.framing.check_prompts("texts")
+        before, after = (
+            [mark(self.tokenizer, name)] if wanted else []
+            for name, wanted in (("bos", config.add_bos), ("eos", config.add_eos))
+        )
+        rows = LazyTexts(str(config.path), self.tokenizer, self.seq_len, (before, after))
+        self.contents[f"path.{config.path}"] = rows.digest
+        return rows
 
     def _read(self, field: str) -> _Read:
         """The rows of the sources in a field of the config, encoded and not yet cut."""

@@ -24,27 +24,31 @@ class Best:
 
     Attributes:
       trainable: as that of the state; of several trials stacked.
+      frozen: with restarts, the frozen tree that the best weights belong to: a second copy of it; otherwise None.
       loss, steps: float32 and int32 [trials], the held-out loss and the updates of each trial's best weights.
 
     Args:
       state: whose leaves are copied, as a step donates them.
       trials: how many; a run is one.
+      frozen: given where merges change it.
     """
 
-    def __init__(self, state: TrainState, trials: int):
-        places = jax.tree.map(lambda leaf: leaf.sharding, state.trainable)
+    def __init__(self, state: TrainState, trials: int, frozen: Tree | None = None):
+        now = (state.trainable, frozen)
+        places = jax.tree.map(lambda leaf: leaf.sharding, now)
         self._take = jax.jit(_take, donate_argnums=0, out_shardings=places)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
-        self.trainable: Tree = copy(state.trainable)
+        self.trainable, self.frozen = copy(now)
         self.loss, self.steps = np.full(trials, np.inf, np.float32), np.zeros(trials, np.int32)
 
-    def see(self, state: TrainState, step: int, losses: Mapping[int, float]) -> None:
+    def see(self, state: TrainState, step: int, losses: Mapping[int, float], frozen: Tree | None = None) -> None:
         """Takes the weights of the trials whose loss is lower than any before.
 
         Args:
           state: the current one.
           step: updates so far.
           losses: trial -> held-out loss; trials that are not evaluated now are left out.
+          frozen: the current frozen tree.
         """
         better = np.zeros(len(self.loss), bool)
         for trial, loss in losses.items():
@@ -53,23 +57,25 @@ class Best:
             return
         self.loss = np.where(better, [np.float32(losses.get(i, np.inf)) for i in range(len(better))], self.loss)
         self.steps = np.where(better, np.int32(step), self.steps).astype(np.int32)
-        self.trainable = self._take(self.trainable, state.trainable, better if state.step.ndim else better[0])
+        old, new = (self.trainable, self.frozen), (state.trainable, None if self.frozen is None else frozen)
+        self.trainable, self.frozen = self._take(old, new, better if state.step.ndim else better[0])
 
     def known(self, trial: int) -> bool:
         """Whether a trial had a finite held-out loss; before, there are no best weights."""
         return bool(np.isfinite(self.loss[trial]))
 
-    def state(self, state: TrainState) -> TrainState:
-        """The state with the best weights in it."""
-        return state._replace(trainable=self.trainable)
+    def weights(self, state: TrainState, frozen: Tree) -> tuple[TrainState, Tree]:
+        """(state, frozen) with the best weights in them."""
+        return state._replace(trainable=self.trainable), frozen if self.frozen is None else self.frozen
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"trainable": self.trainable, "loss": self.loss, "steps": self.steps}
+        kept = {} if self.frozen is None else {"frozen": self.frozen}
+        return {"trainable": self.trainable, "loss": self.loss, "steps": self.steps, **kept}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes back what `saved` gave."""
-        self.trainable = saved["trainable"]
+        self.trainable, self.frozen = saved["trainable"], saved.get("frozen")
         self.loss, self.steps = np.asarray(saved["loss"]), np.asarray(saved["steps"])
 
     def record(self, trial: int) -> dict[str, float]:
@@ -77,9 +83,10 @@ class Best:
         return {"step": int(self.steps[trial]), LOSS: float(self.loss[trial])}
 
 
-def abstract_best(trainable: Tree, trials: int) -> dict[str, Any]:
-    """The shapes of `Best.saved`, from those of the trainable tree."""
-    return {"trainable": trainable, "loss": np.zeros(trials, np.float32), "steps": np.zeros(trials, np.int32)}
+def abstract_best(trainable: Tree, trials: int, frozen: Tree | None = None) -> dict[str, Any]:
+    """The shapes of `Best.saved`, from those of the trainable tree and, with restarts, of the frozen one."""
+    kept = {} if frozen is None else {"frozen": frozen}
+    return {"trainable": trainable, "loss": np.zeros(trials, np.float32), "steps": np.zeros(trials, np.int32), **kept}
 
 
 def _take(old: Tree, new: Tree, better: Array) -> Tree:
@@ -96,13 +103,13 @@ def losses_of(trials: Sequence[int], values: Sequence[Mapping[str, float]]) -> d
     return {trial: values[trial][LOSS] for trial in trials}
 
 
-def loaded(saved: Mapping[str, Any], last: Tree, step: int) -> tuple[Tree, int]:
-    """(weights, their step) that a run's checkpoint is loaded with: the best, and before a held-out loss the last.
+def loaded(saved: Mapping[str, Any], last: Tree, frozen: Tree, step: int) -> tuple[Tree, Tree, int]:
+    """(trainable, frozen, their step) that a run's checkpoint is loaded with: the best, or before a loss the last.
 
     Args:
       saved: of `Best.saved`, of one trial.
-      last, step: the checkpoint's own.
+      last, frozen, step: the checkpoint's own.
     """
     if not np.isfinite(saved["loss"][0]):
-        return last, step
-    return saved["trainable"], int(saved["steps"][0])
+        return last, frozen, step
+    return saved["trainable"], saved.get("frozen", frozen), int(saved["steps"][0])

@@ -108,9 +108,8 @@ class LoopConfig:
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the model is evaluated after `step` updates."""
-        return (
-            step == self.last_step or step in self.eval_steps or bool(self.eval_every and step % self.eval_every == 0)
-        )
+        at_end, in_turn = step == self.last_step, bool(self.eval_every and step % self.eval_every == 0)
+        return step > 0 and (at_end or in_turn or step in self.eval_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +120,7 @@ class EvalConfig:
       type: one of the evaluations that the task's form has (`forms`); "" is the task's own.
       every, steps: after multiples of the one and after the others, in optimizer steps.
       at_end: after the last step.
+      at_start: before the first step: of an adapter that starts at zero, the score of the base.
       with_train: also whenever `LoopConfig` evaluates: by eval_every, by eval_steps, at the end of an epoch.
       weights: `last`, as they are at that step, or `best`, those of the lowest held-out loss so far (measured by
         evaluations of the types "likelihood" and "choices"), which the run then keeps, exports and is loaded with.
@@ -130,6 +130,7 @@ class EvalConfig:
     every: Annotated[int, Range(least=0)] = 0
     steps: tuple[Annotated[int, Range(least=1)], ...] = ()
     at_end: bool = True
+    at_start: bool = False
     with_train: bool = False
     weights: Literal["last", "best"] = LAST
 
@@ -142,7 +143,9 @@ class EvalConfig:
         return None
 
     def due(self, train: LoopConfig, step: int) -> bool:
-        """Whether it is time after `step` updates."""
+        """Whether it is time after `step` updates; 0 is before the first."""
+        if step == 0:
+            return self.at_start
         at_end = self.at_end and step == train.last_step
         beside = self.with_train and train.evaluates_at(step)
         return at_end or beside or step in self.steps or bool(self.every and step % self.every == 0)
@@ -159,7 +162,8 @@ class EvalConfig:
         """
         if late := [step for step in self.steps if step > train.steps]:
             raise UserError(f"{where}.steps {late} lie beyond the last step, {train.steps}")
-        if not (self.at_end or self.with_train or self.steps or 0 < self.every <= train.steps):
+        often = 0 < self.every <= train.steps
+        if not (self.at_end or self.at_start or self.with_train or self.steps or often):
             every = f"every {self.every} of {train.steps} steps" if self.every else "no every, no steps"
             raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps, at_end or with_train")
 
@@ -221,6 +225,8 @@ class Job:
       train_seconds: spent on them.
       renew: called before each record and checkpoint; raises where the run may be written no more.
       best: the best weights so far, where an evaluator reads them.
+      merge: of a run with restarts, (state, frozen) -> (state, frozen), which donates both; see `train.restart`.
+      merges: (steps done) -> whether a merge comes before the next step. A checkpoint is of before the merge.
     """
 
     state: TrainState
@@ -238,6 +244,8 @@ class Job:
     train_seconds: float = 0.0
     renew: Callable[[], None] = lambda: None
     best: Best | None = None
+    merge: Callable[[TrainState, Any], tuple[TrainState, Any]] | None = None
+    merges: Callable[[int], bool] = lambda done: False
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
         """A checkpoint of all trials and of the data's cursor."""
@@ -245,6 +253,7 @@ class Job:
         rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate}
         cursor = {"batches": self.batches.get_state(), "train_seconds": seconds}
         rest |= {"best": self.best.saved()} if self.best else {}
+        rest |= {"frozen": self.frozen} if self.merge else {}
         self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
 
     def evaluate(self, evaluator: Evaluator, state: TrainState, trials: Sequence[int], step: int) -> Sequence[Any]:
@@ -252,9 +261,9 @@ class Job:
         if evaluator.weights == LAST or self.best is None:
             values = evaluator.evaluate(state, self.frozen)
             if evaluator.decides and self.best is not None:
-                self.best.see(state, step, losses_of(trials, values))
+                self.best.see(state, step, losses_of(trials, values), self.frozen)
             return values
-        values = evaluator.evaluate(self.best.state(state), self.frozen)
+        values = evaluator.evaluate(*self.best.weights(state, self.frozen))
         if evaluator.texts:
             return values
         steps = [{"best_step": float(each)} for each in self.best.steps]
@@ -269,13 +278,14 @@ class Outcome:
     """How the trials ended, one entry each: `finished`, `interrupted` (SIGTERM; resume it) or `diverged`, and why.
 
     Attributes:
-      state: after the last step.
+      state, frozen: after the last step.
       train_seconds: time in steps alone, over all sessions.
     """
 
     statuses: tuple[str, ...]
     messages: tuple[str, ...]
     state: TrainState
+    frozen: Any
     train_seconds: float
 
 
@@ -295,33 +305,19 @@ def fit(job: Job) -> Outcome:
     ranges = [steps for config in job.configs if (steps := config.profile_range())]  # one trace serves all trials
     trace = _Trace(ranges[0] if ranges else None, job.profile_folder)
     with StopRequest() as stop, meter.bar, trace:
+        if job.first == 0:
+            _evaluate(job, meter, state, 0)
         for done in range(job.first + 1, last + 1):
             trace.before(done)
             meter.start()
+            if job.merge is not None and job.merges(done - 1):
+                state, job.frozen = job.merge(state, job.frozen)
             state, metrics = job.step(state, job.frozen, job.place(next(job.batches)))
             meter.push(done, metrics)
             if trace.ends_with(done):
                 meter.drain()
                 trace.stop()
-            for evaluator in job.evaluators:
-                due = [i for i, config in enumerate(job.configs) if done <= config.last_step]
-                due = [i for i in due if evaluator.due(job.configs[i], done)]
-                if evaluator.weights == BEST and job.best is not None:  # there are none before a held-out loss
-                    due = [i for i in due if job.best.known(i)]
-                if due:
-                    meter.drain()
-                    if meter.none_left:
-                        break
-                    values = job.evaluate(evaluator, state, due, done)
-                    if evaluator.texts:
-                        meter.write(due, done, evaluator.name, values)
-                        continue
-                    scores = [one.values if isinstance(one, Decoded) else one for one in values]
-                    for i in due:
-                        if isinstance(values[i], Decoded):
-                            meter.decoded(i, done, evaluator.name, values[i].texts)
-                        meter.log(i, done, evaluator.keys(scores[i]))
-                    meter.show(scores)
+            _evaluate(job, meter, state, done)
             ending = [i for i, config in enumerate(job.configs) if done == config.last_step]
             if ending and job.best is not None:
                 meter.drain()
@@ -337,6 +333,30 @@ def fit(job: Job) -> Outcome:
     return _outcome(job, meter, state, done)
 
 
+def _evaluate(job: Job, meter: Meter, state: TrainState, done: int) -> None:
+    """Makes and records the evaluations that are due after `done` updates."""
+    for evaluator in job.evaluators:
+        due = [i for i, config in enumerate(job.configs) if done <= config.last_step]
+        due = [i for i in due if evaluator.due(job.configs[i], done)]
+        if evaluator.weights == BEST and job.best is not None:  # there are none before a held-out loss
+            due = [i for i in due if job.best.known(i)]
+        if not due:
+            continue
+        meter.drain()
+        if meter.none_left:
+            return
+        values = job.evaluate(evaluator, state, due, done)
+        if evaluator.texts:
+            meter.write(due, done, evaluator.name, values)
+            continue
+        scores = [one.values if isinstance(one, Decoded) else one for one in values]
+        for i in due:
+            if isinstance(values[i], Decoded):
+                meter.decoded(i, done, evaluator.name, values[i].texts)
+            meter.log(i, done, evaluator.keys(scores[i]))
+        meter.show(scores)
+
+
 def _outcome(job: Job, meter: Meter, state: TrainState, done: int) -> Outcome:
     statuses, messages = [], []
     for i, config in enumerate(job.configs):
@@ -344,7 +364,7 @@ def _outcome(job: Job, meter: Meter, state: TrainState, done: int) -> Outcome:
         status = "diverged" if i in meter.diverged else "finished" if done >= config.last_step else "interrupted"
         statuses.append(status)
         messages.append({"diverged": meter.diverged.get(i, ""), "interrupted": stopped}.get(status, ""))
-    return Outcome(tuple(statuses), tuple(messages), state, meter.seconds)
+    return Outcome(tuple(statuses), tuple(messages), state, job.frozen, meter.seconds)
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

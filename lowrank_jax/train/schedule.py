@@ -57,7 +57,7 @@ def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     """
     if config.warmup_steps >= total_steps:
         raise UserError(f"schedule.warmup_steps is {config.warmup_steps}; it must lie in [0, {total_steps}), the steps")
-    warmup = config.warmup_steps or min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)
+    warmup = warmup_of(config, total_steps)
     decay_steps = total_steps - warmup
     decay = {
         "constant": optax.constant_schedule(1.0),
@@ -70,3 +70,8 @@ def make_shape(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
     if config.warmup_start == "one":
         return optax.join_schedules([lambda step: rise(step + 1), decay], [warmup])
     return optax.join_schedules([rise, decay], [warmup])
+
+
+def warmup_of(config: ScheduleConfig, total_steps: int) -> int:
+    """W, from whichever of the two keys gives it."""
+    return config.warmup_steps or min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)

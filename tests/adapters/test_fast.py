@@ -20,16 +20,15 @@ COMPRESSIONS = ("truncation", "sharing", "decoupling", "rotation", "type1", "typ
 
 
 def mora_specs():
-    """Every compression: every padding, layout and rounding on a ragged shape, and the defaults on others."""
+    """Every compression: each padding, layout and rounding on a ragged shape, and the defaults on others."""
     for name in COMPRESSIONS:
         if name in ("type1", "type6"):  # sharing and rotation by the official code's names
             yield name, AdapterSpec(*RAGGED, config=AdapterConfig("mora", mora=MoraConfig(name)))
             continue
-        layouts = ("half", "pairs") if name == "rotation" else ("half",)
-        cases = [
-            (RAGGED, MoraConfig(name, *rest))
-            for rest in itertools.product(("wrap", "zero"), layouts, ("half_up", "floor"))
-        ]
+        options = [("wrap", "half", "half_up"), ("zero", "half", "floor")]
+        if name == "rotation":  # every pair of options
+            options += [("wrap", "pairs", "floor"), ("zero", "pairs", "half_up")]
+        cases = [(RAGGED, MoraConfig(name, *rest)) for rest in options]
         for shape, mora_config in cases + [(shape, MoraConfig(name)) for shape in SHAPES]:
             yield name, AdapterSpec(*shape, config=AdapterConfig("mora", mora=mora_config))
 
@@ -186,3 +185,35 @@ def test_products_of_other_sizes_than_eights_are_exact(size):
         strict=True,
     ):
         np.testing.assert_allclose(made, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_grouping_whose_turn_it_is():
+    """ReMoRA's cycle: fast and plain, alone and joined, are the grouping that the leaf's number names."""
+    cycle = ("type1", "type2", "type3", "type4")
+    spec = dataclasses.replace(mora_spec(*RAGGED), cycle=cycle)
+    family, fast = FAMILIES["mora"], get_fast(FAMILIES["mora"])
+    leaf, x, _, g = draw(family, spec, np.float32)
+    assert fast.joins([spec, spec], (27, 27))
+    assert not fast.joins([spec, mora_spec(*RAGGED)], (27, 27))
+
+    def forms(turn, one):
+        def pulled(delta, g=g):
+            value, pull = jax.vjp(lambda m, x: delta({"m": m, "group": turn}, x), leaf["m"], x)
+            return value, *pull(g)
+
+        def joined(leaf, x):
+            return fast.delta(fast.join((leaf, None, leaf), (27,) * 3), x, spec)
+
+        whole = [pulled(lambda leaf, x, f=f: f.delta(leaf, x, spec)) for f in (fast, family)]
+        alone = pulled(lambda leaf, x: family.delta(leaf, x, one))
+        return alone, whole, pulled(joined, jnp.concatenate([g, 0 * g, g], -1))
+
+    ones = [mora_spec(*RAGGED, compression=name) for name in cycle]
+    results = compiled(lambda turns: [forms(turn, one) for turn, one in zip(turns, ones, strict=True)], [*range(4)])
+    for turn, (alone, whole, joined) in enumerate(results):
+        for form in whole:
+            for found, expected in zip(form, alone, strict=True):
+                check(found, expected, jnp.float32, f"turn {turn}")
+        check(joined[0][..., 54:], alone[0], jnp.float32, f"turn {turn}, joined")
+        for found, expected in zip(joined[1:], alone[1:], strict=True):
+            check(found, 2 * expected, jnp.float32, f"turn {turn}, joined")

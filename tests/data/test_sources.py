@@ -1,5 +1,6 @@
 """Where rows come from: folders, JSON arrays, Parquet, and data sets by name; packages that are absent."""
 
+import dataclasses
 import gzip
 import json
 import sys
@@ -117,6 +118,39 @@ def test_data_sets_by_name(monkeypatch):
         with pytest.raises(UserError, match=message) as error:
             Rows(name)
         assert "\n" not in str(error.value)
+
+
+def test_texts_read_when_they_are_asked_for(monkeypatch):
+    """The rows that all at once would give, cut to seq_len; the record looks at some rows, and never reads the rest."""
+    texts, asked = [f"text {'x' * number}" for number in range(500)], []
+
+    class Stored:
+        def __len__(self):
+            return len(texts)
+
+        def __getitem__(self, index):
+            asked.append(index)
+            return {"text": texts[index].encode()}
+
+    builder = SimpleNamespace(info=SimpleNamespace(splits=["train"]), as_data_source=lambda split: Stored())
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", SimpleNamespace(builder=lambda name, **options: builder))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.text", SimpleNamespace())
+    config = TextConfig(path="tfds:c4/en:train", seq_len=24, packed=False, truncate=True, lazy=True)
+    task = TextTask(config, ByteTokenizer())
+    assert len(set(asked)) == 64
+    plain = {"task": {"name": "text", "path": config.path, "lazy": True}}
+    assert data_record.make(plain, known=data_record.of_task(task)) == data_record.make(plain) != {}
+    asked.clear()
+    source, whole = task.train_source(), TextTask(dataclasses.replace(config, lazy=False), ByteTokenizer())
+    for index in (0, 7, 400):
+        ours, theirs = (one.features(rows[index]) for one, rows in ((task, source), (whole, whole.train_source())))
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    assert len(source) == 500
+    with pytest.raises(UserError, match="reads hub: and tfds: data sets, not"):
+        TextTask(dataclasses.replace(config, path="a.jsonl"), ByteTokenizer())
+    with pytest.raises(UserError, match="reads single texts of one data set"):
+        TextConfig(path="tfds:c4/en:train", lazy=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import finetune, lora_glue, lora_mnli, lora_nlg, mora_uuid
-from configs.common import Count, parse_arg
+from configs.common import Count, Several, parse_arg
 from lowrank_jax.core.errors import UserError
 
 DECLARED = dict(
@@ -30,6 +30,17 @@ def test_typed_values():
     assert vars(choice) == dict(scale="gpu", method="lora", rank=32, rate=3e-4, wide=True, note="a=b", changed=changed)
     assert parse_arg("wide=false,rate=none", **DECLARED).wide is False
     assert parse_arg("size=8", size=(4, 8)).size == 8
+
+
+def test_an_argument_of_several_words():
+    declared = DECLARED | {"files": Several}
+    choice = parse_arg("files=a.jsonl, b/c.jsonl,wide,rank=4", **declared)
+    assert (choice.files, choice.wide, choice.rank) == (("a.jsonl", "b/c.jsonl"), True, 4)
+    assert parse_arg("rank=4", **declared).files is None
+    assert parse_arg("files=none", **declared).files is None
+    for arg, words in (("rank=4,a.jsonl", "'a.jsonl'"), ("files=a,rank=4,b", "'b'"), ("files", "has no value")):
+        with pytest.raises(UserError, match=words):
+            parse_arg(arg, **declared)
 
 
 @pytest.mark.parametrize(

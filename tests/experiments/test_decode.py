@@ -1,12 +1,29 @@
 """`experiments.decode`: a record of each way of reading the weights, the same texts as transformers', and mistakes."""
 
+import importlib.util
 import json
+import runpy
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 
+@pytest.fixture
+def peer_here(monkeypatch, capfd):
+    """A peer's script runs in this process, where torch and transformers may be loaded already."""
+
+    def run(command, **_):
+        monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
+        runpy.run_path(command[1], run_name="__main__")
+        return SimpleNamespace(returncode=0, stdout=capfd.readouterr().out)
+
+    monkeypatch.setattr("subprocess.run", run)
+
+
 def test_a_record_of_each_way_and_of_the_peer(program, tmp_path):
-    pytest.importorskip("peft")
+    if importlib.util.find_spec("peft") is None:  # its import takes seconds, and here only the peer's process needs it
+        pytest.skip("no peft")
     out = tmp_path / "out.jsonl"
     sizes = ("--shape=toy-llama", "--batches=2", "--prompt=4", "--new=3", "--repeats=1", "--dtype=float32")
     ended = program("decode", *sizes, "--weights=beside,merged", "--peers=dynamic", f"--out={out}")
@@ -16,6 +33,21 @@ def test_a_record_of_each_way_and_of_the_peer(program, tmp_path):
     assert records[2]["equal_rows"] == 1.0
     assert {"ms", "first_ms", "compile_seconds", "batch", "hardware", "git"} <= records[0].keys()
     assert records[0]["weights_gib"] >= records[1]["weights_gib"]  # the adapter is in the merged weights
+
+
+def test_beams_write_the_peer_s_texts(program, tmp_path, tiny_nlg, peer_here):
+    pytest.importorskip("transformers")
+    out = tmp_path / "out.jsonl"
+    sizes = ("--beams=2", "--base=pico-llama", "--batches=3", "--new=4", "--repeats=1", "--dtype=float32")
+    data = (f"--data_dir={tiny_nlg}", "--partial", "--no_repeat_ngram=2")
+    ended = program("decode", *sizes, *data, "--peers=dynamic", f"--out={out}")
+    assert ended.status == 0, ended.err
+    ours, theirs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (ours["program"], theirs["program"]) == ("ours", "transformers")
+    assert theirs["equal_texts"] == 1.0
+    assert (ours["inputs"], ours["batches"]) == (4, 2)
+    assert {"seconds", "compile_seconds", "beams", "length_penalty", "hardware", "git"} <= ours.keys()
+    assert "transformers" in theirs["peer_versions"]
 
 
 @pytest.mark.parametrize(

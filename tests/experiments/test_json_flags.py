@@ -3,10 +3,12 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 from experiments.config.json_flags import KEYS, take, way
 from experiments.sweeps import engine, grid
+from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 
 FURTHER = [{"method": "houlsby", "rank": 3}]
@@ -14,7 +16,7 @@ RULES = [["adapters/.*/b", True], [".*", False]]
 
 
 def test_each_key_reaches_the_run(run):
-    """A second family, an evaluation and a list of rules, by which only LoRA's B [4, d_out] is trained."""
+    """A second family, an evaluation and a list of rules, by which only LoRA's B [4, d_out] is trained: AsyLoRA's."""
     two = run("--config.adapters", json.dumps(FURTHER), name="two", train__steps=2, train__eval_steps="()")
     assert two.status == 0, two.err
     assert json.loads((two.folder / "config.json").read_text())["adapters"] == FURTHER
@@ -22,12 +24,18 @@ def test_each_key_reaches_the_run(run):
     assert [(one["method"], one["rank"]) for one in described] == [("mora", 4), ("houlsby", 3)]
 
     words = (f"--config.trainable={json.dumps(RULES)}", '--config.evals={"quick": {"every": 1, "at_end": false}}')
-    ended = run(*words, config="configs/mora_uuid.py:method=lora", train__steps=2, train__eval_steps="()")
+    quick = dict(train__steps=2, train__eval_steps="()", adapter__init="asylora")
+    ended = run(*words, config="configs/mora_uuid.py:method=lora", **quick)
     assert ended.status == 0, ended.err
     result = json.loads((ended.folder / "result.json").read_text())
     assert result["config"]["trainable"] == RULES
     assert [list(one)[1].partition("/")[0] for one in result["evaluations"]] == ["quick", "quick"]
     assert 0 < result["parameters"]["trainable"] < result["parameters"]["frozen"]
+    assert (result["labels"]["method"], result["labels"]["variant"]) == ("asylora", "frozen A")
+    saved, *_ = load_adapter(ended.folder / "adapter")  # with the A that nobody trained: the update needs it
+    leaf = saved["adapters"]["layers"]["attention"]["query"]
+    np.testing.assert_allclose(leaf["a"][0].T @ leaf["a"][0], np.eye(4), atol=1e-5)
+    assert leaf["b"].any()
 
 
 def test_a_plain_word_and_other_flags_stay():

@@ -57,6 +57,16 @@ def test_labels_and_name_of_every_recorded_result():
         ("lora_glue.py:method=bitfit,model=deberta-v2-xxlarge", {}, dict(method="bitfit", rank=None)),
         ("lora_glue.py:method=head,model=deberta-v2-xxlarge", {}, dict(method="head", rank=None)),
         ("lora_glue.py:method=lora,model=deberta-v2-xxlarge", {}, dict(method="lora", rank=8)),
+        ("mora_uuid.py:method=lora", {"optimizer__multipliers": (("adapters/.*/b", 4.0),)}, dict(method="lora+")),
+        ("mora_uuid.py:method=mora", {"optimizer__multipliers": (("adapters/.*/m", 4.0),)}, dict(method="mora")),
+        ("mora_uuid.py:method=lora", {"adapter__init": "asylora"}, dict(method="asylora")),
+        ("mora_uuid.py:method=lora", {"adapter__scaling": "rslora"}, dict(method="lora")),
+        (
+            "mora_uuid.py:method=lora",
+            {"adapter__scaling": "rslora", "labels__method": "rslora"},
+            dict(method="rslora", rank=8),
+        ),
+        ("mora_uuid.py:method=lora", {"labels__method": "rslora"}, dict(method="lora")),
         ("pico_pretrain.py", {}, dict(method="fft", rank=None, scale="pico-llama", stage="full")),
     ],
 )

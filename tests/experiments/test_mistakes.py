@@ -101,6 +101,11 @@ MISTAKES = {
     "seed": ([], {"seed": -1}, ["config.seed is -1"]),
     "seed that jax folds": ([], {"seed": 2**32}, ["config.seed is 4294967296; it must lie in [0, 4294967295]"]),
     "alpha 0": ([], {"adapter__alpha": 0}, ["config.adapter.alpha is 0.0; it must be above 0"]),
+    "rate of a leaf that is not there": (
+        [],
+        {"optimizer__multipliers": "(('adapters/.*/b', 4.0),)"},
+        ["optimizer.multipliers has 'adapters/.*/b'", "MoRA's one square has none"],
+    ),
     "eps 0": ([], {"optimizer__eps": 0}, ["config.optimizer.eps is 0.0; it must be above 0"]),
     "run name": ([], {"name": "../x"}, ["run name '../x'"]),
     "dtype": ([], {"base__dtype": "float31"}, ["'float31'", "float32"]),

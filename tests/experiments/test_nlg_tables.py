@@ -148,6 +148,23 @@ def test_a_score_that_is_no_number_is_not_replaced_by_an_earlier_one():
     assert score_of(spoilt, "matched") == 0.3
 
 
+def test_a_rate_at_the_end_of_its_grid_is_marked_and_of_equal_settings_the_better_is_shown():
+    """The rates of other methods do not count; of two settings with as many scores the lower held-out loss is shown."""
+
+    def tried(method, *rates):
+        return [record("e2e", method, rate=rate, labels={"stage": "rates"}) for rate in rates]
+
+    runs = [*tried("lora", 2e-4, 5e-4, 1e-3), *tried("mora", 2e-4, 5e-4, 1e-3), *tried("fft", 1e-3)]
+    runs += [record("e2e", "lora", rate=1e-3, scores=E2E), record("e2e", "mora", rate=5e-4, scores=E2E)]
+    runs += [record("e2e", "lora", rate=5e-4, scores=E2E, losses=(1.1, 1.25)), record("e2e", "fft", None, scores=E2E)]
+    table = shown("lora_table3", runs)
+    assert [line_of(table, label)["rate"] for label in ("LoRA 4", "MoRA 4", "FFT")] == ["0.0005", "0.0005", "0.0002"]
+    assert "edge:" not in table.text()
+    table = shown("lora_table3", [run for run in runs if run["losses"] and "lr0.0005" not in run["name"]])
+    assert line_of(table, "LoRA 4")["rate"] == "0.001 edge"
+    assert "edge: the smallest or the largest of the rates tried" in table.text()
+
+
 def test_the_columns_of_a_row_are_of_one_setting():
     """Two seeds at one rate without Java, one at another with it: no BLEU of the one beside a METEOR of the other."""
     python = {name: E2E[name] for name in ("bleu_python", "nist_python", "nist")}

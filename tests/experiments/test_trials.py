@@ -77,6 +77,8 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
         ),
         dict(adapter__rank=1, optimizer__learning_rate=2e-3, seed=2),
     ]  # fmt: skip
+    # LoRA+: each trial's own rate, and four times it for B.
+    changes = [{**change, "optimizer__multipliers": '(["adapters/.*/b", 4.0],)'} for change in changes]
     cells = cells_file(tmp_path, program, toy, changes)
     ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")
     assert ended.status == 0, ended.err

@@ -69,7 +69,8 @@ def test_text_ids_and_targets_are_those_of_transformers(chatty, source):
     options |= {"tokenize": True, "return_dict": True}
     theirs = peer(tokenizer).apply_chat_template(CHAT, return_assistant_tokens_mask=source is MARKED, **options)
     assert ids == theirs["input_ids"]
-    assert ids.count(0) == (0 if source in (FORMATS["chatml"].source, FORMATS["zephyr"].source) else 1)  # no second BOS
+    begins = source is MARKED or source in (FORMATS["llama3"].source, FORMATS["gemma"].source)
+    assert ids.count(0) == (1 if begins else 0)  # no second BOS
     if source is MARKED:
         assert targets == [bool(flag) for flag in theirs["assistant_masks"]]
     ends = end_ids(tokenizer, template)
@@ -133,6 +134,24 @@ def test_faults_are_one_line(chatty):
     fails("cannot write", "{{ messages.clear() }}", CHAT)
     thinking = MARKED.replace("prompt %}{{ '<|im_start|>assistant\n'", "prompt %}{{ '<|im_start|>think'")
     fails("does not begin an assistant's turn with its", thinking, CHAT)
+
+
+def test_the_prompts_of_the_papers_tasks():
+    """As the authors of Alpaca, MetaMath, Open Instruct and lm-eval write them, EOS included."""
+    begins = "Below is an instruction that describes a task"
+    ends = "Write a response that appropriately completes the request.\n\n### Instruction:\nHow many?"
+    asked, more = {"role": "user", "content": "How many?"}, {"role": "user", "content": "How many?\nA: 1\nB: 2"}
+    said = {"role": "assistant", "content": "Two."}
+    written = {
+        ("alpaca", "one line"): f"{begins}. {ends}\n\n### Response:Two.<|eos|>",
+        ("alpaca", "more lines"): f"{begins}, paired with an input that provides further context. {ends}\n\n"
+        "### Input:\nA: 1\nB: 2\n\n### Response:Two.<|eos|>",
+        ("question", "one line"): "Question: How many?\nAnswer: Two.<|eos|>",
+        ("tulu", "one line"): "<|user|>\nHow many?\n<|assistant|>\nTwo.<|eos|>\n",
+    }
+    for (name, lines), text in written.items():
+        template = find_template(ByteTokenizer(), name)
+        assert template.render([asked if lines == "one line" else more, said]) == text
 
 
 def test_bytes_take_the_marks_of_a_template():

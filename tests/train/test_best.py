@@ -28,12 +28,29 @@ def test_one_run():
     best = Best(start, 1)
     jax.tree.map(lambda leaf: leaf.delete(), start.trainable)  # as a step does that takes the state
     assert (kept(best), best.record(0)) == (0, {"step": 0, "loss": np.inf})
-    assert loaded(best.saved(), "last", 7) == ("last", 7)  # a run that was stopped before its first held-out loss
+    assert loaded(best.saved(), "last", "base", 7) == (
+        "last",
+        "base",
+        7,
+    )  # a run that was stopped before its first held-out loss
     for step, loss in enumerate((3.0, 2.0, float("nan"), 2.5, 2.0), 1):
         best.see(state(float(step)), step, {0: loss})
     assert (kept(best), best.record(0)) == (2, {"step": 2, "loss": 2})
-    assert loaded(best.saved(), "last", 7) == (best.trainable, 2)
-    assert float(best.state(state(9.0)).trainable["adapters"]["a"][0, 0]) == 2
+    assert loaded(best.saved(), "last", "base", 7) == (best.trainable, "base", 2)
+    weights, base = best.weights(state(9.0), "base")
+    assert (float(weights.trainable["adapters"]["a"][0, 0]), base) == (2, "base")
+
+
+def test_a_base_that_merges_change_is_kept_with_them():
+    frozen = [{"params": {"kernel": jnp.full((2, 2), float(i))}} for i in range(3)]
+    best = Best(state(0.0), 1, frozen[0])
+    best.see(state(1.0), 1, {0: 3.0}, frozen[1])
+    best.see(state(2.0), 2, {0: 4.0}, frozen[2])
+    weights, base = best.weights(state(2.0), frozen[2])
+    assert (kept(best), float(base["params"]["kernel"][0, 0])) == (1, 1)
+    assert loaded(best.saved(), "last", frozen[2], 2) == (weights.trainable, base, 1)
+    shapes = abstract_best(weights.trainable, 1, frozen[0])
+    assert jax.tree.structure(best.saved()) == jax.tree.structure(shapes)
 
 
 def test_trials_have_their_own():

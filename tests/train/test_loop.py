@@ -120,6 +120,17 @@ def test_rhythm():
     assert recorder.of("save") == [4, 8, 12, 14]
 
 
+def test_an_evaluation_before_the_first_step_is_made_once():
+    """Of a run that begins, not of one that is resumed; only entries that ask for it are due at step 0."""
+    entry = {"type": "", "every": 4, "at_start": True}
+    for start, expected in ((0, [0, 4, 8, 9, 9]), (4, [8, 9, 9])):
+        recorder = Recorder()
+        evaluators = [Evaluator("early", EvalConfig(**entry).due, score), Evaluator("", LoopConfig.evaluates_at, score)]
+        fit(job(recorder, LoopConfig(steps=9), start, evaluators=evaluators))
+        assert recorder.of("eval") == expected
+    EvalConfig(at_end=False, at_start=True).check_due("evals.early", LoopConfig(steps=9))
+
+
 def test_an_evaluation_and_a_save_follow_all_records_before_them():
     recorder = Recorder()
     fit(job(recorder, LoopConfig(steps=9, eval_steps=(6,)), checkpoint_every=6))

@@ -62,12 +62,14 @@ class NlgRow(Row):
       parameters: trainable scalars.
       rate: of the runs.
       seeds: runs that ended.
+      edge: whether `rate` is the smallest or the largest of those that the grid tried.
       notes: why the row is empty, how many seeds were lost, scores that could not be computed, incomplete data.
     """
 
     cells: Mapping[str, Stat] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
     rate: float | None = None
+    edge: bool = False
     seeds: int = 0
     notes: tuple[str, ...] = ()
 
@@ -97,8 +99,22 @@ def rows(
             continue
         if stage_of(result) == "full" and labels.get("task") in tasks and keep(result):
             groups.setdefault(key_of(result, sampled), []).append(result)
+    tried = [
+        result for result in results if stage_of(result) == "rates" and result["labels"].get("model") == model
+    ]  # rates are chosen on one task for all, and at one rank
     missing = [(method, None, "") for method in methods if all(key[0] != method for key in groups)]
-    return [make_row(key, groups.get(key, []), columns) for key in sorted([*groups, *missing], key=_place)]
+    keys = sorted([*groups, *missing], key=_place)
+    return [_with_edge(make_row(key, groups.get(key, []), columns), key[0], groups.get(key, []), tried) for key in keys]
+
+
+def _with_edge(row: NlgRow, method: str, runs: Sequence[dict], tried: Sequence[dict]) -> NlgRow:
+    """The row with its `edge`: whether no rate beside its own was tried on one side."""
+    kinds = {run["config"].get("experiment") for run in runs}
+    rates = {
+        rate_of(one) for one in tried if one["labels"].get("method") == method and one["config"]["experiment"] in kinds
+    }
+    rates = {rate for rate in rates if rate is not None}
+    return dataclasses.replace(row, edge=len(rates) > 1 and row.rate in (min(rates), max(rates)))
 
 
 def key_of(result: dict, sampled: bool = True) -> tuple[str, int | None, str]:
@@ -167,7 +183,9 @@ def _is_finite(value: Any) -> bool:
 
 
 def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict], int]:
-    """The runs that have a score and differ in seeds alone, of several such groups the one with most scores.
+    """The runs that have a score and differ in seeds alone.
+
+    Of several such groups the one with most scores, then the smallest held-out loss.
 
     Returns:
       (the runs, how many others have a score).
@@ -179,13 +197,14 @@ def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict
         bare: dict[str, Any] = copy.deepcopy(run["config"])
         bare.pop("seed", None)
         groups.setdefault(content_hash(bare), []).append(run)
-    # Of equals the first by name: a table must not depend on the order of files.
-    best = min(
-        groups.values(),
-        key=lambda group: (-sum(counts[id(run)] for run in group), min(run["name"] for run in group)),
-        default=[],
-    )
+    best = min(groups.values(), key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
     return best, len(runs) - len(best)
+
+
+def _loss(runs: Sequence[dict]) -> tuple[float, str]:
+    """The mean held-out loss, by which rates are chosen; of equals the first by name, whatever the order of files."""
+    found = [loss for run in runs if (loss := score_of(run, "loss")) is not None]
+    return statistics.fmean(found) if found else math.inf, min(run["name"] for run in runs)
 
 
 def _place(key: tuple[str, int | None, str]) -> tuple:

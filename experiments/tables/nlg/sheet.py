@@ -16,11 +16,13 @@ def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Colu
     lines = [["method", "trainable", *titles, "rate", "seeds"]]
     for row in rows:
         scores = [row.cells[c.title].text(c.digits) if c.title in row.cells else "-" for c in columns]
-        rate = "-" if row.rate is None else f"{row.rate:g}"
+        rate = "-" if row.rate is None else f"{row.rate:g}" + (" edge" if row.edge else "")
         lines.append([row.label, number(row.parameters, ",d"), *scores, rate, str(row.seeds) if row.seeds else "-"])
     run = sorted({row.seeds for row in rows if row.seeds})
     what = f"mean over {span(run)} seed(s)" if run else "nothing run yet"
-    return Table(f"{title}, {model}: {what}", tuple(lines), (*captions, *remarks(rows)), data=rows)
+    edges = ("edge: the smallest or the largest of the rates tried; a better one may lie beyond.",)
+    notes = (*captions, *(edges if any(row.edge for row in rows) else ()), *remarks(rows))
+    return Table(f"{title}, {model}: {what}", tuple(lines), notes, data=rows)
 
 
 def remarks(rows: Sequence[NlgRow]) -> list[str]:

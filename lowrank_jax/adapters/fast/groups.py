@@ -40,12 +40,11 @@ class Group:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of what `delta` reads, of one layer."""
-        each = [site.family.shapes(site.spec) if site else None for site in self.sites]
+        each = [site.family.leaf(site.spec) if site else None for site in self.sites]
         if join := self._join():
-            structs = [found and {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in found.items()} for found in each]
-            made = jax.eval_shape(lambda leaves: join(leaves, self.columns), structs)
+            made = jax.eval_shape(lambda leaves: join(leaves, self.columns), each)
             return {name: leaf.shape for name, leaf in made.items()}
-        return {f"{i}_{name}": shape for i, found in enumerate(each) if found for name, shape in found.items()}
+        return {f"{i}_{name}": leaf.shape for i, found in enumerate(each) if found for name, leaf in found.items()}
 
     def join(self, leaves: Mapping[str, Leaf]) -> dict[str, Array]:
         """The parts' scaled and cast leaves (by site path, stacked over layers) -> what `delta` reads."""
@@ -64,7 +63,7 @@ class Group:
             if site is None:
                 parts.append(jnp.zeros((*x.shape[:-1], columns), x.dtype))
             else:
-                own = {name: leaf[f"{i}_{name}"] for name in site.family.shapes(site.spec)}
+                own = {name: leaf[f"{i}_{name}"] for name in site.family.leaf(site.spec)}
                 parts.append(get_fast(site.family).delta(own, x, site.spec))
         return jnp.concatenate(parts, axis=-1)
 

@@ -1,6 +1,7 @@
 """MoRA as it runs best: squares in sizes that kernels like, sites that read one input in one product, barriers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +12,7 @@ from lowrank_jax.adapters import mora_maps as plain
 from lowrank_jax.adapters.base import AdapterSpec, Leaf
 from lowrank_jax.adapters.fast import mora_maps as maps
 from lowrank_jax.adapters.fast.base import Fast
-from lowrank_jax.adapters.mora import ROTATIONS, square_size
+from lowrank_jax.adapters.mora import GROUP, ROTATIONS, square_size
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.products import materialize_gradient, trained_matmul
 
@@ -32,7 +33,9 @@ def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Floa
     """f_decomp(f_comp(x) M), or [y_1 y_2 ...] of width k d_out for k joined squares M = [M_1 M_2 ...]."""
     m, options = leaf["m"], spec.config.mora
     size = m.shape[0]
-    if options.compression in GROUPINGS:
+    if spec.cycle:
+        parts = _by_turn(leaf, x, spec)
+    elif options.compression in GROUPINGS:
         compress, decompress = GROUPINGS[options.compression]
         parts = decompress(_product(compress(x, size, options), m, "adapter"), spec.d_out)
     else:
@@ -45,6 +48,28 @@ def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Floa
         z = _product(plain.rotate(blocks, options.layout), m, "rotated") if turned else _product(blocks, m)
         parts = maps.join(jnp.moveaxis(z, -2, -3), spec.d_out)
     return materialize_gradient(parts.reshape(*x.shape[:-1], -1))
+
+
+def _by_turn(leaf: Leaf, x: Array, spec: AdapterSpec) -> Array:
+    """[..., k, d_out] by the grouping whose turn it is.
+
+    All of a cycle's maps are computed, two sums of the input's neighbours and two tilings, and the leaf's number picks
+    among them: there is one product, and no branch for which a device would wait in every layer.
+    """
+    sums, tilings = zip(*(GROUPINGS[name] for name in spec.cycle), strict=True)
+    turn = leaf[GROUP]
+    compressed = {f: f(x, leaf["m"].shape[0], spec.config.mora) for f in dict.fromkeys(sums)}
+    z = _product(_picked(compressed, sums, turn), leaf["m"], "adapter")
+    return _picked({f: f(z, spec.d_out) for f in dict.fromkeys(tilings)}, tilings, turn)
+
+
+def _picked(values: Mapping[Any, Array], cycle: Sequence[Any], turn: Array) -> Array:
+    """values[cycle[turn]]."""
+    (_, first), *others = values.items()
+    for key, value in others:
+        mine = jnp.asarray([key is other for other in cycle])[turn]
+        first = jnp.where(mine, value, first)
+    return first
 
 
 def _product(x: Array, m: Array, name: str | None = None) -> Array:
@@ -70,8 +95,9 @@ def _product(x: Array, m: Array, name: str | None = None) -> Array:
 def join(leaves: Sequence[Leaf | None], columns: Sequence[int]) -> dict[str, Array]:
     """M = [M_1 M_2 ...] for sites that read one compressed input; zeros for None."""
     del columns
-    first = next(leaf["m"] for leaf in leaves if leaf)
-    return {"m": jnp.concatenate([leaf["m"] if leaf else jnp.zeros_like(first) for leaf in leaves], axis=-1)}
+    first = next(leaf for leaf in leaves if leaf)
+    joined = jnp.concatenate([leaf["m"] if leaf else jnp.zeros_like(first["m"]) for leaf in leaves], axis=-1)
+    return {**first, "m": joined}  # all sites of a plan are at the same turn
 
 
 def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
@@ -81,7 +107,7 @@ def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
     the parts' outputs are where they are not joined. Their products are as large as the input, so none is made for a
     part without an adapter.
     """
-    alike = {(square_size(spec), spec.config.mora) for spec in specs}
+    alike = {(square_size(spec), spec.config.mora, spec.cycle) for spec in specs}
     whole = tiled(specs[0]) or len(specs) == len(columns)
     return whole and len(alike) == len(set(columns)) == 1
 

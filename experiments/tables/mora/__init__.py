@@ -1,0 +1,1 @@
+"""The tables of MoRA's fine-tuning and pre-training."""

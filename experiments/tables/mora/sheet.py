@@ -1,0 +1,99 @@
+"""Prints MoRA's fine-tuning tables: exams beside the paper's numbers, and the held-out loss that orders the rows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.papers import mora_finetune as paper
+from experiments.records.text_table import number
+from experiments.tables.mora.exams import NOT_READ, Exam, Score, entries, score_of
+from experiments.tables.mora.rows import SEEDS, TuneRow, loss_of, order_of, own_variant, place, rates_text, rise_of
+from experiments.tables.table import Table
+
+HOW = (
+    "Ours: % right at the end, mean over seeds, [95% Wilson interval for that many questions]; not separated: the "
+    "interval holds the untrained base's score, so that such a cell says nothing of a method."
+)
+BASE = "untrained base"
+OF_OTHERS = {"Avg": "of other exams"}  # a mean of ours would be of other exams than the paper's
+LOSS = (
+    "Loss per token of held-out answers or text at the end, mean over seeds, +-: sample standard deviation. place: by "
+    f"this loss, of rows with {SEEDS} seeds; ~: nearer to the row before than the larger of their two deviations. "
+    "forgotten: rise of the loss on text that was not trained on, in nats per token."
+)
+
+
+def with_published(rows: Iterable[TuneRow], published: Iterable[paper.Key]) -> list[TuneRow]:
+    """The rows, and an empty one for each of the paper's that none of them is."""
+    rows = list(rows)
+    have = {row.published for row in rows}
+    missing = [
+        TuneRow(method, rank, own_variant(method, rank)) for method, rank in published if (method, rank) not in have
+    ]
+    return sorted([*rows, *missing], key=lambda row: place((row.method, row.rank, row.variant)))
+
+
+def exam_table(
+    title: str,
+    rows: Sequence[TuneRow],
+    exams: Sequence[Exam],
+    published: Mapping[paper.Key, paper.Numbers],
+    columns: Sequence[str],
+    captions: Iterable[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
+) -> Table:
+    """One line a row, a column an exam: ours | paper's.
+
+    Args:
+      exams: in the paper's order.
+      published: key -> a number for each of `columns`.
+      columns: the paper's, by which an exam's number is found: its title.
+      elsewhere: title of a column -> what stands in place of ours.
+    """
+    ours = elsewhere or {}
+    at = {name: index for index, name in enumerate(columns)}
+    lines = [["method", "trainable", *(f"{exam.title}, ours | paper" for exam in exams)]]
+    lines.append([BASE, "-", *(f"{'-' if exam.title in ours else _base(rows, exam)} | -" for exam in exams)])
+    for row in rows:
+        theirs = published.get(row.published) if row.published else None
+        cells = []
+        for exam in exams:
+            mine = ours.get(exam.title) or cell(row, exam)
+            cells.append(f"{mine} | {number(theirs[at[exam.title]] if theirs else None, '.1f')}")
+        lines.append([row.label, number(row.parameters, ",d"), *cells])
+    notes = [f"{row.label}: {note} ({task})." for row in rows for task, note in row.notes.items() if row.runs]
+    return Table(title, tuple(lines), (HOW, f"The paper's base is {paper.BASE_MODEL}.", *captions, *notes), data=rows)
+
+
+def loss_table(rows: Sequence[TuneRow], task: str) -> tuple[Table, ...]:
+    """The rows' held-out losses on one task, in order; () where no run has one."""
+    losses = {row.label: (row, loss) for row in rows if (loss := loss_of(row.runs.get(task, ())))}
+    if not losses:
+        return ()
+    places = order_of({name: loss for name, (_, loss) in losses.items()})
+    lines = [["method", "rate", "held-out loss", "of the base", "seeds", "place", "forgotten"]]
+    for name, (row, loss) in sorted(losses.items(), key=lambda item: item[1][1].mean):
+        runs = row.runs[task]
+        base = number(loss.base, ".4f")
+        lines.append([name, rates_text(runs), loss.text, base, str(loss.seeds), places[name], rise_of(runs)])
+    return (Table(f"Held-out loss, task {task}", tuple(lines), (LOSS,)),)
+
+
+def cell(row: TuneRow, exam: Exam) -> str:
+    """What a row has of an exam: its score, or why there is none."""
+    if not exam.name:
+        return NOT_READ
+    runs = row.runs.get(exam.task, ())
+    if not runs:
+        return row.why(exam.task)
+    found = score_of(runs, exam)
+    return found.text if found else "no score" if any(entries(run, exam) for run in runs) else "not asked"
+
+
+def _base(rows: Sequence[TuneRow], exam: Exam) -> str:
+    """The base's score before training, which is the same for all methods that start at zero."""
+    scores = [score_of(row.runs.get(exam.task, ()), exam) for row in rows]
+    found = [one for one in scores if one is not None and one.base is not None]
+    return NOT_READ if not exam.name else f"{100 * _share(found[0]):.1f} of {found[0].n}" if found else "not measured"
+
+
+def _share(score: Score) -> float:
+    return (score.base or 0.0) / score.n

@@ -1,0 +1,108 @@
+"""configs/mora_finetune.py through the real loop on pico-llama: what is trained, forgotten, recorded and exported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments.cli import complete_file
+from experiments.config.plain import to_plain
+from experiments.config.schema import unpack_run
+from experiments.session.build import build
+
+ROOT = Path(__file__).parents[2]
+FILE = "configs/mora_finetune.py"
+QUICK = ("--config.tracking.wandb=disabled", "--config.train.log_every=1", '--config.adapter.targets=("query",)')
+SUMS = [
+    {"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a in (2, 3) for b in (4, 5)
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    """(a file of questions, two files of other text: 64 rows of 256 bytes and more)."""
+    novel = "It was a dark and stormy night; the rain fell in torrents. " * 150
+    files = [
+        write(tmp_path / name, [{"text": novel}, {"text": novel[5:]}]) for name in ("novels.jsonl", "peps.v1.jsonl")
+    ]
+    return write(tmp_path / "sums.jsonl", SUMS), files
+
+
+def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
+    """The base's score at step 0, the last at the end, their difference; A as it was drawn, also in PEFT's folder."""
+    questions, (novels, peps) = text
+    arg = f"task=math,model=pico-llama,method=asylora,frozen,rank=4,data={questions},validation={questions}"
+    arg += f",forgetting={novels},{peps},steps=3,batch=4,seq_len=64"
+    evals = to_plain(complete_file(f"{FILE}:{arg}").evals)
+    assert [entry["type"] for entry in evals.values()] == ["forgetting", "likelihood"]
+    evals["forgetting"] |= {"rows": 4, "tokens": 32}  # 64 rows of 256 tokens take a laptop's core 5 s
+    words = (f"--config={FILE}:{arg}", f"--config.evals={json.dumps(evals)}", f"--workdir={tmp_path}", "--name=run")
+    ended = program("run", *words, *QUICK)
+    assert ended.status == 0, ended.err
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    assert [one["step"] for one in result["evaluations"]] == [0, 3]
+    first, last = result["evaluations"]
+    assert {"start/loss", "forgetting/novels/text_loss", "forgetting/peps/text_loss"} <= first.keys()
+    assert last["loss"] < first["start/loss"]
+    assert result["forgetting"].keys() == {"novels", "peps"}
+    for name, one in result["forgetting"].items():
+        assert one["start"] == first[f"forgetting/{name}/text_loss"]
+        assert one["rise"] == one["end"] - one["start"] != 0
+        assert one["tokens"] == 4 * 31
+    assert {"evals.forgetting.path.0", "evals.forgetting.path.1"} <= result["data"].keys()
+    assert (result["labels"]["method"], result["labels"]["variant"]) == ("asylora", "frozen A")
+
+    ours, theirs = (
+        load_file(folder / "adapter" / "adapter.safetensors"),
+        load_file(folder / "peft" / "adapter_model.safetensors"),
+    )
+    a = ours["adapters/layers/attention/query/a"]
+    np.testing.assert_allclose(a[1].T @ a[1], np.eye(4), atol=1e-5)
+    (name,) = [name for name in theirs if "layers.1." in name and name.endswith("q_proj.lora_A.weight")]
+    np.testing.assert_array_equal(theirs[name].T, a[1])
+    assert ours["adapters/layers/attention/query/b"].any()
+    assert result["parameters"]["trainable"] == sum(leaf.size for path, leaf in ours.items() if path.endswith("/b"))
+
+
+ASKED = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ROWS = {
+    "task=math": (SUMS[:1], f"Question: {SUMS[0]['question']}\nAnswer:", f" {SUMS[0]['answer']}"),
+    "task=math,chat=alpaca": (
+        [{"query": "How many?", "response": "Two."}],
+        f"{ASKED}### Instruction:\nHow many?\n\n### Response:",
+        "Two.",
+    ),
+    "task=instruct": (
+        [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}],
+        "<|user|>\nHi\n<|assistant|>\n",
+        "Hello.",
+    ),
+    "task=biomed,seq_len=9": ([{"text": "abstracts of papers"}], "", "abstract"),
+}
+
+
+@pytest.mark.parametrize("arg", ROWS)
+def test_rows_of_each_task(tmp_path, monkeypatch, arg):
+    """What is read before what is learned, and the end token after an answer; text is cut into windows."""
+    monkeypatch.chdir(ROOT)
+    rows, before, learned = ROWS[arg]
+    data = write(tmp_path / "a.jsonl", rows)
+    config = unpack_run(to_plain(complete_file(f"{FILE}:{arg},model=pico-llama,data={data},steps=1,batch=2")))
+    task = build(config).data
+    features = task.features(task.train_source()[0])
+    tokens, targets = features["tokens"].tolist(), features["weights"] > 0
+    start = int(targets.argmax())
+    said = [token for token, target in zip(tokens, targets, strict=True) if target]
+    if arg.startswith("task=biomed"):
+        assert (bytes(tokens).decode(), targets.sum(), len(task.train_source())) == ("abstracts", 8, 3)
+        return
+    assert task.tokenizer.decode(tokens[:start]) == before
+    assert (task.tokenizer.decode(said[:-1]), said[-1]) == (learned, task.tokenizer.eos_id)

@@ -1,0 +1,96 @@
+"""Forgetting: the loss of fixed rows of other text against a plain forward pass, its record, and what it refuses."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from toys import drawn
+
+from experiments.records.forgetting import rises
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.forms.forgetting import ForgettingOptions, name_of, text_loss
+from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.registry import get_model
+from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from lowrank_jax.text.tokenizers import ByteTokenizer
+
+CONFIG, BYTES = get_model("toy-llama"), ByteTokenizer()
+
+
+@pytest.fixture
+def setting():
+    mesh = make_mesh(MeshConfig())
+
+    def place(batch):
+        return {name: jax.device_put(rows, batch_sharding(mesh)) for name, rows in batch.items()}
+
+    return SimpleNamespace(tokenizer=BYTES, model=CONFIG, mesh=mesh, place=place)
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_the_loss_is_that_of_the_first_tokens_of_the_file(setting, tmp_path, add_bos):
+    """Three rows of 16: documents joined by EOS, cut one after another, whatever follows."""
+    texts = ["the cat sat on a mat", "and ate a fig", "then it slept till noon", "never read"]
+    model, each = Llama(CONFIG), 16 - add_bos
+    variables = drawn(model, np.zeros((1, 8), np.int32))
+    stream = [i for text in texts for i in (*text.encode(), BYTES.eos_id)][: 3 * each]
+    rows = np.array(stream).reshape(3, each)
+    rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=BYTES.bos_id) if add_bos else rows
+    logits = np.asarray(model.apply(variables, rows), np.float64)
+    shifted = logits[:, :-1] - logits[:, :-1].max(-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, rows[:, 1:, None], -1)[..., 0] - np.log(np.exp(shifted).sum(-1))
+
+    options = ForgettingOptions(write(tmp_path / "old.jsonl", texts), rows=3, tokens=16, add_bos=add_bos)
+    evaluation = text_loss(setting, SimpleNamespace(), options, next_token_objective(model.apply))
+    assert evaluation.one(variables) == {"old/text_loss": pytest.approx(-chosen.mean(), rel=1e-5)}
+    assert chosen.size == options.targets
+
+
+def test_what_is_refused(setting, tmp_path):
+    def refused(words, options):
+        with pytest.raises(UserError, match=words) as error:
+            text_loss(setting, SimpleNamespace(), options, None)
+        assert "\n" not in str(error.value)
+
+    short = write(tmp_path / "short.jsonl", ["abc" * 11])
+    refused(
+        r"short.jsonl: its texts make 3 rows of 10 tokens, and 4 are asked for; .*set rows to 3",
+        ForgettingOptions(short, 4, 10),
+    )
+    refused("no such file", ForgettingOptions(str(tmp_path / "absent.jsonl"), 4, 10))
+    refused(r"513 tokens a row exceeds the model's 512 positions", ForgettingOptions(short, 4, 513))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "a", "completion": "b"}\n')
+    refused("reads rows of \"text\", not of kind 'completion'", ForgettingOptions(str(asked), 4, 10))
+    with pytest.raises(UserError, match="has no path; give it a file"):
+        ForgettingOptions()
+    assert [name_of(one) for one in ("a/novels_validation.jsonl.xz", "hub:owner/a name:test")] == [
+        "novels_validation",
+        "a_name_test",
+    ]
+
+
+def test_a_record_has_the_rise_from_the_first_step_to_the_last():
+    plain = {
+        "evals": {
+            "forgetting": {"type": "forgetting", "path": ["old.jsonl"], "rows": 3, "tokens": 16},
+            "start": {"type": "likelihood"},
+        }
+    }
+
+    def at(step, loss, name="forgetting/old"):
+        return {"step": step, f"{name}/text_loss": loss}
+
+    found = rises(plain, [at(0, 2.0), at(5, 1.0), at(9, 2.5)])
+    assert found == {"forgetting": {"old": {"start": 2.0, "end": 2.5, "rise": 0.5, "tokens": 45}}}
+    assert rises(plain, [at(0, 2.0)]) == rises(plain, [at(5, 2.0), at(9, 2.5)]) == {}  # no end, no start
+    assert rises(plain, [at(0, 2.0), at(9, None)]) == {}  # the end was no finite number
+    assert rises(plain, [at(0, 2.0, "other/old"), at(9, 3.0, "other/old")]) == rises({}, [at(0, 1.0), at(9, 2.0)]) == {}
