@@ -24,6 +24,8 @@ def main(_) -> None:
     experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
     describe(experiment)
     memory.check_fits(experiment.compile())
+    if (merge := experiment.compile_merge()) is not None:
+        memory.check_fits(merge, what="merge")
 
 
 def describe(experiment: Any) -> None:

@@ -11,10 +11,12 @@ from toys import drawn, moved
 
 from lowrank_jax import adapters
 from lowrank_jax.adapters import AdapterConfig
+from lowrank_jax.adapters.analysis.updates import by_kind, counts
 from lowrank_jax.adapters.merge import site_delta
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unflatten
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 
@@ -93,3 +95,22 @@ def test_the_guides_example(tmp_path, monkeypatch, capsys):
     layers = plan.sites[0].spec.stack[0]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{site.path} [{' '.join(['2'] * layers)}]" for site in plan.sites]
+
+
+def test_large_singular_values_of_a_total_update():
+    """Fig. 5's count, of final minus initial kernels by kind of matrix, against NumPy's decomposition."""
+    rng = np.random.default_rng(0)
+    shapes = {"attention/query": (3, 6, 5), "mlp/down": (3, 4, 6)}
+    initial = {path: rng.normal(size=shape).astype("f4") for path, shape in shapes.items()}
+    updates = {path: rng.normal(0, 0.05, shape).astype("f4") for path, shape in shapes.items()}
+    trees = [
+        {"head": {"kernel": np.ones((2, 2))}, **unflatten({f"layers/{p}/kernel": x for p, x in kernels.items()})}
+        for kernels in (initial, {path: initial[path] + updates[path] for path in shapes})
+    ]
+    found = counts(*trees)
+    wanted = {path: (np.linalg.svd(x, compute_uv=False) > 0.1).sum(-1) for path, x in updates.items()}
+    assert {path.removeprefix("layers/"): value.tolist() for path, value in found.items()} == {
+        path: value.tolist() for path, value in wanted.items()
+    }
+    assert 0 < sum(map(np.sum, wanted.values())) < 3 * (5 + 4)  # some of them, not all
+    assert by_kind(found) == {path.rpartition("/")[2]: pytest.approx(value.mean()) for path, value in wanted.items()}

@@ -269,6 +269,8 @@ def test_checksum_sees_one_flipped_bit_and_swapped_values():
     swapped = value[:, [1, 0, 2, 3, 4]]
     sums = {int(leaves.checksum(x)) for x in (value, flipped, swapped, value[::-1].copy())}
     assert len(sums) == 4
+    for kept in (value, jnp.arange(7, dtype=jnp.bfloat16), np.array(3, np.int32), np.array([[[True], [False]]])):
+        assert leaves.checksum_on_host(np.asarray(kept)) == leaves.checksum(kept)
     host = leaves.checksums({"x": np.arange(4) * 2**40}), leaves.checksums({"x": np.arange(4) * 2**41})
     assert host[0] != host[1]
 

@@ -125,6 +125,7 @@ def sums_of(values):
 def test_sums_by_hand_in_blocks_of_any_size(dtype, shape, monkeypatch):
     values = np.random.default_rng(0).normal(size=shape).astype(jnp.dtype(dtype))
     expected = sums_of(values)
+    assert leaf_sums.sums_on_host(values).tolist() == expected
     for block in (1, 30, 40, 2**20):  # a row, some rows with and without a rest, everything
         monkeypatch.setattr(leaf_sums, "BLOCK", block)
         # a new function each time: the size of a block is no argument that jit sees
@@ -139,6 +140,14 @@ def test_sums_of_shards_are_those_of_the_whole():
         sharding = NamedSharding(mesh, spec)
         found = jax.jit(leaf_sums.sums, static_argnums=1)(jax.device_put(values, sharding), sharding)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_leaf_has_one_fingerprint_on_the_host_and_on_a_device(base, monkeypatch):
+    leaves = {"a": np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7, "b": np.full(5, 0.3, jnp.bfloat16)}
+    small = fingerprint(leaves), base.fingerprint
+    monkeypatch.setattr("lowrank_jax.core.trees.SMALL", 0)
+    monkeypatch.setattr("lowrank_jax.bases.fingerprint.sums_on_host", None)
+    assert (fingerprint(leaves), fingerprint(base.params, base.config)) == small
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

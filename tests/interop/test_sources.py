@@ -11,14 +11,14 @@ import pytest
 from toys import unlike
 
 from lowrank_jax.bases import base, locate
-from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base
+from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base, random_tokenizer
 from lowrank_jax.bases.fingerprint import fingerprint
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import nbytes
 from lowrank_jax.interop.llama import export_params
 from lowrank_jax.models.registry import MODELS, get_model
-from lowrank_jax.text.tokenizers import ByteTokenizer, SubwordTokenizer
+from lowrank_jax.text.tokenizers import ByteTokenizer, SubwordTokenizer, tokenizer_files
 
 
 @functools.cache
@@ -174,6 +174,22 @@ def test_tokenizer_larger_than_the_model(tmp_path, subwords):
     export_params(base.params, base.config, tmp_path, tokenizer=subwords)
     with pytest.raises(UserError, match="ids but the model's vocabulary is 259"):
         load_base(BaseConfig(str(tmp_path)))
+
+
+def test_random_weights_with_the_tokenizer_of_others(tmp_path, subwords):
+    """Its folder is read for text, not to lay a run out; it must not have more ids than the shape."""
+    for name, content in tokenizer_files(subwords).items():
+        (tmp_path / name).write_bytes(content)
+    config = BaseConfig("mora-250m", random_init=True, tokenizer=str(tmp_path))
+    assert random_tokenizer(config).encode("face") == subwords.encode("face")
+    assert abstract_base(dataclasses.replace(config, tokenizer="org/not-fetched")).tokenizer is None
+    with pytest.raises(UserError, match="ids but the model's vocabulary is 259"):
+        toy(tokenizer=str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no tokenizer\.json in"):
+        random_tokenizer(dataclasses.replace(config, tokenizer=str(tmp_path / "empty")))
+    with pytest.raises(UserError, match="published ones bring their own"):
+        BaseConfig("pico-llama", tokenizer=str(tmp_path))
 
 
 @pytest.mark.parametrize(
