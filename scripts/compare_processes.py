@@ -3,9 +3,9 @@
     python scripts/compare_processes.py --to=/tmp/processes.json                       # CPU: devices are simulated
     python scripts/compare_processes.py --to=/tmp/few.json --only=lora,full --steps=5
 
-Each topology has the meshes that divide its devices along "data", along "fsdp", and along all axes or "tensor". A run is
-toy-llama in float32 on UUID pairs, by plain gradient descent for --steps steps and then, anew, by AdamW for ADAM steps.
-Compared with one device: the losses, and what was trained.
+Each topology has the meshes that divide its devices along "data", along "fsdp", and along all axes or "tensor". A run
+is toy-llama in float32 on UUID pairs, by plain gradient descent for --steps steps and then, anew, by AdamW for ADAM
+steps. Compared with one device: the losses, and what was trained.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def start(topology: tuple[int, int], methods: list[str], steps: int, to: Path) -
         address = f"localhost:{probe.getsockname()[1]}"
     kept = [word for word in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in word]
     flags = " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"])
-    # NPROC: XLA's CPU client makes as many threads; with fewer than these, transfers between processes can wait for ever.
+    # NPROC: XLA's CPU client makes as many threads; with fewer, transfers between processes can wait for ever.
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16", "PYTHONPATH": str(ROOT)}
     words = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""One process of compare_processes.py: trains each method on each mesh, and process 0 saves losses and trained leaves."""
+"""One process of compare_processes.py: trains each method on each mesh; process 0 saves losses and trained leaves."""
 
 import json
 import os

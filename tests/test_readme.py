@@ -46,6 +46,7 @@ def test_every_part_has_its_section():
         "In twelve lines",
         "Results",
         "Your own data",
+        "On a pod",
         "Adapters, and weights in and out",
         "How the code is organised",
         "Limits",
@@ -99,6 +100,21 @@ def test_named_configs_parse():
     grids = {word for page in DOCS.values() for word in re.findall(r"--grid=([^\s`]+)", page)}
     assert len(grids) > 2
     assert not [grid for grid in sorted(grids) if not (ROOT / grid).is_file()]
+
+
+def test_the_pods_commands_print_what_they_would_run():
+    """Its section as a shell reads it, without the plan, which compiles for minutes."""
+    section = README.partition("## On a pod\n")[2].partition("\n## ")[0]
+    assert len(section.strip().splitlines()) <= 10
+    lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    assert [line.split()[0] for line in lines] == [lines[0].split()[0], "python", "bash", "bash"]
+    assert all("--dry-run" in line for line in lines[2:])
+    script = "\n".join(line for line in lines if not line.startswith("python"))
+    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    workers = [line for line in done.stdout.splitlines() if line.startswith("worker: ")]
+    assert len(workers) == 2
+    assert all("experiments.run --multihost --config=configs/mora_uuid.py:scale=paper" in line for line in workers)
 
 
 def test_tables_are_named():

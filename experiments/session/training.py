@@ -16,6 +16,7 @@ from experiments.session import export
 from experiments.session.experiment import Experiment
 from experiments.session.trial_group import TrialGroup
 from experiments.session.update import update_spectrum
+from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.train import loop, memory, tracking
@@ -57,6 +58,7 @@ class Session:
     merge: Any = None
     compile_seconds: float = 0.0
     evaluators: Sequence[loop.Evaluator] = ()
+    watch: Watch | None = None
 
     def compile(self) -> None:
         """Prepares the evaluations, compiles the step, and makes sure that it fits, before anything is written.
@@ -64,7 +66,9 @@ class Session:
         Raises:
           UserError: the task has no evaluation of that type, or the step needs more memory than its device has.
         """
-        self.evaluators = self.program.evaluators()
+        observed = bool(self.program.lead.config.tracking.observe_every)
+        self.watch = Watch(self.program) if observed else None
+        self.evaluators = [*(self.watch.evaluators() if self.watch else []), *self.program.evaluators()]
         begin = time.perf_counter()
         self.compiled = self.program.compile(ahead=True)
         self.merge = self.program.compile_merge()
@@ -115,8 +119,11 @@ class Session:
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
                 self.say(f"resumed at step {first}")
+            more = lambda: {"more": self.watch.more(first, seconds)} if self.watch else {}  # noqa: E731
             trackers = [
-                open_files.enter_context(tracking.Tracker(run.folder, run.name, run.plain, tagged, resumed_step=first))
+                open_files.enter_context(
+                    tracking.Tracker(run.folder, run.name, run.plain, tagged, resumed_step=first, **more())
+                )
                 for run, one in zip(self.runs, program.each, strict=True)
                 for tagged in [dataclasses.replace(one.config.tracking, tags=tags(run.plain))]
             ]
@@ -127,7 +134,7 @@ class Session:
                 state=state,
                 frozen=frozen,
                 step=program.step_function(self.compiled),
-                batches=batches,
+                batches=self.watch.stream(batches) if self.watch else batches,
                 place=program.place,
                 evaluators=self.evaluators,
                 configs=[one.config.train for one in program.each],

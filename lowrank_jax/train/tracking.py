@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.json_text import parse
+from lowrank_jax.core.ranges import Range, check_ranges
 
 METRICS, SAMPLES, DECODED = "metrics.jsonl", "samples.jsonl", "decoded.jsonl"
 WANDB_ID = "wandb_id"
@@ -39,12 +40,18 @@ class TrackingConfig:
         or `disabled`.
       project, group: as W&B shows them.
       tags: your own; a run's method, rank, task and base are added.
+      observe_every: each so many steps also speed a device, MFU, waits for data, memory and the update's norm and
+        effective rank; 0: never. A kernel's singular values are computed for the last two.
     """
 
     wandb: Wanted = "auto"
     project: str = "lowrank_jax"
     group: str | None = None
     tags: tuple[str, ...] = ()
+    observe_every: Annotated[int, Range(least=0)] = 0
+
+    def __post_init__(self):
+        check_ranges(self, "tracking")
 
 
 class Tracker:
@@ -58,6 +65,7 @@ class Tracker:
       config: JSON-able, shown by W&B.
       tracking: where records go.
       resumed_step: records after this step are dropped, as they will be written again; 0 starts an empty file.
+      more: (step, values of a record) -> values that are added to it.
 
     Raises:
       UserError: metrics.jsonl cannot be written or is damaged, or W&B was set to a mode that is not available.
@@ -70,7 +78,9 @@ class Tracker:
         config: Mapping[str, Any],
         tracking: TrackingConfig,
         resumed_step: int = 0,
+        more: Callable[[int, Mapping[str, Any]], Mapping[str, Any]] = lambda step, values: {},
     ):
+        self._more = more
         self.path = Path(run_folder) / METRICS
         self._samples, self._decoded = Path(run_folder) / SAMPLES, Path(run_folder) / DECODED
         self._file: TextIO | None = None
@@ -96,7 +106,7 @@ class Tracker:
         """
         if self._file is None:
             return
-        values = {key: _plain(value) for key, value in values.items()}
+        values = {key: _plain(value) for key, value in {**values, **self._more(step, values)}.items()}
         record = {"step": int(step), "time": time.time(), **values}
         with _writing(self.path):
             self._file.write(json.dumps(record, allow_nan=False) + "\n")

@@ -19,6 +19,7 @@ from lowrank_jax.core.trees import combine, nbytes
 from lowrank_jax.interop import partial
 from lowrank_jax.layouts import base as layouts
 from lowrank_jax.layouts import unstacked
+from lowrank_jax.sharding.collectives import collectives
 
 
 def config_of(toy, name="configs/mora_uuid.py", **changes):
@@ -223,15 +224,24 @@ def test_llama2_7b_on_shapes(argument, trainable):
 
 @pytest.mark.usefixtures("eight_devices")
 def test_the_compiled_7b_step_holds_an_eighth_of_the_base():
-    """The compiler's own count, on simulated devices: arguments are the shards, and no gathered base among the rest."""
+    """The compiler's own count, on simulated devices: arguments are the shards, and no gathered base among the rest.
+
+    Nor is a stack of layers gathered: the largest transfer is the embedding's table, or one layer's kernel.
+    """
     config = complete_file("configs/mora_uuid.py:scale=paper,method=lora")
     config.base.name, config.base.random_init, config.train.batch_size = "llama2-7b", True, 8
     experiment = build(unpack_run(to_plain(config)), seq_len=32)
-    needed = experiment.compile().memory_analysis()
+    compiled = experiment.compile()
+    needed = compiled.memory_analysis()
     arguments = per_device(experiment.abstract_frozen) + per_device(experiment.abstract_state)
     assert needed.argument_size_in_bytes == pytest.approx(arguments, rel=0.01)
     assert needed.temp_size_in_bytes < 2 * 6_738_415_616 / 2
     assert needed.output_size_in_bytes < per_device(experiment.abstract_state) * 1.01
+    moved = collectives(compiled.as_text())
+    table, stack = 32_000 * 4_096, 32 * 4_096 * 4_096  # of one matrix, query's for example
+    assert max(one.nbytes for one in moved) <= 4 * table < 2 * stack, moved[:3]
+    kernel = 2 * 4_096 * 11_008  # the CPU's compiler gathers bfloat16 as it is, or as float32
+    assert sum(one.times for one in moved if one.kind == "all-gather" and one.nbytes in (kernel, 2 * kernel)) >= 3 * 32
 
 
 def test_no_tokenizer_no_task(toy):

@@ -1,6 +1,8 @@
 """The mesh and its path rules, on eight simulated devices: same numbers as on one, and the rules' shardings."""
 
 import functools
+import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import partition
 from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.llama import Llama, LlamaConfig
-from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, check_batch, make_mesh
+from lowrank_jax.sharding.mesh import AXES, MeshConfig, batch_sharding, batch_share, check_batch, make_mesh
 from lowrank_jax.sharding.rules import leaf_spec, shard_tree, state_shardings
 from lowrank_jax.train.optimizer import OptimizerConfig, make_optimizer
 from lowrank_jax.train.schedule import ScheduleConfig, make_shape
@@ -107,6 +109,35 @@ def test_adapters_inherit_their_kernels_axes():
         assert leaf_spec(f"adapters/layers/mlp/{name}", (2, 32), mesh) == P()
     # 33 does not divide by 2: that axis stays whole, the other is split
     assert leaf_spec("params/layers/mlp/up/kernel", (2, 33, 48), mesh) == P(None, None, "tensor")
+
+
+def processes(shape, each):
+    """A mesh whose devices, in order, belong to processes with `each` devices."""
+    devices = np.empty(math.prod(shape), object)
+    devices[:] = [SimpleNamespace(process_index=index // each) for index in range(len(devices))]
+    return SimpleNamespace(shape=dict(zip(AXES, shape, strict=True)), devices=devices.reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "each", "shares"),
+    [
+        ((2, 1, 1), 1, [(0, 2), (1, 2)]),
+        ((1, 1, 2), 1, [(0, 1), (0, 1)]),  # "tensor" divides weights between processes: the same rows
+        ((2, 2, 2), 4, [(0, 2), (1, 2)]),
+        ((1, 2, 4), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 8), 4, [(0, 1), (0, 1)]),
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_share(shape, each, shares, monkeypatch):
+    mesh = processes(shape, each)
+    for process, (index, count) in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert batch_share(mesh) == {"process_index": index, "process_count": count}
+
+
+def test_a_mesh_that_gives_processes_unequal_shares():
+    with pytest.raises(UserError, match=r"unequal shares.*divides the 2 devices of a process"):
+        batch_share(processes((2, 1, 3), 2))
 
 
 def test_moments_lie_beside_their_leaves():

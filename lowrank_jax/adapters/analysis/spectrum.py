@@ -37,6 +37,11 @@ def spectrum(variables: Tree, plan: Plan) -> dict[str, np.ndarray]:
     Raises:
       UserError: a bottleneck family, which changes no weight.
     """
+    return {path: np.asarray(values) for path, values in singular_values(variables, plan).items()}
+
+
+def singular_values(variables: Tree, plan: Plan) -> dict[str, Array]:
+    """What `spectrum` returns, on the device; may be traced."""
     if stuck := sorted({site.family.name for site in plan.sites if not site.family.merges}):
         raise UserError(f"{' and '.join(stuck)} changes no weight, and has no singular values; take lora, dora or mora")
     params, found = flat_params(variables["params"], "spectrum"), {}
@@ -44,7 +49,7 @@ def spectrum(variables: Tree, plan: Plan) -> dict[str, np.ndarray]:
         leaf, scale = leaves_of(variables, site)
         # Only a family that changes the sum (DoRA) reads the frozen weight.
         weight = None if site.family.fold is None else weight_of(site, params)
-        found[site.path] = np.asarray(_of_site(leaf, scale, weight, site.family, site.spec))
+        found[site.path] = _of_site(leaf, scale, weight, site.family, site.spec)
     return found
 
 

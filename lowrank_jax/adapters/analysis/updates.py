@@ -1,6 +1,5 @@
 """How many directions a run's total update of each kernel has: singular values of final minus initial weights."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +24,35 @@ def counts(initial: Tree, final: Tree, above: float = ABOVE) -> dict[str, np.nda
     Returns:
       {path of the module: [layers] int32}.
     """
+    return {path: (np.asarray(s) > above).sum(-1, dtype=np.int32) for path, s in differences(initial, final).items()}
+
+
+def differences(initial: Tree, final: Tree) -> dict[str, Array]:
+    """{path of the module: singular values [layers, min(d_in, d_out)] of each layer's W_final - W_initial}."""
     before, found = flatten(initial), {}
     for path, kernel in flatten(final).items():
         if path.endswith("/kernel") and path.startswith("layers/"):
-            found[path.removesuffix("/kernel")] = np.asarray(_counts(before[path], kernel, above))
+            found[path.removesuffix("/kernel")] = _differences(before[path], kernel)
     return found
+
+
+def size_and_rank(values: Mapping[str, Array]) -> dict[str, Array]:
+    """{"norm": Frobenius norm of all updates together, "effective_rank": mean over the kernels of exp(entropy)}.
+
+    The entropy is that of s / sum(s), s the singular values of one kernel's update (Roy & Vetterli, 2007): k equal
+    values and no others have the effective rank k. An update of zero has 0.
+
+    Args:
+      values: {path: s [..., n]}.
+    """
+    ranks = []
+    for s in values.values():
+        total = jnp.sum(s, -1, keepdims=True)
+        share = s / jnp.where(total > 0, total, 1)
+        entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)), -1)
+        ranks.append(jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0).ravel())
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(s)) for s in values.values()))
+    return {"norm": norm, "effective_rank": jnp.mean(jnp.concatenate(ranks))}
 
 
 def by_kind(counted: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -40,10 +63,10 @@ def by_kind(counted: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {kind: float(np.concatenate(each).mean()) for kind, each in kinds.items()}
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _counts(before: Any, after: Any, above: float) -> Array:
+@jax.jit
+def _differences(before: Any, after: Any) -> Array:
     def of_layer(pair):
         old, new = (dense(each, jnp.float32) for each in pair)
-        return jnp.sum(jnp.linalg.svd(new - old, compute_uv=False) > above)
+        return jnp.linalg.svd(new - old, compute_uv=False)
 
     return jax.lax.map(of_layer, (before, after))
