@@ -26,45 +26,50 @@ def main() -> None:
     found: dict[str, Any] = {}
     for method in methods:
         for mesh in MESHES[jax.device_count()]:
-            for optimizer, rate, count in (("sgd", SGD, steps), ("adam", ADAM_RATE, ADAM)):
-                name = f"{method}|{'x'.join(map(str, mesh))}|{optimizer}"
-                found |= {
-                    f"{name}|{leaf}": value for leaf, value in trained(method, mesh, optimizer, rate, count).items()
-                }
+            name = f"{method}|{'x'.join(map(str, mesh))}"
+            found |= {f"{name}|{leaf}": value for leaf, value in trained(method, mesh, steps).items()}
     if process == "0":
         np.savez(to, **found)
 
 
-def trained(method: str, mesh: tuple[int, int, int], optimizer: str, rate: float, steps: int) -> dict[str, Any]:
-    """{"losses": [steps], path of a leaf: its values after the last step}."""
+def trained(method: str, mesh: tuple[int, int, int], steps: int) -> dict[str, Any]:
+    """{"sgd|losses": [steps], "sgd|path of a leaf": its values after the last step, "adam|...": the same}."""
     import jax
-    import numpy as np
     import optax
 
     from experiments.config.plain import to_plain
     from experiments.config.schema import unpack_run
     from experiments.session.build import build
-    from lowrank_jax.core.paths import flatten
     from lowrank_jax.train.step import make_step
 
     config = complete_file("configs/mora_uuid.py")
     given = COMMON | METHODS[method] | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
-    for path, value in (given | {"optimizer.learning_rate": rate}).items():
-        config.update_from_flattened_dict({path: value})
+    config.update_from_flattened_dict(given | {"optimizer.learning_rate": ADAM_RATE})
     experiment = build(unpack_run(to_plain(config)))
     state, frozen, _ = experiment.load()
-    step = experiment.step
-    if optimizer == "sgd":
-        plain, layout = optax.identity(), jax.tree.map(lambda leaf: leaf.sharding, state)
-        state = state._replace(opt_state=plain.init(state.trainable))
-        layout = layout._replace(opt_state=plain.init(state.trainable))
-        step = jax.jit(make_step(experiment.objective, plain, lambda _: 1.0), out_shardings=(layout, None))
+    plain, layout = optax.identity(), jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(experiment.objective, plain, lambda _: SGD / ADAM_RATE)  # the state has Adam's rate
+    layout = layout._replace(opt_state=plain.init(state.trainable))
+    descent = jax.jit(step, out_shardings=(layout, None))
+    found = trajectory("sgd", experiment, descent, state._replace(opt_state=layout.opt_state), frozen, steps)
+    return found | trajectory(
+        "adam", experiment, experiment.step, state, frozen, ADAM
+    )  # the last: it donates the state
+
+
+def trajectory(name: str, experiment: Any, step: Any, state: Any, frozen: Any, steps: int) -> dict[str, Any]:
+    """{"NAME|losses", "NAME|path of a leaf"} of so many steps."""
+    import numpy as np
+
+    from lowrank_jax.core.paths import flatten
+
     losses, batches = [], experiment.batches()
     for _ in range(steps):
         state, metrics = step(state, frozen, experiment.place(next(batches)))
         losses.append(float(metrics["loss"]))  # waits: steps in flight on two processes of four devices can deadlock
     batches.close()
-    return {"losses": np.array(losses), **{path: whole(leaf) for path, leaf in flatten(state.trainable).items()}}
+    leaves = {path: whole(leaf) for path, leaf in flatten(state.trainable).items()}
+    return {f"{name}|{leaf}": value for leaf, value in {"losses": np.array(losses), **leaves}.items()}
 
 
 def whole(leaf: Any) -> Any:
