@@ -42,6 +42,8 @@ def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, t
             "stored as nf4 codes and cannot",
         ),
         ({"base__quantize": "nf4", "adapter__method": "lora", "adapter__init": "pissa"}, "adapter.init 'pissa' starts"),
+        ({"base__fp8__activations": "row"}, "base.fp8 is for base.quantize=fp8, and it is none; leave base.fp8 out"),
+        ({"base__quantize": "fp8", "base__fp8__gradients": "e3m4"}, "base.fp8.gradients"),
     ],
 )
 def test_what_codes_cannot_do_is_said_before_any_work(run, changes, words):
@@ -50,6 +52,23 @@ def test_what_codes_cannot_do_is_said_before_any_work(run, changes, words):
     assert words in ended.err
     assert len(ended.err.strip().splitlines()) == 1
     assert not ended.folder.exists()
+
+
+def test_an_fp8_run_says_once_that_a_device_has_no_fp8_products(run):
+    """Fused and unrolled, whose layers are joined and taken apart as codes; the export holds arrays."""
+    from experiments.session import build
+
+    build._say_dequantised.cache_clear()
+    ended = run(
+        base__quantize="fp8", base__fused=True, base__scan_unroll=2, base__fp8__transposed="kept", train__steps=2,
+        export__merged="float32",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    assert ended.out.count("has no FP8 products") == 1
+    result = json.loads((ended.folder / "result.json").read_text())
+    assert result["base"]["quantize"] == "fp8"
+    assert result["config"]["base"]["fp8"]["transposed"] == "kept"
+    assert (ended.folder / "model" / "model.safetensors").is_file()
 
 
 def test_the_plan_counts_the_codes(program):
