@@ -11,7 +11,7 @@ def words(tmp_path):
     text = tmp_path / "rows.jsonl"
     text.write_text("".join(json.dumps({"text": f"{n} and {n + 1} make {2 * n + 1}"}) + "\n" for n in range(40)))
     settings = {
-        "base.name": "toy-llama", "base.random_init": True, "adapter.rank": 2, "adapter.targets": '("query","down")',
+        "base.name": "toy-llama", "base.random_init": True, "adapter.rank": 2, "adapter.targets": '("down",)',
         "task.path": text, "task.seq_len": 16, "train.batch_size": 8, "train.steps": 3, "schedule.warmup_steps": 1,
     }  # fmt: skip
     given = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -25,7 +25,7 @@ def test_codes_beside_weights(program, words):
     assert (found["seed"], found["quantize"]) == (0, "fp8")
     for when in ("start", "end"):
         assert 0.9 < found[when]["cosine"] < found[when]["products"] < 0.999999
-        assert found[when]["lowest"][0][1] < found[when]["cosine"]
+        assert found[when]["lowest"][0][1] <= found[when]["cosine"]
     assert found["start"]["cosine"] != found["end"]["cosine"]
     assert found["loss"]["ratio"] == pytest.approx(found["loss"]["fp8"] / found["loss"]["weights"])
     assert abs(found["loss"]["ratio"] - 1) < 0.01

@@ -22,14 +22,20 @@ def test_a_run_says_how_its_base_is_held_and_resumes(run):
 
 
 def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, tmp_path):
+    """FP8 codes, which are joined and taken apart; that this device has no such products is said once."""
+    from experiments.session import build
+
+    build._say_dequantised.cache_clear()
     first = run(name="first", train__steps=2, checkpoint__every=0)
     assert first.status == 0, first.err
     ended = run(
-        name="second", base__quantize="int8", start__adapter=first.folder / "adapter", train__steps=2,
-        export__merged="float32",
+        name="second", base__quantize="fp8", base__fused=True, base__scan_unroll=2, base__fp8__transposed="kept",
+        start__adapter=first.folder / "adapter", train__steps=2, export__merged="float32",
     )  # fmt: skip
     assert ended.status == 0, ended.err
-    assert f"{first.folder / 'adapter'}: trained with base.quantize=none, goes on with int8" in ended.out
+    assert f"{first.folder / 'adapter'}: trained with base.quantize=none, goes on with fp8" in ended.out
+    assert ended.out.count("has no FP8 products") == 1
+    assert json.loads((ended.folder / "result.json").read_text())["config"]["base"]["fp8"]["transposed"] == "kept"
     assert (ended.folder / "model" / "model.safetensors").is_file()
 
 
@@ -52,23 +58,6 @@ def test_what_codes_cannot_do_is_said_before_any_work(run, changes, words):
     assert words in ended.err
     assert len(ended.err.strip().splitlines()) == 1
     assert not ended.folder.exists()
-
-
-def test_an_fp8_run_says_once_that_a_device_has_no_fp8_products(run):
-    """Fused and unrolled, whose layers are joined and taken apart as codes; the export holds arrays."""
-    from experiments.session import build
-
-    build._say_dequantised.cache_clear()
-    ended = run(
-        base__quantize="fp8", base__fused=True, base__scan_unroll=2, base__fp8__transposed="kept", train__steps=2,
-        export__merged="float32",
-    )  # fmt: skip
-    assert ended.status == 0, ended.err
-    assert ended.out.count("has no FP8 products") == 1
-    result = json.loads((ended.folder / "result.json").read_text())
-    assert result["base"]["quantize"] == "fp8"
-    assert result["config"]["base"]["fp8"]["transposed"] == "kept"
-    assert (ended.folder / "model" / "model.safetensors").is_file()
 
 
 def test_the_plan_counts_the_codes(program):

@@ -89,20 +89,19 @@ def test_a_mesh_gives_the_same_step():
     assert frozen["params"]["layers"]["attention"]["query"]["kernel"].codes.sharding.spec[1:] == ("fsdp", "tensor")
 
 
-def test_fp8_trains_adapters_as_the_weights_do_in_every_layout():
-    """Gradients of one direction with those beside the weights; and the same fused, unrolled, on two devices."""
-    flat = flatten(random_params(SMALL, jax.random.key(0), jnp.float32))
-    params = {"none": unflatten(flat), "fp8": held(SMALL, "fp8", jnp.float32)}
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 8)), jnp.int32)
-    plan = adapters.make_plan(params["none"], adapters.AdapterConfig(rank=2, targets=("all-linear",)))
+def test_fp8_gives_the_same_gradients_fused_unrolled_and_on_two_devices():
+    """Joined kernels have one scale, and layers are apart; what the codes cost: tests/experiments/test_gradients.py."""
+    params = held(SMALL, "fp8", jnp.float32)
+    plan = adapters.make_plan(params, adapters.AdapterConfig(rank=2, targets=("query", "down")))
     made = adapters.create(plan, jax.random.key(2))
     made["adapters"] = jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), made["adapters"])
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 8)), jnp.int32)
 
-    def gradients(kind, divided=False):
+    def gradients(divided):
         model = Llama(SMALL, fused=divided, scan_unroll=2 if divided else 1)
         groups = model.fused_groups() if divided else {}
         objective = next_token_objective(reading(adapters.attach(model, plan, groups)))
-        variables = {"params": params[kind], **made}
+        variables = {"params": params, **made}
         if divided:
             variables = shard_tree(variables, make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))
             variables["params"] = layout_of(groups, True).apply(variables["params"])
@@ -112,10 +111,6 @@ def test_fp8_trains_adapters_as_the_weights_do_in_every_layout():
         value, found = jax.jit(jax.value_and_grad(loss))(learnt)
         return float(value), np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
 
-    (loss, exact), (ours, grads) = gradients("none"), gradients("fp8")
-    cosine = exact @ grads / np.linalg.norm(exact) / np.linalg.norm(grads)
-    assert 0.98 < cosine < 0.99999  # weights and inputs each rounded by up to 1 in 16
-    assert abs(ours - loss) < 0.01 * loss
-    value, found = gradients("fp8", divided=True)
-    np.testing.assert_allclose(value, ours, rtol=1e-4)
-    assert np.linalg.norm(found - grads) < 5e-3 * np.linalg.norm(grads)
+    (value, grads), (divided, found) = gradients(False), gradients(True)
+    np.testing.assert_allclose(divided, value, rtol=1e-4)
+    assert np.linalg.norm(found - grads) < 5e-3 * np.linalg.norm(grads) > 0

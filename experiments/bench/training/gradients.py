@@ -86,7 +86,7 @@ class _Gradients:
         given = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), trained, state.trainable)
         if dequantised:
             frozen["params"] = jax.tree.map(dense, frozen["params"], is_leaf=is_coded)
-        found = self.programs[one is self.plain](given, frozen, one.place(self.probe))
+        found = self.programs[one is self.plain or dequantised](given, frozen, one.place(self.probe))
         flat = flatten(jax.device_get(found))
         return {path: np.asarray(leaf, np.float64).ravel() for path, leaf in flat.items()}, trained
 
