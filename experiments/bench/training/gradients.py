@@ -15,7 +15,9 @@ from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import combine, is_coded
 from lowrank_jax.core.types import Objective
 from lowrank_jax.ops.quantized import NONE, dense
+from lowrank_jax.train.state import TrainState
 
+Leaves = Mapping[str, np.ndarray]  # gradients by path
 LAST = 10  # steps whose mean loss is compared
 
 
@@ -40,55 +42,51 @@ def compare(config: RunConfig) -> dict[str, Any]:
     coded, plain = build(config), build(dataclasses.replace(config, base=plain_base))
     if coded.form.bucketed and coded.task is not None:
         raise UserError("experiments.gradients compiles one length; give a task whose batches have one")
-    probe, found = next(iter(plain.batches())), {}
-    gradients = _Gradients(coded, plain, probe)
-    found["start"] = gradients.cosines(None)
-    state, losses = _train(plain)
-    _, coded_losses = _train(coded)
-    found["end"] = gradients.cosines(state)
-    found["loss"] = {"weights": losses, config.base.quantize: coded_losses, "ratio": coded_losses / losses}
-    return found
+    probe = next(iter(plain.batches()))
+    programs = [jax.jit(_gradient(one.objective), compiler_options=one.options) for one in (plain, coded)]
+
+    def gradients(one, trained, frozen, like):
+        """Of the experiment's program, {path: gradient} at some trained leaves, on the host."""
+        given = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), trained, like)
+        flat = flatten(jax.device_get(programs[one is coded](given, frozen, one.place(dict(probe)))))
+        return {path: np.asarray(leaf, np.float64).ravel() for path, leaf in flat.items()}
+
+    # One base at a time: first the weights.
+    state, frozen, _ = plain.load()
+    places = {"start": jax.device_get(state.trainable)}
+    state, losses = _train(plain, state, frozen)
+    places["end"] = jax.device_get(state.trainable)
+    exact = {when: gradients(plain, trained, frozen, state.trainable) for when, trained in places.items()}
+    del state, frozen
+
+    state, frozen, _ = coded.load()
+    ours = {when: gradients(coded, trained, frozen, state.trainable) for when, trained in places.items()}
+    state, coded_losses = _train(coded, state, frozen)
+    frozen["params"] = jax.tree.map(dense, frozen["params"], is_leaf=is_coded)
+    same = {when: gradients(plain, trained, frozen, state.trainable) for when, trained in places.items()}
+    found: dict[str, Any] = {when: _compared(exact[when], ours[when], same[when]) for when in places}
+    return found | {
+        "loss": {"weights": losses, config.base.quantize: coded_losses, "ratio": coded_losses / losses},
+    }
 
 
-def _train(experiment: Experiment) -> tuple[Any, float]:
-    """What was trained, on the host, and the mean loss of the last steps."""
-    state, frozen, _ = experiment.load()
+def _train(experiment: Experiment, state: TrainState, frozen: Any) -> tuple[TrainState, float]:
+    """The state after the run's steps, and the mean loss of the last ones."""
     step, batches, losses = experiment.compile(), iter(experiment.batches()), []
     for _ in range(experiment.config.train.steps):
         state, metrics = step(state, frozen, experiment.place(next(batches)))
         losses.append(metrics["loss"])
-    return jax.device_get(state.trainable), float(np.mean(jax.device_get(losses[-LAST:])))
+    return state, float(np.mean(jax.device_get(losses[-LAST:])))
 
 
-class _Gradients:
-    """The adapters' gradients of one batch beside the codes and beside the weights; one base at a time is loaded."""
-
-    def __init__(self, coded: Experiment, plain: Experiment, probe: Mapping[str, Any]):
-        self.coded, self.plain, self.probe = coded, plain, dict(probe)
-        self.programs = [jax.jit(_gradient(one.objective), compiler_options=one.options) for one in (coded, plain)]
-
-    def cosines(self, trained: Any) -> dict[str, Any]:
-        """See `compare`; None takes the adapters that a run starts with."""
-        exact, trained = self._at(self.plain, trained)
-        ours, _ = self._at(self.coded, trained)
-        same, _ = self._at(self.coded, trained, dequantised=True)
-        each = sorted((_cosine(exact[path], ours[path]), path) for path in exact if np.any(exact[path]))
-        return {
-            "cosine": _cosine(*map(_whole, (exact, ours))),
-            "products": _cosine(*map(_whole, (same, ours))),
-            "lowest": [[path, cosine] for cosine, path in each[:5]],
-        }
-
-    def _at(self, one: Experiment, trained: Any, dequantised: bool = False) -> tuple[dict[str, np.ndarray], Any]:
-        """({path: gradient}, the leaves that it was taken at), on the host."""
-        state, frozen, _ = one.load()
-        trained = jax.device_get(state.trainable) if trained is None else trained
-        given = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), trained, state.trainable)
-        if dequantised:
-            frozen["params"] = jax.tree.map(dense, frozen["params"], is_leaf=is_coded)
-        found = self.programs[one is self.plain or dequantised](given, frozen, one.place(self.probe))
-        flat = flatten(jax.device_get(found))
-        return {path: np.asarray(leaf, np.float64).ravel() for path, leaf in flat.items()}, trained
+def _compared(exact: Leaves, ours: Leaves, same: Leaves) -> dict[str, Any]:
+    """The cosines of `compare` at one place."""
+    each = sorted((_cosine(exact[path], ours[path]), path) for path in exact if np.any(exact[path]))
+    return {
+        "cosine": _cosine(*map(_whole, (exact, ours))),
+        "products": _cosine(*map(_whole, (same, ours))),
+        "lowest": [[path, cosine] for cosine, path in each[:5]],
+    }
 
 
 def _gradient(objective: Objective) -> Callable:
@@ -98,7 +96,7 @@ def _gradient(objective: Objective) -> Callable:
     return gradient
 
 
-def _whole(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
+def _whole(gradients: Leaves) -> np.ndarray:
     return np.concatenate([gradients[path] for path in sorted(gradients)])
 
 
