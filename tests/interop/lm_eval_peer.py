@@ -123,7 +123,7 @@ def forms(folder, wrapped):
 
     from lowrank_jax.bases.ends import end_ids, opening_ids
     from lowrank_jax.forms import chooser, generation
-    from lowrank_jax.forms.base import Setting, reader_of
+    from lowrank_jax.forms.base import Setting, examinee_of
     from lowrank_jax.forms.held_out import row_outputs
     from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
     from lowrank_jax.tasks.exams.task import ChoiceExam
@@ -139,7 +139,7 @@ def forms(folder, wrapped):
         end_ids=lambda: end_ids(base), opening=lambda: opening_ids(base),
     )  # fmt: skip
     options = chooser.ChoiceOptions(task="mmlu", data_dir=str(folder))
-    exam, outputs = ChoiceExam(options, reader_of(setting, None, None)), {}
+    exam, outputs = ChoiceExam(options, examinee_of(setting, None, None)), {}
     exam.score = lambda found: outputs.update(found) or {}
     predict = chooser.make_chooser(setting.apply_fn, exam.likelihood)
     row_outputs(setting, exam, predict, exam.candidates, CHUNK).one(model.variables)
