@@ -1,10 +1,11 @@
 """Asks lm-eval's Hugging Face backend and ours the same 200 MMLU questions and 100 GSM8K problems, and compares.
 
     python -m tests.interop.lm_eval_peer hf --data=FOLDER     # makes smollm2_lm_eval.json.gz
-    python -m tests.interop.lm_eval_peer ours --data=FOLDER   # our wrapper and our forms against that file
+    python -m tests.interop.lm_eval_peer ours --data=FOLDER   # compares our answers with that file's
 
 FOLDER has mmlu/ and gsm8k/ with the official files. The base is SmolLM2-135M-Instruct as fetched by
-scripts/fetch_weights.py, in float32 on the CPU; texts have at most 64 new tokens. Both go on where they were stopped.
+scripts/fetch_weights.py, in float32 on the CPU; texts have at most 64 new tokens. Ours are those of `evaluate` and of
+exams inside training. Either command continues where it was stopped.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def hf_model():
 
 
 def our_model():
-    """Our wrapper."""
+    """Our model as `experiments.evaluate` gives it to lm-eval."""
     from experiments.evaluation.language_model import LanguageModel
     from experiments.generation.model import of_base
 
@@ -116,7 +117,7 @@ def our_model():
 
 
 def forms(folder, wrapped):
-    """The same by `forms.chooser` and `forms.generation`."""
+    """The answers to the same questions by exams inside training: `forms.chooser` and `forms.generation`."""
     import jax
     import jax.numpy as jnp
     import numpy as np
