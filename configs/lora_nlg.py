@@ -98,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.adapter = _adapter(choice, numbers)
     if choice.method in ("lora+pe", "lora+pl"):
         config.adapters = (_virtual(choice),)
-    config.task = _task(choice, numbers)
+    config.task = _task(choice)
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"], **tables.ADAM}
     config.schedule = {"kind": "linear"}
     for name in ("warmup_steps", "warmup_fraction"):
@@ -185,7 +185,7 @@ def _sizes(choice) -> tuple[int, int]:
     return tokens, infix
 
 
-def _task(choice, numbers: dict) -> dict:
+def _task(choice) -> dict:
     section = {"name": "nlg", "task": choice.task, "packed": choice.packed, "allow_partial": choice.partial}
     length = choice.seq_len or (tables.GPT3_LENGTHS.get(choice.task, 0) if choice.model in GPT3 else 0)
     if length and not choice.seq_len:  # the paper's lengths are those of texts

@@ -16,11 +16,11 @@ PLAIN_READING = "paper"
 
 @dataclasses.dataclass(frozen=True)
 class TuneRow(Row):
-    """One row: {task: its runs of one setting, which differ in seeds alone}, and what is to be said of it.
+    """One row: for each task the runs of one setting, which differ in seeds alone, and notes.
 
     Attributes:
       runs: task -> runs that ended.
-      notes: task -> why it has none, or how many were left out.
+      notes: task -> why it has no runs, or how many were left out.
     """
 
     runs: Mapping[str, Sequence[dict]] = dataclasses.field(default_factory=dict)

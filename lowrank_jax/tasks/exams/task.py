@@ -1,4 +1,4 @@
-"""Exams over one tokenizer: a question's completions as ids to compare, or its prompt to continue, and the scores."""
+"""Makes exams for one model: completions of a question to compare, or its prompt to continue; and scores them."""
 
 import functools
 import logging
@@ -111,7 +111,7 @@ class ChoiceExam:
         there = np.arange(self._choices)[None, :] < counts[:, None]
         finite = np.all(np.isfinite(values) | ~there, axis=1)
         safe = np.where(there & finite[:, None], values, np.where(there, 0, -np.inf))
-        picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # one that no answer is
+        picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # a number that no right answer has
         right = np.take_along_axis(safe, answers[:, None], axis=1)[:, 0]
         found = {
             "accuracy": float(np.mean(picks == answers)),
