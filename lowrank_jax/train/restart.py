@@ -189,7 +189,7 @@ def _added(kernel: Any, leaf: Leaf, family: Family, spec: AdapterSpec, first: in
       leaf: scaled, [*stack, ...].
       family, spec: of the site.
       first: see above.
-      once: the number 1 as an array, so that the compiler does not know how often a loop of so many runs.
+      once: the number 1 as an array: the compiler does not know then that a loop up to it runs once.
     """
 
     def one(kernel: Array, leaf: Leaf) -> Array:

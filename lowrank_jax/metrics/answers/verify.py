@@ -1,8 +1,8 @@
 """Whether answers are mathematically equal, by math-verify in a separate process, which has a time limit.
 
 math-verify's own time limits are signals, which only a main thread has; without them an answer such as 9^9^9^9^9 may
-compute for ever. The process judges one answer after another; it is ended
-where one takes too long, and another process takes its place.
+compute for ever. The process judges one answer after another; it is ended where one takes too long, and another
+process takes its place.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from lowrank_jax.core.errors import UserError
 
 PROGRAM = Path(__file__).with_name("judge.py")
-MOST_SECONDS = 20.0  # for one answer; the slowest of those that the tests judge takes under 3 s
+MOST_SECONDS = 20.0  # for one answer; of the 40 tried for tests/metrics the slowest took under 3 s
 
 
 class Verdicts(NamedTuple):
