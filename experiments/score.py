@@ -1,14 +1,14 @@
-"""Scores the decoded texts of ended runs again: for metrics that the machine which trained them could not compute.
+"""Scores the decoded texts of ended runs again: for metrics that could not be computed where they were trained.
 
     python -m experiments.score --runs='runs/lora_nlg-*' --data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-METEOR, ROUGE-L and CIDEr need Java, and most scores a library; a GPU machine may have neither. A run writes its texts
-to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both, computes
-the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here. The data
-must be those of the run: each prompt and its references are compared.
+METEOR, ROUGE-L and CIDEr need Java, and most other metrics a library; a GPU machine may have neither. A run writes its
+texts to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both,
+computes the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here.
+The data must be those of the run: each prompt and its references are compared.
 
-Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, math-verify among it; their
-texts have what is right beside them, and need no data.
+Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, also by math-verify; their
+texts have the right answers beside them, and need no data.
 """
 
 import dataclasses
@@ -41,7 +41,8 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
     """The record of a run with the metrics of its decoded texts.
 
     Raises:
-      UserError: the folder has no ended run of the task `nlg`, or no decoded texts; or the data are others.
+      UserError: the folder has no finished run, or one that wrote neither texts of the task `nlg` nor answers to an
+        exam; or the data are not those of the run.
     """
     record = run_folder.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":

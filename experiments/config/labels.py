@@ -7,8 +7,8 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 
 STAGE = "full"  # of a single run, and of a grid of one stage
-# Methods that are LoRA with a setting of its own. rsLoRA's name has to be asked for, as recorded runs with that scaling
-# are called "lora".
+# Methods that are LoRA with one other setting. A run is called rsLoRA only if its labels say so, as recorded runs with
+# that scaling are called "lora".
 LORA_PLUS, ASYLORA, RSLORA = "lora+", "asylora", "rslora"
 METHODS_OF_RULES = {"full": "fft"}  # `trainable` -> method, where they differ (not for bitfit, head, ft-top2)
 ADAPTED = "adapters"

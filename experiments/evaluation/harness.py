@@ -33,7 +33,7 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path]) -> Any:
             raise unknown_name("task", name, manager.all_tasks)
     try:
         return manager.load(list(names))
-    except Exception as error:  # of a task's file, its code, the network, the Hub: of any kind
+    except Exception as error:  # of any type: from a task's file, its code, the network or the Hub
         raise UserError(
             f"the tasks {', '.join(names)} cannot be loaded ({type(error).__name__}: {one_line(error)}); without the "
             "Hub, give --data=EXAM=FOLDER, or --include_path with tasks over local files"
@@ -45,7 +45,7 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
 
     Args:
       tasks: of `load_tasks`.
-      shots: None: as each task's file says, otherwise none. A task that says 0 keeps that.
+      shots: how many; None: as each task's file says, 0 where it says nothing. A task whose file says 0 keeps it.
       gen_kwargs: "max_gen_toks=64,temperature=0.8"; "" changes nothing.
       seed: of the draws of worked examples.
 
@@ -64,7 +64,9 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
         task.set_fewshot_seed(seed=seed)
         wanted = task.get_config("num_fewshot")
         if wanted and (there := len(list(task.fewshot_docs()))) < wanted:
-            raise UserError(f"{name}: {wanted} examples are asked for, and its data have {there}; set --num_fewshot")
+            raise UserError(
+                f"{name}: {wanted} examples are asked for, and its data have {there}; set a smaller --num_fewshot"
+            )
 
 
 def ask(model: LM, tasks: Any, limit: int | None, chat: bool, samples: TextIO | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run's record says of forgetting: the rise of the loss on text that it was not trained on."""
+"""Reads from a run's evaluations what it forgot: the rise of the loss on text that it was not trained on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ def rises(plain: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) ->
 
     Args:
       plain: the run's config, whose `evals` say which evaluations are of forgetting.
-      evaluations: those of the record. A source is in it where the first is of step 0 and the last of a later one.
+      evaluations: those of the record. A source is in the result if its first one is of step 0 and
+        its last of a later step.
     """
     entries = {
         name: entry

@@ -112,7 +112,7 @@ def build(
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
         if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
-            print(f"restart.every: merges round their sum to {dtype}; base.dtype=float32 does not", flush=True)
+            print(f"restart.every: merges round their sum to {dtype}; with base.dtype=float32 they do not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)
     fp8, device = config.base.quantize == FP8, mesh.devices.flat[0]

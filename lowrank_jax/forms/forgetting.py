@@ -21,11 +21,10 @@ from lowrank_jax.tasks.base import Task, pad_id, row_features
 from lowrank_jax.tasks.framing import PLAIN
 
 FORGETTING = "forgetting"  # the type of the evaluation
-TEXT_LOSS = (
-    "text_loss"  # its score; not "loss", which is the held-out loss of the task and decides which weights are best
-)
+# Its score; not "loss", which is the held-out loss of the task and decides which weights are best.
+TEXT_LOSS = "text_loss"
 BATCH = 16  # rows at a time, rounded up until the mesh divides them
-LETTERS = 16  # of a text, at most so many are encoded for each token that is wanted: a novel has far more than are read
+CHARACTERS = 16  # of a text that are encoded for each token still wanted: a novel has far more than are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _tokens(tokenizer: Any, source: str, options: ForgettingOptions) -> np.ndarr
         raise UserError(f'{source}: a forgetting evaluation reads rows of "text", not of kind {texts.kind!r}')
     parts = []
     for index in range(len(texts)):
-        text = texts[index]["text"][: LETTERS * (wanted - found)]
+        text = texts[index]["text"][: CHARACTERS * (wanted - found)]
         parts.append(join_documents([text], tokenizer, add_eos=tokenizer.eos_id is not None))
         found += len(parts[-1])
         if found >= wanted:

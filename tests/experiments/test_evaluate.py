@@ -173,7 +173,10 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
         (("BASE", "--tasks=mmlu", "--data=mmlu=/nowhere"), "/nowhere: no such folder; data_dir"),
         (("BASE", "--tasks=mmul", "--data=mmlu=EXAMS"), "unknown task 'mmul'; did you mean mmlu"),
         (("BASE", "--tasks=broken", "--include_path=TASKS"), "the tasks broken cannot be loaded (FileNotFoundError: "),
-        (("BASE", "--tasks=gsm8k", "--data=gsm8k=EXAMS"), "gsm8k: 5 examples are asked for, and its data have 2"),
+        (
+            ("BASE", "--tasks=gsm8k", "--data=gsm8k=EXAMS"),
+            "gsm8k: 5 examples are asked for, and its data have 2; set a smaller --num_fewshot",
+        ),
         (
             ("/nowhere", "--tasks=gsm8k", "--data=gsm8k=EXAMS", "--num_fewshot=0"),
             "no base model at /nowhere; check the path",

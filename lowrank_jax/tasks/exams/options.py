@@ -39,7 +39,7 @@ class ExamOptions:
         if not self.task:
             defaults = {field.name: field.default for field in dataclasses.fields(ExamOptions)}
             if given := next((name for name, value in defaults.items() if getattr(self, name) != value), None):
-                raise UserError(f"evals: {given} is of an exam; name it as task, or leave {given} out")
+                raise UserError(f"evals: {given} belongs to an exam; name the exam as task, or leave {given} out")
             return
         spec = exam_spec(self.task)
         if self.split and self.split not in spec.files:

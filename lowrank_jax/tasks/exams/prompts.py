@@ -19,7 +19,7 @@ class Style:
 
     Attributes:
       ask: row -> the question as text, without its answer.
-      lettered: options are named by letters, and the letters are the completions; False: the options themselves are.
+      lettered: whether options have letters, which are then the completions; otherwise the options themselves are.
       opening: row -> what stands before the examples.
       stops: strings that end a written answer.
       new_tokens: most tokens of a written answer, lm-eval's own default.
@@ -53,7 +53,7 @@ STYLES = {
 
 
 def completions(style: Style, row: ExamRow) -> tuple[str, ...]:
-    """The texts that are compared, as they follow a prompt."""
+    """The texts whose log-likelihoods are compared: each option, or its letter, as it follows a prompt."""
     names = LETTERS[: len(row.options)] if style.lettered else row.options
     return tuple(f" {name}" for name in names)
 
