@@ -15,6 +15,9 @@ record.
 --results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
 holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before
 (scripts/convert_results.py makes such a folder a file).
+
+--root=gs://BUCKET/PREFIX (s3://..., or a folder that all hosts see) shares the cells among workers of any number of
+hosts: each starts the same command. No file lock is needed there: see experiments/records/leases.py.
 """
 
 import json
@@ -26,6 +29,7 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.records import leases
 from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
 from experiments.sweeps.engine import Sweep, show
@@ -47,6 +51,13 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "set", [], "KEY=VALUE for the config of every cell, also written --config.KEY=VALUE; a cell's own overrides win"
     )
+    flags.DEFINE_string(
+        "root", None, "Shared by workers of any hosts: gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder; claims, results"
+    )
+    flags.DEFINE_float(
+        "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0
+    )
+    flags.DEFINE_bool("retry_failed", False, "Try cells again that failed on a worker of --root")
     flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
@@ -61,9 +72,12 @@ def sweep_main(options: Any) -> int:
     say = lambda line: print(line, flush=True)  # noqa: E731
     if options.results:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
-    sweep = Sweep(grid, options.workdir, options.results, say, options.cell, options.together)
+    root = leases.Root(options.root, options.lease_seconds) if options.root else None
+    sweep = Sweep(
+        grid, options.workdir, options.results, say, options.cell, options.together, root, options.retry_failed
+    )
     if options.wandb_sweep:
-        settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
+        settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results", "root")}
         text = json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n"
         write_sweep(Path(options.wandb_sweep), text)
         print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
@@ -72,6 +86,8 @@ def sweep_main(options: Any) -> int:
         show(sweep, cells)
         return 0
     refuse_several("experiments.sweep", "start one for each GPU or host, with the same --workdir: they share the grid")
+    if root:
+        root.store.probe()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     states = sweep.run(cells)
     for name, state in states.items():

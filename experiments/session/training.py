@@ -177,6 +177,8 @@ class Session:
             trained=one.trained, **({"best": best.record(index)} if best else {}), **one.record_notes(),
             **run_folder.data_of(run.folder), **spectra, **self.more,
         )  # fmt: skip
+        if status in run_folder.ENDED:
+            run.claim.record(result)
         tracker.summary({"status": status, **run_folder.last_evaluation(result)})
         if result["losses"]:
             tracker.image("curves", figures.draw_run(result, run.folder / "curves.png"))
