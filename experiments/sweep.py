@@ -52,7 +52,9 @@ def define_flags() -> None:
         "set", [], "KEY=VALUE for the config of every cell, also written --config.KEY=VALUE; a cell's own overrides win"
     )
     flags.DEFINE_string(
-        "root", None, "Shared by workers of any hosts: gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder; claims, results"
+        "root",
+        None,
+        "gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder, through which workers of any hosts share the cells",
     )
     flags.DEFINE_float(
         "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0

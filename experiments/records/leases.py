@@ -2,8 +2,9 @@
 
 Of run NAME, claims/NAME/000001.json says who took it; its holder writes .beat again and again, and .end where it ends
 without a record. A claim is created only if absent, and a dead holder's run is taken by creating the next number: one
-worker gets it. Which holder is dead is told by a heartbeat that does not change for the length of the lease by the observer's own clock, so
-hosts' clocks may differ. results/NAME.json, created only if absent too, ends the race: there is one record a run.
+worker gets it. Which holder is dead is told by a heartbeat that does not change for the length of the lease by the
+observer's own clock, so hosts' clocks may differ. results/NAME.json, created only if absent too, ends the race: there is
+one record a run.
 """
 
 import dataclasses
@@ -222,11 +223,7 @@ class Both:
 
     def __init__(self, lock: claims.Claim, lease: Lease):
         self.lock, self.lease, self.name = lock, lease, lease.name
-
-    @property
-    def token(self) -> str:
-        """See `Claim`: those of both."""
-        return f"{self.lock.token},{self.lease.token}"
+        self.token = ""
 
     def take(self) -> bool:
         """See `Claim`: the lock first, which asks no server."""
@@ -239,6 +236,7 @@ class Both:
             raise
         if not taken:
             self.lock.release()
+        self.token = f"{self.lock.token},{self.lease.token}"
         return taken
 
     def renew(self) -> None:

@@ -214,7 +214,7 @@ class Sweep:
                 self.say(f"{cell.name}: goes on from {trial}")
 
     def recorded(self, cell: Cell, claim: claims.Claim | None = None) -> dict | None:
-        """The result of a cell that ended, from the root, its run folder or the recorded results; adds it to the latter.
+        """A cell's result, if it ended: of the root, its run folder or the recorded results, to which it is added.
 
         Args:
           claim: on the cell, held. Without it a result that the root lacks does not count: another worker may be at it.
