@@ -3,8 +3,8 @@
 Of run NAME, claims/NAME/000001.json says who took it; its holder writes .beat again and again, and .end where it ends
 without a record. A claim is created only if absent, and a dead holder's run is taken by creating the next number: one
 worker gets it. Which holder is dead is told by a heartbeat that does not change for the length of the lease by the
-observer's own clock, so hosts' clocks may differ. results/NAME.json, created only if absent too, ends the race: there is
-one record a run.
+observer's own clock, so hosts' clocks may differ. results/NAME.json, created only if absent too, ends the race: there
+is one record a run.
 """
 
 import dataclasses
