@@ -10,7 +10,7 @@ CUDA_VISIBLE_DEVICES and share --workdir. --config.KEY=VALUE sets a key of all c
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
-record.
+record. --together=auto counts, on shapes, how many fit. --preview shows what the cells need and how far they are.
 
 --results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
 holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before
@@ -34,6 +34,7 @@ from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
 from experiments.sweeps.engine import Sweep, show
 from experiments.sweeps.grid import Grid, check_cells
+from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
 from lowrank_jax.core.errors import INTERRUPTED
 
@@ -60,7 +61,12 @@ def define_flags() -> None:
         "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0
     )
     flags.DEFINE_bool("retry_failed", False, "Try cells again that failed on a worker of --root")
-    flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
+    flags.DEFINE_string(
+        "together",
+        "1",
+        "Cells trained in one program at most, where they can share it; auto: as many as fit",
+    )
+    flags.DEFINE_bool("preview", False, "Print the cells with parameters, memory, time and state, and run nothing")
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
     flags.mark_flags_as_required(["config", "grid"])
@@ -75,14 +81,16 @@ def sweep_main(options: Any) -> int:
     if options.results:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
     root = leases.Root(options.root, options.lease_seconds) if options.root else None
-    sweep = Sweep(
-        grid, options.workdir, options.results, say, options.cell, options.together, root, options.retry_failed
-    )
+    together, room = parse_together(options.together), trials_that_fit(say) if options.together == AUTO else None
+    sweep = Sweep(grid, options.workdir, options.results, say, options.cell, together, root, options.retry_failed, room)
     if options.wandb_sweep:
         settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results", "root")}
         text = json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n"
         write_sweep(Path(options.wandb_sweep), text)
         print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
+        return 0
+    if options.preview:
+        print(preview(sweep, cells))
         return 0
     if options.dry_run:
         show(sweep, cells)

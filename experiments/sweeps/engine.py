@@ -19,7 +19,7 @@ from experiments.records.store import StoreError
 from experiments.records.text_table import clock
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
-from lowrank_jax.core.errors import INTERRUPTED, MENDABLE
+from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
@@ -38,6 +38,7 @@ class Sweep:
       say: is told of each cell.
       asked: the cell of a W&B agent.
       together: how many cells share a program at most.
+      room: how many of some (name, plain config) pairs fit in one program; where given, it decides, not `together`.
       root: through which workers of several hosts share the cells.
       retry_failed: try cells again that failed on a worker of the root.
     """
@@ -52,9 +53,10 @@ class Sweep:
         together: int = 1,
         root: leases.Root | None = None,
         retry_failed: bool = False,
+        room: Callable[[Sequence[tuple[str, dict]]], int] | None = None,
     ):
         self.grid, self.asked, self.together = grid, asked, together
-        self.root, self.retry_failed = root, retry_failed
+        self.root, self.retry_failed, self.room = root, retry_failed, room
         self.workdir, self.results = Path(workdir), Recorded(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
@@ -78,7 +80,7 @@ class Sweep:
                     continue
                 rest = [*left, *pending[pending.index(cell) :]]
                 try:
-                    if self.together > 1:
+                    if self.together > 1 or self.room:
                         outcome = self.attempt_group(cell, pending[pending.index(cell) :], len(cells), rest)
                     else:
                         outcome = self.attempt(cell, len(cells), rest)
@@ -150,7 +152,7 @@ class Sweep:
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
             one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
-            if one is None or len(ready) >= self.together or self.settled_already(one):
+            if one is None or (len(ready) >= self.together and not self.room) or self.settled_already(one):
                 pass
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
                 ready.append((other, one))
@@ -158,6 +160,12 @@ class Sweep:
                 break  # the cell itself is done, or has no others to run with
         if not ready or ready[0][0] is not cell:
             return self.attempt(cell, total, remaining)
+        if self.room and len(ready) > 1:
+            try:
+                ready = ready[: self.room([(one.name, one.plain) for _, one in ready])]
+            except UserError as error:
+                self.say(f"{cell.name} runs alone: {error}")
+                return self.attempt(cell, total, remaining)
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None

@@ -43,7 +43,9 @@ def place(grid_files, tmp_path, monkeypatch):
 def swept(place):
     """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
     before = signal.getsignal(signal.SIGTERM)
-    unset = dict(results=None, only=None, cell=None, set=[], together=1, dry_run=False, wandb_sweep=None)
+    unset = dict(
+        results=None, only=None, cell=None, set=[], together="1", preview=False, dry_run=False, wandb_sweep=None
+    )
     unset |= dict(root=None, lease_seconds=60.0, retry_failed=False)
 
     def call(**given):
