@@ -48,7 +48,7 @@ def claim_and_train(config: Any, plain: dict, started: float) -> int:
     from lowrank_jax.train import tracking
 
     if jax.process_index() == 0:
-        tracking.wandb_mode(config.tracking.wandb)  # refuses "online" without a key before any work
+        tracking.mode_of(config.tracking)  # refuses "online" without a key before any work
 
     # ---- an earlier run of this name: to be resumed, finished, or another's ----
     name = FLAGS.name or config.name or run_folder.run_name(plain)

@@ -32,6 +32,7 @@ from experiments.cli import launch
 from experiments.records import leases
 from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
+from experiments.sweeps import summary
 from experiments.sweeps.engine import Sweep, show
 from experiments.sweeps.grid import Grid, check_cells
 from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
@@ -81,8 +82,11 @@ def sweep_main(options: Any) -> int:
     if options.results:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
     root = leases.Root(options.root, options.lease_seconds) if options.root else None
+    group = grid.common.get("tracking.group") or Path(options.grid).stem
     together, room = parse_together(options.together), trials_that_fit(say) if options.together == AUTO else None
-    sweep = Sweep(grid, options.workdir, options.results, say, options.cell, together, root, options.retry_failed, room)
+    sweep = Sweep(
+        grid, options.workdir, options.results, say, options.cell, together, root, options.retry_failed, room, group
+    )
     if options.wandb_sweep:
         settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results", "root")}
         text = json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n"
@@ -100,6 +104,10 @@ def sweep_main(options: Any) -> int:
         root.store.probe()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     states = sweep.run(cells)
+    if not options.cell:
+        results = [result for _, result in (sweep.settled[name] for name in states) if result]
+        if line := summary.show(group, results, options.workdir, cells[0].plain, root):
+            print(line)
     for name, state in states.items():
         if state != "finished":
             print(f"{name}: {state}")

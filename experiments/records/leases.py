@@ -181,7 +181,8 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if not (self._lent or self._lost or self._recorded):  # a worker that cannot see a record yet must not take it
+        done = self._recorded or (not why and self.root.result(self.name) is not None)
+        if not (self._lent or self._lost or done):  # of a run with a record, which another worker may not see yet, none
             end = {"state": FAILED if why else RELEASED, "why": why}
             self.root.store.create(_claim(self.name, self._number, "end"), json.dumps(end).encode())
         self._number = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, leases, run_folder
+from experiments.records import claims, data_record, leases, offline_runs, run_folder
 from experiments.records.lines import Recorded
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
@@ -24,6 +24,7 @@ from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+GROUP_VARIABLE = "WANDB_RUN_GROUP"  # train.tracking's, which imports jax
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
 NO_FAULT = (INTERRUPTED, 75)  # exit statuses of a run that another worker may go on with; 75: session.peers.LOST
 
@@ -39,6 +40,7 @@ class Sweep:
       asked: the cell of a W&B agent.
       together: how many cells share a program at most.
       room: how many of some (name, plain config) pairs fit in one program; where given, it decides, not `together`.
+      group: of the runs in W&B.
       root: through which workers of several hosts share the cells.
       retry_failed: try cells again that failed on a worker of the root.
     """
@@ -54,9 +56,11 @@ class Sweep:
         root: leases.Root | None = None,
         retry_failed: bool = False,
         room: Callable[[Sequence[tuple[str, dict]]], int] | None = None,
+        group: str | None = None,
     ):
         self.grid, self.asked, self.together = grid, asked, together
         self.root, self.retry_failed, self.room = root, retry_failed, room
+        self.group = group
         self.workdir, self.results = Path(workdir), Recorded(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
@@ -131,6 +135,7 @@ class Sweep:
                 self.continue_trial(cell.trials, ready)
                 status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
                 result = self.recorded(ready, claim)
+                self.share_offline(ready)
                 if result is None:
                     claim.release(fault_of(status))
         except data_record.DataChanged as error:
@@ -190,6 +195,7 @@ class Sweep:
                     result = self.recorded(one, claim)
                 except data_record.DataChanged as error:  # while it was trained
                     result, why = None, str(error)
+                self.share_offline(one)
                 if result is None:
                     claim.release(fault_of(status))
                 state = result["status"] if result else f"failed: {why}"
@@ -257,6 +263,11 @@ class Sweep:
             return result, str(file)
         return self.results.get(cell.name), self.results.place(cell.name)
 
+    def share_offline(self, cell: Cell) -> None:
+        """Copies W&B's offline runs of a cell below the root."""
+        if self.root:
+            offline_runs.put(self.root.store, run_folder.run_folder(self.workdir, cell.name))
+
     def failed_elsewhere(self, cell: Cell) -> str:
         """Why a cell failed on a worker of the root, where it is not to be tried again; "" otherwise."""
         return self.root.failure(cell.name, self.retry_failed) if self.root else ""
@@ -287,6 +298,8 @@ class Sweep:
         environment = dict(os.environ if environment is None else environment)
         if self.root:
             environment[leases.ROOT_VARIABLE] = self.root.url
+        if self.group:
+            environment.setdefault(GROUP_VARIABLE, self.group)
         self.child = subprocess.Popen(command, **claims.lend(held, environment))
         try:
             while self.root:
