@@ -10,11 +10,14 @@ CUDA_VISIBLE_DEVICES and share --workdir. --config.KEY=VALUE sets a key of all c
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
-record.
+record. --together=auto counts, on shapes, how many fit. --preview shows what the cells need and how far they are.
 
 --results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
 holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before
 (scripts/convert_results.py makes such a folder a file).
+
+--root=gs://BUCKET/PREFIX (s3://..., or a folder that all hosts see) shares the cells among workers of any number of
+hosts: each starts the same command. No file lock is needed there: see experiments/records/leases.py.
 """
 
 import json
@@ -26,10 +29,13 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.records import leases
 from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
+from experiments.sweeps import summary
 from experiments.sweeps.engine import Sweep, show
 from experiments.sweeps.grid import Grid, check_cells
+from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
 from lowrank_jax.core.errors import INTERRUPTED
 
@@ -47,7 +53,21 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "set", [], "KEY=VALUE for the config of every cell, also written --config.KEY=VALUE; a cell's own overrides win"
     )
-    flags.DEFINE_integer("together", 1, "Cells trained in one program at most, where they can share it", lower_bound=1)
+    flags.DEFINE_string(
+        "root",
+        None,
+        "gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder, through which workers of any hosts share the cells",
+    )
+    flags.DEFINE_float(
+        "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0
+    )
+    flags.DEFINE_bool("retry_failed", False, "Try cells again that failed on a worker of --root")
+    flags.DEFINE_string(
+        "together",
+        "1",
+        "Cells trained in one program at most, where they can share it; auto: as many as fit",
+    )
+    flags.DEFINE_bool("preview", False, "Print the cells with parameters, memory, time and state, and run nothing")
     flags.DEFINE_bool("dry_run", False, "Print the cells, their state and their commands, and run nothing")
     flags.DEFINE_string("wandb_sweep", None, "Write a W&B sweep file for the same cells, and run nothing")
     flags.mark_flags_as_required(["config", "grid"])
@@ -61,19 +81,33 @@ def sweep_main(options: Any) -> int:
     say = lambda line: print(line, flush=True)  # noqa: E731
     if options.results:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
-    sweep = Sweep(grid, options.workdir, options.results, say, options.cell, options.together)
+    root = leases.Root(options.root, options.lease_seconds) if options.root else None
+    group = grid.common.get("tracking.group") or Path(options.grid).stem
+    together, room = parse_together(options.together), trials_that_fit(say) if options.together == AUTO else None
+    sweep = Sweep(
+        grid, options.workdir, options.results, say, options.cell, together, root, options.retry_failed, room, group
+    )
     if options.wandb_sweep:
-        settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results")}
+        settings = {key: getattr(options, key) for key in ("config", "grid", "workdir", "results", "root")}
         text = json.dumps(wandb_sweep(cells, settings, options.set), indent=1) + "\n"
         write_sweep(Path(options.wandb_sweep), text)
         print(f"wrote {options.wandb_sweep}; start it with: wandb sweep {options.wandb_sweep}")
+        return 0
+    if options.preview:
+        print(preview(sweep, cells))
         return 0
     if options.dry_run:
         show(sweep, cells)
         return 0
     refuse_several("experiments.sweep", "start one for each GPU or host, with the same --workdir: they share the grid")
+    if root:
+        root.store.probe()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     states = sweep.run(cells)
+    if not options.cell:
+        results = [result for _, result in (sweep.settled[name] for name in states) if result]
+        if line := summary.show(group, results, options.workdir, cells[0].plain, root):
+            print(line)
     for name, state in states.items():
         if state != "finished":
             print(f"{name}: {state}")

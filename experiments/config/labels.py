@@ -80,11 +80,14 @@ def with_labels(plain: dict, stage: str | None = None) -> dict:
 
 
 def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
-    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, task and base, from a plain config."""
+    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, rate, seed, task and base."""
     labels, task = derive(plain), plain.get("task") or {}
     base = Path((plain.get("base") or {}).get("name") or "").name  # a base may be a folder
     rank = None if labels["rank"] is None else f"rank {labels['rank']}"
-    found = (labels["method"], rank, labels.get("task") or task.get("name"), base)
+    rate = (plain.get("optimizer") or {}).get("learning_rate")
+    rate = f"rate {rate:g}" if isinstance(rate, int | float) else None
+    seed = f"seed {plain.get('seed', 0)}"
+    found = (labels["method"], rank, rate, seed, labels.get("task") or task.get("name"), base)
     own = (plain.get("tracking") or {}).get("tags") or ()
     return tuple(dict.fromkeys([*own, *(word[:TAG_LENGTH] for word in found if word)]))
 

@@ -135,6 +135,14 @@ class Grid:
                     return None
         return self._build(cell.stage, cell.arg, overrides)
 
+    def stand_in(self, cell: Cell) -> dict:
+        """The plain config of a cell, each "best:" replaced by its first trial's value: the shapes are the same."""
+        if not cell.trials:
+            return cell.plain
+        trial = self.cells[cell.trials[0]].plain
+        overrides = {path: _lookup(trial, path) if _is_best(one) else one for path, one in cell.overrides.items()}
+        return self._build(cell.stage, cell.arg, overrides).plain
+
 
 def check_cells(cells: Sequence[Cell]) -> None:
     """Refuses cells whose configs a run would refuse, before any is trained; those that wait for trials are left out.
