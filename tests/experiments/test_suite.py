@@ -259,7 +259,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         report.load_suites([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["h100", "cpu", "two_cards"])
+@pytest.mark.parametrize("name", ["h100", "cpu", "two_cards", "rates"])
 def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
     from absl import flags
