@@ -238,7 +238,7 @@ def test_peers(rows, monkeypatch, tmp_path):
 
 
 def test_mistakes_are_one_line(rows, tmp_path):
-    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, h100, two_cards, or a file"):
+    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, h100, rates, two_cards, or a file"):
         load_suite("h10")
     with pytest.raises(UserError, match=r"--only=x matches none of lora, same, mora"):
         rows.select("x")

@@ -52,6 +52,18 @@ STYLES = {
 }  # fmt: skip
 
 
+# (exam, name) -> another way to ask it. "step by step" is that of PEFT's method comparison, whose answers end with EOS.
+STEP_BY_STEP = "step by step"
+OTHERS = {
+    ("gsm8k", STEP_BY_STEP): Style(lambda row: f"Question: {row.question} Think step by step.\nAnswer:", new_tokens=300)
+}
+
+
+def style_of(exam: str, name: str = "") -> Style:
+    """How an exam is written, in its own way or another by name."""
+    return OTHERS[exam, name] if name else STYLES[exam]
+
+
 def completions(style: Style, row: ExamRow) -> tuple[str, ...]:
     """The texts that are compared, as they follow a prompt."""
     names = LETTERS[: len(row.options)] if style.lettered else row.options

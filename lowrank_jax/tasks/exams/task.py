@@ -10,12 +10,13 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.metrics.answers import gsm8k
+from lowrank_jax.metrics.answers import stated as stating
 from lowrank_jax.metrics.answers.verify import check_installed, installed, verify_all
 from lowrank_jax.metrics.classification import macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STYLES, completions
+from lowrank_jax.tasks.exams.prompts import STEP_BY_STEP, STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue.task import default_buckets
@@ -148,8 +149,8 @@ class WrittenExam:
     stop_id: int | None = None
 
     def __init__(self, options: ExamOptions, reader: Reader, max_new_tokens: int = 0):
-        style = STYLES[options.task]
-        if not style.stops:
+        style = style_of(options.task, options.prompt)
+        if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
         self._judged = installed() or options.task != GSM8K
         if not self._judged:
@@ -186,7 +187,8 @@ class WrittenExam:
         Returns:
           "math_verify" with "math_verify_correct" and "given_up", answers that took too long to judge and count as
           wrong (of GSM8K absent without math-verify); of GSM8K also "strict", "flexible" and theirs
-          (`metrics.answers.gsm8k`); "n"; "main", which is strict of GSM8K, otherwise math_verify.
+          (`metrics.answers.gsm8k`), and asked step by step "stated" (`metrics.answers.stated`); "n"; "main", the first
+          of stated, strict and math_verify that there is.
         """
         check_score_input(predictions, targets)
         found, right = {"n": float(len(targets))}, {}
@@ -197,9 +199,12 @@ class WrittenExam:
             for name, find in (("strict", gsm8k.strict), ("flexible", gsm8k.flexible)):
                 pairs = zip(predictions, targets, strict=True)
                 right[name] = [gsm8k.same(find(said), gold) for said, gold in pairs]
+        if self.options.prompt == STEP_BY_STEP:
+            pairs = zip(predictions, targets, strict=True)
+            right["stated"] = [stating.same(stating.stated(said), gold) for said, gold in pairs]
         for name, each in right.items():
             found |= {name: float(np.mean(each)), f"{name}_correct": float(np.sum(each))}
-        return {**found, "main": found["strict" if "strict" in found else "math_verify"]}
+        return {**found, "main": next(found[name] for name in ("stated", "strict", "math_verify") if name in found)}
 
 
 class _Encoder:
