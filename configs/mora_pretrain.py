@@ -23,6 +23,8 @@ zero, and the groupings 1, 2, 3, 4, 1, ... (what the README's command runs). Bot
 Merges add to the base in its own type: it is float32 here. In bfloat16 each merge would round the sum.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import Count, check_read, parse_arg
@@ -102,7 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
-def _small(config: ConfigDict, folder: str) -> None:
+def _small(config: Any, folder: str) -> None:
     for key, part in (("path", "train"), ("validation_path", "validation")):
         files = tuple(f"{folder}/{kind}_{part}.jsonl.xz" for kind in ("novels", "peps"))
         config.task[key] = files if folder else ("",)
@@ -110,9 +112,9 @@ def _small(config: ConfigDict, folder: str) -> None:
     config.checkpoint = {"every": 0, "keep": 1}
 
 
-def _paper(config: ConfigDict) -> None:
+def _paper(config: Any) -> None:
     config.base.update({"tokenizer": TOKENIZER, "remat": "projections"})
     config.task.update({"path": "tfds:c4/en:train", "validation_path": "tfds:c4/en:validation[:10000]"})
     config.task.update({"packed": False, "truncate": True, "lazy": True})
-    config.train.update({"chunk_tokens": 8_192, "eval_every": 2_000})
+    config.train.update({"chunk_tokens": 8_192, "eval_every": 2_000, "accumulate": PAPER["accumulate"]})
     config.checkpoint = {"every": 1_000, "keep": 1}

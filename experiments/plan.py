@@ -29,6 +29,8 @@ def main(_) -> None:
         f"frozen {nbytes(experiment.abstract_frozen) / 2**20:,.1f} MiB over {experiment.mesh.size} device(s)"
     )
     memory.check_fits(experiment.compile())
+    if (merge := experiment.compile_merge()) is not None:
+        memory.check_fits(merge, what="merge")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ METEOR, ROUGE-L and CIDEr need Java, and most scores a library; a GPU machine ma
 to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both, computes
 the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here. The data
 must be those of the run: each prompt and its references are compared.
+
+Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, math-verify among it; their
+texts have what is right beside them, and need no data.
 """
 
 import dataclasses
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -21,6 +25,8 @@ from experiments.records.lines import Recorded
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import SEEN
+from lowrank_jax.forms.generation import GENERATION
+from lowrank_jax.tasks.exams.scores import score_texts
 from lowrank_jax.tasks.nlg.scores import score_by
 from lowrank_jax.tasks.nlg.task import NlgConfig, decoded_split, inputs_of
 from lowrank_jax.train.tracking import read_decoded
@@ -40,24 +46,48 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
     record = run_folder.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":
         raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
+    texts, exams = read_decoded(folder), _exams(record["config"])
     section = dict(record["config"].get("task") or {})
-    if section.pop("name", None) != "nlg":
-        raise UserError(f"{folder}: its task is not nlg; only its texts have metrics of their own")
+    if section.pop("name", None) == "nlg":
+        _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
+    elif not exams:
+        raise UserError(
+            f"{folder}: its task is not nlg, and no entry of its evals writes an exam; other texts have no metrics"
+        )
+    for step, name in _written(text for text in texts if text["name"] in exams):
+        own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
+        golds = [text["references"][0] for text in own]
+        found = score_texts(exams[name], [text["continuation"] for text in own], golds)
+        _entry(folder, record, step, name).update({f"{name}/{metric}": value for metric, value in found.items()})
+    return record
+
+
+def _exams(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> exam of the evaluations that write an exam's answers."""
+    evals = {name: one for name, one in (config.get("evals") or {}).items() if isinstance(one, Mapping)}
+    return {name: one["task"] for name, one in evals.items() if one.get("type") == GENERATION and one.get("task")}
+
+
+def _written(texts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(step, name) of each evaluation that wrote texts."""
+    return list(dict.fromkeys((text["step"], text["name"]) for text in texts))
+
+
+def _score_nlg(folder: Path, record: dict, section: dict, texts: Sequence[dict], data_dir: str | None) -> None:
+    """Puts the scores of a generation data set's texts into the record."""
     known = {field.name for field in dataclasses.fields(NlgConfig)}
     config = NlgConfig(**{key: value for key, value in section.items() if key in known})
     loaded, _ = load_nlg(config.task, decoded_split(config), data_dir or config.data_dir, config.allow_partial)
     rows = inputs_of(config, loaded)
-    texts = read_decoded(folder)
-    for step, name in dict.fromkeys((text["step"], text["name"]) for text in texts):
+    for step, name in _written(texts):
         own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
         _check_same(folder, own, rows)
         scored = score_by(config.task, [text["continuation"] for text in own], rows, SEEN[config.seen])
         entry = _entry(folder, record, step, name)
         entry |= {f"{name}/{metric}": value for metric, value in scored.values.items()}
         record["missing"] = dict(scored.missing)
-    if not record["missing"]:
+    if not record.get("missing", True):
         del record["missing"]
-    return record
 
 
 def _check_same(folder: Path, texts: Sequence[dict], rows: Sequence) -> None:

@@ -39,7 +39,11 @@ def write_exams(folder):
     _lines(folder / "math" / "test.jsonl", math)
     decisions = ("yes", "no", "maybe")
     rows = {
-        str(at): {"QUESTION": f"Does it {at}?", "CONTEXTS": ["One.", "Two."], "final_decision": decisions[at % 3]}
+        str(at): {
+            "QUESTION": f"Does it {at}?",
+            "CONTEXTS": ["One.", f"Two{' more' * 12}."],
+            "final_decision": decisions[at % 3],
+        }
         for at in range(6)
     }
     _whole(folder / "pubmedqa" / "ori_pqal.json", json.dumps(rows))

@@ -1,4 +1,39 @@
-"""Programs that stand in for experiments.run and experiments.trials in the tests of sweeps."""
+"""Programs that stand in for experiments.run and experiments.trials, and experiments.run with a signal on its way."""
+
+# experiments.run, without the figure, whose library takes half a second to import. After step 4, once the path `saved`
+# is there, it sends itself the signal, if `where` is among its words. argv: signal, where, saved, word, ...
+SIGNALLED_RUN = """
+import os, signal, sys, time
+sign, where, saved, *words = sys.argv[1:]
+from experiments.session import cluster
+cluster.quieten(words)
+sys.argv = ["run", *words]
+from experiments import run
+from experiments.cli import launch
+from experiments.tables import figures
+from lowrank_jax.train.meter import Meter
+push = Meter.push
+
+def pushed(self, step, metrics):
+    if step == 4 and where in words:
+        while not os.path.exists(saved):
+            time.sleep(0.01)
+        os.kill(os.getpid(), getattr(signal, sign))
+    push(self, step, metrics)
+
+Meter.push = pushed
+figures.draw_run = lambda result, path: path
+launch(run.main)
+"""
+
+# experiments.trials without the figures.
+UNDRAWN_TRIALS = """
+from experiments import trials
+from experiments.cli import launch
+from experiments.tables import figures
+figures.draw_run = lambda result, path: path
+launch(trials.main)
+"""
 
 # Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
 FAKE_RUN = """

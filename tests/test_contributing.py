@@ -1,16 +1,20 @@
 """The worked examples of CONTRIBUTING.md: their code is taken from the text and run."""
 
 import importlib.util
-import os
 import re
-import subprocess
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import pytest
+from fakes import UNDRAWN_TRIALS
+from fuzz import doors
 
+from experiments import sweep
 from experiments.records.results import load_results
+from experiments.sweeps import engine
 from experiments.sweeps.grid import Grid
 from lowrank_jax.adapters import registry
 from lowrank_jax.adapters.base import AdapterConfig
@@ -85,12 +89,17 @@ def test_a_table(study, monkeypatch):
     folder, config, grid = study
     command = re.search(r"python -m experiments\.sweep --config=configs/rank_study\.py .*", TEXT).group()
     words = command.replace("configs/sweeps/rank_study_toy.py", str(grid)).replace("configs/rank_study.py", str(config))
-    words = words.replace("experiments/results/", f"{folder}/").split()
-    done = subprocess.run(
-        [sys.executable, *words[1:], f"--workdir={folder}/runs", "--only=seed0"],
-        cwd=ROOT, capture_output=True, text=True, timeout=280, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = words.replace("experiments/results/", f"{folder}/").split()[3:]
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    unset = dict(cell=None, set=[], dry_run=False, wandb_sweep=None, workdir=f"{folder}/runs", only="seed0")
+    options = SimpleNamespace(**unset, **given | {"together": int(given["together"])})
+    assert vars(options).keys() == {*unset, "config", "grid", "together", "results"}
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, "-c", UNDRAWN_TRIALS))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    done = doors.call("sweep", main=lambda: sweep.sweep_main(options))
+    signal.signal(signal.SIGTERM, before)
+    assert done.status == 0, done
 
     module = load(folder, "experiments/tables/rank_study.py")
     monkeypatch.setitem(tables.TABLES, "rank_study", "experiments.tables.rank_study")

@@ -11,6 +11,7 @@ PAPER = {
     "rate": 5e-4,
     "steps": 10_000,
     "batch": 1_024,
+    "accumulate": 8,  # so that 128 rows lie on the devices at a time; the README has micro-batches of 16 on 32 GPUs
     "seq_len": 512,
     "warmup_steps": 1_000,
     "every": 2_000,

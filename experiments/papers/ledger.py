@@ -96,6 +96,45 @@ MORA = (
     ),
 )
 
+# Jiang et al., Table 3; the same commit, and ReLoRA's repository (Guitaricet/relora, 176f376).
+MORA_PRETRAIN = (
+    Disagreement(
+        "ReMoRA's next grouping",
+        "two that alternate (appendix B; an example in the text is of neither)",
+        "four in turn, types 1, 2, 3, 4, by default",
+        "both readings",
+        "restart.groups = paper | code | fixed",
+    ),
+    Disagreement(
+        "rate after a merge",
+        "jagged: one cosine with 50 steps of warm-up after each merge",
+        "the README's command leaves that scheduler off: the schedule begins again from the rate reached",
+        "both readings",
+        "restart.schedule = jagged | restart | none",
+    ),
+    Disagreement(
+        "moments at a merge",
+        "reset",
+        "dropped with their step count for merged adapters; ReLoRA's repository prunes 99.9% at random or by magnitude",
+        "dropped; pruning goes matrix by matrix and keeps the count",
+        "restart.reset = all | magnitude | random | none",
+    ),
+    Disagreement(
+        "last merge",
+        "not said",
+        "after the last step too",
+        "none: an export adds the adapters to the base anyway",
+        "none",
+    ),
+    Disagreement(
+        "alpha in pre-training",
+        "not said",
+        "64 at r=128 (LoRA; MoRA ignores it)",
+        "r / 2",
+        "adapter.alpha",
+    ),
+)
+
 # Jiang et al., Tables 1 and 4 to 7; the same commit.
 MORA_FINETUNE = (
     Disagreement(
@@ -308,11 +347,12 @@ PREFIX = (
 LEDGERS = {
     "MoRA (Jiang et al.)": MORA,
     "MoRA's fine-tuning (Jiang et al.)": MORA_FINETUNE,
+    "MoRA's pre-training (Jiang et al.)": MORA_PRETRAIN,
     "LoRA on GLUE (Hu et al.)": LORA,
     "LoRA on GPT-2 and GPT-3 (Hu et al.)": LORA_NLG,
     "prefix methods (Hu et al.)": PREFIX,
 }
-LEDGER = MORA + MORA_FINETUNE + LORA + LORA_NLG + PREFIX
+LEDGER = MORA + MORA_FINETUNE + MORA_PRETRAIN + LORA + LORA_NLG + PREFIX
 
 
 def load(places: Any) -> None:

@@ -152,9 +152,7 @@ class TrialGroup:
 
         own = {n: tree if self._axes[n] is None else trials.take(tree, index) for n, tree in frozen.items()}
         # The optimizer's moments stay: nothing that looks at one trial reads them.
-        single = TrainState(
-            state.step[index], trials.take(state.trainable, index), (), state.learning_rate[index], state.key[index]
-        )
+        single = trials.take(state._replace(opt_state=()), index)
         return home(single), home(own)
 
     def _alike(self, config: RunConfig, device: list, seq_len: int | None) -> Experiment:

@@ -12,6 +12,7 @@ from lowrank_jax.core.errors import UserError
 TABLES = {
     "mora_table2": "experiments.tables.uuid.mora_table2",
     "mora_table1": "experiments.tables.mora.mora_table1",
+    "mora_table3": "experiments.tables.mora.mora_table3",
     "mora_table4": "experiments.tables.mora.mora_table4",
     "mora_table6": "experiments.tables.mora.mora_table6",
     "mora_table7": "experiments.tables.mora.mora_table7",

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax.bases.leaf_sums import sums
+from lowrank_jax.bases.leaf_sums import sums, sums_on_host
 from lowrank_jax.core.fingerprints import join
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import is_small
 
 # Fields of a config that are left out: they do not change the outputs, or show in the leaves' paths and shapes, or
 # belong to a fresh head.
@@ -56,9 +57,14 @@ def fingerprint(params: Any, config: Any = None) -> str:
 
 
 def sample(leaf: Any) -> Sample:
-    """What enters the fingerprint of one leaf; read where the leaf lies, in one pass and without a copy."""
-    leaf = jnp.asarray(leaf)
-    values, found = jax.device_get(_program(leaf.sharding)(leaf, _points(leaf.shape)))
+    """What enters the fingerprint of one leaf; a large one is read where it lies, in one pass and without a copy."""
+    points = _points(leaf.shape)
+    if is_small(leaf):
+        host = np.asarray(leaf)
+        values, found = host[points], sums_on_host(host)
+    else:
+        leaf = jnp.asarray(leaf)
+        values, found = jax.device_get(_program(leaf.sharding)(leaf, points))
     return Sample(tuple(leaf.shape), values.astype(np.float32).astype(jnp.bfloat16).tobytes(), found.tobytes())
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.core.paths import SEPARATOR
+from lowrank_jax.core.trees import SMALL
 
 SHOWN = 6  # names listed in one error before "and N more"
 
@@ -89,15 +90,30 @@ def misfits(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 def checksums(leaves: dict[str, Any]) -> dict[str, int]:
-    """{name: checksum} of stored leaves, computed on their devices."""
+    """{name: checksum} of stored leaves; of large ones computed on their devices."""
 
     def words(leaf):  # jit would cut 8-byte host values to 4 bytes
         if isinstance(leaf, jax.Array) or leaf.dtype.itemsize < 8:
             return leaf
         return np.ascontiguousarray(leaf)[..., None].view(np.uint32)
 
-    sums = jax.device_get({name: checksum(words(leaf)) for name, leaf in leaves.items()})
+    def one(leaf):
+        near = leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True)
+        return checksum_on_host(np.asarray(leaf)) if near else checksum(leaf)
+
+    sums = jax.device_get({name: one(words(leaf)) for name, leaf in leaves.items()})
     return {name: int(value) for name, value in sums.items()}
+
+
+def checksum_on_host(leaf: np.ndarray) -> np.uint32:
+    """`checksum` in NumPy: no program is compiled, and a few copies are made."""
+    leaf = np.ascontiguousarray(leaf)
+    bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(np.uint32)
+    weights = np.ones(bits.shape, np.uint32)
+    for axis, size in enumerate(bits.shape):
+        places = np.arange(size, dtype=np.uint32) * np.uint32(_step(axis))
+        weights += places.reshape(-1, *(1,) * (bits.ndim - axis - 1))
+    return (bits * weights).sum(dtype=np.uint32)
 
 
 @jax.jit
@@ -114,9 +130,13 @@ def checksum(leaf: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
     weights = jnp.ones(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
-        step = (2 * 0x9E3779B1 * (2 * axis + 1)) % 2**32  # even, so that 1 + i step stays odd
-        weights += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(step)
+        weights += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(_step(axis))
     return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def _step(axis: int) -> int:
+    """Even, so that the weights 1 + i step stay odd."""
+    return (2 * 0x9E3779B1 * (2 * axis + 1)) % 2**32
 
 
 def listed(names: list[str]) -> str:

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import first_match, flatten, unflatten
 from lowrank_jax.core.types import Rules, Tree
 
+SMALL = 2**16  # values: a leaf of no more is read and written on the host; a program for it takes 30 ms to compile
 FROZEN = (".*", False)
 ADAPTERS_ONLY: Rules = (("adapters/.*", True), FROZEN)
 EVERYTHING: Rules = (("scales/.*", False), (".*", True))
@@ -66,6 +68,8 @@ def as_master(leaf: Any) -> Any:
     """A copy of a leaf (array or ShapeDtypeStruct) with its sharding, in float32 if it is floating."""
     dtype = jnp.dtype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     if leaf.dtype == dtype and not isinstance(leaf, jax.ShapeDtypeStruct):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            return jax.device_put(leaf, leaf.sharding, may_alias=False)  # compiles nothing, unlike `copy`
         return leaf.copy()  # astype to the same dtype may return the array itself
     return cast_leaf(leaf, dtype)
 
@@ -80,6 +84,12 @@ def cast_leaf(leaf: Any, dtype: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     return leaf.astype(dtype)
+
+
+def is_small(leaf: Any) -> bool:
+    """Whether an array of floating point is best read on the host: at most SMALL values, all of them within reach."""
+    known = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize <= 4  # others jax converts in its own way
+    return known and leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True)
 
 
 def is_coded(leaf: Any) -> bool:

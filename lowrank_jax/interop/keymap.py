@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import SMALL, is_small
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop.readers import Part, Reader
 from lowrank_jax.ops.quantized import Quantized
@@ -200,6 +201,13 @@ def _leaf(
         leaf = jax.block_until_ready(_place(read, shape, local, *blocks[0], sharding))
         advance(size)
         return leaf
+    if size <= min(SMALL, BLOCK) and (sharding is None or sharding.is_fully_addressable):
+        host = np.empty(shape, jnp.dtype(dtype))
+        for number, (start, block) in enumerate(blocks := list(_blocks(row, shape, max(shape)))):
+            place = tuple(slice(at, at + length) for at, length in zip(start, block, strict=True))
+            host[place] = read(tuple(range(along.start, along.stop) for along in place))
+            advance(size * (number + 1) // len(blocks) - size * number // len(blocks))
+        return jax.block_until_ready(jax.device_put(host, sharding))
     bits = _changed_as(jnp.dtype(dtype), sharding)
     # Blocks joined on the host would be one more copy of the leaf, and two until the runtime frees the last.
     leaf, update = jnp.zeros(shape, bits, device=sharding), _updater(sharding)
@@ -321,7 +329,7 @@ def unload(params: Any, rows: Sequence[Row], layers: int) -> Iterator[tuple[str,
         wrong = sorted(path for path in expected.keys() | actual.keys() if expected.get(path) != actual.get(path))
         raise ValueError(f"params do not fit the key table at {wrong}")
     for row in rows:
-        leaf = flat[row.target]
+        leaf = np.asarray(flat[row.target]) if is_small(flat[row.target]) else flat[row.target]
         for layer, key in enumerate(row.sources(layers)):
             part = leaf[layer] if LAYER in row.source else leaf
             yield key, row.transform.backward(np.asarray(part))

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import is_small
 from lowrank_jax.core.types import Array, Objective, Tree
 from lowrank_jax.train.state import TrainState
 from lowrank_jax.train.step import make_step
@@ -34,8 +35,13 @@ def stack(trees: Sequence[Any]) -> Any:
 
 
 def take(tree: Any, index: int) -> Any:
-    """Trial `index` of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    """Trial `index` of a stacked tree, by one program for all trials."""
+    return _take(tree, np.int32(index))
+
+
+@jax.jit
+def _take(tree, index):
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
 
 
 def widen(tree: Tree, shapes: Tree) -> dict[str, Any]:
@@ -55,14 +61,30 @@ def widen(tree: Tree, shapes: Tree) -> dict[str, Any]:
         missing = [big - small for big, small in zip(wide[path].shape, leaf.shape, strict=True)]
         if min(missing, default=0) < 0:
             raise UserError(f"{path} of a trial is {leaf.shape}, the widest {wide[path].shape}; run them separately")
-        narrow[path] = jnp.pad(leaf, [(0, more) for more in missing]) if any(missing) else leaf
+        narrow[path] = _pad(leaf, tuple((0, more) for more in missing)) if any(missing) else leaf
     return unflatten(narrow)
+
+
+def _pad(leaf, width):
+    if _is_near(leaf):  # each shape would be a program
+        return jax.device_put(np.pad(np.asarray(leaf), width), leaf.sharding)
+    return jnp.pad(leaf, width)
+
+
+def _is_near(leaf):
+    """Whether a leaf is best changed on the host and put back where it was."""
+    return isinstance(leaf, jax.Array) and is_small(leaf) and leaf.sharding.is_fully_replicated
 
 
 def narrow(tree: Tree, shapes: Tree) -> dict[str, Any]:
     """The inverse of `widen`: each leaf cut to its trial's shape."""
-    own = flatten(shapes)
-    return unflatten({p: leaf[tuple(slice(n) for n in own[p].shape)] for p, leaf in flatten(tree).items()})
+    own = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    return unflatten({p: leaf if leaf.shape == own[p] else _cut(leaf, own[p]) for p, leaf in flatten(tree).items()})
+
+
+def _cut(leaf, shape):
+    part = tuple(slice(size) for size in shape)
+    return jax.device_put(np.asarray(leaf)[part], leaf.sharding) if _is_near(leaf) else leaf[part]
 
 
 def frozen_axes(frozen: Tree) -> dict[str, int | None]:

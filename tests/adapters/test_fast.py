@@ -20,16 +20,15 @@ COMPRESSIONS = ("truncation", "sharing", "decoupling", "rotation", "type1", "typ
 
 
 def mora_specs():
-    """Every compression: every padding, layout and rounding on a ragged shape, and the defaults on others."""
+    """Every compression: each padding, layout and rounding on a ragged shape, and the defaults on others."""
     for name in COMPRESSIONS:
         if name in ("type1", "type6"):  # sharing and rotation by the official code's names
             yield name, AdapterSpec(*RAGGED, config=AdapterConfig("mora", mora=MoraConfig(name)))
             continue
-        layouts = ("half", "pairs") if name == "rotation" else ("half",)
-        cases = [
-            (RAGGED, MoraConfig(name, *rest))
-            for rest in itertools.product(("wrap", "zero"), layouts, ("half_up", "floor"))
-        ]
+        options = [("wrap", "half", "half_up"), ("zero", "half", "floor")]
+        if name == "rotation":  # every pair of options
+            options += [("wrap", "pairs", "floor"), ("zero", "pairs", "half_up")]
+        cases = [(RAGGED, MoraConfig(name, *rest)) for rest in options]
         for shape, mora_config in cases + [(shape, MoraConfig(name)) for shape in SHAPES]:
             yield name, AdapterSpec(*shape, config=AdapterConfig("mora", mora=mora_config))
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toys import drawn, moved
 
 from lowrank_jax.adapters import AdapterConfig, attach, check, create, make_plan, merge, residual
 from lowrank_jax.core.errors import UserError
@@ -17,11 +18,9 @@ BRIDGE = "ignore:Found unknown module paths"  # ToLinen, of variables that are n
 
 def planned(model, config=ALL, x=X):
     """(plan, variables with every adapter moved)."""
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     plan = make_plan(params, config)
-    made = create(plan, jax.random.key(1), params)
-    made["adapters"] = jax.tree.map(lambda leaf: leaf + 0.1, made["adapters"])
-    return plan, {"params": params, **made}
+    return plan, {"params": params, **moved(plan)}
 
 
 def refuse(match, call, *args, **options):
@@ -198,11 +197,11 @@ def test_split_heads_everywhere(bias):
 
     axes = {"variable_axes": {"params": 0, "adapters": 0}, "split_rngs": {"params": True}}
     x = jnp.ones((2, 5, 16))
-    heads = nn.MultiHeadDotProductAttention(4, use_bias=bias).init(jax.random.key(0), x)["params"]
+    heads = drawn(nn.MultiHeadDotProductAttention(4, use_bias=bias), x)["params"]
     refuse("no layers of a scan .*adapter.exclude: key, out, query, value$", make_plan, heads, ALL)
     refuse("no layers of a scan", make_plan, {"attention": heads}, AdapterConfig("houlsby", 1))
     scan = nn.scan(Block, length=3, **axes)
-    params = {"layers": scan().init(jax.random.key(0), x, None)["params"]}
+    params = {"layers": drawn(scan(), x, None)["params"]}
     names = ", ".join(f"layers/attention/{name}" for name in ("key", "out", "query", "value"))
     refuse(f"no layers of a scan .*adapter.exclude: {names}$", make_plan, params, ALL)
     rest = make_plan(params, AdapterConfig(rank=2, targets=("all-linear",), exclude=("attention/.*",)))

@@ -25,6 +25,9 @@ def kernel():
     return np.random.default_rng(0).normal(size=(D_IN, D_OUT)).astype("float32")
 
 
+round_nf4 = jax.jit(inits.round_nf4)
+
+
 def start(init, kernel):
     spec = dataclasses.replace(SPEC, config=AdapterConfig(init=init))
     leaf = inits.start(jax.random.key(0), spec, SCALE, kernel)
@@ -125,23 +128,23 @@ def test_orthogonal_refuses_an_odd_rank():
 
 
 def test_nf4_rounds_to_the_nearest_level_of_its_block(kernel):
-    rounded = np.asarray(inits.round_nf4(jnp.asarray(kernel)))
+    rounded = np.asarray(round_nf4(jnp.asarray(kernel)))
     blocks = kernel.T.reshape(-1, 64)
     largest = np.abs(blocks).max(1, keepdims=True)
     distance = np.abs((blocks / largest)[..., None] - np.float32(LEVELS))
     expected = (np.float32(LEVELS)[distance.argmin(-1)] * largest).reshape(D_OUT, D_IN).T
     np.testing.assert_allclose(rounded, expected, atol=1e-6)
-    np.testing.assert_allclose(inits.round_nf4(rounded), rounded, atol=1e-6)
+    np.testing.assert_allclose(round_nf4(rounded), rounded, atol=1e-6)
     odd = jnp.asarray(kernel[:, :7])  # 168 weights: the last block is not full
-    assert np.abs(inits.round_nf4(odd) - odd).max() < 0.2 * np.abs(kernel).max()
-    np.testing.assert_array_equal(inits.round_nf4(jnp.zeros((3, 5))), np.zeros((3, 5)))
+    assert np.abs(round_nf4(odd) - odd).max() < 0.2 * np.abs(kernel).max()
+    np.testing.assert_array_equal(round_nf4(jnp.zeros((3, 5))), np.zeros((3, 5)))
 
 
 def test_loftq_makes_up_for_its_rounding(kernel):
     a, b, rest = start("loftq", kernel)
-    np.testing.assert_allclose(inits.round_nf4(jnp.asarray(rest)), rest, atol=0.15)
-    plain = np.linalg.norm(np.asarray(inits.round_nf4(jnp.asarray(kernel))) - kernel)
-    one_step = np.linalg.svd(np.asarray(inits.round_nf4(jnp.asarray(kernel))) - kernel, compute_uv=False)
+    np.testing.assert_allclose(round_nf4(jnp.asarray(rest)), rest, atol=0.15)
+    plain = np.linalg.norm(np.asarray(round_nf4(jnp.asarray(kernel))) - kernel)
+    one_step = np.linalg.svd(np.asarray(round_nf4(jnp.asarray(kernel))) - kernel, compute_uv=False)
     gap = np.linalg.norm(rest + SCALE * a @ b - kernel)
     assert gap < 0.8 * plain
     assert gap < 1.02 * np.linalg.norm(one_step[RANK:])
@@ -157,10 +160,10 @@ def test_a_model_computes_what_it_did(toy, base, plain, x, method, init):
     config = AdapterConfig(method, 2, alpha=6.0, init=init, targets=("all-linear",))
     plan = make_plan(base(model), config)
     assert needs_params(plan)
-    frozen = residual(base(model), plan)
+    frozen = jax.jit(residual, static_argnums=1)(base(model), plan)
     variables = {"params": frozen, **jax.jit(lambda key, p: create(plan, key, p))(jax.random.key(0), base(model))}
     expected = plain(model)({"params": base(model)}, x)
-    np.testing.assert_allclose(attach(model, plan)(variables, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(attach(model, plan))(variables, x), expected, rtol=1e-5, atol=1e-5)
     assert np.abs(plain(model)({"params": frozen}, x) - expected).max() > 1e-2
     for path, leaf in flatten(merge(variables, plan)).items():
         np.testing.assert_allclose(leaf, flatten(base(model))[path], atol=2e-6)

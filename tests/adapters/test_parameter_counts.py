@@ -1,5 +1,7 @@
 """Parameter counts of LoRA and the bottlenecks on the papers' models: Hu et al., section 5.1 and tables 2 and 3."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,6 +13,7 @@ from lowrank_jax.models.gpt2 import GPT2
 from lowrank_jax.models.registry import get_model
 
 
+@functools.cache
 def shapes_of(name):
     config = get_model(name)
     model = (Deberta if "deberta" in name else GPT2 if name.startswith("gpt") else Bert)(config)

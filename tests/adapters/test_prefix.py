@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn, moved
 
 from experiments.config import labels
 from lowrank_jax import adapters
@@ -15,7 +16,7 @@ from lowrank_jax.adapters import AdapterConfig, PrefixConfig
 from lowrank_jax.adapters.base import PREFIX_METHODS
 from lowrank_jax.adapters.cost import adapter_flops
 from lowrank_jax.adapters.prefix.places import VirtualTokens
-from lowrank_jax.bases.base import param_shapes, random_params
+from lowrank_jax.bases.base import param_shapes
 from lowrank_jax.bases.codes import quantize_leaf
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -51,7 +52,7 @@ TOLERANCE = 1e-6
 @functools.cache
 def weights(model="llama"):
     shape = SHAPE if model == "llama" else GPT2Config(V, 32, 2, 4, max_position_embeddings=64)
-    return shape, random_params(shape, jax.random.key(0), jnp.float32)
+    return shape, drawn((llama.Llama if model == "llama" else GPT2)(shape), np.zeros((1, 4), np.int32))["params"]
 
 
 @functools.cache
@@ -59,12 +60,8 @@ def made(name, model="llama"):
     """(Linen model, plan, variables) with random adapters."""
     shape, params = weights(model)
     plan = adapters.make_plan(params, CONFIGS[name])
-    rng = np.random.default_rng(1)
-    variables = adapters.create(plan, jax.random.key(1), params)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)  # noqa: E731
-    variables["adapters"] = jax.tree.map(draw, variables["adapters"])
     kind = llama.Llama if model == "llama" else GPT2
-    return kind(shape), plan, {"params": params, **variables}
+    return kind(shape), plan, {"params": params, **moved(plan, 1.0, 1, params)}
 
 
 @functools.cache
@@ -78,7 +75,7 @@ def logits(name, tokens, model="llama", **more):
 
 
 def close(found, wanted, tolerance=TOLERANCE):
-    np.testing.assert_allclose(found, wanted, atol=tolerance * float(jnp.abs(wanted).max()), rtol=0)
+    np.testing.assert_allclose(found, wanted, atol=tolerance * float(np.abs(np.asarray(wanted)).max()), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +146,12 @@ def test_gradients_reach_the_vectors_alone(name):
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, gradients = run(trained, linen)
-    likely = jax.nn.log_softmax(logits(name, [row])[0])
+    likely = np.asarray(jax.jit(jax.nn.log_softmax)(logits(name, [row])[0]))
     close(-value, likely[-3, row[-2]] + likely[-2, row[-1]], 1e-5)
     for path, gradient in flatten(gradients).items():
-        reached = jnp.abs(gradient).reshape(-1, gradient.shape[-1]).sum(1) > 0
+        reached = np.abs(np.asarray(gradient)).reshape(-1, gradient.shape[-1]).sum(1) > 0
         assert bool(reached.all() if path.endswith("/vectors") else reached.any()), path
-        assert bool(jnp.isfinite(gradient).all()), path
+        assert np.isfinite(np.asarray(gradient)).all(), path
     if name == "lora+prelayer":  # layers without a loop, whose states are computed again
         again = run(trained, linen.clone(remat="projections", scan_unroll=SHAPE.num_hidden_layers))[1]
         for path, gradient in flatten(again).items():
@@ -173,8 +170,8 @@ def test_padding_and_packing_leave_rows_as_they_are(name, model):
     found = logits(name, padded, model, mask=jnp.asarray(mask))
     packed = logits(name, [rows[0] + rows[1]], model, segments=jnp.asarray([[1] * len(rows[0]) + [2] * len(rows[1])]))
     for row, wanted in enumerate(alone):
-        close(found[row, width - len(wanted) :], wanted)
-    close(packed[0], jnp.concatenate(alone))
+        close(np.asarray(found)[row, width - len(wanted) :], wanted)
+    close(packed[0], np.concatenate(alone))
 
 
 @pytest.mark.parametrize(("name", "model"), [("lora+prelayer", "llama"), ("prefix", "gpt2")])
@@ -199,7 +196,7 @@ def test_cached_decoding_and_beams_equal_whole_rows(name, model):
         best = found.tokens[row, 0].tolist()
         # Rows of one length for all, which compiles once; what follows a token does not change it.
         whole = [(prompt + text + [0] * width)[: width + new] for text in (greedy[row].tolist(), best)]
-        each = jax.nn.log_softmax(logits(name, whole, model))
+        each = np.asarray(jax.jit(jax.nn.log_softmax)(logits(name, whole, model)))
         places = len(prompt) - 1 + np.arange(new)
         text = [*prompt, *greedy[row].tolist()]
         for place in places:  # greedy: the likeliest token that repeats no pair
@@ -207,7 +204,7 @@ def test_cached_decoding_and_beams_equal_whole_rows(name, model):
             likely = np.array(each[0, place])
             likely[[one for one in banned if one < V]] = -np.inf
             assert text[place + 1] == int(likely.argmax())
-        close(found.scores[row, 0], each[1, places, jnp.asarray(best)].sum(), 1e-5)
+        close(found.scores[row, 0], each[1, places, np.asarray(best)].sum(), 1e-5)
         assert max(best) < V
 
 
@@ -218,7 +215,7 @@ def test_sharded_rows_equal_the_plain_model():
     linen, plan, variables = made(name)
     wanted, mesh = logits(name, tokens), make_mesh(MeshConfig(2, 2, 2))
     close(apply_fn(name)(shard_tree(variables, mesh), jax.device_put(tokens, batch_sharding(mesh))), wanted)
-    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), variables["adapters"])
+    two = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf]), variables["adapters"])
     attached = adapters.attach(linen, plan)
     trials = jax.jit(jax.vmap(lambda vectors: attached({**variables, "adapters": vectors}, tokens)))(two)
     close(trials[0], wanted, 1e-5)
@@ -250,7 +247,7 @@ def test_vectors_start_as_rows_of_the_table_or_at_random():
         config = AdapterConfig(method, init_std=0.3, prefix=PrefixConfig(40, **changes))
         plan = adapters.make_plan(params, config)
         needed = params if adapters.needs_params(plan) else None
-        found = flatten(adapters.create(plan, jax.random.key(0), needed)["adapters"])
+        found = flatten(jax.jit(functools.partial(adapters.create, plan))(jax.random.key(0), needed)["adapters"])
         return [np.asarray(leaf) for leaf in found.values()]
 
     (rows,) = start("preembed")

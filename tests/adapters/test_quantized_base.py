@@ -1,5 +1,7 @@
 """Adapters on a quantised base: as on the weights that the codes stand for, merged into them, or refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +24,8 @@ SHAPE = LlamaConfig(
 TWO = {"targets": ("query", "down"), "rank": 4}
 METHODS = {
     "lora": [adapters.AdapterConfig("lora", **TWO)],
-    "rotation": [adapters.AdapterConfig("mora", **TWO, mora=adapters.MoraConfig("rotation"))],
     "dora": [adapters.AdapterConfig("dora", **TWO)],
     "dora dropout": [adapters.AdapterConfig("dora", **TWO, dropout=0.3)],
-    "sharing and lin": [adapters.AdapterConfig("mora", **TWO), adapters.AdapterConfig("lin", rank=4)],
 }
 
 
@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return jax.random.randint(jax.random.key(1), (2, 12), 0, 64)
+    return np.random.default_rng(1).integers(0, 64, (2, 12))
 
 
 @pytest.fixture(scope="module", params=["nf4"])
@@ -50,18 +50,17 @@ def params(request, model, tokens):
 def variables_of(params, configs):
     """The plan and fresh adapters with some noise on them."""
     plan = adapters.make_plan(params, configs)
-    made = adapters.create(plan, jax.random.key(2), params)
-    noise = jax.random.normal(jax.random.key(3), ())
+    made, rng = jax.jit(functools.partial(adapters.create, plan))(jax.random.key(2), params), np.random.default_rng(3)
     made["adapters"] = jax.tree.map(
-        lambda x: x + 0.02 * noise + 0.01 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), made["adapters"]
+        lambda x: np.asarray(x + 0.01 * rng.normal(size=x.shape), np.float32), made["adapters"]
     )
     return plan, {"params": params, **made}
 
 
-# The families meet the codes through the same two functions, whichever the kind.
+# One that leaves the kernel alone and one that reads it, through the same two functions, whichever the kind.
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("lora", "int8"), *((name, "nf4") for name in ("rotation", "dora dropout", "sharing and lin"))],
+    [("lora", "int8"), ("dora dropout", "nf4")],
     indirect=["params"],
 )
 def test_outputs_and_gradients_are_those_beside_the_weights(model, tokens, params, name):
@@ -79,11 +78,11 @@ def test_outputs_and_gradients_are_those_beside_the_weights(model, tokens, param
         return jax.value_and_grad(loss)(learnt)
 
     learnt, frozen = partition(variables)
-    whole = {**frozen, "params": dense_tree(params)}
+    whole = {**frozen, "params": jax.jit(dense_tree)(params)}
     (ours, our_grads), (theirs, their_grads) = value_and_grad(learnt, frozen), value_and_grad(learnt, whole)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     for path, grad in flatten(their_grads).items():
-        size = float(jnp.abs(grad).max())
+        size = float(np.abs(np.asarray(grad)).max())
         np.testing.assert_allclose(flatten(our_grads)[path], grad, atol=1e-3 * size + 1e-8, err_msg=path)
         assert size > 0, path
 
@@ -91,7 +90,7 @@ def test_outputs_and_gradients_are_those_beside_the_weights(model, tokens, param
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_a_merge_gives_the_weights_with_the_update(params, name):
     plan, variables = variables_of(params, METHODS[name])
-    whole = {**variables, "params": dense_tree(params)}
+    whole = {**variables, "params": jax.jit(dense_tree)(params)}
     ours, theirs = flatten(adapters.merge(variables, plan)), flatten(adapters.merge(whole, plan))
     assert not any(isinstance(leaf, Quantized) for leaf in ours.values())
     for path, leaf in theirs.items():

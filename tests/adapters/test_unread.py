@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from toys import drawn, moved
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, attach, make_plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
@@ -27,13 +28,13 @@ class Net(nn.Module):
 
 
 def test_whole_variables_are_no_params():
-    variables = Net().init(jax.random.key(0), X)
+    variables = drawn(Net(), X)
     with pytest.raises(UserError, match=r'give it variables\["params"\]'):
         make_plan(variables, ALL)
 
 
 def test_a_model_that_is_one_layer():
-    params = nn.Dense(16).init(jax.random.key(0), X)["params"]
+    params = drawn(nn.Dense(16), X)["params"]
     with pytest.raises(UserError, match=r"'all-linear': the params have no kernel below a module's name$"):
         make_plan(params, ALL)
 
@@ -42,7 +43,7 @@ def test_a_model_that_is_one_layer():
 @pytest.mark.parametrize("name", ["query", "out"])
 def test_split_heads_are_no_layers(name, bias):
     """[d, heads, d_head] and [heads, d_head, d]: known by their bias, or by the kernels next to them."""
-    params = Net(bias).init(jax.random.key(0), X)["params"]
+    params = drawn(Net(bias), X)["params"]
     with pytest.raises(UserError, match=rf"attention/{name}: .*no layers of a scan.*adapter\.exclude"):
         make_plan(params, AdapterConfig("lora", rank=2, targets=(name,)))
     rest = make_plan(params, AdapterConfig("lora", rank=2, targets=("all-linear",), exclude=("attention/.*",)))
@@ -52,7 +53,7 @@ def test_split_heads_are_no_layers(name, bias):
 @pytest.mark.parametrize("module", [nn.Conv(8, (3,)), nn.DenseGeneral((4, 8)), nn.Conv(8, (3, 3))])
 def test_convolutions_and_split_outputs_are_no_layers(module):
     x = jnp.ones((2, 5, 5, 16)) if getattr(module, "kernel_size", ()) == (3, 3) else X
-    params = {"part": module.init(jax.random.key(0), x)["params"]}
+    params = {"part": drawn(module, x)["params"]}
     with pytest.raises(UserError, match="no layers of a scan"):
         make_plan(params, ALL)
 
@@ -70,10 +71,10 @@ def test_layers_of_a_scan_are_layers():
             scan = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)
             return scan(name="layers")(x, None)[0]
 
-    params = Stack().init(jax.random.key(0), X)["params"]
+    params = drawn(Stack(), X)["params"]
     plan = make_plan(params, ALL)
     assert [(site.path, site.spec.stack) for site in plan.sites] == [("layers/down", (3,)), ("layers/up", (3,))]
-    assert attach(Stack(), plan)({"params": params, **create(plan, jax.random.key(1))}, X).shape == X.shape
+    assert jax.jit(attach(Stack(), plan))({"params": params, **moved(plan)}, X).shape == X.shape
 
 
 class Inner(nnx.Module):
@@ -94,14 +95,14 @@ def test_a_bridged_nnx_model_is_refused_at_its_first_call():
     with pytest.raises(
         UserError, match=r"no module of the model reads the adapters at \['dense'\]; the model is a flax.nnx module"
     ):
-        attach(model, plan)({"params": params, **create(plan, jax.random.key(1))}, X)
+        attach(model, plan)({"params": params, **moved(plan)}, X)
 
 
 def test_a_plan_of_another_tree_is_refused_at_the_first_call():
     model = Net()
-    params = model.init(jax.random.key(0), X)["params"]
+    params = drawn(model, X)["params"]
     plan = make_plan({"inner": {"dense": params["dense"]}}, ALL)
-    variables = {"params": params, **create(plan, jax.random.key(1))}
+    variables = {"params": params, **moved(plan)}
     with pytest.raises(UserError, match=r"'inner/dense/kernel', which the parameters do not have; did the plan mean"):
         attach(model, plan)(variables, X)
 
@@ -110,9 +111,9 @@ def test_one_method_at_a_time_may_leave_sites_to_the_others():
     """The loss calls "hidden" and "logits"; a whole call afterwards has read everything."""
     model = Llama(get_model("toy-llama"))
     tokens = jnp.ones((1, 4), jnp.int32)
-    params = model.init(jax.random.key(0), tokens)["params"]
+    params = drawn(model, tokens)["params"]
     plan = make_plan(params, ALL)
-    variables = {"params": params, **create(plan, jax.random.key(1))}
-    apply_fn = attach(model, plan)
+    variables = {"params": params, **moved(plan)}
+    apply_fn = jax.jit(attach(model, plan), static_argnames="method")
     hidden = apply_fn(variables, tokens, method="hidden")
     assert apply_fn(variables, hidden, method="logits").shape == apply_fn(variables, tokens).shape

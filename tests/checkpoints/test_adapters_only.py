@@ -19,11 +19,13 @@ BASE = {"name": "toy", "fingerprint": "f1"}
 
 
 def trainable():
-    keys = jax.random.split(jax.random.key(0), 3)
+    rng = np.random.default_rng(0)
     return {
-        "adapters": {"layers": {"query": {"a": jax.random.normal(keys[0], (2, 8, 3)), "b": jnp.zeros((2, 3, 8))}}},
-        "params": {"norm": {"bias": jax.random.normal(keys[1], (8,)).T}, "gain": jnp.float32(2.5)},
-        "half": jax.random.normal(keys[2], (4, 5), jnp.bfloat16),
+        "adapters": {
+            "layers": {"query": {"a": jnp.asarray(rng.normal(size=(2, 8, 3)), jnp.float32), "b": jnp.zeros((2, 3, 8))}}
+        },
+        "params": {"norm": {"bias": jnp.asarray(rng.normal(size=8), jnp.float32)}, "gain": jnp.float32(2.5)},
+        "half": jnp.asarray(rng.normal(size=(4, 5)), jnp.bfloat16),
     }
 
 

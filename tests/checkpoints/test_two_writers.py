@@ -1,13 +1,22 @@
-"""Two processes that save to one folder: each error names the other, and neither advises to delete a good step."""
+"""Two processes that save to one folder: as parts of one run, and as strangers, of which each error names the other."""
 
 import errno
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from lowrank_jax.checkpoints import manager
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
 
+ROOT = Path(manager.__file__).parents[2]
 STATE = {"w": jnp.arange(8.0)}, {"step": jnp.int32(0)}
 
 
@@ -45,3 +54,47 @@ def test_the_advice_is_that_of_the_fault(tmp_path, monkeypatch, error, words):
             checkpoints.save(1, *STATE, {})
     remedies = ("another process writes to", "free space there", "check the folder and its disk")
     assert [remedy for remedy in remedies if remedy in str(raised.value)] == [words]
+
+
+def test_two_processes_save_and_restore(tmp_path):
+    body = """
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from lowrank_jax.checkpoints.manager import Checkpoints
+    folder, port, index = sys.argv[1:]
+    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
+    value = np.arange(12, dtype=np.float32).reshape(4, 3)
+    split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), ()))
+    make = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
+    trainable, rest = {"w": make(value, split)}, {"step": make(np.int32(3), whole)}
+    with Checkpoints(folder, 1, {"base": "x"}) as checkpoints:
+        checkpoints.save(1, trainable, rest, {})
+        checkpoints.save(3, trainable, rest, {"offset": 3})
+        got, others, cursor, step = checkpoints.restore(None, trainable, rest)
+        mine = got["w"].addressable_shards[0]
+        assert (np.asarray(mine.data) == value[mine.index]).all() and got["w"].sharding == split
+        print(step, cursor, int(others["step"]), checkpoints.steps())
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": ""}
+    script = tmp_path / "worker.py"
+    script.write_text("import jax, sys\n" + textwrap.dedent(body))
+    port = free_port()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "run", str(port), str(index)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=100) for worker in workers]
+    assert [out.splitlines()[-1] for out, _ in outputs] == ["3 {'offset': 3} 3 [3]"] * 2, outputs
+    with Checkpoints(tmp_path / "run", 1, {"base": "x"}) as checkpoints:  # one process reads what two wrote
+        got = checkpoints.restore(None, {"w": jnp.zeros((4, 3))}, {"step": jnp.int32(0)})[0]["w"]
+    assert (np.asarray(got) == np.arange(12).reshape(4, 3)).all()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]

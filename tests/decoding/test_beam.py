@@ -190,7 +190,8 @@ def test_adapters_beside_and_merged(load):
     """The same texts with LoRA beside a quantised base and in the layout of decoding, a segment and a cache a layer."""
     base, given = load("gemma2", "int8"), prompts(rows()[:12])
     plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=4, targets=("query", "value", "down")))
-    variables = jax.tree.map(lambda x: x + 0.1, adapters.create(plan, jax.random.key(0)))
+    fresh = jax.jit(functools.partial(adapters.create, plan))(jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), fresh)
     limits, how = Limits(NEW, ENDS, 0, no_repeat_ngram=2), Beams(3, 0.8)
 
     def search(decoder):
@@ -200,10 +201,10 @@ def test_adapters_beside_and_merged(load):
     wanted = beside({"params": base.params, **variables})
     fast = ready(base.model, base.params, plan, variables)
     got = search(cached_decoder(fast.apply_fn, fast.empty))(fast.variables)
-    np.testing.assert_array_equal(got.tokens[:, 0], wanted.tokens[:, 0])
+    np.testing.assert_array_equal(*(np.asarray(found.tokens)[:, 0] for found in (got, wanted)))
     np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-4)
-    without = beside({"params": base.params, **adapters.create(plan, jax.random.key(0))})
-    assert (got.tokens[:, 0] != without.tokens[:, 0]).any()
+    without = beside({"params": base.params, **fresh})
+    assert (np.asarray(got.tokens)[:, 0] != np.asarray(without.tokens)[:, 0]).any()
 
 
 def shapes(jaxpr):
@@ -239,7 +240,8 @@ def test_ngrams_equal_transformers(n, rows_of):
     valid = np.arange(20) >= pad
     texts = torch.tensor(np.where(valid, tokens, vocabulary + np.arange(20))[:, :end])
     scores = transformers.NoRepeatNGramLogitsProcessor(n)(texts, torch.zeros(40, vocabulary))
-    got = repeating(jnp.asarray(tokens, jnp.int32), jnp.asarray(valid), jnp.int32(end), n, vocabulary)
+    run = jax.jit(repeating, static_argnums=(3, 4))
+    got = np.asarray(run(tokens.astype(np.int32), valid, np.int32(end), n, vocabulary))
     np.testing.assert_array_equal(got, np.isinf(scores.numpy()))
     assert got.any() == (n < 9)
 

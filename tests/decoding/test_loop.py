@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.decoding import beam
@@ -28,8 +29,8 @@ NEW, LENGTHS = 12, (5, 11, 1, 8)
 @pytest.fixture(scope="module")
 def variables():
     """Random weights of unit gain: with small ones every row repeats one token."""
-    init = jax.jit(Llama(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    return jax.tree.map(lambda x: 1.5 * x, init)
+    made = drawn(Llama(CONFIG), np.zeros((1, 4), np.int32), seed=4)
+    return jax.tree.map(lambda x: np.float32(1.5) * np.asarray(x), made)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,8 @@ def test_a_prompt_s_ngrams_may_be_written_once_where_the_limits_say_so():
 
     def written(**limits):
         given = prompts([[0, 1, 2, 3, 0]], multiple=1)
-        return generate(Decoder(start, step), {}, given, Limits(6, no_repeat_ngram=2, **limits)).tolist()[0]
+        run = jax.jit(functools.partial(generate, Decoder(start, step)), static_argnums=2)
+        return run({}, given, Limits(6, no_repeat_ngram=2, **limits)).tolist()[0]
 
     assert written()[0] == 0  # not 1: "0 1" would stand twice
     assert written(repeat_prompt=True) == [1, 2, 3, 0, 1, 1]
@@ -108,5 +110,5 @@ def test_beams_read_the_same_limits():
     state = beam.State(jnp.int32(3), tokens, *[None] * 5)
     for own, banned in ((False, [1, 3]), (True, [1])):
         limits = Limits(4, no_repeat_ngram=2, repeat_prompt=own)
-        found = beam._repeating(prompts([[2, 3]], multiple=1), limits, state, 5)
-        assert jnp.flatnonzero(found[0, 0]).tolist() == banned
+        found = jax.jit(beam._repeating, static_argnums=(1, 3))(prompts([[2, 3]], multiple=1), limits, state, 5)
+        assert np.flatnonzero(np.asarray(found)[0, 0]).tolist() == banned

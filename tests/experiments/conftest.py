@@ -147,11 +147,15 @@ def straight(program, kept, tmp_path):
 
 @pytest.fixture(scope="session")
 def one_device():
-    """Environment of a process with one CPU device that compiles as fast as these tests do; it sets YNN's flag."""
+    """Environment of a process with one CPU device that compiles as fast as these tests do; it sets YNN's flag.
+
+    It has as many threads as this process, a device each at least: how a product is cut among them moves its last bits.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     left_out = ("--xla_force_host_platform_device_count", "--xla_cpu_experimental_ynn_fusion_type")
     words = [word for word in os.environ["XLA_FLAGS"].split() if not word.startswith(left_out)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return kept | {"XLA_FLAGS": " ".join(words), "PYTHONPATH": str(ROOT)}
+    return kept | {"XLA_FLAGS": " ".join(words), "PYTHONPATH": str(ROOT), "NPROC": str(max(cores, 8))}
 
 
 @pytest.fixture

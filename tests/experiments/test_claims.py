@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from fakes import SIGNALLED_RUN
 
 from experiments.records import claims, run_folder
 from experiments.records.results import load_results
@@ -51,15 +51,13 @@ def refused(ended) -> str:
 
 def test_a_second_run_of_one_name_is_refused_and_the_first_ones_record_is_whole(start, run, toy, records, tmp_path):
     """Two processes of one config: the second, --fresh or not, says who holds the run, and writes nothing."""
-    changes = dict(train__steps=40, checkpoint__every=10, train__eval_steps="()")
-    first, folder = start("run", *toy(tmp_path, **changes)), tmp_path / "run"
-    while not (folder / "metrics.jsonl").exists():
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
-    first.send_signal(signal.SIGSTOP)  # so that nothing depends on who is faster
+    folder, words = tmp_path / "run", toy(tmp_path, train__eval_steps="()")
+    first = start(None, SIGNALLED_RUN, "SIGSTOP", "--name=run", tmp_path, *words)  # so that nothing depends on speed
+    ended = os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert ended.si_code == os.CLD_STOPPED, first.communicate()
     try:
         for words in ((), ("--fresh",)):
-            line = refused(run(*words, **changes))
+            line = refused(run(*words, train__eval_steps="()"))
             assert f"run is being written by experiments.run (pid {first.pid} on {socket.gethostname()}) since" in line
             assert "--name" in line
     finally:
@@ -67,10 +65,10 @@ def test_a_second_run_of_one_name_is_refused_and_the_first_ones_record_is_whole(
     out, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     assert "run: finished" in out
-    assert [line["step"] for line in records(folder) if "loss" in line] == [*range(1, 41)]
+    assert [line["step"] for line in records(folder) if "loss" in line] == [*range(1, 7)]
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
-    assert len(result["losses"]) == 40
+    assert len(result["losses"]) == 6
     assert result["evaluations"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # the claim leaves nothing behind
 

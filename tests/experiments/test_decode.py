@@ -1,5 +1,6 @@
 """`experiments.decode`: a record of each way of reading the weights, the same texts as transformers', and mistakes."""
 
+import importlib.util
 import json
 import runpy
 import sys
@@ -21,7 +22,8 @@ def peer_here(monkeypatch, capfd):
 
 
 def test_a_record_of_each_way_and_of_the_peer(program, tmp_path):
-    pytest.importorskip("peft")
+    if importlib.util.find_spec("peft") is None:  # its import takes seconds, and here only the peer's process needs it
+        pytest.skip("no peft")
     out = tmp_path / "out.jsonl"
     sizes = ("--shape=toy-llama", "--batches=2", "--prompt=4", "--new=3", "--repeats=1", "--dtype=float32")
     ended = program("decode", *sizes, "--weights=beside,merged", "--peers=dynamic", f"--out={out}")

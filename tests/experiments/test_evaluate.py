@@ -85,7 +85,7 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     from experiments.generation.model import of_run
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("lowrank_jax.tasks.exams.task.verify_all", judged)
+    monkeypatch.setattr("lowrank_jax.tasks.exams.scores.verify_all", judged)
     outputs, score = {}, ChoiceExam.score
 
     def seen(exam, found):
@@ -107,6 +107,10 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     data = json.loads((ended.folder / "config.json").read_text())["data"]
     assert [Path(name).name for name, *_ in data["evals.mmlu"]["files"]] == ["test.csv", "dev.csv"]
     written = [json.loads(line) for line in (ended.folder / "decoded.jsonl").read_text().splitlines()]
+    monkeypatch.setattr("lowrank_jax.tasks.exams.scores.verify_all", lambda golds, _: Verdicts([True] * len(golds), 0))
+    assert program("score", f"--runs={ended.folder}").status == 0
+    again = read_result(ended.folder / "result.json")["evaluations"][-1]
+    assert again == {**found, "gsm8k/math_verify": 1, "gsm8k/math_verify_correct": 10} != found
 
     ended = program(
         "evaluate", ended.folder, f"--tasks={','.join(EXAMS)}", *(f"--data={name}={exams}" for name in EXAMS),
@@ -151,7 +155,7 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     their_choices, their_texts = answers(tmp_path / "theirs.jsonl")
     same_choices(choices, their_choices)
     assert texts == their_texts
-    rolled = [Instance("loglikelihood_rolling", {}, (LONG,), 0)]
+    rolled = [Instance("loglikelihood_rolling", {}, ((LONG * 2)[:1024],), 0)]  # two windows of one shape
     wrapped = LanguageModel(of_run(str(tmp_path / "run"), None))
     assert wrapped.loglikelihood_rolling(rolled) == pytest.approx(theirs.loglikelihood_rolling(rolled), rel=1e-5)
 

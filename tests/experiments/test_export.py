@@ -14,6 +14,7 @@ from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, loa
 from lowrank_jax.core.paths import unflatten
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.text.tokenizers import ByteTokenizer
+from lowrank_jax.train.restart import RestartConfig
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -34,7 +35,8 @@ def test_a_merged_model_has_what_lies_beside_its_base(tmp_path):
     loaded = load_base(BaseConfig(str(folder)))
     plan = make_plan(loaded.params, AdapterConfig(rank=2, targets=("query",)))
     variables = {"params": loaded.params, **create(plan, jax.random.key(0))}
-    config = SimpleNamespace(export=ExportConfig(adapter=False, merged="float32", peft=False), trainable="adapters")
+    export = ExportConfig(adapter=False, merged="float32", peft=False)
+    config = SimpleNamespace(export=export, trainable="adapters", restart=RestartConfig())
     experiment = SimpleNamespace(
         task=None, config=config, plan=plan, base=abstract_base(BaseConfig(str(folder))), variables=lambda *_: variables
     )
@@ -70,6 +72,7 @@ def ended(place, base_config, *adapter_configs, **export):
     made["adapters"] = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), made["adapters"])
     variables = {"params": base.params, **made}
     config = SimpleNamespace(export=ExportConfig(adapter=False, **export), trainable="adapters", base=base_config)
+    config.restart = RestartConfig()
     experiment = SimpleNamespace(
         task=None,
         **dict(config=config, plan=plan, base=abstract_base(base_config), form=SimpleNamespace(head="")),

@@ -6,9 +6,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fakes import SIGNALLED_RUN
+from fuzz import doors
 
+from experiments import sweep
 from experiments.session import cluster
 from experiments.session.cluster import Place
 from experiments.session.peers import LOST
@@ -57,29 +61,6 @@ sys.argv = ["run", *words]
 launch(main, own_config=True)
 """
 
-# experiments.run whose process `where` kills itself after step 4 and once step 2 is saved.
-KILLED = """
-import os, signal, sys, time
-where, saved, *words = sys.argv[1:]
-from experiments.session import cluster
-cluster.quieten(words)
-sys.argv = ["run", *words]
-from experiments import run
-from experiments.cli import launch
-from lowrank_jax.train.meter import Meter
-push = Meter.push
-
-def killed(self, step, metrics):
-    if step == 4 and f"--process={where}" in words:
-        while not os.path.exists(saved):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-    push(self, step, metrics)
-
-Meter.push = killed
-launch(run.main)
-"""
-
 
 @pytest.fixture
 def several(one_device):
@@ -101,7 +82,7 @@ def several(one_device):
             workers.append(
                 subprocess.Popen(
                     [sys.executable, *map(str, command), *flags],
-                    cwd=ROOT, env=one_device | {"NPROC": "8"} | environment,
+                    cwd=ROOT, env=one_device | environment,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
@@ -128,38 +109,34 @@ def no_lines_but(err: str, line: str) -> None:
     assert said[0].startswith(line), err
 
 
-def test_two_processes_make_one_run_and_resume_it_where_one_died(straight, several, toy, records, tmp_path):
-    """Process 0 alone writes and prints; the losses are those of one process, and a resumed run has the same bits."""
-    straight("alone")
-    changes = dict(train__eval_steps="()", checkpoint__every=2)  # of those that end early, none traces its decoder
-    (status, out, err), (other_status, other_out, other_err) = several(
-        "-m", "experiments.run", *toy(tmp_path, name="pair", **changes), variables=True
-    )
-    assert (status, other_status) == (0, 0), (err, other_err)
-    assert "on 2 cpu device(s)" in out
-    assert "pair: finished" in out
-    assert other_out == other_err == ""
-    ours, theirs = (records(tmp_path / name) for name in ("pair", "alone"))
-    losses = [{line["step"]: line["loss"] for line in lines if "loss" in line} for lines in (ours, theirs)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert "eval/char_accuracy" in ours[-1]
-    assert {*ours[-1]} == {*theirs[-1]}
-    assert (tmp_path / "pair" / "adapter" / "adapter.json").is_file()
-    assert json.loads((tmp_path / "pair" / "result.json").read_text())["environment"]["hardware"]["devices"] == {
-        "cpu": 2
-    }
-
-    words = toy(tmp_path, name="run", **changes)
+def test_two_processes_resume_a_run_where_one_died_and_make_that_of_one_process(
+    straight, several, toy, records, tmp_path
+):
+    """Process 0 alone writes and prints; what one process with as many devices made has the same bits."""
+    alone = straight("alone").folder
+    words = toy(tmp_path, train__eval_steps="()", checkpoint__every=2)  # of those that end early, none decodes
     two = tmp_path / "run" / "checkpoints" / "2"
-    (status, _, err), (killed, _, _) = several("-c", KILLED, "1", two, *words, f"--heartbeat_seconds={HEARTBEAT}")
+    (status, _, err), (killed, _, _) = several(
+        "-c", SIGNALLED_RUN, "SIGKILL", "--process=1", two, *words, f"--heartbeat_seconds={HEARTBEAT}"
+    )
     assert (status, killed) == (LOST, -signal.SIGKILL), err
     no_lines_but(err, "error: process 1 of 2 died or was cut off: silent for 10 s; start all processes again")
     assert not (tmp_path / "run" / "result.json").exists()
     assert two.is_dir()
-    ended = several("-m", "experiments.run", *words)
-    assert [status for status, _, _ in ended] == [0, 0], ended
-    assert records(tmp_path / "run") == records(tmp_path / "pair")
-    assert checksums(tmp_path / "run") == checksums(tmp_path / "pair")
+    (status, out, err), (other_status, other_out, other_err) = several(
+        "-c", SIGNALLED_RUN, "", "no", "", *words, variables=True
+    )
+    assert (status, other_status) == (0, 0), (err, other_err)
+    assert "on 2 cpu device(s)" in out
+    assert "run: finished" in out
+    assert other_out == other_err == ""
+    assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["environment"]["hardware"]["devices"] == {"cpu": 2}
+    ours, theirs = (records(folder) for folder in (tmp_path / "run", alone))
+    assert "eval/char_accuracy" in ours[-1]
+    assert ours == [line for line in theirs if "loss" in line or line["step"] == 6]
+    assert checksums(tmp_path / "run") == checksums(alone)
 
 
 def checksums(folder: Path) -> dict:
@@ -203,8 +180,8 @@ def test_the_dead_one_of_three_is_named_and_a_signal_to_one_stops_all(several):
     assert [status for status, _, _ in ended] == [LOST, -signal.SIGKILL, LOST], ended
     for index in (0, 2):
         no_lines_but(ended[index][2], "error: process 1 of 3 died or was cut off: silent for 10 s; start")
-    ended = several("-c", EXCHANGE, "SIGTERM", 2, count=3)
-    assert [(status, err) for status, _, err in ended] == [(INTERRUPTED, "")] * 3, ended
+    ended = several("-c", EXCHANGE, "SIGTERM", 1)
+    assert [(status, err) for status, _, err in ended] == [(INTERRUPTED, "")] * 2, ended
 
 
 @pytest.mark.parametrize(
@@ -280,17 +257,18 @@ def test_processes_that_do_not_come_together(start):
             no_lines_but(err, f"error: {line}")
 
 
-def test_programs_of_one_process_say_so(program, start, grid_files, monkeypatch):
+def test_programs_of_one_process_say_so(program, grid_files, monkeypatch):
     """Each process would run the whole of it, and a sweep's cells would each wait for the others."""
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     ended = program("trials", "--config=configs/mora_uuid.py", "--seeds=0,1", f"--workdir={grid_files}")
     assert ended.status == MENDABLE
     no_lines_but(ended.err, "error: experiments.trials runs in one process, and JAX_NUM_PROCESSES asks for several;")
-    grid = [f"--config={grid_files / 'config.py'}", f"--grid={grid_files / 'grid.py'}", f"--workdir={grid_files}"]
-    sweep = start("sweep", *grid, JAX_NUM_PROCESSES="2")
-    _, err = sweep.communicate(timeout=100)
-    assert sweep.returncode == MENDABLE
-    no_lines_but(err, "error: experiments.sweep runs in one process, and JAX_NUM_PROCESSES asks for several;")
+    files = {name: str(grid_files / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
+    unset = dict(results=None, only=None, cell=None, set=[], together=1, dry_run=False, wandb_sweep=None)
+    options = SimpleNamespace(**unset, **files, workdir=str(grid_files))
+    ended = doors.call("sweep", main=lambda: sweep.sweep_main(options))
+    assert ended.status == MENDABLE
+    no_lines_but(ended.err, "error: experiments.sweep runs in one process, and JAX_NUM_PROCESSES asks for several;")
     assert not list(grid_files.glob("*.lock"))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
     cluster.refuse_several("experiments.trials", "")

@@ -1,20 +1,22 @@
-"""The programs in separate processes: --help, bench, plan, kill -9, SIGTERM, and what several processes agree on."""
+"""The programs: --help, bench, plan, kill -9, and what several processes agree on."""
 
 import contextlib
 import json
+import os
 import signal
 import threading
-import time
 import zlib
 from pathlib import Path
 
 import pytest
+from fakes import SIGNALLED_RUN
 
 from experiments.cli import start_devices
 
 ROOT = Path(__file__).parents[2]
 
 PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan", "kernels", "generate", "evaluate")
+TWO_SITES = "--config.adapter.targets=('query','down')"
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -67,32 +69,34 @@ def test_no_config(start, name):
     assert err == "error: --config is missing, e.g. --config=configs/mora_uuid.py\n"
 
 
-def test_bench_prints_one_line_of_json(start, tmp_path):
-    config = "configs/bench.py:shape=toy-llama,method=mora,rank=2,batch=4,seq=16,dtype=float32"
-    bench = start("bench", f"--config={config}", "--steps=10", "--warmup=2", f"--trace={tmp_path / 'trace'}")
-    needs, printed = finished(bench).splitlines()
+def test_bench_prints_one_line_of_json(program, tmp_path):
+    config = "configs/bench.py:shape=toy-llama,method=mora,rank=2,batch=16,seq=32,dtype=float32"
+    words = (TWO_SITES, "--steps=10", "--warmup=2", f"--trace={tmp_path / 'trace'}")
+    ended = program("bench", f"--config={config}", *words)
+    assert ended.status == 0, ended.err
+    needs, printed = ended.out.splitlines()
     record = json.loads(printed)
     assert needs.startswith("step needs ")
     assert record.keys() >= {
         "labels", "trainable", "frozen", "batch", "ms", "ms_min_max", "steps", "tokens_per_second", "peak_gib",
         "step_gib", "compile_seconds", "first_step_seconds", "losses", "dtype", "hardware", "versions", "git", "date",
     }  # fmt: skip
-    assert (record["batch"], record["steps"], record["dtype"]) == ([4, 16], 10, "float32")
+    assert (record["batch"], record["steps"], record["dtype"]) == ([16, 32], 10, "float32")
     assert record["labels"]["method"] == "mora sharing"
     assert record["ms_min_max"][0] <= record["ms"] <= record["ms_min_max"][1]
-    assert record["tokens_per_second"] == pytest.approx(64 / record["ms"] * 1e3, rel=0.01)
+    assert record["tokens_per_second"] == pytest.approx(512 / record["ms"] * 1e3, rel=0.01)
     assert record["losses"][1] < record["losses"][0]
     assert record["peak_gib"] > record["step_gib"] > 0
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
 def test_bench_of_trials_counts_the_tokens_of_all(program):
-    config = "configs/bench.py:shape=toy-llama,method=lora,rank=2,batch=4,seq=16,dtype=float32"
-    ended = program("bench", f"--config={config}", "--steps=10", "--warmup=2", "--trials=3")
+    config = "configs/bench.py:shape=toy-llama,method=mora,rank=2,batch=16,seq=32,dtype=float32"
+    ended = program("bench", f"--config={config}", TWO_SITES, "--steps=10", "--warmup=2", "--trials=3")
     assert ended.status == 0, ended.err
     record = json.loads(ended.out.splitlines()[-1])
-    assert (record["trials"], record["batch"]) == (3, [4, 16])
-    assert record["tokens_per_second"] == pytest.approx(3 * 64 / record["ms"] * 1e3, rel=0.01)
+    assert (record["trials"], record["batch"]) == (3, [16, 32])
+    assert record["tokens_per_second"] == pytest.approx(3 * 512 / record["ms"] * 1e3, rel=0.01)
 
 
 def test_bench_steps_are_at_least_ten(program):
@@ -120,62 +124,22 @@ def test_plan_of_a_shape_without_tokenizer(program):
     assert "frozen 134,515,008 parameters" in ended.out
 
 
-def finished(process) -> str:
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + 100
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.005)
-
-
-TWICE = """
-from experiments import run
-from experiments.cli import launch
-
-def twice(argv):
-    run.main(argv)
-    run.FLAGS.name = "run"
-    return run.main(argv)
-
-launch(twice)
-"""
-
-
-def test_killed_and_told_to_stop_a_run_ends_with_the_same_bits(start, toy, saved, records, tmp_path):
-    """kill -9 after the first checkpoints, then SIGTERM, with dropout and accumulation."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{n} times {n} is {n * n}"}) + "\n" for n in range(20)))
-    changes = dict(
-        config="configs/mora_uuid.py:data=text,method=lora", task__path=rows, task__pairs=None, task__eval_pairs=None,
-        task__seq_len=32, adapter__dropout=0.1, train__accumulate=2, train__steps=60, train__eval_steps="()",
-        checkpoint__every=10,
-    )  # fmt: skip
-    folder, straight = tmp_path / "run", toy(tmp_path, name="straight", **changes)
-    killed = start(None, TWICE, *straight)  # the run that is killed starts in the process that finished another
-    wait_for(folder / "checkpoints" / "10", killed)
-    killed.kill()
-    killed.communicate()
-    assert (tmp_path / "straight" / "result.json").exists()
-    assert not (folder / "result.json").exists()
-
-    told = start("run", *toy(tmp_path, **changes))
-    wait_for(folder / "checkpoints" / "30", told)
-    told.send_signal(signal.SIGTERM)
-    out, err = told.communicate(timeout=100)
-    assert told.returncode == 130, err
-    step = max(int(path.name) for path in (folder / "checkpoints").iterdir())
-    assert 30 <= step < 60
-    assert out.endswith(f"run: interrupted; stopped by a signal after step {step}; run it again to resume\n")
-    assert "Traceback" not in err
-    assert "finished" in finished(start("run", *toy(tmp_path, **changes)))
-    assert saved(folder, 60) == saved(tmp_path / "straight", 60)
-    assert records(folder) == records(tmp_path / "straight")
+def test_a_killed_run_ends_with_the_same_bits(start, straight, run, saved, records, toy, tmp_path):
+    """kill -9 after the first checkpoint; dropout, accumulation and SIGTERM are those of test_run's resumed run."""
+    whole = straight("whole").folder
+    changes = dict(checkpoint__every=2, train__eval_steps="(2,)")
+    two = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    first = tmp_path / "run" / "checkpoints" / "2"
+    killed = start(None, SIGNALLED_RUN, "SIGKILL", "--name=run", first, *toy(tmp_path, **changes), XLA_FLAGS=two)
+    _, err = killed.communicate(timeout=200)
+    assert killed.returncode == -signal.SIGKILL, err
+    assert first.is_dir()
+    assert not (tmp_path / "run" / "result.json").exists()
+    ended = run(**changes)
+    assert ended.status == 0, ended.err
+    assert "finished" in ended.out
+    assert saved(ended.folder, 6) == saved(whole, 6)
+    assert records(ended.folder) == records(whole)
 
 
 @pytest.mark.parametrize("verdict", ["refused", "new", "resume", "finished"])

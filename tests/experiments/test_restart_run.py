@@ -10,6 +10,7 @@ import pytest
 from experiments.generation.model import of_run
 from experiments.session import experiment
 from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.train import loop
 
 # LoRA at one kernel and MoRA at another, merged after steps 2 and 4 of 6; the loss of held-out rows, of other bytes,
 # rises.
@@ -52,10 +53,29 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
     monkeypatch.setattr(
         experiment.Experiment, "place", lambda self, batch: (seen.append(len(compiled)), place(self, batch))[1]
     )
-    whole = run(**RESTARTS, **rows, export__merged="float32", export__spectrum=True)
+    fit, around = loop.fit, []
+
+    def watched(job):  # the held-out loss right before and right after each merge
+        def merge(state, frozen):
+            (before,) = job.evaluators[0].evaluate(state, frozen)
+            state, frozen = compiled_merge(state, frozen)
+            (after,) = job.evaluators[0].evaluate(state, frozen)
+            around.append((before["loss"], after["loss"]))
+            return state, frozen
+
+        compiled_merge, job.merge = job.merge, merge
+        return fit(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", watched)
+        whole = run(**RESTARTS, **rows, export__merged="float32", export__spectrum=True)
     assert whole.status == 0, whole.err
     assert seen[0] > 0
     assert len(set(seen[2:6])) == 1, seen  # from step 3 on, which the first merge precedes
+    assert len(around) == 2
+    for before, after in around:
+        assert after == pytest.approx(before, rel=1e-5)
+    assert around[0][0] != around[1][0]
     assert f"{whole.folder / 'model'} is the whole model" in whole.out
     assert not (whole.folder / "adapter").exists()
 

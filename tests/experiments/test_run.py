@@ -14,15 +14,6 @@ import pytest
 from experiments.session import experiment
 from lowrank_jax.core.errors import UserError
 
-TEXT = "configs/mora_uuid.py:data=text"
-OWN = dict(config=TEXT, task__pairs=None, task__eval_pairs=None, task__seq_len=32, train__eval_steps="()")
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 # ---- what a finished run leaves ----
 
 
@@ -83,8 +74,7 @@ def test_the_figure_of_a_run(straight, curves, tmp_path):
     assert len(drawn.getcolors()) > 3  # ground, axes, the loss and the scores
 
 
-@pytest.mark.parametrize("method", ["mora", "lora"])
-def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(run, method, monkeypatch):
+def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(run, monkeypatch):
     """The adapter, read from its file, on a base that is loaded again; the merged model, through its files."""
     from experiments.session import export
     from lowrank_jax import adapters
@@ -100,8 +90,7 @@ def test_the_exported_adapter_and_the_merged_model_answer_as_the_trained_state(r
 
     real = export.export_run
     monkeypatch.setattr(export, "export_run", spy)
-    all_sites = dict(config=f"configs/mora_uuid.py:method={method}", adapter__targets=None)
-    ended = run(**all_sites, export__merged="float32", optimizer__learning_rate=0.1)
+    ended = run(adapter__targets=None, export__merged="float32", optimizer__learning_rate=0.1)
     assert ended.status == 0, ended.err
     tokens = jax.random.randint(jax.random.key(0), (2, 24), 0, 259)
     experiment = kept["experiment"]
@@ -156,35 +145,29 @@ def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
 
 
 def test_stop_and_resume_is_bit_equal(run, saved, records):
-    """At a checkpoint, by train.stop_at; and between two of them, by a SIGTERM that saves.
+    """Between two checkpoints, by a SIGTERM that saves; by train.stop_at it is test_glue_run's.
 
     With dropout and accumulation: keys and micro-batches must go on too. A resume without them is bit-equal after a
     damaged checkpoint and after a full disk, below.
     """
-    changes = dict(adapter__dropout=0.2, train__accumulate=2, train__batch_size=16)
+    changes = dict(adapter__dropout=0.2, train__accumulate=2, train__batch_size=16, train__eval_steps="()")
     straight = run(name="straight", **changes)
     assert straight.status == 0, straight.err
     place, batches = experiment.Experiment.place, []
 
-    def seeing(self, batch):
+    def stopping(self, batch):
         batches.append(batch["tokens"].tobytes())
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
         return place(self, batch)
 
-    def stopping(self, batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return seeing(self, batch)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.Experiment, "place", seeing)
-        early = run(train__stop_at=2, **changes)
-        assert early.status == 0, early.err
         patch.setattr(experiment.Experiment, "place", stopping)
         told = run(**changes)
         assert told.status == 130
         assert told.out.endswith("run: interrupted; stopped by a signal after step 3; run it again to resume\n")
         assert "Traceback" not in told.err
         assert json.loads((told.folder / "result.json").read_text())["status"] == "interrupted"
-        patch.setattr(experiment.Experiment, "place", seeing)
         rest = run(**changes)
         assert rest.status == 0, rest.err
     assert len(batches) == len(set(batches)) == 6  # else a resume that repeated or skipped one could be equal too
@@ -197,15 +180,19 @@ def test_stop_and_resume_is_bit_equal(run, saved, records):
     assert results[0]["evaluations"][-1] == results[1]["evaluations"][-1]
 
 
-def test_resume_on_another_mesh(run, records, tmp_path, eight_devices):
-    own = OWN | {
-        "task__path": write(tmp_path / "own.jsonl", [{"text": f"{n} times {n} is {n * n}"} for n in range(40)])
-    }
-    straight = run(name="straight", **own)
-    assert run(train__stop_at=4, **own).status == 0
-    moved = run(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **own)
+def test_resume_on_another_mesh(run, straight, records, monkeypatch, eight_devices):
+    """Begun by rows on two devices, ended with weights split over four."""
+    whole, half = straight("whole"), straight()
+    rewind(half.folder, 4)
+    for name in ("devices", "local_devices"):
+        every = getattr(jax, name)()[:4]
+        monkeypatch.setattr(jax, name, lambda *_, every=every: every)
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda: 4)
+    moved = run(mesh__data=1, mesh__fsdp=2, mesh__tensor=2)
     assert moved.status == 0, moved.err
-    ours, theirs = ([line["loss"] for line in records(r.folder) if "loss" in line] for r in (moved, straight))
+    assert "on 4 cpu device(s)" in moved.out
+    ours, theirs = ([line["loss"] for line in records(r.folder) if "loss" in line] for r in (moved, whole))
     assert ours[:4] == theirs[:4]
     np.testing.assert_allclose(ours[4:], theirs[4:], rtol=1e-5)
     assert len(ours) == 6

@@ -277,16 +277,16 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
         assert {claim["what"] for claim in row.claims} <= {"speed", "time", "memory", "loss", "start", "warm"}
 
 
-def test_one_row_for_real_and_its_table(start, program, tmp_path):
+def test_one_row_for_real_and_its_table(program, tmp_path):
     words = "--config=configs/bench.py:shape=toy-llama,rank=2,batch=4,seq=16,dtype=float32"
-    (tmp_path / "real.py").write_text(
-        f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(name='toy', work='toy', words=({words!r}, '--steps=10')),)\n"
-    )
+    row = dict(name="toy", work="toy", words=(words, "--config.adapter.targets=('query',)", "--steps=10"))
+    row |= {"env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}}
+    (tmp_path / "real.py").write_text(f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(**{row!r}),)\n")
     options = [f"--suite={tmp_path / 'real.py'}", f"--results={tmp_path / 'real_suite.json'}"]
-    out, err = start("bench", *options, "--repeats=1").communicate(timeout=120)
-    assert "without the peer: no --peer was given" in out, err
+    ended = program("bench", *options, "--repeats=1")
+    assert "without the peer: no --peer was given" in ended.out, ended.err
     (measured,) = json.loads((tmp_path / "real_suite.json").read_text())["measurements"]
     assert measured["start_seconds"] > measured["record"]["first_step_seconds"] > 0
     printed = program("bench", *options, "--table").out
-    assert out.endswith(printed)
+    assert ended.out.endswith(printed)
     assert f"{measured['record']['ms']:.1f} ms" in printed

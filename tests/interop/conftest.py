@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import jitted
 
 
 def make_torch_llama(tied: bool, **changes):
@@ -41,7 +42,7 @@ def torch_logits(model, tokens: np.ndarray) -> np.ndarray:
 
 
 def our_logits(base, tokens: np.ndarray) -> np.ndarray:
-    return np.asarray(base.model.apply({"params": base.params}, tokens))
+    return np.asarray(jitted(base.model)({"params": base.params}, tokens))
 
 
 @pytest.fixture(scope="session")

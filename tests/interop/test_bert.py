@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import jitted, unlike
 
 from lowrank_jax.bases.base import UNUSED, BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
@@ -67,7 +68,7 @@ def torch_output(model, batch):
 
 
 def our_output(base, batch):
-    y = base.model.apply({"params": base.params}, *batch)
+    y = jitted(base.model)({"params": base.params}, *batch)
     return np.asarray(y[0] if base.config.head == "none" else y)
 
 
@@ -78,7 +79,7 @@ def close(ours, theirs, mask):
 
 
 @pytest.mark.parametrize("head", ["none", "classification", "regression", "masked-lm"])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", unlike(ENCODERS))
 def test_the_table_covers_exactly_the_model(name, head):
     config = with_head(get_model(name), head, 3)
     init = Bert(config).init
@@ -127,7 +128,9 @@ def test_pseudo_perplexity_equals_transformers(kind, batch, tmp_path):
     each = np.arange(length)
 
     def pseudo_perplexity(logits):
-        return float(jnp.exp(-jax.nn.log_softmax(jnp.asarray(logits))[each, each, row[:length]].mean()))
+        likely = logits - logits.max(-1, keepdims=True)
+        likely -= np.log(np.exp(likely).sum(-1, keepdims=True))
+        return float(np.exp(-likely[each, each, row[:length]].mean()))
 
     ours, theirs = pseudo_perplexity(our_output(base, masked)), pseudo_perplexity(torch_output(model, masked))
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -175,7 +178,7 @@ def test_a_fresh_classifier_and_an_unused_pooler(tmp_path, batch, capsys):
     drawn = "drawn fresh: head/dense/bias, head/dense/kernel, head/out/bias, head/out/kernel"
     assert base.notes == (f"{tmp_path}: {drawn}", f"{tmp_path}: not read: pooler.dense.bias, pooler.dense.weight")
     assert capsys.readouterr().out.splitlines() == list(base.notes)
-    hidden = base.model.apply({"params": base.params}, *batch, method="hidden")
+    hidden = jitted(base.model, method="hidden")({"params": base.params}, *batch)
     close(np.asarray(hidden), torch_output(model, batch), batch[1])
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), base.params)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), abstract_base(named).params)
@@ -219,10 +222,11 @@ def test_a_head_on_a_language_model_is_refused():
 
 def test_random_encoder():
     base = load_base(BaseConfig("toy-roberta", random_init=True, head="classification"), jax.random.key(0))
-    flat = flatten(base.params)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(base.params).items()}
     assert all(not leaf.any() for path, leaf in flat.items() if path.endswith("bias"))
     assert all((leaf == 1).all() for path, leaf in flat.items() if path.endswith("scale"))
-    assert base.model.apply({"params": base.params}, jnp.zeros((2, 5), jnp.int32)).shape == (2, 2)
+    logits = jax.eval_shape(base.model.apply, {"params": base.params}, np.zeros((2, 5), np.int32))
+    assert logits.shape == (2, 2)
 
 
 @pytest.mark.parametrize("head", HEADS)

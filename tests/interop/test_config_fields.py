@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from toys import jitted
 
 from lowrank_jax.bases.base import BaseConfig, abstract_base, load_base, load_params
 from lowrank_jax.core.errors import UserError
@@ -112,7 +113,7 @@ def test_llama(toy_llama, helpers, tokens, tmp_path, change, named):
     model.load_state_dict(state)
     notes = []
     config = llama.config_from_hf(json.loads((tmp_path / "config.json").read_text()), "a/config.json", notes)
-    same(Llama(config).apply({"params": params}, tokens), helpers.torch_logits(model, tokens))
+    same(jitted(Llama(config))({"params": params}, tokens), helpers.torch_logits(model, tokens))
     assert bool(notes) == bool(named)
     assert all(note.startswith("a/config.json: ") and "as transformers 5 does" in note for note in notes)
     assert all(part in "; ".join(notes) for part in named), notes
@@ -163,7 +164,7 @@ def test_gpt2(tmp_path, change, named):
     config = gpt2.config_from_hf(values, "a/config.json", notes)
     params = load_params(Arrays(model), config)[0]
     with torch.no_grad():
-        same(GPT2(config).apply({"params": params}, tokens), model(torch.tensor(tokens)).logits.numpy())
+        same(jitted(GPT2(config))({"params": params}, tokens), model(torch.tensor(tokens)).logits.numpy())
     assert bool(notes) == bool(named)
     assert all(part in "; ".join(notes) for part in named), notes
 
@@ -216,7 +217,7 @@ def test_logits_of_the_labels_that_transformers_counts(tmp_path):
     tokens, ours = np.arange(24, dtype=np.int32).reshape(2, 12), bert.config_from_hf(values)
     params = load_params(Arrays(model), ours)[0]
     with torch.no_grad():
-        same(Bert(ours).apply({"params": params}, tokens), model(torch.tensor(tokens)).logits.numpy())
+        same(jitted(Bert(ours))({"params": params}, tokens), model(torch.tensor(tokens)).logits.numpy())
 
 
 SHAPES = {

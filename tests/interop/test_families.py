@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from toys import jitted
 
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
@@ -190,7 +191,7 @@ def test_the_text_part_is_read(nested, spelling, tmp_path, capsys):
         (tmp_path / "config.json").write_text((folder / "config.json").read_text())
         folder = tmp_path
     base = load_base(BaseConfig(str(folder)))
-    ours = np.asarray(base.model.apply({"params": base.params}, tokens))
+    ours = np.asarray(jitted(base.model)({"params": base.params}, tokens))
     assert np.abs(ours - logits).max() / np.abs(logits).max() < 1e-5
     assert "not read: " in capsys.readouterr().out
     assert base.config == abstract_base(BaseConfig(str(folder))).config

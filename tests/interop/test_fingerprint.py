@@ -114,11 +114,18 @@ def sums_of(values):
     return found
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (5, 6), (3, 14, 8), (2, 3, 4, 5)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_sums_by_hand_in_blocks_of_any_size(shape, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        *(("float32", shape) for shape in ((), (7,), (5, 6), (3, 14, 8), (2, 3, 4, 5))),
+        ("bfloat16", (3, 14, 8)),
+        ("float16", (3, 14, 8)),
+    ],
+)
+def test_sums_by_hand_in_blocks_of_any_size(dtype, shape, monkeypatch):
     values = np.random.default_rng(0).normal(size=shape).astype(jnp.dtype(dtype))
     expected = sums_of(values)
+    assert leaf_sums.sums_on_host(values).tolist() == expected
     for block in (1, 30, 40, 2**20):  # a row, some rows with and without a rest, everything
         monkeypatch.setattr(leaf_sums, "BLOCK", block)
         # a new function each time: the size of a block is no argument that jit sees
@@ -127,12 +134,20 @@ def test_sums_by_hand_in_blocks_of_any_size(shape, dtype, monkeypatch):
 
 def test_sums_of_shards_are_those_of_the_whole():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    values = jax.random.normal(jax.random.key(0), (3, 8, 12))
-    expected = leaf_sums.sums(values)
+    values = np.random.default_rng(0).normal(size=(3, 8, 12)).astype(np.float32)
+    expected = jax.jit(leaf_sums.sums)(values)
     for spec in (P(), P(None, "fsdp"), P(None, ("data", "fsdp"), "tensor"), P(None, None, ("tensor", "data"))):
         sharding = NamedSharding(mesh, spec)
         found = jax.jit(leaf_sums.sums, static_argnums=1)(jax.device_put(values, sharding), sharding)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_leaf_has_one_fingerprint_on_the_host_and_on_a_device(base, monkeypatch):
+    leaves = {"a": np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7, "b": np.full(5, 0.3, jnp.bfloat16)}
+    small = fingerprint(leaves), base.fingerprint
+    monkeypatch.setattr("lowrank_jax.core.trees.SMALL", 0)
+    monkeypatch.setattr("lowrank_jax.bases.fingerprint.sums_on_host", None)
+    assert (fingerprint(leaves), fingerprint(base.params, base.config)) == small
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from toys import created
 
-from lowrank_jax.adapters import AdapterConfig, create, make_plan, merge
+from lowrank_jax.adapters import AdapterConfig, make_plan, merge
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.peft.loralib import load_loralib, to_loralib
@@ -120,7 +121,7 @@ def test_trained_biases_come_along(params):
 
 def test_out(params):
     plan = make_plan(params, AdapterConfig(rank=RANK, alpha=ALPHA, targets=("query|value", "up", "head", "embed")))
-    made, rng = create(plan, jax.random.key(0)), np.random.default_rng(0)
+    made, rng = created(plan), np.random.default_rng(0)
     made["adapters"] = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), made["adapters"])
     made["scales"]["layers"]["up"]["scale"] = np.float32([ALPHA / RANK, 1.0])
     variables = {"params": params, **made}
@@ -156,4 +157,4 @@ def test_refused(params):
     config = AdapterConfig(rank=2, targets=("up", "query"), rank_pattern=(("up", 3),))
     plan = make_plan(params, dataclasses.replace(config))
     with pytest.raises(UserError, match=r"does not fit ranks \[2, 3\]"):
-        to_loralib(plan, {"params": params, **create(plan, jax.random.key(0))}, ROWS, LAYERS)
+        to_loralib(plan, {"params": params, **created(plan)}, ROWS, LAYERS)

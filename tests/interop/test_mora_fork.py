@@ -5,8 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from toys import created
 
-from lowrank_jax.adapters import AdapterConfig, MoraConfig, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, MoraConfig, make_plan
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import TRANSPOSE, Row
 from lowrank_jax.interop.peft import mora_fork
@@ -103,7 +104,7 @@ def test_a_square_of_another_rank_is_refused(tmp_path):
 )  # fmt: skip
 def test_maps_that_the_fork_lacks_are_not_written(tmp_path, options):
     plan = make_plan(PARAMS, AdapterConfig("mora", 1, targets=("up",), mora=options))
-    variables = {"params": PARAMS, **create(plan, jax.random.key(0))}
+    variables = {"params": PARAMS, **created(plan)}
     with pytest.raises(UserError, match=f"the MoRA fork has no {options.compression} with padding"):
         save_peft(tmp_path / "out", plan, variables, ROWS, LAYERS)
 

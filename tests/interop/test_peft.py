@@ -1,5 +1,6 @@
 """PEFT folders both ways on a toy Llama: equal outputs and gradients, and what is refused."""
 
+import functools
 import json
 import shutil
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from toys import created, jitted
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, attach, make_plan
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -66,7 +68,6 @@ def table(base):
 @pytest.fixture(scope="module")
 def trained(untied_folder, tmp_path_factory, helpers, tokens):
     """name of an option -> (folder, logits): a peft adapter with every trainable tensor moved, and what it computes."""
-    import functools
 
     @functools.cache
     def build(name):
@@ -130,7 +131,7 @@ def test_a_peft_adapter_computes_here_what_it_does_there(base, table, trained, t
     folder, expected = trained(name)
     adapter = read(folder, base, table)
     assert gap(ours(base, adapter, tokens), expected) < 1e-5
-    assert gap(np.asarray(base.model.apply({"params": base.params}, tokens)), expected) > 1e-3
+    assert gap(np.asarray(jitted(base.model)({"params": base.params}, tokens)), expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -153,7 +154,7 @@ def test_it_goes_back_to_peft(base, table, trained, tokens, tmp_path, helpers, u
 def test_a_fresh_adapter_of_ours_loads_in_peft(base, table, tmp_path, tokens, helpers, untied_folder, method):
     config = AdapterConfig(method, 3, alpha=16.0, targets=("all-linear",), rank_pattern=(("up", 5),))
     plan = make_plan(base.params, config)
-    made = create(plan, jax.random.key(0), base.params)
+    made = created(plan, base.params)
     rng = np.random.default_rng(0)
     made["adapters"] = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), made["adapters"]
@@ -200,7 +201,7 @@ def test_two_configurations_of_one_family_share_a_folder(base, table, tmp_path, 
         AdapterConfig(rank=3, alpha=5.0, targets=("embed",)),
     ]
     plan, rng = make_plan(base.params, configs), np.random.default_rng(0)
-    made = create(plan, jax.random.key(0))
+    made = created(plan)
     made["adapters"] = jax.tree.map(lambda x: np.float32(0.2 * rng.normal(size=x.shape)), made["adapters"])
     variables = {"params": base.params, **made}
     save_peft(tmp_path, plan, variables, *table)
@@ -271,7 +272,7 @@ def test_an_untied_embedding_merges(base, table, trained, tokens):
 
     for name in ("embedding", "saved-embedding"):
         adapter = read(trained(name)[0], base, table)
-        merged = np.asarray(base.model.apply({"params": merge(adapter.variables, adapter.plan)}, tokens))
+        merged = np.asarray(jitted(base.model)({"params": merge(adapter.variables, adapter.plan)}, tokens))
         assert gap(merged, trained(name)[1]) < 1e-5
 
 
@@ -371,7 +372,7 @@ def test_folders_without_an_adapter(base, table, tmp_path):
 def test_what_has_no_form_in_peft_is_not_written(base, table, tmp_path):
     def save(config, **changes):
         plan = make_plan(base.params, config)
-        variables = {"params": base.params, **create(plan, jax.random.key(0), base.params)}
+        variables = {"params": base.params, **created(plan, base.params)}
         save_peft(tmp_path / "out", plan, {**variables, **changes.pop("variables", {})}, *table, **changes)
 
     query = {"rank": 2, "targets": ("query",)}

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from toys import created
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, attach, make_plan
 from lowrank_jax.bases import locate
 from lowrank_jax.bases.base import ARCHITECTURES, BaseConfig, abstract_base, architecture_of, load_base
 from lowrank_jax.bases.peft import export_peft
@@ -65,7 +66,7 @@ def written(folder: Path, name: str) -> Path:
 def adapted(base, *targets, trained=()):
     """(plan, variables) of a LoRA with every leaf moved, and with the given leaves of the base moved too."""
     plan, rng = make_plan(base.params, AdapterConfig(rank=2, alpha=5.0, targets=targets)), np.random.default_rng(0)
-    made, params = create(plan, jax.random.key(0)), base.params
+    made, params = created(plan), base.params
     made["adapters"] = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), made["adapters"])
     moved = lambda path, leaf: leaf + 0.3 if path in trained else leaf  # noqa: E731
     params = jax.tree_util.tree_map_with_path(lambda p, x: moved("/".join(k.key for k in p), x), params)

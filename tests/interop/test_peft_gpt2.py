@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from toys import created
 
-from lowrank_jax.adapters import AdapterConfig, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, make_plan
 from lowrank_jax.bases.base import load_params
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.peft.config import hf_modules
@@ -85,7 +86,7 @@ def test_different_parts_of_a_fused_module_join_block_by_block(gpt2, tmp_path):
 
     folder, rows, layers, params = gpt2
     plan = make_plan(params, AdapterConfig(rank=2, targets=("query", "value"), alpha_pattern=(("value", 3.0),)))
-    made, rng = create(plan, jax.random.key(0)), np.random.default_rng(0)
+    made, rng = created(plan), np.random.default_rng(0)
     made["adapters"] = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), made["adapters"])
     variables = {"params": params, **made}
     save_peft(tmp_path, plan, variables, rows, layers)

@@ -4,8 +4,9 @@ import json
 
 import jax
 import pytest
+from toys import created
 
-from lowrank_jax.adapters import AdapterConfig, create, make_plan
+from lowrank_jax.adapters import AdapterConfig, make_plan
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop import llama
@@ -25,7 +26,7 @@ def written(base, tmp_path):
 
     plan = make_plan(base.params, AdapterConfig(rank=2, alpha=5.0, targets=("query", "value", "up")))
     rows = llama.hf_table(base.config)
-    variables = {"params": base.params, **create(plan, jax.random.key(0))}
+    variables = {"params": base.params, **created(plan)}
     save_peft(tmp_path, plan, variables, rows, base.config.num_hidden_layers, "x/toy", base.fingerprint)
 
     def read(changes, recorded=False, names=()):

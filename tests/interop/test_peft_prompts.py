@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from toys import created
 
 from lowrank_jax import adapters
 from lowrank_jax.adapters import AdapterConfig, PrefixConfig
@@ -117,7 +118,7 @@ def written(base, tmp_path):
 
     def write(method="prefix", tensors=None, **fields):
         plan = adapters.make_plan(base.params, AdapterConfig(method, prefix=PrefixConfig(TOKENS, init="normal")))
-        variables = {"params": base.params, **adapters.create(plan, jax.random.key(0))}
+        variables = {"params": base.params, **created(plan)}
         folder = export_peft(tmp_path / "peft", plan, variables, base)
         config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
         config.write_text(json.dumps(json.loads(config.read_text()) | fields))
@@ -156,7 +157,7 @@ def test_what_peft_has_no_folder_for(base, tmp_path):
     }
     for message, configs in cases.items():
         plan = adapters.make_plan(base.params, configs)
-        variables = {"params": base.params, **adapters.create(plan, jax.random.key(0), base.params)}
+        variables = {"params": base.params, **created(plan, base.params)}
         with pytest.raises(UserError, match=message):
             export_peft(tmp_path / "peft", plan, variables, base)
     assert not (tmp_path / "peft").exists()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from toys import jitted
 
 from lowrank_jax.adapters import attach, merge
 from lowrank_jax.bases.base import BaseConfig, load_base
@@ -67,7 +68,7 @@ def gap(one, other):
 
 def ours(base, adapter, tokens):
     variables = jax.tree.map(jnp.asarray, adapter.variables)
-    return np.asarray(attach(base.model, adapter.plan)(variables, tokens))
+    return np.asarray(jax.jit(attach(base.model, adapter.plan))(variables, tokens))
 
 
 def moved(model, options, folder, name="default", **saving):
@@ -122,7 +123,7 @@ def test_both_ways(bases, tmp_path, name):
     fitted, adapter = import_peft(tmp_path / "in", base)
     assert (fitted.config.vocab_size, fitted.config.tie_word_embeddings) == (rows, stays_tied)
     assert gap(ours(fitted, adapter, tokens), expected) < 1e-5
-    merged = fitted.model.apply({"params": merge(adapter.variables, adapter.plan)}, tokens)
+    merged = jitted(fitted.model)({"params": merge(adapter.variables, adapter.plan)}, tokens)
     assert gap(np.asarray(merged), expected) < 1e-5
 
     export_peft(tmp_path / "out", adapter.plan, adapter.variables, fitted, adapter.changed, adapter.token_rows)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from toys import jitted
 
 from lowrank_jax.bases.base import BaseConfig, abstract_base, config_of, load_base, load_params
 from lowrank_jax.core.errors import UserError
@@ -82,7 +83,7 @@ def agree(ours, expected):
 
 
 def logits(base):
-    return base.model.apply({"params": base.params}, TOKENS)
+    return jitted(base.model)({"params": base.params}, TOKENS)
 
 
 @pytest.mark.parametrize("name", LANGUAGE)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models import attention
@@ -21,69 +22,96 @@ from lowrank_jax.models.cache import allowed_keys
 from lowrank_jax.models.rotary import rotary_tables, rotate
 
 
+@jax.jit
+def rotated(x, positions):
+    return rotate(x, *rotary_tables(positions, x.shape[-1], 1e4))
+
+
 def test_rotation_is_the_complex_product():
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype(np.float32)
     positions = np.array([0, 1, 2, 7, 300])
-    turned = np.asarray(rotate(jnp.asarray(x), *rotary_tables(jnp.asarray(positions), 8, 1e4)))
+    turned = np.asarray(rotated(x, positions))
     z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, None, None] * 1e4 ** (-np.arange(4) / 4))
     np.testing.assert_allclose(turned, np.concatenate([z.real, z.imag], -1), atol=2e-5)
 
 
 def test_rotated_products_depend_on_distance_alone():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
 
     def product(i, j):
-        left, right = (rotate(x, *rotary_tables(jnp.array([p]), 16, 1e4)) for x, p in ((q, i), (k, j)))
-        return jnp.sum(left * right)
+        left, right = (np.asarray(rotated(x, np.array([p]))) for x, p in ((q, i), (k, j)))
+        return (left * right).sum()
 
     np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
 
 
 def test_rotation_of_bfloat16_is_computed_in_float32():
-    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8), jnp.bfloat16)
-    tables = rotary_tables(jnp.array([0, 50, 500, 4000]), 8, 1e4)
-    wide = rotate(x.astype(jnp.float32), *tables).astype(jnp.bfloat16)
-    assert (rotate(x, *tables) == wide).all()
+    x = np.random.default_rng(0).normal(size=(1, 4, 2, 8)).astype("bfloat16")
+    positions = np.array([0, 50, 500, 4000])
+    wide = np.asarray(rotated(x.astype(np.float32), positions)).astype("bfloat16")
+    assert (np.asarray(rotated(x, positions)) == wide).all()
 
 
+@functools.cache
 def layer(implementation="xla", **kwargs):
+    """(module, variables, x, rotary tables, the jitted apply) of four heads on two of keys."""
     module = Attention(heads=4, kv_heads=2, head_dim=8, implementation=implementation, **kwargs)
-    x = jax.random.normal(jax.random.key(1), (2, 6, 24))
+    x = np.random.default_rng(1).normal(size=(2, 6, 24)).astype(np.float32)
     rotary = rotary_tables(jnp.arange(6), 8, 1e4)
-    variables = jax.jit(module.init)(jax.random.key(0), x, rotary, None, None, None)
-    return module, variables, x, rotary
+    return module, drawn(module, x, rotary, None, None, None), x, rotary, jax.jit(module.apply)
 
 
-def test_equals_attention_written_out_with_repeated_heads():
-    module, variables, x, rotary = layer()
-    p = {name: leaf["kernel"] for name, leaf in variables["params"].items()}
+def turned(x):
+    """x [B, 6, H, 8] rotated by hand: pairs of halves are complex numbers."""
+    half = x.shape[-1] // 2
+    angle = np.arange(6)[:, None, None] * 1e4 ** (-np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scale", "softcap"), [("xla", None, None), ("auto", 0.1, None), ("auto", None, 0.5), ("auto", 0.1, 0.5)]
+)
+def test_equals_attention_written_out_with_repeated_heads(kernel, scale, softcap):
+    _, variables, x, rotary, apply = layer(kernel, scale=scale, softcap=softcap)
+    p = {name: np.asarray(leaf["kernel"]) for name, leaf in variables["params"].items()}
     q, k, v = ((x @ p[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
-    q, k, v = rotate(q, *rotary), jnp.repeat(rotate(k, *rotary), 2, 2), jnp.repeat(v, 2, 2)
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(8)
-    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf))
-    want = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(2, 6, 32) @ p["out"]
-    got, cache = module.apply(variables, x, rotary, None, None, None)
+    q, k, v = turned(q), np.repeat(turned(k), 2, 2), np.repeat(v, 2, 2)
+    scores = np.einsum("bthd,bshd->bhts", q, k) * (8**-0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+    weights = np.exp(np.where(np.tril(np.ones((6, 6), bool)), scores, -np.inf))
+    weights /= weights.sum(-1, keepdims=True)
+    want = np.einsum("bhts,bshd->bthd", weights, v).reshape(2, 6, 32) @ p["out"]
+    got, cache = apply(variables, x, rotary, None, None, None)
     assert cache is None
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_softcap_needs_a_kernel_that_has_it():
+    with pytest.raises(UserError, match="has no softcap on scores"):
+        layer("cudnn", softcap=0.5)
 
 
 def test_a_fully_masked_row_is_finite_forward_and_backward():
-    module, variables, x, rotary = layer()
+    module, variables, x, rotary, _ = layer()
     allowed = allowed_keys(6, jnp.array([[False] * 3 + [True] * 3, [False] * 6]), None, 6)
 
+    @jax.jit
+    @jax.value_and_grad
     def total(variables):
         return jnp.square(module.apply(variables, x, rotary, allowed, None, None)[0]).sum()
 
-    value, grads = jax.value_and_grad(total)(variables)
+    value, grads = total(variables)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_padding_does_not_reach_valid_positions():
-    module, variables, x, rotary = layer()
+    _, variables, x, rotary, apply = layer()
     allowed = allowed_keys(6, jnp.array([[False] * 2 + [True] * 4] * 2), None, 6)
-    other = x.at[:, :2].set(100.0)
-    one, two = (module.apply(variables, y, rotary, allowed, None, None)[0] for y in (x, other))
+    other = x.copy()
+    other[:, :2] = 100
+    one, two = (apply(variables, y, rotary, allowed, None, None)[0] for y in (x, other))
     np.testing.assert_array_equal(one[:, 2:], two[:, 2:])
     assert not np.allclose(one[:, :2], two[:, :2])
 
@@ -97,19 +125,20 @@ def test_allowed_keys_in_a_cache():
 
 
 def test_cached_pieces_equal_the_whole():
-    module, variables, x, _ = layer()
-    want, _ = module.apply(variables, x, rotary_tables(jnp.arange(6), 8, 1e4), None, None, None)
-    cache = {name: jnp.full((3, 2, 7, 2, 8), jnp.nan) for name in ("key", "value")}
-    cache = jax.tree.map(lambda leaf: leaf.at[1].set(0), cache) | {"index": jnp.int32(0)}
-    parts = []
-    for start, stop in ((0, 3), (3, 4), (4, 6)):
-        rotary = rotary_tables(jnp.arange(start, stop), 8, 1e4)
+    _, variables, x, rotary, apply = layer()
+    want, _ = apply(variables, x, rotary, None, None, None)
+    cache = {name: np.full((3, 2, 7, 2, 8), np.nan, np.float32) for name in ("key", "value")}
+    for leaf in cache.values():
+        leaf[1] = 0
+    cache["index"], parts = np.int32(0), []
+    for start, stop in ((0, 2), (2, 3), (3, 4), (4, 6)):
+        tables = jax.tree.map(lambda leaf, part=slice(start, stop): np.asarray(leaf)[part], rotary)
         allowed = allowed_keys(stop - start, None, cache["index"], 7)
-        y, cache = jax.jit(module.apply)(variables, x[:, start:stop], rotary, allowed, cache, jnp.int32(1))
+        y, cache = apply(variables, x[:, start:stop], tables, allowed, cache, np.int32(1))
         cache["index"] += stop - start
         parts.append(y)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), want, atol=1e-6)
-    assert np.isnan(cache["key"][jnp.array([0, 2])]).all()  # other layers' rows are untouched
+    np.testing.assert_allclose(np.concatenate(parts, 1), want, atol=1e-6)
+    assert np.isnan(np.asarray(cache["key"])[[0, 2]]).all()  # other layers' rows are untouched
 
 
 @pytest.mark.parametrize(
@@ -145,19 +174,25 @@ def test_choice_of_kernel_on_a_cpu(monkeypatch, masked):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_heads"), [(jnp.float32, 6), (jnp.float32, 2), (jnp.float32, 1), (jnp.bfloat16, 2)]
+    ("dtype", "kv_heads", "allowed"),
+    [
+        ("float32", 6, "causal"),
+        ("float32", 2, "all"),
+        ("float32", 1, "keys"),
+        ("float32", 2, "pairs"),
+        ("float32", 6, "nothing"),
+        ("bfloat16", 2, "causal"),
+        ("bfloat16", 1, "pairs"),
+    ],
 )
-@pytest.mark.parametrize("allowed", ["causal", "all", "keys", "pairs", "nothing"])
 def test_heads_first_equals_jax(dtype, kv_heads, allowed):
-    keys = jax.random.split(jax.random.key(3), 3)
-    query, key, value = (
-        jax.random.normal(k, (2, 5, n, 8), dtype) for k, n in zip(keys, (6, kv_heads, kv_heads), strict=True)
-    )
-    lengths = jnp.arange(5) < jnp.array([[5], [3]])
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.normal(size=(2, 5, n, 8)).astype(dtype) for n in (6, kv_heads, kv_heads))
+    lengths = np.arange(5) < np.array([[5], [3]])
     mask = {
         "keys": lengths[:, None, None, :],
-        "pairs": lengths[:, None, None, :] & jnp.tri(5, dtype=bool),
-        "nothing": jnp.zeros((2, 1, 1, 5), bool),
+        "pairs": lengths[:, None, None, :] & np.tri(5, dtype=bool),
+        "nothing": np.zeros((2, 1, 1, 5), bool),
     }.get(allowed)
 
     def outputs(kernel):
@@ -172,7 +207,7 @@ def test_heads_first_equals_jax(dtype, kv_heads, allowed):
 
     for ours, jaxs in zip(outputs("heads_first"), outputs("xla"), strict=True):
         assert (ours.dtype, ours.shape) == (dtype, jaxs.shape)
-        close = dict(atol=2e-6) if dtype == jnp.float32 else dict(atol=3e-2, rtol=2e-2)  # values of up to 5
+        close = dict(atol=2e-6) if dtype == "float32" else dict(atol=3e-2, rtol=2e-2)  # values of up to 5
         np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (ours, jaxs)), **close)
 
 
@@ -191,7 +226,7 @@ def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 def test_cudnn_equals_xla():
-    module, variables, x, rotary = layer("auto", dtype=jnp.bfloat16)
+    module, variables, x, rotary, _ = layer("auto", dtype=jnp.bfloat16)
     plain = layer("xla", dtype=jnp.bfloat16)[0]
 
     def gradient(module):
@@ -201,61 +236,56 @@ def test_cudnn_equals_xla():
         assert np.abs(one - two).max() < 0.03 * np.abs(two).max()
 
 
-def masked(query, key, value, window, local):
-    """The window as a mask over all pairs."""
-    distance = jnp.arange(9)[:, None] - jnp.arange(9)
-    near = (distance < window) | (not local)
-    return heads_first_attention(query, key, value, (distance >= 0) & near)
+@pytest.fixture(scope="module")
+def by_mask():
+    """(query, key, value, window, local) -> output and query's gradient, the window a mask over all pairs."""
+
+    def output(query, key, value, window, local):
+        distance = jnp.arange(9)[:, None] - jnp.arange(9)
+        near = (distance < window) | ~local
+        out = heads_first_attention(query, key, value, (distance >= 0) & near)
+        return jnp.sin(out).sum(), out
+
+    run = jax.jit(jax.value_and_grad(output, has_aux=True))
+    return lambda *args: (lambda value, gradient: (value[1], gradient))(*run(*args))
 
 
-@pytest.mark.parametrize("local", [None, True, False])
 @pytest.mark.parametrize("kernel", ["heads_first", "xla", "a kernel's own window"])
-def test_a_window_and_a_layer_without_it(kernel, local):
+def test_a_window_and_a_layer_without_it(kernel, by_mask):
     """By a mask, and by a kernel that takes the window itself, of which a layer picks one of two."""
-    query, key, value = (jax.random.normal(jax.random.key(i), (2, 9, n, 8)) for i, n in enumerate((4, 2, 2)))
-    window = Window(3, None if local is None else jnp.bool_(local))
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(2, 9, n, 8)).astype(np.float32) for n in (4, 2, 2))
 
     @jax.jit
-    def run(query):
-        if kernel == "a kernel's own window":
-            library = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
-            return windowed(library, query, key, value, window)
-        return attend(query, key, value, None, causal=True, kernel=kernel, window=window)
+    def run(query, local):
+        def output(query):
+            window = Window(3, local)
+            if kernel == "a kernel's own window":
+                library = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+                out = windowed(library, query, key, value, window)
+            else:
+                out = attend(query, key, value, None, causal=True, kernel=kernel, window=window)
+            return jnp.sin(out).sum(), out
 
-    def want(query):
-        return masked(query, key, value, 3, local is not False)
+        (_, out), gradient = jax.value_and_grad(output, has_aux=True)(query)
+        return out, gradient
 
-    np.testing.assert_allclose(run(query), want(query), atol=1e-5)
-    gradients = [jax.grad(lambda q, f=f: jnp.sin(f(q)).sum())(query) for f in (run, want)]
-    np.testing.assert_allclose(*gradients, atol=1e-5)
-    assert np.abs(want(query) - masked(query, key, value, 9, True)).max() > 0.1 or local is False
+    whole = by_mask(query, key, value, 9, True)[0]
+    for local in (None, np.bool_(True), np.bool_(False)):
+        want = by_mask(query, key, value, 3, np.bool_(local is None or local))
+        for ours, theirs in zip(run(query, local), want, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert (np.abs(want[0] - whole).max() > 0.1) == (local is None or bool(local))
 
 
 def test_a_window_as_wide_as_the_rows_is_none():
     """No mask, and the kernels that take none: the program is the one without a window."""
 
     def program(window):
-        module, variables, x, rotary = layer("heads_first", window=window)
+        module, variables, x, rotary, _ = layer("heads_first", window=window)
         return str(jax.make_jaxpr(lambda x: module.apply(variables, x, rotary, None, None, None)[0])(x))
 
     assert program(6) == program(None) != program(5)
-
-
-@pytest.mark.parametrize("scale", [None, 0.1])
-@pytest.mark.parametrize("softcap", [None, 0.5])
-def test_scale_and_softcap(scale, softcap):
-    module, variables, x, rotary = layer("auto", scale=scale, softcap=softcap)
-    p = {name: leaf["kernel"] for name, leaf in variables["params"].items()}
-    q, k, v = ((x @ p[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
-    q, k, v = rotate(q, *rotary), jnp.repeat(rotate(k, *rotary), 2, 2), jnp.repeat(v, 2, 2)
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) * (8**-0.5 if scale is None else scale)
-    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf))
-    want = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(2, 6, 32) @ p["out"]
-    np.testing.assert_allclose(module.apply(variables, x, rotary, None, None, None)[0], want, atol=1e-5)
-    if softcap:
-        with pytest.raises(UserError, match="has no softcap on scores"):
-            layer("cudnn", softcap=softcap)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import drawn
+from toys import drawn, jitted, unlike
 
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
@@ -109,15 +109,15 @@ def batch(padding, length=21, seed=1):
 
 LAYOUTS = {
     "xxl-like": {},
-    "one-head": {"num_attention_heads": 1},
-    "v3-like": {"conv_kernel_size": 0},
-    "own-position-products": {"share_att_key": False, "norm_rel_ebd": "none"},
+    "v3-like with one head": {"conv_kernel_size": 0, "num_attention_heads": 1},
+    "own-position-products with late buckets": {
+        "share_att_key": False, "norm_rel_ebd": "none", "position_buckets": 16, "max_relative_positions": 200
+    },
     "no-buckets": {"position_buckets": -1, "max_relative_positions": 7, "conv_kernel_size": 0},
-    "late-buckets": {"position_buckets": 16, "max_relative_positions": 200, "norm_rel_ebd": "none"},
     "wide-grouped-conv": {"conv_kernel_size": 5, "conv_groups": 4, "conv_act": "tanh"},
     "c2p": {"pos_att_type": ("c2p",), "conv_kernel_size": 0},
     "p2c": {"pos_att_type": ("p2c",), "share_att_key": False, "layer_norm_eps": 1e-3},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("layout", "padding"), [("xxl-like", False), *((layout, True) for layout in LAYOUTS)])
@@ -130,10 +130,11 @@ def test_hidden_states_equal_transformers(layout, padding):
     with torch.no_grad():
         theirs = original(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask).long())
         theirs = theirs.last_hidden_state.numpy()
-    given = jnp.asarray(mask) if padding else None
+    given = mask if padding else None
     variables = from_torch(config, original.state_dict())
-    ours, pooled = Deberta(config).apply(variables, jnp.asarray(tokens), mask=given)
+    ours, pooled = jitted(Deberta(config))(variables, tokens, mask=given)
     assert pooled is None
+    ours = np.asarray(ours)
     assert np.isfinite(ours).all()
     assert np.abs(ours - theirs)[mask].max() / np.abs(theirs[mask]).max() < 1e-5
 
@@ -145,7 +146,7 @@ def test_the_shortest_sequences(length):
     tokens, _ = batch(False, length)
     with torch.no_grad():
         theirs = original(input_ids=torch.tensor(tokens)).last_hidden_state.numpy()
-    ours = Deberta(TOY).apply(from_torch(TOY, original.state_dict()), jnp.asarray(tokens), method="hidden")
+    ours = jitted(Deberta(TOY), method="hidden")(from_torch(TOY, original.state_dict()), tokens)
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -157,7 +158,7 @@ def test_heads_equal_transformers(head):
     tokens, mask = batch(True)
     with torch.no_grad():
         theirs = original(torch.tensor(tokens), attention_mask=torch.tensor(mask).long()).logits.numpy()
-    ours = Deberta(config).apply(from_torch(config, original.state_dict()), jnp.asarray(tokens), jnp.asarray(mask))
+    ours = np.asarray(jitted(Deberta(config))(from_torch(config, original.state_dict()), tokens, mask))
     theirs = theirs[:, 0] if head == "regression" else theirs
     assert ours.dtype == jnp.float32
     if head == "masked-lm":
@@ -165,8 +166,7 @@ def test_heads_equal_transformers(head):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("remat", ["none", "projections"])
-def test_gradients_equal_transformers(remat):
+def test_gradients_equal_transformers():
     torch = pytest.importorskip("torch")
     original = torch_deberta(TOY)
     tokens, mask = batch(True, 9)
@@ -176,7 +176,7 @@ def test_gradients_equal_transformers(remat):
     theirs = flatten(from_torch(TOY, {name: p.grad for name, p in original.named_parameters()})["params"])
 
     def loss(params):
-        model = Deberta(TOY, remat=remat)
+        model = Deberta(TOY, remat="projections")
         return (model.apply({"params": params}, jnp.asarray(tokens), jnp.asarray(mask))[0] * weight).mean()
 
     ours = flatten(jax.jit(jax.grad(loss))(from_torch(TOY, original.state_dict())["params"]))
@@ -207,8 +207,8 @@ def test_by_distance_reads_the_diagonals(length):
 def test_padding_changes_nothing():
     variables = variables_of(TOY)
     tokens, mask = batch(True)
-    padded = Deberta(TOY).apply(variables, jnp.asarray(tokens), jnp.asarray(mask))[0]
-    alone = Deberta(TOY).apply(variables, jnp.asarray(tokens[1:2, :9]))[0]
+    padded = jitted(Deberta(TOY))(variables, tokens, mask)[0]
+    alone = jitted(Deberta(TOY))(variables, tokens[1:2, :9])[0]
     np.testing.assert_allclose(padded[1, :9], alone[0], atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def shapes_of(name):
     return jax.eval_shape(Deberta(SHAPES[name]).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", unlike(SHAPES))
 def test_parameters_of_the_known_shapes(name):
     torch = pytest.importorskip("torch")
     config = SHAPES[name]
@@ -275,14 +275,13 @@ def test_adapters_of_shared_products_see_positions_too():
 
 def test_dropout_acts_only_with_a_key():
     variables, (tokens, mask) = variables_of(TOY), batch(True)
-    inputs = (jnp.asarray(tokens), jnp.asarray(mask))
-    plain = Deberta(TOY).apply(variables, *inputs)[0]
-    run = jax.jit(lambda key: Deberta(TOY).apply(variables, *inputs, rngs={"dropout": key})[0])
-    one, two = (run(jax.random.key(i)) for i in (1, 2))
+    plain = jitted(Deberta(TOY))(variables, tokens, mask)[0]
+    keys = [{"dropout": jax.random.key(i)} for i in (1, 2)]
+    one, two = (np.asarray(jitted(Deberta(TOY))(variables, tokens, mask, rngs=key)[0]) for key in keys)
     assert np.abs(one - two)[mask].max() > 1e-2
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 1e-9}  # the branch with dropout, dropping none
-    kept = Deberta(dataclasses.replace(TOY, **rates)).apply(variables, *inputs, rngs={"dropout": jax.random.key(1)})[0]
-    np.testing.assert_allclose(kept[mask], plain[mask], atol=1e-5)
+    kept = jitted(Deberta(dataclasses.replace(TOY, **rates)))(variables, tokens, mask, rngs=keys[0])[0]
+    np.testing.assert_allclose(np.asarray(kept)[mask], np.asarray(plain)[mask], atol=1e-5)
 
 
 def test_types_never_promote_by_themselves(monkeypatch):
@@ -297,9 +296,9 @@ def test_types_never_promote_by_themselves(monkeypatch):
 
 def test_bfloat16_runs_close_to_float32():
     variables, (tokens, mask) = variables_of(TOY), batch(True)
-    half = Deberta(TOY, dtype=jnp.bfloat16).apply(cast(variables, jnp.bfloat16), jnp.asarray(tokens), jnp.asarray(mask))
-    full = Deberta(TOY).apply(variables, jnp.asarray(tokens), jnp.asarray(mask))
-    assert np.abs(half[0].astype(jnp.float32) - full[0])[mask].max() < 0.05 * np.abs(full[0][mask]).max()
+    half = jitted(Deberta(TOY, dtype=jnp.bfloat16))(cast(variables, jnp.bfloat16), tokens, mask)[0]
+    full = np.asarray(jitted(Deberta(TOY))(variables, tokens, mask)[0])
+    assert np.abs(np.asarray(half, np.float32) - full)[mask].max() < 0.05 * np.abs(full[mask]).max()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import jitted
 
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import BaseConfig, load_base
@@ -48,7 +49,8 @@ def layers(**changes):
 NO_BIAS, NO_QK_NORM = attention(qkv_bias=False), attention(qk_norm="none")
 NO_WINDOW, EVERY_WINDOW = layers(sliding_window=None), layers(local=())
 NO_SCALING = plain("rope_scaling")
-# HF's model_type: (transformers' class, its fields beyond SHAPE, {flag: change of our config that takes it away}).
+# HF's model_type: (transformers' class, its fields beyond SHAPE, {flag: change of our config that takes it away}); a
+# flag of several families, whose rows and widths are alike, is taken away in one of them.
 FAMILIES = {
     "llama": (
         "Llama",
@@ -58,7 +60,7 @@ FAMILIES = {
     "qwen2": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": True},
-        {"bias": NO_BIAS, "window": NO_WINDOW, "layers": EVERY_WINDOW},
+        {"bias": NO_BIAS, "layers": EVERY_WINDOW},
     ),
     "mistral": (
         "Mistral",
@@ -83,14 +85,13 @@ FAMILIES = {
     "smollm3": (
         "SmolLM3",
         {"no_rope_layers": [1, 0, 1, 1], "use_sliding_window": True, "sliding_window": WINDOW},
-        {"rotated": layers(rotated=()), "window": NO_WINDOW, "layers": EVERY_WINDOW},
+        {"rotated": layers(rotated=())},
     ),
     "olmo2": ("Olmo2", {}, {"qk_norm": NO_QK_NORM, "norms": lambda c: {"norms": "both"}}),
     "olmo3": (
         "Olmo3",
         {"sliding_window": WINDOW, "rope_theta": 1e3, "rope_scaling": {**YARN, "attention_factor": 1.3}},
         {
-            "window": NO_WINDOW,
             "layers": layers(local=(True,) * 4),
             "yarn": NO_SCALING,
             "local": layers(local_theta=None),
@@ -108,13 +109,11 @@ FAMILIES = {
         {
             "softcap": attention(softcap=None),
             "query_scalar": attention(query_scalar=None),
-            "window": NO_WINDOW,
             "logit_softcap": plain("logit_softcap"),
             "embedding": plain("scale_embedding"),
             "norms": plain("norms"),
             "activation": plain("hidden_act"),
             "offset": plain("norm_offset"),
-            "layers": EVERY_WINDOW,
         },
     ),
     "gemma3_text": (
@@ -127,12 +126,8 @@ FAMILIES = {
             "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         },
         {
-            "qk_norm": NO_QK_NORM,
             "local": layers(local_theta=None),
             "linear": NO_SCALING,
-            "window": NO_WINDOW,
-            "query_scalar": attention(query_scalar=None),
-            "embedding": plain("scale_embedding"),
         },
     ),
     "phi3": (
@@ -145,7 +140,6 @@ FAMILIES = {
         },
         {
             "scaling": NO_SCALING,
-            "window": NO_WINDOW,
             "part": lambda c: {"rope_scaling": None, "partial_rotary_factor": 1.0},
         },
     ),
@@ -202,7 +196,7 @@ def toy(request, tmp_path_factory):
 
 
 def ours(config, params, tokens=TOKENS, **inputs):
-    return np.asarray(Llama(config).apply({"params": params}, tokens, **inputs))
+    return np.asarray(jitted(Llama(config))({"params": params}, tokens, **inputs))
 
 
 def close(got, want, bound=1e-5):
@@ -216,7 +210,7 @@ def test_logits(toy):
 
 
 def test_logits_of_padded_rows(toy):
-    got = ours(toy.base.config, toy.base.params, mask=jnp.asarray(PADDED))
+    got = ours(toy.base.config, toy.base.params, mask=PADDED)
     close(got[PADDED], torch_logits(toy.torch, TOKENS, PADDED)[PADDED])
 
 
@@ -231,11 +225,12 @@ def test_cached_pieces_give_the_logits_of_the_whole(toy):
     slots = {part["key"].shape[2] for part in cache.layers.values()}
     assert slots == RINGS.get(toy.name, {LENGTH})
     variables = {"params": Segments(cuts).apply(toy.base.params)}
-    step = jax.jit(functools.partial(Llama(config, cuts=cuts).apply, mask=jnp.asarray(PADDED)))
-    for start, stop in ((0, 7), (7, 10), (10, 11), (11, 12), (12, 13)):
-        logits, cache = step(variables, TOKENS[:, start:stop], cache=cache)
+    step = jitted(Llama(config, cuts=cuts))
+    several = [(0, 7), (7, 10)] if toy.name in RINGS else [(0, 10)]
+    for start, stop in (*several, (10, 11), (11, 12), (12, 13)):
+        logits, cache = step(variables, TOKENS[:, start:stop], cache=cache, mask=PADDED)
         pieces.append(logits)
-    wanted = ours(config, toy.base.params, mask=jnp.asarray(PADDED))
+    wanted = ours(config, toy.base.params, mask=PADDED)
     close(np.concatenate(pieces, 1)[PADDED], wanted[PADDED])
 
 
@@ -279,6 +274,10 @@ def peft_toy(toy, tmp_path_factory):
     return found
 
 
+# The gradients of biases, of norms behind and around, of softcaps, of products that a file has as one.
+DIFFERENTIATED = ("llama", "olmo3", "gemma2", "phi3")
+
+
 def test_a_peft_folder_and_its_gradients(toy, peft_toy, tmp_path):
     base = toy.base
     read = load_peft(peft_toy.folder, base.params, hf_table(base.config), 4)
@@ -289,19 +288,20 @@ def test_a_peft_folder_and_its_gradients(toy, peft_toy, tmp_path):
         logits = apply_fn({**variables, "adapters": trained}, TOKENS)
         return jnp.square(logits).mean(), logits
 
-    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["adapters"])
+    differentiate = jax.value_and_grad(loss, has_aux=True) if toy.name in DIFFERENTIATED else lambda v: (loss(v), v)
+    (_, logits), gradients = jax.jit(differentiate)(variables["adapters"])
     close(logits, peft_toy.logits)
     assert np.abs(peft_toy.logits - toy.wanted).max() > 1e-2
     found = {}  # of a product that the file holds as one, all parts
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(gradients).items()}
     for row in hf_table(base.config):
         for layer, source in enumerate(row.sources(4)):
             path, name = row.target.removesuffix("/kernel"), f"base_model.model.{source.removesuffix('.weight')}"
-            if f"{path}/a" in flatten(gradients):
-                part = [flatten(gradients)[f"{path}/{leaf}"][layer] for leaf in "ab"]
-                found.setdefault(name, []).append(part)
+            if f"{path}/a" in flat:
+                found.setdefault(name, []).append([flat[f"{path}/{leaf}"][layer] for leaf in "ab"])
     assert 2 * len(found) == len(peft_toy.gradients)
-    for name, parts in found.items():
-        a, b = sum(a for a, _ in parts), jnp.concatenate([b for _, b in parts], 1)
+    for name, parts in found.items() if toy.name in DIFFERENTIATED else ():
+        a, b = sum(a for a, _ in parts), np.concatenate([b for _, b in parts], 1)
         for leaf, got in (("A", a), ("B", b)):
             close(got, peft_toy.gradients[f"{name}.lora_{leaf}.default.weight"].T, 1e-4)
     merged = adapters.merge(variables, read.plan)
@@ -313,10 +313,10 @@ def test_peft_reads_what_is_written(toy, tmp_path):
     """Sites of their own each, which PEFT has as one module where the file holds their kernels as one."""
     peft = pytest.importorskip("peft")
     plan = adapters.make_plan(toy.base.params, adapters.AdapterConfig(targets=("all-linear",), rank=2, alpha=3.0))
-    made, rng = adapters.create(plan, jax.random.key(0)), np.random.default_rng(2)
-    made["adapters"] = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), made["adapters"])
+    made, rng = jax.jit(functools.partial(adapters.create, plan))(jax.random.key(0)), np.random.default_rng(2)
+    made["adapters"] = jax.tree.map(lambda x: np.asarray(0.2 * rng.normal(size=x.shape), x.dtype), made["adapters"])
     variables = {"params": toy.base.params, **made}
-    ours = adapters.attach(toy.base.model, plan)(variables, TOKENS)
+    ours = jax.jit(adapters.attach(toy.base.model, plan))(variables, TOKENS)
     export_peft(tmp_path, plan, variables, toy.base)
     model = peft.PeftModel.from_pretrained(toy.torch, tmp_path).eval()
     theirs = torch_logits(model, TOKENS)
@@ -359,7 +359,8 @@ def test_more_than_lora_goes_both_ways(name, options, tmp_path):
     adapted.save_pretrained(tmp_path / "theirs")
     want = torch_logits(adapted, TOKENS)
     read = load_peft(tmp_path / "theirs", base.params, hf_table(base.config), 4)
-    close(np.asarray(adapters.attach(base.model, read.plan)(jax.tree.map(jnp.asarray, read.variables), TOKENS)), want)
+    apply_fn = jax.jit(adapters.attach(base.model, read.plan))
+    close(np.asarray(apply_fn(jax.tree.map(jnp.asarray, read.variables), TOKENS)), want)
     assert np.abs(want - ours(base.config, base.params)).max() > 1e-2
     export_peft(tmp_path / "ours", read.plan, read.variables, base, read.changed)
     fresh = torch_model(name, tie_word_embeddings=False)

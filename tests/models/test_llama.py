@@ -1,14 +1,16 @@
 """Llama against transformers' LlamaForCausalLM, its parameter counts, its types and its errors."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import drawn
+from toys import drawn, jitted
 
+from lowrank_jax.bases.base import param_shapes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
@@ -74,6 +76,7 @@ def torch_llama(config, seed=0):
     return model
 
 
+@functools.cache
 def variables_of(config, seed=0):
     return drawn(Llama(config), jnp.zeros((1, 4), jnp.int32), seed=seed)
 
@@ -87,8 +90,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("padding", ["none", "right", "left"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "padding"),
+    [("grouped", "none"), ("grouped", "right"), *((layout, "left") for layout in LAYOUTS)],
+)
 def test_logits_equal_transformers(layout, padding):
     torch = pytest.importorskip("torch")
     config = dataclasses.replace(TOY, head_dim=None) if layout == "one" else TOY
@@ -103,17 +108,17 @@ def test_logits_equal_transformers(layout, padding):
         theirs = original(
             input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
         ).logits.numpy()
-    given = None if padding == "none" else jnp.asarray(mask)
-    ours = Llama(config).apply(from_torch(config, original.state_dict()), jnp.asarray(tokens), mask=given)
-    assert ours.dtype == jnp.float32
+    given = None if padding == "none" else mask
+    ours = np.asarray(jitted(Llama(config))(from_torch(config, original.state_dict()), tokens, mask=given))
+    assert ours.dtype == np.float32
     assert np.isfinite(ours).all()
     assert np.abs(ours - theirs)[mask].max() / np.abs(theirs[mask]).max() < 1e-5
 
 
 def test_right_padding_needs_no_mask():
-    variables, tokens = variables_of(TOY), jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
-    mask = jnp.arange(9) < jnp.array([[9], [5]])
-    plain, masked = (Llama(TOY).apply(variables, tokens, mask=m) for m in (None, mask))
+    variables, tokens = variables_of(TOY), np.random.default_rng(1).integers(0, 61, (2, 9))
+    mask = np.arange(9) < np.array([[9], [5]])
+    plain, masked = (np.asarray(jitted(Llama(TOY))(variables, tokens, mask=m)) for m in (None, mask))
     np.testing.assert_allclose(plain[1, :5], masked[1, :5], atol=1e-6)
 
 
@@ -130,14 +135,15 @@ def test_gradients_equal_transformers(tied):
         logits = Llama(config).apply({"params": params}, jnp.asarray(tokens))[:, :-1]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(tokens)[:, 1:, None], -1).mean()
 
-    ours = jax.grad(loss)(from_torch(config, original.state_dict())["params"])
+    ours = jax.jit(jax.grad(loss))(from_torch(config, original.state_dict())["params"])
     for path, leaf in flatten(theirs).items():
         np.testing.assert_allclose(flatten(ours)[path], leaf, atol=2e-5 * np.abs(leaf).max(), err_msg=path)
 
 
 def test_parameters_of_the_registered_models():
+    """By the table of parameters, which tests/models/test_family_layouts.py holds to the module's own."""
     shapes = {
-        name: jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+        name: unflatten({path: jax.ShapeDtypeStruct(dims, "float32") for path, dims in param_shapes(config).items()})
         for name, config in LLAMAS.items()
     }
     assert count(shapes["llama2-7b"]) == 6_738_415_616
@@ -168,22 +174,23 @@ def test_parameters_of_the_registered_models():
 @pytest.mark.parametrize("tied", [True, False])
 def test_bfloat16_runs_close_to_float32_and_gives_float32_logits(tied):
     config = dataclasses.replace(TOY, tie_word_embeddings=tied)
-    variables, tokens = variables_of(config), jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
-    half = cast(variables, jnp.bfloat16)
+    tokens = np.random.default_rng(1).integers(0, 61, (2, 9))
 
-    def loss(variables, dtype):
-        return jnp.square(Llama(config, dtype=dtype).apply(variables, tokens)).mean()
+    def run(dtype):
+        def loss(variables):
+            logits = Llama(config, dtype=dtype).apply(variables, tokens)
+            return jnp.square(logits).mean(), logits
 
-    logits = jax.jit(Llama(config, dtype=jnp.bfloat16).apply)(half, tokens)
+        (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(cast(variables_of(config), dtype))
+        return logits, gradient
+
+    (logits, g16), (full, g32) = run(jnp.bfloat16), run(jnp.float32)
     assert logits.dtype == jnp.float32
-    full = jax.jit(Llama(config).apply)(variables, tokens)
     assert np.abs(logits - full).max() < 0.05 * np.abs(full).max()
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    g16, g32 = gradient(half, jnp.bfloat16), gradient(variables, jnp.float32)
     for path, leaf in flatten(g16).items():
         assert leaf.dtype == jnp.bfloat16
-        other = flatten(g32)[path]
-        assert np.abs(leaf.astype(jnp.float32) - other).max() < 0.1 * np.abs(other).max(), path
+        other = np.asarray(flatten(g32)[path])
+        assert np.abs(np.asarray(leaf, np.float32) - other).max() < 0.1 * np.abs(other).max(), path
 
 
 def test_types_never_promote_by_themselves(monkeypatch):
@@ -201,14 +208,14 @@ def test_types_never_promote_by_themselves(monkeypatch):
 
 def test_hidden_then_logits_is_the_call():
     variables, tokens = variables_of(TOY), jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
-    hidden = Llama(TOY).apply(variables, tokens, method="hidden")
+    hidden = np.asarray(jitted(Llama(TOY), method="hidden")(variables, tokens))
     assert hidden.shape == (2, 5, 32)
-    last = Llama(TOY).apply(variables, hidden[:, -1], method="logits")
-    np.testing.assert_allclose(last, Llama(TOY).apply(variables, tokens)[:, -1], atol=1e-6)
+    last = jitted(Llama(TOY), method="logits")(variables, hidden[:, -1])
+    np.testing.assert_allclose(last, np.asarray(jitted(Llama(TOY))(variables, tokens))[:, -1], atol=1e-6)
 
 
 def test_an_id_past_the_vocabulary_is_not_read_as_another_token():
-    assert np.isnan(Llama(TOY).apply(variables_of(TOY), jnp.array([[3, 61]]))[0, 1]).all()
+    assert np.isnan(np.asarray(jitted(Llama(TOY))(variables_of(TOY), np.array([[3, 61]])))[0, 1]).all()
 
 
 def test_too_long_sequences_are_refused():

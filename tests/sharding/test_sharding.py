@@ -27,6 +27,7 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 
 
+TARGETS = ("query", "up", "down")  # divided by columns and by rows, in attention and behind it
 TOKENS = np.random.default_rng(0).integers(0, 64, (16, 12)).astype(np.int32)
 
 
@@ -35,9 +36,10 @@ def initial():
     return jax.device_get(drawn(Llama(CONFIG), TOKENS)["params"])
 
 
+@functools.cache
 def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     model, params = Llama(CONFIG), initial()
-    configs = [adapters.AdapterConfig(one, rank=2, targets=("all-linear",)) for one in method.split("+")]
+    configs = [adapters.AdapterConfig(one, rank=2, targets=TARGETS) for one in method.split("+")]
     if "lin" in method:
         configs.append(adapters.AdapterConfig("lora", rank=2, targets=("embed",)))
     plan = adapters.make_plan(params, configs)
@@ -59,7 +61,6 @@ def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     return state, metrics, frozen
 
 
-@functools.cache
 def alone(method, trainable):
     return run(make_mesh(devices=jax.devices()[:1]), method, trainable)
 
@@ -69,7 +70,6 @@ def alone(method, trainable):
     [
         ("lora", "adapters", (8, 1, 1)),
         ("lora", "adapters", (1, 4, 2)),
-        ("mora", "adapters", (2, 2, 2)),
         ("none", "full", (2, 2, 2)),
         # Adapters of the embedding follow its own axes, tensor first: a mesh with more of fsdp than of tensor.
         ("mora+lin", "adapters", (1, 4, 2)),
@@ -110,7 +110,7 @@ def test_adapters_inherit_their_kernels_axes():
 
 
 def test_moments_lie_beside_their_leaves():
-    state, _, _ = run(make_mesh(MeshConfig(1, 4, 2)), "lora", steps=1)
+    state, _, _ = run(make_mesh(MeshConfig(1, 4, 2)), "lora", "adapters")
     shardings = flatten(jax.tree.map(lambda x: x.sharding.spec, state.trainable))
     moments = state.opt_state[1].mu
     assert flatten(jax.tree.map(lambda x: x.sharding.spec, moments)) == shardings

@@ -10,6 +10,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.exams.readers import last_box
 from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
 from lowrank_jax.metrics.answers.verify import Verdicts
+from lowrank_jax.tasks.exams import scores
 from lowrank_jax.tasks.exams import task as tasks
 from lowrank_jax.tasks.exams.options import ExamOptions
 from lowrank_jax.tasks.exams.rows import read_questions
@@ -122,14 +123,15 @@ def test_scores(exams, monkeypatch):
     }  # fmt: skip
     assert found["macro_f1"] == pytest.approx(np.mean([2 / 4, 2 / 2, 0]))
     assert np.isnan(found["loss"])
-    monkeypatch.setattr(tasks, "verify_all", lambda golds, said: Verdicts([True] * len(said), 1))
+    monkeypatch.setattr(scores, "verify_all", lambda golds, said: Verdicts([True] * len(said), 1))
     written = WrittenExam(options(exams, "gsm8k", max_rows=3), Reader(BYTES, 512))
     _, golds = zip(*written.prompts(), strict=True)
     assert golds == ("2", "8", "14")
-    found = written.score([f"so 1 #### {golds[0]}.", f"it is {golds[1]}", "nothing"], golds)
+    found = written.score([f"so 1 #### {golds[0]}.", f"The answer is {golds[1]}.0", "nothing"], golds)
     assert found == {
         "n": 3, "given_up": 1, "math_verify": 1, "math_verify_correct": 3, "strict": pytest.approx(1 / 3),
-        "strict_correct": 1, "flexible": pytest.approx(2 / 3), "flexible_correct": 2, "main": pytest.approx(1 / 3),
+        "strict_correct": 1, "flexible": pytest.approx(1 / 3), "flexible_correct": 1, "main": pytest.approx(1 / 3),
+        "stated": pytest.approx(2 / 3), "stated_correct": 2,
     }  # fmt: skip
 
 
@@ -197,9 +199,11 @@ def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch, capl
     with pytest.raises(UserError, match=r"need math-verify; pip install 'lowrank_jax\[eval\]'"):
         WrittenExam(options(exams, "math"), Reader(BYTES, 200))
     written = WrittenExam(options(exams, "gsm8k", max_rows=1), Reader(BYTES, 200))
-    assert "gsm8k: math_verify is not computed, the two filters are" in caplog.text
+    assert "gsm8k: math_verify is not computed; pip install" in caplog.text
     found = written.score(["#### 2"], ["2"])
-    assert found == {"n": 1, "strict": 1, "strict_correct": 1, "flexible": 1, "flexible_correct": 1, "main": 1}
+    assert found == {"n": 1, "main": 1} | dict.fromkeys(
+        (name + end for name in ("strict", "flexible", "stated") for end in ("", "_correct")), 1
+    )
 
 
 def test_the_official_files_are_read_whole(data_folder):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import drawn
 
 from lowrank_jax import adapters
-from lowrank_jax.bases.base import random_params
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import count, nbytes, partition
 from lowrank_jax.forms.next_token import next_token_objective
@@ -27,15 +27,17 @@ from lowrank_jax.train.step import make_step
 WIDE = LlamaConfig(256, 256, 704, 24, 4, tie_word_embeddings=True, max_position_embeddings=64)
 SMALL = LlamaConfig(64, 128, 256, 2, 4, tie_word_embeddings=True, max_position_embeddings=32)
 
+TOKENS = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
+
 
 def shapes_of(make):
     """What `make` returns, as shapes."""
     return functools.partial(jax.eval_shape, make)
 
 
-def held(shape, kind, dtype):
+def held(params, kind):
     """Parameters with quantised kernels."""
-    flat = flatten(random_params(shape, jax.random.key(0), dtype))
+    flat = flatten(params)
     codes = jax.jit(lambda w: quantize(w, kind))
     return unflatten({p: codes(x) if p.endswith("/kernel") else x for p, x in flat.items()})
 
@@ -43,10 +45,9 @@ def held(shape, kind, dtype):
 def setup(params, shape, remat, dtype, mesh=None, method="lora", make=jax.jit):
     """The jitted step, its state, frozen leaves and a batch; `make` is jax.jit, or `shapes_of` for a base of shapes."""
     model = Llama(shape, remat=remat, dtype=dtype, param_dtype=dtype)
-    plan = adapters.make_plan(params, adapters.AdapterConfig(method, rank=2, targets=("all-linear",)))
+    plan = adapters.make_plan(params, adapters.AdapterConfig(method, rank=2, targets=("query", "down")))
     variables = {"params": params, **make(functools.partial(adapters.create, plan))(jax.random.key(2), params)}
-    tokens = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(np.int32)
-    batch = {"tokens": jnp.asarray(tokens), "weights": jnp.ones(tokens.shape)}
+    batch = {"tokens": TOKENS, "weights": np.ones(TOKENS.shape, np.float32)}
     if mesh is not None:
         variables, batch = shard_tree(variables, mesh), jax.device_put(batch, batch_sharding(mesh))
     learnt, frozen = partition(variables)
@@ -61,7 +62,8 @@ def setup(params, shape, remat, dtype, mesh=None, method="lora", make=jax.jit):
 ])  # fmt: skip
 def test_no_buffer_holds_more_than_a_layer_of_weights(kind, remat, method):
     """Neither dequantised weights kept for the backward pass, nor a copy of the codes, nor a gradient of either."""
-    params = shapes_of(functools.partial(held, WIDE, kind, jnp.float32))()
+    whole = jax.eval_shape(Llama(WIDE).init, jax.random.key(0), TOKENS)["params"]
+    params = jax.eval_shape(lambda tree: held(tree, kind), whole)
     step, state, frozen, batch = setup(params, WIDE, remat, jnp.float32, method=method, make=shapes_of)
     batch = jax.tree.map(lambda x: x[:2], batch)
     compiled = step.lower(state, frozen, batch).compile()
@@ -77,7 +79,7 @@ def test_no_buffer_holds_more_than_a_layer_of_weights(kind, remat, method):
 
 
 def test_a_mesh_gives_the_same_step():
-    params = held(SMALL, "nf4", jnp.float32)
+    params = held(drawn(Llama(SMALL), TOKENS)["params"], "nf4")
     losses = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2))):
         step, state, frozen, batch = setup(params, SMALL, "none", jnp.float32, mesh)

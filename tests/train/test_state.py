@@ -29,7 +29,7 @@ SHAPE = dict(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2,
     max_position_embeddings=32,
 )  # fmt: skip
-TOKENS = jax.random.randint(jax.random.key(3), (2, 7), 0, 50)
+TOKENS = np.random.default_rng(3).integers(0, 50, (2, 7))
 MODELS = {
     "bert": Bert(BertConfig(**SHAPE)),
     "deberta": Deberta(DebertaConfig(**SHAPE, position_buckets=8, conv_kernel_size=3)),
@@ -38,6 +38,7 @@ MODELS = {
 }
 
 
+@functools.cache
 def params_of(name, labels=2):
     config = get_model(name)
     if name.startswith("gpt"):
@@ -111,9 +112,12 @@ def test_a_cut_stack_computes_what_the_whole_one_does(name):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["deberta", "llama"])
 def test_only_the_last_two_layers_learn(name):
-    """Gradients and moments exist for them alone, equal those of full training, and no backward pass is made below."""
+    """Gradients and moments exist for them alone, equal those of full training, and no backward pass is made below.
+
+    An encoder and a decoder: what a cut stack computes is held above for every model.
+    """
     model, choice = MODELS[name], "ft-top2"
     params = initial(name)
     cuts = layer_cuts(choice, 4)
@@ -121,7 +125,7 @@ def test_only_the_last_two_layers_learn(name):
     trainable, frozen = partition({"params": Segments(cuts).apply(params)}, trainable_rules(choice))
     assert set(trainable["params"]) == {"layers_2_3"}
 
-    weights = jax.random.normal(jax.random.key(1), jax.eval_shape(lambda: outputs(model, params)).shape)
+    weights = np.random.default_rng(1).normal(size=jax.eval_shape(lambda: outputs(model, params)).shape).astype("f4")
 
     def loss(trainable):
         return (outputs(cut, combine(trainable, frozen)["params"]) * weights).sum()
@@ -129,15 +133,15 @@ def test_only_the_last_two_layers_learn(name):
     grads = jax.jit(jax.grad(loss))(trainable)
     whole = jax.jit(jax.grad(lambda p: (outputs(model, p) * weights).sum()))(params)
     for path, leaf in flatten(grads["params"]["layers_2_3"]).items():
-        expected = flatten(whole["layers"])[path][2:]
+        expected = np.asarray(flatten(whole["layers"])[path])[2:]
         np.testing.assert_allclose(leaf, expected, atol=1e-5 * float(np.abs(expected).max()) + 1e-5, err_msg=path)
     state = init_state(trainable, optax.scale_by_adam(), 1e-3, 0)
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * count(trainable)
-    updated = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+    updated = jax.tree.map(lambda p, g: np.asarray(p) - np.float32(0.1) * np.asarray(g), trainable, grads)
     joined = flatten(Segments().undo(combine(updated, frozen)["params"]))
     for path, leaf in flatten(params).items():
-        moved = np.abs(joined[path] - leaf)
+        moved = np.abs(np.asarray(joined[path]) - np.asarray(leaf))
         below = moved[:2] if path.startswith("layers/") else moved
         assert not np.any(below), path
     scans = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(trainable).jaxpr.eqns if eqn.primitive.name == "scan"]

