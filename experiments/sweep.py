@@ -5,8 +5,12 @@
 A grid file is plain data: `cells() -> [cell, ...]`, or `stages() -> [(stage name, [cell, ...]), ...]`. A cell is
 `dict(arg="scale=gpu,method=lora,rank=8", overrides={"optimizer.learning_rate": 1e-3, "seed": 0})`. An override
 "best:rates" takes the value from the cell of stage "rates" with the same arg that had the lowest training loss over its
-last 20 steps (of equals, the larger value), and waits for those cells. One sweep a GPU or a host: set
-CUDA_VISIBLE_DEVICES and share --workdir. --config.KEY=VALUE sets a key of all cells (--config.task.path=mine.jsonl).
+last 20 steps (of equals, the larger value), and waits for those cells; "best:rates:loss" takes the lowest held-out
+loss, "best:rates:loss:lower" and "higher" the values beside the best, "best:rates:loss:beyond" the value beyond a best
+one that is the smallest or largest (otherwise the cell is not needed), "best:rates+wider" the best of two stages. A
+cell with once=True is left out where such an earlier cell is the same run. --grid=FILE:seeds=5,steps=300 gives a grid
+file's function arguments in the syntax of config files. One sweep a GPU or a host: set CUDA_VISIBLE_DEVICES and share
+--workdir. --config.KEY=VALUE sets a key of all cells (--config.task.path=mine.jsonl).
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
@@ -43,7 +47,7 @@ from lowrank_jax.core.errors import INTERRUPTED
 def define_flags() -> None:
     """The program's flags; not defined at import, as another program's --config may be in the same process."""
     flags.DEFINE_string("config", None, "Config file, with an optional argument: configs/mora_uuid.py:scale=gpu")
-    flags.DEFINE_string("grid", None, "Grid file: configs/sweeps/uuid_table2.py")
+    flags.DEFINE_string("grid", None, "Grid file, with an optional argument: configs/sweeps/rates_math.py:rates=13")
     flags.DEFINE_string("workdir", "runs", "Folder of the run folders and their locks; sweeps that share it share work")
     flags.DEFINE_string(
         "results", None, "NAME or NAME.jsonl: the file that each result is added to; cells recorded there are done"
@@ -108,10 +112,11 @@ def sweep_main(options: Any) -> int:
         results = [result for _, result in (sweep.settled[name] for name in states) if result]
         if line := summary.show(group, results, options.workdir, cells[0].plain, root):
             print(line)
-    for name, state in states.items():
+    wanted = {name: state for name, state in states.items() if not state.startswith("not needed")}
+    for name, state in wanted.items():
         if state != "finished":
             print(f"{name}: {state}")
-    print(f"{sum(state == 'finished' for state in states.values())} of {len(states)} cells finished")
+    print(f"{sum(state == 'finished' for state in wanted.values())} of {len(wanted)} cells finished")
     return int(any(state.startswith("failed") for state in states.values()))
 
 

@@ -17,6 +17,7 @@ from experiments.records import claims, data_record, leases, offline_runs, run_f
 from experiments.records.lines import Recorded
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
+from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
 from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
@@ -71,7 +72,7 @@ class Sweep:
         """Runs until every cell has a result or has failed.
 
         Returns:
-          name -> "finished", "diverged" or "failed: why".
+          name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
         pending, told, unreached = list(cells), set(), False
         while pending:
@@ -112,7 +113,11 @@ class Sweep:
     def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
         """Skips, runs or refuses one cell; None if another program holds its claim."""
         place = f"[{len(self.settled) + 1}/{total}]"
-        ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
+        try:
+            ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
+        except NotNeeded as why:
+            self.say(f"{place} {cell.name}: {why}")
+            return str(why), None
         if ready is None:
             self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
             return "failed: none of its trials gave a finite loss", None
@@ -156,7 +161,7 @@ class Sweep:
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
-            one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
+            one = self.ready(other, settled) if all(name in self.settled for name in other.trials) else None
             if one is None or (len(ready) >= self.together and not self.room) or self.settled_already(one):
                 pass
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
@@ -202,6 +207,13 @@ class Sweep:
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled[cell.name]
+
+    def ready(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
+        """The cell as it is to be run; None where there is nothing to run."""
+        try:
+            return self.grid.resolve(cell, results)
+        except NotNeeded:
+            return None
 
     def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
         """The claim on a cell, taken; None if another program holds it (see `holders`)."""
@@ -366,14 +378,20 @@ def as_flag(value: Any, path: str = "") -> str:
 
 def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """Prints each cell's state and command (--dry_run)."""
+    settled: dict[str, dict | None] = {}  # as a sweep would find them, trials first
     for place, cell in enumerate(cells, 1):
         ready = None
         try:
-            results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
-            ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
+            known = all(name in settled for name in cell.trials)
+            ready = sweep.grid.resolve(cell, settled) if known else None
             result = sweep.recorded(ready) if ready else None
             state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
+            if result:
+                settled[cell.name] = result
         except data_record.DataChanged as error:
             state = f"refused: {error}"
+        except NotNeeded as why:
+            state = str(why)
+            settled[cell.name] = None
         print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
         print("    " + shlex.join(sweep.command(ready or cell)))

@@ -6,12 +6,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.records import data_record, leases, run_folder
 from experiments.records.text_table import clock, format_table
+from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Cell
@@ -20,6 +21,7 @@ from lowrank_jax.core.errors import UserError
 ROOM_PROGRAM = (sys.executable, "-m", "experiments.room")
 GIB = 2**30
 UNKNOWN = "unknown"
+NOT_NEEDED = "not needed"  # how the words of NotNeeded begin
 AUTO = "auto"
 
 
@@ -85,7 +87,9 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room
     programs = {cell.name: _program(plains[cell.name]) for cell in cells}
     asked = {program: name for name, program in reversed(programs.items())}  # one cell of each program
     needs = ask([(name, plains[name]) for name in asked.values()])
-    found = {cell.name: _look(sweep, cell) for cell in cells}
+    found: dict[str, tuple[str, dict | None]] = {}  # trials come before those that wait for them
+    for cell in cells:
+        found[cell.name] = _look(sweep, cell, found)
     seconds: dict[str, list[float]] = {}
     for cell in cells:
         result = found[cell.name][1]
@@ -99,7 +103,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room
         time = result.get("wall_seconds") if result else statistics.median(steps) * cell.steps if steps else None
         kind = state.split(":")[0].split(" by ")[0]
         states[kind] = states.get(kind, 0) + 1
-        if not result and kind != "failed":
+        if not result and kind not in ("failed", NOT_NEEDED):
             left, unknown = left + (time or 0), unknown + (time is None)
         labels = plains[cell.name].get("labels") or {}
         rank = labels.get("rank")
@@ -125,15 +129,19 @@ def _rank(plain: dict) -> int:
     return (plain.get("adapter") or {}).get("rank") or 0
 
 
-def _look(sweep: Sweep, cell: Cell) -> tuple[str, dict | None]:
-    """(a cell's state in words, its result)."""
+def _look(sweep: Sweep, cell: Cell, found: Mapping[str, tuple[str, dict | None]]) -> tuple[str, dict | None]:
+    """(a cell's state in words, its result), of those before it as `found`."""
     try:
-        results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
-        ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
+        states = {name: found[name] for name in cell.trials if name in found}
+        ended = [result or state.startswith(NOT_NEEDED) for state, result in states.values()]
+        known = len(ended) == len(cell.trials) and all(ended)
+        ready = sweep.grid.resolve(cell, {name: result for name, (_, result) in states.items()}) if known else None
         if ready is None:
             return f"waits for {len(cell.trials)} trials", None
         if result := sweep.recorded(ready):
             return result["status"], result
+    except NotNeeded as why:
+        return str(why), None
     except data_record.DataChanged as error:
         return f"refused: {error}", None
     if why := sweep.failed_elsewhere(ready):

@@ -351,6 +351,27 @@ def test_a_run_whose_claim_is_lost_is_stopped_and_its_record_is_anothers(place, 
     assert not (place / "runs" / cell.name / "result.json").exists()
 
 
+SEARCH = """
+def stages():
+    rate = "optimizer.learning_rate"
+    swept = [dict(arg="rank=8", overrides={rate: one}) for one in (3e-4, 1e-3, 3e-3)]
+    wider = [dict(arg="rank=8", overrides={rate: "best:swept::beyond"})]
+    near = [dict(arg="rank=8", overrides={rate: f"best:swept+wider::{which}", "seed": 1}) for which in ("", "higher")]
+    return [("swept", swept), ("wider", wider), ("near", near)]
+"""
+
+
+def test_a_cell_that_is_not_needed_is_no_failure(place, swept):
+    """The best rate lies inside the ladder: nothing is trained beyond it, and its neighbours go on."""
+    (place / "search.py").write_text(SEARCH)
+    ended = swept(grid=str(place / "search.py"))
+    assert (ended.status, ended.out.splitlines()[-1]) == (0, "5 of 5 cells finished"), ended
+    assert [name.split("-r8-")[1].split("-seed")[0] for name in ran(place)[3:]] == ["lr0.001", "lr0.003"]
+    again = swept(grid=str(place / "search.py"), dry_run=True)
+    assert again.out.count(": finished\n") == 5
+    assert again.out.count("not needed: 0.001 lies between others that were tried") == 1
+
+
 def groups(place):
     return [line.split() for line in (place / "runs" / "groups.txt").read_text().splitlines()]
 

@@ -52,6 +52,19 @@ STYLES = {
 }  # fmt: skip
 
 
+# (exam, name) -> another way to ask it. "step by step" is that of PEFT's method comparison, whose answers end with EOS.
+OTHERS = {
+    ("gsm8k", "step by step"): Style(
+        lambda row: f"Question: {row.question} Think step by step.\nAnswer:", new_tokens=300
+    )
+}
+
+
+def style_of(exam: str, name: str = "") -> Style:
+    """How an exam is written, in its own way or another by name."""
+    return OTHERS[exam, name] if name else STYLES[exam]
+
+
 def completions(style: Style, row: ExamRow) -> tuple[str, ...]:
     """The texts whose log-likelihoods are compared: each option, or its letter, as it follows a prompt."""
     names = LETTERS[: len(row.options)] if style.lettered else row.options

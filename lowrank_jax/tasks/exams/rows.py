@@ -9,7 +9,7 @@ from lowrank_jax.data.builders.exams.rows import ExamRow
 from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
 from lowrank_jax.tasks.base import spaced
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STYLES, prompt
+from lowrank_jax.tasks.exams.prompts import prompt, style_of
 
 
 class ExamPrompt(NamedTuple):
@@ -25,7 +25,7 @@ def read_questions(options: ExamOptions) -> list[ExamPrompt]:
     Raises:
       UserError: as `load_exam`; an unknown subject, or fewer examples than shots.
     """
-    spec, style = EXAMS[options.task], STYLES[options.task]
+    spec, style = EXAMS[options.task], style_of(options.task, options.prompt)
     rows = load_exam(options.task, options.split, options.data_dir)
     if options.subjects:
         known = dict.fromkeys(row.subject for row in rows)

@@ -14,7 +14,7 @@ from lowrank_jax.metrics.classification import macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STYLES, completions
+from lowrank_jax.tasks.exams.prompts import STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
 from lowrank_jax.tasks.exams.scores import GSM8K, score_texts
 from lowrank_jax.tasks.framing import PLAIN, Framing
@@ -147,8 +147,8 @@ class WrittenExam:
     stop_id: int | None = None
 
     def __init__(self, options: ExamOptions, examinee: Examinee, max_new_tokens: int = 0):
-        style = STYLES[options.task]
-        if not style.stops:
+        style = style_of(options.task, options.prompt)
+        if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
         self._judged = installed()
         if not self._judged and options.task != GSM8K and not getattr(options, "write", False):
