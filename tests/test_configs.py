@@ -172,6 +172,7 @@ def test_grids_are_made_of_configs_that_exist():
 
     own = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue", "mnli": "lora_mnli"}
     own |= {"e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune", "rates": "mora_finetune"}
+    own["pretrain"] = "mora_pretrain"
     files = {**own, "rates_uuid": "mora_uuid"}  # by the grid's name, or its first word
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
