@@ -102,9 +102,9 @@ def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
     if kind_of(place / run_folder.CHECKPOINTS) is None:
         raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
     if weights != BESIDE:
-        raise UserError(
-            f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; let the run end first"
-        )
+        ended = kind_of(place / run_folder.RESULT) is not None
+        way = "leave it out, or train with export.merged=float32" if ended else "let the run end first"
+        raise UserError(f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; {way}")
     claim = claims.claim_of(place, "experiments.generate")
     with claims.held([claim]):  # opening the checkpoints deletes what an unfinished save has left
         return _of_checkpoint(place, config, plain, made_of)

@@ -94,7 +94,8 @@ def build(
         apply_fn = with_rows_in_place(apply_fn, mesh, BATCH_AXES)
     stacked = variables | {"params": Unstacked().undo(variables["params"])}
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
-    check_start(config.start, trainable, functools.partial(is_fresh, config), plan.configs, config.base.quantize)
+    is_new = functools.partial(is_fresh, config)
+    check_start(config.start, trainable, frozen, is_new, plan.configs, config.base.quantize)
 
     if config.export.merged:
         check_merges(plan, flatten(base.params))  # said now, not when the run has ended

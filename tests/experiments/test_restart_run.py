@@ -10,6 +10,7 @@ import pytest
 from experiments.generation.model import of_run
 from experiments.session import experiment
 from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import loop
 
 # LoRA at one kernel and MoRA at another, merged after steps 2 and 4 of 6; the loss of held-out rows, of other bytes,
@@ -98,6 +99,8 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
     assert saved(again.folder, 6) == saved(whole.folder, 6)
     assert records(again.folder) == records(whole.folder)
 
+    with pytest.raises(UserError, match=r"only a checkpoint, .*; leave it out, or train with export.merged=float32"):
+        of_run(str(whole.folder), None, "merged")
     loaded = of_run(str(whole.folder), None)  # of the checkpoint, as there is neither an adapter nor a model
     assert loaded.made_of["step"] == best
     query = {name: loaded.variables[name]["layers"]["attention"]["query"] for name in ("params", "adapters")}
