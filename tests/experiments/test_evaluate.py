@@ -173,7 +173,7 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
         (("BASE", "--tasks=mmlu", "--samples=EXAMS"), "is a folder; name a file in it"),
         (
             ("BASE", "--tasks=mmlu", "--chat_template=chatml"),
-            "--chat_template is read with --apply_chat_template alone",
+            "is read with --apply_chat_template alone",
         ),
         (("BASE", "--tasks=mmlu", "--data=mmlu=EXAMS", "--gen_kwargs=temperature=1"), "none of the tasks writes text"),
         (("BASE", "--tasks=mmlu", "--data=mmul=EXAMS"), "unknown exam of --data 'mmul'; did you mean mmlu"),

@@ -76,7 +76,7 @@ def test_what_is_refused(setting, tmp_path):
     refused("reads rows of \"text\", not of kind 'completion'", ForgettingOptions(str(asked), 4, 10))
     with pytest.raises(UserError, match="has no path; give it a file"):
         ForgettingOptions()
-    with pytest.raises(UserError, match="has a.jsonl twice; leave one out"):
+    with pytest.raises(UserError, match=r"has a\.jsonl twice; leave one out"):
         ForgettingOptions(("a.jsonl", "a.jsonl"))
     assert [name_of(one) for one in ("a/novels_validation.jsonl.xz", "hub:owner/a name:test")] == [
         "novels_validation",
