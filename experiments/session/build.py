@@ -97,8 +97,9 @@ def build(
     is_new = functools.partial(is_fresh, config)
     check_start(config.start, trainable, frozen, is_new, plan.configs, config.base.quantize)
 
-    if config.export.merged:
-        check_merges(plan, flatten(base.params))  # said now, not when the run has ended
+    for key in ("merged", "spectrum"):  # said now, not when the run has ended
+        if getattr(config.export, key):
+            check_merges(plan, flatten(base.params), f"export.{key}")
     if seq_len is None and task is None:
         if config.base.tokenizer:
             base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
@@ -111,7 +112,7 @@ def build(
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
-        if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
+        if (dtype := config.base.dtype) != "float32" and seq_len is None and jax.process_index() == 0:
             print(f"restart.every: merges round their sum to {dtype}; base.dtype=float32 does not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)

@@ -103,6 +103,8 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
         of_run(str(whole.folder), None, "merged")
     loaded = of_run(str(whole.folder), None)  # of the checkpoint, as there is neither an adapter nor a model
     assert loaded.made_of["step"] == best
+    halved = of_run(str(whole.folder), "bfloat16").variables["params"]["layers"]["attention"]["query"]["kernel"]
+    assert halved.dtype == "bfloat16"  # the checkpoint's base, which merges have changed, is float32
     query = {name: loaded.variables[name]["layers"]["attention"]["query"] for name in ("params", "adapters")}
     update = 4.0 * np.einsum("ldr,lrn->ldn", *(query["adapters"][name] for name in "ab"))  # alpha 16, r 4
     whole_kernel = merged.params["layers"]["attention"]["query"]["kernel"]
@@ -113,6 +115,7 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
     ("changes", "words"),
     [
         ({"base__quantize": "int8"}, "base.quantize holds layers/attention/query as codes"),
+        ({"adapter__method": "prefix"}, "restart.every merges, and prefix at layers/attention/key"),
         ({"trainable": "full", "adapter__method": "none"}, "restart.every is set and there are no adapters to merge"),
         ({"restart__every": 6}, "restart.every is 6 and the run has 6 steps"),
         ({"adapter__mora__compression": "decoupling"}, "adapter.mora.compression is 'decoupling'"),
