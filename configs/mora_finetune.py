@@ -88,6 +88,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         packed=False,
     )
     check_read(choice, rank=ADAPTERS, compression=("mora",), ratio=("lora+",), every=("relora",), frozen=("asylora",))
+    if choice.steps and choice.epochs:
+        raise UserError("steps= and epochs= both say how long a run is; leave one out")
     config = ConfigDict()
     config.experiment = "mora_finetune"
     config.name = None
@@ -108,9 +110,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if choice.method == "relora":
         config.restart = _restart(choice)
     config.task = _task(choice)
-    config.optimizer = {"learning_rate": choice.rate or _rate(choice)}
+    config.optimizer = {"learning_rate": _rate(choice) if choice.rate is None else choice.rate}
     if choice.method == "lora+":
-        config.optimizer["multipliers"] = (("adapters/.*/b", choice.ratio or tables.RATIOS[0]),)
+        ratio = tables.RATIOS[0] if choice.ratio is None else choice.ratio
+        config.optimizer["multipliers"] = (("adapters/.*/b", ratio),)
     config.schedule = _schedule(choice)
     config.train = {
         "batch_size": choice.batch or (tables.BATCH if choice.model == PAPER else tables.OWN_BATCH),
@@ -174,7 +177,7 @@ def _restart(choice) -> dict:
     every = choice.every or every
     jagged = choice.reading == "paper" and tables.TABLE5[choice.task]["kind"] == "cosine"
     schedule = "jagged" if jagged else "restart"
-    return {"every": every, "warmup_steps": min(rewarm, max(1, every // 2)), "schedule": schedule}
+    return {"every": every, "warmup_steps": min(rewarm, max(1, every // 2), every - 1), "schedule": schedule}
 
 
 def _task(choice) -> dict:

@@ -23,6 +23,7 @@ from experiments.cli import launch
 from experiments.records import run_folder
 from experiments.records.lines import Recorded
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import SEEN
 from lowrank_jax.forms.generation import GENERATION
@@ -47,14 +48,19 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
     record = run_folder.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":
         raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
-    texts, exams = read_decoded(folder), _exams(record["config"])
-    section = dict(record["config"].get("task") or {})
-    if section.pop("name", None) == "nlg":
-        _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
-    elif not exams:
+    exams, section = _exams(record["config"]), dict(record["config"].get("task") or {})
+    nlg = section.pop("name", None) == "nlg"
+    if not nlg and not exams:
         raise UserError(
             f"{folder}: its task is not nlg, and no entry of its evals writes an exam; other texts have no metrics"
         )
+    if kind_of(folder / run_folder.DECODED) is None:
+        raise UserError(
+            f'{folder} has no {run_folder.DECODED}: no entry of its evals wrote its texts; train with "write": true'
+        )
+    texts = read_decoded(folder)
+    if nlg:
+        _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
     for step, name in _written(text for text in texts if text["name"] in exams):
         own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
         golds = [text["references"][0] for text in own]

@@ -45,18 +45,22 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
 
     Args:
       tasks: of `load_tasks`.
-      shots: how many; None: as each task's file says, 0 where it says nothing. A task whose file says 0 keeps it.
+      shots: None: as each task's file says, otherwise none. A task that says 0 keeps that, and a line says so.
       gen_kwargs: "max_gen_toks=64,temperature=0.8"; "" changes nothing.
       seed: of the draws of worked examples.
 
     Raises:
-      UserError: a task has fewer examples.
+      UserError: a task has fewer examples, or none writes text and `gen_kwargs` says how.
     """
     changes = simple_parse_args_string(gen_kwargs) if gen_kwargs else {}
+    if changes and all(task.get_config("output_type") != "generate_until" for task in tasks["tasks"].values()):
+        raise UserError(f"--gen_kwargs={gen_kwargs}: none of the tasks writes text; leave it out")
     for name, task in tasks["tasks"].items():
         given = task.get_config("num_fewshot")
         if shots is not None and given != 0:
             task.set_config(key="num_fewshot", value=shots)
+        elif shots and given == 0:
+            print(f"{name}: its file says that it has no examples, which --num_fewshot={shots} does not change")
         elif given is None:
             task.set_config(key="num_fewshot", value=0)
         if changes and task.get_config("output_type") == "generate_until":

@@ -95,10 +95,12 @@ def build(
         apply_fn = with_rows_in_place(apply_fn, mesh, BATCH_AXES)
     stacked = variables | {"params": Unstacked().undo(variables["params"])}
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
-    check_start(config.start, trainable, functools.partial(is_fresh, config), plan.configs, config.base.quantize)
+    is_new = functools.partial(is_fresh, config)
+    check_start(config.start, trainable, frozen, is_new, plan.configs, config.base.quantize)
 
-    if config.export.merged:
-        check_merges(plan, flatten(base.params))  # said now, not when the run has ended
+    for key in ("merged", "spectrum"):  # said now, not when the run has ended
+        if getattr(config.export, key):
+            check_merges(plan, flatten(base.params), f"export.{key}")
     if seq_len is None and task is None:
         if config.base.tokenizer:
             base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
@@ -111,7 +113,7 @@ def build(
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
-        if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
+        if (dtype := config.base.dtype) != "float32" and seq_len is None and jax.process_index() == 0:
             print(f"restart.every: merges round their sum to {dtype}; with base.dtype=float32 they do not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)

@@ -48,6 +48,8 @@ class ForgettingOptions:
         object.__setattr__(self, "path", tuple(one for one in path if one))
         if not self.path:
             raise UserError('evals: "forgetting" has no path; give it a file of texts that the run is not trained on')
+        if again := [one for one in self.path if self.path.count(one) > 1]:
+            raise UserError(f"evals: a forgetting evaluation has {again[0]} twice; leave one out")
         names = [name_of(one) for one in self.path]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"evals: two files of a forgetting evaluation are called {twice[0]}; rename one")
@@ -115,9 +117,10 @@ def _tokens(tokenizer: Any, source: str, options: ForgettingOptions) -> np.ndarr
         if found >= wanted:
             break
     if found < wanted:
+        less = f"set rows to {found // each}" if found >= each else "lower tokens"
         raise UserError(
             f"{source}: its texts make {found // each} rows of {options.tokens} tokens, and {options.rows} are asked "
-            f"for; give a longer file, or set rows to {found // each} in config.evals"
+            f"for; give a longer file, or {less} in config.evals"
         )
     rows = np.concatenate(parts)[:wanted].reshape(options.rows, each).astype(np.int32)
     return np.pad(rows, ((0, 0), (1, 0)), constant_values=mark(tokenizer, "bos")) if options.add_bos else rows

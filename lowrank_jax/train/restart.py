@@ -122,7 +122,7 @@ def check_restart(config: RestartConfig, plan: Plan, params: Tree, trained: Tree
     if config.every >= steps:
         raise UserError(f"restart.every is {config.every} and the run has {steps} steps; lower it, or set it to 0")
     flat, own = flatten(params), flatten(trained)
-    check_merges(plan, flat)
+    check_merges(plan, flat, "restart.every")
     for site in plan.sites:
         if site.family.fold is not None or site.family.needs_kernel(site.spec):
             raise UserError(
