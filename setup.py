@@ -103,6 +103,8 @@ setup(
         "data": ["pyarrow", "datasets"],
         "nlg": NLG_REQUIRES,
         "eval": EVAL_REQUIRES,
+        "gcs": ["gcsfs"],  # roots of sweeps
+        "s3": ["s3fs"],
         "parity": PARITY_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": DEV_REQUIRES,

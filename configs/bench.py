@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = parse_arg(
         arg,
         shape="llama2-7b",
-        method=("lora", "mora", "fft"),
+        method=("lora", "mora", "fft", "dora"),
         compression="sharing",
         rank=8,
         batch=8,

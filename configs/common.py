@@ -14,7 +14,7 @@ class Count(int):
 
 
 class Several(tuple):
-    """The type of an argument that is one or more words: further ones follow after commas (`files=a.jsonl,b.jsonl`)."""
+    """The type of an argument that is one word or several, with commas between them (`files=a.jsonl,b.jsonl`)."""
 
 
 ASK = "?"  # the argument that asks which arguments a config file takes
@@ -38,8 +38,8 @@ def parse_arg(arg: str | None, **declared: Any) -> SimpleNamespace:
     Args:
       arg: the text after the config file's colon; None or "" takes every default. A bare `key` sets a boolean.
       **declared: key -> a default (its type is the key's type), a tuple of choices (the first is the default), or a
-        type (no default: None unless given; "none" gives None). Of the type `Several`, what follows without = belongs
-        to it, unless it is a key.
+        type (no default: None unless given; "none" gives None). A word without = after a key of
+        the type `Several` belongs to it, unless the word is a key.
 
     Returns:
       A namespace with one attribute for each declared key, and `changed`, the keys that are not at their defaults.

@@ -56,7 +56,7 @@ PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
 # Positions whose logits exist at a time in the loss, where a large vocabulary or long rows need it; otherwise all.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
-# Small bases on a GPU: without a loop over the layers their steps take about half the time.
+# Layers of small bases, for base.scan_unroll: without a loop over them more tokens a second (docs/performance.md).
 LAYERS = {"smollm2-135m": 30, "gemma3-270m": 18}
 
 
@@ -98,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.adapter = _adapter(choice, numbers)
     if choice.method in ("lora+pe", "lora+pl"):
         config.adapters = (_virtual(choice),)
-    config.task = _task(choice, numbers)
+    config.task = _task(choice)
     config.optimizer = {"learning_rate": numbers["rate"], "weight_decay": numbers["weight_decay"], **tables.ADAM}
     config.schedule = {"kind": "linear"}
     for name in ("warmup_steps", "warmup_fraction"):
@@ -185,7 +185,7 @@ def _sizes(choice) -> tuple[int, int]:
     return tokens, infix
 
 
-def _task(choice, numbers: dict) -> dict:
+def _task(choice) -> dict:
     section = {"name": "nlg", "task": choice.task, "packed": choice.packed, "allow_partial": choice.partial}
     length = choice.seq_len or (tables.GPT3_LENGTHS.get(choice.task, 0) if choice.model in GPT3 else 0)
     if length and not choice.seq_len:  # the paper's lengths are those of texts

@@ -19,13 +19,13 @@ Tasks and data (data= and validation= take any source of docs/data.md):
 
 Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smollm2-135m, gemma3-270m
 (scripts/fetch_weights.py) and pico-llama (a CPU), with our own batch, lengths and rates. Hyperparameters:
-configs/hyperparameters/mora_finetune.py. Of the rates that Table 5 tried, a run takes the larger, as the official
-example does; rate= takes another.
+configs/hyperparameters/mora_finetune.py. Of the two rates that the paper tried, a run takes the larger, as the official
+example does; rate= sets another.
 
 Methods: fft, lora, lora+ (ratio= is B's rate over A's), relora (every= steps between merges; its product is the merged
 model, and its runs train one by one), asylora (`frozen` freezes A), dora, rslora, mora (compression=
 truncation, sharing, decoupling, rotation, or a grouping of the official code, type1 to type4). Without compression=,
-rotation at r=8 and sharing at r=256, as in Table 5 (at r=128 and more: sharing).
+rotation below r=128 and sharing from there on; Table 5 has r=8 and r=256.
 
 Evaluations: the held-out loss of validation= before training (`start`), after each epoch and at the end; forgetting=
 measures the loss on text that is not trained on before training and at the end, on 64 rows of 256 tokens of each file;
@@ -88,6 +88,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         packed=False,
     )
     check_read(choice, rank=ADAPTERS, compression=("mora",), ratio=("lora+",), every=("relora",), frozen=("asylora",))
+    if choice.steps and choice.epochs:
+        raise UserError("steps= and epochs= both say how long a run is; leave one out")
     config = ConfigDict()
     config.experiment = "mora_finetune"
     config.name = None
@@ -108,9 +110,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if choice.method == "relora":
         config.restart = _restart(choice)
     config.task = _task(choice)
-    config.optimizer = {"learning_rate": choice.rate or _rate(choice)}
+    config.optimizer = {"learning_rate": _rate(choice) if choice.rate is None else choice.rate}
     if choice.method == "lora+":
-        config.optimizer["multipliers"] = (("adapters/.*/b", choice.ratio or tables.LORA_PLUS[0]),)
+        ratio = tables.RATIOS[0] if choice.ratio is None else choice.ratio
+        config.optimizer["multipliers"] = (("adapters/.*/b", ratio),)
     config.schedule = _schedule(choice)
     config.train = {
         "batch_size": choice.batch or (tables.BATCH if choice.model == PAPER else tables.OWN_BATCH),
@@ -128,7 +131,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {"data": 1, "fsdp": -1, "tensor": 1} if choice.model == PAPER else {"data": -1, "fsdp": 1, "tensor": 1}
     )
     config.tracking = {"wandb": "auto", "project": "lowrank_jax", "group": "mora_finetune"}
-    whole = choice.method in ("fft", "relora")  # no adapter says what these have learned
+    whole = choice.method in ("fft", "relora")  # no adapter holds what these have learned
     config.export = {"adapter": not whole, "merged": "bfloat16" if whole else ""}
     return config
 
@@ -149,18 +152,22 @@ def _adapter(choice) -> dict:
     section = {
         "method": FAMILIES.get(choice.method, "lora"),
         "rank": choice.rank,
-        "alpha": tables.ALPHA[8 if choice.rank < 128 else 256],
+        "alpha": tables.ALPHA[_table_rank(choice)],
         "targets": TARGETS,
         "dropout": tables.CODE_DROPOUT if choice.reading == "code" else 0.0,
     }
     if choice.method == "mora":
-        chosen = tables.COMPRESSIONS[8 if choice.rank < 128 else 256]
-        section["mora"] = {"compression": choice.compression or chosen}
+        section["mora"] = {"compression": choice.compression or tables.COMPRESSIONS[_table_rank(choice)]}
     if choice.method == "asylora":
         section["init"] = "asylora"
     if choice.method == "rslora":
         section["scaling"] = "rslora"
     return section
+
+
+def _table_rank(choice) -> int:
+    """The rank of Table 5 whose settings a run takes."""
+    return tables.RANKS[choice.rank >= tables.LARGE_RANK]
 
 
 def _restart(choice) -> dict:
@@ -170,7 +177,7 @@ def _restart(choice) -> dict:
     every = choice.every or every
     jagged = choice.reading == "paper" and tables.TABLE5[choice.task]["kind"] == "cosine"
     schedule = "jagged" if jagged else "restart"
-    return {"every": every, "warmup_steps": min(rewarm, max(1, every // 2)), "schedule": schedule}
+    return {"every": every, "warmup_steps": min(rewarm, max(1, every // 2), every - 1), "schedule": schedule}
 
 
 def _task(choice) -> dict:

@@ -2,7 +2,7 @@
 
 Paper (Jiang et al., arXiv 2405.12130, section 5.3): C4, LLaMA-like models of 250M and 1.3B parameters, 10,000 steps of
 1,024 x 512 tokens, r=128, embeddings, head and norms trained, everything else frozen at its random start but for the
-adapter; no full-rank warm start; MoRA shares; merges every 2,000 steps, 50 steps of warm-up after each. Validation
+adapter; no full-rank warm start; MoRA by sharing; merges every 2,000 steps, 50 steps of warm-up after each. Validation
 perplexity at 250M / 1.3B: LoRA 33.40 / 28.56, MoRA 28.54 / 25.25, ReLoRA 32.19 / 27.80, ReMoRA 26.74 / 23.34. Fig. 5:
 singular values above 0.1 of the whole update, by kind of matrix (`update_spectrum` in result.json).
 
@@ -20,7 +20,7 @@ Readings, where paper and code disagree (`python -m experiments.tables ledger`):
 down to a tenth and the groupings 1, 2, 1, ...; reading=code the same schedule again from the rate reached, down to
 zero, and the groupings 1, 2, 3, 4, 1, ... (what the README's command runs). Both drop the merged adapters' moments.
 
-Merges add to the base in its own type: it is float32 here. In bfloat16 each merge would round the sum.
+The base is float32, as a merge stores its sum in the base's type: in bfloat16 each one would round it.
 """
 
 from typing import Any

@@ -30,6 +30,7 @@ LEARNING_RATES = {
     "gpu": {"fft": 3e-4, "lora": 3e-3, "mora": 1e-3},
     "paper": {"fft": 3e-5, "lora": 3e-4, "mora": 1e-4},
 }
+LIKE_LORA = ("rslora", "dora")  # they take LoRA's rate, unsearched; configs/sweeps/rates_uuid.py searches each
 # Hu et al. and the MoRA authors' scripts: alpha 16 at r=8, 128 at r=256; MoRA has no alpha.
 ALPHA_LARGE_RANK = 128.0
 
@@ -39,13 +40,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = parse_arg(
         arg,
         scale=("laptop", "gpu", "paper"),
-        method=("mora", "lora", "fft"),
+        method=("mora", "lora", "fft", *LIKE_LORA),
         rank=8,
         compression="sharing",
         reading=("paper", "code"),
         data=("uuid", "text"),
     )
-    check_read(choice, rank=("mora", "lora"), compression=("mora",))
+    check_read(choice, rank=("mora", "lora", *LIKE_LORA), compression=("mora",))
     config = ConfigDict()
     config.experiment = "mora_uuid" if choice.data == "uuid" else "finetune"
     config.name = None
@@ -53,14 +54,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.labels = {"scale": choice.scale}
     config.trainable = "full" if choice.method == "fft" else "adapters"
     config.adapter = {
-        "method": "none" if choice.method == "fft" else choice.method,
+        "method": {"fft": "none", "rslora": "lora"}.get(choice.method, choice.method),
         "rank": choice.rank,
         "alpha": 16.0 if choice.rank < 128 else ALPHA_LARGE_RANK,
         "targets": ("query", "key", "value", "out", "gate", "up", "down"),
         "dropout": 0.05 if choice.reading == "code" else 0.0,
         "mora": {"compression": choice.compression},
     }
-    config.optimizer = {"learning_rate": LEARNING_RATES[choice.scale][choice.method]}
+    if choice.method == "rslora":
+        config.labels["method"], config.adapter["scaling"] = "rslora", "rslora"
+    rate_of = "lora" if choice.method in LIKE_LORA else choice.method
+    config.optimizer = {"learning_rate": LEARNING_RATES[choice.scale][rate_of]}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.tracking = {"wandb": "auto", "project": "lowrank_jax", "group": config.experiment}
     config.export = {"adapter": True, "merged": ""}

@@ -79,7 +79,7 @@ def _check(argv: list[str]) -> str:
         raise UserError(
             f"name one run or base, e.g. python -m experiments.evaluate runs/NAME; there are {len(argv) - 1}"
         )
-    if not FLAGS.tasks:
+    if not FLAGS.tasks or not all(FLAGS.tasks):
         raise UserError("give --tasks, e.g. --tasks=mmlu,gsm8k")
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("this program needs lm-eval; pip install 'lowrank_jax[eval]'")
@@ -89,6 +89,10 @@ def _check(argv: list[str]) -> str:
     for flag, file in (("output", FLAGS.output), ("samples", FLAGS.samples)):
         if file and not Path(file).absolute().parent.is_dir():
             raise UserError(f"--{flag}={file}: its folder does not exist; make it first")
+        if file and Path(file).is_dir():
+            raise UserError(f"--{flag}={file} is a folder; name a file in it")
+    if FLAGS.chat_template and not FLAGS.apply_chat_template:
+        raise UserError("--chat_template is read with --apply_chat_template alone; add that, or leave it out")
     if _is_run(Path(argv[1])) and FLAGS.adapter:
         raise UserError("--adapter goes with a base; a run has its own")
     return argv[1]

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags, logging
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
-from experiments.records import claims
+from experiments.records import claims, leases
 from experiments.session import cluster
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
@@ -48,12 +48,12 @@ def claim_and_train(config: Any, plain: dict, started: float) -> int:
     from lowrank_jax.train import tracking
 
     if jax.process_index() == 0:
-        tracking.wandb_mode(config.tracking.wandb)  # refuses "online" without a key before any work
+        tracking.mode_of(config.tracking)  # refuses "online" without a key before any work
 
     # ---- an earlier run of this name: to be resumed, finished, or another's ----
     name = FLAGS.name or config.name or run_folder.run_name(plain)
     folder = run_folder.run_folder(FLAGS.workdir, name)
-    claim = claims.claim_of(folder, "experiments.run")
+    claim = leases.claim_of(folder, "experiments.run")
     with contextlib.ExitStack() as held:
 
         def take() -> str:

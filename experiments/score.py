@@ -1,14 +1,14 @@
-"""Scores the decoded texts of ended runs again: for metrics that the machine which trained them could not compute.
+"""Scores the decoded texts of ended runs again: for metrics that could not be computed where they were trained.
 
     python -m experiments.score --runs='runs/lora_nlg-*' --data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-METEOR, ROUGE-L and CIDEr need Java, and most scores a library; a GPU machine may have neither. A run writes its texts
-to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both, computes
-the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here. The data
-must be those of the run: each prompt and its references are compared.
+METEOR, ROUGE-L and CIDEr need Java, and most other metrics a library; a GPU machine may have neither. A run writes its
+texts to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both,
+computes the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here.
+The data must be those of the run: each prompt and its references are compared.
 
-Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, math-verify among it; their
-texts have what is right beside them, and need no data.
+Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, also by math-verify; their
+texts have the right answers beside them, and need no data.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from experiments.cli import launch
 from experiments.records import run_folder
 from experiments.records.lines import Recorded
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import SEEN
 from lowrank_jax.forms.generation import GENERATION
@@ -41,19 +42,25 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
     """The record of a run with the metrics of its decoded texts.
 
     Raises:
-      UserError: the folder has no ended run of the task `nlg`, or no decoded texts; or the data are others.
+      UserError: the folder has no finished run, or one that wrote neither texts of the task `nlg` nor answers to an
+        exam; or the data are not those of the run.
     """
     record = run_folder.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":
         raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
-    texts, exams = read_decoded(folder), _exams(record["config"])
-    section = dict(record["config"].get("task") or {})
-    if section.pop("name", None) == "nlg":
-        _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
-    elif not exams:
+    exams, section = _exams(record["config"]), dict(record["config"].get("task") or {})
+    nlg = section.pop("name", None) == "nlg"
+    if not nlg and not exams:
         raise UserError(
             f"{folder}: its task is not nlg, and no entry of its evals writes an exam; other texts have no metrics"
         )
+    if kind_of(folder / run_folder.DECODED) is None:
+        raise UserError(
+            f'{folder} has no {run_folder.DECODED}: no entry of its evals wrote its texts; train with "write": true'
+        )
+    texts = read_decoded(folder)
+    if nlg:
+        _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
     for step, name in _written(text for text in texts if text["name"] in exams):
         own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
         golds = [text["references"][0] for text in own]

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
-from experiments.records import claims
+from experiments.records import claims, leases
 from experiments.session.cluster import refuse_several
 from lowrank_jax.core.errors import INTERRUPTED, UserError
 
@@ -43,7 +43,7 @@ def main(_) -> int:
         ]
 
     pending, status = unfinished(named), 0
-    held = [claims.claim_of(run_folder.run_folder(FLAGS.workdir, name), "experiments.trials") for name, _ in pending]
+    held = [leases.claim_of(run_folder.run_folder(FLAGS.workdir, name), "experiments.trials") for name, _ in pending]
     with claims.held(held):
         if pending := unfinished(pending):  # another program may have ended some meanwhile
             status = train(pending, started, held)

@@ -35,7 +35,7 @@ def nothing_fetched(monkeypatch, tmp_path):
 
 def test_every_file_is_covered_here():
     found = {path.stem for path in (ROOT / "configs").glob("*.py") if "def get_config(" in path.read_text()}
-    elsewhere = {"lora_glue", "lora_mnli", "lora_nlg", "mora_finetune", "mora_pretrain"}  # in files of their own
+    elsewhere = {"lora_glue", "lora_mnli", "lora_nlg", "mora_finetune", "mora_pretrain", "peft_metamath"}
     assert found == {"mora_uuid", "bench", "pico_pretrain", "finetune"} | elsewhere
 
 
@@ -171,7 +171,9 @@ def test_grids_are_made_of_configs_that_exist():
     from experiments.config.defaults import wrong_key
 
     own = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue", "mnli": "lora_mnli"}
-    files = {**own, "e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune"}  # by the grid's first word
+    own |= {"e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune", "rates": "mora_finetune"}
+    own["pretrain"] = "mora_pretrain"
+    files = {**own, "rates_uuid": "mora_uuid"}  # by the grid's name, or its first word
     for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
         grid = importlib.import_module(f"configs.sweeps.{path.stem}")
         stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]
@@ -180,7 +182,7 @@ def test_grids_are_made_of_configs_that_exist():
             for cell in cells:
                 keys[cell["arg"]] |= cell.get("overrides", {}).keys()
         for arg, names in keys.items():
-            config = complete_file(f"configs/{files[path.stem.split('_')[0]]}.py:{arg}")  # by the name's first word
+            config = complete_file(f"configs/{files.get(path.stem) or files[path.stem.split('_')[0]]}.py:{arg}")
             for key in names:
                 assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
 

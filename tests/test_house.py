@@ -32,6 +32,7 @@ LAZY = {
     *("tensorflow_datasets", "tensorflow", "grain", "array_record", "wandb", "gguf", "ml_collections", "matplotlib"),
     *("huggingface_hub", "sklearn", "sacrebleu", "pycocoevalcap", "pyter", "rouge_score", "nltk"),
     *("lm_eval", "math_verify", "datasets"),
+    *("trackio", "fsspec", "s3fs", "gcsfs"),
 }
 ORIGINALS = ("torch", "transformers", "peft", "loralib")  # the extra [parity]
 

@@ -3,21 +3,22 @@
 BATCH = 128
 ACCUMULATE = 8  # 16 rows at a time over all devices; the result is the same
 RANKS = (8, 256)
-ALPHA = {8: 16.0, 256: 128.0}  # of LoRA and the methods like it; MoRA has none
+LARGE_RANK = 128  # a rank from here on takes what Table 5 has for r=256, a smaller one what it has for r=8
+ALPHA = {8: 16.0, 256: 128.0}  # of LoRA and its variants; MoRA has none
 COMPRESSIONS = {8: "rotation", 256: "sharing"}  # Eqs. 9 and 6
-LORA_PLUS = (4.0, 2.0)  # B's rate over A's: the values that were tried, the first is what a run takes
+RATIOS = (4.0, 2.0)  # LoRA+: B's rate over A's. Both were tried; a run takes the first
 # ReLoRA: steps between merges (1,000 and 2,000 were tried), and of warm-up after each. Its jagged schedule is a cosine;
 # on the two domains, whose schedule is linear, that schedule begins again.
 MERGES, REWARM = (1_000, 2_000), 50
-LIKE_LORA = ("lora", "lora+", "relora", "asylora", "dora", "rslora")
 
-# task -> schedule, length, and for each method and rank the rates that were tried. Which of two won is not said.
+# task -> schedule and length
 TABLE5 = {
     "instruct": {"kind": "cosine", "warmup_steps": 500, "epochs": 2},
     "math": {"kind": "cosine", "warmup_steps": 300, "epochs": 3},
     "biomed": {"kind": "linear", "warmup_steps": 150, "epochs": 3},
     "finance": {"kind": "linear", "warmup_steps": 150, "epochs": 3},
 }
+# task -> for each method and rank the rates that were tried; which of two won is not said.
 RATES = {
     "instruct": {"fft": (2e-5,), ("lora", 8): (1e-4, 2e-4), ("mora", 8): (2e-4, 3e-4),
                  ("lora", 256): (1e-4, 2e-4), ("mora", 256): (3e-5, 5e-5)},
@@ -28,8 +29,8 @@ RATES = {
 }  # fmt: skip
 RATES["finance"] = RATES["biomed"]
 
-# The official train.py: MetaMath has cosine with a warm-up of 3% of the steps, whatever the flags say; dropout is 0.05
-# unless a flag says otherwise. For the other data no command is published, so that both readings take Table 5.
+# The official train.py: MetaMath has a cosine schedule with a warm-up of 3% of the steps, whatever the flags say;
+# dropout is 0.05 unless a flag sets it. For the other data no command is published, and both readings take Table 5.
 CODE = {"math": {"warmup_steps": 0, "warmup_fraction": 0.03}}
 CODE_DROPOUT = 0.05
 
@@ -69,8 +70,8 @@ OWN_BATCH = 16
 # better than at 3e-4 on Dolly-15k, docs/results.md). Not searched by method here: a grid gives its own (rate=).
 OWN_RATES = {"fft": 5e-5, "lora": 1e-3, "mora": 1e-3}
 PICO_RATES = {"fft": 1e-3, "lora": 3e-3, "mora": 3e-3}
-# MoRA's rate at r=256 is 6 to 7 times lower than at r=8 in Table 5; ours takes the same share of its own.
-MORA_LARGE_RANK, MORA_LARGE_SHARE = 128, 0.15
+# In Table 5 MoRA's rate at r=256 is 6 to 7 times lower than at r=8; ours is lowered as much from LARGE_RANK on.
+MORA_LARGE_SHARE = 0.15
 
 
 def rates_of(task: str, method: str, rank: int) -> tuple[float, ...]:
@@ -78,7 +79,7 @@ def rates_of(task: str, method: str, rank: int) -> tuple[float, ...]:
 
     Args:
       task: of TABLE5.
-      method: "fft", "mora" or one of LIKE_LORA.
+      method: "fft", "mora", or a variant of LoRA, which takes LoRA's rates.
       rank: of the adapter.
     """
     if method == "fft":
@@ -88,6 +89,6 @@ def rates_of(task: str, method: str, rank: int) -> tuple[float, ...]:
 
 
 def own_rate(model: str, method: str, rank: int) -> float:
-    """The rate of a run on a base of ours."""
+    """The rate of a run on one of this project's bases."""
     rate = (PICO_RATES if model == "pico-llama" else OWN_RATES)[method if method in OWN_RATES else "lora"]
-    return rate * MORA_LARGE_SHARE if method == "mora" and rank >= MORA_LARGE_RANK else rate
+    return rate * MORA_LARGE_SHARE if method == "mora" and rank >= LARGE_RANK else rate

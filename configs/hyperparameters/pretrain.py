@@ -20,7 +20,7 @@ PAPER = {
 SHAPES = {"250m": "mora-250m", "1.3b": "mora-1.3b"}
 TOKENIZER = "google-t5/t5-base"  # ReLoRA's C4 preprocessing, which the authors point to (issue 1)
 
-# Which reading is which: the paper says jagged and alternates two groupings; the README's command runs the schedule
+# The two readings: the paper says jagged and alternates two groupings; the README's command runs the schedule
 # again from the rate reached, and train.py goes through four groupings.
 READINGS = {
     "paper": {"schedule": "jagged", "groups": "paper", "end_fraction": 0.1},
@@ -39,7 +39,7 @@ OWN = {
     "every": 300,
     "rewarm_steps": 15,
 }
-# What a run takes that is given no rate: the middle one of three that the grid tries.
+# method -> the rates that the grid tries; a run that is given no rate takes the middle one.
 OWN_RATES = {
     "lora": (1e-3, 3e-3, 1e-2),
     "relora": (1e-3, 3e-3, 1e-2),

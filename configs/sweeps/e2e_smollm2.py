@@ -4,7 +4,7 @@
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
 Start the same command two or three times a GPU: while one run compiles, decodes or scores, the others train. On two
-H200 with three sweeps each the rates took 4 minutes; a full run takes 2 to 4, of which 1 to 2 are steps.
+H200 with three sweeps each the rates took 4 minutes; a full run takes 2 to 4, of which 0.4 to 2.6 are steps.
 
 Rates: one epoch with a whole schedule of its own, one seed, nothing decoded; for every method the rate with the lowest
 held-out loss wins. Of the first four the largest won for every method; hence two more.

@@ -5,10 +5,11 @@
 
 Data, below the folder that the command is run in: data/gsm8k/train.jsonl.gz and test.jsonl.gz; data/dolly/train.jsonl
 and held.jsonl (docs/reproducing.md has the split); other text to forget, data/text/novels.jsonl and peps.jsonl;
-$LOWRANK_JAX_EXAMS_DIR has the exams' files. --only=task=math,model=smollm2 takes a part.
+$LOWRANK_JAX_EXAMS_DIR has the exams' files. --only=task=math,model=smollm2 runs these cells alone.
 
 Rates: four for each row, half a decade apart, one seed, by the lowest held-out loss; then three seeds at the best. 300
-steps of 8 x 1,024 packed tokens, 2.5M tokens. An edge of the rates is no answer: widen RATES by the value beyond it.
+steps of 8 x 1,024 packed tokens, 2.5M tokens. Where the best rate is the first or the last one, add the
+next value to RATES.
 Exams: 200 questions of each, before training and after.
 """
 

@@ -49,7 +49,7 @@ def rows(
 
     A record has "seconds", the median time of all inputs, without compiling; "compile_seconds", by how much the first
     pass was longer; "inputs", "batches" and the settings. That of the peer also has "equal_texts", the share of equal
-    texts: in bfloat16 two programs round differently, and a near tie is decided either way.
+    texts: in bfloat16 two programs round differently, and choose differently where two beams are nearly equal.
 
     Args:
       name: of the base, with its weights; nothing is trained.
@@ -57,9 +57,9 @@ def rows(
       beams, length_penalty, no_repeat_ngram, new: of the search; prompts count for repeated n-grams.
       batch: inputs decoded at a time; those of a batch are about equally long, on both sides.
       dtype: of the weights and of the computation.
-      repeats: of the time.
-      peer: whether transformers decodes the same prompts too.
-      partial: whether incomplete data are taken.
+      repeats: how often the time is measured; the median counts.
+      peer: whether transformers decodes the same prompts as well.
+      partial: whether incomplete files of E2E are accepted.
 
     Raises:
       UserError: no such base or data; the peer cannot run.

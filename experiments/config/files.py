@@ -52,6 +52,24 @@ def call(path: str | Path, function: Callable[..., Any], *args: Any) -> Any:
         raise UserError(_said(path, error)) from error
 
 
+def call_with(
+    path: str | Path, name: str, function: Callable[..., Any], argument: str | None, like: Callable | None = None
+) -> Any:
+    """`call` with the text after a file's colon, where the function takes one; "" or None: there is no such text.
+
+    Args:
+      name: of the function, for messages.
+      like: a function that takes the same arguments, which `function` does not name itself.
+
+    Raises:
+      UserError: as `call`; or the function takes no argument and there is one.
+    """
+    given = [argument or None] if _takes_one(like or function) else []
+    if argument and not given:
+        raise UserError(f"{path}: its {name} takes no argument; leave out {argument!r}")
+    return call(path, function, *given)
+
+
 def function_of(path: str | Path, module: ModuleType, *names: str) -> tuple[str, Callable[..., Any]]:
     """(name, function) of the first of these functions that a loaded file has.
 
@@ -80,13 +98,7 @@ def config_maker(path: str | Path) -> Callable[[str | None], Any]:
     module = load_module(path)
     _, get_config = function_of(path, module, "get_config")
 
-    def make(argument: str | None) -> Any:
-        given = [argument or None] if _takes_one(get_config) else []
-        if argument and not given:
-            raise UserError(f"{path}: its get_config takes no argument; leave out {argument!r}")
-        return _section(path, call(path, get_config, *given))
-
-    return make
+    return lambda argument: _section(path, call_with(path, "get_config", get_config, argument))
 
 
 def read_run_config(path: str | Path) -> dict[str, Any]:

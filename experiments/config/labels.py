@@ -7,8 +7,8 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 
 STAGE = "full"  # of a single run, and of a grid of one stage
-# Methods that are LoRA with a setting of its own. rsLoRA's name has to be asked for, as recorded runs with that scaling
-# are called "lora".
+# Methods that are LoRA with one other setting. A run is called rsLoRA only if its labels say so, as recorded runs with
+# that scaling are called "lora".
 LORA_PLUS, ASYLORA, RSLORA = "lora+", "asylora", "rslora"
 METHODS_OF_RULES = {"full": "fft"}  # `trainable` -> method, where they differ (not for bitfit, head, ft-top2)
 ADAPTED = "adapters"
@@ -80,11 +80,14 @@ def with_labels(plain: dict, stage: str | None = None) -> dict:
 
 
 def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
-    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, task and base, from a plain config."""
+    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, rate, seed, task and base."""
     labels, task = derive(plain), plain.get("task") or {}
     base = Path((plain.get("base") or {}).get("name") or "").name  # a base may be a folder
     rank = None if labels["rank"] is None else f"rank {labels['rank']}"
-    found = (labels["method"], rank, labels.get("task") or task.get("name"), base)
+    rate = (plain.get("optimizer") or {}).get("learning_rate")
+    rate = f"rate {rate:g}" if isinstance(rate, int | float) else None
+    seed = f"seed {plain.get('seed', 0)}"
+    found = (labels["method"], rank, rate, seed, labels.get("task") or task.get("name"), base)
     own = (plain.get("tracking") or {}).get("tags") or ()
     return tuple(dict.fromkeys([*own, *(word[:TAG_LENGTH] for word in found if word)]))
 

@@ -33,7 +33,7 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path]) -> Any:
             raise unknown_name("task", name, manager.all_tasks)
     try:
         return manager.load(list(names))
-    except Exception as error:  # of a task's file, its code, the network, the Hub: of any kind
+    except Exception as error:  # of any type: from a task's file, its code, the network or the Hub
         raise UserError(
             f"the tasks {', '.join(names)} cannot be loaded ({type(error).__name__}: {one_line(error)}); without the "
             "Hub, give --data=EXAM=FOLDER, or --include_path with tasks over local files"
@@ -45,18 +45,22 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
 
     Args:
       tasks: of `load_tasks`.
-      shots: None: as each task's file says, otherwise none. A task that says 0 keeps that.
+      shots: None: as each task's file says, otherwise none. A task that says 0 keeps that, and a line says so.
       gen_kwargs: "max_gen_toks=64,temperature=0.8"; "" changes nothing.
       seed: of the draws of worked examples.
 
     Raises:
-      UserError: a task has fewer examples.
+      UserError: a task has fewer examples, or none writes text and `gen_kwargs` says how.
     """
     changes = simple_parse_args_string(gen_kwargs) if gen_kwargs else {}
+    if changes and all(task.get_config("output_type") != "generate_until" for task in tasks["tasks"].values()):
+        raise UserError(f"--gen_kwargs={gen_kwargs}: none of the tasks writes text; leave it out")
     for name, task in tasks["tasks"].items():
         given = task.get_config("num_fewshot")
         if shots is not None and given != 0:
             task.set_config(key="num_fewshot", value=shots)
+        elif shots and given == 0:
+            print(f"{name}: its file says that it has no examples, which --num_fewshot={shots} does not change")
         elif given is None:
             task.set_config(key="num_fewshot", value=0)
         if changes and task.get_config("output_type") == "generate_until":
@@ -64,7 +68,9 @@ def set_up(tasks: Any, shots: int | None, gen_kwargs: str, seed: int) -> None:
         task.set_fewshot_seed(seed=seed)
         wanted = task.get_config("num_fewshot")
         if wanted and (there := len(list(task.fewshot_docs()))) < wanted:
-            raise UserError(f"{name}: {wanted} examples are asked for, and its data have {there}; set --num_fewshot")
+            raise UserError(
+                f"{name}: {wanted} examples are asked for, and its data have {there}; set a smaller --num_fewshot"
+            )
 
 
 def ask(model: LM, tasks: Any, limit: int | None, chat: bool, samples: TextIO | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations, in batches of few shapes: sorted by length, padded on the right, contexts shared.
 
 Requests that read the same tokens share one row: the choices of a question whose completions are single tokens (A, B,
-C, D), as nothing of a completion but its tokens before the last is read. Longer completions have a row each.
+C, D), as a completion's last token is predicted and never read. Longer completions have a row each.
 """
 
 import itertools
@@ -99,12 +99,12 @@ class Scorer:
             width = next(width for width in self._widths if width >= len(row.tokens))
             return width, max(FEWEST, _power(len(row.targets[0][1])))
 
-        kinds = _power(max((len(row.targets) for row in rows), default=1))
+        columns = _power(max((len(row.targets) for row in rows), default=1))
         for (width, most), found in _grouped(rows, shape).items():
             size = max(1, min(self._batch_size, LOGITS // (4 * most * self._vocabulary)))
             size = min(size, _power(len(found)))
             for start in range(0, len(found), size):
-                yield (size, width, most, kinds), found[start : start + size]
+                yield (size, width, most, columns), found[start : start + size]
 
 
 def _scores(apply_fn: ApplyFn) -> Any:
@@ -124,10 +124,10 @@ def _scores(apply_fn: ApplyFn) -> Any:
     return scores
 
 
-def _arrays(rows: Sequence[_Row], size: int, width: int, most: int, kinds: int) -> tuple[np.ndarray, ...]:
+def _arrays(rows: Sequence[_Row], size: int, width: int, most: int, columns: int) -> tuple[np.ndarray, ...]:
     """The batch; padding is on the right, where a causal model never looks."""
     tokens, starts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
-    counts, targets = np.zeros((size, kinds), np.int32), np.zeros((size, most, kinds), np.int32)
+    counts, targets = np.zeros((size, columns), np.int32), np.zeros((size, most, columns), np.int32)
     for place, row in enumerate(rows):
         tokens[place, : len(row.tokens)], starts[place] = row.tokens, row.start
         for number, (_, ids) in enumerate(row.targets):

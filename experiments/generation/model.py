@@ -90,9 +90,8 @@ def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
       UserError: no run, a model that writes no text, nothing trained yet, or another program is writing to the run.
     """
     place = Path(folder)
-    config, plain = _config_of(place)
-    if dtype:
-        config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
+    own, plain = _config_of(place)
+    config = dataclasses.replace(own, base=dataclasses.replace(own.base, dtype=dtype or own.base.dtype))
     made_of = {"run": folder, "dtype": config.base.dtype, "weights": weights}
     if kind_of(place / ADAPTER) is not None:
         return _attached(_causal(_base_of(config)), place / ADAPTER, made_of, config.task)
@@ -102,22 +101,29 @@ def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
     if kind_of(place / run_folder.CHECKPOINTS) is None:
         raise UserError(f"{folder} has no {ADAPTER}, no {MERGED} and no checkpoint; let the run go on first")
     if weights != BESIDE:
-        raise UserError(
-            f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; let the run end first"
-        )
+        ended = kind_of(place / run_folder.RESULT) is not None
+        way = "leave it out, or train with export.merged=float32" if ended else "let the run end first"
+        raise UserError(f"{folder} has only a checkpoint, which is read with --weights={BESIDE} alone; {way}")
     claim = claims.claim_of(place, "experiments.generate")
     with claims.held([claim]):  # opening the checkpoints deletes what an unfinished save has left
-        return _of_checkpoint(place, config, plain, made_of)
+        return _of_checkpoint(place, own, config, plain, made_of)
 
 
-def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any]) -> Model:
+def _of_checkpoint(place: Path, own: Any, wanted: Any, plain: dict, made_of: dict[str, Any]) -> Model:
+    """The model of the last checkpoint.
+
+    Args:
+      own: the run's config: what was saved has its dtypes.
+      wanted: the same, with the dtype that is asked for.
+    """
     from experiments.session.build import build
     from lowrank_jax.checkpoints.manager import Checkpoints
 
-    devices = jax.local_devices()[:1]
-    experiment = build(
-        dataclasses.replace(config, mesh=MeshConfig()), seq_len=8, devices=devices
-    )  # any length: no data are read
+    def laid_out(config: Any) -> Any:  # any length: no data are read
+        config = dataclasses.replace(config, mesh=MeshConfig())
+        return build(config, seq_len=8, devices=jax.local_devices()[:1])
+
+    config, experiment = own, laid_out(own)
     _causal(experiment.base)
     state, frozen, fingerprint = experiment.load()
     identity = {"base": fingerprint, "config": run_folder.content_hash(plain)}
@@ -131,6 +137,10 @@ def _of_checkpoint(place: Path, config: Any, plain: dict, made_of: dict[str, Any
         if best:
             trainable, frozen, step = loaded(rest["best"], trainable, frozen, step)
     variables = combine(trainable, frozen)
+    if wanted.base.dtype != own.base.dtype:
+        experiment = laid_out(wanted)
+        shapes = combine(experiment.abstract_state.trainable, experiment.abstract_frozen)
+        variables = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), variables, shapes)
     made_of = {**made_of, "step": step}
     apply_fn, virtual, model = experiment.apply_fn, framing_of(experiment.plan.virtual), experiment.base.model
     decoder = make_decoder(apply_fn, experiment.base.config, model.dtype, model.cuts)

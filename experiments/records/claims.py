@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,8 +55,19 @@ class Claim(Protocol):
           Held: it was lost to another program: this one must write no more.
         """
 
-    def release(self) -> None:
-        """Releases the claim; a lent one for this program alone. Does nothing if it is not held."""
+    def record(self, result: dict) -> None:
+        """Shows a run's record, which its folder has, to workers that cannot see the folder.
+
+        Raises:
+          Held: the claim was lost, or the run has a record there already.
+        """
+
+    def release(self, why: str = "") -> None:
+        """Releases the claim; a lent one for this program alone. Does nothing if it is not held.
+
+        Args:
+          why: the run failed, and other workers shall not try it again.
+        """
 
     def holder(self) -> Holder | None:
         """Who holds it, this program or another; None: nobody, or one who left no word."""
@@ -98,8 +109,11 @@ class FileClaim:
             self._write()
         self._renewed = time.monotonic()
 
-    def release(self) -> None:
-        """See `Claim`."""
+    def record(self, result: dict) -> None:
+        """See `Claim`; whoever can take the lock can read the folder."""
+
+    def release(self, why: str = "") -> None:
+        """See `Claim`; the next sweep tries a run that failed again."""
         if self._file is None:
             return
         if not self._lent and self._in_place(self._file):
@@ -118,10 +132,7 @@ class FileClaim:
             record = _read(file)
         finally:
             os.close(file)
-        try:
-            return Holder(*(record[field.name] for field in dataclasses.fields(Holder)))
-        except KeyError:
-            return None
+        return holder_of(record)
 
     def inherited(self) -> Sequence[int]:
         """See `Claim`: with the lock's descriptor a run stays claimed even if the lending program is killed."""
@@ -139,7 +150,7 @@ class FileClaim:
                 locked = _lock(file, fcntl.LOCK_EX)
             except OSError as error:
                 raise UserError(f"cannot write {self.path} ({error.strerror}); check --workdir") from error
-            if not locked and (token := _read(file).get("token")) not in os.environ.get(LENT_VARIABLE, "").split(","):
+            if not locked and (token := _read(file).get("token")) not in lent_tokens():
                 os.close(file)
                 return False
             if self._in_place(file):
@@ -174,6 +185,19 @@ class FileClaim:
 
     def _who(self) -> str:
         return str(self.holder() or "another process")
+
+
+def holder_of(record: Mapping[str, Any]) -> Holder | None:
+    """The holder that a claim's record names; None where it is incomplete."""
+    try:
+        return Holder(*(record[field.name] for field in dataclasses.fields(Holder)))
+    except KeyError:
+        return None
+
+
+def lent_tokens() -> list[str]:
+    """Tokens of the claims that the program which started this one has lent it."""
+    return [token for token in os.environ.get(LENT_VARIABLE, "").split(",") if token]
 
 
 def claim_of(folder: str | Path, program: str) -> Claim:

@@ -1,4 +1,4 @@
-"""What a run's record says of forgetting: the rise of the loss on text that it was not trained on."""
+"""Reads from a run's evaluations what it forgot: the rise of the loss on text that it was not trained on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ def rises(plain: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) ->
 
     Args:
       plain: the run's config, whose `evals` say which evaluations are of forgetting.
-      evaluations: those of the record. A source is in it where the first is of step 0 and the last of a later one.
+      evaluations: those of the record. A source is in it where the first is of step 0 and the last of a later one. It
+        is called "entry/source" where several entries measure a source of this name.
     """
     entries = {
         name: entry
@@ -22,7 +23,7 @@ def rises(plain: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) ->
         return {}
     from lowrank_jax.forms.forgetting import ForgettingOptions  # imports jax, which other records do not need
 
-    said = {}
+    said: dict[tuple[str, str], dict[str, Any]] = {}
     for name, entry in entries.items():
         sizes = {key: entry[key] for key in ("rows", "tokens") if key in entry}
         tokens = ForgettingOptions(entry["path"], **sizes).targets
@@ -32,5 +33,7 @@ def rises(plain: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) ->
                 (first, start), (last, end) = found[0], found[-1]
                 if first == 0 < last and start is not None and end is not None:  # None: it was no finite number
                     source = key.removeprefix(f"{name}/").removesuffix(SCORE)
-                    said[source] = {"start": start, "end": end, "rise": end - start, "tokens": tokens}
-    return {TYPE: said} if said else {}
+                    said[name, source] = {"start": start, "end": end, "rise": end - start, "tokens": tokens}
+    sources = [source for _, source in said]
+    named = {f"{name}/{one}" if sources.count(one) > 1 else one: found for (name, one), found in said.items()}
+    return {TYPE: named} if named else {}

@@ -28,8 +28,9 @@ from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.layouts.unstacked import Unstacked, reading
 from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.ops.fp8 import has_fp8
 from lowrank_jax.ops.placement import with_rows_in_place
-from lowrank_jax.ops.quantized import NONE
+from lowrank_jax.ops.quantized import FP8, NONE
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, batch_share, check_batch, make_mesh, replicated
 from lowrank_jax.sharding.rules import state_shardings, tree_shardings
 from lowrank_jax.tasks.base import Task
@@ -96,10 +97,12 @@ def build(
         apply_fn = with_rows_in_place(apply_fn, mesh, BATCH_AXES)
     stacked = variables | {"params": Unstacked().undo(variables["params"])}
     adapters.check(model, plan, stacked, jnp.zeros((1, 8), jnp.int32), groups=groups)
-    check_start(config.start, trainable, functools.partial(is_fresh, config), plan.configs, config.base.quantize)
+    is_new = functools.partial(is_fresh, config)
+    check_start(config.start, trainable, frozen, is_new, plan.configs, config.base.quantize)
 
-    if config.export.merged:
-        check_merges(plan, flatten(base.params))  # said now, not when the run has ended
+    for key in ("merged", "spectrum"):  # said now, not when the run has ended
+        if getattr(config.export, key):
+            check_merges(plan, flatten(base.params), f"export.{key}")
     if seq_len is None and task is None:
         if config.base.tokenizer:
             base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
@@ -112,11 +115,14 @@ def build(
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
-        if (dtype := config.base.dtype) != "float32" and jax.process_index() == 0:
-            print(f"restart.every: merges round their sum to {dtype}; base.dtype=float32 does not", flush=True)
+        if (dtype := config.base.dtype) != "float32" and seq_len is None and jax.process_index() == 0:
+            print(f"restart.every: merges round their sum to {dtype}; with base.dtype=float32 they do not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)
-    options = compiler_options(base.config.hidden_size, groups, unrolled, mesh.devices.flat[0]) or None
+    fp8, device = config.base.quantize == FP8, mesh.devices.flat[0]
+    if fp8 and not has_fp8(device):
+        _say_dequantised(device.device_kind)
+    options = compiler_options(base.config.hidden_size, groups, unrolled, device, fp8) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     length = seq_len or (task.seq_len if task else 0)
     abstract_batch = {
@@ -131,6 +137,12 @@ def build(
         config, mesh, base, plan, form, task, setting, apply_fn, groups, rules, optimizer, objective,
         abstract_state, frozen, abstract_batch, jitted, options, chosen(asked, config), merge,
     )  # fmt: skip
+
+
+@functools.cache  # said once, however many trials are built
+def _say_dequantised(device: str) -> None:
+    if jax.process_index() == 0:
+        print(f"base.quantize=fp8: {device} has no FP8 products; its own multiply the dequantised weights", flush=True)
 
 
 def _state_shapes(trainable: Tree, optimizer: Any, mesh: Mesh) -> tuple[Any, Any]:
@@ -189,9 +201,10 @@ def _fused_model(base: Base, config: RunConfig) -> tuple[Any, Groups]:
         raise UserError(
             f"base.fused serves Llama; {config.base.name} is a {type(base.model).__name__}; set it to false"
         )
-    if config.base.quantize != NONE:
+    if config.base.quantize not in (NONE, FP8):
         raise UserError(
-            "base.fused joins kernels that base.quantize holds as codes; set one of them back (false, or none)"
+            "base.fused joins kernels that base.quantize holds as codes; set one of them back (false, or none; fp8 "
+            "codes can be joined)"
         )
     if config.mesh.tensor > 1:
         raise UserError("base.fused joins columns that mesh.tensor splits; set one of them back (false, or 1)")

@@ -195,7 +195,8 @@ class Experiment:
         trainable, frozen = self.split(base)
         del base  # what is trained was copied: its first copy goes before the moments come
         frozen |= present(layout_of(self.groups, self.unrolled).apply(frozen.pop("params", {})))
-        return self.begin(apply_start(self.config.start, trainable, self._is_fresh, fingerprint)), frozen, fingerprint
+        trainable, frozen = apply_start(self.config.start, trainable, frozen, self._is_fresh, fingerprint)
+        return self.begin(trainable), frozen, fingerprint
 
     def load_base(self) -> Base:
         """The weights onto their shards; a fresh head drawn by the run's seed."""

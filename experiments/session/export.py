@@ -70,7 +70,9 @@ def export_run(folder: Path, experiment: Experiment, state: TrainState, frozen: 
       Lines for the user: the Python that loads `peft/`, or why there is none.
     """
     config, plan, lines = experiment.config.export, experiment.plan, []
-    whole = experiment.config.trainable == "full" or bool(experiment.config.restart.every)  # no adapter says it all
+    whole = experiment.config.trainable == "full" or bool(
+        experiment.config.restart.every
+    )  # no adapter holds all that was learned
     if whole and plan.sites and (config.adapter or config.peft):
         lines = [
             f"no {folder / 'adapter'}: merges (restart.every) have changed its base; the last checkpoint has the whole "

@@ -122,10 +122,11 @@ class Session:
             more = lambda: {"more": self.watch.more(first, seconds)} if self.watch else {}  # noqa: E731
             trackers = [
                 open_files.enter_context(
-                    tracking.Tracker(run.folder, run.name, run.plain, tagged, resumed_step=first, **more())
+                    tracking.Tracker(run.folder, run.name, run.plain, tagged, first, kind, **more())
                 )
                 for run, one in zip(self.runs, program.each, strict=True)
                 for tagged in [dataclasses.replace(one.config.tracking, tags=tags(run.plain))]
+                for kind in [(run.plain.get("labels") or {}).get("method")]
             ]
             if jax.process_index() == 0:
                 each = ", of one trial" if len(self.runs) > 1 else ""
@@ -184,7 +185,10 @@ class Session:
             trained=one.trained, **({"best": best.record(index)} if best else {}), **one.record_notes(),
             **run_folder.data_of(run.folder), **spectra, **self.more,
         )  # fmt: skip
-        tracker.summary({"status": status, **run_folder.last_evaluation(result)})
+        if status in run_folder.ENDED:
+            run.claim.record(result)
+        shown = {"status": status, "train_seconds": result["train_seconds"], **one.parameters}
+        tracker.summary({**shown, **run_folder.last_evaluation(result)})
         if result["losses"]:
             tracker.image("curves", figures.draw_run(result, run.folder / "curves.png"))
         return result

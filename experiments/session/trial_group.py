@@ -100,9 +100,8 @@ class TrialGroup:
             trainable, rest = one.split(self._redrawn(base, one))
             if len(self.each) > 1 and frozen:
                 rest = {**rest, trials.SHARED: frozen[0].get(trials.SHARED)} if trials.SHARED in rest else rest
-            trainable = apply_start(
-                one.config.start, trainable, functools.partial(is_fresh, one.config), base.fingerprint
-            )
+            fresh = functools.partial(is_fresh, one.config)
+            trainable, rest = apply_start(one.config.start, trainable, rest, fresh, base.fingerprint)
             wide = trials.widen(trainable, self.lead.abstract_state.trainable)
             states.append(one.begin(wide))
             frozen.append(rest)

@@ -1,4 +1,4 @@
-"""What a finished run has added to its base, for its record."""
+"""Counts, for the record of a finished run, the large singular values of what it has added to its base."""
 
 from typing import Any
 

@@ -12,6 +12,7 @@ from lowrank_jax.adapters.inits import FROM_KERNEL
 from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import combine
 from lowrank_jax.ops.quantized import NONE
 
 PARAMS = "params/"
@@ -45,6 +46,7 @@ class StartConfig:
 def check_start(
     config: StartConfig,
     abstract: Any,
+    frozen: Any,
     is_fresh: Callable[[str], bool],
     configs: Sequence[AdapterConfig],
     quantize: str = NONE,
@@ -54,6 +56,7 @@ def check_start(
     Says so where it was trained beside a base that was held in another way than this one, by `quantize`.
 
     Args:
+      abstract, frozen: the run's trees, on shapes.
       configs: of the run's plan.
 
     Raises:
@@ -62,7 +65,7 @@ def check_start(
     """
     if not config.adapter:
         return
-    _leaves(config, abstract, is_fresh, None)
+    _leaves(config, _with_adapters(abstract, frozen), is_fresh, None)
     description = load_adapter(config.adapter)[2]
     theirs = read_configs(description["config"], config.adapter)
     if configs and (wrong := _other_meaning(theirs, configs)):
@@ -74,11 +77,13 @@ def check_start(
         print(f"start.adapter {config.adapter}: trained with base.quantize={then}, goes on with {quantize}", flush=True)
 
 
-def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], bool], fingerprint: str | None) -> Any:
-    """The trainable tree with the adapter's leaves in it, in their own sharding and dtype.
+def apply_start(
+    config: StartConfig, trainable: Any, frozen: Any, is_fresh: Callable[[str], bool], fingerprint: str | None
+) -> tuple[Any, Any]:
+    """Both trees with the adapter's leaves in them, in their own sharding and dtype; rules may have frozen some.
 
     Args:
-      trainable: fresh, laid out on the mesh.
+      trainable, frozen: fresh, laid out on the mesh.
       is_fresh: path below "params" -> whether the leaf belongs to the head.
       fingerprint: of the base.
 
@@ -86,11 +91,23 @@ def apply_start(config: StartConfig, trainable: Any, is_fresh: Callable[[str], b
       UserError: no adapter there, one of another base or plan, or a head of other classes.
     """
     if not config.adapter:
-        return trainable
-    flat, given = dict(flatten(trainable)), _leaves(config, trainable, is_fresh, fingerprint)
-    for path, value in given.items():
-        flat[path] = jax.device_put(jnp.asarray(value, flat[path].dtype), flat[path].sharding)
-    return unflatten(flat)
+        return trainable, frozen
+    given = _leaves(config, _with_adapters(trainable, frozen), is_fresh, fingerprint)
+
+    def started(tree: Any) -> dict[str, Any]:
+        flat = dict(flatten(tree))
+        for path in flat.keys() & given.keys():
+            flat[path] = jax.device_put(jnp.asarray(given[path], flat[path].dtype), flat[path].sharding)
+        return unflatten(flat)
+
+    held = frozen.get("adapters")
+    return started(trainable), {**frozen, **started({"adapters": held})} if held else frozen
+
+
+def _with_adapters(trainable: Any, frozen: Any) -> Any:
+    """What an adapter's folder has: the trained leaves, and the adapters' that rules froze."""
+    held = frozen.get("adapters")
+    return combine(trainable, {"adapters": held}) if held else trainable
 
 
 def _leaves(

@@ -13,21 +13,38 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, run_folder
+from experiments.records import claims, data_record, leases, offline_runs, run_folder
 from experiments.records.lines import Recorded
+from experiments.records.store import StoreError
 from experiments.records.text_table import clock
+from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
-from lowrank_jax.core.errors import MENDABLE
+from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+GROUP_VARIABLE = "WANDB_RUN_GROUP"  # train.tracking's, which imports jax
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
+NO_FAULT = (INTERRUPTED, 75)  # exit statuses of a run that another worker may go on with; 75: session.peers.LOST
 
 
 class Sweep:
-    """Runs cells one after another; cells claimed by another sweep are checked again until they have a result."""
+    """Runs cells one after another; cells claimed by another sweep are checked again until they have a result.
+
+    Args:
+      grid: the cells.
+      workdir: of their run folders.
+      results: NAME or NAME.jsonl, to which each result is added.
+      say: is told of each cell.
+      asked: the cell of a W&B agent.
+      together: how many cells share a program at most.
+      room: how many of some (name, plain config) pairs fit in one program; where given, it decides, not `together`.
+      group: of the runs in W&B.
+      root: through which workers of several hosts share the cells.
+      retry_failed: try cells again that failed on a worker of the root.
+    """
 
     def __init__(
         self,
@@ -37,8 +54,14 @@ class Sweep:
         say: Callable = print,
         asked: str | None = None,
         together: int = 1,
+        root: leases.Root | None = None,
+        retry_failed: bool = False,
+        room: Callable[[Sequence[tuple[str, dict]]], int] | None = None,
+        group: str | None = None,
     ):
         self.grid, self.asked, self.together = grid, asked, together
+        self.root, self.retry_failed, self.room = root, retry_failed, room
+        self.group = group
         self.workdir, self.results = Path(workdir), Recorded(results) if results else None
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
@@ -49,9 +72,9 @@ class Sweep:
         """Runs until every cell has a result or has failed.
 
         Returns:
-          name -> "finished", "diverged" or "failed: why".
+          name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
-        pending, told = list(cells), set()
+        pending, told, unreached = list(cells), set(), False
         while pending:
             left = []
             for cell in pending:
@@ -61,13 +84,23 @@ class Sweep:
                 if cell.name in self.settled:  # with a group
                     continue
                 rest = [*left, *pending[pending.index(cell) :]]
-                if self.together > 1:
-                    outcome = self.attempt_group(cell, pending[pending.index(cell) :], len(cells), rest)
-                else:
-                    outcome = self.attempt(cell, len(cells), rest)
+                try:
+                    if self.together > 1 or self.room:
+                        outcome = self.attempt_group(cell, pending[pending.index(cell) :], len(cells), rest)
+                    else:
+                        outcome = self.attempt(cell, len(cells), rest)
+                    unreached = False
+                except StoreError as error:  # nothing is lost: results stay in their run folders
+                    if not unreached:
+                        self.say(f"{cell.name}: {error}; looking again until it answers")
+                    unreached, outcome = True, None
+                    told.add(cell.name)
+                except claims.Held as error:
+                    self.say(f"{cell.name}: {error}")
+                    outcome = None
                 if outcome is None:
                     if cell.name not in told:
-                        self.say(f"{cell.name}: claimed by {self.holders[cell.name]}; looking again later")
+                        self.say(f"{cell.name}: claimed by {self.holders.get(cell.name)}; looking again later")
                     told.add(cell.name)
                     left.append(cell)
                 else:
@@ -80,7 +113,11 @@ class Sweep:
     def attempt(self, cell: Cell, total: int, remaining: list[Cell]) -> tuple[str, dict | None] | None:
         """Skips, runs or refuses one cell; None if another program holds its claim."""
         place = f"[{len(self.settled) + 1}/{total}]"
-        ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
+        try:
+            ready = self.grid.resolve(cell, {name: result for name, (_, result) in self.settled.items()})
+        except NotNeeded as why:
+            self.say(f"{place} {cell.name}: {why}")
+            return str(why), None
         if ready is None:
             self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
             return "failed: none of its trials gave a finite loss", None
@@ -88,18 +125,24 @@ class Sweep:
             if result := self.recorded(ready):
                 self.say(f"{place} {ready.name}: {result['status']} already")
                 return result["status"], result
+            if why := self.failed_elsewhere(ready):
+                self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
+                return f"failed: {why}", None
             claim = self.claim(cell, ready)
             if claim is None:
                 return None
             with contextlib.ExitStack() as held:
                 held.callback(claim.release)
-                if result := self.recorded(ready):  # it ended between the check and the claim
+                if result := self.recorded(ready, claim):  # it ended between the check and the claim
                     self.say(f"{place} {ready.name}: {result['status']} by another program")
                     return result["status"], result
                 self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
                 self.continue_trial(cell.trials, ready)
                 status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
-                result = self.recorded(ready)
+                result = self.recorded(ready, claim)
+                self.share_offline(ready)
+                if result is None:
+                    claim.release(fault_of(status))
         except data_record.DataChanged as error:
             self.say(f"{place} {ready.name}: refused; {error}")
             return f"failed: {error}", None
@@ -118,8 +161,8 @@ class Sweep:
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
-            one = self.grid.resolve(other, settled) if all(name in self.settled for name in other.trials) else None
-            if one is None or len(ready) >= self.together or self.settled_already(one):
+            one = self.ready(other, settled) if all(name in self.settled for name in other.trials) else None
+            if one is None or (len(ready) >= self.together and not self.room) or self.settled_already(one):
                 pass
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):
                 ready.append((other, one))
@@ -127,6 +170,12 @@ class Sweep:
                 break  # the cell itself is done, or has no others to run with
         if not ready or ready[0][0] is not cell:
             return self.attempt(cell, total, remaining)
+        if self.room and len(ready) > 1:
+            try:
+                ready = ready[: self.room([(one.name, one.plain) for _, one in ready])]
+            except UserError as error:
+                self.say(f"{cell.name} runs alone: {error}")
+                return self.attempt(cell, total, remaining)
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None
@@ -137,7 +186,7 @@ class Sweep:
                 if (claim := self.claim(*pair)) is not None:
                     held.callback(claim.release)
                     taken.append((pair, claim))
-            mine = [(pair, claim) for pair, claim in taken if not self.settled_already(pair[1])]
+            mine = [(pair, claim) for pair, claim in taken if not self.settled_already(pair[1], claim)]
             if len(mine) < 2 or mine[0][0][0] is not cell:
                 held.close()
                 return self.attempt(cell, total, remaining)
@@ -145,21 +194,33 @@ class Sweep:
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {names[0]} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
-            for (listed, one), _ in mine:
+            for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
-                    result = self.recorded(one)
+                    result = self.recorded(one, claim)
                 except data_record.DataChanged as error:  # while it was trained
                     result, why = None, str(error)
+                self.share_offline(one)
+                if result is None:
+                    claim.release(fault_of(status))
                 state = result["status"] if result else f"failed: {why}"
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled[cell.name]
 
+    def ready(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
+        """The cell as it is to be run; None where there is nothing to run."""
+        try:
+            return self.grid.resolve(cell, results)
+        except NotNeeded:
+            return None
+
     def claim(self, cell: Cell, ready: Cell) -> claims.Claim | None:
         """The claim on a cell, taken; None if another program holds it (see `holders`)."""
-        claim = claims.claim_of(run_folder.run_folder(self.workdir, ready.name), "experiments.sweep")
+        claim = leases.claim_of(run_folder.run_folder(self.workdir, ready.name), "experiments.sweep", self.root)
         if claim.take():
+            if isinstance(claim, leases.Both) and claim.lease.taken_from:
+                self.say(f"{ready.name}: taken over from {claim.lease.taken_from}, silent for its lease")
             return claim
         self.holders[cell.name] = str(claim.holder() or "another process")
         return None
@@ -178,31 +239,55 @@ class Sweep:
             if run_folder.continue_from(source, target, cell.plain):
                 self.say(f"{cell.name}: goes on from {trial}")
 
-    def recorded(self, cell: Cell) -> dict | None:
-        """The result of a cell that ended, from its run folder or the recorded results; adds it to the latter.
+    def recorded(self, cell: Cell, claim: claims.Claim | None = None) -> dict | None:
+        """A cell's result, if it ended: of the root, its run folder or the recorded results, to which it is added.
+
+        Args:
+          claim: on the cell, held. Without it a result that the root lacks does not count: another worker may be at it.
 
         Raises:
           DataChanged: it ended on data that differ from the present ones of the cell's config.
+          Held: the claim was lost, and the cell has no result at the root yet.
         """
-        file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
-        result = run_folder.read_result(file)
-        if result and result["status"] in run_folder.ENDED:
-            check_data(cell, result, str(file))
-            if self.results:
-                self.results.put(result)
-            return result
-        if not self.results:
-            return None
-        result = self.results.get(cell.name)
+        result, place = self._found(cell)
         if not result or result["status"] not in run_folder.ENDED:
             return None
-        check_data(cell, result, self.results.place(cell.name))
+        check_data(cell, result, place)
+        if self.root and result is not self.root.result(cell.name):
+            if claim is None:
+                return None
+            try:
+                claim.record(result)
+            except claims.Held:
+                if (result := self.root.result(cell.name)) is None:
+                    raise
+        if self.results:
+            self.results.put(result)
         return result
 
-    def settled_already(self, cell: Cell) -> bool:
-        """Whether `attempt` needs no training for a cell: it ended, or is refused."""
+    def _found(self, cell: Cell) -> tuple[dict | None, str]:
+        """(a cell's result, where it is): the root's, its run folder's or a recorded one."""
+        if self.root and (result := self.root.result(cell.name)):
+            return result, f"{self.root.url}/{leases.RESULTS}/{cell.name}.json"
+        file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
+        result = run_folder.read_result(file)
+        if (result and result["status"] in run_folder.ENDED) or not self.results:
+            return result, str(file)
+        return self.results.get(cell.name), self.results.place(cell.name)
+
+    def share_offline(self, cell: Cell) -> None:
+        """Copies W&B's offline runs of a cell below the root."""
+        if self.root:
+            offline_runs.put(self.root.store, run_folder.run_folder(self.workdir, cell.name))
+
+    def failed_elsewhere(self, cell: Cell) -> str:
+        """Why a cell failed on a worker of the root, where it is not to be tried again; "" otherwise."""
+        return self.root.failure(cell.name, self.retry_failed) if self.root else ""
+
+    def settled_already(self, cell: Cell, claim: claims.Claim | None = None) -> bool:
+        """Whether `attempt` needs no training for a cell: it ended or failed, or is refused."""
         try:
-            return self.recorded(cell) is not None
+            return self.recorded(cell, claim) is not None or (claim is None and bool(self.failed_elsewhere(cell)))
         except data_record.DataChanged:
             return True
 
@@ -222,9 +307,27 @@ class Sweep:
     def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
         """Starts a program, lends it the claims of its runs, and waits for it."""
         # If the sweep alone is killed, the cells stay claimed while their program lives.
+        environment = dict(os.environ if environment is None else environment)
+        if self.root:
+            environment[leases.ROOT_VARIABLE] = self.root.url
+        if self.group:
+            environment.setdefault(GROUP_VARIABLE, self.group)
         self.child = subprocess.Popen(command, **claims.lend(held, environment))
         try:
+            while self.root:
+                try:
+                    status = self.child.wait(POLL_SECONDS)
+                    for claim in held:
+                        leases.check(claim)
+                    return status
+                except subprocess.TimeoutExpired:
+                    for claim in held:
+                        claim.renew()
             return self.child.wait()
+        except claims.Held:
+            self.child.terminate()
+            self.child.wait()
+            raise
         except KeyboardInterrupt:  # Ctrl-C in a terminal reaches the child too
             self.child.wait()
             raise
@@ -244,6 +347,13 @@ class Sweep:
         if not steps:
             return "time left unknown"
         return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"
+
+
+def fault_of(status: int) -> str:
+    """What other workers are told of a run without a result; "" where it is no fault: a signal, a lost process."""
+    if status == 0:
+        return "it ended without a result"
+    return f"exit status {status}" if status > 0 and status not in NO_FAULT else ""
 
 
 def check_data(cell: Cell, result: dict, place: str) -> None:
@@ -268,14 +378,20 @@ def as_flag(value: Any, path: str = "") -> str:
 
 def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """Prints each cell's state and command (--dry_run)."""
+    settled: dict[str, dict | None] = {}  # as a sweep would find them, trials first
     for place, cell in enumerate(cells, 1):
         ready = None
         try:
-            results = {name: sweep.recorded(sweep.grid.cells[name]) for name in cell.trials}
-            ready = sweep.grid.resolve(cell, results) if all(results.values()) else None
+            known = all(name in settled for name in cell.trials)
+            ready = sweep.grid.resolve(cell, settled) if known else None
             result = sweep.recorded(ready) if ready else None
             state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
+            if result:
+                settled[cell.name] = result
         except data_record.DataChanged as error:
             state = f"refused: {error}"
+        except NotNeeded as why:
+            state = str(why)
+            settled[cell.name] = None
         print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
         print("    " + shlex.join(sweep.command(ready or cell)))

@@ -1,28 +1,35 @@
-"""The cells of a sweep: a grid file over a config file, and the choice of a best trial."""
+"""The cells of a sweep: a grid file over a config file, with the values that earlier cells decide."""
 
 import ast
+import copy
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.files import call, config_maker, function_of, load_module
+from experiments.config.files import call_with, config_maker, function_of, load_module
 from experiments.config.json_flags import KEYS, is_plain, read
 from experiments.config.labels import with_labels
-from experiments.config.plain import is_section, to_plain
+from experiments.config.plain import content_hash, is_section, to_plain
 from experiments.records import run_folder
+from experiments.sweeps.best import BEST, NotNeeded, best_value, chosen_value, is_best, lookup, parse
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 
-# Prefix of an override that takes its value from the best cell of an earlier stage: "best:STAGE", by the training loss,
-# or "best:STAGE:SCORE", by the lowest last SCORE of its evaluations ("loss" is the held-out loss).
-BEST = "best:"
+__all__ = ["Cell", "Grid", "best_value", "check_cells"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of the grid. `trials` are the cells that decide its "best:" overrides, which are not in `name`."""
+    """One run of the grid.
+
+    Attributes:
+      name: of its run; it does not say what a "best:" override comes to.
+      stage, arg, overrides: as the grid file has them.
+      plain: its config.
+      trials: the cells that decide its "best:" overrides.
+      once: whether it is left out where one of its trials is the same run.
+    """
 
     name: str
     stage: str
@@ -30,6 +37,7 @@ class Cell:
     overrides: dict[str, Any]
     plain: dict
     trials: tuple[str, ...] = ()
+    once: bool = False
 
     @property
     def steps(self) -> int:
@@ -47,7 +55,7 @@ class Grid:
 
     Args:
       config: FILE:ARGUMENT.
-      grid: the grid file.
+      grid: the grid file, FILE or FILE:ARGUMENT.
       keys: KEY=VALUE for every cell; its own overrides win.
     """
 
@@ -58,6 +66,7 @@ class Grid:
         path, _, self.base_arg = config.partition(":")
         self.config_path, self.grid_path = path, grid
         self.get_config = config_maker(path)
+        self._configs: dict[str, tuple[Any, dict]] = {}  # full argument -> its config, whole and plain
         self.cells: dict[str, Cell] = {}
         for stage, cells in _stages(grid):
             for cell in cells:
@@ -67,9 +76,11 @@ class Grid:
             raise UserError(f"{grid} has no cells")
 
     def _cell(self, stage: str, cell: dict) -> Cell:
-        if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides", "like"}))):
+        if not isinstance(cell, dict) or (wrong := sorted(map(str, set(cell) - {"arg", "overrides", "like", "once"}))):
             found = wrong if isinstance(cell, dict) else repr(cell)[:60]
-            raise UserError(f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=..., like=...)")
+            raise UserError(
+                f"a cell of stage {stage!r} has {found}; a cell is dict(arg=..., overrides=..., like=..., once=...)"
+            )
         arg, given = cell.get("arg") or "", cell.get("overrides") or {}
         like = cell.get("like", arg)  # the argument of the cells from which a "best:" takes its value
         if not isinstance(arg, str) or not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
@@ -77,11 +88,12 @@ class Grid:
                 f"a cell of stage {stage!r} has arg={arg!r:.60}, overrides={given!r:.60}; arg is a string, and "
                 "overrides are values by dotted path"
             )
-        return self._build(stage, arg, {"labels.stage": stage, **self.common, **given}, like)
+        made = self._build(stage, arg, {"labels.stage": stage, **self.common, **given}, like)
+        return dataclasses.replace(made, once=bool(cell.get("once")))
 
     def _build(self, stage: str, arg: str, overrides: dict, like: str = "") -> Cell:
         plain = self._plain(arg, overrides)
-        wanted = {_stage_of(value) for value in overrides.values() if _is_best(value)}
+        wanted = {name for value in overrides.values() if is_best(value) for name in parse(value).stages}
         trials = tuple(name for name, cell in self.cells.items() if cell.stage in wanted and cell.arg == like)
         for trial_stage in wanted - {self.cells[name].stage for name in trials}:
             raise UserError(
@@ -93,10 +105,13 @@ class Grid:
         from experiments.config.defaults import complete  # imports jax, which --help does not need
 
         full_arg = self.full_arg(arg)
-        config = complete(self.get_config(full_arg))
-        plain = to_plain(config)
+        if full_arg not in self._configs:  # most cells of a grid differ in overrides alone
+            config = complete(self.get_config(full_arg))
+            self._configs[full_arg] = config, to_plain(config)
+        config, plain = self._configs[full_arg]
+        plain = copy.deepcopy(plain)
         for path, value in overrides.items():
-            if isinstance(value, Text) and not _is_best(value):
+            if isinstance(value, Text) and not is_best(value):
                 value = _typed(value, path, _kind(config, path))
             _override(plain, path, to_plain(value, path))
         return with_labels(plain)
@@ -118,22 +133,44 @@ class Grid:
             chosen = [n for n, cell in self.cells.items() if re.search(only, n) or re.search(only, cell.arg)]
             if not chosen:
                 raise UserError(f"--only={only!r} matches no cell; --dry_run lists them")
-        needed = {*chosen, *(trial for n in chosen for trial in self.cells[n].trials)}
+        needed, waiting = set(), list(chosen)
+        while waiting:  # a trial may wait for trials of its own
+            needed.add(name := waiting.pop())
+            waiting += set(self.cells[name].trials) - needed
         return [cell for n, cell in self.cells.items() if n in needed]
 
     def resolve(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
-        """The cell with its "best:" overrides filled in from its trials' results; None if no trial gave a loss."""
+        """The cell with its "best:" overrides filled in from its trials' results; None if no trial gave a loss.
+
+        Args:
+          results: by the names of `cells`; None where a cell has none.
+
+        Raises:
+          NotNeeded: there is nothing to run.
+        """
         if not cell.trials:
             return cell
         overrides = dict(cell.overrides)
         for path, value in cell.overrides.items():
-            if _is_best(value):
-                stage, score = _stage_of(value), value.removeprefix(BEST).partition(":")[2]
-                done = [results.get(name) for name in cell.trials if self.cells[name].stage == stage]
-                overrides[path] = best_value([result for result in done if result], path, score)
+            if is_best(value):
+                choice = parse(value)
+                done = [results.get(name) for name in cell.trials if self.cells[name].stage in choice.stages]
+                overrides[path] = chosen_value([result for result in done if result], path, choice)
                 if overrides[path] is None:
                     return None
-        return self._build(cell.stage, cell.arg, overrides)
+        ready = self._build(cell.stage, cell.arg, overrides)
+        for name in cell.trials if cell.once else ():
+            if (result := results.get(name)) and _same(result["config"], ready.plain):
+                raise NotNeeded(f"not needed: {result['name']} is the same run")
+        return ready
+
+    def stand_in(self, cell: Cell) -> dict:
+        """The plain config of a cell, each "best:" replaced by its first trial's value: the shapes are the same."""
+        if not cell.trials:
+            return cell.plain
+        trial = self.stand_in(self.cells[cell.trials[0]])  # it may wait for trials of its own
+        overrides = {path: lookup(trial, path) if is_best(one) else one for path, one in cell.overrides.items()}
+        return self._build(cell.stage, cell.arg, overrides).plain
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
@@ -152,54 +189,23 @@ def check_cells(cells: Sequence[Cell]) -> None:
             raise UserError(f"cell {cell.name}: {error}") from None
 
 
-def best_value(results: Sequence[dict], path: str, score: str = "") -> Any:
-    """The config value at `path` of the result with the lowest loss; of equals the larger; None without any.
-
-    Args:
-      results: of the trials.
-      path: dotted.
-      score: of the last evaluation; "" is the training loss at the end.
-    """
-    scored = [(_loss_of(result, score), _lookup(result["config"], path)) for result in results]
-    finite = [pair for pair in scored if math.isfinite(pair[0])]
-    if not finite:
-        return None
-    lowest = min(loss for loss, _ in finite)
-    return max(value for loss, value in finite if loss == lowest)
-
-
-def _loss_of(result: dict, score: str) -> float:
-    if not score:
-        return run_folder.final_loss(result)
-    value = run_folder.last_evaluation(result).get(score)
-    return value if result.get("status") == "finished" and isinstance(value, int | float) else math.inf
-
-
-def _stage_of(value: str) -> str:
-    return value.removeprefix(BEST).partition(":")[0]
+def _same(one: dict, other: dict) -> bool:
+    """Whether two configs train alike to the same step."""
+    ends = [(plain.get("train") or {}).get("stop_at") or 0 for plain in (one, other)]
+    return ends[0] == ends[1] and content_hash(one) == content_hash(other)
 
 
 def _stages(grid: str) -> list[tuple[str, Sequence[Any]]]:
-    """[(stage, its cells)] of a grid file."""
-    module = load_module(grid, f"--grid: there is no file {grid!r}; give a path like configs/sweeps/uuid_laptop.py")
-    name, function = function_of(grid, module, "stages", "cells")
-    found = call(grid, lambda: [*function()])
+    """[(stage, its cells)] of a grid file, FILE or FILE:ARGUMENT."""
+    path, _, argument = grid.partition(":")
+    module = load_module(path, f"--grid: there is no file {path!r}; give a path like configs/sweeps/uuid_laptop.py")
+    name, function = function_of(path, module, "stages", "cells")
+    found = call_with(path, name, lambda *given: [*function(*given)], argument, like=function)
     stages = found if name == "stages" else [("full", found)]
     try:
         return [(str(stage), [*cells]) for stage, cells in stages]
     except (TypeError, ValueError):
         raise UserError(f"{grid}: stages() must return [(stage name, [cell, ...]), ...]") from None
-
-
-def _is_best(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(BEST)
-
-
-def _lookup(plain: Any, path: str) -> Any:
-    """The value at a path."""
-    for key in path.split("."):
-        plain = plain[key]
-    return plain
 
 
 def _kind(config: Any, path: str) -> type | None:
@@ -242,6 +248,6 @@ def _override(plain: dict, path: str, value: Any) -> None:
             raise UserError(f"override {path!r}: the config has no {key!r} there; known: {', '.join(known)}")
         parent, node = node, node[key]
     number = isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool)
-    if not number and node is not None and not _is_best(value) and type(value) is not type(node):
+    if not number and node is not None and not is_best(value) and type(value) is not type(node):
         raise UserError(f"override {path}={value!r} is a {type(value).__name__}; the config has {node!r}")
     parent[last] = float(value) if number else value

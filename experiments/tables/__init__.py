@@ -16,6 +16,7 @@ TABLES = {
     "mora_table4": "experiments.tables.mora.mora_table4",
     "mora_table6": "experiments.tables.mora.mora_table6",
     "mora_table7": "experiments.tables.mora.mora_table7",
+    "rates": "experiments.tables.rates.rates",
     "lora_table2": "experiments.tables.glue.lora_table2",
     "lora_table3": "experiments.tables.nlg.lora_table3",
     "lora_table4": "experiments.tables.nlg.lora_table4",
@@ -38,6 +39,7 @@ READERS = {
         "lora_table2",
         *(f"lora_table{number}" for number in (3, 4, 13, 14, 16, 18)),
         *(f"mora_table{number}" for number in (1, 4, 6, 7)),
+        "rates",
     ),
 }
 WITHOUT = {"results": ("ledger",)}  # flag -> the tables that do not read it, for flags that most read

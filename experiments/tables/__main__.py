@@ -3,6 +3,7 @@
 python -m experiments.tables mora_table2 [--scale=gpu] [--results=experiments/results,runs] [--figures=FOLDER]
 python -m experiments.tables mora_table1 [--model=smollm2-135m] [--results=...]    # also 4, 6, 7
 python -m experiments.tables mora_table3 [--results=...] [--figures=FOLDER]
+python -m experiments.tables rates [--model=smollm2-135m] [--results=...] [--figures=FOLDER]
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables lora_table3 [--model=smollm2-135m] [--results=...]    # also 4, 13, 14, 16, 18
 python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]

@@ -1,5 +1,6 @@
 """What figures share: panels in one style, and small PNG files; and the curves of one run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,31 @@ def draw_run(result: dict, path: str | Path) -> Path:
     save_small(figure, Path(path))
     plots.close(figure)
     return Path(path)
+
+
+def draw_losses(results: Sequence[dict], path: str | Path) -> Path:
+    """Draws the training losses of several runs against their steps, a colour for each method.
+
+    Args:
+      results: contents of result.json.
+      path: of the PNG.
+    """
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(6, 3.6))
+    methods = list(dict.fromkeys(str((result.get("labels") or {}).get("method")) for result in results))
+    named: set[str] = set()
+    for result in results:
+        points = [point for point in result.get("losses") or [] if point[1] is not None]
+        method = str((result.get("labels") or {}).get("method"))
+        if points:
+            label = None if method in named else method
+            axes.plot(*zip(*points, strict=True), color=f"C{methods.index(method)}", linewidth=1.0, label=label)
+            named.add(method)
+    dress(axes, f"{len(results)} runs", "optimizer step")
+    axes.set_ylabel("training loss")
+    if named:
+        axes.legend(loc="upper right", fontsize=8, frameon=False)
+    return finish(figure, Path(path))
 
 
 def dress(axes: Any, title: str, below: str) -> None:

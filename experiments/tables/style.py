@@ -47,7 +47,7 @@ METHODS = {
 ORDER = tuple(METHODS)  # of a table's rows
 UNKNOWN = Look("", "#999999", "*")
 SPARE = ("#F0E442", "#999999", "#882255", "#117733")
-RANK_COLOURS = {8: "#E69F00", 16: "#56B4E9", 32: "#D55E00", 64: "#0072B2", 128: "#009E73", 256: "#CC79A7"}
+RANK_COLOURS = {2: "#882255", 8: "#E69F00", 16: "#56B4E9", 32: "#D55E00", 64: "#0072B2", 128: "#009E73", 256: "#CC79A7"}
 
 
 def name_of(method: str) -> str:

@@ -1,5 +1,6 @@
 """The parts of tables: rows named by their method, cells over seeds with marks, lines printed with captions."""
 
+import copy
 import dataclasses
 import math
 import statistics
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.config.plain import content_hash
 from experiments.records.results import at_step, rate_of
 from experiments.records.text_table import format_table
 from experiments.tables import style
@@ -107,6 +109,12 @@ class Cell:
         return f"{self.rate:g} ({tried})" + (" edge" if edge else "")
 
 
+def place(key: tuple[str, int | None, str]) -> tuple:
+    """The order of rows by (method, rank, variant): the methods' own, then rank, then variant."""
+    method, rank, variant = key
+    return style.ORDER.index(method) if method in style.ORDER else len(style.ORDER), rank or 0, variant
+
+
 def mark_captions(cells: Iterable[Cell]) -> list[str]:
     """What the marks in the cells mean."""
     marks = "".join(cell.marks for cell in cells)
@@ -124,6 +132,16 @@ def no_figures(table: Table, folder: str | Path) -> list[Path]:
 def ended(runs: Sequence[dict]) -> list[dict]:
     """The finished runs; where there are none, those that a signal stopped, which show their progress."""
     return [r for r in runs if r["status"] == "finished"] or [r for r in runs if r["status"] == "interrupted"]
+
+
+def by_setting(runs: Iterable[dict]) -> list[list[dict]]:
+    """The runs in groups of those that differ in seeds alone."""
+    groups: dict[str, list[dict]] = {}
+    for run in runs:
+        bare: dict[str, Any] = copy.deepcopy(run["config"])
+        bare.pop("seed", None)
+        groups.setdefault(content_hash(bare), []).append(run)
+    return list(groups.values())
 
 
 def medians(points: Iterable[tuple[X, float]]) -> dict[X, float]:

@@ -227,8 +227,8 @@ class Family:
       place: see above.
       sites: for output and norm, (module, kernel beside it) by name: the module's value is as wide as that kernel's
         output. ("mlp", "mlp/down") finds "layers/mlp" where there is "layers/mlp/down/kernel".
-      numbers: spec -> names of whole numbers of the leaf, which are not trained and start at 0: one a layer, beside the
-        scales.
+      numbers: spec -> names of whole numbers that `delta` reads beside the trained arrays: one for each layer, stored
+        with the scales, 0 at the start and never trained.
     """
 
     name: str

@@ -94,24 +94,26 @@ def attach_folded(apply_fn: ApplyFn, plan: Plan) -> ApplyFn:
     return folded
 
 
-def check_merges(plan: Plan, paths: Iterable[str]) -> None:
+def check_merges(plan: Plan, paths: Iterable[str], key: str = "") -> None:
     """Raises UserError where an update of the plan has no weight to go into.
 
     Args:
       plan: the sites.
       paths: of the leaves below "params".
+      key: of the config that asks for a merge, for the message.
     """
+    asks = f"{key} merges, and " if key else ""
     if stuck := sorted({site.family.name for site in plan.sites if not site.family.merges}):
         where = sorted({site.path for site in plan.sites if not site.family.merges})
         raise UserError(
-            f"{' and '.join(stuck)} at {', '.join(where[:3])} cannot be merged: no weight computes it; keep the "
+            f"{asks}{' and '.join(stuck)} at {', '.join(where[:3])} cannot be merged: no weight computes it; keep the "
             "adapter beside its base, or train lora, dora or mora"
         )
     paths = set(paths)
     for site in plan.sites:
         if site.table and is_tied(site.path, paths):
             raise UserError(
-                f"{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its "
+                f"{asks}{site.path} is multiplied with by a tied head too, which the adapter leaves alone: merged, its "
                 "logits would change; keep the adapter beside its base, or give the base a head of its own "
                 "(tie_word_embeddings=False) before training"
             )

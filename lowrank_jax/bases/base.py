@@ -35,6 +35,7 @@ from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.models.registry import MODELS, get_model
+from lowrank_jax.ops.fp8 import RECIPE, Fp8Config
 from lowrank_jax.ops.quantized import NONE, check_kind
 from lowrank_jax.text.chat_files import read_template
 from lowrank_jax.text.tokenizers import ByteTokenizer, Tokenizer, check_vocabulary, has_tokenizer, load_tokenizer
@@ -72,7 +73,8 @@ class BaseConfig:
       name: "pico-llama" (shipped), a fetched name ("smollm2-135m"), a folder, .gguf or .bin file, or a Hub "org/name".
       revision: Hub revision; None is "main".
       dtype: of the frozen weights and of the computation.
-      quantize: "int8" or "nf4" stores the layers' kernels as codes, see `ops.quantized`; "none" in `dtype`.
+      quantize: "int8", "nf4" or "fp8" stores the layers' kernels as codes, see `ops.quantized`; "none" in `dtype`.
+      fp8: how products with FP8 codes are computed.
       remat, attention, scan_unroll: see `models.causal.CausalLM`.
       fused: frozen kernels that read the same input are joined into one while training; see `layouts.fused`.
       random_init: random weights for a registered shape, instead of pretrained ones.
@@ -88,6 +90,7 @@ class BaseConfig:
     revision: str | None = None
     dtype: str = "float32"
     quantize: str = NONE
+    fp8: Fp8Config = RECIPE
     remat: str = "none"
     attention: str = "auto"
     scan_unroll: Annotated[int, Range(least=1)] = 1
@@ -105,6 +108,7 @@ class BaseConfig:
         Exceptions(self.fresh, self.unused)  # checks their patterns
         if self.tokenizer and not self.random_init:
             raise UserError("base.tokenizer is for random weights; published ones bring their own: leave it out")
+        check_kind(self.quantize, self.fp8)
         if not self.name.strip():
             raise UserError(f"base.name is empty; name a base such as {SHIPPED}, a folder, or a Hub repository")
 
@@ -158,11 +162,10 @@ def load_base(
         large, or a head that was planned as tied and is not. All but damaged tensors are found before a weight is read.
     """
     model_dtype, samples, path = _dtype(config.dtype), {}, None
-    check_kind(config.quantize)
 
     def finish(path, leaf):
         samples[path] = sample(leaf)
-        return quantize_leaf(path, leaf, config.quantize, sharding_fn)
+        return quantize_leaf(path, leaf, config.quantize, sharding_fn, config.fp8)
 
     if config.random_init:
         shape, tokenizer, source = _headed(config, get_model(config.name)), random_tokenizer(config), "random"
@@ -204,7 +207,8 @@ def redraw(base: Base, key: jax.Array, sharding_fn: ShardingFn | None = None) ->
         return {}
 
     def finish(path, leaf):
-        return quantize_leaf(path, leaf, getattr(flat[path], "kind", NONE), sharding_fn)
+        held = flat[path]
+        return quantize_leaf(path, leaf, getattr(held, "kind", NONE), sharding_fn, getattr(held, "recipe", RECIPE))
 
     shapes, dtype = {path: flat[path].shape for path in base.fresh}, flat[base.fresh[0]].dtype
     return dict(flatten(draw_params(shapes, key, dtype, sharding_fn, finish)))
@@ -218,7 +222,6 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
     `load_base`.
     """
     model_dtype, path = _dtype(config.dtype), None
-    check_kind(config.quantize)
     if config.random_init or (config.name in MODELS and not is_here(config.name)):
         bare = dataclasses.replace(config, tokenizer=None)  # on shapes nothing is fetched; see `random_tokenizer`
         shape, tokenizer, source = _headed(config, get_model(config.name)), random_tokenizer(bare), "registry"
@@ -231,7 +234,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
             shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path), [])
     params = {}
     for leaf_path, leaf_shape in param_shapes(shape).items():
-        params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn)
+        params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn, config.fp8)
     model = build_model(config, shape)
     return Base(config.name, model, shape, unflatten(params), tokenizer, None, source, path=path)
 

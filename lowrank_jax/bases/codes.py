@@ -7,13 +7,16 @@ from typing import Any
 import jax
 
 from lowrank_jax.interop.keymap import ShardingFn
+from lowrank_jax.ops.fp8 import RECIPE, Fp8Config
 from lowrank_jax.ops.quantized import NONE, quantize
 
 # Not the embeddings, heads and poolers: they are read once a step, at 4% of a 7B model's weights.
 KERNELS = r"layers/(.*/)?kernel"
 
 
-def quantize_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None) -> Any:
+def quantize_leaf(
+    path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn | None = None, recipe: Fp8Config = RECIPE
+) -> Any:
     """The leaf, quantised if KERNELS matches; waits for the codes, so that the leaf's memory is free before the next.
 
     Args:
@@ -21,21 +24,27 @@ def quantize_leaf(path: str, leaf: jax.Array, kind: str, sharding_fn: ShardingFn
       kind: a name of `ops.quantized.QUANTIZE`.
       sharding_fn: (path, shape) -> Sharding, called for each part of the codes; None leaves the sharding to the
         compiler.
+      recipe: of fp8.
     """
     if not _is_quantized(path, kind):
         return leaf
-    parts = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
+    parts = jax.eval_shape(functools.partial(quantize, kind=kind, recipe=recipe), leaf)
     shardings = jax.tree.map(lambda part: sharding_fn(path, part.shape), parts) if sharding_fn else None
-    return jax.block_until_ready(jax.jit(quantize, static_argnums=1, out_shardings=shardings)(leaf, kind))
+    return jax.block_until_ready(jax.jit(quantize, static_argnums=(1, 2), out_shardings=shardings)(leaf, kind, recipe))
 
 
 def abstract_leaf(
-    path: str, shape: tuple[int, ...], dtype: Any, kind: str, sharding_fn: ShardingFn | None = None
+    path: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    kind: str,
+    sharding_fn: ShardingFn | None = None,
+    recipe: Fp8Config = RECIPE,
 ) -> Any:
     """`quantize_leaf` for a leaf's shape: ShapeDtypeStructs with their shardings."""
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     if _is_quantized(path, kind):
-        leaf = jax.eval_shape(functools.partial(quantize, kind=kind), leaf)
+        leaf = jax.eval_shape(functools.partial(quantize, kind=kind, recipe=recipe), leaf)
 
     def placed(part):
         sharding = sharding_fn(path, part.shape) if sharding_fn else None

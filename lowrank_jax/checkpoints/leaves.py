@@ -98,8 +98,8 @@ def checksums(leaves: dict[str, Any]) -> dict[str, int]:
         return np.ascontiguousarray(leaf)[..., None].view(np.uint32)
 
     def one(leaf):
-        near = leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True)
-        return checksum_on_host(np.asarray(leaf)) if near else checksum(leaf)
+        small = leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True)
+        return checksum_on_host(np.asarray(leaf)) if small else checksum(leaf)
 
     sums = jax.device_get({name: one(words(leaf)) for name, leaf in leaves.items()})
     return {name: int(value) for name, value in sums.items()}
@@ -135,7 +135,7 @@ def checksum(leaf: jax.Array) -> jax.Array:
 
 
 def _step(axis: int) -> int:
-    """Even, so that the weights 1 + i step stay odd."""
+    """The factor of a place along an axis: even, so that the weights 1 + i step stay odd."""
     return (2 * 0x9E3779B1 * (2 * axis + 1)) % 2**32
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from lowrank_jax.core.errors import UserError
@@ -88,6 +89,8 @@ def cast_leaf(leaf: Any, dtype: Any) -> Any:
 
 def is_small(leaf: Any) -> bool:
     """Whether an array of floating point is best read on the host: at most SMALL values, all of them within reach."""
+    if not isinstance(leaf, np.ndarray | jax.Array):  # parts that are joined as they are read, say
+        return False
     known = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize <= 4  # others jax converts in its own way
     return known and leaf.size <= SMALL and getattr(leaf, "is_fully_addressable", True)
 

@@ -12,7 +12,7 @@ from lowrank_jax.data.row_kinds import TEXT, read_row
 from lowrank_jax.data.sources import is_named, open_named, plain_row
 from lowrank_jax.text.tokenizers import Tokenizer
 
-LOOKED = 64  # rows that are read at the start, spread over the data set: for its digest, and to see that they are texts
+SAMPLED = 64  # rows that are read at the start, evenly spread: for the digest, and to see that they are texts
 
 
 class LazyTexts:
@@ -25,7 +25,7 @@ class LazyTexts:
       marks: ids that stand before and after each text.
 
     Attributes:
-      digest: of LOOKED rows and the number of all.
+      digest: of SAMPLED rows and the number of all.
 
     Raises:
       UserError: no such data set, an empty one, or rows that are no texts.
@@ -48,7 +48,7 @@ class LazyTexts:
 
 
 def lazy_digest(source: str) -> str:
-    """As `LazyTexts.digest`."""
+    """The digest that `LazyTexts` of this source has."""
     return _digest(source, _opened(source))
 
 
@@ -69,7 +69,7 @@ def _text(source: str, rows: Sequence[Any], index: int) -> str:
 
 
 def _digest(source: str, rows: Sequence[Any]) -> str:
-    places = sorted({int(place) for place in np.linspace(0, len(rows) - 1, LOOKED)})
+    places = sorted({int(place) for place in np.linspace(0, len(rows) - 1, SAMPLED)})
     found = hashlib.sha256(str(len(rows)).encode())
     for place in places:
         found.update(json.dumps(_text(source, rows, place)).encode())

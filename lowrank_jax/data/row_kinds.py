@@ -52,7 +52,7 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
     kinds = kinds or [kind for kind, keys in KEYS.items() if row.keys() >= set(keys)]
     if plain := [kind for kind in kinds if kind in (TEXT, COMPLETION)]:
         kinds = plain  # published data sets often have the same text as messages too
-    if len(kinds) > 1:  # and conversations are often made of a question and its answer, which stand beside them
+    if len(kinds) > 1:  # and a row of a conversation often has its question and answer beside it
         kinds = [kind for kind in kinds if kind not in ("metamath", "question")]
     if len(kinds) != 1:
         found = quoted(list(row)[:SHOWN_KEYS]) or "no key"

@@ -11,7 +11,7 @@ from lowrank_jax.core.types import ApplyFn, Objective, Tree
 from lowrank_jax.data.packing import mark
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.tasks.base import Task
-from lowrank_jax.tasks.exams.task import Reader
+from lowrank_jax.tasks.exams.task import Examinee
 from lowrank_jax.tasks.framing import PLAIN, Framing
 
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name of a feature -> (shape, dtype)
@@ -57,8 +57,8 @@ class Setting:
         return hasattr(self.model, "type_vocab_size")
 
 
-def reader_of(setting: Setting, task: Any, add_bos: bool | None) -> Reader:
-    """What an exam needs to know of a run's model.
+def examinee_of(setting: Setting, task: Any, add_bos: bool | None) -> Examinee:
+    """A run's model as the one that takes an exam.
 
     Args:
       setting, task: of the run.
@@ -71,7 +71,7 @@ def reader_of(setting: Setting, task: Any, add_bos: bool | None) -> Reader:
     marked = getattr(getattr(task, "config", None), "add_bos", None) if add_bos is None else add_bos
     opening = setting.opening() if marked is None else (mark(tokenizer, "bos"),) if marked else ()
     positions = setting.model.max_position_embeddings
-    return Reader(tokenizer, positions, opening, setting.end_ids(), setting.framing)
+    return Examinee(tokenizer, positions, opening, setting.end_ids(), setting.framing)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.data.builders.exams.source import EXAMS
-from lowrank_jax.forms.base import Evaluation, Setting, reader_of
+from lowrank_jax.forms.base import Evaluation, Setting, examinee_of
 from lowrank_jax.forms.held_out import row_outputs
 from lowrank_jax.tasks.base import ChoiceTask
 from lowrank_jax.tasks.exams.options import ExamOptions
@@ -65,9 +65,8 @@ def make_chooser(apply_fn: ApplyFn, likelihood: str) -> Callable[[Tree, dict[str
         columns = batch["tokens"].shape[2]
         tokens = jnp.moveaxis(batch["tokens"], 2, 1).reshape(rows * columns, -1)
         hidden = apply_fn(variables, tokens, method="hidden")
-        places = (
-            batch["starts"][:, :columns, None] + jnp.arange(most) - 1
-        )  # a token is predicted at the place before it
+        # A token is predicted at the place before it.
+        places = batch["starts"][:, :columns, None] + jnp.arange(most) - 1
         places = jnp.clip(places, 0, tokens.shape[1] - 1).reshape(rows * columns, most, 1)
         read = jnp.take_along_axis(hidden, places, axis=1)
         logits = apply_fn(variables, read, method="logits").astype(jnp.float32).reshape(rows, columns, most, -1)
@@ -95,6 +94,6 @@ def exam_choices(setting: Setting, task: Any, options: ChoiceOptions) -> Evaluat
     Raises:
       UserError: as `ChoiceExam`.
     """
-    exam = ChoiceExam(options, reader_of(setting, task, options.add_bos))
+    exam = ChoiceExam(options, examinee_of(setting, task, options.add_bos))
     predict = make_chooser(setting.apply_fn, exam.likelihood)
     return row_outputs(setting, exam, predict, exam.candidates, options.batch or CHOICE_BATCH)

@@ -21,11 +21,10 @@ from lowrank_jax.tasks.base import Task, pad_id, row_features
 from lowrank_jax.tasks.framing import PLAIN
 
 FORGETTING = "forgetting"  # the type of the evaluation
-TEXT_LOSS = (
-    "text_loss"  # its score; not "loss", which is the held-out loss of the task and decides which weights are best
-)
+# Its score; not "loss", which is the held-out loss of the task and decides which weights are best.
+TEXT_LOSS = "text_loss"
 BATCH = 16  # rows at a time, rounded up until the mesh divides them
-LETTERS = 16  # of a text, at most so many are encoded for each token that is wanted: a novel has far more than are read
+CHARACTERS = 16  # of a text that are encoded for each token still wanted: a novel has far more than are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,8 @@ class ForgettingOptions:
         object.__setattr__(self, "path", tuple(one for one in path if one))
         if not self.path:
             raise UserError('evals: "forgetting" has no path; give it a file of texts that the run is not trained on')
+        if again := [one for one in self.path if self.path.count(one) > 1]:
+            raise UserError(f"evals: a forgetting evaluation has {again[0]} twice; leave one out")
         names = [name_of(one) for one in self.path]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"evals: two files of a forgetting evaluation are called {twice[0]}; rename one")
@@ -110,15 +111,16 @@ def _tokens(tokenizer: Any, source: str, options: ForgettingOptions) -> np.ndarr
         raise UserError(f'{source}: a forgetting evaluation reads rows of "text", not of kind {texts.kind!r}')
     parts = []
     for index in range(len(texts)):
-        text = texts[index]["text"][: LETTERS * (wanted - found)]
+        text = texts[index]["text"][: CHARACTERS * (wanted - found)]
         parts.append(join_documents([text], tokenizer, add_eos=tokenizer.eos_id is not None))
         found += len(parts[-1])
         if found >= wanted:
             break
     if found < wanted:
+        less = f"set rows to {found // each}" if found >= each else "lower tokens"
         raise UserError(
             f"{source}: its texts make {found // each} rows of {options.tokens} tokens, and {options.rows} are asked "
-            f"for; give a longer file, or set rows to {found // each} in config.evals"
+            f"for; give a longer file, or {less} in config.evals"
         )
     rows = np.concatenate(parts)[:wanted].reshape(options.rows, each).astype(np.int32)
     return np.pad(rows, ((0, 0), (1, 0)), constant_values=mark(tokenizer, "bos")) if options.add_bos else rows

@@ -17,7 +17,7 @@ from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.decoding.text import check_stops
-from lowrank_jax.forms.base import Evaluation, Setting, reader_of
+from lowrank_jax.forms.base import Evaluation, Setting, examinee_of
 from lowrank_jax.forms.evaluate import make_generator
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Prompted, Task
 from lowrank_jax.tasks.exams.options import ExamOptions
@@ -75,7 +75,7 @@ def generation(setting: Setting, task: Task, options: GenerationOptions | None =
     """
     options = options or GenerationOptions()
     if options.task:
-        asked = WrittenExam(options, reader_of(setting, task, options.add_bos), options.max_new_tokens)
+        asked = WrittenExam(options, examinee_of(setting, task, options.add_bos), options.max_new_tokens)
     elif isinstance(task, GenerationTask):
         asked = task
     else:

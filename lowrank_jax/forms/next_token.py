@@ -111,12 +111,13 @@ class NextToken:
         return next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll, setting.smoothing)
 
     def stream(self, task: Task, batch_size: int, seed: int, process_index: int, process_count: int) -> Batches:
-        """Batches of one length."""
+        """Batches of one length, in the seed's order unless the task says otherwise."""
         return Batches(
             task.train_source(),
             task.features,
             batch_size,
             seed=seed,
+            shuffle=not getattr(task, "ordered", False),
             process_index=process_index,
             process_count=process_count,
         )

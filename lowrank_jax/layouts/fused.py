@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import Tree
-from lowrank_jax.layouts.base import cut, run
+from lowrank_jax.layouts.base import cut, run, sharding_of
 
 Groups = Mapping[str, tuple[tuple[str, int], ...]]  # fused module's path -> (member's path, its columns), in order
 
@@ -34,8 +35,8 @@ class Fused:
         """See `base.Layout.apply`.
 
         Raises:
-          UserError: a member's kernel is not there (it is trained, or of another model), a member has more leaves, or
-            some members alone have a bias.
+          UserError: a member's kernel is not there (it is trained, or of another model) or of codes that cannot be
+            joined, a member has more leaves, or some members alone have a bias.
         """
         flat = dict(flatten(params))
         parts = {}
@@ -45,6 +46,11 @@ class Fused:
                 kernel = flat.pop(f"{member}/kernel", None)
                 if kernel is None:
                     raise UserError(f"no frozen {member}/kernel to fuse into {path}; set base.fused to false")
+                if is_coded(kernel) and not kernel.splits:
+                    raise UserError(
+                        f"base.fused joins kernels that base.quantize holds as codes of {kernel.kind}; set one of them "
+                        "back (false, or none)"
+                    )
                 if (bias := flat.pop(f"{member}/bias", None)) is not None:
                     biases.append(bias)
                 if beside := [other for other in flat if other.startswith(f"{member}/")]:
@@ -57,7 +63,7 @@ class Fused:
                 raise UserError(f"some parts of {path} alone have a frozen bias; set base.fused to false")
             if biases:
                 parts[f"{path}/bias"] = biases
-        shardings = tuple((path, getattr(leaves[0], "sharding", None)) for path, leaves in parts.items())
+        shardings = tuple((path, sharding_of(leaves[0])) for path, leaves in parts.items())
         return unflatten(flat | (run(_join(shardings), parts, shardings=dict(shardings)) if parts else {}))
 
     def undo(self, params: Tree) -> dict[str, Any]:
@@ -75,6 +81,12 @@ class Fused:
 @functools.cache  # trials of one base are laid out alike, one after the other
 def _join(shardings: tuple[tuple[str, Any], ...]) -> Any:
     def join(parts):
-        return {path: jnp.concatenate(leaves, axis=-1) for path, leaves in parts.items()}
+        return {path: _side_by_side(*leaves) for path, leaves in parts.items()}
 
     return jax.jit(join, out_shardings=dict(shardings))
+
+
+def _side_by_side(first: Any, *others: Any) -> Any:
+    if is_coded(first):
+        return first.beside(others)
+    return jnp.concatenate([first, *others], axis=-1)

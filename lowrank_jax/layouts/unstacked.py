@@ -27,7 +27,7 @@ class Layers:
     """One stacked leaf [L, ...] as L arrays; a leaf of a parameter tree.
 
     Attributes:
-      each: [...] arrays or ShapeDtypeStructs, all alike, layer 0 first.
+      each: [...] arrays, ShapeDtypeStructs or quantised kernels of them, all alike, layer 0 first.
     """
 
     each: tuple[Any, ...]
@@ -36,7 +36,8 @@ class Layers:
 class Unstacked:
     """Stacked leaves [L, ...] <-> `Layers` of L. A leaf is stacked where "layers" or a segment of it is its top.
 
-    Quantised kernels stay as they are. Of no leaf but the one in work both forms exist.
+    Quantised kernels stay as they are, except those of FP8 codes, which a library's product reads. Of no leaf but the
+    one in work both forms exist.
     """
 
     def apply(self, params: Tree) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Unstacked:
         taken = {}
         for path in list(flat):
             leaf, top = flat.pop(path), path.partition(SEPARATOR)[0]
-            stacked = (top == STACK or NAME.fullmatch(top)) and not is_coded(leaf)
+            stacked = (top == STACK or NAME.fullmatch(top)) and (not is_coded(leaf) or leaf.splits)
             taken[path] = _each(leaf) if stacked else leaf
             del leaf
         return unflatten(taken)
@@ -74,12 +75,17 @@ def compile_unstack(params: Tree) -> None:
     """
     for leaf in flatten(params).values():
         if isinstance(leaf, Layers):
-            first, count = leaf.each[0], len(leaf.each)
-            stacked = jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=_stacked(first.sharding))
-            placed(_split(count), first.sharding).lower(stacked).compile()
+            count = len(leaf.each)
+            for first in jax.tree.leaves(leaf.each[0]):
+                stacked = jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=_stacked(first.sharding))
+                placed(_split(count), first.sharding).lower(stacked).compile()
 
 
 def _each(leaf: Any) -> Layers:
+    if is_coded(leaf):
+        parts, structure = jax.tree.flatten(leaf)
+        each = zip(*(_each(part).each for part in parts), strict=True)
+        return Layers(tuple(structure.unflatten(layer) for layer in each))
     count, sharding = leaf.shape[0], getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -87,6 +93,9 @@ def _each(leaf: Any) -> Layers:
 
 
 def _stack(layers: Layers) -> Any:
+    if is_coded(layers.each[0]):
+        parts = zip(*(jax.tree.leaves(layer) for layer in layers.each), strict=True)
+        return jax.tree.structure(layers.each[0]).unflatten(_stack(Layers(part)) for part in parts)
     return run(jnp.stack, layers.each, _stacked(getattr(layers.each[0], "sharding", None)))
 
 

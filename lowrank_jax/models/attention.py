@@ -16,6 +16,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
+from lowrank_jax.ops.capability import compute_capability
 from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
@@ -370,13 +371,3 @@ def pick_implementation(
     if obstacle and name == "cudnn":
         raise UserError(f'attention "cudnn" needs {obstacle}; set attention to "auto" or "xla"')
     return "xla" if obstacle else "cudnn"
-
-
-def compute_capability() -> float:
-    """Compute capability of the default NVIDIA GPU; 0 on other devices."""
-    if jax.default_backend() != "gpu":
-        return 0.0
-    try:
-        return float(jax.devices()[0].compute_capability)
-    except ValueError:  # on AMD this is the name of an architecture ("gfx90a")
-        return 0.0

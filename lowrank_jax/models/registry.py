@@ -102,7 +102,7 @@ LLAMAS: dict[str, LlamaConfig] = {
         num_attention_heads=32,
         max_position_embeddings=1024,
     ),
-    # A small one of the same make over bytes, for one GPU.
+    # A small model of the same kind over bytes, for one GPU; of this project.
     "mora-14m": LlamaConfig(
         vocab_size=BYTE_VOCAB,
         hidden_size=384,

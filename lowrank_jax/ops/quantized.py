@@ -1,5 +1,7 @@
 """Kernels stored as 8- or 4-bit codes, and products with them: the frozen base of QLoRA (Dettmers et al., 2305.14314).
 
+FP8 codes (`ops.fp8`) are of the same class, and multiplied as they are where the device can.
+
 qwix (0.1.8, jax 0.10.2) has the same codes, and the tests compare with it. It lacks what a frozen base needs: the
 gradient of its product saves the dequantised kernel for the backward pass (under a scan those of all layers); it does
 not quantise the scales (4.5 bits a weight instead of 4.13); and an input width must be a multiple of the block. Here
@@ -8,6 +10,7 @@ not quantise the scales (4.5 bits a weight instead of 4.13); and an input width 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,11 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.types import Array, Tree
+from lowrank_jax.ops import fp8
+from lowrank_jax.ops.fp8 import Fp8Config
 
-NONE, INT8, NF4 = "none", "int8", "nf4"
-QUANTIZE = (NONE, INT8, NF4)
+NONE, INT8, NF4, FP8 = "none", "int8", "nf4", "fp8"
+QUANTIZE = (NONE, INT8, NF4, FP8)
 BLOCK = 64  # weights along d_in that share one scale in nf4
 GROUP = 256  # scales along d_out whose codes share one smallest and one largest scale
 LEVELS = (  # of nf4: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (appendix E)
@@ -31,8 +37,8 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["codes", "scales", "steps", "least"],
-    meta_fields=["kind", "rows", "dtype"],
+    data_fields=["codes", "scales", "steps", "least", "turned"],
+    meta_fields=["kind", "rows", "dtype", "recipe"],
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
@@ -40,16 +46,19 @@ class Quantized:
 
     * int8: W = codes * scales, one scale an output.
     * nf4: W = LEVELS[codes] * (least + scales * steps)^4, the scale of `BLOCK` weights itself an 8-bit code.
+    * fp8: W = codes * scales, codes read as 8-bit floats (`fp8.numbers`), one scale a kernel, a power of two.
 
     Attributes:
-      codes: int8 [*stack, d_in, d_out]; or uint8 [*stack, ceil(d_in / BLOCK) * BLOCK / 2, d_out], row 2i in the low
-        four bits of row i and row 2i + 1 in the high ones.
-      scales: float32 [*stack, 1, d_out]; or uint8 [*stack, ceil(d_in / BLOCK), d_out].
+      codes: int8, or of fp8 uint8, [*stack, d_in, d_out]; or uint8 [*stack, ceil(d_in / BLOCK) * BLOCK / 2, d_out],
+        row 2i in the low four bits of row i and row 2i + 1 in the high ones.
+      scales: float32 [*stack, 1, d_out], or of fp8 [*stack, 1, 1]; or uint8 [*stack, ceil(d_in / BLOCK), d_out].
       steps: None; or float32 [*stack, ceil(d_in / BLOCK), ceil(d_out / GROUP)].
       least: None; or the same shape, the fourth root of the group's smallest scale.
-      kind: "int8" or "nf4".
+      kind: "int8", "nf4" or "fp8".
       rows: d_in.
       dtype: of the kernel before quantisation.
+      turned: None; or of fp8 the codes once more, [*stack, d_out, d_in], where `recipe` keeps them.
+      recipe: of fp8, how products are computed.
     """
 
     codes: Any
@@ -59,6 +68,8 @@ class Quantized:
     kind: str
     rows: int
     dtype: Any
+    turned: Any = None
+    recipe: Fp8Config = fp8.RECIPE
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,26 +81,57 @@ class Quantized:
         """Axes of `shape`."""
         return len(self.shape)
 
+    @property
+    def splits(self) -> bool:
+        """Whether a layout may cut the kernel into layers and columns, and join it with others: FP8 codes alone."""
+        return self.kind == FP8
 
-def check_kind(kind: str) -> None:
-    """Raises UserError on a name that is not in QUANTIZE."""
+    def columns(self, low: int, high: int) -> "Quantized":
+        """The kernel W[:, low:high] of FP8 codes, which keeps the whole kernel's scale."""
+        turned = None if self.turned is None else self.turned[..., low:high, :]
+        return dataclasses.replace(self, codes=self.codes[..., low:high], turned=turned)
+
+    def beside(self, others: Sequence["Quantized"]) -> "Quantized":
+        """[W W_1 W_2 ...] of FP8 kernels with the same inputs, in one scale: the largest.
+
+        Scales are powers of two, so codes change by that factor without rounding, except the few that it makes
+        smaller than 2^-6: they lose what is below 2^-19 of the joined kernel's largest weight.
+        """
+        parts = (self, *others)
+        scales = functools.reduce(jnp.maximum, [part.scales for part in parts])
+
+        def join(axis, name):
+            each = [fp8.numbers(getattr(part, name)).astype(jnp.float32) * (part.scales / scales) for part in parts]
+            return jnp.concatenate([fp8.bits(one.astype(fp8.CODES)) for one in each], axis)
+
+        turned = None if self.turned is None else join(-2, "turned")
+        return dataclasses.replace(self, codes=join(-1, "codes"), scales=scales, turned=turned)
+
+
+def check_kind(kind: str, recipe: Fp8Config = fp8.RECIPE) -> None:
+    """Raises UserError on a name that is not in QUANTIZE, or another one than fp8 with an unusual recipe."""
     if kind not in QUANTIZE:
         raise unknown_name("base.quantize", kind, QUANTIZE)
+    if recipe != fp8.RECIPE and kind != FP8:
+        raise UserError(f"base.fp8 is for base.quantize=fp8, and it is {kind}; leave base.fp8 out")
 
 
-def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str) -> Quantized:
+def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str, recipe: Fp8Config = fp8.RECIPE) -> Quantized:
     """The nearest codes of a kernel (QLoRA, section 2 and equation 1; nf4 and double quantisation: section 3).
 
     int8: scale = max|w| / 127 over d_in. nf4: scale = max|w| over `BLOCK` neighbours along d_in; the fourth
     roots of the scales are stored as 256 even steps from the smallest to the largest of each `GROUP` of them. The paper
     stores 8-bit floats, less the layer's mean. Even steps of the scales themselves would leave one step or none
-    for the other scales of a group with a weight of 250 standard deviations: an error of 0.2, not 0.09.
+    for the other scales of a group with a weight of 250 standard deviations: an error of 0.2, not 0.09. fp8: the
+    largest weight lies between 224 and 448.
 
     Args:
       kernel: [*stack, d_in, d_out]; stacked layers are quantised one after the other, which keeps only one in float32.
-      kind: "int8" or "nf4".
+      kind: "int8", "nf4" or "fp8".
+      recipe: of fp8.
     """
-    one = functools.partial({INT8: _int8, NF4: _nf4}[kind], dtype=jnp.dtype(kernel.dtype))
+    makers = {INT8: _int8, NF4: _nf4, FP8: functools.partial(_fp8, recipe=recipe)}
+    one = functools.partial(makers[kind], dtype=jnp.dtype(kernel.dtype))
     stack = kernel.shape[:-2]
     if not stack:
         return one(kernel)
@@ -100,8 +142,9 @@ def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str) -> Quantized:
 def dequantize(kernel: Quantized, dtype: Any = None) -> Float[Array, "*stack {kernel.rows} d_out"]:
     """The kernel [*stack, d_in, d_out] that the codes stand for, computed in float32 and cast to `dtype` (its own)."""
     dtype = kernel.dtype if dtype is None else dtype
-    if kernel.kind == INT8:
-        return (kernel.codes.astype(jnp.float32) * kernel.scales).astype(dtype)
+    if kernel.kind in (INT8, FP8):
+        codes = kernel.codes if kernel.kind == INT8 else fp8.numbers(kernel.codes)
+        return (codes.astype(jnp.float32) * kernel.scales).astype(dtype)
     *stack, _, d_out = kernel.codes.shape
     halves = kernel.codes.reshape(*stack, -1, BLOCK // 2, 1, d_out)
     codes = (halves >> jnp.array([[0], [4]], jnp.uint8)) & 15
@@ -122,7 +165,12 @@ def _for_each_scale(groups: Array, d_out: int) -> Array:
 
 @jax.custom_vjp
 def multiply(x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized) -> Float[Array, "*rows d_out"]:
-    """x W in x's dtype: [..., d_in] -> [..., d_out]. The backward pass dequantises again; W gets no gradient."""
+    """x W in x's dtype: [..., d_in] -> [..., d_out]. The backward pass dequantises again; W gets no gradient.
+
+    Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`.
+    """
+    if kernel.kind == FP8:
+        return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned)
     return x @ dequantize(kernel, x.dtype)
 
 
@@ -131,8 +179,12 @@ def _forward(x, kernel):
 
 
 def _backward(kernel, g):
+    if kernel.kind == FP8 and fp8.has_fp8():
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
     # Without a loop around it (scan_unroll = layers) XLA would keep the forward pass's W for this one.
     kernel, g = jax.lax.optimization_barrier((kernel, g))
+    if kernel.kind == FP8:
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
     return g @ dequantize(kernel, g.dtype).T, None
 
 
@@ -159,6 +211,13 @@ def _int8(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:
     kernel = kernel.astype(jnp.float32)
     scales = jnp.maximum(jnp.abs(kernel).max(-2, keepdims=True), TINY) / 127
     return Quantized(jnp.round(kernel / scales).astype(jnp.int8), scales, None, None, INT8, kernel.shape[-2], dtype)
+
+
+def _fp8(kernel: Float[Array, "d_in d_out"], dtype: Any, recipe: Fp8Config) -> Quantized:
+    codes, scale = fp8.to_fp8(kernel)
+    codes = fp8.bits(codes)
+    turned = codes.T if recipe.transposed == "kept" else None
+    return Quantized(codes, scale.reshape(1, 1), None, None, FP8, kernel.shape[-2], dtype, turned, recipe)
 
 
 def _nf4(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:

@@ -205,6 +205,12 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def spaced(rows: Sequence[Any], count: int | None) -> list[Any]:
+    """`count` of the rows, evenly spaced; all where there are no more, or for None."""
+    total, kept = len(rows), min(count or len(rows), len(rows))
+    return [rows[index * total // kept] for index in range(kept)]
+
+
 def check_score_input(predictions: Sequence[str], targets: Sequence[Any]) -> None:
     """Raises ValueError unless there is one prediction per target and at least one of each."""
     if len(predictions) != len(targets) or not targets:

@@ -50,6 +50,8 @@ class TextConfig:
       max_seq_len: the largest length that is chosen from the data.
       lazy: texts of one hub: or tfds: data set, which need not fit in memory: read and encoded when a batch asks for
         them, and cut to seq_len without a note; `validation_path` is read as ever. Needs packed=False, truncate=True.
+      ordered: whether training reads the rows in their files' order in each epoch, for recipes that say so; otherwise
+        the seed shuffles them.
     """
 
     form: ClassVar[str] = "next_token"
@@ -64,6 +66,7 @@ class TextConfig:
     documents: str = JOINED
     max_seq_len: Annotated[int, Range(least=2)] = LONGEST
     lazy: bool = False
+    ordered: bool = False
 
     def __post_init__(self):
         check_ranges(self, "task")
@@ -118,6 +121,7 @@ class TextTask:
       longest: tokens of the longest row (of all text, if packed), which may be more.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
       of_texts: whether rows are texts, of which no part is a prompt.
+      ordered: as in the config.
       template, end_ids: the chat template of conversations, and the tokens that end its answers; None and () for
         other rows.
       contents: "path.NAME" or "validation_path.NAME" -> digest of the rows of a named data set.
@@ -126,7 +130,7 @@ class TextTask:
     name, evaluation = "text", "likelihood"
 
     def __init__(self, config: TextConfig, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN):
-        self.config, self.tokenizer, self.framing = config, tokenizer, framing
+        self.config, self.tokenizer, self.framing, self.ordered = config, tokenizer, framing, config.ordered
         self.notes: tuple[str, ...] = ()
         self.contents: dict[str, str] = {}
         unread = ("path",) if config.lazy else ()

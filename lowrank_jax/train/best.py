@@ -104,7 +104,7 @@ def losses_of(trials: Sequence[int], values: Sequence[Mapping[str, float]]) -> d
 
 
 def loaded(saved: Mapping[str, Any], last: Tree, frozen: Tree, step: int) -> tuple[Tree, Tree, int]:
-    """(trainable, frozen, their step) that a run's checkpoint is loaded with: the best, or before a loss the last.
+    """(trainable, frozen, their step) that a checkpoint is loaded with: the best, if there is one yet, or the last.
 
     Args:
       saved: of `Best.saved`, of one trial.

@@ -12,7 +12,9 @@ MERGE = "xla_gpu_dot_merger_threshold_mb"
 WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
-def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) -> dict[str, bool | int | str]:
+def compiler_options(
+    width: int, groups: Groups, unrolled: bool, device: Any, fp8: bool = False
+) -> dict[str, bool | int | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS names is left to the user.
 
     What was measured: docs/performance.md, "Figures behind comments in the code". On GPUs with fused kernels:
@@ -23,6 +25,7 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
       copies the kernel in every layer.
     * In wide scans no CUDA graphs: as products read their weights within the stack, XLA updates the whole graph before
       every step.
+    * With FP8 kernels, fused or not, no Triton products: XLA makes cuBLASLt's FP8 products where Triton takes none.
     * Unrolled, with every layer's weights a separate array (`layouts.unstacked`): no products that read slices in
       place. Only the adapters' would, at a higher cost before a step than that of their copies in it; without them a
       graph is replayed as it is.
@@ -32,10 +35,13 @@ def compiler_options(width: int, groups: Groups, unrolled: bool, device: Any) ->
       groups: the fused kernels (`layouts.fused`); without any, XLA's defaults stay: not measured.
       unrolled: whether there is no loop over the layers.
       device: one of the step's.
+      fp8: whether frozen kernels are FP8 codes.
     """
-    if device.platform != "gpu" or not groups:
+    if device.platform != "gpu" or not (groups or fp8):
         return {}
     chosen: dict[str, bool | int | str] = {MERGE: 0}
+    if fp8:
+        chosen |= {TRITON: False}
     if unrolled:
         chosen |= {TRITON: False, SLICES: False}
     elif width >= WIDE:

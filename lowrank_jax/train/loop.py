@@ -165,7 +165,7 @@ class EvalConfig:
         often = 0 < self.every <= train.steps
         if not (self.at_end or self.at_start or self.with_train or self.steps or often):
             every = f"every {self.every} of {train.steps} steps" if self.every else "no every, no steps"
-            raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps, at_end or with_train")
+            raise UserError(f"{where} is never due ({every}, at_end=False); set every, steps, at_start or at_end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Job:
       renew: called before each record and checkpoint; raises where the run may be written no more.
       best: the best weights so far, where an evaluator reads them.
       merge: of a run with restarts, (state, frozen) -> (state, frozen), which donates both; see `train.restart`.
-      merges: (steps done) -> whether a merge comes before the next step. A checkpoint is of before the merge.
+      merges: (steps done) -> whether a merge comes before the next step, after a checkpoint is written.
     """
 
     state: TrainState

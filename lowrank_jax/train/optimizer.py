@@ -72,7 +72,7 @@ def multiplied(updates: Any, rules: Rules) -> dict:
 
 
 def check_multipliers(rules: Rules, trainable: Tree) -> None:
-    """Refuses a rule of `OptimizerConfig.multipliers` that no trained leaf has: its run would pass for another.
+    """Refuses a rule of `OptimizerConfig.multipliers` that matches no trained leaf, and so would change nothing.
 
     Raises:
       UserError: names the rule and what the leaves of adapters are called.
@@ -83,7 +83,7 @@ def check_multipliers(rules: Rules, trainable: Tree) -> None:
             leaves = sorted({path.rpartition("/")[2] for path in paths})
             square = "; LoRA+ multiplies the rate of LoRA's B, and MoRA's one square has none" if "m" in leaves else ""
             raise UserError(
-                f"optimizer.multipliers has {pattern!r}, which is no trained leaf (those are called "
+                f"optimizer.multipliers has {pattern!r}, which matches no trained leaf (those are called "
                 f"{', '.join(leaves[:6])}){square}; leave the rule out, or name a leaf that is trained"
             )
 

@@ -1,8 +1,8 @@
 """Restarts: every N steps adapters are merged into their kernels and begin anew (ReLoRA and ReMoRA).
 
-W <- W + delta; A random and B = 0, or M = 0 and the next grouping; the moments of what was merged reset or pruned. Each
-merge is one jitted function that donates and returns state and frozen tree. The step is compiled once: merges change
-arrays alone.
+A merge adds delta to W, draws A again and sets B to 0 (or M to 0, with the next grouping), and resets or prunes the
+moments of what was merged. It is one jitted function that donates and returns state and frozen tree. The step is
+compiled once, as merges change values of arrays alone.
 """
 
 import dataclasses
@@ -29,10 +29,11 @@ from lowrank_jax.layouts.unstacked import Layers
 from lowrank_jax.train.optimizer import MERGED
 from lowrank_jax.train.state import TrainState
 
-# MoRA's groupings by turn, as the official code numbers them: the paper's algorithm (appendix B), and the code's.
+# MoRA's groupings in the order in which they take turns, by the official code's numbers: those of the paper's algorithm
+# (appendix B), and those of the code.
 CYCLES = {"paper": ("type1", "type2"), "code": ("type1", "type2", "type3", "type4"), "fixed": ()}
-FIRST = ("sharing", "type1")  # where a cycle begins, under its two names
-PRUNED = {"magnitude": 0.99, "random": 0.999}  # ReLoRA's paper; its repository's default
+FIRST = ("sharing", "type1")  # the grouping with which a cycle begins, under its two names
+PRUNED = {"magnitude": 0.99, "random": 0.999}  # the first is of ReLoRA's paper, the second its repository's default
 KEY = zlib.crc32(b"restart")  # no step has this number, and none shares a random key with a merge
 
 
@@ -81,10 +82,11 @@ def cycling(plan: Plan, groups: str) -> Plan:
     """The plan whose MoRA sites change their grouping at each merge.
 
     Args:
+      plan: the adapters' sites.
       groups: `RestartConfig.groups`.
 
     Raises:
-      UserError: a compression that is no grouping to begin with.
+      UserError: a site's compression is not the grouping with which a cycle begins.
     """
     if not (cycle := CYCLES[groups]):
         return plan
@@ -120,7 +122,7 @@ def check_restart(config: RestartConfig, plan: Plan, params: Tree, trained: Tree
     if config.every >= steps:
         raise UserError(f"restart.every is {config.every} and the run has {steps} steps; lower it, or set it to 0")
     flat, own = flatten(params), flatten(trained)
-    check_merges(plan, flat)
+    check_merges(plan, flat, "restart.every")
     for site in plan.sites:
         if site.family.fold is not None or site.family.needs_kernel(site.spec):
             raise UserError(
@@ -187,7 +189,7 @@ def _added(kernel: Any, leaf: Leaf, family: Family, spec: AdapterSpec, first: in
       leaf: scaled, [*stack, ...].
       family, spec: of the site.
       first: see above.
-      once: 1, as a value that the compiler does not know.
+      once: the number 1 as an array: the compiler does not know then that a loop up to it runs once.
     """
 
     def one(kernel: Array, leaf: Leaf) -> Array:
@@ -200,12 +202,13 @@ def _added(kernel: Any, leaf: Leaf, family: Family, spec: AdapterSpec, first: in
         return {name: value[index] for name, value in leaf.items()}
 
     if isinstance(kernel, Layers):
-        # Outside a loop XLA's CPU backend makes all layers' updates at once: a second base. Each has a loop of one
-        # turn, of unknown end to it; the layer's number comes from inside, or the update would be moved out.
-        def turn(layer: int) -> Callable[[Array, Array], Array]:
+        # Outside a loop XLA's CPU backend makes all layers' updates at once, which takes the memory of a second base.
+        # So each layer has a loop that runs once, which XLA does not know; the loop's index is part of the layer's
+        # number, as XLA would otherwise move the update out of the loop.
+        def body_of(layer: int) -> Callable[[Array, Array], Array]:
             return lambda index, each: one(each, of(layer + index))
 
-        return Layers(tuple(jax.lax.fori_loop(0, once, turn(i), each) for i, each in enumerate(kernel.each)))
+        return Layers(tuple(jax.lax.fori_loop(0, once, body_of(i), each) for i, each in enumerate(kernel.each)))
     if not spec.stack:
         return one(kernel, leaf)
 

@@ -22,12 +22,14 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.json_text import parse
 from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.train.trackio_run import TrackioRun, check_installed
 
 METRICS, SAMPLES, DECODED = "metrics.jsonl", "samples.jsonl", "decoded.jsonl"
 WANDB_ID = "wandb_id"
 Mode = Literal["online", "offline", "disabled"]
 Wanted = Literal["auto", "online", "offline", "disabled"]
 SHOWN = 32  # decoded texts that W&B's table has; the file has all
+GROUP_VARIABLE = "WANDB_RUN_GROUP"  # of W&B; a sweep sets it for its runs
 INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
 
 
@@ -38,16 +40,17 @@ class TrackingConfig:
     Attributes:
       wandb: `auto` (online when logged in, otherwise offline; nothing if wandb is not installed), `online`, `offline`
         or `disabled`.
-      project, group: as W&B shows them.
-      tags: your own; a run's method, rank, task and base are added.
-      observe_every: each so many steps also speed a device, MFU, waits for data, memory and the update's norm and
-        effective rank; 0: never. A kernel's singular values are computed for the last two.
+      project, group: as W&B shows them; the group of a sweep's runs is the sweep.
+      tags: your own; a run's method, rank, rate, seed, task and base are added.
+      backend: `wandb`, or `trackio`, which keeps records on this machine alone; then the key `wandb` says nothing.
+      observe_every: steps between records of MFU, memory and so on (docs/reliability.md); 0: none.
     """
 
     wandb: Wanted = "auto"
     project: str = "lowrank_jax"
     group: str | None = None
     tags: tuple[str, ...] = ()
+    backend: Literal["wandb", "trackio"] = "wandb"
     observe_every: Annotated[int, Range(least=0)] = 0
 
     def __post_init__(self):
@@ -65,6 +68,7 @@ class Tracker:
       config: JSON-able, shown by W&B.
       tracking: where records go.
       resumed_step: records after this step are dropped, as they will be written again; 0 starts an empty file.
+      kind: of the run, W&B's job type: its method.
       more: (step, values of a record) -> values that are added to it.
 
     Raises:
@@ -78,6 +82,7 @@ class Tracker:
         config: Mapping[str, Any],
         tracking: TrackingConfig,
         resumed_step: int = 0,
+        kind: str | None = None,
         more: Callable[[int, Mapping[str, Any]], Mapping[str, Any]] = lambda step, values: {},
     ):
         self._more = more
@@ -86,17 +91,20 @@ class Tracker:
         self._file: TextIO | None = None
         self._run: Any = None
         self._wandb: Any = None
+        self._backend = "trackio" if tracking.backend == "trackio" else "W&B"
         if jax.process_index() != 0:
             return
-        mode = wandb_mode(tracking.wandb)
+        mode = mode_of(tracking)
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             readers = {self.path: read_metrics, self._samples: read_samples, self._decoded: read_decoded}
             for path, read in readers.items():
                 _cut(path, read, resumed_step)
             self._file = open(self.path, "a")  # noqa: SIM115
-        if mode != "disabled":
-            self._start(mode, name, config, tracking)
+        if tracking.backend == "trackio":
+            self._start_trackio(name, config, tracking, kind)
+        elif mode != "disabled":
+            self._start(mode, name, config, tracking, kind)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one record; several records may share a step. Non-finite numbers become null.
@@ -188,7 +196,20 @@ class Tracker:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(failed=error is not None)
 
-    def _start(self, mode: Mode, name: str, config: Mapping[str, Any], tracking: TrackingConfig) -> None:
+    def _start_trackio(self, name: str, config: Mapping[str, Any], tracking: TrackingConfig, kind: str | None) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._wandb = trackio  # its Table and Image have W&B's names
+        more = {"tags": list(tracking.tags), "kind": kind}
+        group = os.environ.get(GROUP_VARIABLE, tracking.group)
+        try:
+            self._run = TrackioRun(tracking.project, name, group, {**config, **more})
+        except Exception as error:
+            _warn(f"trackio did not start ({_first_line(error)}); records go to {self.path} alone")
+
+    def _start(
+        self, mode: Mode, name: str, config: Mapping[str, Any], tracking: TrackingConfig, kind: str | None
+    ) -> None:
         import wandb
 
         self._wandb = wandb
@@ -207,7 +228,8 @@ class Tracker:
                 resume="allow",
                 reinit="create_new",  # trials of one program are several runs of one process
                 config=dict(config),
-                group=tracking.group,
+                group=os.environ.get(GROUP_VARIABLE, tracking.group),
+                job_type=kind,
                 tags=list(tracking.tags),
                 settings=settings,
                 **chosen,
@@ -216,7 +238,7 @@ class Tracker:
             if mode == "online":
                 _warn(f"W&B cannot be reached ({_first_line(error)}); its records stay in {folder / 'wandb'}")
                 wandb.teardown()  # its service still has the run's id
-                self._start("offline", name, config, tracking)
+                self._start("offline", name, config, tracking, kind)
             else:
                 _warn(f"W&B did not start ({_first_line(error)}); records go to {self.path} alone")
 
@@ -227,7 +249,7 @@ class Tracker:
             action(self._run)
         except Exception as error:
             self._run = None
-            _warn(f"W&B stopped ({_first_line(error)}); records go to {self.path} alone")
+            _warn(f"{self._backend} stopped ({_first_line(error)}); records go to {self.path} alone")
 
 
 def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -283,6 +305,18 @@ def _cut(path: Path, read: Callable[[Path], list[dict[str, Any]]], step: int) ->
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def mode_of(tracking: TrackingConfig) -> Mode:
+    """`wandb_mode` of a section; disabled for another backend.
+
+    Raises:
+      UserError: the backend is not available, or not in the mode that was set.
+    """
+    if tracking.backend == "wandb":
+        return wandb_mode(tracking.wandb)
+    check_installed()
+    return "disabled"
 
 
 def wandb_mode(wanted: Wanted) -> Mode:

@@ -92,13 +92,13 @@ def config(request) -> AdapterConfig:
 
 @pytest.fixture(params=("lora", "mora-rotation-wrap-half"))
 def main_config(request) -> AdapterConfig:
-    """One of each method, where the maps make no difference."""
+    """One config of LoRA and one of MoRA, for tests in which MoRA's maps make no difference."""
     return CONFIGS[request.param]
 
 
 @pytest.fixture(params=("lora-rslora", "mora-sharing-wrap-half", "mora-rotation-zero-pairs", "mora-type3-wrap-half"))
 def model_config(request) -> AdapterConfig:
-    """Each kind of branch within a model; the other maps are held to the official code and to their merge by site."""
+    """Each kind of branch within a model; other tests compare the other maps with the official code and their merge."""
     return CONFIGS[request.param]
 
 

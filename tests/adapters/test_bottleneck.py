@@ -48,7 +48,7 @@ METHODS = ("houlsby", "pfeiffer", "lin")
 PAIRS = [("bert", method) for method in METHODS] + [
     ("deberta", "houlsby"), ("deberta", "pfeiffer"), ("gpt2", "houlsby"), ("gpt2", "lin"), ("llama", "lin")
 ]  # fmt: skip
-TWO = ("houlsby", "lin")  # with two places, and with a norm of its own, where pfeiffer's place makes no difference
+TWO = ("houlsby", "lin")  # one with two places, one with its own norm: for tests in which pfeiffer would add nothing
 TOKENS = np.random.default_rng(3).integers(0, 50, (2, 7))
 
 

@@ -1,4 +1,4 @@
-"""Two processes that save to one folder: as parts of one run, and as strangers, of which each error names the other."""
+"""Two processes that save to one folder: as parts of one run, and as two runs, whose errors name the other process."""
 
 import errno
 import os

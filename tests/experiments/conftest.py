@@ -222,7 +222,7 @@ def get_config(arg=None):
         "labels": {"method": words.get("method"), "rank": rank, "scale": words.get("scale", "toy"), "stage": "full"},
         "optimizer": {"learning_rate": 1e-3}, "train": {"steps": 100, "stop_at": 0},
         "adapter": {"method": "lora", "rank": rank} if rank else {"method": "none"},
-        "task": {"name": "uuid"}, "base": {"name": "toy-llama"},
+        "task": {"name": "uuid"}, "base": {"name": "toy-llama"}, "tracking": {"wandb": "disabled"},
     }
 """
 

@@ -54,7 +54,10 @@ def test_each_has_its_own_rhythm_and_name(run, tmp_path, records):
         ('{"a/b": {"every": 1}}', "config.evals.a/b: name an evaluation with letters"),
         ('{"ok": {}, "late": {"steps": (2, 9)}}', "config.evals.late.steps [9] lie beyond the last step, 6"),
         ('{"never": {"at_end": False}}', "config.evals.never is never due (no every, no steps, at_end=False)"),
-        ('{"never": {"every": 7, "at_end": False}}', "config.evals.never is never due (every 7 of 6 steps"),
+        (
+            '{"never": {"every": 7, "at_end": False}}',
+            "config.evals.never is never due (every 7 of 6 steps, at_end=False); set every, steps, at_start or at_end",
+        ),
     ],
 )
 def test_mistakes(run, tmp_path, evals, words):
@@ -104,7 +107,7 @@ def test_an_exam_enters_a_name_without_its_folder():
         ({"type": "choice", "task": "mmlu", "shots": -1}, r"config\.evals\.exam\.shots is -1; it must be at least 0"),
         (
             {"type": "generation", "shots": 5},
-            r"config\.evals\.exam: shots is of an exam; name it as task, or leave shots out",
+            r"config\.evals\.exam: shots belongs to an exam; name the exam as task, or leave shots out",
         ),
     ],
 )

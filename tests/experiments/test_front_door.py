@@ -381,9 +381,16 @@ def test_places_that_cannot_be_written_or_read(program, tmp_path):
     (tmp_path / "grid.py").write_text("def cells():\n    return [dict(overrides={'seed': 1})]\n")
     (tmp_path / "file").write_text("x")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    given = dict(config="configs/mora_uuid.py", grid=str(tmp_path / "grid.py"), workdir=str(tmp_path), together=1)
+    given = dict(config="configs/mora_uuid.py", grid=str(tmp_path / "grid.py"), workdir=str(tmp_path), together="1")
     given |= dict(
-        set=(), results=None, only=None, cell=None, dry_run=True, wandb_sweep=str(tmp_path / "none" / "sweep.json")
+        set=(),
+        results=None,
+        only=None,
+        cell=None,
+        dry_run=True,
+        wandb_sweep=str(tmp_path / "none" / "sweep.json"),
+        root=None,
+        retry_failed=False,
     )
     with pytest.raises(UserError, match=r"cannot write --wandb_sweep=.*No such file"):
         sweep_main(SimpleNamespace(**given))

@@ -89,9 +89,15 @@ def tags_of(name, **changes):
 
 
 def test_tags_for_wandb():
-    """The user's own first; method, rank, task and base of every kind of run, none twice or longer than W&B takes."""
-    assert tags_of("mora_uuid.py") == ("mora", "rank 8", "uuid", "pico-llama")
-    assert tags_of("mora_uuid.py:method=fft", base__name="/data/my-llama/") == ("fft", "uuid", "my-llama")
-    assert tags_of("lora_glue.py:task=rte,model=minilm-l6")[:3] == ("lora", "rank 8", "rte")
+    """The user's own first; what tells any kind of run from its siblings, none twice or longer than W&B takes."""
+    assert tags_of("mora_uuid.py") == ("mora", "rank 8", "rate 0.003", "seed 0", "uuid", "pico-llama")
+    assert tags_of("mora_uuid.py:method=fft", base__name="/data/my-llama/") == (
+        "fft",
+        "rate 0.001",
+        "seed 0",
+        "uuid",
+        "my-llama",
+    )
+    assert {"lora", "rank 8", "rte", "seed 3"} < {*tags_of("lora_glue.py:task=rte,model=minilm-l6", seed=3)}
     own = tags_of("mora_uuid.py:method=lora", tracking__tags=("trial", "lora"), base__name="x" * 99)
-    assert own == ("trial", "lora", "rank 8", "uuid", "x" * 64)
+    assert own == ("trial", "lora", "rank 8", "rate 0.003", "seed 0", "uuid", "x" * 64)

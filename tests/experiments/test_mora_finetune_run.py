@@ -71,6 +71,14 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
     assert ours["adapters/layers/attention/query/b"].any()
     assert result["parameters"]["trainable"] == sum(leaf.size for path, leaf in ours.items() if path.endswith("/b"))
 
+    # Another seed draws another A; what starts from the adapter has the adapter's.
+    words = (f"--config={folder / 'config.json'}", f"--workdir={tmp_path}", "--name=next", "--config.seed=1")
+    ended = program("run", *words, f"--config.start.adapter={folder / 'adapter'}", "--config.evals={}")
+    assert ended.status == 0, ended.err
+    later = load_file(tmp_path / "next" / "adapter" / "adapter.safetensors")
+    np.testing.assert_array_equal(later["adapters/layers/attention/query/a"], a)
+    assert (later["adapters/layers/attention/query/b"] != ours["adapters/layers/attention/query/b"]).any()
+
 
 ASKED = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 ROWS = {

@@ -53,7 +53,7 @@ def line_of(table, label):
     return dict(zip(table.lines[0], line, strict=True))
 
 
-def test_a_cell_has_its_interval_and_is_held_to_the_base():
+def test_a_cell_has_its_interval_and_is_compared_with_the_base():
     """60 of 200 against a base of 5 is separated, 8 of 200 is not; the paper's number stands beside each."""
     runs = [record(seed=seed, right=right) for seed, right in enumerate((58, 60, 62))]
     runs += [

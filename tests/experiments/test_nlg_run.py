@@ -138,6 +138,10 @@ def check_scoring_again(program, folder, result):
         (folder / "decoded.jsonl").write_bytes(damage)
         ended = program("score", f"--runs={folder}")
         assert (ended.status, message in ended.err, len(ended.err.splitlines())) == (2, True, 1), ended.err
+    (folder / "decoded.jsonl").unlink()
+    ended = program("score", f"--runs={folder}")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+    assert "has no decoded.jsonl: no entry of its evals wrote its texts" in ended.err
     (folder / "decoded.jsonl").write_bytes(kept)
     assert read_result(folder / "result.json") == result
 

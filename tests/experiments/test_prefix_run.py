@@ -24,9 +24,11 @@ def test_lora_with_trained_embeddings(run, program, tmp_path):
         optimizer__learning_rate=0.05, mesh__data=2, mesh__fsdp=2, mesh__tensor=2,
     )  # fmt: skip
     words = (f"--config.evals={json.dumps(EVALS)}", f"--config.adapters={json.dumps(FURTHER)}")
-    early = run(*words, export__merged="float32", **changes)
-    assert (early.status, early.err.count("\n")) == (2, 1), early.err
-    assert "preembed at embed cannot be merged" in early.err
+    for key, value in {"merged": "float32", "spectrum": True}.items():
+        early = run(*words, **{f"export__{key}": value}, **changes)
+        assert (early.status, early.err.count("\n")) == (2, 1), early.err
+        assert f"export.{key} merges, and preembed at embed cannot be merged" in early.err
+        assert not early.folder.exists()
 
     ended = run(*words, **changes)
     assert ended.status == 0, ended.err

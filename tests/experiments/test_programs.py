@@ -15,7 +15,7 @@ from experiments.cli import start_devices
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan", "kernels", "generate", "evaluate")
+PROGRAMS = ("run", "trials", "sweep", "tables", "bench", "plan", "kernels", "generate", "evaluate", "gather", "room")
 TWO_SITES = "--config.adapter.targets=('query','down')"
 
 

@@ -22,14 +22,20 @@ def test_a_run_says_how_its_base_is_held_and_resumes(run):
 
 
 def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, tmp_path):
+    """FP8 codes, which are joined and taken apart; that this device has no such products is said once."""
+    from experiments.session import build
+
+    build._say_dequantised.cache_clear()
     first = run(name="first", train__steps=2, checkpoint__every=0)
     assert first.status == 0, first.err
     ended = run(
-        name="second", base__quantize="int8", start__adapter=first.folder / "adapter", train__steps=2,
-        export__merged="float32",
+        name="second", base__quantize="fp8", base__fused=True, base__scan_unroll=2, base__fp8__transposed="kept",
+        start__adapter=first.folder / "adapter", train__steps=2, export__merged="float32",
     )  # fmt: skip
     assert ended.status == 0, ended.err
-    assert f"{first.folder / 'adapter'}: trained with base.quantize=none, goes on with int8" in ended.out
+    assert f"{first.folder / 'adapter'}: trained with base.quantize=none, goes on with fp8" in ended.out
+    assert ended.out.count("has no FP8 products") == 1
+    assert json.loads((ended.folder / "result.json").read_text())["config"]["base"]["fp8"]["transposed"] == "kept"
     assert (ended.folder / "model" / "model.safetensors").is_file()
 
 
@@ -42,6 +48,8 @@ def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, t
             "stored as nf4 codes and cannot",
         ),
         ({"base__quantize": "nf4", "adapter__method": "lora", "adapter__init": "pissa"}, "adapter.init 'pissa' starts"),
+        ({"base__fp8__activations": "row"}, "base.fp8 is for base.quantize=fp8, and it is none; leave base.fp8 out"),
+        ({"base__quantize": "fp8", "base__fp8__gradients": "e3m4"}, "base.fp8.gradients"),
     ],
 )
 def test_what_codes_cannot_do_is_said_before_any_work(run, changes, words):

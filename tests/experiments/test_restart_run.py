@@ -10,6 +10,7 @@ import pytest
 from experiments.generation.model import of_run
 from experiments.session import experiment
 from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import loop
 
 # LoRA at one kernel and MoRA at another, merged after steps 2 and 4 of 6; the loss of held-out rows, of other bytes,
@@ -98,8 +99,12 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
     assert saved(again.folder, 6) == saved(whole.folder, 6)
     assert records(again.folder) == records(whole.folder)
 
+    with pytest.raises(UserError, match=r"only a checkpoint, .*; leave it out, or train with export.merged=float32"):
+        of_run(str(whole.folder), None, "merged")
     loaded = of_run(str(whole.folder), None)  # of the checkpoint, as there is neither an adapter nor a model
     assert loaded.made_of["step"] == best
+    halved = of_run(str(whole.folder), "bfloat16").variables["params"]["layers"]["attention"]["query"]["kernel"]
+    assert halved.dtype == "bfloat16"  # the checkpoint's base, which merges have changed, is float32
     query = {name: loaded.variables[name]["layers"]["attention"]["query"] for name in ("params", "adapters")}
     update = 4.0 * np.einsum("ldr,lrn->ldn", *(query["adapters"][name] for name in "ab"))  # alpha 16, r 4
     whole_kernel = merged.params["layers"]["attention"]["query"]["kernel"]
@@ -110,6 +115,7 @@ def test_resumed_at_a_merge_after_a_merge(run, saved, records, rows, monkeypatch
     ("changes", "words"),
     [
         ({"base__quantize": "int8"}, "base.quantize holds layers/attention/query as codes"),
+        ({"adapter__method": "prefix"}, "restart.every merges, and prefix at layers/attention/key"),
         ({"trainable": "full", "adapter__method": "none"}, "restart.every is set and there are no adapters to merge"),
         ({"restart__every": 6}, "restart.every is 6 and the run has 6 steps"),
         ({"adapter__mora__compression": "decoupling"}, "adapter.mora.compression is 'decoupling'"),

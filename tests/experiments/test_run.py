@@ -145,7 +145,7 @@ def test_an_offline_wandb_run_holds_the_config(run, monkeypatch, tmp_path):
 
 
 def test_stop_and_resume_is_bit_equal(run, saved, records):
-    """Between two checkpoints, by a SIGTERM that saves; by train.stop_at it is test_glue_run's.
+    """A SIGTERM between two checkpoints saves one, from which the run goes on; test_glue_run stops by train.stop_at.
 
     With dropout and accumulation: keys and micro-batches must go on too. A resume without them is bit-equal after a
     damaged checkpoint and after a full disk, below.

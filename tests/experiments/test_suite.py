@@ -238,7 +238,7 @@ def test_peers(rows, monkeypatch, tmp_path):
 
 
 def test_mistakes_are_one_line(rows, tmp_path):
-    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, h100, two_cards, or a file"):
+    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, fp8, h100, rates, two_cards, or a file"):
         load_suite("h10")
     with pytest.raises(UserError, match=r"--only=x matches none of lora, same, mora"):
         rows.select("x")
@@ -259,7 +259,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         report.load_suites([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["h100", "cpu", "two_cards"])
+@pytest.mark.parametrize("name", ["h100", "cpu", "two_cards", "rates", "fp8"])
 def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
     from absl import flags

@@ -14,7 +14,7 @@ from fakes import FAKE_RUN, FAKE_TRIALS
 from fuzz import doors
 
 from experiments import sweep
-from experiments.records import claims
+from experiments.records import claims, leases
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
 from experiments.sweeps.grid import Grid
@@ -43,7 +43,10 @@ def place(grid_files, tmp_path, monkeypatch):
 def swept(place):
     """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
     before = signal.getsignal(signal.SIGTERM)
-    unset = dict(results=None, only=None, cell=None, set=[], together=1, dry_run=False, wandb_sweep=None)
+    unset = dict(
+        results=None, only=None, cell=None, set=[], together="1", preview=False, dry_run=False, wandb_sweep=None
+    )
+    unset |= dict(root=None, lease_seconds=60.0, retry_failed=False)
 
     def call(**given):
         files = {name: str(place / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
@@ -296,6 +299,77 @@ def test_dry_run_runs_nothing(place, swept):
     assert ran(place) == []
     assert ended.out.count("to run") == 5
     assert ended.out.count("waits for") == 2
+
+
+def test_workers_of_two_hosts_share_a_root(place, swept):
+    """What one has ended counts for the other; a failure too, until --retry_failed; each has all results."""
+    root, kept = str(place / "root"), [place / f"kept{i}.jsonl" for i in range(2)]
+    behave(place, **{"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent"})
+    first = swept(root=root, results=str(kept[0]))
+    assert first.status == 1, first
+    names = ran(place)
+    (place / "host2").mkdir()
+    (place / "host2" / "behave.json").write_text("{}")
+    other = dict(root=root, results=str(kept[1]), workdir=str(place / "host2"))
+    second = swept(**other)
+    assert second.status == 1, second
+    assert "failed on a worker (exit status 3); --retry_failed tries it again" in second.out
+    assert "failed on a worker (it ended without a result)" in second.out
+    assert not (place / "host2" / "ran.txt").exists()
+    assert read_lines(kept[1]) == read_lines(kept[0])
+    third = swept(**other, retry_failed=True)
+    assert third.status == 0, third
+    again = (place / "host2" / "ran.txt").read_text().split()
+    assert len(again) == 3  # the two that failed, and fft's full run at the better rate that they found
+    assert {name for name in again if "rates" in name} < {*names}
+    assert len(read_lines(kept[1])) == 8  # both full runs of fft, of which the better one counts
+
+
+def test_a_run_whose_claim_is_lost_is_stopped_and_its_record_is_anothers(place, monkeypatch):
+    """As of a host that was cut off for longer than its lease."""
+    behave(place, **{"": "sleep 30"})
+    grid, _, said = make(place)
+    root = leases.Root(str(place / "root"))
+    sweep = engine.Sweep(grid, str(place / "runs"), None, said.append, root=root)
+    cell, wait = grid.select()[0], subprocess.Popen.wait
+
+    def taken_over(process, timeout=None):
+        if ran(place) and timeout and not root.newest(cell.name) > 1:
+            taken = f"claims/{cell.name}/000002.json"
+            root.store.create(taken, json.dumps({"token": "x", "lease": 60.0}).encode())
+            record = {"name": cell.name, "status": "finished", "config": cell.plain, "losses": [[1, 0.5]]}
+            root.store.create(f"results/{cell.name}.json", json.dumps(record).encode())
+            sweep.held._look()
+        return wait(process, timeout)
+
+    claim = sweep.claim
+    monkeypatch.setattr(sweep, "claim", lambda *pair: [c := claim(*pair), setattr(sweep, "held", c.lease)][0])
+    monkeypatch.setattr(subprocess.Popen, "wait", taken_over)
+    assert sweep.run([cell]) == {cell.name: "finished"}
+    assert ran(place) == [cell.name]
+    assert any("was taken over by another worker" in line for line in said), said
+    assert not (place / "runs" / cell.name / "result.json").exists()
+
+
+SEARCH = """
+def stages():
+    rate = "optimizer.learning_rate"
+    swept = [dict(arg="rank=8", overrides={rate: one}) for one in (3e-4, 1e-3, 3e-3)]
+    wider = [dict(arg="rank=8", overrides={rate: "best:swept::beyond"})]
+    near = [dict(arg="rank=8", overrides={rate: f"best:swept+wider::{which}", "seed": 1}) for which in ("", "higher")]
+    return [("swept", swept), ("wider", wider), ("near", near)]
+"""
+
+
+def test_a_cell_that_is_not_needed_is_no_failure(place, swept):
+    """The best rate lies inside the ladder: nothing is trained beyond it, and its neighbours go on."""
+    (place / "search.py").write_text(SEARCH)
+    ended = swept(grid=str(place / "search.py"))
+    assert (ended.status, ended.out.splitlines()[-1]) == (0, "5 of 5 cells finished"), ended
+    assert [name.split("-r8-")[1].split("-seed")[0] for name in ran(place)[3:]] == ["lr0.001", "lr0.003"]
+    again = swept(grid=str(place / "search.py"), dry_run=True)
+    assert again.out.count(": finished\n") == 5
+    assert again.out.count("not needed: 0.001 lies between others that were tried") == 1
 
 
 def groups(place):

@@ -41,7 +41,7 @@ def start(folder, theirs, ours):
     leaves = {"adapters": {"embed": {"vectors": jnp.ones((4, 8))}}}
     save_adapter(folder, leaves, dataclasses.asdict(theirs), {}, {"name": "toy", "fingerprint": "x"})
     shapes = jax.eval_shape(lambda: leaves)
-    check_start(StartConfig(str(folder)), shapes, lambda path: False, (ours,))
+    check_start(StartConfig(str(folder)), shapes, {}, lambda path: False, (ours,))
 
 
 @pytest.mark.parametrize("what", OTHERS)

@@ -65,6 +65,10 @@ def test_what_is_refused(setting, tmp_path):
         r"short.jsonl: its texts make 3 rows of 10 tokens, and 4 are asked for; .*set rows to 3",
         ForgettingOptions(short, 4, 10),
     )
+    refused(
+        r"short.jsonl: its texts make 0 rows of 40 tokens, .*; give a longer file, or lower tokens in",
+        ForgettingOptions(short, 1, 40),
+    )
     refused("no such file", ForgettingOptions(str(tmp_path / "absent.jsonl"), 4, 10))
     refused(r"513 tokens a row exceeds the model's 512 positions", ForgettingOptions(short, 4, 513))
     asked = tmp_path / "asked.jsonl"
@@ -72,6 +76,8 @@ def test_what_is_refused(setting, tmp_path):
     refused("reads rows of \"text\", not of kind 'completion'", ForgettingOptions(str(asked), 4, 10))
     with pytest.raises(UserError, match="has no path; give it a file"):
         ForgettingOptions()
+    with pytest.raises(UserError, match=r"has a\.jsonl twice; leave one out"):
+        ForgettingOptions(("a.jsonl", "a.jsonl"))
     assert [name_of(one) for one in ("a/novels_validation.jsonl.xz", "hub:owner/a name:test")] == [
         "novels_validation",
         "a_name_test",
@@ -94,3 +100,12 @@ def test_a_record_has_the_rise_from_the_first_step_to_the_last():
     assert rises(plain, [at(0, 2.0)]) == rises(plain, [at(5, 2.0), at(9, 2.5)]) == {}  # no end, no start
     assert rises(plain, [at(0, 2.0), at(9, None)]) == {}  # the end was no finite number
     assert rises(plain, [at(0, 2.0, "other/old"), at(9, 3.0, "other/old")]) == rises({}, [at(0, 1.0), at(9, 2.0)]) == {}
+
+
+def test_entries_that_measure_files_of_one_name_have_a_rise_each():
+    entry = {"type": "forgetting", "rows": 3, "tokens": 16}
+    plain = {"evals": {"a": {**entry, "path": ["one/old.jsonl", "new.jsonl"]}, "b": {**entry, "path": "two/old.jsonl"}}}
+    names = ("a/old", "a/new", "b/old")
+    first, last = ({f"{name}/text_loss": scale * n for n, name in enumerate(names, 1)} for scale in (1.0, 3.0))
+    found = rises(plain, [{"step": 0, **first}, {"step": 9, **last}])["forgetting"]
+    assert {name: one["rise"] for name, one in found.items()} == {"a/old": 2.0, "new": 4.0, "b/old": 6.0}

@@ -1,10 +1,11 @@
 """Asks lm-eval's Hugging Face backend and ours the same 200 MMLU questions and 100 GSM8K problems, and compares.
 
     python -m tests.interop.lm_eval_peer hf --data=FOLDER     # makes smollm2_lm_eval.json.gz
-    python -m tests.interop.lm_eval_peer ours --data=FOLDER   # our wrapper and our forms against that file
+    python -m tests.interop.lm_eval_peer ours --data=FOLDER   # compares our answers with that file's
 
 FOLDER has mmlu/ and gsm8k/ with the official files. The base is SmolLM2-135M-Instruct as fetched by
-scripts/fetch_weights.py, in float32 on the CPU; texts have at most 64 new tokens. Both go on where they were stopped.
+scripts/fetch_weights.py, in float32 on the CPU; texts have at most 64 new tokens. Ours are those of `evaluate` and of
+exams inside training. Either command continues where it was stopped.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def hf_model():
 
 
 def our_model():
-    """Our wrapper."""
+    """Our model as `experiments.evaluate` gives it to lm-eval."""
     from experiments.evaluation.language_model import LanguageModel
     from experiments.generation.model import of_base
 
@@ -116,14 +117,14 @@ def our_model():
 
 
 def forms(folder, wrapped):
-    """The same by `forms.chooser` and `forms.generation`."""
+    """The answers to the same questions by exams inside training: `forms.chooser` and `forms.generation`."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from lowrank_jax.bases.ends import end_ids, opening_ids
     from lowrank_jax.forms import chooser, generation
-    from lowrank_jax.forms.base import Setting, reader_of
+    from lowrank_jax.forms.base import Setting, examinee_of
     from lowrank_jax.forms.held_out import row_outputs
     from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
     from lowrank_jax.tasks.exams.task import ChoiceExam
@@ -139,7 +140,7 @@ def forms(folder, wrapped):
         end_ids=lambda: end_ids(base), opening=lambda: opening_ids(base),
     )  # fmt: skip
     options = chooser.ChoiceOptions(task="mmlu", data_dir=str(folder))
-    exam, outputs = ChoiceExam(options, reader_of(setting, None, None)), {}
+    exam, outputs = ChoiceExam(options, examinee_of(setting, None, None)), {}
     exam.score = lambda found: outputs.update(found) or {}
     predict = chooser.make_chooser(setting.apply_fn, exam.likelihood)
     row_outputs(setting, exam, predict, exam.candidates, CHUNK).one(model.variables)

@@ -56,7 +56,7 @@ def test_the_layers_kernels_are_codes_of_the_published_ones(published, kind):
     assert nbytes(base.params) < nbytes(published.params) / (2.5 if kind == "int8" else 3.5)
 
 
-@pytest.mark.parametrize(("kind", "random"), [("nf4", False), ("int8", True)])
+@pytest.mark.parametrize(("kind", "random"), [("nf4", False), ("fp8", True)])
 def test_shapes_without_weights_are_those_with_them(kind, random):
     """On a mesh, where codes and scales are split as the kernel is, as far as they divide."""
     sharding_fn = by_rules(make_mesh(MeshConfig(2, 2, 2)))
@@ -72,10 +72,10 @@ def test_one_leaf_is_whole_at_a_time(monkeypatch):
     """Each kernel is quantised before the next is read: the published ones are gone by then."""
     whole, most = [], []
 
-    def watched(kernel, kind):
+    def watched(kernel, kind, recipe):
         if not isinstance(kernel, jax.core.Tracer):
             raise AssertionError("quantised outside of jit")
-        return quantize(kernel, kind)
+        return quantize(kernel, kind, recipe)
 
     def held(path, leaf, *rest, inner=codes.quantize_leaf):
         gc.collect()

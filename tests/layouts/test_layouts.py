@@ -15,7 +15,8 @@ from lowrank_jax.layouts.fused import Fused
 from lowrank_jax.layouts.run_time import layout_of
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.layouts.unstacked import Unstacked
-from lowrank_jax.ops.quantized import quantize
+from lowrank_jax.ops.fp8 import Fp8Config
+from lowrank_jax.ops.quantized import dense, quantize
 
 MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 SPLIT = PartitionSpec(None, "fsdp", "tensor")
@@ -87,3 +88,30 @@ def test_stacks_go_one_by_one(monkeypatch):
     del params
     compose(Unstacked()).apply(box.pop())
     assert left == [3, 2, 1]
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one device", "mesh"])
+def test_fp8_codes_are_joined_and_taken_apart(sharded):
+    """Each part in the sharding that its shape says; what comes back stands for the same weights."""
+    params, recipe = tree(sharded), Fp8Config(transposed="kept")
+
+    specs = (PartitionSpec(None, "fsdp"), PartitionSpec(), PartitionSpec(None, None, "fsdp"))
+
+    def codes(kernel):
+        made = jax.jit(quantize, static_argnums=(1, 2))(kernel, "fp8", recipe)
+        parts, structure = jax.tree.flatten(made)
+        if sharded:
+            parts = [jax.device_put(x, NamedSharding(MESH, spec)) for x, spec in zip(parts, specs, strict=True)]
+        return structure.unflatten(parts)
+
+    flat = {path: codes(leaf) if "kernel" in path else leaf for path, leaf in flatten(params).items()}
+    params, layout = unflatten(flat), LAYOUTS["fused and unstacked"]
+    abstract = layout.apply(shapes(params))
+    applied = layout.apply(params)
+    joined = applied["layers"]["ab"]["kernel"].each
+    assert [one.shape for one in joined] == [(4, 12)] * 3
+    assert shapes(applied) == abstract or not sharded
+    back = flatten(layout.undo(applied))
+    assert flatten(layout.undo(abstract)).keys() == back.keys()
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(dense(back[path]), dense(leaf), err_msg=path)

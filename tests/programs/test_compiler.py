@@ -30,6 +30,13 @@ def test_wide_fused_scans_on_a_gpu_have_no_triton_products_and_no_graphs(monkeyp
     assert compiler_options(WIDE, GROUPS, False, GPU) == {MERGE: 0, TRITON: False, GRAPHS: ""}
 
 
+def test_fp8_steps_have_no_triton_products(monkeypatch):
+    """XLA rewrites to cuBLASLt's FP8 products what Triton leaves."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for groups in ({}, GROUPS):
+        assert compiler_options(WIDE - 1, groups, False, GPU, fp8=True) == {MERGE: 0, TRITON: False}
+
+
 @pytest.mark.parametrize(
     ("width", "groups", "unrolled", "device"),
     [(WIDE, {}, True, GPU), (WIDE, GROUPS, True, jax.devices()[0])],

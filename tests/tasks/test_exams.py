@@ -14,7 +14,7 @@ from lowrank_jax.tasks.exams import scores
 from lowrank_jax.tasks.exams import task as tasks
 from lowrank_jax.tasks.exams.options import ExamOptions
 from lowrank_jax.tasks.exams.rows import read_questions
-from lowrank_jax.tasks.exams.task import ChoiceExam, Reader, WrittenExam
+from lowrank_jax.tasks.exams.task import ChoiceExam, Examinee, WrittenExam
 from lowrank_jax.tasks.framing import Framing
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
@@ -81,7 +81,7 @@ def test_prompts_and_answers_are_those_of_lm_eval(exams, tmp_path, monkeypatch):
 def test_options_of_one_token_share_their_prompt(exams):
     """A question's prompt is then one row, and its last token predicts every option."""
     words = Words()
-    exam = ChoiceExam(options(exams, "mmlu", shots=1), Reader(words, 200, opening=(1,)))
+    exam = ChoiceExam(options(exams, "mmlu", shots=1), Examinee(words, 200, opening=(1,)))
     (source,) = exam.validation_sources().values()
     made = exam.candidates(source[3])
     prompt = [1, *words.encode(exam.prompts[3])]
@@ -89,7 +89,7 @@ def test_options_of_one_token_share_their_prompt(exams):
     assert made["starts"].tolist() == [len(prompt)] * 4
     assert words.decode(made["targets"][:, 0]) == " A B C D"
     assert exam.lengths(source)[3] == len(prompt)
-    several = ChoiceExam(options(exams, "mmlu"), Reader(BYTES, 200))
+    several = ChoiceExam(options(exams, "mmlu"), Examinee(BYTES, 200))
     assert several.candidates(several.validation_sources()[""][0])["tokens"].shape[1] == 4
 
 
@@ -99,12 +99,12 @@ def test_long_prompts_are_refused_or_lose_their_beginnings(exams):
     with pytest.raises(
         UserError, match=r"test\.csv, row 1: has \d+ tokens with its completion, and the model reads 20;"
     ):
-        ChoiceExam(options(exams, "mmlu"), Reader(Words(), 20, framing=framing))
+        ChoiceExam(options(exams, "mmlu"), Examinee(Words(), 20, framing=framing))
     words = Words()
-    exam = ChoiceExam(options(exams, "mmlu", truncate=True), Reader(words, 20, framing=framing))
+    exam = ChoiceExam(options(exams, "mmlu", truncate=True), Examinee(words, 20, framing=framing))
     made = exam.candidates(exam.validation_sources()[""][0])["tokens"][:, 0].tolist()
     assert made == [900, 901, *words.encode(exam.prompts[0])[-17:], 902]
-    written = WrittenExam(options(exams, "gsm8k", truncate=True), Reader(words, 20, framing=framing), 4)
+    written = WrittenExam(options(exams, "gsm8k", truncate=True), Examinee(words, 20, framing=framing), 4)
     assert written.prompt_tokens(written.prompts()[0][0]) == [
         900,
         901,
@@ -115,7 +115,7 @@ def test_long_prompts_are_refused_or_lose_their_beginnings(exams):
 
 def test_scores(exams, monkeypatch):
     """Counts for an interval; a likelihood that is NaN is a wrong answer; a missing option is never picked."""
-    exam = ChoiceExam(options(exams, "pubmedqa"), Reader(BYTES, 200))
+    exam = ChoiceExam(options(exams, "pubmedqa"), Examinee(BYTES, 200))
     values = np.array([[0.0, -1, -9], [-1, 0, -9], [0, -1, -2], [-5, np.nan, -1]], np.float32)
     found = exam.score({"": values})  # the answers are yes, no, maybe, yes
     assert {name: found[name] for name in ("accuracy", "correct", "n", "nonfinite")} == {
@@ -124,13 +124,14 @@ def test_scores(exams, monkeypatch):
     assert found["macro_f1"] == pytest.approx(np.mean([2 / 4, 2 / 2, 0]))
     assert np.isnan(found["loss"])
     monkeypatch.setattr(scores, "verify_all", lambda golds, said: Verdicts([True] * len(said), 1))
-    written = WrittenExam(options(exams, "gsm8k", max_rows=3), Reader(BYTES, 512))
+    written = WrittenExam(options(exams, "gsm8k", max_rows=3), Examinee(BYTES, 512))
     _, golds = zip(*written.prompts(), strict=True)
     assert golds == ("2", "8", "14")
-    found = written.score([f"so 1 #### {golds[0]}.", f"it is {golds[1]}", "nothing"], golds)
+    found = written.score([f"so 1 #### {golds[0]}.", f"The answer is {golds[1]}.0", "nothing"], golds)
     assert found == {
         "n": 3, "given_up": 1, "math_verify": 1, "math_verify_correct": 3, "strict": pytest.approx(1 / 3),
-        "strict_correct": 1, "flexible": pytest.approx(2 / 3), "flexible_correct": 2, "main": pytest.approx(1 / 3),
+        "strict_correct": 1, "flexible": pytest.approx(1 / 3), "flexible_correct": 1, "main": pytest.approx(1 / 3),
+        "stated": pytest.approx(2 / 3), "stated_correct": 2,
     }  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def test_damaged_files_are_refused_by_row(exams, file, old, new, said):
         ("mmlu", {"subjects": ("anatomi",)}, "unknown subject of mmlu 'anatomi'; did you mean anatomy"),
         ("gsm8k", {"subjects": ("anatomy",)}, "subjects are MMLU's; leave them out for gsm8k"),
         ("medqa", {"shots": 1}, r"has no train\.jsonl .*; put MedQA \(USMLE\)'s own there"),
-        ("", {"shots": 1}, "shots is of an exam; name it as task, or leave shots out"),
+        ("", {"shots": 1}, "shots belongs to an exam; name the exam as task, or leave shots out"),
     ],
 )
 def test_mistakes_in_an_entry_are_named(exams, task, more, said):
@@ -191,16 +192,18 @@ def test_mistakes_in_an_entry_are_named(exams, task, more, said):
 
 def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch, caplog):
     with pytest.raises(UserError, match='gsm8k has answers to write; set the entry\'s type to "generation"'):
-        ChoiceExam(options(exams, "gsm8k"), Reader(BYTES, 200))
+        ChoiceExam(options(exams, "gsm8k"), Examinee(BYTES, 200))
     with pytest.raises(UserError, match='mmlu has options to choose from; set the entry\'s type to "choice"'):
-        WrittenExam(options(exams, "mmlu"), Reader(BYTES, 200))
+        WrittenExam(options(exams, "mmlu"), Examinee(BYTES, 200))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"need math-verify; pip install 'lowrank_jax\[eval\]'"):
-        WrittenExam(options(exams, "math"), Reader(BYTES, 200))
-    written = WrittenExam(options(exams, "gsm8k", max_rows=1), Reader(BYTES, 200))
+        WrittenExam(options(exams, "math"), Examinee(BYTES, 200))
+    written = WrittenExam(options(exams, "gsm8k", max_rows=1), Examinee(BYTES, 200))
     assert "gsm8k: math_verify is not computed; pip install" in caplog.text
     found = written.score(["#### 2"], ["2"])
-    assert found == {"n": 1, "strict": 1, "strict_correct": 1, "flexible": 1, "flexible_correct": 1, "main": 1}
+    assert found == {"n": 1, "main": 1} | dict.fromkeys(
+        (name + end for name in ("strict", "flexible", "stated") for end in ("", "_correct")), 1
+    )
 
 
 def test_the_official_files_are_read_whole(data_folder):

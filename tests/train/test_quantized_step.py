@@ -12,8 +12,10 @@ from toys import drawn
 
 from lowrank_jax import adapters
 from lowrank_jax.core.paths import flatten, unflatten
-from lowrank_jax.core.trees import count, nbytes, partition
+from lowrank_jax.core.trees import combine, count, nbytes, partition
 from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.layouts.run_time import layout_of
+from lowrank_jax.layouts.unstacked import reading
 from lowrank_jax.models.llama import Llama, LlamaConfig
 from lowrank_jax.ops.quantized import Quantized, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -58,7 +60,7 @@ def setup(params, shape, remat, dtype, mesh=None, method="lora", make=jax.jit):
 
 
 @pytest.mark.parametrize(("kind", "remat", "method"), [
-    ("nf4", "none", "lora"), ("int8", "none", "mora"), ("nf4", "projections", "dora"),
+    ("nf4", "none", "lora"), ("int8", "none", "mora"), ("nf4", "projections", "dora"), ("fp8", "none", "lora"),
 ])  # fmt: skip
 def test_no_buffer_holds_more_than_a_layer_of_weights(kind, remat, method):
     """Neither dequantised weights kept for the backward pass, nor a copy of the codes, nor a gradient of either."""
@@ -87,3 +89,30 @@ def test_a_mesh_gives_the_same_step():
         losses.append([float(metrics[name]) for name in ("loss", "grad_norm")])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert frozen["params"]["layers"]["attention"]["query"]["kernel"].codes.sharding.spec[1:] == ("fsdp", "tensor")
+
+
+def test_fp8_gives_the_same_gradients_fused_unrolled_and_on_two_devices():
+    """Joined kernels have one scale, and layers are apart; what the codes cost: tests/experiments/test_gradients.py."""
+    params = held(SMALL, "fp8", jnp.float32)
+    plan = adapters.make_plan(params, adapters.AdapterConfig(rank=2, targets=("query", "down")))
+    made = adapters.create(plan, jax.random.key(2))
+    made["adapters"] = jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), made["adapters"])
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 8)), jnp.int32)
+
+    def gradients(divided):
+        model = Llama(SMALL, fused=divided, scan_unroll=2 if divided else 1)
+        groups = model.fused_groups() if divided else {}
+        objective = next_token_objective(reading(adapters.attach(model, plan, groups)))
+        variables = {"params": params, **made}
+        if divided:
+            variables = shard_tree(variables, make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))
+            variables["params"] = layout_of(groups, True).apply(variables["params"])
+        batch = {"tokens": tokens, "weights": jnp.ones(tokens.shape)}
+        learnt, frozen = partition(variables)
+        loss = lambda learnt: objective(combine(learnt, frozen), batch, None)[0]  # noqa: E731
+        value, found = jax.jit(jax.value_and_grad(loss))(learnt)
+        return float(value), np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
+
+    (value, grads), (divided, found) = gradients(False), gradients(True)
+    np.testing.assert_allclose(divided, value, rtol=1e-4)
+    assert np.linalg.norm(found - grads) < 5e-3 * np.linalg.norm(grads) > 0

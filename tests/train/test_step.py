@@ -106,7 +106,7 @@ def test_lora_plus_is_one_step_with_two_rates():
 def test_a_rate_for_a_leaf_that_nobody_trains_is_refused():
     _, state, *_ = setup("mora")
     with pytest.raises(
-        UserError, match=r"has 'adapters/\.\*/b', which is no trained leaf \(those are called m\); LoRA"
+        UserError, match=r"has 'adapters/\.\*/b', which matches no trained leaf \(those are called m\); LoRA"
     ):
         check_multipliers((("adapters/.*/b", 4.0),), state.trainable)
     check_multipliers((("adapters/.*/m", 4.0),), state.trainable)

@@ -1,5 +1,6 @@
 """Records: what is written is read back, resumes leave no duplicates, W&B never prompts and never stops a run."""
 
+import contextvars
 import json
 import math
 import os
@@ -214,6 +215,53 @@ assert ids[0] == ids[1] and ids[0].startswith("a-run-1-"), ids
     assert {tuple(table["columns"]) for table in tables} == {("step", "prompt", "continuation")}
     assert sorted(table["data"][0][0] for table in tables) == [1, 2, 3, 3, 4]  # of step 3 in both sessions
     assert tables[0]["data"][0][1:] == ["a", "é"]
+
+
+def test_trackio_takes_the_same_calls_and_trials_do_not_end_each_other(tmp_path, monkeypatch):
+    """A stand-in whose init ends the run of its context, as trackio's does; json lines are written all the same."""
+    current, runs = contextvars.ContextVar("current", default=None), []
+
+    class Run:
+        def __init__(self, **given):
+            self.given, self.lines, self.ended = given, [], False
+            runs.append(self)
+
+        def log(self, values, step=None):
+            assert not self.ended
+            self.lines.append((step, values))
+
+        def finish(self):
+            self.ended = True
+
+    def init(**given):
+        if current.get() is not None:
+            current.get().finish()
+        print("* Trackio project initialized")
+        current.set(Run(**given))
+        return current.get()
+
+    fake = SimpleNamespace(init=init, Table=lambda columns, data: (columns, data), Image=str, __spec__=object())
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    monkeypatch.setattr(tracking, "wandb_mode", lambda _: pytest.fail("W&B was asked"))
+    monkeypatch.setenv(tracking.GROUP_VARIABLE, "sweep")
+    wanted = TrackingConfig(backend="trackio", tags=("a",), group="own")
+    with Tracker(tmp_path / "one", "one", {"x": 1}, wanted, kind="lora") as first:
+        with Tracker(tmp_path / "two", "two", {}, wanted) as second:
+            for tracker in (first, second):
+                tracker.log(3, {"loss": 0.5})
+                tracker.table("t", ["a"], [[1]])
+                tracker.summary({"status": "finished"})
+    for run, name in zip(runs, ("one", "two"), strict=True):
+        assert run.given["name"] == name
+        assert run.given["group"] == "sweep"
+        assert run.lines[0] == (3, {"loss": 0.5})
+        assert run.lines[-1] == (None, {"summary/status": "finished", "summary/exit_code": 0})
+        assert run.ended
+        assert [record["loss"] for record in read_metrics(tmp_path / name)] == [0.5]
+    assert runs[0].given["config"] == {"x": 1, "tags": ["a"], "kind": "lora"}
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UserError, match="pip install trackio"):
+        tracking.mode_of(wanted)
 
 
 class Broken:

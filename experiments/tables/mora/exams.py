@@ -1,4 +1,4 @@
-"""A cell of MoRA's fine-tuning tables: an exam's score with its interval, held to the untrained base's."""
+"""A cell of MoRA's fine-tuning tables: an exam's score with its interval, compared with the untrained base's."""
 
 import dataclasses
 import statistics
@@ -16,7 +16,7 @@ class Exam(NamedTuple):
 
     Attributes:
       title: of the column.
-      task: on which its runs are trained, labels.task.
+      task: labels.task of its runs, which says what they are trained on.
       name: of the exam in `config.evals`; "" is one that is not read here.
       shots: worked examples; None: any number.
       right: the record's name of the count of right answers.
@@ -33,10 +33,10 @@ class Exam(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Runs' answers to one exam: the mean number of right ones over seeds, and the base's, of `n` questions each.
+    """How many of an exam's `n` questions are answered rightly: the mean over seeds, and by the untrained base.
 
     Attributes:
-      right, base: of n; base None: not measured before training.
+      right, base: numbers of right answers; base None: not measured before training.
       n: questions.
       seeds: how many runs.
     """
@@ -65,14 +65,14 @@ class Score:
 def score_of(runs: Sequence[dict], exam: Exam) -> Score | None:
     """The score of runs that differ in seeds alone; None where none of them was asked.
 
-    The questions are the same for all seeds, so that the interval is that of their number, not of all answers.
+    All seeds answer the same questions: the interval is for their number, not for the number of all answers.
     """
     found = [one for run in runs if (one := _of_run(run, exam))]
     if not found:
         return None
     bases = [base for _, base, _ in found if base is not None]
     rights, sizes = [right for right, _, _ in found], {n for _, _, n in found}
-    if len(sizes) > 1:  # of one setting; a damaged record
+    if len(sizes) > 1:  # runs of one setting are asked as many questions: a record is damaged
         return None
     return Score(statistics.fmean(rights), sizes.pop(), len(rights), statistics.fmean(bases) if bases else None)
 

@@ -20,7 +20,7 @@ EXAMS = (
 )
 ELSEWHERE = {"biomed": "in mora_table6", "finance": "in mora_table7"}
 TASKS = ("instruct", "math", "biomed", "finance")
-ABLATED = ("truncation", "decoupling", "type2", "type3", "type4")  # compressions of Table 4 alone
+ABLATED = ("truncation", "decoupling", "type2", "type3", "type4")  # compressions without a row here; Table 4 has them
 HOW = (
     "GSM8K: the number after ####, as lm-eval's strict filter reads it; MATH: math-verify. The paper does not say how "
     "it scored them."

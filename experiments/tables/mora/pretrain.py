@@ -9,7 +9,7 @@ from experiments.records.results import at_step, rate_of
 from experiments.tables.table import Row, ended, medians, spread, state_of
 
 EXPERIMENT = "mora_pretrain"
-METHODS = ("fft", "lora", "mora", "relora", "remora")  # which have a row, run or not
+METHODS = ("fft", "lora", "mora", "relora", "remora")  # each has a row, whether it was run or not
 SCORE = "perplexity"
 
 
@@ -22,7 +22,8 @@ class PretrainRow(Row):
       losses: {step: median training loss}.
       counts: {kind of matrix: mean number of singular values above 0.1, over layers and seeds}.
       tried: {rate: perplexity of the first seed}, the grid's.
-      parameters, rate, merges, note: trained scalars; the chosen rate; merges a run; why there is nothing, or less.
+      parameters, rate, merges: trained scalars; the chosen rate; how many merges a run has.
+      note: why scores are missing, all or some, or that the grid ends at the rate.
     """
 
     scores: tuple[float, ...] = ()
@@ -130,7 +131,7 @@ def _score(result: dict) -> float | None:
 
 def _known(result: dict) -> float:
     score = _score(result)
-    assert score is not None  # of those that were filtered for it
+    assert score is not None  # runs without a score were left out
     return score
 
 

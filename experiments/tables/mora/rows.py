@@ -1,29 +1,26 @@
-"""Rows of MoRA's fine-tuning tables from records: a row for each method, rank and variant, of each task its runs."""
+"""Rows of MoRA's fine-tuning tables from records: one for each method, rank and variant, with its runs by task."""
 
-import copy
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments.config.plain import content_hash
-from experiments.records.results import rate_of, stage_of
-from experiments.tables import style
-from experiments.tables.table import Row, ended, spread, state_of
+from experiments.records.results import stage_of
+from experiments.tables.table import Row, by_setting, ended, place, rates_of, spread, state_of
 
 EXPERIMENT = "mora_finetune"
 MODEL = "smollm2-135m"  # unless another is asked for
-LARGE_RANK = 128  # from which on Table 5 takes sharing, below it rotation
+LARGE_RANK = 128  # sharing from here on, rotation below: as in configs/mora_finetune.py
 SEEDS = 3  # with fewer, no row has a place in an order
 PLAIN_READING = "paper"
 
 
 @dataclasses.dataclass(frozen=True)
 class TuneRow(Row):
-    """One row: {task: its runs of one setting, which differ in seeds alone}, and what is to be said of it.
+    """One row: for each task the runs of one setting, which differ in seeds alone, and notes.
 
     Attributes:
       runs: task -> runs that ended.
-      notes: task -> why it has none, or how many were left out.
+      notes: task -> why it has no runs, or how many were left out.
     """
 
     runs: Mapping[str, Sequence[dict]] = dataclasses.field(default_factory=dict)
@@ -84,12 +81,6 @@ def rows(results: Sequence[dict], model: str, tasks: Sequence[str]) -> list[Tune
     return [_row(key, groups[key]) for key in sorted(groups, key=place)]
 
 
-def place(key: tuple[str, int | None, str]) -> tuple:
-    """The order of rows: the methods' own, then rank, then variant."""
-    method, rank, variant = key
-    return style.ORDER.index(method) if method in style.ORDER else len(style.ORDER), rank or 0, variant
-
-
 def loss_of(runs: Sequence[dict]) -> Loss | None:
     """The held-out loss of runs of one setting; None without any."""
     ends = [one for run in runs if (one := _last(run, "loss")) is not None]
@@ -124,9 +115,8 @@ def order_of(losses: Mapping[str, Loss]) -> dict[str, str]:
 
 
 def rates_text(runs: Sequence[dict]) -> str:
-    """The rate of the runs."""
-    rates = sorted({rate for run in runs if (rate := rate_of(run)) is not None})
-    return ", ".join(f"{rate:g}" for rate in rates) or "-"
+    """The rates of the runs, "-" without any."""
+    return ", ".join(f"{rate:g}" for rate in rates_of(runs)) or "-"
 
 
 def _row(key: tuple[str, int | None, str], by_task: Mapping[str, Sequence[dict]]) -> TuneRow:
@@ -144,14 +134,9 @@ def _row(key: tuple[str, int | None, str], by_task: Mapping[str, Sequence[dict]]
 
 
 def _one_setting(runs: Sequence[dict]) -> tuple[list[dict], int]:
-    """(the largest group of runs that differ in seeds alone, how many runs are in none of it)."""
-    groups: dict[str, list[dict]] = {}
-    for run in runs:
-        bare = copy.deepcopy(run["config"])
-        bare.pop("seed", None)
-        groups.setdefault(content_hash(bare), []).append(run)
+    """(the largest group of runs that differ in seeds alone, how many runs are not in it)."""
     # Of equals the first by name: a table must not depend on the order of files.
-    best = min(groups.values(), key=lambda group: (-len(group), min(run["name"] for run in group)))
+    best = min(by_setting(runs), key=lambda group: (-len(group), min(run["name"] for run in group)))
     return best, len(runs) - len(best)
 
 

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.papers import mora_finetune as paper
 from experiments.records.text_table import number
 from experiments.tables.mora.exams import NOT_READ, Exam, Score, entries, score_of
-from experiments.tables.mora.rows import SEEDS, TuneRow, loss_of, order_of, own_variant, place, rates_text, rise_of
-from experiments.tables.table import Table
+from experiments.tables.mora.rows import SEEDS, TuneRow, loss_of, order_of, own_variant, rates_text, rise_of
+from experiments.tables.table import Table, place
 
 HOW = (
     "Ours: % right at the end, mean over seeds, [95% Wilson interval for that many questions]; not separated: the "
     "interval holds the untrained base's score, so that such a cell says nothing of a method."
 )
 BASE = "untrained base"
-OF_OTHERS = {"Avg": "of other exams"}  # a mean of ours would be of other exams than the paper's
+OF_OTHERS = {"Avg": "of other exams"}  # not shown: it would be the mean of other exams than the paper's
 LOSS = (
     "Loss per token of held-out answers or text at the end, mean over seeds, +-: sample standard deviation. place: by "
     f"this loss, of rows with {SEEDS} seeds; ~: nearer to the row before than the larger of their two deviations. "
@@ -40,7 +40,7 @@ def exam_table(
     captions: Iterable[str] = (),
     elsewhere: Mapping[str, str] | None = None,
 ) -> Table:
-    """One line a row, a column an exam: ours | paper's.
+    """The table of exams: a line for each row, a column for each exam, ours | the paper's.
 
     Args:
       exams: in the paper's order.

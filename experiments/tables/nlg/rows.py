@@ -1,16 +1,13 @@
 """Rows of LoRA's GPT tables from records: a row for each method and rank, a cell for each column, over seeds."""
 
-import copy
 import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config.plain import content_hash
 from experiments.records.results import LOSSES, rate_of, stage_of
-from experiments.tables import style
-from experiments.tables.table import Row, ended, spread, state_of
+from experiments.tables.table import Row, by_setting, ended, place, rates_of, spread, state_of
 
 EXPERIMENTS = ("lora_nlg", "lora_mnli")
 MODEL = "smollm2-135m"  # unless another is asked for
@@ -99,22 +96,20 @@ def rows(
             continue
         if stage_of(result) == "full" and labels.get("task") in tasks and keep(result):
             groups.setdefault(key_of(result, sampled), []).append(result)
-    tried = [
-        result for result in results if stage_of(result) == "rates" and result["labels"].get("model") == model
-    ]  # rates are chosen on one task for all, and at one rank
+    # Whatever their task and rank: rates are chosen on one task for all, and at one rank.
+    tried = [result for result in results if stage_of(result) == "rates" and result["labels"].get("model") == model]
     missing = [(method, None, "") for method in methods if all(key[0] != method for key in groups)]
-    keys = sorted([*groups, *missing], key=_place)
+    keys = sorted([*groups, *missing], key=place)
     return [_with_edge(make_row(key, groups.get(key, []), columns), key[0], groups.get(key, []), tried) for key in keys]
 
 
 def _with_edge(row: NlgRow, method: str, runs: Sequence[dict], tried: Sequence[dict]) -> NlgRow:
-    """The row with its `edge`: whether no rate beside its own was tried on one side."""
+    """The row with its `edge`."""
     kinds = {run["config"].get("experiment") for run in runs}
-    rates = {
-        rate_of(one) for one in tried if one["labels"].get("method") == method and one["config"]["experiment"] in kinds
-    }
-    rates = {rate for rate in rates if rate is not None}
-    return dataclasses.replace(row, edge=len(rates) > 1 and row.rate in (min(rates), max(rates)))
+    rates = rates_of(
+        one for one in tried if one["labels"].get("method") == method and one["config"]["experiment"] in kinds
+    )
+    return dataclasses.replace(row, edge=len(rates) > 1 and row.rate in (rates[0], rates[-1]))
 
 
 def key_of(result: dict, sampled: bool = True) -> tuple[str, int | None, str]:
@@ -190,14 +185,9 @@ def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict
     Returns:
       (the runs, how many others have a score).
     """
-    groups: dict[str, list[dict]] = {}
     counts = {id(run): sum(score_of(run, name) is not None for name in scores) for run in runs}
     runs = [run for run in runs if counts[id(run)]]
-    for run in runs:
-        bare: dict[str, Any] = copy.deepcopy(run["config"])
-        bare.pop("seed", None)
-        groups.setdefault(content_hash(bare), []).append(run)
-    best = min(groups.values(), key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
+    best = min(by_setting(runs), key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
     return best, len(runs) - len(best)
 
 
@@ -205,8 +195,3 @@ def _loss(runs: Sequence[dict]) -> tuple[float, str]:
     """The mean held-out loss, by which rates are chosen; of equals the first by name, whatever the order of files."""
     found = [loss for run in runs if (loss := score_of(run, "loss")) is not None]
     return statistics.fmean(found) if found else math.inf, min(run["name"] for run in runs)
-
-
-def _place(key: tuple[str, int | None, str]) -> tuple:
-    method, rank, variant = key
-    return style.ORDER.index(method) if method in style.ORDER else len(style.ORDER), rank or 0, variant

@@ -1,7 +1,8 @@
-"""Whether answers are mathematically equal, by math-verify, in a process of its own that a hopeless one cannot hold up.
+"""Whether answers are mathematically equal, by math-verify in a separate process, which has a time limit.
 
 math-verify's own time limits are signals, which only a main thread has; without them an answer such as 9^9^9^9^9 may
-compute for ever. Here another process judges, one answer after another, and is ended where an answer takes too long.
+compute for ever. The process judges one answer after another; it is ended where one takes too long, and another
+process takes its place.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from lowrank_jax.core.errors import UserError
 
 PROGRAM = Path(__file__).with_name("judge.py")
-MOST_SECONDS = 20.0  # for one answer; the slowest of the golden ones takes under 3 s
+MOST_SECONDS = 20.0  # for one answer; of the 40 tried for tests/metrics the slowest took under 3 s
 
 
 class Verdicts(NamedTuple):
@@ -42,10 +43,10 @@ def check_installed() -> None:
 
 
 def verify_all(golds: Sequence[str], answers: Sequence[str], seconds: float = MOST_SECONDS) -> Verdicts:
-    """Judges each answer by its gold one; a Unicode minus counts as "-".
+    """Judges each answer by the right one; a Unicode minus counts as "-".
 
     Args:
-      golds, answers: texts; of an answer the last number, formula or box counts.
+      golds, answers: the right answers, and those to judge, as texts; the last number, formula or box counts.
       seconds: after which an answer is given up on.
 
     Raises:

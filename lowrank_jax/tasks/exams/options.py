@@ -7,6 +7,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.exams.source import exam_spec
+from lowrank_jax.tasks.exams.prompts import OTHERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ExamOptions:
       subjects: of MMLU, those that are asked; none: all.
       max_rows: how many questions are asked, evenly spaced; 0: all.
       truncate: where a prompt is too long for the model, True cuts its beginning off as lm-eval does, False refuses it.
+      prompt: another way to ask the exam, a name of `prompts.OTHERS`; "" is lm-eval's.
       add_bos: whether prompts begin with BOS; None: as in the run's training, or as the base's tokenizer begins a text.
     """
 
@@ -32,6 +34,7 @@ class ExamOptions:
     max_rows: Annotated[int, Range(least=0)] = 0
     truncate: bool = False
     add_bos: bool | None = None
+    prompt: str = ""
 
     def __post_init__(self):
         check_ranges(self, "evals")
@@ -39,10 +42,14 @@ class ExamOptions:
         if not self.task:
             defaults = {field.name: field.default for field in dataclasses.fields(ExamOptions)}
             if given := next((name for name, value in defaults.items() if getattr(self, name) != value), None):
-                raise UserError(f"evals: {given} is of an exam; name it as task, or leave {given} out")
+                raise UserError(f"evals: {given} belongs to an exam; name the exam as task, or leave {given} out")
             return
         spec = exam_spec(self.task)
         if self.split and self.split not in spec.files:
             raise unknown_name(f"split of {self.task}", self.split, spec.files)
+        if self.prompt and (self.task, self.prompt) not in OTHERS:
+            raise unknown_name(
+                f"prompt of {self.task}", self.prompt, [name for exam, name in OTHERS if exam == self.task]
+            )
         if self.subjects and self.task != "mmlu":
             raise UserError(f"evals: subjects are MMLU's; leave them out for {self.task}")

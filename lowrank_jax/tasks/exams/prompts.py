@@ -19,7 +19,7 @@ class Style:
 
     Attributes:
       ask: row -> the question as text, without its answer.
-      lettered: options are named by letters, and the letters are the completions; False: the options themselves are.
+      lettered: whether options have letters, which are then the completions; otherwise the options themselves are.
       opening: row -> what stands before the examples.
       stops: strings that end a written answer.
       new_tokens: most tokens of a written answer, lm-eval's own default.
@@ -52,8 +52,21 @@ STYLES = {
 }  # fmt: skip
 
 
+# (exam, name) -> another way to ask it. "step by step" is that of PEFT's method comparison, whose answers end with EOS.
+OTHERS = {
+    ("gsm8k", "step by step"): Style(
+        lambda row: f"Question: {row.question} Think step by step.\nAnswer:", new_tokens=300
+    )
+}
+
+
+def style_of(exam: str, name: str = "") -> Style:
+    """How an exam is written, in its own way or another by name."""
+    return OTHERS[exam, name] if name else STYLES[exam]
+
+
 def completions(style: Style, row: ExamRow) -> tuple[str, ...]:
-    """The texts that are compared, as they follow a prompt."""
+    """The texts whose log-likelihoods are compared: each option, or its letter, as it follows a prompt."""
     names = LETTERS[: len(row.options)] if style.lettered else row.options
     return tuple(f" {name}" for name in names)
 

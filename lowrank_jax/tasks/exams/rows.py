@@ -1,31 +1,31 @@
 """Reads the questions of an exam and the worked examples before each, as an entry of `config.evals` asks."""
 
 import collections
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.data.builders.exams.rows import ExamRow
 from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
+from lowrank_jax.tasks.base import spaced
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STYLES, prompt
+from lowrank_jax.tasks.exams.prompts import prompt, style_of
 
 
-class Asked(NamedTuple):
-    """A row, and the text before its answer."""
+class ExamPrompt(NamedTuple):
+    """A question that is asked: its row, and the text before its answer."""
 
     row: ExamRow
     prompt: str
 
 
-def read_questions(options: ExamOptions) -> list[Asked]:
+def read_questions(options: ExamOptions) -> list[ExamPrompt]:
     """The questions that are asked, in the order of the file.
 
     Raises:
       UserError: as `load_exam`; an unknown subject, or fewer examples than shots.
     """
-    spec, style = EXAMS[options.task], STYLES[options.task]
+    spec, style = EXAMS[options.task], style_of(options.task, options.prompt)
     rows = load_exam(options.task, options.split, options.data_dir)
     if options.subjects:
         known = dict.fromkeys(row.subject for row in rows)
@@ -51,13 +51,7 @@ def read_questions(options: ExamOptions) -> list[Asked]:
                 f"{row.place}: {options.shots} examples are asked for, and the split {spec.shots} has {len(shots)}"
                 f"{about}; set fewer shots"
             )
-        found.append(Asked(row, prompt(style, row, shots)))
+        found.append(ExamPrompt(row, prompt(style, row, shots)))
     if not found:
         raise UserError(f"{options.task}: no question is left to ask; set fewer shots, or give more rows")
     return found
-
-
-def spaced(rows: Sequence[ExamRow], count: int | None) -> list[ExamRow]:
-    """`count` of the rows, evenly spaced; all where there are no more."""
-    total, kept = len(rows), min(count or len(rows), len(rows))
-    return [rows[index * total // kept] for index in range(kept)]

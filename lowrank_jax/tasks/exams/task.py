@@ -1,4 +1,4 @@
-"""Exams over one tokenizer: a question's completions as ids to compare, or its prompt to continue, and the scores."""
+"""Makes exams for one model: completions of a question to compare, or its prompt to continue; and scores them."""
 
 import functools
 import logging
@@ -14,7 +14,7 @@ from lowrank_jax.metrics.classification import macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
-from lowrank_jax.tasks.exams.prompts import STYLES, completions
+from lowrank_jax.tasks.exams.prompts import STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
 from lowrank_jax.tasks.exams.scores import GSM8K, score_texts
 from lowrank_jax.tasks.framing import PLAIN, Framing
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 ROUNDED = 64  # the longest row's length is rounded up to a multiple of it, which has halves for shorter buckets
 
 
-class Reader(NamedTuple):
-    """What an exam needs to know of the model that takes it.
+class Examinee(NamedTuple):
+    """The model that takes an exam, as far as an exam needs to know it.
 
     Attributes:
       tokenizer: of the base.
@@ -51,7 +51,7 @@ class ChoiceExam:
 
     Args:
       options: which exam.
-      reader: the model.
+      examinee: the model that takes it.
 
     Raises:
       UserError: as `read_questions`; the exam has no options, or a row is longer than the model reads.
@@ -59,16 +59,16 @@ class ChoiceExam:
 
     likelihood = "sum"
 
-    def __init__(self, options: ExamOptions, reader: Reader):
+    def __init__(self, options: ExamOptions, examinee: Examinee):
         if STYLES[options.task].stops:
             raise UserError(f'{options.task} has answers to write; set the entry\'s type to "generation"')
-        self.options, self._reader = options, reader
+        self.options, self._examinee = options, examinee
         asked = read_questions(options)
         self.prompts = [one.prompt for one in asked]
-        self.pad: Mapping[str, int] = {"tokens": pad_id(reader.tokenizer)}
+        self.pad: Mapping[str, int] = {"tokens": pad_id(examinee.tokenizer)}
         self._choices = max(len(one.row.options) for one in asked)
         self._classes = 0 if STYLES[options.task].lettered else self._choices
-        encoder = _Encoder(reader)
+        encoder = _Encoder(examinee)
         rows = []
         for one in asked:
             texts = completions(STYLES[options.task], one.row)
@@ -77,7 +77,7 @@ class ChoiceExam:
         self._shared = self._rows.most == 1
         read = np.array(self._rows.lengths) - 1
         longest = int(read.max())
-        self.seq_len = min(round_up(longest, ROUNDED), max(reader.positions, longest))
+        self.seq_len = min(round_up(longest, ROUNDED), max(examinee.positions, longest))
         self.buckets = default_buckets(self.seq_len)
 
     def validation_sources(self) -> dict[str, ChoiceRows]:
@@ -111,7 +111,7 @@ class ChoiceExam:
         there = np.arange(self._choices)[None, :] < counts[:, None]
         finite = np.all(np.isfinite(values) | ~there, axis=1)
         safe = np.where(there & finite[:, None], values, np.where(there, 0, -np.inf))
-        picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # one that no answer is
+        picks = np.where(finite, np.argmax(safe, axis=1), self._choices)  # a number that no right answer has
         right = np.take_along_axis(safe, answers[:, None], axis=1)[:, 0]
         found = {
             "accuracy": float(np.mean(picks == answers)),
@@ -128,8 +128,8 @@ class ChoiceExam:
         tokens, start = made
         if start == len(tokens):
             raise UserError(f"{place}: {text!r} has no token of its own after its prompt; take another base")
-        most = self._reader.positions + 1  # the last target is predicted, not read
-        return _cut(self._reader, self.options, tokens, start, most, place, len(text.strip().encode()))
+        most = self._examinee.positions + 1  # the last target is predicted, not read
+        return _cut(self._examinee, self.options, tokens, start, most, place, len(text.strip().encode()))
 
 
 class WrittenExam:
@@ -146,9 +146,9 @@ class WrittenExam:
 
     stop_id: int | None = None
 
-    def __init__(self, options: ExamOptions, reader: Reader, max_new_tokens: int = 0):
-        style = STYLES[options.task]
-        if not style.stops:
+    def __init__(self, options: ExamOptions, examinee: Examinee, max_new_tokens: int = 0):
+        style = style_of(options.task, options.prompt)
+        if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
         self._judged = installed()
         if not self._judged and options.task != GSM8K and not getattr(options, "write", False):
@@ -158,11 +158,11 @@ class WrittenExam:
             )
         if not self._judged:
             log.warning("%s: math_verify is not computed; pip install 'lowrank_jax[eval]'", options.task)
-        self.options, self._reader = options, reader
-        self.name, self.seq_len, self.evaluation = options.task, reader.positions, "generation"
+        self.options, self._examinee = options, examinee
+        self.name, self.seq_len, self.evaluation = options.task, examinee.positions, "generation"
         self.max_new_tokens = max_new_tokens or style.new_tokens
-        self.end_ids, self.stops = reader.end_ids, style.stops
-        self._asked, self._encoder = read_questions(options), _Encoder(reader)
+        self.end_ids, self.stops = examinee.end_ids, style.stops
+        self._asked, self._encoder = read_questions(options), _Encoder(examinee)
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, Target]]:
         """(prompt, what its answer must come to), of all questions or the first ones."""
@@ -175,12 +175,12 @@ class WrittenExam:
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The ids that decoding starts from; with `truncate` the last that leave room for an answer."""
         tokens = self._encoder(prompt, "")[0]
-        most = self._reader.positions - self.max_new_tokens
-        if len(tokens) <= most or not self.options.truncate or most <= self._reader.framing.count:
+        most = self._examinee.positions - self.max_new_tokens
+        if len(tokens) <= most or not self.options.truncate or most <= self._examinee.framing.count:
             return tokens  # `forms.generation` refuses those that are too long
-        prefix, infix = len(self._reader.framing.prefix_ids), len(self._reader.framing.infix_ids)
+        prefix, infix = len(self._examinee.framing.prefix_ids), len(self._examinee.framing.infix_ids)
         text = tokens[prefix : len(tokens) - infix]
-        return self._reader.framing.around(text[-(most - prefix - infix) :])
+        return self._examinee.framing.around(text[-(most - prefix - infix) :])
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
         """`score_texts` of all questions, without math-verify where that is not installed."""
@@ -191,35 +191,35 @@ class WrittenExam:
 class _Encoder:
     """(prompt, completion) -> (ids, where the completion starts); a prompt's ids are kept for its next completion."""
 
-    def __init__(self, reader: Reader):
-        self._reader, tokenizer = reader, reader.tokenizer
+    def __init__(self, examinee: Examinee):
+        self._examinee, tokenizer = examinee, examinee.tokenizer
         self._together = puts_space_before(tokenizer.encode, tokenizer.decode)
         self._prompt = functools.lru_cache(maxsize=1)(tokenizer.encode)
 
     def __call__(self, prompt: str, completion: str) -> tuple[list[int], int]:
-        encode, reader = self._reader.tokenizer.encode, self._reader
+        encode, examinee = self._examinee.tokenizer.encode, self._examinee
         if self._together and completion:
             ids, (length,), _ = encode_with_cuts(encode, prompt + completion, [len(prompt)])
             before, after = ids[:length], ids[length:]
         else:
             before, after = self._prompt(prompt), encode(completion) if completion else []
-        start = reader.framing.around([*reader.opening, *before])
+        start = examinee.framing.around([*examinee.opening, *before])
         return [*start, *after], len(start)
 
 
 def _cut(
-    reader: Reader, options: ExamOptions, tokens: list[int], start: int, most: int, place: str, size: int
+    examinee: Examinee, options: ExamOptions, tokens: list[int], start: int, most: int, place: str, size: int
 ) -> Candidate:
     """The candidate, without the beginning of its text where it is too long.
 
     Raises:
       UserError: it is too long and may not be cut, or nothing of the prompt would be left.
     """
-    prefix, lost = len(reader.framing.prefix_ids), max(len(tokens) - most, 0)
-    kept = start - len(reader.framing.infix_ids) - prefix - lost
+    prefix, lost = len(examinee.framing.prefix_ids), max(len(tokens) - most, 0)
+    kept = start - len(examinee.framing.infix_ids) - prefix - lost
     if lost and (not options.truncate or kept < 1):
         raise UserError(
-            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {reader.positions}; set "
+            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {examinee.positions}; set "
             "truncate to cut the beginnings of long prompts, fewer shots, or take a base with more positions"
         )
     return Candidate(np.array([*tokens[:prefix], *tokens[prefix + lost :]], np.int32), start - lost, size)

@@ -16,7 +16,7 @@ from lowrank_jax.data.builders.nlg.specs import DEV, NLG, SEEN, TRAIN
 from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.data.pipeline import Source
-from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features
+from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features, spaced
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.nlg.rows import Encoded, NlgEncoder, longest
 from lowrank_jax.tasks.nlg.scores import Scored, score_by
@@ -116,8 +116,8 @@ class NlgTask:
         self._longer = functools.partial(framing.longer, positions=positions)
         self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing)
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
-        train = _spaced(pairs(self._load(TRAIN)), config.train_examples)
-        held = _spaced(pairs(self._load(DEV)), config.max_dev_examples)
+        train = spaced(pairs(self._load(TRAIN)), config.train_examples)
+        held = spaced(pairs(self._load(DEV)), config.max_dev_examples)
         self._inputs = inputs_of(config, self._load(decoded_split(config)))
         if not all(row.references[0].strip() for row in (*train, *held)):
             raise UserError(f"{self.config.task}: a training text is empty; remove its row")
@@ -149,7 +149,7 @@ class NlgTask:
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, tuple[str, ...]]]:
         """(input, its references) of the decoded split, or of `sample` inputs, evenly spaced."""
-        return [(row.context, row.references) for row in _spaced(self._inputs, sample)]
+        return [(row.context, row.references) for row in spaced(self._inputs, sample)]
 
     def places(self) -> list[str]:
         """File and row of each of `prompts`, for messages."""
@@ -160,7 +160,7 @@ class NlgTask:
         return self._encoder.prompt(prompt)
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
-        """The official metrics of all of `prompts`; see `scores`. What cannot be computed goes to `missing`."""
+        """The official metrics of all of `prompts`; see `nlg.scores`. What cannot be computed goes to `missing`."""
         check_score_input(predictions, targets)
         if len(predictions) != len(self._inputs):
             raise ValueError(f"{len(predictions)} predictions for {len(self._inputs)} inputs")
@@ -218,13 +218,7 @@ def decoded_split(config: NlgConfig) -> str:
 
 
 def inputs_of(config: NlgConfig, rows: Sequence[NlgRow]) -> list[NlgRow]:
-    """The inputs of the decoded split as the official scripts score them: equal ones merged, and so many references."""
+    """The inputs of the decoded split as the official scripts score them: equal ones merged, references capped."""
     spec, rows = NLG[config.task], list(rows)
     rows = merged(rows) if spec.merged else rows
-    return _spaced(capped(rows, spec.most) if spec.most else rows, config.max_prompts)
-
-
-def _spaced(rows: Sequence[Any], count: int | None) -> list[Any]:
-    """`count` of the rows, evenly spaced; all where there are no more."""
-    total, kept = len(rows), min(count or len(rows), len(rows))
-    return [rows[index * total // kept] for index in range(kept)]
+    return spaced(capped(rows, spec.most) if spec.most else rows, config.max_prompts)

@@ -1,0 +1,105 @@
+"""What the grids rates_*.py share: every method's rate is searched by one rule before methods are compared.
+
+Stages, each row (a method at a rank) by itself:
+  swept   a ladder of rates, one seed;
+  wider1, wider2, wider3  where the best is the smallest or largest rate tried, one more beyond it; otherwise nothing;
+  near    the best and its two neighbours, `seeds` seeds each; runs that a stage before has done are left out.
+
+Arguments of each grid (--grid=FILE:rates=13,per_decade=4): rates and per_decade, length and step of the ladder (13 in
+quarter decades from literature on tuned rates, arXiv 2602.04998); seeds; steps.
+
+`python -m experiments.tables rates` has the tables and figures of all of them.
+"""
+
+RATE = "optimizer.learning_rate"
+WIDER = 3  # stages that widen a ladder; a best rate at an edge after these is marked in the table
+SWEPT, NEAR = "swept", "near"
+RANKS = (2, 8, 32, 128)
+# A square of r=128 (314 to 587 wide) is wider than the key and value projections of both bases (192, 256).
+MORA_RANKS = (2, 8, 32)
+# Nothing is kept of a run but its record.
+BARE = {"checkpoint.every": 0, "export.adapter": False, "export.merged": "", "tracking.wandb": "disabled"}
+# alpha is the same at every rank, so that alpha/r and alpha/sqrt(r) are what the method says.
+ALPHA = {"adapter.alpha": 16.0}
+
+
+def ladder(first: float, rates: int, per_decade: int) -> list[float]:
+    """Rates upwards from the first, in equal factors, of three digits."""
+    return [float(f"{first * 10 ** (step / per_decade):.3g}") for step in range(rates)]
+
+
+def methods(ranks=RANKS, mora_ranks=MORA_RANKS):
+    """Arguments of the rows: full fine-tuning, and five methods at their ranks."""
+    found = ["method=fft"]
+    found += [f"method={method},rank={rank}" for method in ("lora", "rslora", "dora") for rank in ranks]
+    squares = ("sharing", "rotation")
+    return found + [f"method=mora,compression={name},rank={rank}" for name in squares for rank in mora_ranks]
+
+
+def swept(firsts, choice, overrides, score=""):
+    """[(stage, cells)] of one seed: the ladder, and what widens it.
+
+    Args:
+      firsts: a row's argument -> the first rate of its ladder.
+      choice: of `parse_arg`, with rates and per_decade.
+      overrides: of every cell.
+      score: by which the best is chosen; "": the training loss at the end.
+    """
+    cells = [
+        dict(arg=arg, overrides={**overrides, RATE: rate, "seed": 0})
+        for arg, first in firsts.items()
+        for rate in ladder(first, choice.rates, choice.per_decade)
+    ]
+    stages = [(SWEPT, cells)]
+    for step in range(1, WIDER + 1):
+        value = best(stages, score, "beyond")
+        more = [dict(arg=arg, overrides={**overrides, RATE: value, "seed": 0}) for arg in firsts]
+        stages.append((f"wider{step}", more))
+    return stages
+
+
+def near(args, stages, seeds, overrides, score=""):
+    """(stage, cells): the best rate of `stages` and its two neighbours, by seed.
+
+    Args:
+      args: of the rows.
+      stages: of `swept`.
+      seeds: how many.
+      overrides, score: as there.
+    """
+    cells = [
+        dict(arg=arg, once=True, overrides={**overrides, RATE: best(stages, score, which), "seed": seed})
+        for arg in args
+        for seed in range(seeds)
+        for which in ("", "lower", "higher")
+    ]
+    return NEAR, cells
+
+
+def best(stages, score, which):
+    """The override that takes a rate from the stages."""
+    return f"best:{'+'.join(name for name, _ in stages)}:{score}:{which}"
+
+
+# ---- GSM8K's and Dolly's answers ----
+
+FORGET = ("data/text/novels.jsonl", "data/text/peps.jsonl")  # 64 x 256 tokens of each
+WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
+# Of the ladders: in grids on E2E and UUID pairs the best rates are near 1e-3, of full fine-tuning near 1e-4.
+FIRST, FFT_FIRST = 1e-4, 1e-5
+STEPS = 150
+
+
+def answers(choice, data):
+    """[(stage, cells)] of configs/mora_finetune.py on one data set, by the held-out loss.
+
+    Args:
+      choice: of `parse_arg`: model, rates, per_decade, seeds, steps.
+      data: further arguments of the config.
+    """
+    forgetting = {"type": "forgetting", "path": list(FORGET), "at_start": True, "add_bos": choice.model in WITH_BOS}
+    common = {**BARE, **ALPHA, "evals": {"forgetting": forgetting}}
+    rest = f"model={choice.model},packed,batch=8,seq_len=256,steps={choice.steps or STEPS}"
+    firsts = {f"{data},{method},{rest}": FFT_FIRST if method == "method=fft" else FIRST for method in methods()}
+    found = swept(firsts, choice, common, "loss")
+    return [*found, near(firsts, found, choice.seeds, common, "loss")]

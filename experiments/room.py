@@ -1,0 +1,101 @@
+"""Prints what cells of a sweep need, as JSON, from shapes alone: python -m experiments.room --cells=FILE [--fits].
+
+The sweep asks in a process of its own, which holds the device no longer than that: for --preview, and for
+--together=auto, which wants to know how many trials of one program fit.
+"""
+
+import contextlib
+import json
+import sys
+
+from absl import flags
+
+from experiments.cli import launch, start_devices
+from lowrank_jax.core.errors import UserError, one_line
+
+SHARE = 0.9  # of a device's memory for the steps of trials; evaluations and gaps between buffers take the rest
+
+
+def define_flags() -> None:
+    """The program's flags; not defined at import, as experiments.trials has --cells too."""
+    flags.DEFINE_string("cells", None, 'JSON file: [{"name": ..., "config": {...}}]')
+    flags.DEFINE_bool("fits", False, "How many trials of a program fit, of the size of the widest of the cells")
+    flags.mark_flags_as_required(["cells"])
+
+
+def needs(plain: dict) -> dict:
+    """{"trainable", "frozen", "bytes", "limit"} of a cell that runs alone; bytes and limit of one device, or None."""
+    import jax
+
+    from experiments.config.schema import unpack_run
+    from experiments.session.build import build
+    from lowrank_jax.train import memory
+
+    config = unpack_run(plain)
+    experiment = build(config, seq_len=config.labels.get("seq_len"))
+    report = memory.memory_report(experiment.compile())
+    shared = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
+    needed = None if report is None else report.needed * shared
+    return {**experiment.parameters, "bytes": needed, "limit": memory.device_limit()}
+
+
+def fitting(plains: list[dict]) -> dict:
+    """{"fits", "one", "more", "limit"}: how many trials fit, a device's bytes for the first, each further, and at most.
+
+    Raises:
+      UserError: the device does not say how much memory it has, or the compiler what it needs.
+    """
+    import jax
+
+    from lowrank_jax.train import memory
+
+    limit, (one, two) = memory.device_limit(), counted(plains)
+    if limit is None or one is None or two is None:
+        raise UserError("the device does not say what memory it has; give --together a number")
+    more = max(1, two - one)
+    each = 1 + max(0, int((SHARE * limit - one) // more))
+    return {"fits": each * len(jax.local_devices()), "one": one, "more": more, "limit": limit}
+
+
+def counted(plains: list[dict], each: tuple[int, ...] = (1, 2)) -> list[int | None]:
+    """Bytes of a device for a program of so many trials a device, all of the size of the widest of the cells."""
+    import jax
+
+    from experiments.config.schema import unpack_run
+    from experiments.session.trial_group import TrialGroup
+    from lowrank_jax.train import memory
+
+    wide = max((unpack_run(plain) for plain in plains), key=lambda config: config.adapter.rank)
+    devices = len(jax.local_devices())
+    shared = devices if jax.default_backend() == "cpu" else 1
+    groups = (TrialGroup([wide] * (count * devices), seq_len=wide.labels.get("seq_len")) for count in each)
+    reports = [memory.memory_report(group.compile()) for group in groups]
+    return [None if report is None else report.needed * shared for report in reports]
+
+
+def answer(cells: list[dict], fits: bool) -> dict:
+    """What the program prints: `fitting`, or {name: `needs`, or {"error": why}}."""
+    if fits:
+        return fitting([cell["config"] for cell in cells])
+    found = {}
+    for cell in cells:
+        try:
+            found[cell["name"]] = needs(cell["config"])
+        except (UserError, OSError) as error:  # of this cell alone: its data may not be here
+            found[cell["name"]] = {"error": one_line(error)}
+    return found
+
+
+def main(_) -> None:
+    """Prints one line of JSON; what else the parts print goes to stderr."""
+    from experiments.records.run_folder import read_json
+
+    with contextlib.redirect_stdout(sys.stderr):
+        start_devices()
+        found = answer(read_json(flags.FLAGS.cells, "experiments.sweep writes it"), flags.FLAGS.fits)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    define_flags()
+    launch(main)

@@ -1,0 +1,157 @@
+"""What a sweep would do (--preview): its cells, what each trains and needs, how long it takes, and its state."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.records import data_record, leases, run_folder
+from experiments.records.text_table import clock, format_table
+from experiments.sweeps.best import NotNeeded
+from experiments.sweeps.compatible import group_key
+from experiments.sweeps.engine import Sweep
+from experiments.sweeps.grid import Cell
+from lowrank_jax.core.errors import UserError
+
+ROOM_PROGRAM = (sys.executable, "-m", "experiments.room")
+GIB = 2**30
+UNKNOWN = "unknown"
+NOT_NEEDED = "not needed"  # how the words of NotNeeded begin
+AUTO = "auto"
+
+
+def parse_together(text: str) -> int:
+    """The number of --together; 1 for auto.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if text == AUTO:
+        return 1
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UserError(f"--together={text[:60]!r}: write a whole number above 0, or {AUTO}")
+    return int(text)
+
+
+def room(cells: Sequence[tuple[str, dict]], fits: bool = False) -> dict[str, Any]:
+    """The answer of `experiments.room` on (name, plain config) pairs, from a process that then frees the device.
+
+    Raises:
+      UserError: with the program's own line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "cells.json")
+        run_folder.write_json(file, [{"name": name, "config": plain} for name, plain in cells])
+        # Another program may have most of the device's memory: nothing is loaded here.
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        words = [*ROOM_PROGRAM, f"--cells={file}", *(["--fits"] if fits else [])]
+        ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        why = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1].removeprefix("error: ")
+        raise UserError(f"what the cells need cannot be counted: {why}")
+    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+def trials_that_fit(say: Callable[[str], None]) -> Callable[[Sequence[tuple[str, dict]]], int]:
+    """How many of some cells fit in one program (--together=auto): asked once for each program, and told."""
+    known: dict[tuple, int] = {}
+
+    def count(cells: Sequence[tuple[str, dict]]) -> int:
+        key = (group_key(cells[0][1]), max(_rank(plain) for _, plain in cells))
+        if key not in known:
+            found = room(cells, fits=True)
+            gib = {name: f"{found[name] / GIB:.2f} GiB" for name in ("one", "more", "limit")}
+            say(
+                f"--together=auto: the first trial needs {gib['one']} a device, each further one {gib['more']}, of "
+                f"{gib['limit']}: {found['fits']:,} fit in one program"
+            )
+            known[key] = found["fits"]
+        return known[key]
+
+    return count
+
+
+def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room) -> str:
+    """The cells as a table, and a line with counts and the time that is left.
+
+    Args:
+      sweep: over them; it runs nothing.
+      ask: what cells need; see `room`.
+    """
+    plains = {cell.name: sweep.grid.stand_in(cell) for cell in cells}
+    programs = {cell.name: _program(plains[cell.name]) for cell in cells}
+    asked = {program: name for name, program in reversed(programs.items())}  # one cell of each program
+    needs = ask([(name, plains[name]) for name in asked.values()])
+    found: dict[str, tuple[str, dict | None]] = {}  # trials come before those that wait for them
+    for cell in cells:
+        found[cell.name] = _look(sweep, cell, found)
+    seconds: dict[str, list[float]] = {}
+    for cell in cells:
+        result = found[cell.name][1]
+        if result and result.get("wall_seconds"):
+            share = result["wall_seconds"] / result.get("together", 1)  # a program's time, of all its trials
+            seconds.setdefault(programs[cell.name], []).append(share / cell.steps)
+    lines, left, unknown, states = [["cell", "method", "rank", "trainable", "memory", "time", "state"]], 0.0, 0, {}
+    for cell in cells:
+        need, (state, result) = needs[asked[programs[cell.name]]], found[cell.name]
+        steps = seconds.get(programs[cell.name])
+        time = result.get("wall_seconds") if result else statistics.median(steps) * cell.steps if steps else None
+        kind = state.split(":")[0].split(" by ")[0]
+        states[kind] = states.get(kind, 0) + 1
+        if not result and kind not in ("failed", NOT_NEEDED):
+            left, unknown = left + (time or 0), unknown + (time is None)
+        labels = plains[cell.name].get("labels") or {}
+        rank = labels.get("rank")
+        lines.append([
+            cell.name, str(labels.get("method") or "-"), "-" if rank is None else str(rank),
+            f"{need['trainable']:,}" if "trainable" in need else UNKNOWN, _memory(need),
+            UNKNOWN if time is None else clock(time), state,
+        ])  # fmt: skip
+    counted = ", ".join(f"{count} {kind}" for kind, count in states.items())
+    rest = f"about {clock(left)} left on one worker" if left or not unknown else "time left unknown"
+    rest += f", {unknown} cells of unknown length aside" if left and unknown else ""
+    errors = dict.fromkeys(need["error"] for need in needs.values() if "error" in need)
+    notes = [f"unknown: {error}" for error in errors]
+    total = f"{len(cells)} cells: {counted}; {rest}"
+    return "\n".join([format_table(lines, "text"), *notes, total])
+
+
+def _program(plain: dict) -> str:
+    return f"{group_key(plain)} {_rank(plain)}"
+
+
+def _rank(plain: dict) -> int:
+    return (plain.get("adapter") or {}).get("rank") or 0
+
+
+def _look(sweep: Sweep, cell: Cell, found: Mapping[str, tuple[str, dict | None]]) -> tuple[str, dict | None]:
+    """(a cell's state in words, its result), of those before it as `found`."""
+    try:
+        states = {name: found[name] for name in cell.trials if name in found}
+        ended = [result or state.startswith(NOT_NEEDED) for state, result in states.values()]
+        known = len(ended) == len(cell.trials) and all(ended)
+        ready = sweep.grid.resolve(cell, {name: result for name, (_, result) in states.items()}) if known else None
+        if ready is None:
+            return f"waits for {len(cell.trials)} trials", None
+        if result := sweep.recorded(ready):
+            return result["status"], result
+    except NotNeeded as why:
+        return str(why), None
+    except data_record.DataChanged as error:
+        return f"refused: {error}", None
+    if why := sweep.failed_elsewhere(ready):
+        return f"failed: {why}", None
+    holder = leases.claim_of(run_folder.run_folder(sweep.workdir, ready.name), "preview", sweep.root).holder()
+    return (f"claimed by {holder}" if holder else "to run"), None
+
+
+def _memory(need: dict) -> str:
+    if need.get("bytes") is None:
+        return UNKNOWN
+    words = f"{need['bytes'] / GIB:.2f} GiB"
+    return f"{words} (too much)" if need.get("limit") and need["bytes"] > need["limit"] else words

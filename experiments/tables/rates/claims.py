@@ -1,0 +1,86 @@
+"""What the records say of three claims, as sentences: MoRA's advantage at tuned rates, and LoRA's best rate by rank."""
+
+from collections.abc import Sequence
+
+from experiments.tables import style
+from experiments.tables.mora.rows import SEEDS, Loss
+from experiments.tables.rates.rows import RateRow
+
+HIGHER, LOWER, NEAR = "higher", "lower", "not separated"
+SCALES = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
+
+
+def separated(mine: Loss, theirs: Loss) -> str:
+    """Whether a mean loss is lower or higher than another by more than the larger of their standard deviations."""
+    if abs(mine.mean - theirs.mean) <= max(mine.deviation or 0.0, theirs.deviation or 0.0):
+        return NEAR
+    return LOWER if mine.mean < theirs.mean else HIGHER
+
+
+def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, str]:
+    """{rank: verdict} of a variant of MoRA against another method, each at its best rate, where both have SEEDS seeds.
+
+    Args:
+      rows: of one setting.
+      variant: of MoRA.
+      other: a method.
+    """
+    ours, theirs = _losses(rows, "mora", variant), _losses(rows, other)
+    return {rank: separated(loss, theirs[rank]) for rank, loss in ours.items() if rank in theirs}
+
+
+def sentences(rows: Sequence[RateRow]) -> list[str]:
+    """The sentences that the rows of one setting support, one a claim and variant; [] where they are too few."""
+    found = []
+    for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
+        if found_at := verdicts(rows, variant):
+            found.append(f"MoRA {variant} against LoRA, each at its own rate: {_by_verdict(found_at)}.")
+    for method, scale in SCALES.items():
+        found += _rates(rows, method, scale)
+    return found
+
+
+def _by_verdict(at: dict[int, str]) -> str:
+    words = {LOWER: "a lower loss at", HIGHER: "a higher loss at", NEAR: "not separated at"}
+    said = {verdict: [rank for rank, one in sorted(at.items()) if one == verdict] for verdict in words}
+    return "; ".join(f"{words[one]} r={', '.join(map(str, ranks))}" for one, ranks in said.items() if ranks)
+
+
+def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
+    """Of LoRA's best rate over full fine-tuning's, and over the ranks."""
+    name, found = style.name_of(method), []
+    tuned = {row.rank: row for row in rows if row.method == method and row.rank and row.best and not row.edge}
+    best = {rank: row.best.rate for rank, row in sorted(tuned.items()) if row.best}
+    full = next((row for row in rows if row.method == "fft" and row.best and not row.edge), None)
+    if full and full.best and best:
+        times = ", ".join(f"{rate / full.best.rate:.3g} at r={rank}" for rank, rate in best.items())
+        found.append(f"{name}'s best rate ({scale}) over full fine-tuning's: {times}.")
+    if len(best) > 1:
+        step = max(_step(row) for row in tuned.values())
+        low, high = min(best.values()), max(best.values())
+        listed = ", ".join(f"{rate:g} at r={rank}" for rank, rate in best.items())
+        near = high / low <= step * 1.01  # rates are rounded to three digits
+        said = (
+            f"within one step of the rates that were tried (a factor of {step:.3g}), so that no dependence on the rank"
+            if near
+            else f"over a factor of {high / low:.3g}, where neighbours are a factor of {step:.3g} apart, so that a "
+            "dependence on the rank"
+        )
+        found.append(f"{name}'s best rate by rank ({scale}): {listed}; {said} is seen.")
+    return found
+
+
+def _losses(rows: Sequence[RateRow], method: str, variant: str = "") -> dict[int, Loss]:
+    found = {}
+    for row in rows:
+        loss = row.best.loss if row.method == method and row.variant == variant and row.best else None
+        if loss and loss.seeds >= SEEDS and row.rank:
+            found[row.rank] = loss
+    return found
+
+
+def _step(row: RateRow) -> float:
+    """The largest factor between the best rate and a neighbour that was tried."""
+    rates = [point.rate for point in row.points]
+    place = rates.index(row.best.rate) if row.best else 0
+    return max(rates[i + 1] / rates[i] for i in range(max(place - 1, 0), min(place + 1, len(rates) - 1)))

@@ -1,0 +1,105 @@
+"""Products of 8-bit floats: an input and a gradient rounded to FP8 at run time, beside a frozen kernel of FP8 codes.
+
+The product is written as one of dequantised operands. XLA's GPU backend turns it into cuBLASLt's FP8 product, with both
+scales inside, on devices that have one (compute capability 8.9 and up); elsewhere it runs as it is written.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Float
+
+from lowrank_jax.core.types import Array
+from lowrank_jax.ops.capability import compute_capability
+
+CODES = jnp.float8_e4m3fn  # 1 sign, 4 exponent and 3 mantissa bits: normal from 2^-6 to 448
+GRADIENTS = {"e4m3": CODES, "e5m2": jnp.float8_e5m2}
+SMALLEST = 2.0**-100  # a scale, whose inverse float32 and bfloat16 have too
+CAPABLE = 8.9  # compute capability of the first GPUs with FP8 products
+
+
+@dataclasses.dataclass(frozen=True)
+class Fp8Config:
+    """How products with an FP8 base are computed.
+
+    Attributes:
+      activations: what shares one scale: the whole input of a product ("tensor"), or each token ("row"), which leaves
+        a token beside one of 1,000 times its size exact, and costs one more pass over each output.
+      gradients: "e4m3" keeps 4 significant bits of a gradient, "e5m2" 3 and a range of 2^32 instead of 2^18.
+      transposed: cuBLAS reads each kernel along the axis that it sums over, so that one of both passes needs it
+        transposed: in each step ("step"), or once, as a second copy of the codes ("kept").
+    """
+
+    activations: Literal["tensor", "row"] = "tensor"
+    gradients: Literal["e4m3", "e5m2"] = "e4m3"
+    transposed: Literal["step", "kept"] = "step"
+
+
+RECIPE = Fp8Config()
+
+
+def scale_of(largest: Float[Array, "*shape"], dtype: Any = CODES) -> Float[Array, "*shape"]:
+    """The least power of two, float32, by which `largest` divided is no more than the dtype's greatest number.
+
+    A power of two is exact in bfloat16, and changes no rounding: FP8 has as many significant bits at any size.
+    """
+    quotient = largest.astype(jnp.float32) / float(jnp.finfo(dtype).max)
+    bits = lax.bitcast_convert_type(jnp.maximum(quotient, SMALLEST), jnp.uint32)
+    return lax.bitcast_convert_type((bits + jnp.uint32(0x007FFFFF)) & jnp.uint32(0x7F800000), jnp.float32)
+
+
+def bits(codes: Array) -> Array:
+    """FP8 numbers as uint8, bit by bit: how kernels are kept.
+
+    XLA's CPU backend widens slices of FP8 arrays, a whole stack of layers before its loop; those of bytes it leaves.
+    """
+    return lax.bitcast_convert_type(codes, jnp.uint8)
+
+
+def numbers(codes: Array) -> Array:
+    """The FP8 numbers of `bits`."""
+    return lax.bitcast_convert_type(codes, CODES)
+
+
+def to_fp8(x: Float[Array, "*rows n"], dtype: Any = CODES, by_row: bool = False) -> tuple[Array, Array]:
+    """(codes in `dtype`, float32 scale, [] or [..., 1] by row) of which the product is x rounded."""
+    largest = jnp.abs(x).max(-1, keepdims=True) if by_row else jnp.abs(x).max()
+    scale = scale_of(largest, dtype)
+    return (x.astype(jnp.float32) * (1 / scale)).astype(dtype), scale
+
+
+def product(x: Float[Array, "*rows d_in"], codes: Array, scale: Array, recipe: Fp8Config, turned: Any = None) -> Array:
+    """x W in x's dtype, of x rounded to FP8 by its largest entry.
+
+    Args:
+      x: of any floating dtype.
+      codes, scale: W [d_in, d_out] = numbers(codes) * scale, one scale [1, 1].
+      recipe: see Fp8Config.
+      turned: the codes [d_out, d_in], where they are kept.
+    """
+    operand, axis = (codes, 0) if turned is None else (turned, 1)
+    return _product(x, CODES, operand, axis, scale, recipe.activations == "row")
+
+
+def gradient(g: Float[Array, "*rows d_out"], codes: Array, scale: Array, recipe: Fp8Config) -> Array:
+    """g W^T in g's dtype, of the gradient rounded to FP8 by its largest entry: `product`'s by x."""
+    return _product(g, GRADIENTS[recipe.gradients], codes, 1, scale, by_row=False)
+
+
+def has_fp8(device: Any = None) -> bool:
+    """Whether a device, by default the first, multiplies FP8 codes, by XLA's program for what `product` writes."""
+    return compute_capability(device) >= CAPABLE
+
+
+def _product(x: Array, dtype: Any, codes: Array, axis: int, scale: Array, by_row: bool) -> Array:
+    rounded, own = to_fp8(x, dtype, by_row)
+    # float16 ends at 65,504, below a sum of products of codes.
+    wide = jnp.float32 if x.dtype == jnp.float16 else x.dtype
+    # The kernel's scale stands before the sum and x's behind it: XLA takes both into the FP8 product, and under vmap,
+    # where x has a scale a trial, the product stays one of FP8 codes.
+    kernel = numbers(codes).astype(wide) * scale.reshape(()).astype(wide)
+    dims = (((x.ndim - 1,), (axis,)), ((), ()))
+    y = lax.dot_general(rounded.astype(wide), kernel, dims, preferred_element_type=wide)
+    return (y * own.astype(wide)).astype(x.dtype)

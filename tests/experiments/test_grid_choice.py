@@ -1,0 +1,82 @@
+"""Values that earlier cells of a grid decide: neighbours of the best, a widened edge, runs once; arguments of grids."""
+
+import pytest
+
+from experiments.sweeps.best import NotNeeded, chosen_value, parse
+from experiments.sweeps.grid import Grid
+from lowrank_jax.core.errors import UserError
+
+PATH = "optimizer.learning_rate"
+# A ladder of rates, as many stages of widening, and two seeds near the best.
+SEARCH = """
+def stages(arg=None):
+    rates = [float(word) for word in (arg or "1e-3").split(",")[0].split("/")]
+    tried, found = "swept", [("swept", [dict(arg="rank=8", overrides={"optimizer.learning_rate": r}) for r in rates])]
+    for step in range(3):
+        value = f"best:{tried}::beyond"
+        found.append((f"wider{step}", [dict(arg="rank=8", overrides={"optimizer.learning_rate": value})]))
+        tried += f"+wider{step}"
+    near = [dict(arg="rank=8", once=True, overrides={"optimizer.learning_rate": f"best:{tried}::{which}", "seed": seed})
+            for seed in (0, 1) for which in ("", "lower", "higher")]
+    return [*found, ("near", near)]
+"""
+
+
+def swept(grid, loss):
+    """[(stage, rate, seed)] of the runs of a grid, whose loss is `loss(rate)`; None: it diverges."""
+    results, ran = {}, []
+    for cell in grid.select():
+        try:
+            ready = grid.resolve(cell, results)
+        except NotNeeded:
+            results[cell.name] = None
+            continue
+        rate = ready.plain["optimizer"]["learning_rate"]
+        ran.append((ready.stage, rate, ready.plain["seed"]))
+        found = loss(rate)
+        status = "diverged" if found is None else "finished"
+        losses = [[step, found] for step in range(1, 21)]
+        results[cell.name] = {"name": ready.name, "status": status, "config": ready.plain, "losses": losses}
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "wider", "near"),
+    [
+        ("1e-4/1e-3/1e-2", 1e-3, [], [1e-3, 1e-4, 1e-2]),  # inside: nothing is widened
+        ("1e-4/1e-3/1e-2", 1e-1, [1e-1, 1.0], [1e-1, 1e-2, 1.0]),  # the largest, until one beyond it is worse
+        ("1e-3/2e-3/4e-3", 1e-4, [5e-4, 2.5e-4, 1.25e-4], [1.25e-4, 6.25e-5, 2.5e-4]),  # still an edge after three
+    ],
+)
+def test_an_edge_is_widened_and_the_best_has_neighbours(grid_files, rates, best, wider, near):
+    """One seed of each rate; then two near the best, of which those that were trained already are left out."""
+    (grid_files / "search.py").write_text(SEARCH)
+    grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:{rates}")
+    ran = swept(grid, lambda rate: abs(rate - best))
+    ladder = [float(rate) for rate in rates.split("/")]
+    assert [run[1:] for run in ran if run[0] == "swept"] == [(rate, 0) for rate in ladder]
+    assert [run[1] for run in ran if run[0].startswith("wider")] == pytest.approx(wider, rel=1e-3)
+    seeds = {seed: [rate for stage, rate, one in ran if stage == "near" and one == seed] for seed in (0, 1)}
+    assert seeds[1] == pytest.approx(near, rel=1e-3)
+    assert seeds[0] == pytest.approx([rate for rate in near if rate not in (*ladder, *wider)], rel=1e-3)
+
+
+def test_a_rate_that_diverged_was_tried(grid_files):
+    """It ends the ladder, so that the best below it is no edge."""
+    (grid_files / "search.py").write_text(SEARCH)
+    grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:1e-4/1e-3/1e-2")
+    ran = swept(grid, lambda rate: None if rate > 5e-3 else 1 - rate)
+    assert not [run for run in ran if run[0].startswith("wider")]
+    assert [run[1] for run in ran if run[0] == "near"] == pytest.approx([1e-3, 1e-4, 1e-2])
+    assert ran[-1][2] == 1
+
+
+def test_what_a_choice_refuses(grid_files):
+    for wrong in ("best:rates:loss:nearest", "best:rates:loss:lower:2"):
+        with pytest.raises(UserError, match="WHICH of lower, higher, beyond"):
+            parse(wrong)
+    one = {"status": "finished", "losses": [[1, 1.0]], "config": {"optimizer": {"learning_rate": 1e-3}}}
+    with pytest.raises(UserError, match="a step needs two values above 0"):
+        chosen_value([one], PATH, parse("best:rates::higher"))
+    with pytest.raises(UserError, match=r"its stages takes no argument; leave out 'seeds=3'"):
+        Grid(str(grid_files / "config.py"), f"{grid_files / 'grid.py'}:seeds=3")

@@ -1,0 +1,143 @@
+"""The table `rates` over fabricated records: the best rate over seeds, edges, what is claimed and what is not, cost."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.records import run_folder
+from experiments.tables import figures as style_of_figures
+from experiments.tables import find
+from experiments.tables.rates import claims, cost, rates
+from experiments.tables.rates.rows import settings
+
+TASKS = {"math": "data/gsm8k/train.jsonl.gz", "instruct": "data/dolly/train.jsonl"}
+FORGETTING = {"forgetting": {"novels": {"start": 3.0, "end": 3.5, "rise": 0.5, "tokens": 16_320}}}
+PARAMETERS = {None: 134_515_008, 8: 2_442_240, 32: 9_768_960}
+
+
+def run(method, rank, rate, loss, seed=0, stage="swept", task="math", variant=None, base="smollm2-135m"):
+    """The record of a run; loss None: it diverged."""
+    labels = {"method": method, "rank": rank, "stage": stage, **({"variant": variant} if variant else {})}
+    train = {"steps": 150, "batch_size": 8}
+    if task == "uuid":
+        labels, section, name = labels | {"scale": "gpu"}, {"name": "uuid", "pairs": 500}, "mora_uuid"
+    else:
+        labels, section, name = labels | {"task": task}, {"name": "text", "path": TASKS[task]}, "mora_finetune"
+    config = {
+        "experiment": name, "seed": seed, "labels": labels, "base": {"name": base}, "adapter": {"method": method},
+        "optimizer": {"learning_rate": rate}, "task": section, "train": train,
+    }  # fmt: skip
+    end = math.inf if loss is None else loss
+    score = {"char_accuracy": 0.1} if task == "uuid" else {"loss": loss}
+    late = {"char_accuracy": 1.0 - loss / 10} if task == "uuid" and loss is not None else score
+    found = run_folder.result_record(
+        run_folder.run_name(config), config, "finished" if loss is not None else "diverged", wall_seconds=9.0,
+        train_seconds=8.0, parameters={"trainable": PARAMETERS[rank], "frozen": 10**8},
+        evaluations=[{"step": 75, **score}, {"step": 150, **late}] if loss is not None else [],
+        losses=[(140, end), (150, end)], environment={}, seq_len=256,
+    )  # fmt: skip
+    return found | (FORGETTING if loss is not None and task != "uuid" else {})
+
+
+def row(method, rank, losses, spread=0.001, seeds=3, **more):
+    """A ladder of one seed, and at the best and its neighbours two seeds more; {rate: loss}."""
+    found = [run(method, rank, rate, loss, **more) for rate, loss in losses.items()]
+    rates_, best = sorted(losses), min((one for one in losses if losses[one]), key=lambda one: losses[one])
+    place = rates_.index(best)
+    for rate in rates_[max(place - 1, 0) : place + 2]:
+        for seed in range(1, seeds):
+            loss = losses[rate] and losses[rate] + spread * (-1) ** seed
+            found.append(run(method, rank, rate, loss, seed, "near", **more))
+    return found
+
+
+@pytest.fixture(scope="module")
+def records():
+    """LoRA's best rate is ten times full fine-tuning's; MoRA's loss is lower at r=8 and not separated at r=32."""
+    u = {1e-4: 1.3, 1e-3: 1.2, 1e-2: 1.25, 1e-1: None}
+    found = row("fft", None, {1e-5: 1.3, 1e-4: 1.1, 1e-3: 1.5})
+    found += row("lora", 8, u) + row("lora", 32, u) + row("rslora", 8, {1e-4: 1.2, 1e-3: 1.3, 1e-2: 1.4})
+    found += row("rslora", 32, {1e-5: 1.25, 1e-4: 1.2, 1e-3: 1.3})
+    found += row("mora", 8, {rate: loss and loss - 0.1 for rate, loss in u.items()}, variant="rotation")
+    found += row("mora", 32, {rate: loss and loss - 0.0005 for rate, loss in u.items()}, variant="rotation")
+    found += row("mora", 8, u, seeds=1) + [run("dora", 8, 1e-3, None), run("lora", 8, 1e-3, 0.5, stage="full")]
+    return found + row("lora", 8, {1e-3: 0.9, 1e-2: 0.5, 1e-1: 0.9}, task="uuid")
+
+
+def shown(records, measured=(), model=None):
+    return rates.table((records, measured), SimpleNamespace(model=model))
+
+
+def lines_of(table):
+    return {line[0]: dict(zip(table.lines[0], line, strict=True)) for line in table.lines[1:]}
+
+
+def test_the_best_rate_is_that_of_most_seeds(records):
+    """A neighbour of one seed with a lower loss does not win, nor a rate of which a seed diverged; others are edges."""
+    lucky = [run("lora", 8, 2e-3, 0.1), run("lora", 8, 5e-3, 0.2, seed=0)]
+    lucky += [run("lora", 8, 5e-3, loss, seed, "near") for seed, loss in ((1, None), (2, 0.2), (3, 0.2))]
+    part = shown(records + lucky).parts[-2]
+    assert part.title == "math (train.jsonl.gz), smollm2-135m, 150 steps of 8 x 256 tokens"
+    lines = lines_of(part)
+    lora = lines["LoRA 8"]
+    assert (lora["best rate"], lora["tried"], lora["seeds"]) == ("0.001", "6: 0.0001 to 0.1", "3")
+    assert (lora["loss"], lora["neighbours"]) == ("1.2000+-0.0010", "1.3000 | 0.1000")
+    assert (lora["trainable"], lora["forgotten"]) == ("2,442,240", "novels +0.500")
+    assert lines["rsLoRA 8"]["best rate"] == "0.0001 edge"
+    assert lines["DoRA 8"]["loss"] == "all diverged"
+    assert lines["MoRA 8 sharing"]["place"] == "1 seed(s)"
+    assert {lines[name]["place"] for name in ("MoRA 8 rotation", "FFT")} == {"1", "2~"}
+    digits = lines_of(shown(records).parts[-1])["LoRA 8"]
+    assert (digits["best rate"], digits["digits"]) == ("0.01", "95.0")
+
+
+def test_claims_are_made_of_the_records_or_absent(records):
+    table = shown(records)
+    assert table.lines[0] == ["setting", "MoRA", "r=8", "r=32"]
+    assert list(table.lines[1:]) == [["math, smollm2-135m", "rotation", "lower", "not separated"]]
+    text = table.text()
+    assert "MoRA rotation against LoRA, each at its own rate: a lower loss at r=8; not separated at r=32." in text
+    assert "LoRA's best rate (alpha/r) over full fine-tuning's: 10 at r=8, 10 at r=32." in text
+    assert "0.001 at r=8, 0.001 at r=32; within one step of the rates that were tried (a factor of 10)" in text
+    assert "MoRA sharing" not in text  # one seed says nothing
+    assert "rsLoRA's best rate by rank" not in text  # that of r=8 is an edge
+    moved = row("lora", 8, {1e-4: 2.0, 1e-3: 1.0, 1e-2: 2.0}) + row("lora", 32, {1e-2: 2.0, 1e-1: 1.0, 1.0: 2.0})
+    (sentence,) = claims.sentences(*settings(moved).values())
+    assert sentence.endswith("over a factor of 100, where neighbours are a factor of 10 apart, so that a dependence on "
+                             "the rank is seen.")  # fmt: skip
+    assert shown([]).text() == "Methods at tuned rates: nothing is recorded"
+    assert not shown(records, model="gemma3-270m").parts
+
+
+def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):
+    def measured(method, rank, ms, gib, shape="smollm2-135m"):
+        labels = {"method": method, "rank": rank, "shape": shape, "seq_len": 256}
+        return {"side": "ours", "record": {"labels": labels, "ms": ms, "peak_gib": gib, "batch": [8, 256]}}
+
+    rows_ = [measured("fft", 8, 9.0, 4.0), measured("mora rotation", 8, 6.0, 2.0), measured("lora", 8, 5.0, 1.5)]
+    rows_ += [measured("lora", 8, 5.2, 1.5), measured("lora", 8, 5.1, 1.5), measured("lora", 8, 50.0, 9.0, "other")]
+    rows_ += [{"side": "ours", "error": "no memory"}]
+    run_folder.write_json(tmp_path / "speed" / cost.FILE, {"suite": "rates", "rows": [], "measurements": rows_})
+    run_folder.write_json(tmp_path / "one.json", records[0])
+    loaded = rates.load([tmp_path])
+    assert [len(part) for part in loaded] == [1, 6]
+    (table,) = [part for part in shown(records, loaded[1]).parts if part.title.startswith("Cost")]
+    assert table.title == "Cost beside quality, smollm2-135m, steps of 8 x 256 tokens"
+    lines = lines_of(table)
+    assert list(lines["LoRA 8"].values())[1:] == ["2,442,240", "5.10", "1.50", "1.2000+-0.0010", "0.5000+-0.0010"]
+    assert list(lines["rsLoRA 8"].values())[2:4] == ["5.10", "1.50"]
+    assert list(lines["FFT"].values())[2:5] == ["9.00", "4.00", "1.1000+-0.0010"]
+    assert list(lines["MoRA 32 rotation"].values())[2:4] == ["-", "-"]
+
+
+def test_figures_of_what_there_is(records, tmp_path, monkeypatch):
+    """Two files a setting, small ones; nothing of nothing."""
+    monkeypatch.setattr(style_of_figures, "DPI", 40)
+    few = [run for run in records if run["labels"]["method"] in ("fft", "lora")]
+    drawn = find(["rates"]).figures(shown(few), tmp_path)
+    assert [path.name for path in drawn] == [
+        f"rates_{task}_smollm2_135m_150_{what}.png" for task in ("math", "uuid") for what in ("curves", "best")
+    ]
+    assert all(1_000 < path.stat().st_size < 100_000 for path in drawn)
+    assert rates.figures(shown([]), tmp_path) == []

@@ -1,0 +1,114 @@
+"""configs/sweeps/rates_*.py: rows that fit both bases, rates and ranks in few programs, one run a rate and seed."""
+
+import collections
+from pathlib import Path
+
+import pytest
+from config_files import unpack_file
+
+from configs.hyperparameters import rates
+from experiments.sweeps.best import NotNeeded
+from experiments.sweeps.compatible import group_key
+from experiments.sweeps.grid import Grid, check_cells
+from lowrank_jax.adapters import AdapterConfig
+from lowrank_jax.adapters.base import AdapterSpec
+from lowrank_jax.adapters.mora import square_size
+from lowrank_jax.core.errors import UserError
+from lowrank_jax.models.registry import get_model
+
+ROOT = Path(__file__).parents[1]
+GRIDS = {"rates_gsm8k": "mora_finetune", "rates_dolly": "mora_finetune", "rates_uuid": "mora_uuid"}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def grid_of(name, arg=""):
+    return Grid(f"configs/{GRIDS[name]}.py", f"configs/sweeps/{name}.py:{arg}")
+
+
+def stages(grid):
+    return collections.Counter(cell.stage for cell in grid.cells.values())
+
+
+def test_a_ladder_is_in_equal_factors():
+    assert rates.ladder(1e-4, 4, 3) == [1e-4, 2.15e-4, 4.64e-4, 1e-3]
+    literature = rates.ladder(1e-4, 13, 4)
+    assert (literature[0], literature[4], literature[-1]) == (1e-4, 1e-3, 1e-1)
+
+
+@pytest.mark.parametrize("name", ["rates_gsm8k", "rates_dolly"])
+def test_the_grids_of_answers(name):
+    """19 rows that a run takes; LoRA's four ranks share a program, so 13 programs."""
+    grid = grid_of(name, "rates=2,seeds=1,steps=40,model=gemma3-270m")
+    assert stages(grid) == {"swept": 38, "wider1": 19, "wider2": 19, "wider3": 19, "near": 57}
+    swept = [cell for cell in grid.cells.values() if cell.stage == "swept"]
+    check_cells(swept)
+    assert len({group_key(cell.plain) for cell in swept}) == 13
+    assert {cell.plain["train"]["steps"] for cell in swept} == {40}
+    assert all(cell.plain["evals"]["forgetting"]["add_bos"] for cell in swept)
+    adapted = [cell.plain for cell in swept if cell.plain["trainable"] == "adapters"]
+    assert {plain["adapter"]["alpha"] for plain in adapted} == {16.0}
+    scalings = {plain["labels"]["method"]: plain["adapter"]["scaling"] for plain in adapted}
+    assert scalings == {"lora": "standard", "rslora": "rslora", "dora": "standard", "mora": "standard"}
+
+
+def test_the_best_is_by_held_out_loss_and_the_seed_of_the_ladder_is_not_trained_again():
+    grid, results, ran = grid_of("rates_gsm8k", "rates=3"), {}, []
+    for cell in grid.select(only="method=dora,rank=8"):
+        try:
+            ready = grid.resolve(cell, results)
+        except NotNeeded:
+            results[cell.name] = None
+            continue
+        rate = ready.plain["optimizer"]["learning_rate"]
+        ran.append((ready.stage, rate, ready.plain["seed"]))
+        held = {"step": 150, "loss": abs(rate - 2.15e-4)}  # training prefers the smallest
+        run = {"name": ready.name, "status": "finished", "config": ready.plain, "losses": [[1, rate]]}
+        results[cell.name] = {**run, "evaluations": [held]}
+    assert ran[:3] == [("swept", rate, 0) for rate in (1e-4, 2.15e-4, 4.64e-4)]
+    assert ran[3:] == [("near", rate, seed) for seed in (1, 2) for rate in (2.15e-4, 1e-4, 4.64e-4)]
+
+
+def test_the_grid_of_pairs():
+    """11 rows of five rates; Gemma's rows wait for SmolLM2's."""
+    grid = grid_of("rates_uuid")
+    assert stages(grid) == {"swept": 55, "wider1": 11, "wider2": 11, "wider3": 11, "near": 99}
+    check_cells(list(grid.cells.values()))
+    plain = next(iter(grid.cells.values())).plain
+    assert (plain["task"]["pairs"], plain["train"]["batch_size"], plain["train"]["steps"]) == (500, 125, 300)
+    assert plain["train"]["eval_steps"] == [50, 100, 150, 200, 250]
+    gemma = grid_of("rates_uuid", "model=gemma3-270m")
+    near = [cell for cell in gemma.cells.values() if cell.stage == "near"]
+    assert len(near) == 33
+    assert {cell.plain["base"]["name"] for cell in near} == {"gemma3-270m"}
+    trials = {trial for cell in near for trial in cell.trials}
+    assert trials <= set(grid.cells)
+    assert {gemma.cells[trial].plain["base"]["name"] for trial in trials} == {"smollm2-135m"}
+
+
+@pytest.mark.parametrize("base", ["smollm2-135m", "gemma3-270m"])
+def test_every_square_fits_and_none_of_the_next_rank_does(base):
+    model = get_model(base)
+    wide, heads = model.hidden_size, model.num_attention_heads * model.head_dim
+    values = model.num_key_value_heads * model.head_dim
+    kernels = ((wide, heads), (wide, values), (heads, wide), (wide, model.intermediate_size))
+    kernels += ((model.intermediate_size, wide),)
+
+    def sizes(rank):
+        config = AdapterConfig("mora", rank=rank)
+        specs = (AdapterSpec(d_in, d_out, rank, config=config) for d_in, d_out in kernels)
+        return [square_size(spec) for spec in specs]
+
+    assert all(sizes(rank) for rank in rates.MORA_RANKS)
+    (left_out,) = set(rates.RANKS) - set(rates.MORA_RANKS)
+    with pytest.raises(UserError, match="too large"):
+        sizes(left_out)
+
+
+def test_uuid_pairs_by_rslora_and_dora():
+    rslora, dora = (unpack_file(f"configs/mora_uuid.py:scale=gpu,method={name}") for name in ("rslora", "dora"))
+    assert (rslora.labels["method"], rslora.adapter.method, rslora.adapter.scaling) == ("rslora", "lora", "rslora")
+    assert (dora.labels["method"], dora.adapter.method, dora.adapter.scaling) == ("dora", "dora", "standard")
