@@ -56,7 +56,7 @@ def test_help_with_a_config(start):
     out, err = start("run", "--config=configs/mora_uuid.py:method=lora", "--help").communicate(timeout=60)
     assert "Traceback" not in err
     assert "--[no]fresh" in out
-    assert "    method=mora          mora, lora, fft\n    rank=8               an integer\n" in out
+    assert "    method=mora          mora, lora, fft, rslora, dora\n    rank=8               an integer\n" in out
     assert "--config.adapter.method=lora\n" in out
     assert "--config.optimizer.learning_rate=0.003\n" in out
 
