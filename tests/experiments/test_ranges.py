@@ -41,6 +41,10 @@ FIELDS = {
     "optimizer.eps": ABOVE_0,
     "optimizer.weight_decay": ANY_FROM_0,
     "optimizer.clip_norm": ANY_FROM_0,
+    "optimizer.multipliers": ABOVE_0,
+    "restart.every": FROM_0,
+    "restart.prune": SHARE,
+    "restart.warmup_steps": FROM_0,
     "schedule.warmup_steps": FROM_0,
     "schedule.warmup_fraction": SHARE,
     "schedule.end_fraction": ((0, 0.5, 1), (-1e-9, 1.001, 2**70)),
@@ -82,9 +86,13 @@ FIELDS = {
 }
 NO_INT = (True, False, 1.5, math.nan, math.inf, "1")
 NO_FLOAT = (True, False, math.nan, math.inf, -math.inf, 1e39, 10**400, "1")
-NEEDED = {"base": {"name": "x"}, "task.text": {"path": "x"}}
+NEEDED = {
+    "base": {"name": "x"},
+    "task.text": {"path": "x"},
+    "restart": {"every": 99, "warmup_steps": 0, "reset": "random"},
+}
 WITHIN = {  # a number's place in a field that holds several
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), lambda value: (("query", value),)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "multipliers"), lambda value: (("query", value),)),
     **dict.fromkeys(("eval_steps", "buckets"), lambda value: (value,)),
 }
 
