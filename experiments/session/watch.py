@@ -137,16 +137,17 @@ def _measure(one: Experiment) -> Callable[[Any, Any], dict[str, float]]:
     """
     read_again = _trains_kernels(one) or bool(one.config.restart.every)
 
-    def measured(state: Any, frozen: Any, initial: Any) -> dict[str, jax.Array]:
-        variables = one.variables(state, frozen)
-        if initial is None:
-            return size_and_rank(singular_values(variables, one.plan))
-        return size_and_rank(differences(initial, Segments().undo(adapters.merge(variables, one.plan))))
-
-    program = jax.jit(measured, out_shardings=replicated(one.mesh))
+    whole = replicated(one.mesh)
+    of_adapters = jax.jit(lambda variables: size_and_rank(singular_values(variables, one.plan)), out_shardings=whole)
+    of_kernels = jax.jit(lambda initial, final: size_and_rank(differences(initial, final)), out_shardings=whole)
 
     def measure(state: Any, frozen: Any) -> dict[str, float]:
-        initial = Segments().undo(one.load_base().params) if read_again else None
-        return {name: float(value) for name, value in program(state, frozen, initial).items()}
+        variables = one.variables(state, frozen)
+        if not read_again:
+            found = of_adapters(variables)
+        else:
+            final = Segments().undo(adapters.merge(variables, one.plan))  # checks values: not to be traced
+            found = of_kernels(Segments().undo(one.load_base().params), final)
+        return {name: float(value) for name, value in found.items()}
 
     return measure

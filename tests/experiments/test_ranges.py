@@ -56,6 +56,7 @@ FIELDS = {
     "train.chunk_tokens": FROM_0,
     "train.label_smoothing": SHARE,
     "train.log_every": COUNT,
+    "tracking.observe_every": FROM_0,
     "train.eval_every": FROM_0,
     "train.eval_steps": COUNT,
     "checkpoint.every": FROM_0,

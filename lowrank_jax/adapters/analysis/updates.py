@@ -37,10 +37,10 @@ def differences(initial: Tree, final: Tree) -> dict[str, Array]:
 
 
 def size_and_rank(values: Mapping[str, Array]) -> dict[str, Array]:
-    """{"norm": Frobenius norm of all updates together, "effective_rank": mean over the kernels of exp(entropy)}.
+    """{"norm": Frobenius norm of all updates together, "effective_rank": mean of exp(entropy) over what changed}.
 
     The entropy is that of s / sum(s), s the singular values of one kernel's update (Roy & Vetterli, 2007): k equal
-    values and no others have the effective rank k. An update of zero has 0.
+    values and no others have the effective rank k. Layers whose update is zero are left out; 0 where all are.
 
     Args:
       values: {path: s [..., n]}.
@@ -52,7 +52,8 @@ def size_and_rank(values: Mapping[str, Array]) -> dict[str, Array]:
         entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)), -1)
         ranks.append(jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0).ravel())
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(s)) for s in values.values()))
-    return {"norm": norm, "effective_rank": jnp.mean(jnp.concatenate(ranks))}
+    found = jnp.concatenate(ranks)
+    return {"norm": norm, "effective_rank": jnp.sum(found) / jnp.maximum(jnp.sum(found > 0), 1)}
 
 
 def by_kind(counted: Mapping[str, np.ndarray]) -> dict[str, float]:
