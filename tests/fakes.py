@@ -1,5 +1,11 @@
 """Programs that stand in for experiments.run and experiments.trials, and experiments.run with a signal on its way."""
 
+# The flags of experiments.sweep as nobody sets them, but for --config, --grid and --workdir.
+SWEEP = dict(
+    results=None, only=None, cell=None, set=[], together="1", dry_run=False, preview=False, wandb_sweep=None, root=None,
+    lease_seconds=60.0, retry_failed=False,
+)  # fmt: skip
+
 # experiments.run, without the figure, whose library takes half a second to import. After step 4, once the path `saved`
 # is there, it sends itself the signal, if `where` is among its words. argv: signal, where, saved, word, ...
 SIGNALLED_RUN = """

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import pytest
-from fakes import UNDRAWN_TRIALS
+from fakes import SWEEP, UNDRAWN_TRIALS
 from fuzz import doors
 
 from experiments import sweep
@@ -91,15 +91,15 @@ def test_a_table(study, monkeypatch):
     words = command.replace("configs/sweeps/rank_study_toy.py", str(grid)).replace("configs/rank_study.py", str(config))
     words = words.replace("experiments/results/", f"{folder}/").split()[3:]
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
-    unset = dict(cell=None, set=[], dry_run=False, wandb_sweep=None, workdir=f"{folder}/runs", only="seed0")
-    options = SimpleNamespace(**unset, **given | {"together": int(given["together"])})
-    assert vars(options).keys() == {*unset, "config", "grid", "together", "results"}
+    assert given.keys() == {"config", "grid", "together", "results"}
+    options = SimpleNamespace(**SWEEP | given, workdir=f"{folder}/runs")
+    options.only = "seed0"
     monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, "-c", UNDRAWN_TRIALS))
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     before = signal.getsignal(signal.SIGTERM)
     done = doors.call("sweep", main=lambda: sweep.sweep_main(options))
     signal.signal(signal.SIGTERM, before)
-    assert done.status == 0, done
+    assert (done.status, done.fault) == (0, ""), done
 
     module = load(folder, "experiments/tables/rank_study.py")
     monkeypatch.setitem(tables.TABLES, "rank_study", "experiments.tables.rank_study")

@@ -161,7 +161,8 @@ def on_a_terminal(arguments, cwd):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=cwd) as process:
+    drawn = {**os.environ, "TQDM_MININTERVAL": "0"}  # a toy's bars end before they would be drawn again
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=cwd, env=drawn) as process:
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # EIO: the other end is closed

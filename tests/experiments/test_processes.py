@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import SIGNALLED_RUN
+from fakes import SIGNALLED_RUN, SWEEP
 from fuzz import doors
 
 from experiments import sweep
@@ -286,8 +286,7 @@ def test_programs_of_one_process_say_so(program, grid_files, monkeypatch):
     assert ended.status == MENDABLE
     no_lines_but(ended.err, "error: experiments.trials runs in one process, and JAX_NUM_PROCESSES asks for several;")
     files = {name: str(grid_files / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
-    unset = dict(results=None, only=None, cell=None, set=[], together=1, dry_run=False, wandb_sweep=None)
-    options = SimpleNamespace(**unset, **files, workdir=str(grid_files))
+    options = SimpleNamespace(**SWEEP | files, workdir=str(grid_files))
     ended = doors.call("sweep", main=lambda: sweep.sweep_main(options))
     assert ended.status == MENDABLE
     no_lines_but(ended.err, "error: experiments.sweep runs in one process, and JAX_NUM_PROCESSES asks for several;")

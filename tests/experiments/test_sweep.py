@@ -1,7 +1,9 @@
 """experiments.sweep over a fake run program: skip, resume, claim, fail, stages, sharing."""
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import FAKE_RUN, FAKE_TRIALS
+from fakes import FAKE_RUN, FAKE_TRIALS, SWEEP
 from fuzz import doors
 
 from experiments import sweep
@@ -39,18 +41,20 @@ def place(grid_files, tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_the_flags_that_nobody_sets_are_all_of_the_programs():
+    """Tests that pass options in place of parsed flags, here and elsewhere, take SWEEP."""
+    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', inspect.getsource(sweep.define_flags))
+    assert {*SWEEP, "config", "grid", "workdir"} == set(defined)
+
+
 @pytest.fixture
 def swept(place):
     """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
     before = signal.getsignal(signal.SIGTERM)
-    unset = dict(
-        results=None, only=None, cell=None, set=[], together="1", preview=False, dry_run=False, wandb_sweep=None
-    )
-    unset |= dict(root=None, lease_seconds=60.0, retry_failed=False)
 
     def call(**given):
         files = {name: str(place / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
-        options = SimpleNamespace(**unset, **files, workdir=str(place / "runs"))
+        options = SimpleNamespace(**SWEEP, **files, workdir=str(place / "runs"))
         vars(options).update(given)
         return doors.call("sweep", main=lambda: sweep.sweep_main(options))
 

@@ -93,7 +93,7 @@ def test_a_mesh_gives_the_same_step():
 
 def test_fp8_gives_the_same_gradients_fused_unrolled_and_on_two_devices():
     """Joined kernels have one scale, and layers are apart; what the codes cost: tests/experiments/test_gradients.py."""
-    params = held(SMALL, "fp8", jnp.float32)
+    params = held(drawn(Llama(SMALL), TOKENS)["params"], "fp8")
     plan = adapters.make_plan(params, adapters.AdapterConfig(rank=2, targets=("query", "down")))
     made = adapters.create(plan, jax.random.key(2))
     made["adapters"] = jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), made["adapters"])
