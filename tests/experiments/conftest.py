@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes import FAKE_RUN, SWEEP
 from fuzz import doors
+
+from experiments import sweep
+from experiments.sweeps import engine
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
@@ -244,3 +249,27 @@ def grid_files(tmp_path):
     (tmp_path / "config.py").write_text(GRID_CONFIG)
     (tmp_path / "grid.py").write_text(GRID)
     return tmp_path
+
+
+@pytest.fixture
+def place(grid_files, tmp_path, monkeypatch):
+    (tmp_path / "fake_run.py").write_text(FAKE_RUN)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(engine, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.05)
+    return tmp_path
+
+
+@pytest.fixture
+def swept(place):
+    """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(**given):
+        files = {name: str(place / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
+        options = SimpleNamespace(**SWEEP, **files, workdir=str(place / "runs"))
+        vars(options).update(given)
+        return doors.call("sweep", main=lambda: sweep.sweep_main(options))
+
+    yield call
+    signal.signal(signal.SIGTERM, before)

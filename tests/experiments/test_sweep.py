@@ -9,17 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fakes import FAKE_RUN, FAKE_TRIALS, SWEEP
-from fuzz import doors
+from fakes import FAKE_TRIALS, SWEEP
+from sweeps import behave, make, ran
 
 from experiments import sweep
-from experiments.records import claims, leases
+from experiments.records import claims
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
-from experiments.sweeps.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,49 +30,10 @@ time.sleep(1)
 """
 
 
-@pytest.fixture
-def place(grid_files, tmp_path, monkeypatch):
-    (tmp_path / "fake_run.py").write_text(FAKE_RUN)
-    (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(engine, "RUN_PROGRAM", (sys.executable, str(tmp_path / "fake_run.py")))
-    monkeypatch.setattr(engine, "POLL_SECONDS", 0.05)
-    return tmp_path
-
-
 def test_the_flags_that_nobody_sets_are_all_of_the_programs():
     """Tests that pass options in place of parsed flags, here and elsewhere, take SWEEP."""
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', inspect.getsource(sweep.define_flags))
     assert {*SWEEP, "config", "grid", "workdir"} == set(defined)
-
-
-@pytest.fixture
-def swept(place):
-    """swept(only="fft", ...) -> (status, out, err) of what the program does with its parsed flags, in this process."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(**given):
-        files = {name: str(place / file) for name, file in (("config", "config.py"), ("grid", "grid.py"))}
-        options = SimpleNamespace(**SWEEP, **files, workdir=str(place / "runs"))
-        vars(options).update(given)
-        return doors.call("sweep", main=lambda: sweep.sweep_main(options))
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
-
-
-def make(place, grid="grid.py", arg="", results=None):
-    said = []
-    made = Grid(f"{place / 'config.py'}{arg}", str(place / grid))
-    return made, engine.Sweep(made, str(place / "runs"), results, said.append), said
-
-
-def ran(place):
-    log = place / "runs" / "ran.txt"
-    return log.read_text().split() if log.exists() else []
-
-
-def behave(place, **how):
-    (place / "runs" / "behave.json").write_text(json.dumps(how))
 
 
 def test_stages_choose_the_best_rate_then_everything_is_skipped(place):
@@ -303,56 +262,6 @@ def test_dry_run_runs_nothing(place, swept):
     assert ran(place) == []
     assert ended.out.count("to run") == 5
     assert ended.out.count("waits for") == 2
-
-
-def test_workers_of_two_hosts_share_a_root(place, swept):
-    """What one has ended counts for the other; a failure too, until --retry_failed; each has all results."""
-    root, kept = str(place / "root"), [place / f"kept{i}.jsonl" for i in range(2)]
-    behave(place, **{"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent"})
-    first = swept(root=root, results=str(kept[0]))
-    assert first.status == 1, first
-    names = ran(place)
-    (place / "host2").mkdir()
-    (place / "host2" / "behave.json").write_text("{}")
-    other = dict(root=root, results=str(kept[1]), workdir=str(place / "host2"))
-    second = swept(**other)
-    assert second.status == 1, second
-    assert "failed on a worker (exit status 3); --retry_failed tries it again" in second.out
-    assert "failed on a worker (it ended without a result)" in second.out
-    assert not (place / "host2" / "ran.txt").exists()
-    assert read_lines(kept[1]) == read_lines(kept[0])
-    third = swept(**other, retry_failed=True)
-    assert third.status == 0, third
-    again = (place / "host2" / "ran.txt").read_text().split()
-    assert len(again) == 3  # the two that failed, and fft's full run at the better rate that they found
-    assert {name for name in again if "rates" in name} < {*names}
-    assert len(read_lines(kept[1])) == 8  # both full runs of fft, of which the better one counts
-
-
-def test_a_run_whose_claim_is_lost_is_stopped_and_its_record_is_anothers(place, monkeypatch):
-    """As of a host that was cut off for longer than its lease."""
-    behave(place, **{"": "sleep 30"})
-    grid, _, said = make(place)
-    root = leases.Root(str(place / "root"))
-    sweep = engine.Sweep(grid, str(place / "runs"), None, said.append, root=root)
-    cell, wait = grid.select()[0], subprocess.Popen.wait
-
-    def taken_over(process, timeout=None):
-        if ran(place) and timeout and not root.newest(cell.name) > 1:
-            taken = f"claims/{cell.name}/000002.json"
-            root.store.create(taken, json.dumps({"token": "x", "lease": 60.0}).encode())
-            record = {"name": cell.name, "status": "finished", "config": cell.plain, "losses": [[1, 0.5]]}
-            root.store.create(f"results/{cell.name}.json", json.dumps(record).encode())
-            sweep.held._look()
-        return wait(process, timeout)
-
-    claim = sweep.claim
-    monkeypatch.setattr(sweep, "claim", lambda *pair: [c := claim(*pair), setattr(sweep, "held", c.lease)][0])
-    monkeypatch.setattr(subprocess.Popen, "wait", taken_over)
-    assert sweep.run([cell]) == {cell.name: "finished"}
-    assert ran(place) == [cell.name]
-    assert any("was taken over by another worker" in line for line in said), said
-    assert not (place / "runs" / cell.name / "result.json").exists()
 
 
 SEARCH = """

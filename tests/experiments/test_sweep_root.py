@@ -1,0 +1,60 @@
+"""Sweeps on a shared root: workers of several hosts, and a run whose claim is lost."""
+
+import json
+import subprocess
+
+from sweeps import behave, make, ran
+
+from experiments.records import leases
+from experiments.records.lines import read_lines
+from experiments.sweeps import engine
+
+
+def test_workers_of_two_hosts_share_a_root(place, swept):
+    """What one has ended counts for the other; a failure too, until --retry_failed; each has all results."""
+    root, kept = str(place / "root"), [place / f"kept{i}.jsonl" for i in range(2)]
+    behave(place, **{"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent"})
+    first = swept(root=root, results=str(kept[0]))
+    assert first.status == 1, first
+    names = ran(place)
+    (place / "host2").mkdir()
+    (place / "host2" / "behave.json").write_text("{}")
+    other = dict(root=root, results=str(kept[1]), workdir=str(place / "host2"))
+    second = swept(**other)
+    assert second.status == 1, second
+    assert "failed on a worker (exit status 3); --retry_failed tries it again" in second.out
+    assert "failed on a worker (it ended without a result)" in second.out
+    assert not (place / "host2" / "ran.txt").exists()
+    assert read_lines(kept[1]) == read_lines(kept[0])
+    third = swept(**other, retry_failed=True)
+    assert third.status == 0, third
+    again = (place / "host2" / "ran.txt").read_text().split()
+    assert len(again) == 3  # the two that failed, and fft's full run at the better rate that they found
+    assert {name for name in again if "rates" in name} < {*names}
+    assert len(read_lines(kept[1])) == 8  # both full runs of fft, of which the better one counts
+
+
+def test_a_run_whose_claim_is_lost_is_stopped_and_its_record_is_anothers(place, monkeypatch):
+    """As of a host that was cut off for longer than its lease."""
+    behave(place, **{"": "sleep 30"})
+    grid, _, said = make(place)
+    root = leases.Root(str(place / "root"))
+    sweep = engine.Sweep(grid, str(place / "runs"), None, said.append, root=root)
+    cell, wait = grid.select()[0], subprocess.Popen.wait
+
+    def taken_over(process, timeout=None):
+        if ran(place) and timeout and not root.newest(cell.name) > 1:
+            taken = f"claims/{cell.name}/000002.json"
+            root.store.create(taken, json.dumps({"token": "x", "lease": 60.0}).encode())
+            record = {"name": cell.name, "status": "finished", "config": cell.plain, "losses": [[1, 0.5]]}
+            root.store.create(f"results/{cell.name}.json", json.dumps(record).encode())
+            sweep.held._look()
+        return wait(process, timeout)
+
+    claim = sweep.claim
+    monkeypatch.setattr(sweep, "claim", lambda *pair: [c := claim(*pair), setattr(sweep, "held", c.lease)][0])
+    monkeypatch.setattr(subprocess.Popen, "wait", taken_over)
+    assert sweep.run([cell]) == {cell.name: "finished"}
+    assert ran(place) == [cell.name]
+    assert any("was taken over by another worker" in line for line in said), said
+    assert not (place / "runs" / cell.name / "result.json").exists()
