@@ -1,4 +1,7 @@
-"""One process of compare_processes.py: trains each method on each mesh; process 0 saves losses and trained leaves."""
+"""One process of compare_processes.py: trains each method on each mesh; process 0 saves losses and trained leaves.
+
+A method's file appears when it is complete, for a later call to go on from.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compare_processes import ADAM, ADAM_RATE, COMMON, MESHES, METHODS, PLACE, SGD
+from compare_processes import ADAM, ADAM_RATE, COMMON, MESHES, METHODS, PLACE, SGD, file_of
 
 from experiments.cli import complete_file, set_xla_flags
 
@@ -19,17 +22,20 @@ def main() -> None:
     import jax
     import numpy as np
 
-    methods, steps, to = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    methods, steps, to = json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     coordinator, processes, process = (os.environ[name] for name in PLACE)
     if int(processes) > 1:
         jax.distributed.initialize(coordinator, int(processes), int(process))
-    found: dict[str, Any] = {}
     for method in methods:
+        found: dict[str, Any] = {}
         for mesh in MESHES[jax.device_count()]:
             name = f"{method}|{'x'.join(map(str, mesh))}"
             found |= {f"{name}|{leaf}": value for leaf, value in trained(method, mesh, steps).items()}
-    if process == "0":
-        np.savez(to, **found)
+        if process == "0":
+            (half := file_of(to, method).with_suffix(".half")).unlink(missing_ok=True)
+            with half.open("wb") as file:
+                np.savez(file, **found)
+            half.rename(file_of(to, method))
 
 
 def trained(method: str, mesh: tuple[int, int, int], steps: int) -> dict[str, Any]:

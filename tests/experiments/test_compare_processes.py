@@ -26,9 +26,9 @@ def test_rows_within_the_limits_are_counted(script):
     ]  # fmt: skip
     assert rows[1]["trained"] == pytest.approx(5e-4)
     assert rows[0]["learnt"] == 1.0
-    found = script.summary(rows)
-    assert found["8, sgd"]["within"] == "1 of 1"
-    assert found["2 x 1, sgd"]["within"] == "0 of 1"
+    found = script.summary(rows, "topology", "optimizer")
+    assert found["8", "sgd"]["within"] == "1 of 1"
+    assert found["2 x 1", "sgd"]["within"] == "0 of 1"
 
 
 def test_its_methods_and_keys_are_those_of_the_config(script):
