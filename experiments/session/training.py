@@ -112,7 +112,7 @@ class Session:
                     rest["best"] = abstract_best(rest["trainable"], len(self.runs), held)
                 if changes:
                     rest["frozen"], frozen = lead.abstract_frozen, None  # the base need not fit twice
-                trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest)
+                trainable, rest, cursor, first = checkpoints.restore(None, rest.pop("trainable"), rest, mend=True)
                 frozen = rest.pop("frozen", frozen)
                 if best:
                     best.restore(rest.pop("best"))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import jax
 
+from lowrank_jax.checkpoints.damage import Damaged, check_sums, together
 from lowrank_jax.checkpoints.leaves import abstract, checksums, describe, listed, misfits, named, rebuild, storable
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fingerprints import same
@@ -126,13 +127,16 @@ class Checkpoints:
             self._raise(error)
         self._done.add(step)
 
-    def restore(self, step: int | None, abstract_trainable: Any, abstract_rest: Any) -> tuple[Any, Any, dict, int]:
+    def restore(
+        self, step: int | None, abstract_trainable: Any, abstract_rest: Any, mend: bool = False
+    ) -> tuple[Any, Any, dict, int]:
         """Reads a step back, bit-equal, onto the shardings of the abstract leaves (any mesh).
 
         Args:
-          step: which step; None takes the latest.
+          step: which step; None takes the latest that is whole, and says which later ones are damaged.
           abstract_trainable: ShapeDtypeStructs (with sharding; without: the first local device) or arrays.
           abstract_rest: the same for the rest of the state. NumPy leaves are restored as NumPy arrays.
+          mend: damaged later steps are renamed STEP.damaged, for a run to go on here and save those steps again.
 
         Returns:
           (trainable, rest, cursor, step).
@@ -142,21 +146,28 @@ class Checkpoints:
             fit.
         """
         self.wait()
-        step = self.latest() if step is None else step
-        if step is None or step not in self.steps():
+        there = self.steps()
+        if not there or (step is not None and step not in there):
             wanted = "" if step is None else f" of step {step}"
-            raise UserError(f"no checkpoint{wanted} in {self.folder}; steps there: {self.steps() or 'none'}")
-        try:
-            restored = self._read(step, abstract_trainable, abstract_rest)
-        except Damaged as error:
-            earlier = self._last_whole(step, abstract_trainable, abstract_rest)
-            remedy = "no earlier step is whole" if earlier is None else f"step {earlier} is whole and is taken next"
-            raise UserError(
-                f"the checkpoint of step {step} in {self.folder} is damaged ({error}); "
-                f"delete {self._path(step)}: {remedy}"
-            ) from error
-        self._done.add(step)
-        return *restored, step
+            raise UserError(f"no checkpoint{wanted} in {self.folder}; steps there: {there or 'none'}")
+        damaged: dict[int, Damaged] = {}
+        for one in reversed(there) if step is None else [step]:
+            try:
+                restored = self._read(one, abstract_trainable, abstract_rest)
+            except Damaged as error:
+                damaged[one] = error
+                continue
+            for later, error in damaged.items():
+                self._pass_over(later, error, one, mend)
+            self._done.add(one)
+            return *restored, one
+        newest, error = next(iter(damaged.items()))
+        earlier = None if step is None else self._last_whole(newest, abstract_trainable, abstract_rest)
+        remedy = "no earlier step is whole" if earlier is None else f"step {earlier} is whole and is taken next"
+        raise UserError(
+            f"the checkpoint of step {newest} in {self.folder} is damaged ({error}); "
+            f"delete {self._path(newest)}: {remedy}"
+        ) from error
 
     def steps(self) -> list[int]:
         """Steps that are committed on disk, ascending."""
@@ -201,10 +212,7 @@ class Checkpoints:
             error.add_note(str(failed))  # the first error tells more than the failed save that followed it
 
     def _read(self, step: int, abstract_trainable: Any, abstract_rest: Any) -> tuple[Any, Any, dict]:
-        import orbax.checkpoint as ocp
-
-        meta = self._load(step, meta=ocp.args.JsonRestore())["meta"]
-        self._check_meta(step, meta)
+        meta = together(lambda: self._meta(step))
         trees = {"train": abstract_trainable, "opt": abstract_rest}
         wrong = [line for item, tree in trees.items() for line in misfits(meta["leaves"][item], describe(tree))]
         if wrong:
@@ -213,25 +221,27 @@ class Checkpoints:
                 "use the config it was saved with, or start the run afresh"
             )
         wanted = {item: unflatten(abstract(named(tree))) for item, tree in trees.items()}
-        loaded = self._load(step, **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()})
-        for item in trees:
-            sums = checksums(flatten(loaded[item]))
-            changed = [f"{item}/{name}" for name, value in meta["checksums"][item].items() if sums[name] != value]
-            if changed:
-                raise Damaged(f"other bits than were saved in {listed(changed)}")
-        return *(rebuild(tree, flatten(loaded[item])) for item, tree in trees.items()), meta["cursor"]
+        loaded = together(lambda: {item: flatten(self._load(step, item, tree)) for item, tree in wanted.items()})
+        together(lambda: check_sums({item: checksums(leaves) for item, leaves in loaded.items()}, meta["checksums"]))
+        return *(rebuild(tree, loaded[item]) for item, tree in trees.items()), meta["cursor"]
 
-    def _load(self, step: int, **items: Any) -> Any:
+    def _load(self, step: int, item: str, tree: Any = None) -> Any:
+        # By the handlers: the manager's restore ends in a barrier, at which the others would wait for one that fails.
         import orbax.checkpoint as ocp
+        from etils import epath
 
+        place = epath.Path(self._path(step)) / item
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            if tree is None:
+                return ocp.JsonCheckpointHandler().restore(place)
+            return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(tree))
         except jax.errors.JaxRuntimeError:
             raise  # the device's fault (out of memory), not the file's
         except Exception as error:  # orbax and tensorstore raise any kind: ValueError, KeyError, ...
             raise Damaged(_reason(error)) from error
 
-    def _check_meta(self, step: int, meta: Any) -> None:
+    def _meta(self, step: int) -> Any:
+        meta = self._load(step, "meta")
         if not isinstance(meta, dict) or not isinstance(version := meta.pop("format_version", None), int):
             raise Damaged("meta has no format version")
         if version > FORMAT_VERSION:
@@ -249,6 +259,30 @@ class Checkpoints:
         if differing:
             pairs = "; ".join(f"{key} was {_short(saved.get(key))}, now {_short(ours.get(key))}" for key in differing)
             raise UserError(f"the checkpoints in {self.folder} are of another run: {pairs}; give this run another name")
+        return meta
+
+    def _pass_over(self, step: int, error: Damaged, taken: int, mend: bool) -> None:
+        """Says that a damaged step is not used, and renames it for `mend`."""
+        line = f"the checkpoint of step {step} in {self.folder} is damaged ({error}); step {taken} before it is used"
+        if mend:
+            aside = f"{self._path(step)}.damaged"
+            together(lambda: self._set_aside(step, aside))
+            self._manager.reload()
+            self._found = set(self.steps())
+            line += f"; the damaged one is now {aside}"
+        if jax.process_index() == 0:
+            print(line, flush=True)
+
+    def _set_aside(self, step: int, aside: str) -> None:
+        from etils import epath
+
+        if jax.process_index() == 0:
+            try:
+                if epath.Path(aside).exists():
+                    epath.Path(aside).rmtree()
+                epath.Path(self._path(step)).rename(aside)
+            except OSError as error:
+                raise UserError(f"{self._path(step)} is damaged and cannot be renamed; delete it") from error
 
     def _last_whole(self, before: int, abstract_trainable: Any, abstract_rest: Any) -> int | None:
         for step in reversed([s for s in self.steps() if s < before]):
@@ -281,10 +315,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> str:
         return f"{self.folder}/{step}"
-
-
-class Damaged(Exception):
-    """A step folder that cannot be read completely; `Checkpoints.restore` turns it into a UserError with the remedy."""
 
 
 def _code(error: BaseException) -> int | None:

@@ -56,10 +56,11 @@ def test_the_advice_is_that_of_the_fault(tmp_path, monkeypatch, error, words):
     assert [remedy for remedy in remedies if remedy in str(raised.value)] == [words]
 
 
-def test_two_processes_save_and_restore(tmp_path):
+def test_two_processes_save_and_restore_and_pass_over_what_one_cannot_read(tmp_path):
     body = """
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from lowrank_jax.checkpoints.damage import Damaged
     from lowrank_jax.checkpoints.manager import Checkpoints
     folder, port, index = sys.argv[1:]
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
@@ -75,6 +76,16 @@ def test_two_processes_save_and_restore(tmp_path):
         mine = got["w"].addressable_shards[0]
         assert (np.asarray(mine.data) == value[mine.index]).all() and got["w"].sharding == split
         print(step, cursor, int(others["step"]), checkpoints.steps())
+    with Checkpoints(folder, 2, {"base": "x"}) as checkpoints:  # process 1 alone cannot read what is saved last
+        checkpoints.save(5, trainable, rest, {})
+        checkpoints.wait()
+        load = checkpoints._load
+        def unreadable(step, item, *tree):
+            if (index, step, item) == ("1", 5, "train"):
+                raise Damaged("input/output error")
+            return load(step, item, *tree)
+        checkpoints._load = unreadable
+        print(checkpoints.restore(None, trainable, rest, mend=True)[2:], checkpoints.steps())
     """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": ""}
     script = tmp_path / "worker.py"
@@ -88,7 +99,11 @@ def test_two_processes_save_and_restore(tmp_path):
         for index in range(2)
     ]  # fmt: skip
     outputs = [worker.communicate(timeout=100) for worker in workers]
-    assert [out.splitlines()[-1] for out, _ in outputs] == ["3 {'offset': 3} 3 [3]"] * 2, outputs
+    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in outputs]
+    assert [lines[0] for lines in said] == ["3 {'offset': 3} 3 [3]"] * 2, outputs
+    assert [lines[-1] for lines in said] == ["({'offset': 3}, 3) [3]"] * 2, outputs
+    assert "is damaged (as process 1 reads it); step 3 before it is used; the damaged one" in said[0][1]
+    assert len(said[1]) == 2
     with Checkpoints(tmp_path / "run", 1, {"base": "x"}) as checkpoints:  # one process reads what two wrote
         got = checkpoints.restore(None, {"w": jnp.zeros((4, 3))}, {"step": jnp.int32(0)})[0]["w"]
     assert (np.asarray(got) == np.arange(12).reshape(4, 3)).all()
