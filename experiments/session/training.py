@@ -96,7 +96,7 @@ class Session:
         """Trains to the end, a signal or until no run is left; returns how it ended, and on process 0 the records."""
         program, lead = self.program, self.program.lead
         state, frozen, fingerprint = program.load()
-        batches, first, seconds = program.batches(), 0, 0.0
+        batches, first, seconds, unmade = program.batches(), 0, 0.0, ()
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
         changes = self.merge is not None  # the frozen tree, which is then saved too
         best = Best(state, len(self.runs), frozen if changes else None) if keeps_best(lead.config.evals) else None
@@ -117,6 +117,7 @@ class Session:
                 if best:
                     best.restore(rest.pop("best"))
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
+                unmade = cursor.get(loop.UNMADE, ())
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
                 self.say(f"resumed at step {first}")
             more = lambda: {"more": self.watch.more(first, seconds)} if self.watch else {}  # noqa: E731
@@ -145,6 +146,7 @@ class Session:
                 profile_folder=str(self.place / "profile"),
                 first=first,
                 train_seconds=seconds,
+                unmade=unmade,
                 renew=self._renew,
                 best=best,
                 merge=self.merge,

@@ -4,10 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Annotated, Any, Literal, Protocol
-
-import jax
 
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import UserError
@@ -15,8 +12,9 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Decoded
 from lowrank_jax.train.best import BEST, LAST, Best, losses_of
 from lowrank_jax.train.meter import Meter
-from lowrank_jax.train.signals import StopRequest
+from lowrank_jax.train.signals import Stopped, StopRequest
 from lowrank_jax.train.state import TrainState
+from lowrank_jax.train.trace import Trace
 from lowrank_jax.train.tracking import Tracker
 
 # The choices where a 0 leaves them to the data: few rows are repeated until they are learnt, many are read a few times.
@@ -25,6 +23,7 @@ NO_BEST = (
     "its held-out loss was never a finite number, and there are no best weights to decode and export; lower "
     "optimizer.learning_rate, or look at the held-out rows"
 )
+UNMADE = "unmade"  # in a checkpoint's cursor
 MOST_EPOCHS = 100_000  # an evaluation step is listed for each
 
 
@@ -223,6 +222,7 @@ class Job:
       profile_folder: where a trace goes.
       first: steps done before.
       train_seconds: spent on them.
+      unmade: names of evaluators that a signal kept from their evaluation after those steps.
       renew: called before each record and checkpoint; raises where the run may be written no more.
       best: the best weights so far, where an evaluator reads them.
       merge: of a run with restarts, (state, frozen) -> (state, frozen), which donates both; see `train.restart`.
@@ -242,16 +242,18 @@ class Job:
     profile_folder: str = ""
     first: int = 0
     train_seconds: float = 0.0
+    unmade: Sequence[str] = ()
     renew: Callable[[], None] = lambda: None
     best: Best | None = None
     merge: Callable[[TrainState, Any], tuple[TrainState, Any]] | None = None
     merges: Callable[[int], bool] = lambda done: False
 
-    def save(self, step: int, state: TrainState, seconds: float) -> None:
-        """A checkpoint of all trials and of the data's cursor."""
+    def save(self, step: int, state: TrainState, seconds: float, unmade: Sequence[str] = ()) -> None:
+        """A checkpoint of all trials, of the data's cursor, and of evaluations that are to be made first."""
         self.renew()
         rest = {"opt_state": state.opt_state, "step": state.step, "learning_rate": state.learning_rate}
         cursor = {"batches": self.batches.get_state(), "train_seconds": seconds}
+        cursor |= {UNMADE: list(unmade)} if unmade else {}
         rest |= {"best": self.best.saved()} if self.best else {}
         rest |= {"frozen": self.frozen} if self.merge else {}
         self.checkpoints.save(step, state.trainable, {**rest, "key": state.key}, cursor)
@@ -297,17 +299,20 @@ def fit(job: Job) -> Outcome:
     """Runs `job` from its first step to the last step of the longest trial, or to a SIGTERM.
 
     A trial whose loss or gradient is not finite is recorded no further; the others go on, and the loop ends when none
-    is left.
+    is left. A signal ends an evaluation, which is made anew when the run goes on; with several processes, which would
+    have to leave it together, it is completed first.
     """
     state, done, last = job.state, job.first, max(config.last_step for config in job.configs)
     last_good = functools.partial(_last_good, job.checkpoints)
     meter = Meter(job.configs, job.trackers, job.first, job.train_seconds, last_good, job.renew)
     ranges = [steps for config in job.configs if (steps := config.profile_range())]  # one trace serves all trials
-    trace = _Trace(ranges[0] if ranges else None, job.profile_folder)
+    trace = Trace(ranges[0] if ranges else None, job.profile_folder)
     with StopRequest() as stop, meter.bar, trace:
-        if job.first == 0:
-            _evaluate(job, meter, state, 0)
-        for done in range(job.first + 1, last + 1):
+        evaluators = [dataclasses.replace(one, evaluate=stop.interrupts(one.evaluate)) for one in job.evaluators]
+        before = [one for one in evaluators if job.first == 0 or one.name in job.unmade]
+        unmade = _evaluate(job, meter, state, done, before, at_end=True)
+        _check_best(job, meter, done, unmade)
+        for done in range(job.first + 1, 0 if unmade else last + 1):
             trace.before(done)
             meter.start()
             if job.merge is not None and job.merges(done - 1):
@@ -317,25 +322,32 @@ def fit(job: Job) -> Outcome:
             if trace.ends_with(done):
                 meter.drain()
                 trace.stop()
-            _evaluate(job, meter, state, done)
-            ending = [i for i, config in enumerate(job.configs) if done == config.last_step]
-            if ending and job.best is not None:
-                meter.drain()
-                meter.diverged = {i: NO_BEST for i in ending if not job.best.known(i)} | meter.diverged
-            stopping = stop.requested(done) and done < last
+            unmade = _evaluate(job, meter, state, done, evaluators)
+            _check_best(job, meter, done, unmade)
+            stopping = bool(unmade) or (stop.requested(done) and done < last)
             if stopping or done == last or (job.checkpoint_every and done % job.checkpoint_every == 0):
                 meter.drain()
                 if not meter.none_left:
-                    job.save(done, state, meter.seconds)
+                    job.save(done, state, meter.seconds, unmade)
             if stopping or meter.none_left:
                 break
     job.checkpoints.wait()
-    return _outcome(job, meter, state, done)
+    return _outcome(job, meter, state, done, unmade)
 
 
-def _evaluate(job: Job, meter: Meter, state: TrainState, done: int) -> None:
-    """Makes and records the evaluations that are due after `done` updates."""
-    for evaluator in job.evaluators:
+def _evaluate(
+    job: Job, meter: Meter, state: TrainState, done: int, evaluators: Sequence[Evaluator], at_end: bool = False
+) -> list[str]:
+    """Makes and records the evaluations that are due after `done` updates.
+
+    Args:
+      at_end: records none before all are made.
+
+    Returns:
+      the names of those that a signal kept from being made.
+    """
+    made = []
+    for place, evaluator in enumerate(evaluators):
         due = [i for i, config in enumerate(job.configs) if done <= config.last_step]
         due = [i for i in due if evaluator.due(job.configs[i], done)]
         if evaluator.weights == BEST and job.best is not None:  # there are none before a held-out loss
@@ -344,24 +356,37 @@ def _evaluate(job: Job, meter: Meter, state: TrainState, done: int) -> None:
             continue
         meter.drain()
         if meter.none_left:
-            return
-        values = job.evaluate(evaluator, state, due, done)
-        if evaluator.texts:
-            meter.write(due, done, evaluator.name, values)
-            continue
-        scores = [one.values if isinstance(one, Decoded) else one for one in values]
-        for i in due:
-            if isinstance(values[i], Decoded):
-                meter.decoded(i, done, evaluator.name, values[i].texts)
-            meter.log(i, done, evaluator.keys(scores[i]))
-        meter.show(scores)
+            return []
+        try:
+            made.append((evaluator, due, job.evaluate(evaluator, state, due, done)))
+        except Stopped:
+            return [one.name for one in evaluators[place:]]
+        if not at_end:
+            meter.record(done, *made.pop())
+    for one in made:
+        meter.record(done, *one)
+    return []
 
 
-def _outcome(job: Job, meter: Meter, state: TrainState, done: int) -> Outcome:
+def _check_best(job: Job, meter: Meter, done: int, unmade: Sequence[str]) -> None:
+    """Trials that end without best weights count as diverged."""
+    ending = [i for i, config in enumerate(job.configs) if done == config.last_step and not unmade]
+    if ending and job.best is not None:
+        meter.drain()
+        meter.diverged = {i: NO_BEST for i in ending if not job.best.known(i)} | meter.diverged
+
+
+def _outcome(job: Job, meter: Meter, state: TrainState, done: int, unmade: Sequence[str]) -> Outcome:
     statuses, messages = [], []
     for i, config in enumerate(job.configs):
         stopped = f"stopped by a signal after step {done}; run it again to resume"
-        status = "diverged" if i in meter.diverged else "finished" if done >= config.last_step else "interrupted"
+        status = (
+            "diverged"
+            if i in meter.diverged
+            else "finished"
+            if done >= config.last_step + bool(unmade)
+            else "interrupted"
+        )
         statuses.append(status)
         messages.append({"diverged": meter.diverged.get(i, ""), "interrupted": stopped}.get(status, ""))
     return Outcome(tuple(statuses), tuple(messages), state, job.frozen, meter.seconds)
@@ -371,29 +396,3 @@ def _last_good(checkpoints: Checkpoints) -> str:
     checkpoints.wait()
     saved = checkpoints.latest()
     return f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved before it"
-
-
-class _Trace:
-    """A profile of steps [first, last], or of as many as this session runs; closed whatever ends the loop."""
-
-    def __init__(self, steps: tuple[int, int] | None, folder: str):
-        self.steps, self.folder, self.running = steps, folder, False
-
-    def before(self, step: int):
-        if self.steps and not self.running and self.steps[0] <= step <= self.steps[1]:
-            jax.profiler.start_trace(self.folder)
-            self.running = True
-
-    def ends_with(self, step: int) -> bool:
-        return self.running and self.steps is not None and step == self.steps[1]
-
-    def stop(self):
-        if self.running:
-            self.running = False
-            jax.profiler.stop_trace()
-
-    def __enter__(self) -> "_Trace":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowrank_jax.core.types import Decoded
+
 # Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
 PIPELINE_DEPTH = 4
 SHOWN = 200  # most characters of a text in the log
@@ -103,6 +105,25 @@ class Meter:
         if trial not in self.diverged:
             self._renew()
             self.trackers[trial].log(step, values)
+
+    def record(self, step: int, evaluator: Any, trials: Sequence[int], values: Sequence[Any]) -> None:
+        """Records an evaluation of these trials, and shows its scores.
+
+        Args:
+          step: updates so far.
+          evaluator: a `train.loop.Evaluator`.
+          trials: the trials that are evaluated at this step.
+          values: what it returned, of all trials.
+        """
+        if evaluator.texts:
+            self.write(trials, step, evaluator.name, values)
+            return
+        scores = [one.values if isinstance(one, Decoded) else one for one in values]
+        for trial in trials:
+            if isinstance(values[trial], Decoded):
+                self.decoded(trial, step, evaluator.name, values[trial].texts)
+            self.log(trial, step, evaluator.keys(scores[trial]))
+        self.show(scores)
 
     def write(self, trials: Sequence[int], step: int, name: str, texts: Sequence[Sequence[Mapping[str, str]]]) -> None:
         """Records an evaluation's texts for each trial that did not diverge before, and shows the first of them.

@@ -2,12 +2,19 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
 import numpy as np
+
+SECONDS = 5.0  # at most about so long between two comparisons, whatever a step takes
+
+
+class Stopped(Exception):
+    """A signal has come during work that it may interrupt."""
 
 
 class StopRequest:
@@ -18,26 +25,54 @@ class StopRequest:
     allows handlers only in the main thread; in others this does nothing.
 
     Args:
-      every: steps between the comparisons of several processes; each costs a collective.
+      every: most steps between the comparisons of several processes; each costs a collective.
+      seconds: the time between them, where `every` steps take longer: a signal may leave a run few seconds.
     """
 
-    def __init__(self, every: int = 10):
-        self.every = every
+    def __init__(self, every: int = 10, seconds: float = SECONDS):
+        self.every, self.seconds = every, seconds
         self.signal: int | None = None
+        self._at_once = False
+        self._last: int | None = None  # step of the last comparison
+        self._next, self._since = 0, 0.0  # step of the next one, and time of the last
         self._old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`: the same answer in every process. Each process must call it at every step."""
         if jax.process_count() == 1:
             return self.signal is not None
-        if step % self.every:
+        if step < self._next:
             return False
         from jax.experimental.multihost_utils import process_allgather
 
-        return bool(np.any(process_allgather(np.array(self.signal is not None))))
+        # The slowest process's time, which all of them know, so that all compare again after the same step.
+        asked, passed = process_allgather(np.array([self.signal is not None, time.monotonic() - self._since])).max(0)
+        each = passed / (1 if self._last is None else step - self._last)
+        steps = self.every if each * self.every <= self.seconds else max(int(self.seconds / each), 1)
+        self._last, self._next, self._since = step, step + steps, time.monotonic()
+        return bool(asked)
+
+    def interrupts(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, which raises Stopped where a signal comes during it or has come before.
+
+        Not with several processes, of which one could leave while the others are in a collective.
+        """
+
+        def interruptible(*args: Any) -> Any:
+            if jax.process_count() > 1:
+                return work(*args)
+            try:
+                self._at_once = True
+                if self.signal is not None:
+                    raise Stopped
+                return work(*args)
+            finally:
+                self._at_once = False
+
+        return interruptible
 
     def __enter__(self) -> "StopRequest":
-        self.signal = None
+        self.signal, self._last, self._next, self._since = None, None, 0, time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._caught)
@@ -53,3 +88,6 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        if self._at_once:
+            self._at_once = False
+            raise Stopped

@@ -91,8 +91,8 @@ class Run:
             time.sleep(0.02)
         found = []
         for index, process in enumerate(self.running):
-            texts = ["".join(line for line in lines if not line.startswith("[Gloo]")) for lines in process.said()]
-            found.append(Ended(process.poll() or 0, *texts, ends[index]))
+            out, err = ("".join(x for x in lines if not x.startswith("[Gloo]")) for lines in process.said())
+            found.append(Ended(process.poll() or 0, out, err, ends[index]))
         self.running, self.address = [], ""
         return found
 

@@ -9,6 +9,8 @@ nobody disturbed: last checkpoint, records and exported adapter, bit for bit. It
 
 import argparse
 import collections
+import dataclasses
+import functools
 import json
 import random
 import signal
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # as tests/conftest.py does
 
@@ -23,7 +26,8 @@ from drills import forked, runs, storage
 from drills.runs import Run, again
 
 Tried = tuple[str, str]  # when or how, and what did not hold ("": all of it did)
-PAIR, CHAIN, SLOW = 2, 5, 0.5  # processes of a run; kills of one run; seconds between looks in a long evaluation
+PAIR, CHAIN = 2, 5  # processes of a run; kills of one run
+LONG, SHORT, SLOW = 120.0, 6.0, 0.5  # seconds of evaluations, and of a batch of them
 
 
 def kill(place: Path, quiet: Path, seconds: float, draw: random.Random) -> list[Tried]:
@@ -57,17 +61,21 @@ def term(place: Path, quiet: Path, seconds: float, draw: random.Random) -> Tried
 
 def evaluation(place: Path, quiet: Path, seconds: float, draw: random.Random) -> Tried:
     """SIGTERM to a run of one process during an evaluation that takes longer than the 30 s of grace."""
-    run, slow = Run(place, "run", 1, prepare=lambda: _slow_evaluation(120)), 5.0
-    run.start()
-    _until(lambda: (run.folder / "evaluating").exists(), run)
-    return _preempted(run, quiet, draw.uniform(0, slow), started=True)
+    return _in_evaluation(Run(place, "run", 1), quiet, LONG, draw.uniform(0, 5))
 
 
 def pair_evaluation(place: Path, quiet: Path, seconds: float, draw: random.Random) -> Tried:
-    """SIGTERM to two processes during an evaluation of a few seconds: it is ended, then the run is saved."""
-    run = Run(place, "run", PAIR, prepare=lambda: _slow_evaluation(5)).start()
-    _until(lambda: (run.folder / "evaluating").exists(), run)
-    return _preempted(run, quiet, draw.uniform(0, 3), started=True)
+    """SIGTERM to two processes during an evaluation of a few seconds: it is completed, then the run is saved."""
+    return _in_evaluation(Run(place, "run", PAIR), quiet, SHORT, draw.uniform(0, SHORT / 2))
+
+
+def _in_evaluation(run: Run, quiet: Path, seconds: float, wait: float) -> Tried:
+    mark = run.folder.parent / "evaluating"
+    run.prepare = lambda: _slow_evaluation(seconds, mark)
+    run.start()
+    while not mark.exists() and all(process.poll() is None for process in run.running):
+        time.sleep(0.05)
+    return _preempted(run, quiet, wait, started=True)
 
 
 def late(place: Path, quiet: Path, seconds: float, draw: random.Random) -> Tried:
@@ -115,30 +123,28 @@ def _preempted(run: Run, quiet: Path, wait: float, started: bool = False) -> Tri
     return said, again(run, quiet)
 
 
-def _slow_evaluation(seconds: float) -> None:
-    """Of this process: the evaluation's writing takes so long, and its beginning is marked by a file in the folder."""
-    from lowrank_jax.train import loop
+def _slow_evaluation(seconds: float, mark: Path) -> None:
+    """In this process each evaluation takes so long, and a file says that one has begun."""
+    from experiments.session import experiment
 
-    evaluate = loop.Job.evaluate
+    evaluators = experiment.Experiment.evaluators
 
-    def slowly(self, *arguments):
-        (Path(self.profile_folder).parent / "evaluating").touch()
+    def slow(evaluate: Callable, *arguments: Any) -> Any:
+        mark.touch()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(SLOW)
-        return evaluate(self, *arguments)
+        return evaluate(*arguments)
 
-    loop.Job.evaluate = slowly
+    def slowly(self: Any, *arguments: Any) -> Any:
+        found = evaluators(self, *arguments)
+        return [dataclasses.replace(one, evaluate=functools.partial(slow, one.evaluate)) for one in found]
+
+    experiment.Experiment.evaluators = slowly  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _until(condition: Callable[[], bool], run: Run) -> None:
-    while not condition() and all(process.poll() is None for process in run.running):
-        time.sleep(0.05)
-
-
-DRILLS: dict[
-    str, tuple[Callable[..., Tried | list[Tried]], int, int]
-] = {  # name -> (drill, how often, processes of the quiet run)
+# name -> (drill, how often, processes of the quiet run)
+DRILLS: dict[str, tuple[Callable[..., Tried | list[Tried]], int, int]] = {
     "kill": (kill, 50, PAIR),
     "term": (term, 20, PAIR),
     "evaluation": (evaluation, 10, 1),

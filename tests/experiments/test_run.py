@@ -1,5 +1,7 @@
 """The real loop at toy size: what a run leaves behind, how it resumes, how it stops, and a user's own data."""
 
+import dataclasses
+import functools
 import json
 import os
 import resource
@@ -178,6 +180,33 @@ def test_stop_and_resume_is_bit_equal(run, saved, records):
     results = [json.loads((folder / "result.json").read_text()) for folder in (rest.folder, straight.folder)]
     assert results[0]["losses"] == results[1]["losses"]
     assert results[0]["evaluations"][-1] == results[1]["evaluations"][-1]
+
+
+def test_a_signal_ends_an_evaluation_which_is_made_when_the_run_goes_on(run, straight, saved, records):
+    """Of one in the middle and of the last one: the state is saved at once, and in the end nothing differs."""
+    whole, evaluators, begun, ended = straight("whole"), experiment.Experiment.evaluators, [], []
+
+    def interrupted(self):
+        def wrapped(evaluate, *arguments):
+            begun.append(1)
+            if len(begun) in (1, 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(evaluate(*arguments))
+            return ended[-1]
+
+        return [dataclasses.replace(one, evaluate=functools.partial(wrapped, one.evaluate)) for one in evaluators(self)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.Experiment, "evaluators", interrupted)
+        for step in (2, 6):
+            told = run(checkpoint__every=4)
+            assert told.status == 130, told.err
+            assert f"stopped by a signal after step {step}; run it again to resume" in told.out
+        rest = run(checkpoint__every=4)
+    assert rest.status == 0, rest.err
+    assert (len(begun), len(ended)) == (4, 2)
+    assert saved(rest.folder, 6) == saved(whole.folder, 6)
+    assert records(rest.folder) == records(whole.folder)
 
 
 def test_resume_on_another_mesh(run, straight, records, monkeypatch, eight_devices):

@@ -4,11 +4,12 @@ import math
 import os
 import signal
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.train import loop, meter
+from lowrank_jax.train import meter
 from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
 from lowrank_jax.train.state import TrainState
 
@@ -223,7 +224,7 @@ def test_trials_end_each_at_its_own_step_and_one_that_diverges_leaves_the_others
     one.step, one.trackers = step, recorders
     one.configs = [LoopConfig(steps=6, eval_every=3), LoopConfig(steps=6, stop_at=3), LoopConfig(steps=6)]
     one.evaluators = [Evaluator("", LoopConfig.evaluates_at, lambda state, frozen: [{"score": i} for i in range(3)])]
-    one.save = lambda done, state, seconds: lead.events.append(("save", done))
+    one.save = lambda done, *_: lead.events.append(("save", done))
     outcome = fit(one)
     assert outcome.statuses == ("finished", "finished", "diverged")
     assert outcome.messages[:2] == ("", "")
@@ -244,10 +245,36 @@ def test_a_signal_saves_and_leaves(number):
     assert recorder.of("eval") == []
 
 
-def test_a_signal_in_the_last_step_finishes():
+def test_a_signal_in_the_last_step_finishes_a_run_without_evaluations():
     recorder = Recorder(at={6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    assert fit(job(recorder, LoopConfig(steps=6))).statuses == ("finished",)
-    assert recorder.of("save") == recorder.of("eval") == [6]
+    assert fit(job(recorder, LoopConfig(steps=6), evaluators=[])).statuses == ("finished",)
+    assert recorder.of("save") == [6]
+
+
+@pytest.mark.parametrize("last", [6, 9])
+def test_an_evaluation_that_a_signal_ends_is_made_first_when_the_run_goes_on(last):
+    """And those after it, but not the one before; at the end of the run as in the middle of it."""
+    asked, signals = [], [signal.SIGTERM]
+
+    def evaluator(name):
+        def evaluate(state, frozen):
+            asked.append((name, int(state.step)))
+            if signals and name == "b":
+                os.kill(os.getpid(), signals.pop())
+            return score(state, frozen)
+
+        return Evaluator(name, lambda config, step: step == 6, evaluate)
+
+    config, evaluators = LoopConfig(steps=last), [evaluator(name) for name in "abc"]
+    first, second = Recorder(), Recorder()
+    assert fit(job(first, config, evaluators=evaluators)).statuses == ("interrupted",)
+    ((step, *_, cursor),) = first.saved
+    assert (step, cursor["unmade"]) == (6, ["b", "c"])
+    assert fit(job(second, config, start=6, evaluators=evaluators, unmade=cursor["unmade"])).statuses == ("finished",)
+    assert asked == [("a", 6), ("b", 6), ("b", 6), ("c", 6)]
+    assert (first.of("eval"), second.of("eval")) == ([6], [6, 6])
+    assert second.of("log") == [*range(7, last + 1)]
+    assert not any("unmade" in cursor for *_, cursor in second.saved)
 
 
 @pytest.mark.parametrize(("every", "good"), [(3, "the last good checkpoint is step 6"), (0, "no checkpoint was saved")])
@@ -279,8 +306,8 @@ def test_saves_under_way_are_waited_for():
 @pytest.fixture
 def traces(monkeypatch):
     calls = []
-    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: calls.append("start"))
-    monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     return calls
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowrank_jax.train import signals
-from lowrank_jax.train.signals import StopRequest
+from lowrank_jax.train.signals import Stopped, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -41,6 +41,31 @@ def test_the_second_interrupt_raises():
         assert stop.requested(1)
 
 
+def test_a_signal_interrupts_work_that_allows_it_and_no_other():
+    begun, ended = [], []
+
+    def work(number):
+        begun.append(number)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append("handler")
+        return number
+
+    with StopRequest() as stop:
+        assert stop.interrupts(work)(1) == 1
+        with pytest.raises(Stopped):
+            stop.interrupts(work)(2)
+        with pytest.raises(Stopped):
+            stop.interrupts(work)(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1)
+    assert begun == [1, 2]
+    assert ended == []
+    with StopRequest() as stop:
+        work(2)
+        assert ended == ["handler"]
+
+
 def test_handlers_come_back_after_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError), StopRequest():
@@ -62,7 +87,7 @@ def test_other_threads_may_use_it():
 
 
 def test_two_processes_stop_after_the_same_step(tmp_path):
-    """One of two gets the signal at step 7; both end at 10, the next step at which they compare."""
+    """One of two gets the signal at step 7; both end at 11, where they compare again, or at 7 if steps are slow."""
     script = tmp_path / "worker.py"
     script.write_text(
         textwrap.dedent(
@@ -72,13 +97,14 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
             port, index = sys.argv[1:]
             jax.distributed.initialize(f"localhost:{port}", 2, int(index))
             from lowrank_jax.train.signals import StopRequest
-            with StopRequest(every=5) as stop:
-                for step in range(1, 30):
-                    if step == 7 and index == "1":
-                        os.kill(os.getpid(), signal.SIGTERM)
-                    if stop.requested(step):
-                        break
-            print("stopped at", step, flush=True)
+            for seconds in (1e9, 0.0):
+                with StopRequest(every=5, seconds=seconds) as stop:
+                    for step in range(1, 30):
+                        if step == 7 and index == "1":
+                            os.kill(os.getpid(), signal.SIGTERM)
+                        if stop.requested(step):
+                            break
+                print("stopped at", step, flush=True)
             """
         )
     )
@@ -95,4 +121,4 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
         for index in range(2)
     ]  # fmt: skip
     outputs = [worker.communicate(timeout=100) for worker in workers]
-    assert [out.splitlines()[-1:] for out, _ in outputs] == [["stopped at 10"]] * 2, outputs
+    assert [out.splitlines()[-2:] for out, _ in outputs] == [["stopped at 11", "stopped at 7"]] * 2, outputs
