@@ -22,6 +22,7 @@ from typing import Any
 from experiments.records import claims, run_folder
 from experiments.records.checks import check_record
 from experiments.records.store import Store, StoreError
+from lowrank_jax.core.errors import LOST
 from lowrank_jax.core.json_text import NotJson, parse
 
 ROOT_VARIABLE = "LOWRANK_JAX_ROOT"  # a sweep's root, for the runs that it starts
@@ -29,6 +30,12 @@ LEASE_SECONDS = 120.0
 BEATS = 6  # heartbeats in the length of a lease
 CLAIMS, RESULTS = "claims", "results"
 RELEASED, FAILED = "released", "failed"
+
+
+class LostRoot(StoreError):
+    """A run of a sweep cannot reach the root; the sweep starts it again."""
+
+    status = LOST
 
 
 class Root:
@@ -122,9 +129,20 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def take(self) -> bool:
-        """See `Claim`; a claim whose holder has been silent for its lease is taken over."""
-        if self._number:
-            return True
+        """See `Claim`; a claim whose holder has been silent for its lease is taken over.
+
+        Raises:
+          LostRoot: a program that lends its claims waits for this one, and the root cannot be reached.
+          StoreError: the root cannot be reached.
+        """
+        try:
+            return bool(self._number) or self._take()
+        except StoreError as error:
+            if claims.lent_tokens():
+                raise LostRoot(str(error)) from error
+            raise
+
+    def _take(self) -> bool:
         number = self.root.newest(self.name)
         record = self.root.record_of(self.name, number) if number else {}
         if number and record.get("token", "") in claims.lent_tokens():

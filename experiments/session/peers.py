@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 import jax
 from tqdm import tqdm
 
-from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError, report
+from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError, report
 
-LOST = 75  # exit status: another process died or was cut off; EX_TEMPFAIL of sysexits.h, "try again"
 AGAIN = "start all processes again: the run resumes from its last checkpoint, if it has one"
 ANSWER_SECONDS = 1.0  # within it an answer of the coordinator that was sent arrives
 OWN_SECONDS = 5.0  # for a process to end by an error of its own, and show that

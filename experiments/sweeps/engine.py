@@ -20,14 +20,14 @@ from experiments.records.text_table import clock
 from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
-from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
+from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
 TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
 GROUP_VARIABLE = "WANDB_RUN_GROUP"  # train.tracking's, which imports jax
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
-NO_FAULT = (INTERRUPTED, 75)  # exit statuses of a run that another worker may go on with; 75: session.peers.LOST
+NO_FAULT = (INTERRUPTED, LOST)  # exit statuses of a run that another worker may go on with
 
 
 class Sweep:
@@ -143,6 +143,8 @@ class Sweep:
                 self.share_offline(ready)
                 if result is None:
                     claim.release(fault_of(status))
+                    if status == LOST:
+                        raise StoreError("its run could not reach the root")
         except data_record.DataChanged as error:
             self.say(f"{place} {ready.name}: refused; {error}")
             return f"failed: {error}", None
@@ -190,9 +192,8 @@ class Sweep:
             if len(mine) < 2 or mine[0][0][0] is not cell:
                 held.close()
                 return self.attempt(cell, total, remaining)
-            names = [one.name for (_, one), _ in mine]
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
-            self.say(f"{place} {names[0]} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
+            self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
@@ -203,10 +204,12 @@ class Sweep:
                 self.share_offline(one)
                 if result is None:
                     claim.release(fault_of(status))
+                    if status == LOST:  # it could not reach the root
+                        continue
                 state = result["status"] if result else f"failed: {why}"
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
-            return self.settled[cell.name]
+            return self.settled.get(cell.name)
 
     def ready(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
         """The cell as it is to be run; None where there is nothing to run."""

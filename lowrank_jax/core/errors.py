@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
+LOST = 75  # of a program that lost another process or a sweep's root; EX_TEMPFAIL of sysexits.h, "try again"
 INTERRUPTED = 130  # of a program that a signal stopped, after it had saved its state; shells use it for Ctrl-C
 PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended, as when `| head` has read enough
 # Errors of the system about a file's path, permissions, name or disk; any other may be a fault of ours.
@@ -23,8 +24,10 @@ SHOWN = 4_000  # most characters of a message: it may contain a wrong value of a
 class UserError(Exception):
     """Something outside the code is wrong: a config value, a file, a shape, a device.
 
-    `experiments.run` prints its message as one line and exits with status 2; a traceback is for our own faults.
+    `experiments.run` prints its message as one line and exits with `status`; a traceback is for our own faults.
     """
+
+    status = MENDABLE
 
 
 def one_line(error: Exception) -> str:
@@ -36,7 +39,7 @@ def report(error: UserError) -> int:
     """Prints the error's one line to stderr and returns the exit status of such faults."""
     line = " ".join(str(error).splitlines())
     print(f"error: {line if len(line) <= SHOWN else f'{line[:SHOWN]}...'}", file=sys.stderr)
-    return MENDABLE
+    return error.status
 
 
 @contextlib.contextmanager

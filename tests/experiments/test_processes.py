@@ -17,8 +17,7 @@ from fuzz import doors
 from experiments import sweep
 from experiments.session import cluster
 from experiments.session.cluster import Place
-from experiments.session.peers import LOST
-from lowrank_jax.core.errors import INTERRUPTED, MENDABLE, UserError
+from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
 
 ROOT = Path(__file__).parents[2]
 NOTHING = dict.fromkeys(cluster.VARIABLES)

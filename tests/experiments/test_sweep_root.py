@@ -2,12 +2,16 @@
 
 import json
 import subprocess
+import sys
 
+import pytest
+from fakes import FAKE_TRIALS
 from sweeps import behave, make, ran
 
-from experiments.records import leases
+from experiments.records import claims, leases, store
 from experiments.records.lines import read_lines
 from experiments.sweeps import engine
+from lowrank_jax.core.errors import LOST, MENDABLE, report
 
 
 def test_workers_of_two_hosts_share_a_root(place, swept):
@@ -58,3 +62,42 @@ def test_a_run_whose_claim_is_lost_is_stopped_and_its_record_is_anothers(place, 
     assert ran(place) == [cell.name]
     assert any("was taken over by another worker" in line for line in said), said
     assert not (place / "runs" / cell.name / "result.json").exists()
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_run_that_cannot_reach_the_root_is_no_failure_and_is_started_again(place, together, monkeypatch):
+    """Status 75, as below a sweep where the root is full or out of reach: of a cell alone, and of some together."""
+    (place / "fake_trials.py").write_text(FAKE_TRIALS)
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    grid, _, said = make(place)
+    cells = [cell for cell in grid.select() if not cell.trials][:together]
+    root = leases.Root(str(place / "root"))
+    sweep = engine.Sweep(grid, str(place / "runs"), None, said.append, root=root, together=together)
+    wait, lost = sweep.wait, []
+
+    def waited(*arguments):
+        if lost:
+            return wait(*arguments)
+        lost.append(arguments)
+        return LOST
+
+    monkeypatch.setattr(sweep, "wait", waited)
+    assert sweep.run(cells) == {cell.name: "finished" for cell in cells}
+    assert lost
+    assert not any("failed" in line for line in said), said
+
+
+def test_a_run_of_a_sweep_ends_with_another_status_where_the_root_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PAUSE_SECONDS", 0.0)
+    (tmp_path / "root").write_text("")
+    bad = leases.Root("bad", store=store.Store("bad", store.Folder(tmp_path / "root")))
+    ours = leases.claim_of(tmp_path / "runs" / "cell", "sweep")
+    assert ours.take()
+    for lent, kind in (({}, store.StoreError), (claims.lend([ours], {})["env"], leases.LostRoot)):
+        for name, value in lent.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(store.StoreError, match="--root=bad cannot be used") as told:
+            leases.Lease(bad, "cell", "run").take()
+        assert type(told.value) is kind
+        assert report(told.value) == (LOST if lent else MENDABLE)
+    ours.release()
