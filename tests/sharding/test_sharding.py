@@ -2,6 +2,11 @@
 
 import functools
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -23,6 +28,7 @@ from lowrank_jax.train.schedule import ScheduleConfig, make_shape
 from lowrank_jax.train.state import init_state, trainable_rules
 from lowrank_jax.train.step import make_step
 
+ROOT = Path(__file__).parents[2]
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, tie_word_embeddings=False, max_position_embeddings=32,
@@ -60,6 +66,7 @@ def run(mesh, method, trainable="adapters", steps=3, accumulate=2):
     batch = jax.device_put({"tokens": TOKENS, "weights": np.ones(TOKENS.shape, np.float32)}, batch_sharding(mesh))
     for _ in range(steps):
         state, metrics = step(state, frozen, batch)
+        jax.block_until_ready(metrics)  # steps in flight on two processes of four devices can deadlock
     return state, metrics, frozen
 
 
@@ -87,6 +94,62 @@ def test_sharded_steps_equal_one_device(method, trainable, sizes):
     if trainable == "adapters" and sizes == (1, 4, 2):
         query = frozen["params"]["layers"]["attention"]["query"]["kernel"]
         assert query.addressable_shards[0].data.size * 8 == query.size
+
+
+RUNS = ("lora adapters 1 4 2", "mora+lin adapters 1 4 2", "none full 2 2 2")  # those whose one device is known above
+
+STEPS_OF_ONE = """
+import sys
+folder, address, index, *runs = sys.argv[1:]
+import jax
+jax.distributed.initialize(address, 2, int(index))
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from lowrank_jax.core.paths import flatten
+from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
+from test_sharding import run
+found = {}
+for method, trainable, *sizes in map(str.split, runs):
+    state, metrics, _ = run(make_mesh(MeshConfig(*map(int, sizes))), method, trainable)
+    found[f"{method}|loss"] = np.asarray(metrics["loss"])
+    whole = {path: process_allgather(leaf, tiled=True) for path, leaf in flatten(state.trainable).items()}
+    found |= {f"{method}|{path}": leaf for path, leaf in whole.items()}
+if index == "0":
+    np.savez(f"{folder}/found.npz", **found)
+"""
+
+
+def test_two_processes_of_four_devices_equal_one_device(tmp_path):
+    """The suite's fourth topology; all of them, with every method, are compared by scripts/compare_processes.py."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    kept = [word for word in os.environ["XLA_FLAGS"].split() if "host_platform_device_count" not in word]
+    paths = (ROOT, ROOT / "tests", Path(__file__).parent)
+    environment = os.environ | {
+        "XLA_FLAGS": " ".join([*kept, "--xla_force_host_platform_device_count=4"]),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "NPROC": "16",  # threads: with fewer, transfers between processes can wait for ever
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", STEPS_OF_ONE, tmp_path, address, str(index), *RUNS],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        said = [worker.communicate(timeout=200)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    with np.load(tmp_path / "found.npz") as found:
+        for method, trainable, *_ in map(str.split, RUNS):
+            reference, metrics, _ = alone(method, trainable)
+            np.testing.assert_allclose(found[f"{method}|loss"], metrics["loss"], rtol=1e-5)
+            for path, leaf in flatten(reference.trainable).items():
+                np.testing.assert_allclose(found[f"{method}|{path}"], leaf, atol=2e-4, err_msg=path)
 
 
 def test_adapters_inherit_their_kernels_axes():
