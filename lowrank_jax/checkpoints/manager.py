@@ -271,7 +271,7 @@ class Checkpoints:
             self._found = set(self.steps())
             line += f"; the damaged one is now {aside}"
         if jax.process_index() == 0:
-            print(line, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def _set_aside(self, step: int, aside: str) -> None:
         from etils import epath

@@ -102,8 +102,8 @@ def test_two_processes_save_and_restore_and_pass_over_what_one_cannot_read(tmp_p
     said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in outputs]
     assert [lines[0] for lines in said] == ["3 {'offset': 3} 3 [3]"] * 2, outputs
     assert [lines[-1] for lines in said] == ["({'offset': 3}, 3) [3]"] * 2, outputs
-    assert "is damaged (as process 1 reads it); step 3 before it is used; the damaged one" in said[0][1]
-    assert len(said[1]) == 2
+    assert "is damaged (as process 1 reads it); step 3 before it is used; the damaged one" in outputs[0][1]
+    assert "is damaged" not in outputs[1][1]
     with Checkpoints(tmp_path / "run", 1, {"base": "x"}) as checkpoints:  # one process reads what two wrote
         got = checkpoints.restore(None, {"w": jnp.zeros((4, 3))}, {"step": jnp.int32(0)})[0]["w"]
     assert (np.asarray(got) == np.arange(12).reshape(4, 3)).all()

@@ -54,7 +54,7 @@ def damaged(place: Path, quiet: Path, seconds: float, draw: random.Random, proce
     if any(one.status for one in ended):
         return said, f"ended with {[(one.status, one.lines[-3:]) for one in ended]}"
     before = runs.STEPS - runs.SAVED
-    used = [line for line in ended[0].out.splitlines() if f"step {runs.STEPS} " in line and f"step {before} " in line]
+    used = [line for line in ended[0].lines if f"step {runs.STEPS} " in line and f"step {before} " in line]
     if not (run.folder / "checkpoints" / f"{runs.STEPS}.damaged").exists():
         said += " (harmless)"
     elif not used:

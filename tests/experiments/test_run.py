@@ -355,7 +355,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(run,
         path.write_bytes(path.read_bytes()[:-7] + bytes(7))
     ended = run()
     assert ended.status == 0, ended.err
-    assert f"step 4 before it is used; the damaged one is now {last}.damaged" in ended.out
+    assert f"step 4 before it is used; the damaged one is now {last}.damaged" in ended.err
     assert saved(broken.folder, 6) == saved(whole.folder, 6)
     assert records(broken.folder) == records(whole.folder)
 
