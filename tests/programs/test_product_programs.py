@@ -9,6 +9,7 @@ import pytest
 
 from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.ops.products import materialize_gradient, materialize_product, trained_matmul
+from lowrank_jax.ops.saved import saved_product
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
@@ -66,3 +67,13 @@ def test_what_is_materialize_product_stands_before_the_sum_in_both_directions():
     for fn, barriers in ((loss, 1), (jax.grad(loss), 3)):  # the value; its gradient; the gradient by x
         program = jax.jit(fn).lower(jnp.arange(6.0).reshape(2, 3)).as_text()
         assert program.count("optimization_barrier") == barriers
+
+
+def test_a_saved_product_is_behind_a_barrier_where_gradients_are_taken_alone():
+    """The value, and its cotangent; a call without gradients, decoding for one, has none between its kernels."""
+
+    def value(x):
+        return jnp.sin(saved_product(x @ x, "up"))
+
+    for fn, barriers in ((value, 0), (jax.grad(lambda x: jnp.sum(value(x))), 2)):
+        assert str(jax.make_jaxpr(fn)(jnp.eye(2))).count("optimization_barrier") == barriers
