@@ -16,6 +16,7 @@ import jax
 from tqdm import tqdm
 
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError, report
+from lowrank_jax.train.signals import send_again
 
 AGAIN = "start all processes again: the run resumes from its last checkpoint, if it has one"
 ANSWER_SECONDS = 1.0  # within it an answer of the coordinator that was sent arrives
@@ -60,6 +61,7 @@ class Peers:
     def __enter__(self) -> "Peers":
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # jax's own handler would only record the signal
+            send_again(KeyboardInterrupt)
         if self.processes > 1:
             self._threads = [
                 threading.Thread(target=work, daemon=True) for work in (self._watch_for_death, self._watch_for_note)
@@ -69,6 +71,9 @@ class Peers:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # the run is complete: there is nothing left to stop
+                signal.signal(number, signal.SIG_IGN)
         if self.processes > 1:
             if error is None:
                 self._end_together()

@@ -1,6 +1,8 @@
 """Stopping on request: SIGTERM and the first Ctrl-C become a flag that the loop reads between steps."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +12,36 @@ from typing import Any
 import jax
 import numpy as np
 
+SOON = 0.05
 SECONDS = 5.0  # at most about so long between two comparisons, whatever a step takes
 
 
 class Stopped(Exception):
     """A signal has come during work that it may interrupt."""
+
+
+def send_again(swallowed: type[BaseException], wanted: Callable[[], bool] = lambda: True) -> Callable[[Any], Any]:
+    """Sends SIGTERM where Python ignores an exception that a handler raised: in a __del__, or as garbage is collected.
+
+    Args:
+      swallowed: the exception.
+      wanted: asked SOON seconds later, when Python has left that place: whether the signal is sent.
+
+    Returns:
+      the hook of such exceptions so far, for sys.unraisablehook.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, swallowed):
+            before(unraisable)
+            return
+        timer = threading.Timer(SOON, lambda: wanted() and os.kill(os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    return before
 
 
 class StopRequest:
@@ -32,7 +59,7 @@ class StopRequest:
     def __init__(self, every: int = 10, seconds: float = SECONDS):
         self.every, self.seconds = every, seconds
         self.signal: int | None = None
-        self._at_once = False
+        self._at_once, self._working = False, False
         self._last: int | None = None  # step of the last comparison
         self._next, self._since = 0, 0.0  # step of the next one, and time of the last
         self._old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
@@ -62,12 +89,12 @@ class StopRequest:
             if jax.process_count() > 1:
                 return work(*args)
             try:
-                self._at_once = True
+                self._at_once = self._working = True
                 if self.signal is not None:
                     raise Stopped
                 return work(*args)
             finally:
-                self._at_once = False
+                self._at_once = self._working = False
 
         return interruptible
 
@@ -76,13 +103,20 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._caught)
+            self._hook = send_again(Stopped, self._still_working)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             # None: a handler that C code had set (jax.distributed's), which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._old:
+            sys.unraisablehook = self._hook
         self._old.clear()
+
+    def _still_working(self) -> bool:
+        self._at_once = self._working
+        return self._working
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal is not None:

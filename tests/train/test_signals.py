@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from experiments.session.peers import AGAIN, Peers
 from lowrank_jax.train import signals
 from lowrank_jax.train.signals import Stopped, StopRequest
 
@@ -64,6 +66,40 @@ def test_a_signal_interrupts_work_that_allows_it_and_no_other():
     with StopRequest() as stop:
         work(2)
         assert ended == ["handler"]
+
+
+class Late:
+    """A SIGTERM comes while Python deletes it, and ignores what the handler raises."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            pass
+
+
+def test_a_signal_that_comes_where_python_ignores_exceptions_is_not_lost(capfd):
+    """In an evaluation, and before the loop of one of several processes (`experiments.session.peers`)."""
+    before, handlers = sys.unraisablehook, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def work():
+        Late()
+        time.sleep(30)
+
+    with StopRequest() as stop, pytest.raises(Stopped):
+        stop.interrupts(work)()
+    assert sys.unraisablehook is before
+    try:
+        with pytest.raises(SystemExit) as ended, Peers(10):
+            work()
+        assert ended.value.code == 130
+        with Peers(10):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # nothing is left to stop
+    finally:
+        sys.unraisablehook = before
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err == "interrupted; " + AGAIN + "\n"
 
 
 def test_handlers_come_back_after_an_error():
