@@ -10,13 +10,14 @@ from pathlib import Path
 from drills import runs
 from drills.runs import Run, again
 
+PAGE = 4096  # bytes of the smallest file there
 ROOM = "256m"  # of a small disk that has been made larger
 
 
 def full_disk(place: Path, quiet: Path, seconds: float, draw: random.Random, processes: int = 1) -> tuple[str, str]:
     """A tmpfs with less room than the run needs: one line, status 2; with more room the same command goes on."""
-    needed = sum(path.stat().st_size for path in quiet.rglob("*") if path.is_file())
-    room = draw.randrange(16, max(needed // 1024, 32)) * 1024
+    needed = sum(-(-path.stat().st_size // PAGE) * PAGE for path in quiet.rglob("*") if path.is_file())
+    room = int(needed * draw.uniform(0.1, 1.4)) // PAGE * PAGE  # a save needs some more for a moment
     with tmpfs(place / "disk", room) as disk:
         run = Run(disk, "run", processes)
         ended = run.end()
