@@ -193,7 +193,10 @@ def leave_with(status: int) -> None:
     Args:
       status: the exit status, unless a traceback is shown (then 1).
     """
-    atexit.register(lambda: _leave(1 if hasattr(sys, "last_value") else status))
+    end = lambda: _leave(1 if hasattr(sys, "last_value") else status)  # noqa: E731
+    atexit.register(end)
+    # Before the interpreter waits for threads, of which orbax's may wait for the other processes.
+    getattr(threading, "_register_atexit", atexit.register)(end)
 
 
 def _leave(status: int) -> NoReturn:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import zlib
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,7 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.ranges import Range, check_ranges
 
 FORMAT_VERSION = 1
+POLL_SECONDS = 0.01  # between looks at a save, of several processes
 # What a save finds where another process writes to the same folder: a step that it did not write, or its own
 # half-written one gone.
 TWO_WRITERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
@@ -80,6 +82,9 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(f"cannot use the checkpoint folder {self.folder} ({_reason(error)})") from error
+        self._failed: list[BaseException] = []  # of the save in progress
+        if jax.process_count() > 1:
+            self._remember_failures()
         self._found = set(self.steps())  # an earlier run's; any other step is another process's
 
     def save(self, step: int, trainable: Any, rest: Any, cursor: dict[str, Any]) -> None:
@@ -189,16 +194,37 @@ class Checkpoints:
           UserError: it could not be written (a full disk); the steps saved before are untouched.
         """
         try:
+            while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+                if self._failed:
+                    raise self._failed[0]
+                time.sleep(POLL_SECONDS)
             self._manager.wait_until_finished()
         except Exception as error:
             self._raise(error)
 
+    def _remember_failures(self) -> None:
+        """Keeps the error of a save for `wait`: orbax shows it only after a barrier, which the others do not reach."""
+        waited = self._manager._wait_for_checkpointers
+
+        def remembered() -> None:
+            try:
+                waited()
+            except BaseException as error:
+                self._failed.append(error)
+                raise
+
+        self._manager._wait_for_checkpointers = remembered
+
     def close(self) -> None:
-        """Commits the save in progress and stops orbax's threads (left open they print "Event loop is closed")."""
+        """Commits the save in progress and stops orbax's threads (left open they print "Event loop is closed").
+
+        Of several processes, one whose save failed does not wait for its threads: they wait for the others.
+        """
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if not self._failed:
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self

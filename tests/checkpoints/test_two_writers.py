@@ -113,3 +113,33 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+def test_a_failed_save_of_several_processes_is_told_without_waiting_for_the_others(tmp_path, monkeypatch):
+    """Orbax's thread stays at a barrier that the others do not reach; `tests.drills.training --only=pair_disk`."""
+
+    class Stuck:
+        is_saving_in_progress = staticmethod(lambda: True)
+
+        def _wait_for_checkpointers(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def wait_until_finished(self):
+            raise AssertionError("waits for the others")
+
+        close = wait_until_finished
+
+    with Checkpoints(tmp_path, 2, {}) as checkpoints:
+        whole = checkpoints._manager
+        assert callable(whole._wait_for_checkpointers)  # orbax's own name
+        checkpoints._manager = Stuck()
+        checkpoints._remember_failures()
+        with pytest.raises(OSError, match="No space"):
+            checkpoints._manager._wait_for_checkpointers()
+        with monkeypatch.context() as patch:
+            patch.setattr(manager.jax, "process_count", lambda: 2)
+            for leave in (checkpoints.wait, checkpoints.close):
+                with pytest.raises(UserError, match="free space there"):
+                    leave()
+        checkpoints._manager = whole
+        checkpoints._failed.clear()
