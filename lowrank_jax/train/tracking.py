@@ -186,9 +186,10 @@ class Tracker:
         """Ends the records; W&B shows the run as failed or finished."""
         self._try(lambda run: run.finish(exit_code=int(failed)))
         self._run = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with _writing(self.path):  # what an earlier write has left
+                file.close()
 
     def __enter__(self) -> "Tracker":
         return self
