@@ -116,17 +116,15 @@ def test_damage_in_the_middle_and_absence_are_said(tmp_path):
 
 
 def test_a_full_disk_is_said(tmp_path):
+    """Where a record is written, and where the file is closed, with what that write has left."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    """Where a record is written, and where the file is closed, with what that write has left."""
-    with (
-        pytest.raises(UserError, match=r"metrics.jsonl .No space left"),
-        Tracker(tmp_path, "run", {}, OFF) as tracker,
-    ):
-        tracker._file.close()
-        tracker._file = open("/dev/full", "w")  # noqa: SIM115
+    tracker = Tracker(tmp_path, "run", {}, OFF)
+    tracker._file.close()
+    tracker._file = open("/dev/full", "w")  # noqa: SIM115
+    for write in (lambda: tracker.log(1, {"loss": 1.0}), tracker.close):
         with pytest.raises(UserError, match=r"metrics.jsonl .No space left"):
-            tracker.log(1, {"loss": 1.0})
+            write()
     assert tracker._file is None
 
 
