@@ -86,7 +86,9 @@ def ready(
         where, first = place[path]
         beside.setdefault(f"{where}/kernel", []).append(update._replace(first=first))
     flat = flatten(params)
-    flat |= {path: widened(flat[path], own, model.dtype) for path, own in beside.items()}
+    del params  # each kernel can go when its new leaf is there
+    for path, own in beside.items():
+        flat[path] = widened(flat[path], own, model.dtype)
     params = unflatten(flat)
     if in_parts:
         params = _replaced(params, kernels, lambda kernel: two_parts(kernel, model.dtype))

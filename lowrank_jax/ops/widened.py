@@ -63,8 +63,8 @@ class Widened:
     def result(self, product: Float[Array, "*rows wide"]) -> Float[Array, "*rows d_out"]:
         """x W + x A B, of x [W A]; the sum is in float32 (or wider), and returned in the product's dtype.
 
-        (x A) B is written as a sum of r outer products: XLA computes it in the GPU kernel that reads x W, where a
-        matrix product would be a kernel of its own.
+        (x A) B is written as a sum over r: XLA computes it in the GPU kernel that reads x W, where a matrix product
+        would be a kernel of its own.
         """
         wide = jnp.promote_types(jnp.float32, product.dtype)
         found, column, inside = [], 0, self.columns

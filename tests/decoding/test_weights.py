@@ -134,17 +134,17 @@ def test_each_kind_of_leaf_computes_what_the_adapter_beside_its_kernel_does(case
     leaves = flatten(fast.variables["params"])
     for path, kind in kinds.items():
         assert isinstance(leaves[f"{path}/kernel"], kind), path
-    params = dense_tree(params)
-    precise = model.clone(dtype=jnp.float32)
-    want = pieces(adapters.attach(precise, plan), {"params": params, **variables}, init_cache(model.config, 2, 9, "f"))
+    precise, params = model.clone(dtype=jnp.float32), dense_tree(params)
+    beside, empty = adapters.attach(precise, plan), init_cache(model.config, 2, 9, "f")
+    want = pieces(beside, {"params": params, **variables}, empty)
     wide = fast.apply_fn.__self__.clone(dtype=jnp.float32).apply
     got = pieces(wide, fast.variables, init_cache(model.config, 2, 9, "f", (1,)))
     assert far(got, want) < (1e-4 if TwoParts in kinds.values() else 1e-5)
     assert (got.argmax(-1) == want.argmax(-1)).all()
     rounded = pieces(fast.apply_fn, fast.variables, fast.empty(2, 9))
     assert far(rounded, want) < 3e-2
-    without = pieces(precise.apply, {"params": params}, init_cache(model.config, 2, 9, "f"))
-    assert far(without, want) > 0.1
+    nothing = jax.tree.map(jnp.zeros_like, variables["adapters"])
+    assert far(pieces(beside, {"params": params, **variables, "adapters": nothing}, empty), want) > 0.1
 
 
 def test_a_widened_product():
