@@ -16,8 +16,8 @@ from lowrank_jax.core.types import Array
 # cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, which
 # takes about as long as starting one more GPU kernel.
 LARGEST_RANK = 16
-# Columns of the product are a multiple of this: in bfloat16 each row of the kernel begins a cache line of 128 bytes, and
-# tiles of 64 columns are whole.
+# Columns of the product are a multiple of this: in bfloat16 each row of the kernel begins a cache line of 128 bytes,
+# and tiles of 64 columns are whole.
 ALIGNED = 64
 
 
