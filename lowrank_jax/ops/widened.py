@@ -13,8 +13,8 @@ from jaxtyping import Float
 from lowrank_jax.core.types import Array
 
 # Above this rank a kernel is better kept in two parts (`ops.two_parts`). Each output adds r products outside the tensor
-# cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, which
-# takes about as long as starting one more GPU kernel.
+# cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, by
+# an estimate the time of one or two more GPU kernels.
 LARGEST_RANK = 16
 # Columns of the product are a multiple of this: in bfloat16 each row of the kernel begins a cache line of 128 bytes,
 # and tiles of 64 columns are whole.
