@@ -16,7 +16,7 @@ from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_array
 from lowrank_jax.tasks.exams.options import ExamOptions
 from lowrank_jax.tasks.exams.prompts import STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
-from lowrank_jax.tasks.exams.scores import GSM8K, score_texts
+from lowrank_jax.tasks.exams.scores import JUDGED, MATH, score_classes, score_texts
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue.task import default_buckets
 from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
@@ -57,21 +57,22 @@ class ChoiceExam:
       UserError: as `read_questions`; the exam has no options, or a row is longer than the model reads.
     """
 
-    likelihood = "sum"
-
     def __init__(self, options: ExamOptions, examinee: Examinee):
-        if STYLES[options.task].stops:
+        style = STYLES[options.task]
+        if style.stops:
             raise UserError(f'{options.task} has answers to write; set the entry\'s type to "generation"')
         self.options, self._examinee = options, examinee
         asked = read_questions(options)
         self.prompts = [one.prompt for one in asked]
         self.pad: Mapping[str, int] = {"tokens": pad_id(examinee.tokenizer)}
         self._choices = max(len(one.row.options) for one in asked)
-        self._classes = 0 if STYLES[options.task].lettered else self._choices
+        self._classes = 0 if style.lettered else self._choices
+        self.likelihood, self._measure = style.likelihood, style.measure
+        self._groups = [one.row.subject for one in asked]
         encoder = _Encoder(examinee)
         rows = []
         for one in asked:
-            texts = completions(STYLES[options.task], one.row)
+            texts = completions(style, one.row)
             rows.append([self._candidate(encoder(one.prompt, text), text, one.row.place) for text in texts])
         self._rows = ChoiceRows(rows, (one.row.right for one in asked))
         self._shared = self._rows.most == 1
@@ -102,7 +103,8 @@ class ChoiceExam:
         Returns:
           "accuracy" (also as "main"), "correct", "n"; "loss", the mean of -log of the right option's share of the
           options' probability; "distinct", how many options were picked; "nonfinite" questions with a likelihood that
-          is NaN or infinite, which count as wrong; where the options are the same for all questions "macro_f1".
+          is NaN or infinite, which count as wrong; where the options are the same for all questions "macro_f1"; where
+          that is the exam's measure, "weighted_f1" (see `score_classes`), which is then "main".
         """
         values, answers = np.asarray(outputs[""], np.float32), self._rows.answers
         if values.shape != (len(answers), self._choices):
@@ -122,7 +124,10 @@ class ChoiceExam:
             "nonfinite": float(np.sum(~finite)),
         }
         more = {"macro_f1": macro_f1(picks, answers, self._classes)} if self._classes else {}
-        return {**found, **more, "main": found["accuracy"]}
+        more["main"] = found["accuracy"]
+        if self._measure == "weighted_f1":
+            more |= score_classes(picks, answers, self._groups, self._classes)
+        return {**found, **more}
 
     def _candidate(self, made: tuple[list[int], int], text: str, place: str) -> Candidate:
         tokens, start = made
@@ -151,12 +156,12 @@ class WrittenExam:
         if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
         self._judged = installed()
-        if not self._judged and options.task != GSM8K and not getattr(options, "write", False):
+        if not self._judged and options.task == MATH and not getattr(options, "write", False):
             raise UserError(
                 f"answers to {options.task} need math-verify; pip install 'lowrank_jax[eval]', or set write, and score "
                 "the texts elsewhere by experiments.score"
             )
-        if not self._judged:
+        if not self._judged and options.task in JUDGED:
             log.warning("%s: math_verify is not computed; pip install 'lowrank_jax[eval]'", options.task)
         self.options, self._examinee = options, examinee
         self.name, self.seq_len, self.evaluation = options.task, examinee.positions, "generation"
