@@ -99,8 +99,8 @@ def test_options_of_one_token_share_their_prompt(exams):
     assert several.candidates(several.validation_sources()[""][0])["tokens"].shape[1] == 4
 
 
-def test_long_prompts_are_refused_or_lose_their_beginnings(exams):
-    """Virtual tokens stay; the last target is predicted, not read."""
+def test_long_prompts_are_refused_or_lose_their_beginnings(exams, monkeypatch, caplog):
+    """Virtual tokens stay; the last target is predicted, not read; a line and the scores say how many are cut."""
     framing = Framing(prefix_ids=(900, 901), infix_ids=(902,))
     with pytest.raises(
         UserError, match=r"test\.csv, row 1: has \d+ tokens with its completion, and the model reads 20;"
@@ -111,12 +111,17 @@ def test_long_prompts_are_refused_or_lose_their_beginnings(exams):
     made = exam.candidates(exam.validation_sources()[""][0])["tokens"][:, 0].tolist()
     assert made == [900, 901, *words.encode(exam.prompts[0])[-17:], 902]
     written = WrittenExam(options(exams, "gsm8k", truncate=True), Examinee(words, 20, framing=framing), 4)
-    assert written.prompt_tokens(written.prompts()[0][0]) == [
-        900,
-        901,
-        *words.encode(written.prompts()[0][0])[-13:],
-        902,
-    ]
+    asked = written.prompts()[:2]
+    ids = [written.prompt_tokens(prompt) for prompt, _ in asked]
+    assert written.fitted(ids, 10) == [[900, 901, *words.encode(prompt)[-7:], 902] for prompt, _ in asked]
+    monkeypatch.setattr(scores, "verify_all", lambda golds, said: Verdicts([True] * len(said), 0))
+    assert written.score(["#### 2"] * 2, ["2"] * 2)["cut"] == 2
+    assert exam.score({"": np.zeros((10, 4))})["cut"] == 10
+    assert "mmlu: the beginnings of 10 of 10 prompts are cut" in caplog.text
+    assert "gsm8k: the beginnings of 2 of 2 prompts are cut" in caplog.text
+    assert written.fitted(ids, 100) == ids
+    whole = WrittenExam(options(exams, "gsm8k"), Examinee(words, 20, framing=framing), 4)
+    assert whole.fitted(ids, 10) == ids
 
 
 def test_scores(exams, monkeypatch):
