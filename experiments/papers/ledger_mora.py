@@ -182,7 +182,7 @@ MORA_FINETUNE = (
     ),
     Disagreement(
         "prompts of the two domains' exams",
-        "not said; AdaptLLM's pre-processing is named",
+        "not said; AdaptLLM's pre-processing is named, whose test rows the first author had cleaned (2401.07284)",
         "no evaluation code; AdaptLLM's test rows are whole prompts, cut to 2,048 tokens where the answer is written",
         "AdaptLLM's rows, cut to the base's length; PubMedQA's and MedQA's official rows in lm-eval's prompts",
         "evals",
