@@ -244,6 +244,12 @@ def test_long_prompts_lose_their_beginnings(build, monkeypatch, caplog):
     assert f"e2e test: the beginnings of {len(long)} of {len(whole)} prompt(s) are cut, to 40 tokens" in note
     assert task.places()[long[0]] in note
     assert note in caplog.text
+    begun = build(**config, add_bos=True)
+    whole = [begun.prompt_tokens(prompt) for prompt, _ in begun.prompts()]
+    cut = [900, 901, BYTES.bos_id, *whole[long[0]][-37:]]
+    assert whole[long[0]][2] == BYTES.bos_id
+    assert begun.fitted(whole, 40)[long[0]] == cut
+    assert begun.fitted(whole, 4) == whole  # no room for a token of the input
     with pytest.raises(
         UserError, match=r"its prompt has \d+ tokens, and 24 new ones .*; set task.truncate=True to cut"
     ):

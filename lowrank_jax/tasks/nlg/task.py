@@ -167,14 +167,14 @@ class NlgTask:
     def fitted(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
         """The prompts of all inputs, with `truncate` without the beginnings of those that have more than `room` tokens.
 
-        A line is printed and noted for the record. Virtual tokens stay.
+        A line is printed and noted for the record. BOS and virtual tokens stay.
 
         Args:
           prompts: of `prompt_tokens`, one for each of `prompts`.
           room: tokens that a prompt may have; too few for a token of an input cut nothing.
         """
         long = [row for row, ids in enumerate(prompts) if len(ids) > room]
-        if not long or not self.config.truncate or room <= self._framing.count:
+        if not long or not self.config.truncate or room <= self._framing.count + self.config.add_bos:
             return list(prompts)
         shown = "; ".join(self._inputs[row].place for row in long[:SHOWN]) + ("; ..." if len(long) > SHOWN else "")
         note = f"{self.config.task} {decoded_split(self.config)}: the beginnings of {len(long)} of {len(prompts)} "
@@ -182,7 +182,7 @@ class NlgTask:
         if note not in self.notes:
             log.warning("%s", note)
             self._note(note)
-        return [self._framing.last(ids, room) for ids in prompts]
+        return [self._framing.last(ids, room, int(self.config.add_bos)) for ids in prompts]
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
         """The official metrics of all of `prompts`; see `nlg.scores`. What cannot be computed goes to `missing`."""
