@@ -74,6 +74,9 @@ def test_a_cell_has_its_interval_and_is_compared_with_the_base():
     assert line_of(table, "AsyLoRA 8 frozen A")[gsm8k].endswith("| -")  # the paper's A was trained
     assert line_of(table, "AsyLoRA 8")[gsm8k] == "not run | 64.5"
     assert line_of(table, "untrained base")[gsm8k] == "2.5 of 200 | -"
+    for n in (3, 200):  # none right, as by the base
+        cell = line_of(shown("mora_table1", [record(right=0, base=0, n=n)]), "LoRA 8")[gsm8k]
+        assert "not separated" in cell, cell
     assert line_of(table, "LoRA 8")["mmlu 0-shot, ours | paper"] == "not run | 50.2"
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lowrank_jax.metrics.interval import wilson
 
 NOT_SEPARATED = "not separated"
+ROUNDING = 1e-9  # an interval of draws that are all alike is its score, to rounding
 
 
 class Exam(NamedTuple):
@@ -63,7 +64,7 @@ class Score:
         if self.base is None:
             return None
         low, high = self.bounds
-        return not low <= self.base / self.n <= high
+        return not low - ROUNDING <= self.base / self.n <= high + ROUNDING
 
     @property
     def text(self) -> str:
