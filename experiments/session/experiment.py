@@ -149,14 +149,16 @@ class Experiment:
         """Whether the compiled step has no loop over the layers."""
         return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
 
-    def compile(self, ahead: bool = False) -> Any:
+    def compile(self, ahead: bool = False, options: dict[str, Any] | None = None) -> Any:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
 
         Args:
           ahead: `load` follows; see `load_ahead`.
+          options: XLA's, beside those that the step has.
         """
         with self.load_ahead() if ahead else contextlib.nullcontext():
-            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+            lowered = self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch)
+            return lowered.compile(options)
 
     def compile_merge(self) -> Any:
         """The compiled merge of a run with restarts; None without."""

@@ -1,5 +1,6 @@
 """experiments.plan --topology: names of slices, the bytes and transfers of a step, the smallest slice, LoRA's claim."""
 
+import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.papers import gpt3
 from experiments.planning import cards, claim, slices, topology
-from experiments.planning.needs import Needs
+from experiments.planning.needs import Needs, needs
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.attention import attend, pick_implementation
 from lowrank_jax.ops.flops import product_flops
@@ -197,3 +198,20 @@ def test_flops_of_a_step_with_options_of_its_compiler():
     """Which cards' steps have, and which cannot be traced inside another program."""
     step = jax.jit(lambda x: x @ x, compiler_options={"xla_embed_ir_in_executable": False})
     assert product_flops(step, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
+
+
+@pytest.mark.parametrize(("said", "asked"), [("No supported config found for HLO: %gemm", 2), ("another fault", 1)])
+def test_products_that_xla_cannot_tile_are_compiled_without_triton(said, asked):
+    """As of rows that are no multiple of 8, where no card is here to time tiles; other errors are our own faults."""
+    program, options = jax.jit(jnp.sum).lower(np.ones(3)).compile(), []
+
+    def compile(**given):
+        options.append(given)
+        if not given:
+            raise jax.errors.JaxRuntimeError(f"INTERNAL: Failed to get configs: {said}")
+        return program
+
+    one = SimpleNamespace(compile=compile, abstract_state=None)
+    with contextlib.nullcontext() if asked == 2 else pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        assert needs(one).needed
+    assert options == [{}, {"options": {"xla_gpu_enable_triton_gemm": False}}][:asked]
