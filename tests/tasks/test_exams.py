@@ -254,6 +254,16 @@ def test_an_optional_exam_without_a_file_is_absent(exams):
         options(exams / "no", "ner", optional=True).is_absent  # noqa: B018
 
 
+@pytest.mark.parametrize(("task", "other"), [("fiqa_sa", "finance-tasks/FPB"), ("math", "gsm8k")])
+def test_the_folder_of_another_exam_has_none_of_this_one(exams, task, other):
+    """Though its file has the same name, and rows that could be read."""
+    assert options(exams / other, task, optional=True).is_absent
+    with pytest.raises(UserError, match=rf"{other} is the folder of \w+, not of .*; name the one above as data_dir"):
+        read_questions(options(exams / other, task))
+    theirs = other.rpartition("/")[2].lower()
+    assert len(load_exam(theirs, "", exams / other)) == len(load_exam(theirs, "", exams))
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [

@@ -127,6 +127,8 @@ def exam_file(name: str, split: str = "", data_dir: str | os.PathLike | None = N
     path, folder, wanted = _sought(name, split, data_dir)
     if path is None:
         spec = exam_spec(name)
+        if other := _other_owner(name, folder, wanted):
+            raise UserError(f"{folder} is the folder of {other}, not of {spec.title}; name the one above as data_dir")
         raise UserError(f"{folder} has no {wanted} (or .gz, .xz); put {spec.title}'s own there ({spec.source})")
     return path
 
@@ -155,7 +157,21 @@ def _sought(name: str, split: str, data_dir: str | os.PathLike | None) -> tuple[
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data_dir (or {FOLDER_VARIABLE}) names one of {spec.title}'s files")
     folder = next((root / each for each in spec.folders if (root / each).is_dir()), root)
-    return find_file(folder, (spec.files[split],)), folder, spec.files[split]
+    wanted = spec.files[split]
+    path = None if _other_owner(name, folder, wanted) else find_file(folder, (wanted,))
+    return path, folder, wanted
+
+
+def _other_owner(name: str, folder: Path, wanted: str) -> str | None:
+    """Title of another exam that a folder is by its name, and whose file has the same name; None if there is none."""
+    called = folder.resolve().name
+    if called in _names(EXAMS[name]):
+        return None
+    return next((s.title for s in EXAMS.values() if called in _names(s) and wanted in s.files.values()), None)
+
+
+def _names(spec: ExamSpec) -> set[str]:
+    return {each.rpartition("/")[2] for each in spec.folders}
 
 
 def exam_files(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[Path]:
