@@ -74,17 +74,30 @@ class Topology:
 
     @property
     def usable(self) -> int:
-        """Bytes of a device that a program may use; of a GPU, the share that jax takes at its start."""
-        share = 1.0
-        if self.kind.platform == "gpu":
-            with contextlib.suppress(ValueError):  # jax itself complains of it, where there is a GPU
-                share = DEFAULT_FRACTION
-                share = float(os.environ.get(FRACTION, DEFAULT_FRACTION))
+        """Bytes of a device that a program may use; of a GPU, the share that jax takes at its start.
+
+        Raises:
+          UserError: the environment's share is no number above 0.
+        """
+        share = _share() if self.kind.platform == "gpu" else 1.0
         return int(self.kind.gib * share * GIB)
 
     def others(self) -> list["Topology"]:
         """All slices of this kind that are offered, the smallest first."""
         return [Topology(self.kind, shape) for shape in self.kind.shapes]
+
+
+def _share() -> float:
+    given = os.environ.get(FRACTION) or DEFAULT_FRACTION
+    try:
+        share = float(given)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise UserError(
+            f"{FRACTION}={given[:40]} is no share of a card's memory; give a number such as 0.9, or unset it"
+        )
+    return share
 
 
 def parse(text: str) -> Topology:
@@ -130,14 +143,28 @@ class Target:
 
 
 def prepare(asked: Topology) -> None:
-    """Settles which devices jax starts, before it does: the CPU alone for libtpu's compiler, or simulated ones."""
+    """Settles which devices jax starts, before it does: of libtpu's compiler the CPU alone, otherwise the CPU too.
+
+    JAX_PLATFORMS may name another platform, which need not be here.
+
+    Raises:
+      UserError: as `Topology.usable`.
+    """
     import jax
 
+    _ = asked.usable  # a wrong share is named before anything is compiled
+    given = jax.config.jax_platforms
     if compiles_for_tpu(asked):
         jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free for others
-    elif compiles_for_cards(asked):
+        return
+    if compiles_for_cards(asked):
         cards.prepare()
-    elif SIMULATED not in os.environ.get("XLA_FLAGS", ""):
+        if given and "cpu" not in given.split(","):
+            jax.config.update("jax_platforms", f"{given},cpu")
+        return
+    if given:
+        jax.config.update("jax_platforms", "cpu")
+    if SIMULATED not in os.environ.get("XLA_FLAGS", ""):
         count = max(one.count for one in (asked, *asked.others()))
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={count}".strip()
 

@@ -200,6 +200,30 @@ def test_flops_of_a_step_with_options_of_its_compiler():
     assert product_flops(step, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
 
 
+@pytest.mark.parametrize(("compiler", "platforms"), [(True, "cuda,cpu"), (False, "cpu")])
+def test_a_plan_needs_no_card_where_jax_platforms_names_one(monkeypatch, compiler, platforms):
+    monkeypatch.setenv("XLA_FLAGS", topology.SIMULATED + "=8")
+    for name in cards.UNCHECKED:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(cards, "has_compiler", lambda: compiler)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cuda")
+    try:
+        topology.prepare(topology.parse("h200:1"))
+        assert jax.config.jax_platforms == platforms
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize("given", ["abc", "nan", "inf", "0", "-1"])
+def test_a_share_of_memory_that_is_none_is_named(monkeypatch, given):
+    """Before anything is compiled: XLA's plugin does not start with some of them, and says another thing."""
+    monkeypatch.setenv(topology.FRACTION, given)
+    with pytest.raises(UserError, match=f"{topology.FRACTION}={given} is no share of a card's memory"):
+        topology.prepare(topology.parse("h200:1"))
+    assert topology.parse("v5e:1x1").usable
+
+
 @pytest.mark.parametrize(("said", "asked"), [("No supported config found for HLO: %gemm", 2), ("another fault", 1)])
 def test_products_that_xla_cannot_tile_are_compiled_without_triton(said, asked):
     """As of rows that are no multiple of 8, where no card is here to time tiles; other errors are our own faults."""
