@@ -340,3 +340,15 @@ def test_the_other_type_and_the_missing_extra_are_named(exams, monkeypatch, capl
 def test_the_official_files_are_read_whole(data_folder):
     counts = {"mmlu": 14042, "gsm8k": 1319, "math": 5000, "pubmedqa": 500, "medqa": 1273, "phrasebank": 4846}
     assert {name: len(load_exam(name, "", data_folder)) for name in EXAMS if EXAMS[name].shots} == counts
+
+
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [
+        ({"shots": 2}, "; set truncate to cut .* prompts, or set fewer shots, or take a base with more positions$"),
+        ({"truncate": True}, "the model reads 1; take a base with more positions$"),
+    ],
+)
+def test_a_question_that_is_too_long_has_remedies_that_are_left(exams, more, remedy):
+    with pytest.raises(UserError, match=remedy):
+        ChoiceExam(options(exams, "mmlu", **more), Examinee(Words(), 1))

@@ -234,8 +234,13 @@ def _cut(
     prefix, lost = len(examinee.framing.prefix_ids), max(len(tokens) - most, 0)
     kept = start - len(examinee.framing.infix_ids) - prefix - lost
     if lost and (not options.truncate or kept < 1):
+        ways = [
+            *([] if options.truncate else ["set truncate to cut the beginnings of long prompts"]),
+            *(["set fewer shots"] if options.shots else []),
+            "take a base with more positions",
+        ]
         raise UserError(
-            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {examinee.positions}; set "
-            "truncate to cut the beginnings of long prompts, fewer shots, or take a base with more positions"
+            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {examinee.positions}; "
+            f"{', or '.join(ways)}"
         )
     return Candidate(np.array([*tokens[:prefix], *tokens[prefix + lost :]], np.int32), start - lost, size)
