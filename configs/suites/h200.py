@@ -12,7 +12,7 @@ The peer is HF PEFT + torch.compile, for MoRA the authors' layer in PyTorch (pee
 that others published are of other cards: they stand beside ours without a ratio.
 """
 
-from configs.suites.h100 import LONG, PEER_7B, PEER_SMALL, SEVEN_B, SMALL, SMALL_UNROLLED
+from configs.suites.h100 import LONG, NO_TRITON, PEER_7B, PEER_SMALL, SEVEN_B, SMALL, SMALL_UNROLLED
 
 PEER = None
 PEER_NAME = "HF PEFT + torch.compile, bfloat16"
@@ -204,6 +204,14 @@ STARTS = (
         name="start-smollm2",
         work="SmolLM2-135M shape, 64 x 64: from the command to the first step",
         words=(f"{SMALL},batch=64,seq=64,{SMALL_UNROLLED}", "--steps=10", "--warmup=1"),
+        start=True,
+        claims=(dict(what="start", most=12.0), dict(what="second")),
+    ),
+    dict(
+        name="start-smollm2-scan",
+        work="SmolLM2-135M shape, 64 x 64, a scan without Triton products: from the command to the first step",
+        words=(f"{SMALL},batch=64,seq=64,method=lora,rank=8,fused=True", "--steps=10", "--warmup=1"),
+        env={"XLA_FLAGS": NO_TRITON},
         start=True,
         claims=(dict(what="start", most=12.0), dict(what="second")),
     ),
