@@ -22,8 +22,9 @@ flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
 flags.DEFINE_integer(
     "timings",
     1,
-    "How often they are timed in the process, one time after the other; the record has the median.",
+    "How often the steps are timed in the process, one time after the other; the record has the median.",
     lower_bound=1,
+    upper_bound=1_000,
 )
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
 flags.DEFINE_integer(

@@ -53,7 +53,7 @@ def kept_step(make: Callable[[], Any], arguments: Sequence[Any], identity: Mappi
         return found
     begin = time.perf_counter()
     made = make()
-    if time.perf_counter() - begin >= jax.config.jax_persistent_cache_min_compile_time_secs:
+    if time.perf_counter() - begin >= jax.config.values["jax_persistent_cache_min_compile_time_secs"]:
         # Not on the way to the first step; the process ends after it.
         threading.Thread(target=_keep, args=(made, path, described, arguments), name="kept_step").start()
     return made
@@ -94,8 +94,8 @@ def source_digest(folder: Path) -> str:
 
 def _folder() -> Path | None:
     """Where steps are kept; None where none are."""
-    given, several = jax.config.jax_compilation_cache_dir, jax.process_count() > 1
-    if not given or "://" in given or several or not jax.config.jax_enable_compilation_cache:
+    given, several = jax.config.values["jax_compilation_cache_dir"], jax.process_count() > 1
+    if not given or "://" in given or several or not jax.config.values["jax_enable_compilation_cache"]:
         return None
     return Path(given) / FOLDER if jax.default_backend() in PLATFORMS else None
 

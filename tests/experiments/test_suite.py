@@ -178,6 +178,23 @@ def test_a_ratio_is_of_one_call(measured):
     assert {row["name"]: row for row in data["rows"]}["mora"]["claims"][0]["value"] == 0.825  # of 22 / 40 and 22 / 20
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"call": ["a"]}, {"timings": 10**12}, {"timings": "3"},
+        {"record": {"ms": 1.0, "tokens_per_second": 2, "timings_ms": [0.0]}}, {"record": {"ms": 1.0, "timings_ms": 3}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(damage, measured, rows, tmp_path):
+    data = measured(repeats=1, only="mora")
+    for one in data["measurements"]:
+        one.update(damage)
+    run_folder.write_json(tmp_path / "toy_suite.json", data)
+    with pytest.raises(UserError, match=r"toy_suite.json is a damaged record \((Type|Value|ZeroDivision)Error"):
+        suite.Record(tmp_path / "toy_suite.json", rows)
+
+
 def test_several_timings_in_a_process(measured, tmp_path, monkeypatch):
     """A row says how many processes it takes, and how often each times its steps; the peer takes more steps instead."""
     monkeypatch.setattr(suite, "run_process", lambda argv, env: said(argv))
@@ -332,13 +349,15 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
 def test_one_row_for_real_and_its_table(program, tmp_path):
     words = "--config=configs/bench.py:shape=toy-llama,rank=2,batch=4,seq=16,dtype=float32"
     row = dict(name="toy", work="toy", words=(words, "--config.adapter.targets=('query',)", "--steps=10"))
-    row |= {"env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}}
+    row |= {"env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, "timings": (2,)}
     (tmp_path / "real.py").write_text(f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(**{row!r}),)\n")
     options = [f"--suite={tmp_path / 'real.py'}", f"--results={tmp_path / 'real_suite.json'}"]
-    ended = program("bench", *options, "--repeats=1")
+    ended = program("bench", *options)
     assert "without the peer: no --peer was given" in ended.out, ended.err
     (measured,) = json.loads((tmp_path / "real_suite.json").read_text())["measurements"]
     assert measured["start_seconds"] > measured["record"]["first_step_seconds"] > 0
+    assert len(times := measured["record"]["timings_ms"]) == 2
+    assert min(times) <= measured["record"]["ms"] <= max(times)
     printed = program("bench", *options, "--table").out
     assert ended.out.endswith(printed)
     assert f"{measured['record']['ms']:.1f} ms" in printed

@@ -117,10 +117,10 @@ def test_what_the_step_depends_on_is_in_its_name(monkeypatch, tmp_path):
 
 def test_where_steps_are_kept(monkeypatch, tmp_path, capsys):
     """Beside jax's own cache, on GPUs and TPUs; what cannot be kept is said in a line; the newest files stay."""
-    assert jax.config.jax_compilation_cache_dir
+    assert jax.config.values["jax_compilation_cache_dir"]
     assert kept._folder() is None
     monkeypatch.setattr(kept, "PLATFORMS", ("cpu",))
-    assert kept._folder() == Path(jax.config.jax_compilation_cache_dir) / kept.FOLDER
+    assert kept._folder() == Path(jax.config.values["jax_compilation_cache_dir"]) / kept.FOLDER
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert kept._folder() is None
 

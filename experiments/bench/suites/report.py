@@ -22,6 +22,7 @@ FIELDS = {
 RATIOS = {"speed": "tokens_per_second", "time": "ms", "memory": "peak_gib"}
 STARTS = {"start": COLD, "second": WARM}  # a claim in seconds -> its side
 MISSING = "not measured"
+MOST_TIMINGS = 1_000  # of a process; a record with more is damaged
 
 
 def load_suites(places: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -91,8 +92,15 @@ def _medians(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _timings(measurement: Mapping[str, Any]) -> int:
-    """How often a process timed its steps."""
-    return len(measurement["record"].get("timings_ms", ())) or measurement.get("timings", 1)
+    """How often a process timed its steps.
+
+    Raises:
+      ValueError: no such number.
+    """
+    count = len(measurement["record"].get("timings_ms", ())) or measurement.get("timings", 1)
+    if count not in range(1, MOST_TIMINGS + 1):
+        raise ValueError(f"timings={count}")
+    return count
 
 
 def _each(measurement: Mapping[str, Any], key: str) -> list[float]:
@@ -148,9 +156,9 @@ def _compared(
     calls = [{one.get("call") for one in side if "record" in one} for side in (mine, theirs)]
     for call in calls[0] & calls[1]:
         own, other = ([one for one in side if one.get("call") == call] for side in (mine, theirs))
-        pair = [_medians(side).get(name) for side in (own, other)]
-        if None not in pair:
-            values += [compare(*pair)] * sum(_timings(one) for one in own if "record" in one)
+        one, two = (_medians(side).get(name) for side in (own, other))
+        if one is not None and two is not None:
+            values += [compare(one, two)] * sum(_timings(measured) for measured in own if "record" in measured)
     return statistics.median(values) if values else None
 
 

@@ -214,6 +214,7 @@ class Record:
                 raise UserError(f"{path} is no record of the suite {suite.name}; name another --results")
             try:
                 report.summarise(suite.rows, _in_full(self.data))
+                set(map(_key, _in_full(self.data)))
             except speed.MISSHAPEN as error:
                 said = f"{type(error).__name__}: {error}"
                 raise UserError(f"{path} is a damaged record ({said}); name another --results") from error

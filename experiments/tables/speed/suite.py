@@ -15,7 +15,7 @@ figures = no_figures
 UNITS = {"start": " s", "second": " s", "memory": " GiB", "speed": " tok/s", "time": " ms"}  # of what is no ratio
 DIGITS = {" tok/s": ",.0f", " ms": ".1f"}
 # Raised where a record lacks a value or has one of another type than a suite writes.
-MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError)
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
