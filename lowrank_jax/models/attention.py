@@ -16,7 +16,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
-from lowrank_jax.ops.capability import compute_capability
+from lowrank_jax.ops.capability import compute_capability, platform
 from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
@@ -356,7 +356,7 @@ def pick_implementation(
         return "heads_first"
     if name == "xla" or cached:
         return "xla"
-    if name == "heads_first" or (name == "auto" and jax.default_backend() == "cpu"):
+    if name == "heads_first" or (name == "auto" and platform() == "cpu"):
         return "heads_first"
     if name == "auto" and masked:
         return "xla"

@@ -1,5 +1,6 @@
 """Values that rematerialisation saves by name (`models.stack.POLICIES`)."""
 
+import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
@@ -10,8 +11,19 @@ from lowrank_jax.core.types import Array
 def saved_product(y: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
     """y under a name that a remat policy can save; y is the output of a matrix product.
 
-    The barrier is for XLA's GPU backend: where a scan stacks a product for the backward pass and the block uses it too,
-    it runs the product twice, the second time straight into the stack (seen in jaxlib 0.11's programs for an H100,
-    with Triton products off).
+    Where gradients are taken, y is behind a barrier, for XLA's GPU backend: where a scan stacks a product for the
+    backward pass and the block uses it too, it runs the product twice, the second time straight into the stack (seen in
+    jaxlib 0.11's programs for an H100, with Triton products off). Elsewhere a barrier would only keep kernels apart.
     """
-    return checkpoint_name(lax.optimization_barrier(y), name)
+    return checkpoint_name(_computed_once(y), name)
+
+
+@jax.custom_jvp
+def _computed_once(y: Array) -> Array:
+    return y
+
+
+@_computed_once.defjvp
+def _barriers(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """What `optimization_barrier` itself has as its rule."""
+    return lax.optimization_barrier(primals[0]), lax.optimization_barrier(tangents[0])

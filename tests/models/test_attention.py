@@ -162,13 +162,13 @@ def test_cached_pieces_equal_the_whole():
 )
 def test_choice_of_kernel(monkeypatch, capability, name, dtype, head_dim, masked, cached, want):
     monkeypatch.setattr(attention, "compute_capability", lambda: capability)
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
     assert pick_implementation(name, dtype, head_dim, masked=masked, cached=cached) == want
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_choice_of_kernel_on_a_cpu(monkeypatch, masked):
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(attention, "platform", lambda: "cpu")
     for name, cached, want in (("auto", False, "heads_first"), ("auto", True, "xla"), ("xla", False, "xla")):
         assert pick_implementation(name, jnp.float32, 64, masked=masked, cached=cached) == want
 

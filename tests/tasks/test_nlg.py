@@ -85,14 +85,26 @@ def test_a_blank_line_ends_a_text_where_it_is_one_token():
 
 
 @pytest.mark.parametrize("virtual", [PLAIN, Framing((BYTES.vocab_size,), (BYTES.vocab_size + 1,))])
-@pytest.mark.parametrize("kind", ["e2e", "webnlg"])
-def test_generate_frames_a_prompt_as_training_did(build, kind, virtual):
-    task = build(task=kind, framing=virtual)
+@pytest.mark.parametrize(("kind", "bos"), [("e2e", False), ("webnlg", False), ("e2e", True)])
+def test_generate_frames_a_prompt_as_training_did(build, kind, bos, virtual):
+    task = build(task=kind, framing=virtual, add_bos=bos)
     model = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES, path=None), task=task.config, virtual=virtual)
     for template in ("", "none"):
         framing = make_framing(model, template, None, "", False)
         assert framing.ids(Asked(prompt="name : Aromi")) == task.prompt_tokens("name : Aromi")
     assert NlgConfig("samsum").after_prompt(BYTES) == []
+
+
+def test_a_row_begins_with_bos_where_the_base_expects_it(build):
+    """The same targets; one more token before them."""
+    tasks = plain, marked = build(), build(add_bos=True)
+    rows = [task.features(task.train_source()[3]) for task in tasks]
+    kept = [row["tokens"][: task.longest].tolist() for row, task in zip(rows, tasks, strict=True)]
+    assert kept[1][0] == BYTES.bos_id
+    assert kept[1][1 : 1 + len(kept[0])] == kept[0]
+    texts = [row["tokens"][row["weights"] > 0].tolist() for row in rows]
+    assert texts[0] == texts[1]
+    assert marked.prompt_tokens("ab") == [BYTES.bos_id, *plain.prompt_tokens("ab")]
 
 
 def test_virtual_tokens_stand_around_the_input(build):

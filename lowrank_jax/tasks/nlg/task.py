@@ -39,6 +39,7 @@ class NlgConfig:
       packed: True puts several rows into an example, each read as if it stood alone, with the loss that it has alone.
       truncate: where a row is longer than seq_len, True cuts its end off and notes it, False refuses it at the start.
       separator: name of the special token that ends a text, and separates it from its input; "" is the base's EOS.
+      add_bos: whether a row begins with BOS. The official ones do not; Gemma and Llama 2 have seen no text without it.
       decoded: the split that is decoded and scored; "" is the paper's: test, and of WikiSQL dev.
       seen: which categories of WebNLG count as seen: the script's ten (`code`), or nine (`paper`); see `specs.SEEN`.
       train_examples, max_dev_examples, max_prompts: how many training rows, held-out rows and decoded inputs are used,
@@ -47,7 +48,6 @@ class NlgConfig:
     """
 
     form: ClassVar[str] = "next_token"
-    add_bos: ClassVar[bool] = False  # the official rows have no BOS
     task: str = "e2e"
     data_dir: str | None = None
     seq_len: Annotated[int, Range(least=2, also=(0,))] = 0
@@ -55,6 +55,7 @@ class NlgConfig:
     packed: bool = False
     truncate: bool = False
     separator: str = ""
+    add_bos: bool = False
     decoded: str = ""
     seen: str = "code"
     train_examples: Annotated[int, Range(least=1)] | None = None
@@ -114,7 +115,7 @@ class NlgTask:
         self.contents: dict[str, str] = {}
         self.partial, self.max_new_tokens = False, NEW_TOKENS
         self._longer = functools.partial(framing.longer, positions=positions)
-        self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing)
+        self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing, config.add_bos)
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
         train = spaced(pairs(self._load(TRAIN)), config.train_examples)
         held = spaced(pairs(self._load(DEV)), config.max_dev_examples)
