@@ -59,7 +59,9 @@ def measure(
     compile_seconds = time.perf_counter() - compile_started
     needed = memory.check_fits(compiled)
     compiled = group.step_function(compiled)
+    load_started = time.perf_counter()
     state, frozen, _fingerprint = group.load()
+    load_seconds = time.perf_counter() - load_started
 
     local = random_batch(experiment, trials)
     shape = local["tokens"].shape
@@ -105,7 +107,9 @@ def measure(
         "mfu": round(mfu, 4) if mfu else None,
         "peak_gib": round(peak / 2**30, 3) if (peak := memory.peak_bytes(device)) else None,
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
+        "build_seconds": round(compile_started - started, 2),
         "compile_seconds": round(compile_seconds, 2),
+        "load_seconds": round(load_seconds, 2),
         "first_step_seconds": round(first_step, 2),
         "first_step_at": round(first_step_at, 2),  # since the epoch: the starting program knows its own start
         "losses": [round(losses[0], 4), round(losses[-1], 4)],
