@@ -139,25 +139,23 @@ def _keep(made: Any, path: Path, described: str, arguments: Sequence[Any]) -> No
             raise ValueError("it takes other arguments")
         told = {"metrics": metrics, "sha256": hashlib.sha256(payload).hexdigest(), "described": described}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(json.dumps(told).encode() + b"\n" + payload)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:  # whole or not at all
+            (Path(place) / path.name).write_bytes(json.dumps(told).encode() + b"\n" + payload)
+            os.replace(Path(place) / path.name, path)
         _drop(path.parent)
     except Exception as error:  # a step that is not kept runs as well: XLA's reasons, a full disk
         _say(f"the compiled step is not kept ({str(error).splitlines()[0][:200]}); the next start traces it again")
 
 
 def _drop(folder: Path) -> None:
-    """Removes the files beyond MOST, and what a process that was killed left half-written an hour ago."""
+    """Removes the files beyond MOST that were used longest ago."""
 
     def age(path: Path) -> float:
         with contextlib.suppress(OSError):
             return time.time() - path.stat().st_mtime
         return 0.0
 
-    files = sorted(folder.glob(f"*{ENDING}"), key=age)
-    halves = [path for path in folder.glob("tmp*") if age(path) > 3_600]
-    for path in (*files[MOST:], *halves):
+    for path in sorted(folder.glob(f"*{ENDING}"), key=age)[MOST:]:
         path.unlink(missing_ok=True)
 
 

@@ -303,6 +303,18 @@ def test_peers(rows, monkeypatch, tmp_path):
     assert suite.find_peer(rows, str(tmp_path / "toy.py")) == (tmp_path / "toy.py", "")
 
 
+def test_a_row_may_name_another_script(monkeypatch, tmp_path):
+    """In the folder of --peer; where it is not there, the table says so."""
+    (tmp_path / "toy.py").write_text(ROWS.replace('peer=("--fast",)', 'peer=("other.py", "--steps=5")'))
+    row = load_suite(str(tmp_path / "toy.py")).rows[0]
+    assert row.commands["peer"] == "python PEER other.py --steps=5"
+    monkeypatch.setattr(suite, "run_process", lambda argv, env: {"argv": argv[1:]})
+    given = row, "peer", tmp_path / "peer.py", tmp_path
+    assert suite.run_side(*given)["error"] == "there is no other.py beside the script of --peer"
+    (tmp_path / "other.py").touch()
+    assert suite.run_side(*given, 2) == {"argv": [str(tmp_path / "other.py"), "--steps=10"], "timings": 2}
+
+
 def test_mistakes_are_one_line(rows, tmp_path):
     with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, fp8, h100, h200, rates, two_cards, or a file"):
         load_suite("h10")

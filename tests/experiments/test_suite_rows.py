@@ -8,10 +8,12 @@ import jax
 import pytest
 
 from experiments.bench.suites.rows import OURS, load_suite
+from experiments.bench.suites.suite import Record
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
 from experiments.session.build import build
+from experiments.tables.speed import suite as speed
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.core.trees import is_coded
 from lowrank_jax.models.registry import MODELS
@@ -102,8 +104,8 @@ def test_trials_are_compared_with_one_run_of_the_same_words():
     }  # fmt: skip
 
 
-def test_a_published_figure_stands_beside_our_own_row():
-    """It has no command of its own to compare: its words are those of a row that is measured anyway, or its alone."""
+def test_a_published_figure_stands_beside_our_own_row(tmp_path):
+    """Measured once for both, shown as another card's, and without a ratio."""
     published = {row.name: row for row in SUITE.rows if row.published}
     assert {name: re.findall(r"[\d,]{6}", str(row.published)) for name, row in published.items()} == {
         "8b-nemo": ["12,473"], "8b-lorafusion": ["14,875"], "7b-packed-fp8": ["24,824"],
@@ -113,3 +115,13 @@ def test_a_published_figure_stands_beside_our_own_row():
         assert published[name].side(OURS) == ours.side(OURS)
         assert not published[name].claims
         assert published[name].timings == ours.timings
+
+    kept = Record(tmp_path / "h200_suite.json", SUITE)
+    found = {"record": {"ms": 500.0, "tokens_per_second": 16_384, "peak_gib": 46.0}, "seconds": 1.0}
+    kept.add(*ours.side(OURS), 0, {**found, "record": {**found["record"], "versions": {}}})
+    lines = {line.partition("  ")[0]: line for line in speed.shown(kept.data).text().splitlines()}
+    line = lines[published["8b-nemo"].work]
+    assert "NeMo AutoModel: 12,473 tok/s on one H100; another card" in line
+    assert "500.0 ms, 16,384 tok/s" in line
+    assert "speed" not in line
+    assert "speed 16,384 tok/s (>= 17,500: missed)" in lines[ours.work]
