@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from jax.experimental import serialize_executable
 from lowrank_jax.core.json_text import NotJson, parse
 
 PLATFORMS = ("gpu", "tpu")  # a CPU's program may not run on a CPU of another kind, and it traces in a tenth of a second
-FOLDER, ENDING = "lowrank_jax_steps", ".step"
+FOLDER, ENDING, PART = "lowrank_jax_steps", ".step", "part_"
 MOST = 16  # files; the ones that were read or written longest ago go
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "TF_", "NVIDIA_", "CUDA_", "CUBLAS_", "CUDNN_")
@@ -139,7 +140,7 @@ def _keep(made: Any, path: Path, described: str, arguments: Sequence[Any]) -> No
             raise ValueError("it takes other arguments")
         told = {"metrics": metrics, "sha256": hashlib.sha256(payload).hexdigest(), "described": described}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:  # whole or not at all
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART) as place:  # whole or not at all
             (Path(place) / path.name).write_bytes(json.dumps(told).encode() + b"\n" + payload)
             os.replace(Path(place) / path.name, path)
         _drop(path.parent)
@@ -148,7 +149,7 @@ def _keep(made: Any, path: Path, described: str, arguments: Sequence[Any]) -> No
 
 
 def _drop(folder: Path) -> None:
-    """Removes the files beyond MOST that were used longest ago."""
+    """Removes the files beyond MOST that were used longest ago, and what killed processes left half-written."""
 
     def age(path: Path) -> float:
         with contextlib.suppress(OSError):
@@ -157,6 +158,9 @@ def _drop(folder: Path) -> None:
 
     for path in sorted(folder.glob(f"*{ENDING}"), key=age)[MOST:]:
         path.unlink(missing_ok=True)
+    for path in folder.glob(f"{PART}*"):
+        if age(path) > 3_600:  # no step takes as long to write
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache

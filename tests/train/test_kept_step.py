@@ -1,5 +1,6 @@
 """Compiled steps that are kept: read back they do what they did, and one that may be another program is not read."""
 
+import os
 import threading
 import types
 from pathlib import Path
@@ -130,5 +131,12 @@ def test_where_steps_are_kept(monkeypatch, tmp_path, capsys):
     assert not [*tmp_path.iterdir()]
     for number in range(kept.MOST + 2):
         (tmp_path / f"{number}{kept.ENDING}").touch()
+    for name in ("killed", "writing"):
+        (tmp_path / f"{kept.PART}{name}").mkdir()
+    os.utime(tmp_path / f"{kept.PART}killed", (0, 0))
+    os.utime(tmp_path / f"3{kept.ENDING}", (0, 0))
     kept._drop(tmp_path)
-    assert len([*tmp_path.iterdir()]) == kept.MOST
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == kept.MOST + 1
+    assert f"{kept.PART}writing" in left
+    assert f"3{kept.ENDING}" not in left
