@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices
+from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices, starts_early
 from lowrank_jax.core.errors import UserError
 
 define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
@@ -61,6 +61,7 @@ flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite, or of --l
 FLAGS = flags.FLAGS
 
 
+@starts_early(lambda words: not any(word.lstrip("-").startswith("suite") for word in words))
 @reads_config
 def main(_) -> None:
     """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}, or measures a suite."""
