@@ -166,7 +166,7 @@ def _trials(
 ) -> list[dict]:
     """Rows of 1, 2, ... trials in one program beside as many single runs in turn, whose tokens/s are one run's."""
     one = f"trials-{name}-1"
-    rows = [dict(name=one, work=f"{work}: one run", words=words, timings=timings)]
+    rows: list[dict] = [dict(name=one, work=f"{work}: one run", words=words, timings=timings)]
     for count in counts:
         aim = {"least": 3.0} if name == "16x64" and count == 8 else {}
         rows.append(
