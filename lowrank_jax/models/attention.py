@@ -110,14 +110,12 @@ class Attention(nn.Module):
             key, value, cache = extend(cache, layer, key, value)
             key, value = key.astype(self.dtype), value.astype(self.dtype)
         packed = isinstance(allowed, Packed)
-        flash = packed and x.shape[1] % 2 == 0  # cuDNN takes no mask of an odd length where gradients are needed
-        if packed and not flash and self.implementation == "cudnn":
-            raise UserError(f'attention "cudnn" needs rows of an even length to pack documents, not {x.shape[1]}')
         kernel = pick_implementation(
             self.implementation,
             self.dtype,
             self.head_dim,
-            masked=allowed is not None and not flash,
+            x.shape[1],
+            masked=allowed is not None and not packed,
             cached=cache is not None,
             capped=self.softcap is not None,
         )
@@ -336,14 +334,15 @@ def beam_attention(
 
 
 def pick_implementation(
-    name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool, capped: bool = False
+    name: str, dtype: Any, head_dim: int, length: int = 0, *, masked: bool, cached: bool, capped: bool = False
 ) -> Kernel:
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
     cuDNN's applies to causal attention without cache or mask (but that of packed rows), in bfloat16 or float16, for
-    heads of a multiple of 8 up to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps
-    always use XLA; a softcap on the scores (`capped`) always takes `heads_first_attention`, the only one that has it.
+    heads of a multiple of 8 up to 128 (256 on Hopper) and rows of an even length (jax refuses its gradient for others),
+    on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap on the scores (`capped`)
+    always takes `heads_first_attention`, the only one that has it.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.
@@ -362,7 +361,9 @@ def pick_implementation(
         return "xla"
     capability = compute_capability()
     obstacle = None
-    if capability < 8:
+    if length % 2:
+        obstacle = f"rows of an even length, not {length}"
+    elif capability < 8:
         obstacle = "an NVIDIA GPU of compute capability 8.0 or more"
     elif jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         obstacle = f"bfloat16 or float16, not {jnp.dtype(dtype).name}"

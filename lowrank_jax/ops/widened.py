@@ -13,11 +13,12 @@ from jaxtyping import Float
 from lowrank_jax.core.types import Array
 
 # Above this rank a kernel is better kept in two parts (`ops.two_parts`). Each output adds r products outside the tensor
-# cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, which
-# takes about as long as starting one more GPU kernel.
+# cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, by
+# an estimate the time of one or two more GPU kernels.
 LARGEST_RANK = 16
-# Columns of the product are a multiple of this: 16 bytes of bfloat16, which fast loads into shared memory need.
-ALIGNED = 8
+# Columns of the product are a multiple of this: in bfloat16 each row of the kernel begins a cache line of 128 bytes,
+# and tiles of 64 columns are whole.
+ALIGNED = 64
 
 
 class Update(NamedTuple):
@@ -63,8 +64,8 @@ class Widened:
     def result(self, product: Float[Array, "*rows wide"]) -> Float[Array, "*rows d_out"]:
         """x W + x A B, of x [W A]; the sum is in float32 (or wider), and returned in the product's dtype.
 
-        (x A) B is written as a sum of r outer products: XLA computes it in the GPU kernel that reads x W, where a
-        matrix product would be a kernel of its own.
+        (x A) B is written as a sum over r: XLA computes it in the GPU kernel that reads x W, where a matrix product
+        would be a kernel of its own.
         """
         wide = jnp.promote_types(jnp.float32, product.dtype)
         found, column, inside = [], 0, self.columns

@@ -121,7 +121,7 @@ def test_cudnn_with_documents_equals_xla(window):
 
 def test_cudnn_where_packed_rows_do_not_suit_it(monkeypatch):
     model, tokens = Llama(LLAMA, attention="cudnn"), jnp.ones((1, 5), jnp.int32)
-    with pytest.raises(UserError, match='"cudnn" needs rows of an even length to pack documents, not 5'):
+    with pytest.raises(UserError, match='"cudnn" needs rows of an even length, not 5'):
         jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, segments=tokens))
     monkeypatch.setattr(trial_group, "platform", lambda: "gpu")
     config = unpack_run(to_plain(complete_file("configs/finetune.py:data=a.jsonl,packed")))

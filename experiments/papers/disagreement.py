@@ -1,0 +1,13 @@
+"""One point on which a paper and its official code disagree, or say too little; `ledger` prints all of them."""
+
+from typing import NamedTuple
+
+
+class Disagreement(NamedTuple):
+    """The paper's reading, the code's, ours, and the config key that switches."""
+
+    name: str
+    paper: str
+    code: str
+    ours: str
+    switch: str
