@@ -87,7 +87,7 @@ def test_the_peer_has_the_same_shapes():
         assert int(theirs.get("vocab", 32_000)) == MODELS[config.base.name].vocab_size
 
 
-def test_trials_are_compared_with_one_run_of_the_same_words():
+def test_trials_are_compared_with_one_run_as_fast_as_it_is():
     """1, 2, 8, 16 and 64 trials; 64 with rows of 64 tokens alone."""
     counts = {}
     for row in SUITE.rows:
@@ -96,7 +96,9 @@ def test_trials_are_compared_with_one_run_of_the_same_words():
             counts.setdefault(kind, []).append(int(count))
             assert flags_of(row.words).get("trials", "1") == count
             one = next(other for other in SUITE.rows if other.name == f"{kind}-1")
-            assert [word for word in row.words if not word.startswith("--trials")] == list(one.words)
+            ours, alone = (flags_of(other.words)["config"] for other in (row, one))
+            assert ours.removeprefix(alone) in ("", ",remat=projections,chunk_tokens=48")
+            assert "remat=projections" not in alone  # which would make a single run slower, and the ratio larger
             assert {claim["to"] for claim in row.claims} == ({one.name} if int(count) > 1 else set())
     assert counts == {
         "trials-16x64": [1, 2, 8, 16, 64], "trials-4x256": [1, 2, 8, 16], "trials-gemma": [1, 2, 8, 16],
