@@ -11,7 +11,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.exams.readers import last_box
 from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
 from lowrank_jax.metrics import resampling
-from lowrank_jax.metrics.answers import figures
+from lowrank_jax.metrics.answers import convfinqa
 from lowrank_jax.metrics.answers.verify import Verdicts
 from lowrank_jax.metrics.classification import weighted_f1
 from lowrank_jax.metrics.interval import wilson
@@ -224,7 +224,7 @@ def test_adapted_scores_are_those_of_their_authors(exams):
      ("7" * 5000, "7", False), ("007", "7", False)],
 )  # fmt: skip
 def test_numbers_are_read_as_the_authors_do(said, wanted, right):
-    assert figures.same(said, wanted) is right
+    assert convfinqa.same(said, wanted) is right
 
 
 def test_intervals_of_scores():
