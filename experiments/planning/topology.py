@@ -120,7 +120,7 @@ class Target:
       devices: as many as the slice has.
       exact: whether the compiler is the slice's own.
       how: in words, for the reader.
-      absent: whether they are GPUs that jax does not see.
+      absent: whether they are GPUs that this machine does not have.
     """
 
     devices: Sequence[Any]
@@ -148,13 +148,13 @@ def compiles_for_tpu(asked: Topology) -> bool:
 
 
 def compiles_for_cards(asked: Topology) -> bool:
-    """Whether jax's CUDA plugin is here, whose compiler needs no card."""
+    """Whether jax's CUDA plugin, whose compiler needs no card, is here to compile for it."""
     return asked.kind.platform == "gpu" and cards.has_compiler()
 
 
 @contextlib.contextmanager
-def planning_for(asked: Topology, found: "Target") -> Iterator[None]:
-    """Programs that are traced inside are those of the slice, where its own compiler makes them."""
+def planning_for(asked: Topology, found: Target) -> Iterator[None]:
+    """Inside, programs are traced as the slice's devices run them, if their own compiler compiles (`found.exact`)."""
     if not found.exact:
         yield
         return
@@ -166,7 +166,7 @@ def planning_for(asked: Topology, found: "Target") -> Iterator[None]:
 
 
 def target(asked: Topology) -> Target:
-    """The devices of a slice: this machine's own if they are of that kind, its own compiler's, or simulated ones.
+    """The devices of a slice: this machine's own, those that the slice's compiler describes, or simulated ones.
 
     Raises:
       UserError: a compiler refuses the slice, or XLA_FLAGS asks for fewer simulated devices than it has.

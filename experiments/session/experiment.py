@@ -138,12 +138,12 @@ class Experiment:
 
     @functools.cached_property
     def absent(self) -> dict[str, str]:
-        """Name -> why of the entries of `config.evals` that are left out: exams without a file, which are optional."""
+        """{name: why} of the entries of `config.evals` that are left out: optional exams without a file."""
         entries = self.config.evals.items()
         return {name: NO_FILE for name, entry in entries if getattr(entry, "is_absent", False)}
 
     def record_notes(self) -> dict[str, Any]:
-        """What a record must say of the data, see `forms.base.Form`; "missing" also has the exams left out."""
+        """What a record must say of the data (see `forms.base.Form`); "missing" also names the exams left out."""
         found = self.form.record_notes(self.data)
         missing = {**found.get("missing", {}), **self.absent}
         return {**found, **({"missing": missing} if missing else {})}
