@@ -38,9 +38,9 @@ CODE_DROPOUT = 0.05
 LENGTHS = {"math": 512}
 LENGTH = 2_048
 
-# task -> evaluations of a run; of the two domains those whose files are there. The column FPB has two: AdaptLLM's rows
-# with their examples, and Financial PhraseBank's own sentences. BioMMLU's subjects are not printed; these six are the
-# medical ones of MMLU.
+# task -> evaluations of a run; an optional one is left out where it has no file. Two serve the column FPB: AdaptLLM's
+# rows with their worked examples (fpb), and Financial PhraseBank's own sentences (phrasebank). The paper does not print
+# BioMMLU's subjects; these six are the medical ones of MMLU.
 MEDICAL = (
     "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics", "professional_medicine",
 )  # fmt: skip

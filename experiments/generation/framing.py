@@ -159,11 +159,11 @@ def wants_bos(tokenizer: Any, task: Any, bos: bool | None) -> bool | None:
 
     Args:
       tokenizer: of the base.
-      task: of a run, whose rows say it where `bos` does not; None of a base.
+      task: of a run, which decides where `bos` is None; None of a base alone.
       bos: --bos; None where it is not given.
 
     Raises:
-      UserError: --bos is given and the tokenizer has no BOS.
+      UserError: --bos asks for BOS and the tokenizer has none.
     """
     if bos and tokenizer.bos_id is None:
         raise UserError(f"tokenizer {tokenizer.name!r} has no BOS token; leave --bos out")

@@ -1,4 +1,4 @@
-"""One point on which a paper and its official code disagree, or say too little; `ledger` prints all of them."""
+"""One entry of the ledger: a point on which a paper and its official code disagree, or say too little."""
 
 from typing import NamedTuple
 

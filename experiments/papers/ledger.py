@@ -1,4 +1,4 @@
-"""Where papers and official code disagree, and which reading we take: prints the points of MoRA and of LoRA."""
+"""Prints where the papers of MoRA and LoRA and their official code disagree, and which reading we take."""
 
 from typing import Any
 

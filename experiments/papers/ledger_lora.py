@@ -135,8 +135,8 @@ LORA_NLG = (
     ),
     Disagreement(
         "alpha by rank",
-        "the first r that is tried, and not tuned; yet 32 at r=4 (Table 11), and none beside the ranks of Table 18",
-        "32 at r=4, the one command",
+        "the first r that is tried, and not tuned; yet 32 at r=4 (Table 11), and not printed for the ranks of Table 18",
+        "32 at r=4, in its only command",
         "32 at every rank on GPT-2 and on our bases",
         "adapter.alpha",
     ),
@@ -149,14 +149,14 @@ LORA_NLG = (
     ),
     Disagreement(
         "MNLI on GPT-3",
-        "neither the prompt nor alpha (Tables 12, 15 to 17), nor which rows the small training sets have",
+        "prints neither the prompt nor alpha (Tables 12, 15 to 17), nor the rows of the small training sets",
         "not published",
         "premise, hypothesis and label, a line each, and the labels' names; alpha 16; a random sample by the seed",
         "adapter.alpha, task.subset_seed",
     ),
     Disagreement(
         "warm-up on GPT-3",
-        "250,000 tokens (Tables 12 and 17), not whether padding counts",
+        "250,000 tokens (Tables 12 and 17); does not say whether padding counts",
         "not published",
         "padding counts: steps of batch x length tokens, on MNLI 768 a row",
         "schedule.warmup_steps",

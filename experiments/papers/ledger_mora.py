@@ -182,16 +182,16 @@ MORA_FINETUNE = (
     ),
     Disagreement(
         "prompts of the two domains' exams",
-        "not said; AdaptLLM's pre-processing is named, whose test rows the first author had cleaned (2401.07284)",
-        "no evaluation code; AdaptLLM's test rows are whole prompts, cut to 2,048 tokens where the answer is written",
+        "not said; names AdaptLLM's pre-processing; the first author's cleaned rows (2401.07284) are not published",
+        "no evaluation code; AdaptLLM's rows are whole prompts, for written answers its code cuts them to 2,048 tokens",
         "AdaptLLM's rows, cut to the base's length; PubMedQA's and MedQA's official rows in lm-eval's prompts",
         "evals",
     ),
     Disagreement(
         "scores of the two domains' exams",
         "not said, nor which subjects of MMLU are BioMMLU's",
-        "AdaptLLM's: micro F1 (RCT), weighted F1 (FiQA SA, FPB, Headline), F1 of entities (NER), right numbers",
-        "AdaptLLM's of these; the accuracy of PubMedQA, of MedQA and of six medical subjects of MMLU",
+        "AdaptLLM's: micro F1 (RCT), weighted F1 (FiQA SA, FPB, Headline), entity F1 (NER), right numbers (ConvFinQA)",
+        "AdaptLLM's for its exams; accuracy for PubMedQA, MedQA and six medical subjects of MMLU",
         "evals",
     ),
 )

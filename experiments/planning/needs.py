@@ -102,7 +102,8 @@ def _compiled(experiment: Experiment) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if UNTILED not in str(error):
             raise
-    return experiment.compile(options={TRITON: False})
+    given = experiment.abstract_state, experiment.abstract_frozen, experiment.abstract_batch
+    return experiment.step.lower(*given).compile({TRITON: False})
 
 
 def activations(experiment: Experiment) -> int:

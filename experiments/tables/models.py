@@ -1,18 +1,18 @@
-"""The bases whose runs a table with --model can show, and the refusal of any other name."""
+"""Checks --model of experiments.tables: each table's known bases, and the refusal of any other name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-# Experiment -> the models of its config (tests hold that they are the same).
+# Experiment -> the models of its config: a copy, as nothing here imports configs. A test holds that both agree.
 MODELS = {
     "mora_finetune": ("llama2-7b", "smollm2-135m", "gemma3-270m", "pico-llama"),
     "lora_glue": ("minilm-l6", "bert-base", "roberta-base", "roberta-large", "deberta-v2-xxlarge"),
     "lora_nlg": ("gpt2-medium", "gpt2-large", "gpt3-175b", "smollm2-135m", "gemma3-270m", "pico-llama"),
     "lora_mnli": ("pico-llama", "smollm2-135m", "gpt2-medium", "gpt2-large", "gpt3-175b"),
 }
-RATES = ("smollm2-135m", "gemma3-270m")  # of the grids of rates
+RATES = ("smollm2-135m", "gemma3-270m")  # of configs/sweeps/rates_*.py, held by the same test
 # Table -> the experiments whose runs it shows; `rates` finds its settings in any.
 SHOWN = {
     "lora_table2": ("lora_glue",),
@@ -24,12 +24,12 @@ SHOWN = {
 
 
 def check_model(table: str, model: str | None, results: Any) -> None:
-    """Refuses a base that neither the table's configs know nor its records have.
+    """Refuses a base that neither the table's configs nor its records name.
 
     Args:
       table: its name.
       model: of the command line; None: not given.
-      results: as the table's module takes them.
+      results: what the table's module loads; of `rates` the first item has the records.
 
     Raises:
       UserError: lists the known ones.
@@ -52,11 +52,6 @@ def _of_records(table: str, results: Any) -> set[str]:
         from experiments.tables.rates.rows import settings
 
         return {setting.base for setting in settings(results[0])}
-    return set(_labelled(results, SHOWN[table]))
-
-
-def _labelled(results: Sequence[Mapping[str, Any]], experiments: Sequence[str]) -> Iterable[str]:
-    for result in results:
-        model = (result.get("labels") or {}).get("model")
-        if (result.get("config") or {}).get("experiment") in experiments and isinstance(model, str):
-            yield model
+    of_table = (one for one in results if (one.get("config") or {}).get("experiment") in SHOWN[table])
+    models = ((one.get("labels") or {}).get("model") for one in of_table)
+    return {model for model in models if isinstance(model, str)}

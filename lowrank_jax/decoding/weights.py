@@ -1,4 +1,4 @@
-"""Lays out a model's weights for the fastest decoding: adapters in their kernels' leaves, an array for each layer."""
+"""Lays out a model's weights for the fastest decoding: adapters within their kernels' leaves, an array a layer."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -38,10 +38,10 @@ class Ready(NamedTuple):
 def ready(
     model: Any, params: Tree, plan: Plan | None = None, variables: Tree | None = None, exact: bool = True
 ) -> Ready:
-    """The model with its adapters in its kernels' leaves, in the layout of decoding.
+    """The model with each adapter within its kernel's leaf, in the layout for decoding.
 
     The time of a step is set by the number of its GPU kernels, copies of slices of stacked arrays among them. Hence
-    there is no loop over layers, no product of an adapter's own, and an array for each layer's weights and cache
+    there is no loop over layers, no separate product for an adapter, and an array for each layer's weights and cache
     (times: docs/performance.md, "Decoding").
 
     Args:
@@ -72,10 +72,10 @@ def ready(
     if groups and not any(is_coded(flat[f"{member}/kernel"]) for members in groups.values() for member, _ in members):
         layout["fused"] = True
         params, places = Fused(groups).apply(params), _places(groups)
-    del flat  # each kernel can go when its new leaf is there
+    del flat  # a kernel's memory is then free once its new leaf is made
     beside: dict[str, list[Update]] = {}
-    for site, update in updates.items():
-        path, first = places.get(site, (site, 0))
+    for site_path, update in updates.items():
+        path, first = places.get(site_path, (site_path, 0))
         beside.setdefault(path, []).append(update._replace(first=first))
     for path, own in beside.items():
         params = _replaced(params, {path}, lambda kernel, own=own: widened(kernel, own, model.dtype))
@@ -99,7 +99,7 @@ def _places(groups: Groups) -> dict[str, tuple[str, int]]:
 
 
 def _thin(sites: Iterable[Site], groups: Groups) -> set[str]:
-    """Paths of the sites whose update is kept beside the kernel: x A B with a small rank, at all sites of a group."""
+    """Paths of the sites whose update is kept beside the kernel: x A B of a small rank, as are all of its group."""
     paths = {site.path for site in sites}
     found = {s.path for s in sites if get_fast(s.family).factors is not None and s.spec.rank <= LARGEST_RANK}
     for members in groups.values():
@@ -110,10 +110,10 @@ def _thin(sites: Iterable[Site], groups: Groups) -> set[str]:
 
 
 def _update(variables: Tree, site: Site, dtype: Any) -> Update:
-    """The update of a site, in the dtype that its kernel is going to have."""
-    weight_of(site, flat_params(variables["params"], "ready"))
+    """The update of a site, in the dtype that its kernel will have."""
+    weight_of(site, flat_params(variables["params"], "ready"))  # refuses a site that has none, as `merge` does
     factors = get_fast(site.family).factors
-    assert factors is not None  # `_thin` has it so
+    assert factors is not None  # `_thin` takes no others
     leaf = site.family.scale_leaf(*leaves_of(variables, site))
     a, b = (leaf[name].astype(dtype) for name in factors)
     if not (jnp.isfinite(a).all() & jnp.isfinite(b).all()):

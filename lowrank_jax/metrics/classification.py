@@ -37,7 +37,7 @@ def macro_f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float
 
 
 def weighted_f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """Mean over all classes of their F1, weighted by how many labels a class has.
+    """Mean over all classes of the F1 of each, weighted by how many labels it has.
 
     Args: as `macro_f1`.
     """

@@ -1,4 +1,4 @@
-"""F1 of named entities in a text such as "Smith (PER), Bank (ORG)": by name and by type, as AdaptLLM scores them."""
+"""F1 of the named entities that a text such as "Smith (PER), Bank (ORG)" lists, as AdaptLLM scores them."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Entity(NamedTuple):
 
 
 def entities(text: str) -> list[Entity]:
-    """The different entities of a text, in order: of a name with several words the last, as the authors read it."""
+    """The different entities of a text, in order; of a name of several words the last word, as the authors read it."""
     return list(dict.fromkeys(Entity(name[:-1], kind) for name, kind in MARKED.findall(text)))
 
 
@@ -23,7 +23,7 @@ def entity_f1(said: Sequence[Entity], wanted: Sequence[Entity]) -> float:
     """F1 = 2PR / (P + R) of two points an entity, its name and its type (MUC's definition); 0 where either is empty.
 
     P = points / (2 |said|), R = points / (2 |wanted|). A wanted entity gets its points from the first one said that has
-    its name or its type. No places are known: any two entities count as overlapping.
+    its name or its type. MUC also asks that both overlap in the text; without positions any two count as overlapping.
 
     Args:
       said, wanted: entities of one text.

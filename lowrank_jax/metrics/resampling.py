@@ -1,15 +1,15 @@
-"""How far a score may lie from the one that was measured: 95% of the scores of questions drawn again (bootstrap)."""
+"""95% intervals of scores by the bootstrap: the middle of the scores of 1,000 resamples of the questions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-DRAWS = 1000
+DRAWS = 1000  # resamples
 MIDDLE = (2.5, 97.5)  # percentiles that hold 95% between them
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """(low, high) of the mean of one value a question.
+    """95% interval (low, high) of the mean of one value a question.
 
     Args:
       values: one or more.
@@ -20,7 +20,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def weighted_f1_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, float]:
-    """(low, high) of the mean over groups of `classification.weighted_f1`; each group is drawn again by itself.
+    """95% interval (low, high) of `classification.weighted_f1`, averaged over groups, each of which is resampled apart.
 
     Args:
       groups: (predictions, labels) of each, [n] of its own n; a prediction of `classes` is of no class.
@@ -36,7 +36,7 @@ def weighted_f1_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], classe
 
 
 def _weighted_f1(counts: np.ndarray) -> np.ndarray:
-    """[...] of counts [..., class, predicted]: F1 of each class, weighted by how often it is right."""
+    """From counts [..., class, predicted] the mean F1 of the classes [...], each weighted by its number of labels."""
     own, said = counts.sum(axis=-1), counts.sum(axis=-2)[..., :-1]
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     f1 = 2 * hits / np.maximum(own + said, 1)

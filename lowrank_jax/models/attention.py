@@ -344,6 +344,12 @@ def pick_implementation(
     on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap on the scores (`capped`)
     always takes `heads_first_attention`, the only one that has it.
 
+    Args:
+      name: one of ATTENTION.
+      dtype, head_dim: of queries, keys and values.
+      length: of the rows; 0 where it does not matter.
+      masked, cached, capped: whether there are a mask, a cache, a softcap.
+
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.
     """

@@ -51,8 +51,8 @@ def parameter(module: nn.Module, name: str, start: Any, shape: tuple[int, ...], 
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
-    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time; one in two parts
-    (`ops.two_parts`) is a product twice as wide, and one with its adapter beside it (`ops.widened`) a little wider.
+    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time. With a kernel in two parts
+    (`ops.two_parts`) the product is twice as wide; with one that has its adapter beside it (`ops.widened`), a little.
 
     Attributes:
       features: width of the output.

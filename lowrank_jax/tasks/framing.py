@@ -42,11 +42,11 @@ class Framing:
         return [*self.prefix_ids, *prompt, *self.infix_ids]
 
     def last(self, ids: Sequence[int], room: int, opening: int = 0) -> list[int]:
-        """A framed prompt of at most `room` ids: the beginning of its text is cut off, its virtual tokens stay.
+        """A framed prompt cut to its last `room` ids: the beginning of its text goes, its virtual tokens stay.
 
         Args:
           ids: of the prompt.
-          room: more than what stays.
+          room: most ids; more than the virtual tokens and `opening`.
           opening: how many ids before the text stay too: 1 for BOS.
         """
         head = len(self.prefix_ids) + opening

@@ -11,7 +11,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.exams.readers import last_box
 from lowrank_jax.data.builders.exams.source import EXAMS, load_exam
 from lowrank_jax.metrics import resampling
-from lowrank_jax.metrics.answers import figures
+from lowrank_jax.metrics.answers import convfinqa
 from lowrank_jax.metrics.answers.verify import Verdicts
 from lowrank_jax.metrics.classification import weighted_f1
 from lowrank_jax.metrics.interval import wilson
@@ -156,17 +156,17 @@ def test_which_questions_are_asked(exams):
     assert last_box(r"so $\boxed 7$ it is") == "7"
 
 
-def folders(name):
+def folder_of(name):
     """The folder of an exam of AdaptLLM's, as they spell it."""
-    spelt = {"convfinqa": "ConviFinQA"}.get(name, name).lower()
-    return next(folder for folder in ADAPTED if folder.split("/")[1].lower() == spelt.lower())
+    spelt = {"convfinqa": "convifinqa"}.get(name, name)
+    return next(folder for folder in ADAPTED if folder.split("/")[1].lower() == spelt)
 
 
 def test_adapted_prompts_are_the_rows_as_they_are(exams):
-    """Options are compared by their mean a token, answers end with the line; JSON lines are read as the list is."""
+    """Options are compared by their mean a token, answers end with the line; JSON lines are read like a JSON list."""
     for name in ("rct", "fiqa_sa", "fpb", "headline", "ner", "convfinqa"):
-        rows = ADAPTED[folders(name)]
-        asked, file = read_questions(options(exams, name)), exams / folders(name) / "test.json"
+        rows = ADAPTED[folder_of(name)]
+        asked, file = read_questions(options(exams, name)), exams / folder_of(name) / "test.json"
         assert [one.prompt for one in asked] == [row["input"] for row in rows]
         if "options" in rows[0]:
             exam = ChoiceExam(options(exams, name), Examinee(BYTES, 200))
@@ -194,7 +194,7 @@ def test_adapted_scores_are_those_of_their_authors(exams):
 
     def picked(name, picks):
         exam = ChoiceExam(options(exams, name), Examinee(BYTES, 200))
-        return exam.score({"": np.eye(len(ADAPTED[folders(name)][0]["options"]), dtype=np.float32)[picks]})
+        return exam.score({"": np.eye(len(ADAPTED[folder_of(name)][0]["options"]), dtype=np.float32)[picks]})
 
     def written(name, texts):
         exam = WrittenExam(options(exams, name), Examinee(BYTES, 200))
@@ -224,11 +224,11 @@ def test_adapted_scores_are_those_of_their_authors(exams):
      ("7" * 5000, "7", False), ("007", "7", False)],
 )  # fmt: skip
 def test_numbers_are_read_as_the_authors_do(said, wanted, right):
-    assert figures.same(said, wanted) is right
+    assert convfinqa.same(said, wanted) is right
 
 
 def test_intervals_of_scores():
-    """Drawn again, a share has about Wilson's interval; F1 from counts is scikit-learn's."""
+    """A share's bootstrap interval is about Wilson's; F1 from counts is scikit-learn's."""
     rng = np.random.default_rng(1)
     labels, picks = rng.integers(0, 3, 200), rng.integers(0, 4, 200)
     right = (rng.random(200) < 0.3).astype(float)
@@ -243,9 +243,9 @@ def test_intervals_of_scores():
 
 
 def test_an_optional_exam_without_a_file_is_absent(exams):
-    """Alone its own file counts: a folder that is not there is a mistake in either case."""
+    """Its own file alone decides; an exams' folder that does not exist is a mistake, optional or not."""
     assert not options(exams, "ner", optional=True).is_absent
-    (exams / folders("ner") / "test.json").unlink()
+    (exams / folder_of("ner") / "test.json").unlink()
     assert options(exams, "ner", optional=True).is_absent
     assert not options(exams, "ner").is_absent
     with pytest.raises(UserError, match=r"NER has no test\.json .*AdaptLLM/finance-tasks, NER/test\.json"):
@@ -271,12 +271,12 @@ def test_the_folder_of_another_exam_has_none_of_this_one(exams, task, other):
         ("medicine-tasks/RCT/test.json", '"gold_index": 2', '"label": 2', "row 3: lacks 'gold_index', it has"),
         ("medicine-tasks/RCT/test.json", '"Results", ', "", "row 1: 'options' are Background, .*; .* has 5 diff"),
         ("medicine-tasks/RCT/test.json", '"Results", ', '"Methods", ', "this exam has 5 different ones"),
-        ("finance-tasks/FPB/test.json", '"neutral"', '" "', "row 1: 'options' is no list of texts"),
+        ("finance-tasks/FPB/test.json", '"neutral"', '" "', "row 1: 'options' is not a list of texts"),
         ("finance-tasks/FPB/test.json", '[{"id"', '[7, {"id"', "row 1: is a JSON int, not an object"),
         ("finance-tasks/Headline/test.json", '"class_id": 8', '"class_id": 9', "row 9: 'class_id' is 9; .* 0 and 8"),
         ("finance-tasks/NER/test.json", '"Lee (PER), Co (ORG)"', '" "', "row 1: 'label' is empty"),
         ("finance-tasks/NER/test.json", '["Rome (LOC)"]', "[]", "row 2: 'label' is empty"),
-        ("finance-tasks/NER/test.json", '["Rome (LOC)"]', "[1]", "row 2: 'label' has a int, not a text"),
+        ("finance-tasks/NER/test.json", '["Rome (LOC)"]', "[1]", "row 2: 'label' has type int, not text"),
         ("finance-tasks/NER/test.json", "Rome is far.\\nNames:", " ", "row 2: 'input' is empty"),
         ("mmlu/test.csv", "subject,question,A,B,C,D,answer", "subject,question,A,B,D,E,answer",
          r"test\.csv, row 1: the header lacks the column 'C'"),
@@ -351,4 +351,4 @@ def test_the_official_files_are_read_whole(data_folder):
 )
 def test_a_question_that_is_too_long_has_remedies_that_are_left(exams, more, remedy):
     with pytest.raises(UserError, match=remedy):
-        ChoiceExam(options(exams, "mmlu", **more), Examinee(Words(), 1))
+        ChoiceExam(options(exams, "mmlu", **more), Examinee(Words(), 1, framing=Framing((900,))))

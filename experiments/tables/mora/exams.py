@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lowrank_jax.metrics.interval import wilson
 
 NOT_SEPARATED = "not separated"
-ROUNDING = 1e-9  # an interval of draws that are all alike is its score, to rounding
+ROUNDING = 1e-9  # where all resamples are alike, the ends of the interval equal the score but for rounding
 
 
 class Exam(NamedTuple):
@@ -21,9 +21,9 @@ class Exam(NamedTuple):
       shots: worked examples; None: any number.
       right: the record's name of the count of right answers.
       subjects: whether it is asked in some of the exam's subjects alone.
-      measure: the record's name of a score that counts no right answers, beside which it has its interval (_low,
-        _high).
-      instead: another exam whose score the column has where this one was not asked.
+      measure: the record's name of a score that is no share of right answers; its interval is recorded as
+        `measure`_low and `measure`_high. "": `right` is the score.
+      instead: another exam, whose score is shown where this one was not asked.
     """
 
     title: str
@@ -38,13 +38,14 @@ class Exam(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How many of an exam's `n` questions are answered rightly: the mean over seeds, and by the untrained base.
+    """A score of an exam, as the mean over seeds, beside the untrained base's.
 
     Attributes:
-      right, base: numbers of right answers, or n times another score; base None: not measured before training.
+      right: number of right answers; of a score that is no share of them, n times the score.
+      base: the same of the untrained base; None: not measured before training.
       n: questions.
       seeds: how many runs.
-      interval: 95% of a score that counts no right answers; None: Wilson's.
+      interval: (low, high) of 95%, where the record has it; None: Wilson's is computed.
     """
 
     right: float
@@ -77,8 +78,8 @@ class Score:
 def score_of(runs: Sequence[dict], exam: Exam) -> Score | None:
     """The score of runs that differ in seeds alone; None where none of them was asked.
 
-    All seeds answer the same questions: the interval is for their number, not for the number of all answers. That of a
-    score with an interval of its own is the mean over seeds.
+    All seeds answer the same questions: the interval is for their number, not for the number of all answers. Recorded
+    intervals are averaged over seeds.
     """
     found = [one for run in runs if (one := _of_run(run, exam))]
     if not found:
@@ -98,7 +99,7 @@ def score_of(runs: Sequence[dict], exam: Exam) -> Score | None:
 
 
 def why_absent(runs: Sequence[dict], exam: Exam) -> str:
-    """Why no run was asked an exam that all of them would have been; "" where that is not so."""
+    """Why an exam was left out of all runs whose configs have it; "" where one was asked, or none has it."""
     whys = [(run.get("missing") or {}).get(name) for run in runs for name in entries(run, exam)]
     return (whys[0] or "") if whys and all(whys) else ""
 
@@ -118,7 +119,7 @@ def entries(run: Mapping[str, Any], exam: Exam) -> list[str]:
 
 
 def _of_run(run: dict, exam: Exam) -> Score | None:
-    """The score at the end and that of the base, of the first entry that has them."""
+    """The score at the end beside that of the base, from the first of the exam's entries that has one."""
     for name in entries(run, exam):
         asked = [one for one in run.get("evaluations") or [] if f"{name}/n" in one]
         last = next((one for one in reversed(asked) if one["step"] > 0), None)

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.papers import mora_finetune as paper
 from experiments.tables.mora.exams import Exam
 from experiments.tables.mora.rows import MODEL, rows
-from experiments.tables.mora.sheet import ADAPTED, F1, exam_table, loss_table, with_published
+from experiments.tables.mora.sheet import ADAPTED, exam_table, loss_table, with_published
 from experiments.tables.table import Table, no_figures
 
 TASK = "finance"
@@ -20,9 +20,9 @@ EXAMS = (
     Exam("Avg", TASK),
 )
 HOW = (
-    f"All: {ADAPTED}. ConvFinQA counts right numbers; each other column {F1}",
-    "FPB, where AdaptLLM's rows were not asked: % right of the sentences on which half of the judges or more agree, by "
-    "the likeliest of three words.",
+    f"All columns: {ADAPTED}. ConvFinQA: % of right numbers; the others: F1, its interval from 1,000 resamples.",
+    "FPB, where AdaptLLM's rows were not asked: % of right answers, the likeliest of three words, for the sentences on "
+    "which half of the judges or more agree.",
 )
 figures = no_figures
 

@@ -14,9 +14,8 @@ HOW = (
     "interval holds the untrained base's score, so that such a cell says nothing of a method."
 )
 BASE = "untrained base"
-F1 = "is an F1, whose interval holds 95% of 1,000 draws of as many questions."
-ADAPTED = "prompts with their examples as AdaptLLM publishes them, options by log-likelihood a token"
-INCOMPLETE = "needs all columns"  # a mean of fewer exams than the paper's would be another number
+ADAPTED = "AdaptLLM's published prompts with their worked examples, options by log-likelihood a token"
+INCOMPLETE = "needs all columns"  # a mean over fewer exams than the paper's cannot be compared with it
 LOSS = (
     "Loss per token of held-out answers or text at the end, mean over seeds, +-: sample standard deviation. place: by "
     f"this loss, of rows with {SEEDS} seeds; ~: nearer to the row before than the larger of their two deviations. "
@@ -93,7 +92,7 @@ def cell(row: TuneRow, exam: Exam) -> str:
 
 
 def mean_of(scores: Sequence[Score | None], side: str) -> str:
-    """The mean of all columns in %, as the paper's last one is; or that some have no score.
+    """The mean of all columns in %, as in the paper's last column; INCOMPLETE where one has no score.
 
     Args:
       scores: of the columns.

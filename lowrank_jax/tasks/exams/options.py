@@ -24,8 +24,8 @@ class ExamOptions:
       truncate: where a prompt is too long for the model, True cuts its beginning off as lm-eval does, False refuses it.
       prompt: another way to ask the exam, a name of `prompts.OTHERS`; "" is lm-eval's.
       add_bos: whether prompts begin with BOS; None: as in the run's training, or as the base's tokenizer begins a text.
-      optional: where the exam's folder or file is not among the others, True leaves the exam out with a line, which the
-        record keeps; False refuses it.
+      optional: where the exam has no file in data_dir, True leaves the exam out (a line and the record's "missing" say
+        that), False refuses it.
     """
 
     task: str = ""
@@ -61,7 +61,7 @@ class ExamOptions:
 
     @property
     def is_absent(self) -> bool:
-        """Whether the exam may be left out, and has no file.
+        """Whether the exam is left out: it is optional and has no file.
 
         Raises:
           UserError: no folder is given, or there is none of that name.

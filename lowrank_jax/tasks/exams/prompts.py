@@ -1,4 +1,4 @@
-"""The prompts of exams, character by character those of lm-eval's tasks of the same names (0.4.13).
+"""The prompts of exams: of most, character by character those of lm-eval's tasks of the same names (0.4.13).
 
 Financial PhraseBank has no task there: its prompt is ours. MATH's is that of lm-eval's hendrycks_math. The rows of
 AdaptLLM's exams (RCT, ConvFinQA, FiQA SA, FPB, Headline, NER) are prompts already, and are asked as they are.
@@ -24,9 +24,9 @@ class Style:
       opening: row -> what stands before the examples.
       stops: strings that end a written answer.
       new_tokens: most tokens of a written answer, lm-eval's own default.
-      likelihood: of an option, a name of `forms.chooser.LIKELIHOODS`.
-      measure: the score of the options that are picked: "accuracy", or "weighted_f1" (of Headline the mean over what
-        is asked).
+      likelihood: by which options are compared, a name of `forms.chooser.LIKELIHOODS`.
+      measure: the main score of the picked options: "accuracy", or "weighted_f1" (of Headline the mean over its
+        questions).
     """
 
     ask: Callable[[ExamRow], str]
@@ -42,8 +42,8 @@ def _listed(row: ExamRow) -> str:
     return "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, row.options, strict=False))
 
 
-# AdaptLLM's evaluation (microsoft/LMOps, adaptllm): options by their mean log-likelihood a token, and at most 100 new
-# tokens, up to a line break.
+# As in AdaptLLM's evaluation (microsoft/LMOps, adaptllm): options are compared by their mean log-likelihood a token,
+# and a written answer has at most 100 tokens and ends at a line break.
 _PICKED = Style(lambda row: row.question, likelihood="per_token")
 _F1 = dataclasses.replace(_PICKED, measure="weighted_f1")
 _WRITTEN = Style(lambda row: row.question, stops=("\n",), new_tokens=100)

@@ -1,10 +1,10 @@
-"""Scores of exams: of options that were picked, and of written answers (lm-eval's, PEFT's, AdaptLLM's; math-verify)."""
+"""Scores exams: picked options, and written answers as lm-eval, PEFT, AdaptLLM and math-verify judge them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lowrank_jax.metrics.answers import figures, gsm8k
+from lowrank_jax.metrics.answers import convfinqa, gsm8k
 from lowrank_jax.metrics.answers import stated as stating
 from lowrank_jax.metrics.answers.verify import verify_all
 from lowrank_jax.metrics.classification import weighted_f1
@@ -26,8 +26,8 @@ def score_texts(task: str, predictions: Sequence[str], golds: Sequence[str], jud
     Returns:
       "n"; with `judged` "math_verify", "math_verify_correct", and "given_up", answers that took too long to judge and
       count as wrong; of GSM8K "strict" and "flexible" (`metrics.answers.gsm8k`), "stated" (`metrics.answers.stated`)
-      and their counts; of ConvFinQA "exact" (`metrics.answers.figures`) and its count; of NER "entity_f1", the mean
-      over texts (`metrics.entities`), with its 95% interval "entity_f1_low" to "entity_f1_high"; "main", which is
+      and their counts; of ConvFinQA "exact" (`metrics.answers.convfinqa`) and its count; of NER "entity_f1", the mean
+      over texts (`metrics.entities`), with its 95% interval, "entity_f1_low" to "entity_f1_high"; "main", which is
       strict of GSM8K, exact of ConvFinQA, entity_f1 of NER, otherwise math_verify.
 
     Raises:
@@ -46,7 +46,7 @@ def score_texts(task: str, predictions: Sequence[str], golds: Sequence[str], jud
             right[name] = [gsm8k.same(find(said), gold) for said, gold in pairs]
         right["stated"] = [stating.same(stating.stated(said), gold) for said, gold in pairs]
     if task == CONVFINQA:
-        right["exact"] = [figures.same(said, gold) for said, gold in pairs]
+        right["exact"] = [convfinqa.same(said, gold) for said, gold in pairs]
     for name, each in right.items():
         found |= {name: float(np.mean(each)), f"{name}_correct": float(np.sum(each))}
     main = {GSM8K: "strict", CONVFINQA: "exact"}.get(task, "math_verify")
@@ -54,18 +54,18 @@ def score_texts(task: str, predictions: Sequence[str], golds: Sequence[str], jud
 
 
 def score_classes(picks: np.ndarray, answers: np.ndarray, groups: Sequence[str], classes: int) -> dict[str, float]:
-    """The F1 of picked options, each class weighted by its number of answers: the mean over groups of rows.
+    """The F1 of picked options, weighted by how often each option is right, as the mean over groups of rows.
 
     Args:
-      picks, answers: numbers of options [n]; a pick of `classes` is of none.
-      groups: of each row, the group that it is scored in.
+      picks, answers: indices of options [n]; a pick of `classes` stands for none.
+      groups: the group of each row; groups are scored apart.
       classes: how many options there are.
 
     Returns:
       "weighted_f1", also as "main", with its 95% interval "weighted_f1_low" to "weighted_f1_high".
     """
-    of = np.asarray(groups)
-    parts = [(picks[of == one], answers[of == one]) for one in dict.fromkeys(groups)]
+    each = np.asarray(groups)
+    parts = [(picks[each == one], answers[each == one]) for one in dict.fromkeys(groups)]
     score = float(np.mean([weighted_f1(*part, classes) for part in parts]))
     return _with_interval("weighted_f1", score, weighted_f1_interval(parts, classes))
 

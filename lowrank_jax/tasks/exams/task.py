@@ -106,10 +106,10 @@ class ChoiceExam:
 
         Returns:
           "accuracy" (also as "main"), "correct", "n"; "loss", the mean of -log of the right option's share of the
-          options' probability; "distinct", how many options were picked; "nonfinite" questions with a likelihood that
-          is NaN or infinite, which count as wrong; where the options are the same for all questions "macro_f1"; where
-          that is the exam's measure, "weighted_f1" (see `score_classes`), which is then "main"; "cut" questions that
-          lost the beginnings of their prompts, where there are any.
+          options' probability; "distinct", how many options were picked; "nonfinite", how many questions have a
+          likelihood that is NaN or infinite, which count as wrong; "macro_f1" where the options are the same for all
+          questions; "weighted_f1" with its interval (`score_classes`) where that is the exam's measure and so "main";
+          "cut", how many prompts lost their beginnings, where any did.
         """
         values, answers = np.asarray(outputs[""], np.float32), self._rows.answers
         if values.shape != (len(answers), self._choices):
@@ -149,7 +149,7 @@ class WrittenExam:
 
     Attributes:
       max_new_tokens, stop_id, end_ids, stops: how many tokens an answer has at most, and what ends it.
-      shortening: what the error of a prompt that is too long says of `truncate`.
+      shortening: the remedy `truncate`, for the error of a prompt that is too long; "" where it is set already.
 
     Raises:
       UserError: as `read_questions`; the exam's questions have options; or MATH's texts are neither scored nor written.
@@ -189,7 +189,7 @@ class WrittenExam:
         return self._encoder(prompt, "")[0]
 
     def fitted(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
-        """With `truncate` the prompts' last `room` ids, virtual tokens included; a line says how many are cut."""
+        """The prompts; `truncate` cuts each to its last `room` ids (virtual tokens stay), and a line says how many."""
         if not self.options.truncate or room <= self._examinee.framing.count:
             return list(prompts)  # `forms.generation` refuses those that are too long
         self._cut = sum(len(ids) > room for ids in prompts)

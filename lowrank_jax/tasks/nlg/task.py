@@ -37,10 +37,10 @@ class NlgConfig:
         ROUNDED; of packed rows max_seq_len. Padding is neither read nor scored: the scripts' 512 gives the same loss.
       max_seq_len: tokens of an example of packed rows whose seq_len is 0, if no row is longer.
       packed: True puts several rows into an example, each read as if it stood alone, with the loss that it has alone.
-      truncate: where a row is longer than seq_len, True cuts its end off and notes it, False refuses it at the start. A
-        decoded input that leaves no room for its text loses its beginning, or is refused, alike.
+      truncate: where a row is longer than seq_len, True cuts its end off and notes it, False refuses it at the start.
+        Where a decoded input leaves no room for its text, True cuts its beginning off and notes it, False refuses it.
       separator: name of the special token that ends a text, and separates it from its input; "" is the base's EOS.
-      add_bos: whether a row begins with BOS. The official ones do not; Gemma and Llama 2 have seen no text without it.
+      add_bos: whether a row begins with BOS. The official rows do not; Gemma and Llama 2 expect it before every text.
       decoded: the split that is decoded and scored; "" is the paper's: test, and of WikiSQL dev.
       seen: which categories of WebNLG count as seen: the script's ten (`code`), or nine (`paper`); see `specs.SEEN`.
       train_examples, max_dev_examples, max_prompts: how many training rows, held-out rows and decoded inputs are used,
@@ -104,7 +104,7 @@ class NlgTask:
       partial: whether any split differs from the official one.
       contents: split -> digest of its rows.
       missing: metric -> why the last `score` could not compute it.
-      shortening: what the error of a prompt that is too long says of `truncate`.
+      shortening: the remedy `truncate`, for the error of a prompt that is too long; "" where it is set already.
     """
 
     name, evaluation = "nlg", "likelihood"
@@ -165,13 +165,13 @@ class NlgTask:
         return self._encoder.prompt(prompt)
 
     def fitted(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
-        """The prompts of all inputs, with `truncate` without the beginnings of those that have more than `room` tokens.
+        """The prompts; `truncate` cuts each to `room` tokens: the input's beginning goes, BOS and virtual tokens stay.
 
-        A line is printed and noted for the record. BOS and virtual tokens stay.
+        A line says how many are cut and names the first ones; it is noted for the record.
 
         Args:
           prompts: of `prompt_tokens`, one for each of `prompts`.
-          room: tokens that a prompt may have; too few for a token of an input cut nothing.
+          room: most tokens of a prompt; where it has no room for any token of an input, nothing is cut.
         """
         long = [row for row, ids in enumerate(prompts) if len(ids) > room]
         if not long or not self.config.truncate or room <= self._framing.count + self.config.add_bos:

@@ -16,15 +16,15 @@ Reader = Callable[[Path, str], Iterator[ExamRow]]
 
 
 def choices(count: int, groups: int = 0) -> Reader:
-    """A reader of rows {"input", "options", "gold_index"}, of which groups are scored apart with "class_id" too.
+    """Makes a reader of rows {"input", "options", "gold_index"}, also with "class_id" where groups are scored apart.
 
     Args:
       count: how many options each row has.
-      groups: above 0: "class_id" is 0 to groups - 1, and becomes the row's subject.
+      groups: how many; each row's "class_id", 0 to groups - 1, becomes its subject. 0: rows have no "class_id".
 
     Returns:
-      (file, split) -> rows. Raises UserError: a key is missing, a text is empty, the options are not `count` different
-      ones, or a number is of none of them.
+      (file, split) -> rows. It raises UserError: a key is missing, a text is empty, the options are not `count`
+      different ones, or an index is out of range.
     """
 
     def read(path: Path, split: str) -> Iterator[ExamRow]:
@@ -32,7 +32,7 @@ def choices(count: int, groups: int = 0) -> Reader:
         for where, row in _rows(path):
             text, options = take(where, row, "input", str, empty=False), take(where, row, "options", list)
             if not all(isinstance(option, str) and option.strip() for option in options):
-                raise UserError(f"{where}: 'options' is no list of texts; use the official file")
+                raise UserError(f"{where}: 'options' is not a list of texts; use the official file")
             if len(options) != count or len(set(options)) != count:
                 shown = ", ".join(options)[:60] or "none"
                 raise UserError(f"{where}: 'options' are {shown}; this exam has {count} different ones")
@@ -44,7 +44,7 @@ def choices(count: int, groups: int = 0) -> Reader:
 
 
 def read_labels(path: Path, split: str) -> Iterator[ExamRow]:
-    """Rows {"input", "label"}; of a list of labels the first counts, as in the authors' scores.
+    """Reads rows {"input", "label"}; of a list of labels the first counts, as in the authors' scores.
 
     Raises:
       UserError: a key is missing, a text is empty, or the label is neither a text nor a list of texts.
@@ -54,7 +54,7 @@ def read_labels(path: Path, split: str) -> Iterator[ExamRow]:
         text, label = take(where, row, "input", str, empty=False), take(where, row, "label", object)
         answer = next(iter(label), "") if isinstance(label, list) else label
         if not isinstance(answer, str):
-            raise UserError(f"{where}: 'label' has a {type(answer).__name__}, not a text; use the official file")
+            raise UserError(f"{where}: 'label' has type {type(answer).__name__}, not text; use the official file")
         check_reference(where, "label", answer)
         yield ExamRow(where, text, worked=answer, answer=answer)
 
@@ -74,5 +74,5 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _number(where: str, row: Mapping[str, Any], key: str, count: int) -> int:
     found = take(where, row, key, int)
     if not 0 <= found < count:
-        raise UserError(f"{where}: {key!r} is {found}; it must be within 0 and {count - 1}")
+        raise UserError(f"{where}: {key!r} is {found}; it must be between 0 and {count - 1}")
     return found

@@ -42,13 +42,13 @@ class ExamSpec:
 
 
 def _adapted(title: str, package: str, folder: str, read: adapted.Reader) -> ExamSpec:
-    """An exam of AdaptLLM's: its folder may lie by itself, or within the package as it is published."""
+    """An exam of AdaptLLM's, whose folder may lie by itself or within the published package."""
     folders = (folder, f"{package}/{folder}", title.lower().replace(" ", "_"))
     source = f"AdaptLLM/{package}, {folder}/test.json"
     return ExamSpec(title, source, folders, {TEST: "test.json"}, read, shots="")
 
 
-HEADLINES = 9  # what is asked about a headline: does it talk about the price, the past, another asset, ...
+HEADLINES = 9  # questions about each headline: does it talk about the price, the past, another asset, ...
 EXAMS = {
     "mmlu": ExamSpec(
         "MMLU",
@@ -97,7 +97,7 @@ EXAMS = {
         shots=ALL,
     ),
     "rct": _adapted("RCT", "medicine-tasks", "RCT", adapted.choices(5)),
-    "convfinqa": _adapted("ConvFinQA", "finance-tasks", "ConviFinQA", adapted.read_labels),  # spelt so
+    "convfinqa": _adapted("ConvFinQA", "finance-tasks", "ConviFinQA", adapted.read_labels),  # their spelling
     "fiqa_sa": _adapted("FiQA SA", "finance-tasks", "FiQA_SA", adapted.choices(3)),
     "fpb": _adapted("FPB", "finance-tasks", "FPB", adapted.choices(3)),
     "headline": _adapted("Headline", "finance-tasks", "Headline", adapted.choices(2, HEADLINES)),
