@@ -1,6 +1,7 @@
 """The named layers that models are made of: Linear, Embedding, RMSNorm, LayerNorm, and activations by HF's names."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -68,7 +69,8 @@ class Linear(nn.Module):
     float32_output: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """x W (+ b); `bound` makes a number that no entry of x exceeds, for FP8 kernels whose recipe reads it."""
         kernel = self.get_variable("params", "kernel")
         if not isinstance(kernel, Quantized | TwoParts):  # these two are no single array of the kernel's shape
             kernel = parameter(self, "kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
@@ -77,7 +79,10 @@ class Linear(nn.Module):
         if self.float32_output:
             y = cast(Array, matmul_float32(x, dense(read, self.dtype), 0))
         else:
-            y = multiply(x, read) if isinstance(read, Quantized) else x @ read.astype(self.dtype)
+            if isinstance(read, Quantized):
+                y = multiply(x, read, bound() if bound is not None and read.recipe.activations == "bound" else None)
+            else:
+                y = x @ read.astype(self.dtype)
         if isinstance(kernel, TwoParts):
             y = sum_of_halves(y)
         if self.use_bias:
@@ -147,6 +152,11 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         return (x * (1 + scale if self.offset else scale)).astype(self.dtype)
+
+    def bound(self) -> Array:
+        """What no entry of the norm's output exceeds, whatever its input: sqrt(width) max|scale|."""
+        scale = self.get_variable("params", "offset" if self.offset else "scale").astype(jnp.float32)
+        return scale.size**0.5 * jnp.abs(1 + scale if self.offset else scale).max()
 
 
 class LayerNorm(nn.Module):

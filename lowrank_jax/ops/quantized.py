@@ -164,28 +164,30 @@ def _for_each_scale(groups: Array, d_out: int) -> Array:
 
 
 @jax.custom_vjp
-def multiply(x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized) -> Float[Array, "*rows d_out"]:
+def multiply(
+    x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized, bound: Float[Array, ""] | None = None
+) -> Float[Array, "*rows d_out"]:
     """x W in x's dtype: [..., d_in] -> [..., d_out]. The backward pass dequantises again; W gets no gradient.
 
-    Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`.
+    Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`, `bound` too.
     """
     if kernel.kind == FP8:
-        return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned)
+        return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned, bound)
     return x @ dequantize(kernel, x.dtype)
 
 
-def _forward(x, kernel):
-    return multiply(x, kernel), kernel
+def _forward(x, kernel, bound):
+    return multiply(x, kernel, bound), kernel
 
 
 def _backward(kernel, g):
     if kernel.kind == FP8 and fp8.has_fp8():
-        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None, None
     # Without a loop around it (scan_unroll = layers) XLA would keep the forward pass's W for this one.
     kernel, g = jax.lax.optimization_barrier((kernel, g))
     if kernel.kind == FP8:
-        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
-    return g @ dequantize(kernel, g.dtype).T, None
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None, None
+    return g @ dequantize(kernel, g.dtype).T, None, None
 
 
 multiply.defvjp(_forward, _backward)
