@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from experiments.bench.training.study import CASES
+
 
 @pytest.fixture
 def words(tmp_path):
@@ -31,10 +33,33 @@ def test_codes_beside_weights(program, words):
     assert abs(found["loss"]["ratio"] - 1) < 0.01
 
 
+def test_each_way_to_round(program, words, tmp_path):
+    """The study's first case is what a coded base computes; less rounding of an operand is nearer to none."""
+    kept = tmp_path / "study.jsonl"
+    shorter = ["--config.task.packed=true", *words]
+    ended = program("gradients", *shorter, "--study", f"--record={kept}")
+    assert ended.status == 0, ended.err
+    found = {line["case"]: line for line in map(json.loads, kept.read_text().splitlines())}
+    assert [json.loads(line)["case"] for line in ended.out.splitlines()] == [case.what for case in CASES] == list(found)
+    coded = program("gradients", *shorter, "--config.base.quantize=fp8")
+    start = json.loads(coded.out.splitlines()[-1])["start"]
+    assert found["FP8, as base.quantize=fp8"]["cosine"] == pytest.approx(start["cosine"], abs=1e-5)
+    far = {name: 1 - line["leaves"] for name, line in found.items()}
+    assert far["all operands in bfloat16"] < 0.1 * far["weights as the sum of two codes"]
+    assert far["weights and inputs as sums of two codes"] < far["weights as the sum of two codes"]
+    assert far["weights alone, the sum of two codes"] < 0.1 * far["weights alone, int8 with a scale an output"]
+    assert far["weights alone, int8 with a scale an output"] < far["weights alone"]
+    assert far["gradients alone"] < far["gradients alone, e5m2"]
+    assert found["all but down"]["time"] == pytest.approx(1 + 1 / 4, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         ((), "compares codes with weights; set base.quantize"),
+        (("--record=x",), "--record is for --study"),
+        (("--study", "--config.base.dtype=bfloat16"), "set base.quantize=none and base.dtype=float32"),
+        (("--study", "--config.trainable=full"), "set trainable=adapters, base.fused=false"),
         (("--config.base.quantize=int8", "--seeds=0,x"), "--seeds=0,x are no whole numbers"),
         (
             ("--config.base.quantize=int8", "--config.trainable=full"),
