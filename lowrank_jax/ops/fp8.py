@@ -36,11 +36,13 @@ class Fp8Config:
         "e5m2" in one scale for all (FIXED_SCALE): no gradient is read for its largest entry.
       transposed: cuBLAS reads each kernel along the axis that it sums over, so that one of both passes needs it
         transposed: in each step ("step"), or once, as a second copy of the codes ("kept").
+      keep: names of the kernels that stay in the base's dtype, for example ("down",).
     """
 
     activations: Literal["tensor", "row", "bound"] = "tensor"
     gradients: Literal["e4m3", "e5m2", "fixed"] = "e4m3"
     transposed: Literal["step", "kept"] = "step"
+    keep: tuple[str, ...] = ()
 
 
 RECIPE = Fp8Config()
@@ -129,7 +131,7 @@ def _product(x: Array, rounded: Array, own: Array | float, codes: Array, axis: i
     kernel = numbers(codes).astype(wide) * scale.reshape(()).astype(wide)
     left = rounded.astype(wide)
     dims = (((x.ndim - 1,), (axis,)), ((), ()))
-    if isinstance(own, float):
+    if isinstance(own, float | int):
         return lax.dot_general(left * own, kernel, dims, preferred_element_type=wide).astype(x.dtype)
     y = lax.dot_general(left, kernel, dims, preferred_element_type=wide)
     return (y * own.astype(wide)).astype(x.dtype)
