@@ -6,13 +6,15 @@
 At the start and after the steps, on one batch: the cosine between the gradients beside the codes and beside the
 weights, and the leaves that differ most; and both runs' loss after the steps. Nothing is recorded as a run.
 
-With --study, one JSON line for each of many ways to round: one operand, one kind of kernel, finer scales, kernels that
-stay as they are. --record=FILE.jsonl writes the lines there too, which `experiments.tables rounding` reads.
+With --study=PATTERN, one JSON line for each of many ways to round whose description matches (".*" for all): one
+operand, one kind of kernel, finer scales, kernels that stay as they are. --record=FILE.jsonl adds the lines to a file
+that `experiments.tables rounding` reads.
 """
 
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from absl import flags
 from experiments.cli import launch, load_config, reads_config
 
 flags.DEFINE_list("seeds", ["0"], "Seeds of the run, one comparison each.")
-flags.DEFINE_bool("study", False, "Compare ways to round a float32 base instead.")
+flags.DEFINE_string("study", None, "Compare ways to round a float32 base instead: a pattern, .* for all.")
 flags.DEFINE_string("record", None, "Also write the study's lines to this file.")
 FLAGS = flags.FLAGS
 
@@ -38,7 +40,7 @@ def main(_) -> None:
     if not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise UserError(f"--seeds={','.join(FLAGS.seeds)} are no whole numbers, for example 0,1,2")
     with contextlib.ExitStack() as opened:
-        file = opened.enter_context(Path(FLAGS.record).open("w")) if FLAGS.record else None
+        file = opened.enter_context(Path(FLAGS.record).open("a")) if FLAGS.record else None
         for seed in map(int, FLAGS.seeds):
             one = dataclasses.replace(config, seed=seed)
             if FLAGS.study:
@@ -48,11 +50,15 @@ def main(_) -> None:
 
 
 def _study(config: Any, file: Any) -> None:
-    from experiments.bench.training.study import described, study
+    from experiments.bench.training.study import CASES, described, study
     from experiments.records.environment import environment_record
+    from lowrank_jax.core.errors import UserError
 
+    cases = tuple(case for case in CASES if re.fullmatch(FLAGS.study, case.what))
+    if not cases:
+        raise UserError(f"--study={FLAGS.study} matches no way to round, such as {CASES[1].what!r}; .* is all")
     run = {"seed": config.seed, **described(config), **environment_record()}
-    for found in study(config):
+    for found in study(config, cases):
         print(json.dumps({"seed": config.seed, **found}), flush=True)
         if file is not None:
             print(json.dumps({**found, **run}), file=file, flush=True)

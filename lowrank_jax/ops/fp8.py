@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.capability import compute_capability
 
@@ -37,12 +38,19 @@ class Fp8Config:
       transposed: cuBLAS reads each kernel along the axis that it sums over, so that one of both passes needs it
         transposed: in each step ("step"), or once, as a second copy of the codes ("kept").
       keep: names of the kernels that stay in the base's dtype, for example ("down",).
+      forward: "codes"; or "weights", which are kept too: the loss is that of an unquantised base, and the backward pass
+        alone, whose rounding does not add up from layer to layer as the forward pass's does, multiplies codes.
     """
 
     activations: Literal["tensor", "row", "bound"] = "tensor"
     gradients: Literal["e4m3", "e5m2", "fixed"] = "e4m3"
     transposed: Literal["step", "kept"] = "step"
     keep: tuple[str, ...] = ()
+    forward: Literal["codes", "weights"] = "codes"
+
+    def __post_init__(self):
+        if self.forward == "weights" and (self.activations, self.transposed) != ("tensor", "step"):
+            raise UserError("base.fp8.forward=weights rounds no activations; leave activations and transposed out")
 
 
 RECIPE = Fp8Config()

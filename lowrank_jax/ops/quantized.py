@@ -37,7 +37,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["codes", "scales", "steps", "least", "turned"],
+    data_fields=["codes", "scales", "steps", "least", "turned", "whole"],
     meta_fields=["kind", "rows", "dtype", "recipe"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Quantized:
       dtype: of the kernel before quantisation.
       turned: None; or of fp8 the codes once more, [*stack, d_out, d_in], where `recipe` keeps them.
       recipe: of fp8, how products are computed.
+      whole: None; or of fp8 the kernel itself, where `recipe` keeps it.
     """
 
     codes: Any
@@ -70,6 +71,7 @@ class Quantized:
     dtype: Any
     turned: Any = None
     recipe: Fp8Config = fp8.RECIPE
+    whole: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +91,8 @@ class Quantized:
     def columns(self, low: int, high: int) -> "Quantized":
         """The kernel W[:, low:high] of FP8 codes, which keeps the whole kernel's scale."""
         turned = None if self.turned is None else self.turned[..., low:high, :]
-        return dataclasses.replace(self, codes=self.codes[..., low:high], turned=turned)
+        whole = None if self.whole is None else self.whole[..., low:high]
+        return dataclasses.replace(self, codes=self.codes[..., low:high], turned=turned, whole=whole)
 
     def beside(self, others: Sequence["Quantized"]) -> "Quantized":
         """[W W_1 W_2 ...] of FP8 kernels with the same inputs, in one scale: the largest.
@@ -105,7 +108,8 @@ class Quantized:
             return jnp.concatenate([fp8.bits(one.astype(fp8.CODES)) for one in each], axis)
 
         turned = None if self.turned is None else join(-2, "turned")
-        return dataclasses.replace(self, codes=join(-1, "codes"), scales=scales, turned=turned)
+        whole = None if self.whole is None else jnp.concatenate([part.whole for part in parts], -1)
+        return dataclasses.replace(self, codes=join(-1, "codes"), scales=scales, turned=turned, whole=whole)
 
 
 def check_kind(kind: str, recipe: Fp8Config = fp8.RECIPE) -> None:
@@ -142,6 +146,8 @@ def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str, recipe: Fp8Co
 def dequantize(kernel: Quantized, dtype: Any = None) -> Float[Array, "*stack {kernel.rows} d_out"]:
     """The kernel [*stack, d_in, d_out] that the codes stand for, computed in float32 and cast to `dtype` (its own)."""
     dtype = kernel.dtype if dtype is None else dtype
+    if kernel.whole is not None:
+        return kernel.whole.astype(dtype)
     if kernel.kind in (INT8, FP8):
         codes = kernel.codes if kernel.kind == INT8 else fp8.numbers(kernel.codes)
         return (codes.astype(jnp.float32) * kernel.scales).astype(dtype)
@@ -171,7 +177,7 @@ def multiply(
 
     Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`, `bound` too.
     """
-    if kernel.kind == FP8:
+    if kernel.kind == FP8 and kernel.whole is None:
         return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned, bound)
     return x @ dequantize(kernel, x.dtype)
 
@@ -219,7 +225,8 @@ def _fp8(kernel: Float[Array, "d_in d_out"], dtype: Any, recipe: Fp8Config) -> Q
     codes, scale = fp8.to_fp8(kernel)
     codes = fp8.bits(codes)
     turned = codes.T if recipe.transposed == "kept" else None
-    return Quantized(codes, scale.reshape(1, 1), None, None, FP8, kernel.shape[-2], dtype, turned, recipe)
+    whole = kernel if recipe.forward == "weights" else None
+    return Quantized(codes, scale.reshape(1, 1), None, None, FP8, kernel.shape[-2], dtype, turned, recipe, whole)
 
 
 def _nf4(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:

@@ -77,6 +77,21 @@ def test_products_are_those_of_the_rounded_operands(dtype, transposed, gradients
             np.testing.assert_allclose(np.float32(alone), np.float32(ours), atol=bound)
 
 
+def test_weights_ahead_and_codes_behind():
+    """The forward pass is that of the weights, the backward pass that of the codes; parts and joins are too."""
+    weights, g = jnp.asarray(normal(0, 48, 20, scale=0.02), jnp.bfloat16), jnp.asarray(normal(2, 5, 20), jnp.bfloat16)
+    x = jnp.asarray(normal(1, 5, 48), jnp.bfloat16)
+    held, coded = (quantize(weights, FP8, Fp8Config(forward=forward)) for forward in ("weights", "codes"))
+    for kernel, like, low in ((held, coded, 0), (held.columns(4, 12).beside([held.columns(4, 12)]), coded, 4)):
+        y, back = jax.vjp(lambda x, kernel=kernel: multiply(x, kernel), x)
+        whole = weights if not low else jnp.concatenate([weights[:, 4:12]] * 2, -1)
+        np.testing.assert_array_equal(y, x @ whole)
+        np.testing.assert_array_equal(dequantize(kernel), whole)
+        like = like if not low else like.columns(4, 12).beside([like.columns(4, 12)])
+        theirs = jax.vjp(lambda x, like=like: multiply(x, like), x)[1](g[:, : whole.shape[1]])[0]
+        np.testing.assert_array_equal(back(g[:, : whole.shape[1]])[0], theirs)
+
+
 def test_outliers_among_the_inputs_cost_no_accuracy():
     """A few channels of 1,000 times the others' size; and by row, a token of any size."""
     weights, x = normal(0, 64, 96, scale=0.02), normal(1, 35, 64)

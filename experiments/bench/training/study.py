@@ -73,6 +73,8 @@ CASES = (
     Case("down alone", kernels="down"),
     Case("base.fp8.gradients=fixed", g="fixed"),
     Case("base.fp8.activations=row", x="row"),
+    Case("base.fp8.forward=weights", "-", "-", "tensor", "tensor"),
+    Case("base.fp8.forward=weights, gradients=fixed", "-", "-", "fixed", "tensor"),
     Case("the finest scales: 64 entries, an output, a token", "blocks", "output", "row"),
     Case("weights as the sum of two codes", w="twice"),
     Case("weights and inputs as sums of two codes", "twice", "twice"),

@@ -29,10 +29,11 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
-    """One row a case, in the order of the records; medians over seeds."""
+    """One row a case, in the order of the records, the last of equal ones; medians over seeds."""
     del options
+    newest = {(one["case"], one["seed"], _work(one)): one for one in results}
     cases: dict[str, list[dict[str, Any]]] = {}
-    for one in results:
+    for one in newest.values():
         cases.setdefault(one["case"], []).append(one)
     lines: list[tuple[str, ...]] = [
         ("rounded", "cosine of all gradients", "mean of each site's", "loss", "products' time")
