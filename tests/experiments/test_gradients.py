@@ -51,7 +51,7 @@ def test_codes_beside_weights(program, words, tmp_path):
         ["weights alone, the sum of two codes", "weights alone, int8 with a scale an output", "weights alone"],
         ["gradients alone", "gradients alone, e5m2 in a fixed scale", "weights alone"],
     ):
-        far = [1 - study[name]["leaves"] for name in names]
+        far = [1 - study[name]["row"] for name in names]
         assert far == sorted(far), dict(zip(names, far, strict=True))
 
     shown = rounding.table(rounding.load([kept, kept]), None)

@@ -9,10 +9,10 @@ from experiments.tables.speed.lines import read
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
-CELLS = {"cosine": ".3f", "leaves": ".4f", "loss": "+.2%", "time": ".2f"}
+CELLS = {"row": ".4f", "cosine": ".3f", "growth": ".1f", "loss": "+.2%", "time": ".2f"}
 FIELDS = {
     **dict.fromkeys(("case", "base", "method"), str),
-    **dict.fromkeys(("cosine", "leaves", "loss", "time"), (int, float)),
+    **dict.fromkeys(("cosine", "row", "growth", "loss", "time"), (int, float)),
     **dict.fromkeys(("seed", "rank"), int),
     "batch": list,
     **dict.fromkeys(("hardware", "versions"), dict),
@@ -36,12 +36,15 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
     for one in newest.values():
         cases.setdefault(one["case"], []).append(one)
     lines: list[tuple[str, ...]] = [
-        ("rounded", "cosine of all gradients", "mean of each site's", "loss", "products' time")
+        ("rounded", "cosine, median row", "cosine, batch", "longest row", "loss", "products' time")
     ]
     for case, found in cases.items():
         cells = (format(statistics.median(one[name] for one in found), form) for name, form in CELLS.items())
         lines.append((case, *cells))
     captions = sorted({_work(one) for one in results})
+    captions.append(
+        "Cosine: with float32's gradients; longest row: how many times longer one row's gradient is at most."
+    )
     captions.append("Products' time: of the layers' frozen kernels, FP8's as 1 and bfloat16's as 2; not measured.")
     return Table("Rounding a frozen base", tuple(lines), tuple(captions))
 
