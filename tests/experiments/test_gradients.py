@@ -30,6 +30,7 @@ def test_codes_beside_weights(program, words, tmp_path):
     for when in ("start", "end"):
         assert 0.9 < found[when]["cosine"] < found[when]["products"] < 0.999999
         assert found[when]["lowest"][0][1] <= found[when]["cosine"]
+        assert 0.9 < found[when]["row"] < 0.9999
     assert found["start"]["cosine"] != found["end"]["cosine"]
     assert found["loss"]["ratio"] == pytest.approx(found["loss"]["fp8"] / found["loss"]["weights"])
     assert abs(found["loss"]["ratio"] - 1) < 0.01
@@ -44,6 +45,7 @@ def test_codes_beside_weights(program, words, tmp_path):
     study = {one["case"]: one for one in lines}
     assert len(study) == 9
     assert study["FP8, as base.quantize=fp8"]["cosine"] == pytest.approx(found["start"]["cosine"], abs=1e-5)
+    assert study["FP8, as base.quantize=fp8"]["row"] == pytest.approx(found["start"]["row"], abs=1e-5)
     assert study["all but down"]["time"] == pytest.approx(1 + 1 / 4, rel=0.2)
     near = ["weights and inputs as sums of two codes", "weights alone", "FP8, as base.quantize=fp8"]
     for names in (
