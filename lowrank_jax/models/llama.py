@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.segments import segments
@@ -65,8 +67,11 @@ class Block(nn.Module):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, (x, cache) = c.attention, carry
 
+        held = jax.tree.leaves(self.variables.get("params", {}), is_leaf=is_coded)
+        bounded = any(is_coded(leaf) and leaf.recipe.activations == "bound" for leaf in held)
+
         def norm(name: str) -> RMSNorm:
-            return RMSNorm(c.rms_norm_eps, offset=c.norm_offset, name=name, **types)
+            return RMSNorm(c.rms_norm_eps, offset=c.norm_offset, apart=bounded, name=name, **types)
 
         def before(name: str, y: Array) -> tuple[Array, Callable[[], Array] | None]:
             if c.norms == "after":

@@ -10,7 +10,7 @@ not quantise the scales (4.5 bits a weight instead of 4.13); and an input width 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,13 +35,26 @@ LEVELS = (  # of nf4: quantiles of a normal distribution, scaled to [-1, 1], wit
 TINY = float(np.finfo(np.float32).tiny)
 
 
+class Multiplier:
+    """A kernel that is no array of its shape: a model's Linear leaves the product to it."""
+
+    def times(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """x W.
+
+        Args:
+          x: [..., d_in].
+          bound: makes a number that no entry of x exceeds.
+        """
+        raise NotImplementedError
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["codes", "scales", "steps", "least", "turned", "whole"],
     meta_fields=["kind", "rows", "dtype", "recipe"],
 )
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class Quantized(Multiplier):
     """One kernel [*stack, d_in, d_out] as codes; a leaf of a parameter tree, whose parts a scan slices like arrays.
 
     * int8: W = codes * scales, one scale an output.
@@ -82,6 +95,10 @@ class Quantized:
     def ndim(self) -> int:
         """Axes of `shape`."""
         return len(self.shape)
+
+    def times(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """See `Multiplier.times`; `bound` is read where `recipe` says so."""
+        return multiply(x, self, bound() if bound is not None and self.recipe.activations == "bound" else None)
 
     @property
     def splits(self) -> bool:

@@ -19,13 +19,13 @@ def saved_product(y: Float[Array, "*shape"], name: str, once: bool = True) -> Fl
       once: whether a barrier makes the gradient one array too, computed once; without it XLA may write what it makes of
         the gradient (its largest entry, FP8 codes) in the kernel that computes it.
     """
-    return checkpoint_name(lax.optimization_barrier(y) if once else _behind_barrier(y), name)
+    return checkpoint_name(lax.optimization_barrier(y) if once else behind_barrier(y), name)
 
 
 @jax.custom_vjp
-def _behind_barrier(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """y behind a barrier, its gradient behind none."""
+def behind_barrier(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """y behind a barrier: nothing that reads it computes it again; its gradient behind none."""
     return lax.optimization_barrier(y)
 
 
-_behind_barrier.defvjp(lambda y: (lax.optimization_barrier(y), None), lambda _, g: (g,))
+behind_barrier.defvjp(lambda y: (lax.optimization_barrier(y), None), lambda _, g: (g,))

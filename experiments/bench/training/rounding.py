@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.fp8 import CODES, FIXED_SCALE, scale_of
+from lowrank_jax.ops.quantized import Multiplier
 
 E5M2 = jnp.float8_e5m2
 BLOCK = 64  # entries along an axis that share a scale, or the largest power of two below it that divides the axis
@@ -101,7 +101,7 @@ PRECISE = ("-", "bfloat16")
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["ahead", "back", "x", "g"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Rounded:
+class Rounded(Multiplier):
     """A kernel and its products' rules, in place of the kernel in a parameter tree; a scan slices its parts.
 
     Attributes:
@@ -113,6 +113,11 @@ class Rounded:
     back: Any
     x: Any
     g: Any
+
+    def times(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """See `Multiplier.times`."""
+        del bound
+        return multiply(x, self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,28 +150,3 @@ def _backward(kernel, g):
 
 
 multiply.defvjp(_forward, _backward)
-
-
-class RoundedModel:
-    """A model whose Linears with a `Rounded` kernel, none of which has a bias, compute `multiply`; for `attach`."""
-
-    def __init__(self, model: nn.Module):
-        """Args: model: any."""
-        self.model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own, inside the interceptor; entered here, it runs before that of `attach`'s is left."""
-        with nn.intercept_methods(_interceptor):
-            return self.model.apply(*args, **kwargs)
-
-
-def _interceptor(next_fun, args, kwargs, context):
-    module = context.module
-    if context.method_name == "__call__" and module.scope is not None:
-        kernel = module.get_variable("params", "kernel")
-        if isinstance(kernel, Rounded) and kernel.ndim == 2:
-            return multiply(args[0], kernel)
-    return next_fun(*args, **kwargs)

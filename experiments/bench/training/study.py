@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.training.rounding import PRECISE, VALUES, WEIGHTS, Rounded, RoundedModel
+from experiments.bench.training.rounding import PRECISE, VALUES, WEIGHTS, Rounded
 from experiments.config.schema import RunConfig
 from experiments.session.build import build
-from lowrank_jax import adapters
 from lowrank_jax.bases.codes import KERNELS
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -113,19 +112,15 @@ def study(config: RunConfig, cases: tuple[Case, ...] = CASES) -> Iterator[dict[s
     run = build(config)
     if run.form.bucketed and run.task is not None:
         raise UserError("--study compiles one length; give a task whose batches have one")
-    attached = adapters.attach(RoundedModel(run.base.model), run.plan)  # pyright: ignore[reportArgumentType] has its fields
-    objective = run.form.objective(dataclasses.replace(run.setting, apply_fn=attached))
     batch = run.place(dict(next(iter(run.batches()))))
     state, frozen, _ = run.load()
     params = frozen.pop("params")
-    if biased := [path for path in flatten(params) if path.startswith("layers/") and path.endswith("/bias")]:
-        raise UserError(f"--study computes products without a bias, and the base has {biased[0]}; take a Llama")
 
     @jax.jit
     def gradient(trainable, params, frozen, batch):
         def of_row(row):
             def loss(leaves):
-                return objective(combine(leaves, {**frozen, "params": params}), row, None)
+                return run.objective(combine(leaves, {**frozen, "params": params}), row, None)
 
             (total, sums), found = jax.value_and_grad(loss, has_aux=True)(trainable)
             return total, sums["weight"], found
