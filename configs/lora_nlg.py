@@ -58,6 +58,7 @@ LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Tabl
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
 # Layers of small bases, for base.scan_unroll: without a loop over them more tokens a second (docs/performance.md).
 LAYERS = {"smollm2-135m": 30, "gemma3-270m": 18}
+WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -193,6 +194,8 @@ def _task(choice) -> dict:
     section["seq_len"] = length
     # Rows of SAMSum and of WikiSQL's widest tables may be longer than what a model reads; pico-llama reads 512 bytes.
     section["truncate"] = choice.task in ("wikisql", "samsum") or choice.model == "pico-llama"
+    if choice.model in WITH_BOS:
+        section["add_bos"] = True
     if choice.task == "webnlg":
         section["seen"] = choice.reading
     for name in ("data_dir", "train_examples"):

@@ -65,27 +65,28 @@ def plan_slice(config: Any, name: str) -> None:
 
     seq_len = FLAGS.seq_len or config.labels.get("seq_len")
     target = topology.target(asked)
-    experiment = build(config, seq_len, devices=list(target.devices))
-    describe(experiment)
-    print(f"compiling for {asked} ...", flush=True)
-    found = needs.needs(experiment)
-    print("\n".join(needs.described(experiment, asked, target, found)), flush=True)
+    with topology.planning_for(asked, target):
+        experiment = build(config, seq_len, devices=list(target.devices))
+        describe(experiment)
+        print(f"compiling for {asked} ...", flush=True)
+        found = needs.needs(experiment)
+        print("\n".join(needs.described(experiment, asked, target, found)), flush=True)
 
-    def on(other: topology.Topology) -> Any:
-        devices = list(topology.target(other).devices)
-        return build(config, seq_len, experiment.task, devices)
+        def on(other: topology.Topology) -> Any:
+            devices = list(topology.target(other).devices)
+            return build(config, seq_len, experiment.task, devices)
 
-    def given(other: topology.Topology) -> int | None:
-        try:
-            return needs.arguments(on(other)).total
-        except UserError:  # the mesh, the batch, or too few simulated devices
-            return None
+        def given(other: topology.Topology) -> int | None:
+            try:
+                return needs.arguments(on(other)).total
+            except UserError:  # the mesh, the batch, or too few simulated devices
+                return None
 
-    best = slices.smallest(asked, found, given, lambda other: needs.needs(on(other)))
-    if best is None:
-        print(f"no slice of {asked.kind.name} that this config can be divided over is enough; {REMEDY}")
-    else:
-        print(f"smallest slice of {asked.kind.name} that fits: {best[0]}, {needs.verdict(best[1], best[0])}")
+        best = slices.smallest(asked, found, given, lambda other: needs.needs(on(other)))
+        if best is None:
+            print(f"no slice of {asked.kind.name} that this config can be divided over is enough; {REMEDY}")
+        else:
+            print(f"smallest slice of {asked.kind.name} that fits: {best[0]}, {needs.verdict(best[1], best[0])}")
 
 
 REMEDY = (

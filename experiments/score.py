@@ -7,8 +7,8 @@ texts to decoded.jsonl in any case, and its record names what was not computed (
 computes the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here.
 The data must be those of the run: each prompt and its references are compared.
 
-Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, also by math-verify; their
-texts have the right answers beside them, and need no data.
+Exams whose answers are written (GSM8K, MATH, ConvFinQA, NER; `config.evals` with "write") are scored too, the first two
+also by math-verify; their texts have the right answers beside them, and need no data.
 """
 
 import dataclasses

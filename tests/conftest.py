@@ -1,4 +1,4 @@
-"""Settings made before jax is imported: 8 simulated CPU devices, and one compilation cache per run."""
+"""Settings made before jax is imported: 8 simulated CPU devices (or a GPU), and one compilation cache per run."""
 
 import functools
 import gc
@@ -18,7 +18,8 @@ DEVICES = 8
 PROGRAMS = 2_000  # compiled ones that a process keeps in memory
 _JAXLIB = importlib.metadata.version("jaxlib")
 gc.set_threshold(150_000, 20, 100)  # tracing makes objects faster than they die: 1.6% of toy runs, at 50,000 3.4%
-os.environ["JAX_PLATFORMS"] = "cpu"
+PLATFORM = os.environ.get("LOWRANK_JAX_TEST_PLATFORM", "cpu")  # cuda: for tests that need a GPU (CONTRIBUTING.md)
+os.environ["JAX_PLATFORMS"] = PLATFORM
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _FLAGS:
     os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_force_host_platform_device_count={DEVICES}".strip()
@@ -29,12 +30,13 @@ if "xla_cpu_experimental_ynn_fusion_type" not in _FLAGS:  # wrong results: see e
 # Compilation is most of the suite: without LLVM's optimisations test_sharding and test_groups took 74 s instead of
 # 122 s, without MLIR's emitters of fusions test_bottleneck compiled in 15 s instead of 36 s. XLA's own passes, and so
 # what the tests read of programs and their memory, are the same.
-for flag in (
+QUICK = (
     "xla_backend_optimization_level=0",
     "xla_llvm_disable_expensive_passes=true",
     *(["xla_cpu_use_fusion_emitters=false"] if _JAXLIB.startswith("0.10.") else []),  # unknown to 0.11: it would abort
     "xla_cpu_parallel_codegen_split_count=1",
-):
+)
+for flag in QUICK if PLATFORM == "cpu" else ():
     if flag.split("=")[0] not in _FLAGS:
         os.environ["XLA_FLAGS"] += f" --{flag}"
 

@@ -6,10 +6,12 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from experiments.planning import cards
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.train.memory import GIB
 
 SIMULATED = "--xla_force_host_platform_device_count"
@@ -118,11 +120,13 @@ class Target:
       devices: as many as the slice has.
       exact: whether the compiler is the slice's own.
       how: in words, for the reader.
+      absent: whether they are GPUs that this machine does not have.
     """
 
     devices: Sequence[Any]
     exact: bool
     how: str
+    absent: bool = False
 
 
 def prepare(asked: Topology) -> None:
@@ -131,6 +135,8 @@ def prepare(asked: Topology) -> None:
 
     if compiles_for_tpu(asked):
         jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free for others
+    elif compiles_for_cards(asked):
+        cards.prepare()
     elif SIMULATED not in os.environ.get("XLA_FLAGS", ""):
         count = max(one.count for one in (asked, *asked.others()))
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={count}".strip()
@@ -141,26 +147,47 @@ def compiles_for_tpu(asked: Topology) -> bool:
     return asked.kind.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
 
 
+def compiles_for_cards(asked: Topology) -> bool:
+    """Whether jax's CUDA plugin, whose compiler needs no card, is here to compile for it."""
+    return asked.kind.platform == "gpu" and cards.has_compiler()
+
+
+@contextlib.contextmanager
+def planning_for(asked: Topology, found: Target) -> Iterator[None]:
+    """Inside, programs are traced as the slice's devices run them, if their own compiler compiles (`found.exact`)."""
+    if not found.exact:
+        yield
+        return
+    with (
+        meant_for(found.devices[0]),
+        cards.cudnn_is_there(asked.kind.name) if found.absent else contextlib.nullcontext(),
+    ):
+        yield
+
+
 def target(asked: Topology) -> Target:
-    """The devices of a slice: libtpu's, this machine's own if they are of that kind, or simulated ones.
+    """The devices of a slice: this machine's own, those that the slice's compiler describes, or simulated ones.
 
     Raises:
-      UserError: libtpu refuses the slice, or XLA_FLAGS asks for fewer simulated devices than it has.
+      UserError: a compiler refuses the slice, or XLA_FLAGS asks for fewer simulated devices than it has.
     """
     import jax
 
     if compiles_for_tpu(asked):
         return Target(_of_libtpu(asked), True, "compiled by libtpu for that slice, not run")
     if jax.default_backend() == "gpu":
-        cards = [one for one in jax.devices() if one.device_kind == asked.kind.jax]
-        if len(cards) >= asked.count:
-            return Target(cards[: asked.count], True, "compiled for this machine's own cards")
+        own = [one for one in jax.devices() if one.device_kind == asked.kind.jax]
+        if len(own) >= asked.count:
+            return Target(own[: asked.count], True, "compiled for this machine's own cards")
+    if compiles_for_cards(asked):
+        return Target(_of_cuda(asked), True, "compiled by XLA's CUDA compiler for these cards, not run", absent=True)
     simulated = jax.devices("cpu")[: asked.count]
     if len(simulated) < asked.count:
         raise UserError(
             f"{asked} needs {asked.count} simulated devices and XLA_FLAGS asks for {len(simulated)}; unset {SIMULATED}"
         )
-    missing = "libtpu is not installed" if asked.kind.platform == "tpu" else "no such cards are here"
+    tpu = asked.kind.platform == "tpu"
+    missing = "libtpu is not installed" if tpu else "no such cards are here, nor jax's CUDA plugin"
     return Target(
         simulated, False, f"an estimate: {missing}, so XLA compiled for simulated CPU devices, whose memory differs"
     )
@@ -177,3 +204,13 @@ def _of_libtpu(asked: Topology) -> Sequence[Any]:
     except Exception as error:
         line = str(error).strip().splitlines()[0][:200]
         raise UserError(f"libtpu does not know the slice {asked} ({line}); take another one") from error
+
+
+def _of_cuda(asked: Topology) -> Sequence[Any]:
+    try:
+        return cards.devices(asked.kind.name, asked.count)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"jax's CUDA plugin cannot compile for {asked} ({line}); install the plugin of this jax's version"
+        ) from error

@@ -38,6 +38,7 @@ from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
 DECIDING = ("likelihood", "choices")  # types of evaluations that have a held-out loss, which decides what is best
+NO_FILE = "no file"
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
@@ -131,9 +132,17 @@ class Experiment:
         record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
         return record if kind == NONE else {**record, "quantize": kind}
 
+    @functools.cached_property
+    def absent(self) -> dict[str, str]:
+        """{name: why} of the entries of `config.evals` that are left out: optional exams without a file."""
+        entries = self.config.evals.items()
+        return {name: NO_FILE for name, entry in entries if getattr(entry, "is_absent", False)}
+
     def record_notes(self) -> dict[str, Any]:
-        """What a record must say of the data; see `forms.base.Form`."""
-        return self.form.record_notes(self.data)
+        """What a record must say of the data (see `forms.base.Form`); "missing" also names the exams left out."""
+        found = self.form.record_notes(self.data)
+        missing = {**found.get("missing", {}), **self.absent}
+        return {**found, **({"missing": missing} if missing else {})}
 
     @property
     def unrolled(self) -> bool:
@@ -287,10 +296,13 @@ class Experiment:
             nothing says which these are.
         """
         score, train, found = score or _score_one, self.config.train, []
-        scores = [entry for entry in self.config.evals.values() if entry.type != SAMPLES]
+        entries = {name: entry for name, entry in self.config.evals.items() if name not in self.absent}
+        if self.absent and jax.process_index() == 0:
+            print(f"not measured: {', '.join(f'{name} ({why})' for name, why in self.absent.items())}", flush=True)
+        scores = [entry for entry in entries.values() if entry.type != SAMPLES]
         if not scores or train.eval_every or train.eval_steps:  # the short way for one
             found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at, LAST))
-        for name, entry in self.config.evals.items():
+        for name, entry in entries.items():
             found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due, entry.weights))
         kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _, _ in found)}
         made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}

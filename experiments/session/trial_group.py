@@ -23,6 +23,7 @@ from lowrank_jax.core.trees import combine
 from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.forms.base import Evaluation
 from lowrank_jax.layouts.run_time import layout_of, present
+from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
 from lowrank_jax.train.loop import Evaluator
@@ -195,7 +196,7 @@ def without_flash(config: RunConfig) -> RunConfig:
     Raises:
       UserError: the config asks for cuDNN's attention.
     """
-    if not getattr(config.task, "segmented", False) or jax.default_backend() != "gpu":
+    if not getattr(config.task, "segmented", False) or platform() != "gpu":
         return config
     if config.base.attention == "cudnn":
         raise UserError(

@@ -16,7 +16,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
-from lowrank_jax.ops.capability import compute_capability
+from lowrank_jax.ops.capability import compute_capability, platform
 from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product
 
@@ -113,14 +113,12 @@ class Attention(nn.Module):
             key, value, cache = extend(cache, layer, key, value)
             key, value = key.astype(self.dtype), value.astype(self.dtype)
         packed = isinstance(allowed, Packed)
-        flash = packed and x.shape[1] % 2 == 0  # cuDNN takes no mask of an odd length where gradients are needed
-        if packed and not flash and self.implementation == "cudnn":
-            raise UserError(f'attention "cudnn" needs rows of an even length to pack documents, not {x.shape[1]}')
         kernel = pick_implementation(
             self.implementation,
             self.dtype,
             self.head_dim,
-            masked=allowed is not None and not flash,
+            x.shape[1],
+            masked=allowed is not None and not packed,
             cached=cache is not None,
             capped=self.softcap is not None,
         )
@@ -339,14 +337,21 @@ def beam_attention(
 
 
 def pick_implementation(
-    name: str, dtype: Any, head_dim: int, *, masked: bool, cached: bool, capped: bool = False
+    name: str, dtype: Any, head_dim: int, length: int = 0, *, masked: bool, cached: bool, capped: bool = False
 ) -> Kernel:
     """The attention kernel that a name stands for.
 
     "auto" is cuDNN's flash attention where it applies, `heads_first_attention` on CPUs, jax.nn's on XLA otherwise.
     cuDNN's applies to causal attention without cache or mask (but that of packed rows), in bfloat16 or float16, for
-    heads of a multiple of 8 up to 128 (256 on Hopper), on an NVIDIA GPU of compute capability 8.0 or more. Cached steps
-    always use XLA; a softcap on the scores (`capped`) always takes `heads_first_attention`, the only one that has it.
+    heads of a multiple of 8 up to 128 (256 on Hopper) and rows of an even length (jax refuses its gradient for others),
+    on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap on the scores (`capped`)
+    always takes `heads_first_attention`, the only one that has it.
+
+    Args:
+      name: one of ATTENTION.
+      dtype, head_dim: of queries, keys and values.
+      length: of the rows; 0 where it does not matter.
+      masked, cached, capped: whether there are a mask, a cache, a softcap.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.
@@ -359,13 +364,15 @@ def pick_implementation(
         return "heads_first"
     if name == "xla" or cached:
         return "xla"
-    if name == "heads_first" or (name == "auto" and jax.default_backend() == "cpu"):
+    if name == "heads_first" or (name == "auto" and platform() == "cpu"):
         return "heads_first"
     if name == "auto" and masked:
         return "xla"
     capability = compute_capability()
     obstacle = None
-    if capability < 8:
+    if length % 2:
+        obstacle = f"rows of an even length, not {length}"
+    elif capability < 8:
         obstacle = "an NVIDIA GPU of compute capability 8.0 or more"
     elif jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         obstacle = f"bfloat16 or float16, not {jnp.dtype(dtype).name}"

@@ -155,7 +155,7 @@ class SelfAttention(nn.Module):
             y = checkpoint_name(jnp.einsum("bhts,bshd->bthd", weights, value), "attention")
         else:
             kernel = pick_implementation(
-                self.implementation, self.dtype, head_dim, masked=allowed is not None, cached=False
+                self.implementation, self.dtype, head_dim, x.shape[1], masked=allowed is not None, cached=False
             )
             y = attend(query, key, value, allowed, causal=False, kernel=kernel)
         y = Linear(c.hidden_size, use_bias=True, name="out", **types)(y.reshape(x.shape))

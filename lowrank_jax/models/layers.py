@@ -14,7 +14,8 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.ops.placement import rows
 from lowrank_jax.ops.quantized import Multiplier, dense
 from lowrank_jax.ops.saved import behind_barrier
-from lowrank_jax.ops.two_parts import TwoParts, sum_of_halves
+from lowrank_jax.ops.two_parts import TwoParts
+from lowrank_jax.ops.widened import Widened
 
 KERNEL_INIT = nn.initializers.lecun_normal()
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -52,8 +53,8 @@ def parameter(module: nn.Module, name: str, start: Any, shape: tuple[int, ...], 
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
-    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time; one in two parts
-    (`ops.two_parts`) is a product twice as wide.
+    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time. With a kernel in two parts
+    (`ops.two_parts`) the product is twice as wide; with one that has its adapter beside it (`ops.widened`), a little.
 
     Attributes:
       features: width of the output.
@@ -73,16 +74,16 @@ class Linear(nn.Module):
     def __call__(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
         """x W (+ b); `bound` makes a number that no entry of x exceeds, see `ops.quantized.Multiplier`."""
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Multiplier | TwoParts):  # these two are no single array of the kernel's shape
+        if not isinstance(kernel, Multiplier | TwoParts | Widened):  # these are no single array of the kernel's shape
             kernel = parameter(self, "kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
         x = rows(x.astype(self.dtype))
-        read = kernel.parts if isinstance(kernel, TwoParts) else kernel
+        read = kernel.parts if isinstance(kernel, TwoParts | Widened) else kernel
         if self.float32_output:
             y = cast(Array, matmul_float32(x, dense(read, self.dtype), 0))
         else:
             y = read.times(x, bound) if isinstance(read, Multiplier) else x @ read.astype(self.dtype)
-        if isinstance(kernel, TwoParts):
-            y = sum_of_halves(y)
+        if isinstance(kernel, TwoParts | Widened):
+            y = kernel.result(y)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(y.dtype)

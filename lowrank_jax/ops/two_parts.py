@@ -36,6 +36,11 @@ class TwoParts:
         """Axes of `shape`."""
         return len(self.shape)
 
+    def result(self, product: Float[Array, "*rows 2*d_out"]) -> Float[Array, "*rows d_out"]:
+        """x W_1 + x W_2, of x [W_1, W_2]."""
+        first, second = jnp.split(product, 2, axis=-1)
+        return first + second
+
 
 @functools.partial(jax.jit, static_argnums=1)
 def two_parts(kernel: Float[Array, "*stack d_in d_out"], dtype: Any) -> TwoParts:
@@ -44,9 +49,3 @@ def two_parts(kernel: Float[Array, "*stack d_in d_out"], dtype: Any) -> TwoParts
     first = jax.lax.optimization_barrier(kernel.astype(dtype))
     second = (kernel.astype(jnp.float32) - first.astype(jnp.float32)).astype(dtype)
     return TwoParts(jnp.concatenate([first, second], axis=-1))
-
-
-def sum_of_halves(product: Float[Array, "*rows 2*d_out"]) -> Float[Array, "*rows d_out"]:
-    """x W_1 + x W_2, of x [W_1, W_2]."""
-    first, second = jnp.split(product, 2, axis=-1)
-    return first + second

@@ -170,8 +170,9 @@ MISTAKES = {
         "length_penalty is for beams",
     ),
     "an over-long prompt": (
-        {"evals": json.dumps({"decode": {**DECODE, "max_new_tokens": 480}})},
-        "testset_w_refs.csv, row 3: its prompt has 42 tokens, and 480 new ones exceed the model's 512 positions",
+        {"evals": json.dumps({"decode": {**DECODE, "max_new_tokens": 480}}), "task__truncate": False},
+        "testset_w_refs.csv, row 3: its prompt has 42 tokens, and 480 new ones exceed the model's 512 positions; "
+        "set task.truncate=True to cut the beginnings of long prompts, lower",
     ),
     "no such weights": ({"evals": '{"d": {"weights": "first"}}'}, "config.evals.d.weights='first'"),
     "an unknown special token": ({"task__separator": "<|eot|>"}, "unknown special token"),

@@ -1,16 +1,22 @@
 """experiments.plan --topology: names of slices, the bytes and transfers of a step, the smallest slice, LoRA's claim."""
 
+from types import SimpleNamespace
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies as jax_topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.papers import gpt3
-from experiments.planning import claim, slices, topology
+from experiments.planning import cards, claim, slices, topology
 from experiments.planning.needs import Needs
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.models.attention import attend, pick_implementation
+from lowrank_jax.ops.flops import product_flops
 from lowrank_jax.sharding.collectives import Collective, collectives
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -130,7 +136,8 @@ def test_a_transfer_in_pieces_is_one():
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_a_plan_for_eight_cards(program, toy, tmp_path):
+def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "PLUGINS", ())  # where it is installed, the plan is no estimate
     words = [word for word in toy(tmp_path, mesh__data=1, mesh__fsdp=-1) if word.startswith("--config")]
     ended = program("plan", *words, "--topology=h200:8")
     assert ended.status == 0, ended.err
@@ -146,3 +153,47 @@ def test_a_plan_for_eight_cards(program, toy, tmp_path):
     ended = program("plan", *words, "--topology=h200:3")  # 8 rows on 3 cards
     assert (ended.status, ended.err.count("\n")) == (2, 1), ended.err
     assert "batch_size 8 does not divide" in ended.err
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, "1x1x1"), (8, "1x1x8"), (12, "1x2x6"), (64, "1x8x8"), (9, "1x3x3")])
+def test_cards_that_are_not_here_are_compiled_for_by_their_own_compiler(monkeypatch, count, shape):
+    """XLA is asked for the card that was named; a host has at most eight."""
+    asked = {}
+
+    def described(name, platform, *, target_config, topology):
+        asked.update(platform=platform, target_config=target_config, topology=topology)
+        return SimpleNamespace(devices=list(range(count)))
+
+    monkeypatch.setattr(cards, "has_compiler", lambda: True)
+    monkeypatch.setattr(jax_topologies, "get_topology_desc", described)
+    found = topology.target(topology.parse(f"h200:{count}"))
+    assert (found.exact, found.absent, len(found.devices)) == (True, True, count)
+    assert (asked["platform"], asked["topology"]) == ("cuda", shape)
+    assert 'device_description_str: "NVIDIA H200"' in asked["target_config"]
+    monkeypatch.setattr(jax_topologies, "get_topology_desc", mock.Mock(side_effect=RuntimeError("no plugin\nof 0.9")))
+    with pytest.raises(UserError, match=r"cannot compile for h100:2 \(no plugin\); install the plugin of this jax"):
+        topology.target(topology.parse("h100:2"))
+
+
+def test_a_plan_traces_what_the_cards_would_run():
+    """cuDNN's attention, though this machine has a CPU; and what a CPU runs, again afterwards."""
+    card = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    shapes = [jax.ShapeDtypeStruct((2, 8, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
+
+    def chosen():
+        traced = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, None, causal=True, kernel=kernel()))(*shapes)
+        return "cudnn" if "dot_product_attention_fwd" in str(traced) else "plain"
+
+    kernel = lambda: pick_implementation("auto", jnp.bfloat16, 64, masked=False, cached=False)  # noqa: E731
+    asked = topology.parse("h200:1")
+    with topology.planning_for(asked, topology.Target([card], True, "", absent=True)):
+        assert chosen() == "cudnn"
+    with topology.planning_for(asked, topology.Target([card], False, "")):
+        assert chosen() == "plain"
+    assert chosen() == "plain"
+
+
+def test_flops_of_a_step_with_options_of_its_compiler():
+    """Which cards' steps have, and which cannot be traced inside another program."""
+    step = jax.jit(lambda x: x @ x, compiler_options={"xla_embed_ir_in_executable": False})
+    assert product_flops(step, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3

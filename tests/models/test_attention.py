@@ -1,6 +1,7 @@
 """Rotary positions, masks, the cache, and the choice of kernel."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from toys import drawn
 
+from experiments.planning import topology
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models import attention
 from lowrank_jax.models.attention import (
@@ -162,13 +164,13 @@ def test_cached_pieces_equal_the_whole():
 )
 def test_choice_of_kernel(monkeypatch, capability, name, dtype, head_dim, masked, cached, want):
     monkeypatch.setattr(attention, "compute_capability", lambda: capability)
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
     assert pick_implementation(name, dtype, head_dim, masked=masked, cached=cached) == want
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_choice_of_kernel_on_a_cpu(monkeypatch, masked):
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(attention, "platform", lambda: "cpu")
     for name, cached, want in (("auto", False, "heads_first"), ("auto", True, "xla"), ("xla", False, "xla")):
         assert pick_implementation(name, jnp.float32, 64, masked=masked, cached=cached) == want
 
@@ -214,14 +216,28 @@ def test_heads_first_equals_jax(dtype, kv_heads, allowed):
 def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
     with pytest.raises(UserError, match="flash"):
         pick_implementation("flash", jnp.bfloat16, 64, masked=False, cached=False)
-    for capability, dtype, head_dim, message in (
-        (0.0, jnp.bfloat16, 64, "NVIDIA GPU"),
-        (9.0, jnp.float32, 64, "not float32"),
-        (9.0, jnp.bfloat16, 20, "multiple of 8"),
+    for capability, dtype, head_dim, length, message in (
+        (0.0, jnp.bfloat16, 64, 8, "NVIDIA GPU"),
+        (9.0, jnp.float32, 64, 8, "not float32"),
+        (9.0, jnp.bfloat16, 20, 8, "multiple of 8"),
+        (9.0, jnp.bfloat16, 64, 7, "an even length, not 7"),
     ):
         monkeypatch.setattr(attention, "compute_capability", lambda capability=capability: capability)
         with pytest.raises(UserError, match=message):
-            pick_implementation("cudnn", dtype, head_dim, masked=False, cached=False)
+            pick_implementation("cudnn", dtype, head_dim, length, masked=False, cached=False)
+
+
+@pytest.mark.parametrize(("length", "cudnn"), [(8, True), (7, False)])
+def test_gradients_on_a_gpu_of_rows_of_any_length(length, cudnn):
+    """Traced for a card that is not here: jax refuses cuDNN's gradient of an odd length, with or without a mask."""
+    module = layer("auto", dtype=jnp.bfloat16)[0]
+    card = topology.Target([SimpleNamespace(platform="gpu", compute_capability="9.0")], True, "", absent=True)
+    with topology.planning_for(topology.parse("h200:1"), card):
+        x = jax.ShapeDtypeStruct((2, length, 24), jnp.bfloat16)
+        rotary = rotary_tables(jnp.arange(length), 8, 1e4)
+        variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, rotary, None, None, None), x)
+        traced = jax.make_jaxpr(jax.grad(lambda v, x: module.apply(v, x, rotary, None, None, None)[0].sum()))
+        assert ("dot_product_attention_bwd" in str(traced(variables, x))) == cudnn
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")

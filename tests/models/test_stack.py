@@ -121,11 +121,12 @@ def test_activations_saves_what_a_rotation_has_turned():
 @pytest.mark.parametrize("remat", ["attention", "projections"])
 def test_cudnn_attention_is_saved_once_with_its_log_sum_exp(remat):
     model = Llama(dataclasses.replace(CONFIG, head_dim=16), dtype=jnp.bfloat16, remat=remat, attention="cudnn")
-    variables = model.init(jax.random.key(0), TOKENS)
-    residuals = jax.vjp(lambda v: model.apply(v, TOKENS), variables)[1]
+    tokens = TOKENS[:, :6]  # cuDNN's gradient needs an even length
+    variables = model.init(jax.random.key(0), tokens)
+    residuals = jax.vjp(lambda v: model.apply(v, tokens), variables)[1]
     shapes = [leaf.shape for leaf in jax.tree.leaves(residuals)]
-    assert shapes.count((3, 2, 4, 7)) == 1
-    assert shapes.count((3, 2, 7, 4, 16)) == (1 if remat == "attention" else 2)  # and the query
+    assert shapes.count((3, 2, 4, 6)) == 1
+    assert shapes.count((3, 2, 6, 4, 16)) == (1 if remat == "attention" else 2)  # and the query
 
 
 def test_a_policy_is_added_by_name(monkeypatch):

@@ -1,12 +1,15 @@
 """Programs of the products with hand-written backward passes: no transposed cotangent, barriers where they belong."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.ops.products import materialize_gradient, materialize_product, trained_matmul
+from lowrank_jax.ops.saved import saved_product
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
@@ -36,7 +39,8 @@ def test_the_gradient_of_a_tall_weight_is_made_wide(shape, made):
     assert products(jnp.matmul) == [f"f32[{shape[0]},{shape[1]}]"]  # or there is nothing to do by hand any more
 
 
-def test_other_platforms_keep_the_plain_product_of_a_tall_weight(monkeypatch):
+def test_other_platforms_keep_the_plain_product_of_a_tall_weight():
+    """Also where the program is made for a device that is not here."""
     x, w = jnp.ones((16, 6)), jnp.ones((6, 2))
 
     def traced():
@@ -44,8 +48,8 @@ def test_other_platforms_keep_the_plain_product_of_a_tall_weight(monkeypatch):
 
     barriers = {}
     for platform in ("cpu", "gpu", "tpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
-        barriers[platform] = traced().count("optimization_barrier")
+        with meant_for(SimpleNamespace(platform=platform)):
+            barriers[platform] = traced().count("optimization_barrier")
     assert barriers == {"cpu": 2, "gpu": 1, "tpu": 1}
 
 
@@ -63,3 +67,13 @@ def test_what_is_materialize_product_stands_before_the_sum_in_both_directions():
     for fn, barriers in ((loss, 1), (jax.grad(loss), 3)):  # the value; its gradient; the gradient by x
         program = jax.jit(fn).lower(jnp.arange(6.0).reshape(2, 3)).as_text()
         assert program.count("optimization_barrier") == barriers
+
+
+def test_a_saved_product_is_behind_a_barrier_where_gradients_are_taken_alone():
+    """The value, and its cotangent; a call without gradients, decoding for one, has none between its kernels."""
+
+    def value(x):
+        return jnp.sin(saved_product(x @ x, "up"))
+
+    for fn, barriers in ((value, 0), (jax.grad(lambda x: jnp.sum(value(x))), 2)):
+        assert str(jax.make_jaxpr(fn)(jnp.eye(2))).count("optimization_barrier") == barriers

@@ -20,6 +20,7 @@ class Fast:
       joins: (specs, columns of all parts) -> whether `join` serves them and pays.
       tiled: spec -> whether the update is a small array tiled to d_out, so that the kernel that reads x W + delta(x)
         tiles it for less (`ops.products.materialize_product`).
+      factors: where delta is x A B, the names of A and B, which decoding computes in another way (`ops.widened`).
     """
 
     delta: Callable[[Leaf, Array, AdapterSpec], Array]
@@ -28,3 +29,4 @@ class Fast:
     join: Callable[[Sequence[Leaf | None], Sequence[int]], dict[str, Array]] | None = None
     joins: Callable[[Sequence[AdapterSpec], Sequence[int]], bool] = lambda specs, columns: True
     tiled: Callable[[AdapterSpec], bool] = lambda spec: False
+    factors: tuple[str, str] | None = None

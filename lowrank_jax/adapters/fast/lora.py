@@ -44,4 +44,4 @@ def joins(specs: Sequence[AdapterSpec], columns: Sequence[int]) -> bool:
     return sum(spec.rank for spec in specs) <= JOINED_RANK
 
 
-FAST = Fast(delta, join=join, joins=joins)
+FAST = Fast(delta, join=join, joins=joins, factors=("a", "b"))

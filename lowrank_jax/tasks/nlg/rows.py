@@ -9,7 +9,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.data.builders.nlg.specs import NlgSpec
-from lowrank_jax.data.packing import token_dtype
+from lowrank_jax.data.packing import mark, token_dtype
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.text.joining import encode_continuation, puts_space_before
 
@@ -34,15 +34,18 @@ class NlgEncoder:
       separator: name of the special token that ends a text, and that stands after the input where `spec.separated`; ""
         is the tokenizer's EOS (50256 of GPT-2; of other bases their own).
       framing: the virtual tokens of a prefix method: before the input, and right before the text.
+      add_bos: whether a row begins with BOS.
 
     Attributes:
       end: its id.
 
     Raises:
-      UserError: the tokenizer has no EOS, or no special token of that name.
+      UserError: the tokenizer has no EOS, no BOS where add_bos is set, or no special token of that name.
     """
 
-    def __init__(self, spec: NlgSpec, tokenizer: Any, separator: str = "", framing: Framing = PLAIN):
+    def __init__(
+        self, spec: NlgSpec, tokenizer: Any, separator: str = "", framing: Framing = PLAIN, add_bos: bool = False
+    ):
         self._spec, self._tokenizer, self._framing = spec, tokenizer, framing
         known = tokenizer.special_tokens
         if separator and separator not in known:
@@ -52,6 +55,7 @@ class NlgEncoder:
                 f"tokenizer {tokenizer.name!r} has no EOS to end a text; name a special token of it as task.separator"
             )
         self.end = known[separator] if separator else tokenizer.eos_id
+        self._bos = [mark(tokenizer, "bos")] if add_bos else []
         self._dtype = token_dtype(max(tokenizer.vocab_size, framing.most + 1))
         self._continues = puts_space_before(tokenizer.encode, tokenizer.decode)
         self._prompts: dict[str, list[int]] = {}
@@ -63,7 +67,7 @@ class NlgEncoder:
     def prompt(self, context: str) -> list[int]:
         """The ids before a text."""
         if (ids := self._prompts.get(context)) is None:
-            ids = self._framing.around(self._tokenizer.encode(context) + self.after())
+            ids = self._framing.around([*self._bos, *self._tokenizer.encode(context), *self.after()])
             self._prompts[context] = ids
         return list(ids)
 
