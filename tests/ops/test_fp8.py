@@ -146,6 +146,11 @@ def test_nothing_and_what_is_not_finite():
     assert not np.asarray(product(0 * x, kernel)).any()
     assert np.isnan(np.asarray(product(x.at[1, 2].set(jnp.nan), kernel)[1])).all()
     assert not np.isfinite(np.asarray(product(x.at[1, 2].set(jnp.inf), kernel)[1])).any()
+    fixed = quantize(jnp.ones((8, 4)), FP8, Fp8Config(gradients="fixed"))
+    g = jnp.zeros((2, 4)).at[0, 0].set(3_584.0).at[1, 0].set(4_100.0)  # the last that its scale holds, and one beyond
+    dx = np.asarray(jax.jit(lambda g: jax.vjp(lambda x: multiply(x, fixed), x)[1](g)[0])(g))
+    np.testing.assert_array_equal(dx[0], 3_584)
+    assert not np.isfinite(dx[1]).any()
 
 
 def test_kernels_side_by_side_are_the_same_weights():
