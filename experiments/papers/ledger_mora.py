@@ -182,7 +182,7 @@ MORA_FINETUNE = (
     ),
     Disagreement(
         "prompts of the two domains' exams",
-        "not said; AdaptLLM's pre-processing is named; the first author's 2401.07284 cleans its rows, unpublished",
+        "not said; names AdaptLLM's pre-processing; the first author's cleaned rows (2401.07284) are not published",
         "no evaluation code; AdaptLLM's rows are whole prompts, for written answers its code cuts them to 2,048 tokens",
         "AdaptLLM's rows, cut to the base's length; PubMedQA's and MedQA's official rows in lm-eval's prompts",
         "evals",

@@ -20,10 +20,10 @@ class Card(NamedTuple):
     """What XLA's compiler must know of a card, from NVIDIA's data sheets and CUDA's device properties.
 
     Attributes:
-      name: NVIDIA's.
+      name: NVIDIA's, which is jax's `device_kind`.
       capability: compute capability, (major, minor).
       cores: streaming multiprocessors.
-      gib: memory, in GiB.
+      gib: memory as the driver counts it.
       bandwidth: of the memory, bytes a second.
       l2: bytes of the L2 cache.
       ghz: clock.

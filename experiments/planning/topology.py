@@ -40,18 +40,16 @@ class Kind:
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-CARDS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
-# TPUs: what libtpu 0.0.42 says that a program may use ("Used ... of 15.75G hbm"). GPUs: the memory of one card as its
-# driver counts it; `usable` takes jax's share of it.
+COUNTS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
+# Memory: of TPUs what libtpu 0.0.42 says that a program may use ("Used ... of 15.75G hbm"); of GPUs all that the card
+# has, of which `usable` takes jax's share.
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("v5e", "TPU v5 lite", 15.75, FLAT),
         Kind("v6e", "TPU v6 lite", 31.25, FLAT),
         Kind("v5p", "TPU v5", 95.74, CUBES),
-        Kind("a100", "NVIDIA A100-SXM4-80GB", 79.2, CARDS, "gpu"),
-        Kind("h100", "NVIDIA H100 80GB HBM3", 79.2, CARDS, "gpu"),
-        Kind("h200", "NVIDIA H200", 139.8, CARDS, "gpu"),
+        *(Kind(name, card.name, card.gib, COUNTS, "gpu") for name, card in cards.CARDS.items()),
     )
 }
 FRACTION, DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75

@@ -1,4 +1,4 @@
-"""The layout of decoding against the model with its adapter beside its base: the same logits, of each kind of leaf."""
+"""The layout for decoding gives the logits of the model with its adapter beside its base, for each kind of leaf."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ CASES = {
 
 @functools.cache
 def a_base(name, dtype, quantize="none"):
-    """(model, params)"""
+    """(model, params) of a name in LEAVES or CASES."""
     if name == "toy-llama":
         base = load_base(BaseConfig(name, dtype=dtype, random_init=True, quantize=quantize), key=jax.random.key(0))
         return base.model, base.params
@@ -43,7 +43,7 @@ def a_base(name, dtype, quantize="none"):
     if name == "gpt2":
         shape = GPT2Config(61, 32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16)
         model = GPT2(shape, dtype=dtype, param_dtype=dtype)
-    else:  # biases of a joined product, a head
+    else:  # "biased": biases of a joined product, and a head of its own
         biased = dataclasses.replace(MODELS["toy-llama"].attention, qkv_bias=True)
         shape = dataclasses.replace(MODELS["toy-llama"], attention=biased, tie_word_embeddings=False)
         model = Llama(shape, dtype=dtype, param_dtype=dtype)
@@ -85,7 +85,7 @@ def test_logits_are_those_of_base_and_adapter(case):
 
 
 # A base, its quantisation, its adapters, and the kind of each leaf that they change.
-LORA = functools.partial(adapters.AdapterConfig, "lora", rank=2)  # alpha / r is a power of two, as in all of them
+LORA = functools.partial(adapters.AdapterConfig, "lora", rank=2)  # alpha / r is a power of two in all: B stays exact
 LEAVES = {
     "parts of a joined product, of two ranks, with biases; a head; two families": (
         ("biased", "none"),
@@ -127,7 +127,7 @@ LEAVES = {
 def laid_out(case):
     """(model, adapter beside its base in float32, its variables, what `ready` makes in bfloat16).
 
-    In float32 all but the rounding of sums is gone: W, A and B in bfloat16 are the numbers that both read.
+    Both read the same numbers W, A and B, in bfloat16; computed in float32, they differ by the rounding of sums alone.
     """
     (name, quantize), configs, _ = LEAVES[case]
     model, params = a_base(name, "bfloat16", quantize)
@@ -174,7 +174,7 @@ def test_greedy_texts_are_the_same():
 
 
 def test_a_widened_product():
-    """Each update at its own columns, ranks unlike, float32: the sum of products; the product's width is aligned."""
+    """Updates of different ranks at their own columns, in float32, give the sum of products; the width is aligned."""
     draw = np.random.default_rng(0)
     x, kernel, *factors = (
         draw.normal(size=shape).astype("f") for shape in [(3, 8), (8, 7), (8, 2), (2, 3), (8, 1), (1, 2)]

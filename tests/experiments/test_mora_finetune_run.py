@@ -84,7 +84,7 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
 
 
 def test_a_domain_is_asked_what_has_a_file(program, tmp_path, monkeypatch):
-    """The exams whose files are there are asked at both ends; the others are named, recorded and tabled."""
+    """Exams with a file are asked before training and at its end; the others are named by line, record and table."""
     exams = write_exams(tmp_path / "exams")
     for name in ("Headline", "ConviFinQA", "FPB"):
         (exams / "finance-tasks" / name / "test.json").unlink()

@@ -137,7 +137,7 @@ def test_a_transfer_in_pieces_is_one():
 
 @pytest.mark.usefixtures("eight_devices")
 def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "PLUGINS", ())  # where it is installed, the plan is no estimate
+    monkeypatch.setattr(cards, "PLUGINS", ())  # with the plugin installed the plan would be no estimate
     words = [word for word in toy(tmp_path, mesh__data=1, mesh__fsdp=-1) if word.startswith("--config")]
     ended = program("plan", *words, "--topology=h200:8")
     assert ended.status == 0, ended.err
@@ -157,7 +157,7 @@ def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("count", "shape"), [(1, "1x1x1"), (8, "1x1x8"), (12, "1x2x6"), (64, "1x8x8"), (9, "1x3x3")])
 def test_cards_that_are_not_here_are_compiled_for_by_their_own_compiler(monkeypatch, count, shape):
-    """XLA is asked for the card that was named; a host has at most eight."""
+    """XLA is asked for the card that was named, in hosts of at most eight; its refusal is one line with a remedy."""
     asked = {}
 
     def described(name, platform, *, target_config, topology):
@@ -176,7 +176,7 @@ def test_cards_that_are_not_here_are_compiled_for_by_their_own_compiler(monkeypa
 
 
 def test_a_plan_traces_what_the_cards_would_run():
-    """cuDNN's attention, though this machine has a CPU; and what a CPU runs, again afterwards."""
+    """cuDNN's attention inside, though this machine has a CPU alone; afterwards what a CPU runs, again."""
     card = SimpleNamespace(platform="gpu", compute_capability="9.0")
     shapes = [jax.ShapeDtypeStruct((2, 8, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
 
@@ -194,6 +194,6 @@ def test_a_plan_traces_what_the_cards_would_run():
 
 
 def test_flops_of_a_step_with_options_of_its_compiler():
-    """Which cards' steps have, and which cannot be traced inside another program."""
+    """Steps for cards have such options, and a jitted step with options cannot be traced inside another program."""
     step = jax.jit(lambda x: x @ x, compiler_options={"xla_embed_ir_in_executable": False})
     assert product_flops(step, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3

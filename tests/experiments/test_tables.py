@@ -255,8 +255,8 @@ def test_a_flag_that_a_table_does_not_read_is_refused(words, said):
         table_of(words)
 
 
-def test_a_base_that_no_table_knows_is_one_line_with_those_it_does():
-    """Those of the table's configs, and of its records; a record of another experiment makes none known."""
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    """Known are those of the table's configs and of its records; records of other experiments do not count."""
     from experiments import tables
     from experiments.tables import models
     from experiments.tables.__main__ import table_of

@@ -97,7 +97,7 @@ def test_generate_frames_a_prompt_as_training_did(build, kind, bos, virtual):
 
 
 def test_a_row_begins_with_bos_where_the_base_expects_it(build):
-    """The same targets; one more token before them."""
+    """The targets stay the same, and one more token stands before the input."""
     tasks = plain, marked = build(), build(add_bos=True)
     rows = [task.features(task.train_source()[3]) for task in tasks]
     kept = [row["tokens"][: task.longest].tolist() for row, task in zip(rows, tasks, strict=True)]
@@ -228,7 +228,7 @@ def test_a_cut_is_noted(build):
 
 
 def test_long_prompts_lose_their_beginnings(build, monkeypatch, caplog):
-    """What is decoded has room for new tokens: virtual tokens stay, and the record has a line that names the rows."""
+    """Cut prompts leave room for new tokens; BOS and virtual tokens stay, and the record's notes name the rows."""
     framing = Framing(prefix_ids=(900, 901), infix_ids=(902,))
     setting = SimpleNamespace(tokenizer=BYTES, model=SimpleNamespace(max_position_embeddings=64))
     monkeypatch.setattr(generation, "_generator", lambda setting, ids, *_, **__: lambda variables: seen.append(ids))

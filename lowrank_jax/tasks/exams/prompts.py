@@ -1,4 +1,4 @@
-"""The prompts of exams, character by character those of lm-eval's tasks of the same names (0.4.13).
+"""The prompts of exams: of most, character by character those of lm-eval's tasks of the same names (0.4.13).
 
 Financial PhraseBank has no task there: its prompt is ours. MATH's is that of lm-eval's hendrycks_math. The rows of
 AdaptLLM's exams (RCT, ConvFinQA, FiQA SA, FPB, Headline, NER) are prompts already, and are asked as they are.
