@@ -130,6 +130,7 @@ def test_tables_are_named():
         "mora_table2 --scale=gpu",
         "mora_table2 --scale=laptop",
         "quantized",
+        "rounding",
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
         "speed --results=experiments/results/speed/two_cards_suite.json",

@@ -28,6 +28,7 @@ TABLES = {
     "decoding": "experiments.tables.speed.decoding",
     "latency": "experiments.tables.speed.latency",
     "quantized": "experiments.tables.speed.quantized",
+    "rounding": "experiments.tables.speed.rounding",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }
