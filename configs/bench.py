@@ -5,6 +5,7 @@
     python -m experiments.bench --config=configs/bench.py:shape=pico-llama,batch=64,seq=72,dtype=float32    # a CPU
     python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,batch=4,seq=512,remat=attention \
         --config.base.quantize=nf4    # or int8: for a card of 12 GiB
+    python -m experiments.bench --config=configs/bench.py:shape=smollm2-135m,batch=8,seq=512,documents=8   # packed rows
 
 The peers' figures for the same work (HF PEFT, one H100, bfloat16, LoRA r=8): LLaMA-2-7B shape 8 x 512 16,500
 tokens/s and 30.8 GiB with torch.compile; SmolLM2-135M shape 64 x 64 51,782 tokens/s.
@@ -31,6 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         chunk_tokens=0,
         attention="auto",
         dtype=("bfloat16", "float32"),
+        documents=0,
     )
     config = ConfigDict()
     config.experiment = "bench"
@@ -59,6 +61,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "mora": {"compression": choice.compression},
     }
     config.task = {"name": "uuid"}
+    if choice.documents:  # packed rows, as of task.documents=separate; their lengths are drawn by the benchmark
+        config.labels["documents"] = choice.documents
+        config.task = {"name": "text", "path": "random tokens", "packed": True, "documents": "separate"}
     config.optimizer = {"learning_rate": 3e-4, "clip_norm": 0.0}  # the peer's step does not clip
     config.schedule = {"kind": "constant"}
     config.train = {"steps": 1_000, "batch_size": choice.batch, "chunk_tokens": choice.chunk_tokens}

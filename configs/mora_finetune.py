@@ -29,9 +29,10 @@ rotation below r=128 and sharing from there on; Table 5 has r=8 and r=256.
 
 Evaluations: the held-out loss of validation= before training (`start`), after each epoch and at the end; forgetting=
 measures the loss on text that is not trained on before training and at the end, on 64 rows of 256 tokens of each file;
-`exams` asks the task's exams then, without examples but for MMLU's 5 shots: MMLU, GSM8K and MATH, PubMedQA, MedQA and
-MMLU's medical subjects, or Financial PhraseBank, from their official files below $LOWRANK_JAX_EXAMS_DIR; questions=N
-asks N of each, evenly spaced.
+`exams` asks the task's exams then, without examples but for MMLU's 5 shots: MMLU, GSM8K and MATH, every column of Table
+6 (PubMedQA, MedQA, MMLU's medical subjects, RCT) or of Table 7 (ConvFinQA, FiQA SA, Headline, NER, FPB, and Financial
+PhraseBank's own sentences), from their files below $LOWRANK_JAX_EXAMS_DIR (docs/evaluation.md names them); questions=N
+asks N of each, evenly spaced. An exam of biomed or finance is left out where it has no file, and the table says so.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
 train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, and for relora the schedule again after each merge, not jagged.

@@ -15,7 +15,7 @@ from lowrank_jax.core.errors import UserError, front_door
 
 FILE_FLAGS = ("--config", "-config")
 KEY_FLAG = "--config."
-READS_CONFIG = "reads_config"
+READS_CONFIG, STARTS_EARLY = "reads_config", "starts_early"
 HELP_FLAGS = ("help", "helpshort", "helpfull", "helpxml", "?")
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -36,6 +36,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
     def parse(argv):
         with front_door():
             files, rest = ([], list(argv)) if own_config else _config_files(argv)
+            if files and _early(main, files[-1], argv):
+                start_devices()
             if own_config:  # a sweep sets these keys in all of its cells
                 rest = [f"--set={word[len(KEY_FLAG) :]}" if word.startswith(KEY_FLAG) else word for word in rest]
             config = complete_file(files[-1]) if files else None
@@ -77,6 +79,28 @@ def reads_config(main: Callable) -> Callable:
     """Marks the `main` of a program that takes --config, which --help then describes."""
     setattr(main, READS_CONFIG, True)
     return main
+
+
+def starts_early(alone: Callable[[list[str]], bool]) -> Callable[[Callable], Callable]:
+    """Marks the `main` of a program whose devices start before its config is read, which imports nearly everything.
+
+    Args:
+      alone: command line -> whether this process uses the devices, and is the only one of its run.
+    """
+
+    def mark(main: Callable) -> Callable:
+        setattr(main, STARTS_EARLY, alone)
+        return main
+
+    return mark
+
+
+def _early(main: Callable, file: str, argv: list[str]) -> bool:
+    """Whether the devices start now: not for help, nor for a file that is not there."""
+    alone = getattr(main, STARTS_EARLY, None)
+    if alone is None or any(word.lstrip("-").partition("=")[0] in HELP_FLAGS for word in argv[1:]):
+        return False
+    return os.path.isfile(file.partition(":")[0]) and alone(argv[1:])
 
 
 @contextlib.contextmanager

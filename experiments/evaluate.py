@@ -31,7 +31,7 @@ flags.DEFINE_string("gen_kwargs", "", "How texts are written, e.g. max_gen_toks=
 flags.DEFINE_integer("seed", 1234, "Of the draws of worked examples; lm-eval's own default.", 0)
 flags.DEFINE_integer("batch_size", 16, "Most questions at a time.", 1)
 flags.DEFINE_string("dtype", None, "Dtype of weights and computation; by default the run's, or float32.")
-flags.DEFINE_enum("weights", BESIDE, WEIGHTS, "How base and adapter are read; see experiments.generate.")
+flags.DEFINE_enum("weights", BESIDE, WEIGHTS, "How base and adapter are computed; see experiments.generate.")
 flags.DEFINE_bool("bos", None, "Whether texts begin with BOS; by default as in training, or as the tokenizer does.")
 flags.DEFINE_bool("apply_chat_template", False, "Gives prompts to the chat template, as a user's messages.")
 flags.DEFINE_string("chat_template", "", "The template's name (chatml, ...); by default the tokenizer's own.")

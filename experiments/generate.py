@@ -23,8 +23,8 @@ flags.DEFINE_enum(
     "weights",
     BESIDE,
     WEIGHTS,
-    "How base and adapter are read. beside: separately, as in training, which starts soonest. exact, merged: in one "
-    "product, which writes many texts fastest; merged rounds the sums of both to the dtype, exact does not.",
+    "How base and adapter are computed. beside: separately, as in training, which starts soonest. exact, merged: in "
+    "one product, which writes many texts fastest; merged rounds the sums of both to the dtype, exact does not.",
 )
 flags.DEFINE_string("prompt", None, "A text to continue, or a user's message; printed as it comes.")
 flags.DEFINE_string("file", None, 'JSON lines of {"prompt"} or {"messages"}, answered with JSON lines.')

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
+from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices, starts_early
 from experiments.records import claims, leases
 from experiments.session import cluster
 
@@ -26,6 +26,7 @@ flags.DEFINE_string("profile_steps", None, "Trace these steps, e.g. 10:15, into 
 FLAGS = flags.FLAGS
 
 
+@starts_early(lambda words: not cluster.asked(words))
 @reads_config
 def main(_) -> int:
     """Says that the run is finished, or claims it and trains; returns the exit status."""

@@ -7,8 +7,8 @@ texts to decoded.jsonl in any case, and its record names what was not computed (
 computes the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here.
 The data must be those of the run: each prompt and its references are compared.
 
-Exams whose answers are written (GSM8K, MATH; `config.evals` with "write") are scored too, also by math-verify; their
-texts have the right answers beside them, and need no data.
+Exams whose answers are written (GSM8K, MATH, ConvFinQA, NER; `config.evals` with "write") are scored too, the first two
+also by math-verify; their texts have the right answers beside them, and need no data.
 """
 
 import dataclasses
@@ -86,13 +86,15 @@ def _score_nlg(folder: Path, record: dict, section: dict, texts: Sequence[dict],
     config = NlgConfig(**{key: value for key, value in section.items() if key in known})
     loaded, _ = load_nlg(config.task, decoded_split(config), data_dir or config.data_dir, config.allow_partial)
     rows = inputs_of(config, loaded)
+    evals = record["config"].get("evals") or {}
+    left_out = {name: why for name, why in (record.get("missing") or {}).items() if name in evals}  # optional exams
     for step, name in _written(texts):
         own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
         _check_same(folder, own, rows)
         scored = score_by(config.task, [text["continuation"] for text in own], rows, SEEN[config.seen])
         entry = _entry(folder, record, step, name)
         entry |= {f"{name}/{metric}": value for metric, value in scored.values.items()}
-        record["missing"] = dict(scored.missing)
+        record["missing"] = {**left_out, **scored.missing}
     if not record.get("missing", True):
         del record["missing"]
 

@@ -124,13 +124,17 @@ def test_methods_and_evaluations():
     asked = {
         "instruct": [("mmlu", 0, "choice"), ("mmlu", 5, "choice")],
         "math": [("gsm8k", 0, "generation"), ("math", 0, "generation")],
-        "biomed": [("mmlu", 0, "choice"), ("medqa", 0, "choice"), ("pubmedqa", 0, "choice")],
-        "finance": [("phrasebank", 0, "choice")],
+        "biomed": [(name, 0, "choice") for name in ("mmlu", "medqa", "pubmedqa", "rct")],
+        "finance": [
+            (name, 0, "generation" if name in ("convfinqa", "ner") else "choice")
+            for name in ("convfinqa", "fiqa_sa", "fpb", "headline", "ner", "phrasebank")
+        ],
     }
     for task, exams in asked.items():
         evals = unpack_file(f"{FILE}:task={task},data=a.jsonl,exams,questions=7").evals
         assert [(one.task, one.shots, one.type) for one in evals.values()] == exams
         assert all(one.at_start and one.at_end and one.max_rows == 7 for one in evals.values())
+        assert all(one.optional == (task in ("biomed", "finance")) for one in evals.values())
     assert all(larger == max(rates) for rates in numbers.RATES["math"].values() for larger in rates[-1:])
     bare = to_plain(complete_file(f"{FILE}:method=lora"))
     plain = {**bare, "optimizer": {**bare["optimizer"], "multipliers": []}}

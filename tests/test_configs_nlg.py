@@ -208,4 +208,4 @@ def test_grids():
         trials = {trial for cell in other.cells.values() for trial in cell.trials}
         assert trials <= known  # E2E's own: a recorded one is not run again
         assert all(len(cell.trials) == 6 for cell in other.cells.values() if cell.stage == "full")
-    assert len(Grid(FILE, "configs/sweeps/e2e_gemma.py").cells) == 15
+    assert len(Grid(FILE, "configs/sweeps/e2e_gemma.py").cells) == 16

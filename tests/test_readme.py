@@ -126,13 +126,16 @@ def test_tables_are_named():
         "decoding",
         "lora_table2 --model=minilm-l6",
         "lora_table3",
+        "lora_table3 --model=gemma3-270m",
         "mora_table2 --scale=gpu",
         "mora_table2 --scale=laptop",
         "quantized",
+        "rounding",
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
         "speed --results=experiments/results/speed/two_cards_suite.json",
         "sweep --results=experiments/results/dolly.jsonl",
+        "sweep --results=experiments/results/dolly_gemma.jsonl",
     ]
     assert sum(page.count("<!-- table: ") for page in DOCS.values()) == len(TABLES)
 

@@ -38,7 +38,9 @@ CODE_DROPOUT = 0.05
 LENGTHS = {"math": 512}
 LENGTH = 2_048
 
-# task -> evaluations of a run. BioMMLU's subjects are not printed; these six are the medical ones of MMLU.
+# task -> evaluations of a run; an optional one is left out where it has no file. Two serve the column FPB: AdaptLLM's
+# rows with their worked examples (fpb), and Financial PhraseBank's own sentences (phrasebank). The paper does not print
+# BioMMLU's subjects; these six are the medical ones of MMLU.
 MEDICAL = (
     "anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics", "professional_medicine",
 )  # fmt: skip
@@ -52,11 +54,19 @@ EXAMS = {
         "math": {"type": "generation", "task": "math"},
     },
     "biomed": {
-        "pubmedqa": {"type": "choice", "task": "pubmedqa"},
-        "medqa": {"type": "choice", "task": "medqa"},
-        "biommlu": {"type": "choice", "task": "mmlu", "subjects": MEDICAL},
+        "pubmedqa": {"type": "choice", "task": "pubmedqa", "optional": True},
+        "medqa": {"type": "choice", "task": "medqa", "optional": True},
+        "biommlu": {"type": "choice", "task": "mmlu", "subjects": MEDICAL, "optional": True},
+        "rct": {"type": "choice", "task": "rct", "optional": True},
     },
-    "finance": {"phrasebank": {"type": "choice", "task": "phrasebank"}},
+    "finance": {
+        "convfinqa": {"type": "generation", "task": "convfinqa", "optional": True},
+        "fiqa_sa": {"type": "choice", "task": "fiqa_sa", "optional": True},
+        "headline": {"type": "choice", "task": "headline", "optional": True},
+        "ner": {"type": "generation", "task": "ner", "optional": True},
+        "fpb": {"type": "choice", "task": "fpb", "optional": True},
+        "phrasebank": {"type": "choice", "task": "phrasebank", "optional": True},
+    },
 }
 
 # ---- ours: bases of this project ----

@@ -3,6 +3,7 @@
 python -m experiments.bench --config=configs/bench.py:shape=llama2-7b,method=lora,rank=8,batch=8,seq=512
 python -m experiments.bench --config=configs/lora_glue.py:task=mrpc --seq_len=96
 python -m experiments.bench --suite=h100 --peer=peer_peft.py    # configs/suites/h100.py, with a peer's script
+python -m experiments.bench --suite=h200 --rows=8b-*,7b-nf4     # some rows of it, merged into its record
 python -m experiments.bench --suite=h100 --table                # print the recorded table, run nothing
 python -m experiments.bench --suite=h100 --join=a.json,b.json   # of two processes, a card and --results each
 python -m experiments.bench --latency    # LoRA's Table 1 on GPT-2 medium's shape; --latency --map for its Fig. 5
@@ -12,12 +13,19 @@ import json
 
 from absl import flags
 
-from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices
+from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices, starts_early
 from lowrank_jax.core.errors import UserError
 
 define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
 flags.DEFINE_integer("steps", 20, "Timed steps, at least 10.", lower_bound=10)
+flags.DEFINE_integer(
+    "timings",
+    1,
+    "How often the steps are timed in the process, one time after the other; the record has the median.",
+    lower_bound=1,
+    upper_bound=1_000,
+)
 flags.DEFINE_integer("warmup", 3, "Steps before them.", lower_bound=1)
 flags.DEFINE_integer(
     "trials", 1, "Trials in one program, which differ in their rates; see experiments.trials.", lower_bound=1
@@ -36,8 +44,13 @@ flags.DEFINE_string(
     "Of a suite, or of --latency: its record; by default experiments/results/speed/NAME_suite.json, or latency.jsonl.",
 )
 flags.DEFINE_string("peer", None, "Of a suite: the peer's script, whose last line is a JSON record.")
+flags.DEFINE_list(
+    "rows", None, "Of a suite: rows by name, * for any text, e.g. 8b-*; with those they are compared with."
+)
 flags.DEFINE_string("only", None, "Of a suite: rows whose name matches this regular expression.")
-flags.DEFINE_integer("repeats", 3, "Of a suite: processes of each row; the table has their medians.", lower_bound=1)
+flags.DEFINE_integer(
+    "repeats", None, "Of a suite: processes of each row; by default as the suite says, or 3.", lower_bound=1
+)
 flags.DEFINE_integer("seconds", None, "Of a suite: time after which no further process is started.", lower_bound=1)
 flags.DEFINE_bool("again", False, "Of a suite, or of --latency: measure the chosen rows again instead of resuming.")
 flags.DEFINE_list(
@@ -48,6 +61,7 @@ flags.DEFINE_enum("format", "text", ["text", "markdown"], "Of a suite, or of --l
 FLAGS = flags.FLAGS
 
 
+@starts_early(lambda words: not any(word.lstrip("-").startswith("suite") for word in words))
 @reads_config
 def main(_) -> None:
     """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}, or measures a suite."""
@@ -67,7 +81,7 @@ def main(_) -> None:
     start_devices()
     from experiments.bench.training.step import measure
 
-    record = measure(config, FLAGS.seq_len, FLAGS.steps, FLAGS.warmup, FLAGS.trials, FLAGS.trace)
+    record = measure(config, FLAGS.seq_len, FLAGS.steps, FLAGS.warmup, FLAGS.trials, FLAGS.trace, FLAGS.timings)
     if record is not None:
         print(json.dumps(record), flush=True)
 

@@ -8,9 +8,11 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from experiments.evaluation.scoring import Scorer
+from experiments.generation.framing import wants_bos
 from experiments.generation.model import Model
 from lowrank_jax.bases.ends import framed_tokenizer, opening_ids
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.data.packing import mark
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.decoding.stream import Streamer
@@ -31,6 +33,9 @@ class LanguageModel(TemplateLM):
       add_bos: whether texts begin with BOS; None: as in the run's training, or as the tokenizer begins a text.
       chat_template: a template's name; "" is the tokenizer's own.
 
+    Raises:
+      UserError: texts should begin with BOS, and the tokenizer has none.
+
     Attributes:
       cut: how many prompts were too long, and have lost their beginnings.
     """
@@ -39,6 +44,8 @@ class LanguageModel(TemplateLM):
         super().__init__()
         words = framed_tokenizer(model.base)
         assert words is not None  # `generation.model` has made sure
+        marked = wants_bos(words, model.task, add_bos)
+        self._opening = opening_ids(model.base) if marked is None else (mark(words, "bos"),) if marked else ()
         self.model, self.words, self._template = model, words, chat_template
         self.max_length = model.positions - model.virtual.count
         self._batch_size, self.cut = batch_size, 0
@@ -46,9 +53,6 @@ class LanguageModel(TemplateLM):
             model.apply_fn, model.variables, model.positions, model.base.config.vocab_size, batch_size, model.virtual
         )
         self._streamers: dict[tuple[str, ...], Streamer] = {}
-        marked = getattr(model.task, "add_bos", None) if add_bos is None else add_bos
-        bos = () if self.words.bos_id is None else (self.words.bos_id,)
-        self._opening = opening_ids(model.base) if marked is None else bos if marked else ()
 
     @property
     def eot_token_id(self) -> int:

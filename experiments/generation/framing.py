@@ -96,14 +96,15 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
       messages: whether conversations are to be answered.
 
     Raises:
-      UserError: no template of that name, or none where one is needed.
+      UserError: no template of that name, or none where one is needed; or as `wants_bos`.
     """
     tokenizer, task, texts, said = framed_tokenizer(model.base), model.task, bool(template), ""
+    bos = wants_bos(tokenizer, task, bos)
     after = tuple(task.after_prompt(tokenizer)) if hasattr(task, "after_prompt") else ()
     if template == NONE:
         if messages:
             raise UserError(f"--chat_template={NONE} cannot write messages; name one of {', '.join(FORMATS)}")
-        return Framing(tokenizer, None, False, _bos(task, bos), system, after=after, virtual=model.virtual)
+        return Framing(tokenizer, None, False, bos, system, after=after, virtual=model.virtual)
     named = "" if template == OWN else template
     if not template and task is not None:
         chat = trained_on_chat(task)
@@ -114,7 +115,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         elif chat is None:
             said = "the run's data are not here: a prompt is plain text (--chat_template makes it a user's message)"
     if not texts and not messages:
-        return Framing(tokenizer, None, False, _bos(task, bos), system, said, after, model.virtual)
+        return Framing(tokenizer, None, False, bos, system, said, after, model.virtual)
     if tokenizer is not None and not named and tokenizer.chat_template is None:
         raise UserError(no_template(tokenizer))
     assert tokenizer is not None  # `model` has made sure
@@ -122,7 +123,7 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
         found = find_template(tokenizer, named)
     except UserError as error:
         raise UserError(str(error).replace("task.chat_template", "--chat_template")) from None
-    return Framing(tokenizer, found, texts or messages, _bos(task, bos), system, said, virtual=model.virtual)
+    return Framing(tokenizer, found, texts or messages, bos, system, said, virtual=model.virtual)
 
 
 def no_template(tokenizer: Any) -> str:
@@ -153,5 +154,17 @@ def trained_on_chat(task: Any) -> bool | None:
     return None
 
 
-def _bos(task: Any, bos: bool | None) -> bool | None:
+def wants_bos(tokenizer: Any, task: Any, bos: bool | None) -> bool | None:
+    """Whether texts begin with BOS; None: as the tokenizer begins a text.
+
+    Args:
+      tokenizer: of the base.
+      task: of a run, which decides where `bos` is None; None of a base alone.
+      bos: --bos; None where it is not given.
+
+    Raises:
+      UserError: --bos asks for BOS and the tokenizer has none.
+    """
+    if bos and tokenizer.bos_id is None:
+        raise UserError(f"tokenizer {tokenizer.name!r} has no BOS token; leave --bos out")
     return getattr(task, "add_bos", None) if bos is None else bos

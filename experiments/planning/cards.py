@@ -1,4 +1,4 @@
-"""GPUs that are not here, for XLA's own compiler: what it must know of a card, and the devices of a slice of them."""
+"""Describes NVIDIA GPUs to XLA's CUDA compiler, so that it compiles for cards that this machine does not have."""
 
 import contextlib
 import importlib.util
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-HOST = 8  # most cards of a host, as they are sold
-# The plugin looks for a driver and for CUDA's libraries, of which a compilation needs none; and without a card no
-# kernel can be timed, so that XLA takes its defaults.
+HOST = 8  # most cards of a host: NVIDIA's HGX boards have 4 or 8
+# A compilation needs neither the driver nor CUDA's libraries that the plugin looks for. Without a card no kernel can be
+# timed, hence no autotuning: XLA takes its defaults.
 UNCHECKED = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 UNTIMED = "--xla_gpu_autotune_level=0"
-CUDNN = (9, 10, 0)
+CUDNN = (9, 10, 0)  # the version that XLA and jax are told; jax 0.10.2 asks no later one of these cards
 
 
 class Card(NamedTuple):
-    """What XLA's compiler asks of a card, from NVIDIA's data sheets and CUDA's properties.
+    """What XLA's compiler must know of a card, from NVIDIA's data sheets and CUDA's device properties.
 
     Attributes:
-      name: NVIDIA's.
+      name: NVIDIA's, which is jax's `device_kind`.
       capability: compute capability, (major, minor).
       cores: streaming multiprocessors.
-      gib: memory.
+      gib: memory as the driver counts it.
       bandwidth: of the memory, bytes a second.
-      l2: bytes of the cache that all cores share.
+      l2: bytes of the L2 cache.
       ghz: clock.
-      shared, shared_block: bytes of shared memory of a core, and the most that a block of threads may ask for.
+      shared, shared_block: bytes of shared memory of a multiprocessor, and the most that a block of threads may take.
       links: NVLinks to the other cards.
     """
 
@@ -56,7 +56,7 @@ def has_compiler() -> bool:
 
 
 def prepare() -> None:
-    """Settings that must stand before jax starts."""
+    """Sets the environment variables that XLA and jax's CUDA plugin read when jax starts."""
     for name, value in UNCHECKED.items():
         os.environ.setdefault(name, value)
     given = os.environ.get("XLA_FLAGS", "")
@@ -65,7 +65,7 @@ def prepare() -> None:
 
 
 def devices(kind: str, count: int) -> Sequence[Any]:
-    """So many cards of a kind to compile for, up to HOST a host.
+    """Devices to compile for: `count` cards of a kind, in hosts of at most HOST.
 
     Raises:
       RuntimeError: the plugin cannot describe them (jax's own error).
@@ -123,9 +123,9 @@ device_description_str: "{card.name}"
 
 @contextlib.contextmanager
 def cudnn_is_there(kind: str) -> Iterator[None]:
-    """jax asks the machine for cuDNN and for its card before it traces cuDNN's attention; inside, it is told of a card.
+    """Inside, jax traces cuDNN's attention as for a card of a kind, though this machine has neither card nor cuDNN.
 
-    The two questions are jax's own functions: there is no public place for an answer.
+    Two private functions of jax, which ask the machine for both, are replaced: no public setting does it.
     """
     from jax._src.cudnn import fused_attention_stablehlo as attention
 

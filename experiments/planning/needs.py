@@ -12,11 +12,13 @@ from lowrank_jax.core.trees import combine, nbytes_a_device
 from lowrank_jax.ops.flops import product_flops
 from lowrank_jax.sharding.collectives import Collective, collectives
 from lowrank_jax.sharding.mesh import BATCH_AXES
+from lowrank_jax.train.compiler import TRITON
 from lowrank_jax.train.memory import GIB, memory_report
 
 KIB, MIB = 2**10, 2**20
 LISTED = 8  # sizes of transfers that a plan lists; the others are summed up
 FULL = "RESOURCE_EXHAUSTED"  # how XLA's error begins where a program does not fit its device
+UNTILED = "No supported config found"  # XLA's words of a Triton product that it cannot time, and has no tiles for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def needs(experiment: Experiment) -> Needs:
       UserError: the backend does not count memory.
     """
     try:
-        compiled = experiment.compile()
+        compiled = _compiled(experiment)
     except jax.errors.JaxRuntimeError as error:
         if FULL not in str(error):
             raise
@@ -88,6 +90,20 @@ def needs(experiment: Experiment) -> Needs:
         raise UserError("this backend does not count a step's memory; leave --topology out")
     moved = tuple(collectives(compiled.as_text()))
     return Needs(report.needed + report.code, report.temporaries, collectives=moved)
+
+
+def _compiled(experiment: Experiment) -> Any:
+    """The step; without Triton's products where the compiler must time them, and no card is here.
+
+    XLA has no tiles of its own for some bfloat16 products, among them those whose rows are no multiple of 8.
+    """
+    try:
+        return experiment.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if UNTILED not in str(error):
+            raise
+    given = experiment.abstract_state, experiment.abstract_frozen, experiment.abstract_batch
+    return experiment.step.lower(*given).compile({TRITON: False})
 
 
 def activations(experiment: Experiment) -> int:

@@ -40,18 +40,16 @@ class Kind:
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-CARDS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
-# TPUs: what libtpu 0.0.42 says that a program may use ("Used ... of 15.75G hbm"). GPUs: the memory of one card as its
-# driver counts it; `usable` takes jax's share of it.
+COUNTS = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
+# Memory: of TPUs what libtpu 0.0.42 says that a program may use ("Used ... of 15.75G hbm"); of GPUs all that the card
+# has, of which `usable` takes jax's share.
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("v5e", "TPU v5 lite", 15.75, FLAT),
         Kind("v6e", "TPU v6 lite", 31.25, FLAT),
         Kind("v5p", "TPU v5", 95.74, CUBES),
-        Kind("a100", "NVIDIA A100-SXM4-80GB", 79.2, CARDS, "gpu"),
-        Kind("h100", "NVIDIA H100 80GB HBM3", 79.2, CARDS, "gpu"),
-        Kind("h200", "NVIDIA H200", 139.8, CARDS, "gpu"),
+        *(Kind(name, card.name, card.gib, COUNTS, "gpu") for name, card in cards.CARDS.items()),
     )
 }
 FRACTION, DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
@@ -74,17 +72,30 @@ class Topology:
 
     @property
     def usable(self) -> int:
-        """Bytes of a device that a program may use; of a GPU, the share that jax takes at its start."""
-        share = 1.0
-        if self.kind.platform == "gpu":
-            with contextlib.suppress(ValueError):  # jax itself complains of it, where there is a GPU
-                share = DEFAULT_FRACTION
-                share = float(os.environ.get(FRACTION, DEFAULT_FRACTION))
+        """Bytes of a device that a program may use; of a GPU, the share that jax takes at its start.
+
+        Raises:
+          UserError: the environment's share is no number above 0.
+        """
+        share = _share() if self.kind.platform == "gpu" else 1.0
         return int(self.kind.gib * share * GIB)
 
     def others(self) -> list["Topology"]:
         """All slices of this kind that are offered, the smallest first."""
         return [Topology(self.kind, shape) for shape in self.kind.shapes]
+
+
+def _share() -> float:
+    given = os.environ.get(FRACTION) or str(DEFAULT_FRACTION)
+    try:
+        share = float(given)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise UserError(
+            f"{FRACTION}={given[:40]} is no share of a card's memory; give a number such as 0.9, or unset it"
+        )
+    return share
 
 
 def parse(text: str) -> Topology:
@@ -120,7 +131,7 @@ class Target:
       devices: as many as the slice has.
       exact: whether the compiler is the slice's own.
       how: in words, for the reader.
-      absent: whether they are GPUs that jax does not see.
+      absent: whether they are GPUs that this machine does not have.
     """
 
     devices: Sequence[Any]
@@ -130,14 +141,28 @@ class Target:
 
 
 def prepare(asked: Topology) -> None:
-    """Settles which devices jax starts, before it does: the CPU alone for libtpu's compiler, or simulated ones."""
+    """Settles which devices jax starts, before it does: of libtpu's compiler the CPU alone, otherwise the CPU too.
+
+    JAX_PLATFORMS may name another platform, which need not be here.
+
+    Raises:
+      UserError: as `Topology.usable`.
+    """
     import jax
 
+    _ = asked.usable  # a wrong share is named before anything is compiled
+    given = getattr(jax.config, "jax_platforms", None)
     if compiles_for_tpu(asked):
         jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free for others
-    elif compiles_for_cards(asked):
+        return
+    if compiles_for_cards(asked):
         cards.prepare()
-    elif SIMULATED not in os.environ.get("XLA_FLAGS", ""):
+        if given and "cpu" not in given.split(","):
+            jax.config.update("jax_platforms", f"{given},cpu")
+        return
+    if given:
+        jax.config.update("jax_platforms", "cpu")
+    if SIMULATED not in os.environ.get("XLA_FLAGS", ""):
         count = max(one.count for one in (asked, *asked.others()))
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={count}".strip()
 
@@ -148,13 +173,13 @@ def compiles_for_tpu(asked: Topology) -> bool:
 
 
 def compiles_for_cards(asked: Topology) -> bool:
-    """Whether jax's CUDA plugin is here, whose compiler needs no card."""
+    """Whether jax's CUDA plugin, whose compiler needs no card, is here to compile for it."""
     return asked.kind.platform == "gpu" and cards.has_compiler()
 
 
 @contextlib.contextmanager
-def planning_for(asked: Topology, found: "Target") -> Iterator[None]:
-    """Programs that are traced inside are those of the slice, where its own compiler makes them."""
+def planning_for(asked: Topology, found: Target) -> Iterator[None]:
+    """Inside, programs are traced as the slice's devices run them, if their own compiler compiles (`found.exact`)."""
     if not found.exact:
         yield
         return
@@ -166,7 +191,7 @@ def planning_for(asked: Topology, found: "Target") -> Iterator[None]:
 
 
 def target(asked: Topology) -> Target:
-    """The devices of a slice: this machine's own if they are of that kind, its own compiler's, or simulated ones.
+    """The devices of a slice: this machine's own, those that the slice's compiler describes, or simulated ones.
 
     Raises:
       UserError: a compiler refuses the slice, or XLA_FLAGS asks for fewer simulated devices than it has.

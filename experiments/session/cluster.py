@@ -73,10 +73,14 @@ def quieten(words: Sequence[str]) -> None:
     Args:
       words: the command line. Nothing changes where neither it nor the variables ask for several processes.
     """
-    asked = any(word.lstrip("-").partition("=")[0] in ("multihost", *VARIABLES) for word in words)
-    asked = asked or any(variable in os.environ for variable in VARIABLES.values())
-    if asked and os.environ.get(QUIET, "1") == "1":  # jax's default; another value is the user's choice
+    if asked(words) and os.environ.get(QUIET, "1") == "1":  # jax's default; another value is the user's choice
         os.environ[QUIET] = "3"  # only fatal messages
+
+
+def asked(words: Sequence[str]) -> bool:
+    """Whether a command line or the variables speak of several processes."""
+    flagged = any(word.lstrip("-").partition("=")[0] in ("multihost", *VARIABLES) for word in words)
+    return flagged or any(variable in os.environ for variable in VARIABLES.values())
 
 
 def refuse_several(program: str, remedy: str) -> None:

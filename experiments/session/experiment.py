@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.config.plain import to_plain
 from experiments.config.schema import RunConfig
 from experiments.session.by_length import by_length
 from experiments.session.warm_start import apply_start
@@ -34,10 +35,14 @@ from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.train.best import BEST, LAST
+from lowrank_jax.train.kept_step import kept_step
 from lowrank_jax.train.loop import Evaluator, LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
+SOURCES = ("lowrank_jax", "experiments")  # folders whose files make the step
+NO_PART_OF_THE_STEP = ("name", "labels", "tracking", "checkpoint", "export")
 DECIDING = ("likelihood", "choices")  # types of evaluations that have a held-out loss, which decides what is best
+NO_FILE = "no file"
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
@@ -131,9 +136,17 @@ class Experiment:
         record, kind = {"name": self.base.name, "fingerprint": fingerprint}, self.config.base.quantize
         return record if kind == NONE else {**record, "quantize": kind}
 
+    @functools.cached_property
+    def absent(self) -> dict[str, str]:
+        """{name: why} of the entries of `config.evals` that are left out: optional exams without a file."""
+        entries = self.config.evals.items()
+        return {name: NO_FILE for name, entry in entries if getattr(entry, "is_absent", False)}
+
     def record_notes(self) -> dict[str, Any]:
-        """What a record must say of the data; see `forms.base.Form`."""
-        return self.form.record_notes(self.data)
+        """What a record must say of the data (see `forms.base.Form`); "missing" also names the exams left out."""
+        found = self.form.record_notes(self.data)
+        missing = {**found.get("missing", {}), **self.absent}
+        return {**found, **({"missing": missing} if missing else {})}
 
     @property
     def unrolled(self) -> bool:
@@ -144,10 +157,27 @@ class Experiment:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
 
         Args:
-          ahead: `load` follows; see `load_ahead`.
+          ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept.
         """
-        with self.load_ahead() if ahead else contextlib.nullcontext():
-            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch).compile()
+        return self.compile_step(self.step, (self.abstract_state, self.abstract_frozen, self.abstract_batch), ahead)
+
+    def compile_step(self, step: Any, arguments: tuple, ahead: bool) -> Any:
+        """A jitted step of this experiment, or of its trials, compiled for arguments; `ahead` as in `compile`."""
+
+        def make() -> Any:
+            return step.lower(*arguments).compile()
+
+        if not ahead:
+            return make()
+        with self.load_ahead():
+            return kept_step(make, arguments, self.identity, SOURCES)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the traced step depends on besides its arguments and the source files: the config, and what is read."""
+        config = {key: value for key, value in to_plain(self.config).items() if key not in NO_PART_OF_THE_STEP}
+        parts = (self.base.config, self.base.model, self.plan, self.groups, self.rules, self.options)
+        return {"config": config, "parts": [repr(part) for part in parts]}
 
     def compile_merge(self) -> Any:
         """The compiled merge of a run with restarts; None without."""
@@ -287,10 +317,13 @@ class Experiment:
             nothing says which these are.
         """
         score, train, found = score or _score_one, self.config.train, []
-        scores = [entry for entry in self.config.evals.values() if entry.type != SAMPLES]
+        entries = {name: entry for name, entry in self.config.evals.items() if name not in self.absent}
+        if self.absent and jax.process_index() == 0:
+            print(f"not measured: {', '.join(f'{name} ({why})' for name, why in self.absent.items())}", flush=True)
+        scores = [entry for entry in entries.values() if entry.type != SAMPLES]
         if not scores or train.eval_every or train.eval_steps:  # the short way for one
             found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at, LAST))
-        for name, entry in self.config.evals.items():
+        for name, entry in entries.items():
             found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due, entry.weights))
         kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _, _ in found)}
         made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}

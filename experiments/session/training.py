@@ -184,7 +184,7 @@ class Session:
         result = run_folder.finish_run(
             run.folder, run.name, run.plain, status, one.parameters, self.started, outcome.train_seconds, message,
             compile_seconds=self.compile_seconds, seq_len=one.data.seq_len, base=one.base_record(fingerprint),
-            trained=one.trained, **({"best": best.record(index)} if best else {}), **one.record_notes(),
+            trained=one.trained, **({"best": best.record(index)} if best else {}), **self.program.lead.record_notes(),
             **run_folder.data_of(run.folder), **spectra, **self.more,
         )  # fmt: skip
         if status in run_folder.ENDED:

@@ -1,6 +1,5 @@
 """Runs that share a program: built once on shapes, their states stacked over one base."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -82,8 +81,8 @@ class TrialGroup:
             for name, axis in self._axes.items()
         }
         batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
-        with self.lead.load_ahead() if ahead else contextlib.nullcontext():
-            return self.step.lower(self.abstract_state, frozen, batch, self._tables, self._lasts).compile()
+        arguments = (self.abstract_state, frozen, batch, self._tables, self._lasts)
+        return self.lead.compile_step(self.step, arguments, ahead)
 
     def compile_merge(self) -> None:
         """None: runs with restarts share no program."""

@@ -28,6 +28,7 @@ TABLES = {
     "decoding": "experiments.tables.speed.decoding",
     "latency": "experiments.tables.speed.latency",
     "quantized": "experiments.tables.speed.quantized",
+    "rounding": "experiments.tables.speed.rounding",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }
@@ -80,7 +81,16 @@ def has_figures(module: ModuleType) -> bool:
 
 
 def make(module: ModuleType, options: Any) -> Any:
-    """The module's table of the results at `options.results`."""
-    from experiments.records.results import load_results
+    """The module's table of the results at `options.results`.
 
-    return module.table(getattr(module, "load", load_results)(options.results), options)
+    Raises:
+      UserError: `options.model` is none of its bases.
+    """
+    from experiments.records.results import load_results
+    from experiments.tables.models import check_model
+
+    results = getattr(module, "load", load_results)(options.results)
+    for name in READERS["model"]:
+        if TABLES[name] == module.__name__:
+            check_model(name, options.model, results)
+    return module.table(results, options)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax.bases.codes import abstract_leaf, quantize_leaf
+from lowrank_jax.bases.codes import abstract_leaves, quantize_leaf
 from lowrank_jax.bases.fingerprint import digest, fingerprint, sample
 from lowrank_jax.bases.locate import SHIPPED, is_here, resolve
 from lowrank_jax.core.errors import UserError
@@ -232,9 +232,7 @@ def abstract_base(config: BaseConfig, sharding_fn: ShardingFn | None = None) -> 
             tokenizer = ByteTokenizer() if config.name == SHIPPED else _folder_tokenizer(path)
         else:
             shape, tokenizer = _shape_and_tokenizer(config, path, open_checkpoint(path), [])
-    params = {}
-    for leaf_path, leaf_shape in param_shapes(shape).items():
-        params[leaf_path] = abstract_leaf(leaf_path, leaf_shape, model_dtype, config.quantize, sharding_fn, config.fp8)
+    params = abstract_leaves(param_shapes(shape), model_dtype, config.quantize, sharding_fn, config.fp8)
     model = build_model(config, shape)
     return Base(config.name, model, shape, unflatten(params), tokenizer, None, source, path=path)
 

@@ -1,4 +1,4 @@
-"""Lays out a model's weights for the fastest decoding: adapters in their kernels' leaves, an array for each layer."""
+"""Lays out a model's weights for the fastest decoding: adapters within their kernels' leaves, an array a layer."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -38,10 +38,10 @@ class Ready(NamedTuple):
 def ready(
     model: Any, params: Tree, plan: Plan | None = None, variables: Tree | None = None, exact: bool = True
 ) -> Ready:
-    """The model with its adapters in its kernels' leaves, in the layout of decoding.
+    """The model with each adapter within its kernel's leaf, in the layout for decoding.
 
     The time of a step is set by the number of its GPU kernels, copies of slices of stacked arrays among them. Hence
-    there is no loop over layers, no product of an adapter's own, and an array for each layer's weights and cache
+    there is no loop over layers, no separate product for an adapter, and an array for each layer's weights and cache
     (times: docs/performance.md, "Decoding").
 
     Args:
@@ -60,43 +60,46 @@ def ready(
     in_parts = exact and jnp.dtype(model.dtype).itemsize < 4
     groups = model.clone(cuts=()).fused_groups() if hasattr(model, "fused_groups") else {}
     thin = _thin(sites, groups) if in_parts else set()
-    updates, kernels = {}, {site.weight for site in sites if site.path not in thin}
+    updates, others = {}, tuple(site for site in sites if site.path not in thin)
     if plan is not None and sites:
         held = {"params": params, **(variables or {})}
         updates = {site.path: _update(held, site, model.dtype) for site in sites if site.path in thin}
         if in_parts:
-            held["params"] = _replaced(params, kernels, lambda kernel: dense(kernel, jnp.float32))
-        params = merge(held, Plan(plan.configs, tuple(site for site in sites if site.path not in thin)))
+            held["params"] = _replaced(params, {site.path for site in others}, lambda each: dense(each, jnp.float32))
+        params = merge(held, Plan(plan.configs, others))
     layout = {"cuts": tuple(range(1, model.config.num_hidden_layers)), "remat": "none", "scan_unroll": 1}
-    place = {path: (path, 0) for path in updates}  # of a kernel's columns: path of the leaf, the first there
-    flat = flatten(params)
+    places, flat = {}, flatten(params)
     if groups and not any(is_coded(flat[f"{member}/kernel"]) for members in groups.values() for member, _ in members):
         layout["fused"] = True
-        params = Fused(groups).apply(params)
-        for path, members in groups.items():
-            own = {f"{member}/kernel" for member, _ in members}
-            if kernels & own:
-                kernels = (kernels - own) | {f"{path}/kernel"}
-            first = 0
-            for member, columns in members:
-                place[member] = (path, first)
-                first += columns
+        params, places = Fused(groups).apply(params), _places(groups)
+    del flat  # a kernel's memory is then free once its new leaf is made
     beside: dict[str, list[Update]] = {}
-    for path, update in updates.items():
-        where, first = place[path]
-        beside.setdefault(f"{where}/kernel", []).append(update._replace(first=first))
-    flat = flatten(params)
-    flat |= {path: widened(flat[path], own, model.dtype) for path, own in beside.items()}
-    params = unflatten(flat)
+    for site_path, update in updates.items():
+        path, first = places.get(site_path, (site_path, 0))
+        beside.setdefault(path, []).append(update._replace(first=first))
+    for path, own in beside.items():
+        params = _replaced(params, {path}, lambda kernel, own=own: widened(kernel, own, model.dtype))
     if in_parts:
-        params = _replaced(params, kernels, lambda kernel: two_parts(kernel, model.dtype))
+        changed = {places.get(site.path, (site.path, 0))[0] for site in others}
+        params = _replaced(params, changed, lambda kernel: two_parts(kernel, model.dtype))
     params = Segments(layout["cuts"]).apply(params)
     empty = functools.partial(init_cache, model.config, dtype=model.dtype, cuts=layout["cuts"])
     return Ready(model.clone(**layout).apply, {"params": params}, empty)
 
 
+def _places(groups: Groups) -> dict[str, tuple[str, int]]:
+    """{path of a member: path of the joined product, the member's first column there}."""
+    found = {}
+    for path, members in groups.items():
+        first = 0
+        for member, columns in members:
+            found[member] = (path, first)
+            first += columns
+    return found
+
+
 def _thin(sites: Iterable[Site], groups: Groups) -> set[str]:
-    """Paths of the sites whose update is kept beside the kernel: x A B with a small rank, at all sites of a group."""
+    """Paths of the sites whose update is kept beside the kernel: x A B of a small rank, as are all of its group."""
     paths = {site.path for site in sites}
     found = {s.path for s in sites if get_fast(s.family).factors is not None and s.spec.rank <= LARGEST_RANK}
     for members in groups.values():
@@ -107,10 +110,10 @@ def _thin(sites: Iterable[Site], groups: Groups) -> set[str]:
 
 
 def _update(variables: Tree, site: Site, dtype: Any) -> Update:
-    """The update of a site, in the dtype that its kernel is going to have."""
-    weight_of(site, flat_params(variables["params"], "ready"))
+    """The update of a site, in the dtype that its kernel will have."""
+    weight_of(site, flat_params(variables["params"], "ready"))  # refuses a site that has none, as `merge` does
     factors = get_fast(site.family).factors
-    assert factors is not None  # `_thin` has it so
+    assert factors is not None  # `_thin` takes no others
     leaf = site.family.scale_leaf(*leaves_of(variables, site))
     a, b = (leaf[name].astype(dtype) for name in factors)
     if not (jnp.isfinite(a).all() & jnp.isfinite(b).all()):
@@ -118,9 +121,7 @@ def _update(variables: Tree, site: Site, dtype: Any) -> Update:
     return Update(0, a, b)
 
 
-def _replaced(params: Tree, paths: set[str], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The params in which `change` replaces the kernels at some paths."""
-    changes = {
-        path: change(leaf) for path, leaf in flatten(params).items() if path in paths and path.endswith("/kernel")
-    }
-    return unflatten(flatten(params) | changes)
+def _replaced(params: Tree, modules: set[str], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The params in which `change` replaces the kernels of some modules."""
+    flat = flatten(params)
+    return unflatten(flat | {path: change(flat[path]) for module in modules if (path := f"{module}/kernel") in flat})

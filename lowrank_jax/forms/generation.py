@@ -88,6 +88,8 @@ def _scored(setting: Setting, task: Prompted, options: GenerationOptions) -> Eva
     most, pad = options.max_new_tokens or task.max_new_tokens, setting.tokenizer.pad_id or 0
     limits = Limits(most, _ends_of(task), pad, no_repeat_ngram=options.no_repeat_ngram, repeat_prompt=True)
     ids = [task.prompt_tokens(prompt) for prompt in prompts]
+    fitted = getattr(task, "fitted", None)
+    ids = fitted(ids, _positions(setting) - most) if fitted else ids
     _check_room(setting, task, ids, most)
     stops = getattr(task, "stops", ())
     generate = _generator(setting, ids, limits, stops, beams=options.how, batch=options.batch)
@@ -122,9 +124,10 @@ def _check_room(setting: Setting, task: Any, prompts: Sequence[list[int]], most:
     if max(lengths) + most > positions:
         row = lengths.index(max(lengths))
         places = task.places() if hasattr(task, "places") else [f"prompt {row + 1}" for row in range(len(prompts))]
+        cut = getattr(task, "shortening", "")
         raise UserError(
             f"{places[row]}: its prompt has {lengths[row]} tokens, and {most} new ones exceed the model's {positions} "
-            "positions; lower max_new_tokens, leave the row out, or take a base with more positions"
+            f"positions; {cut}lower max_new_tokens, leave the row out, or take a base with more positions"
         )
 
 

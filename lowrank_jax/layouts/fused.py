@@ -51,6 +51,8 @@ class Fused:
                         f"base.fused joins kernels that base.quantize holds as codes of {kernel.kind}; set one of them "
                         "back (false, or none)"
                     )
+                if leaves and is_coded(kernel) is not is_coded(leaves[0]):
+                    raise UserError(f"some parts of {path} alone are codes; name all or none of them in base.fp8.keep")
                 if (bias := flat.pop(f"{member}/bias", None)) is not None:
                     biases.append(bias)
                 if beside := [other for other in flat if other.startswith(f"{member}/")]:

@@ -36,6 +36,15 @@ def macro_f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float
     return float(_metrics().f1_score(labels, predictions, **given))
 
 
+def weighted_f1(predictions: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """Mean over all classes of the F1 of each, weighted by how many labels it has.
+
+    Args: as `macro_f1`.
+    """
+    given = {"labels": list(range(classes)), "average": "weighted", "zero_division": 0.0}
+    return float(_metrics().f1_score(labels, predictions, **given))
+
+
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation, (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)).
 

@@ -19,4 +19,7 @@ def wilson(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
         raise ValueError(f"{correct} correct of {n}")
     share, room = correct / n, z * z / n
     middle, spread = share + room / 2, z * math.sqrt(share * (1 - share) / n + room / (4 * n))
-    return max(0.0, (middle - spread) / (1 + room)), min(1.0, (middle + spread) / (1 + room))
+    # Exactly 0 or 1 where none or all are right: rounding could leave 0 or 1 outside, and a base with none right would
+    # count as separated.
+    low = (middle - spread) / (1 + room) if correct else 0.0
+    return max(0.0, low), min(1.0, (middle + spread) / (1 + room)) if correct < n else 1.0

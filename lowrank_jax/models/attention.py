@@ -17,6 +17,7 @@ from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
 from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.rotary import Tables, rotate
 from lowrank_jax.ops.capability import compute_capability, platform
+from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
@@ -69,6 +70,7 @@ class Attention(nn.Module):
         layer: Array | None,
         local: Array | None = None,
         query_scale: Array | None = None,
+        bound: Callable[[], Array] | None = None,
     ) -> tuple[Array, dict | None]:
         """Args:
           x: [B, T, D].
@@ -81,11 +83,12 @@ class Attention(nn.Module):
           layer: int32 scalar, this layer's row of the cache.
           local: bool scalar, whether this layer has the window; None is yes.
           query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
+          bound: as in `layers.Linear`, of x.
 
         Returns:
           [B, T, D], and the cache with this layer's T new keys and values written at `index`, which stays as it is.
         """
-        query, key, value = self.projections(x)
+        query, key, value = self.projections(x, bound)
         value = saved_product(value, "value")
         query, key = (x if rotary is None else rotate(x, *rotary) for x in (query, key))
         if query_scale is not None:
@@ -142,16 +145,16 @@ class Attention(nn.Module):
         near = keys.places > keys.newest - self.window
         return keys.allowed & (near if local is None else near | ~local)
 
-    def projections(self, x: Array) -> list[Array]:
+    def projections(self, x: Array, bound: Callable[[], Array] | None = None) -> list[Array]:
         """Query, key and value, [B, T, heads, head_dim] each."""
         heads = dict(zip(QKV, (self.heads, self.kv_heads, self.kv_heads), strict=True))
         if self.fused:
             if self.use_bias:
                 check_joined_bias(self, "qkv")
-            y = self.linear(sum(heads.values()) * self.head_dim, "qkv", self.use_bias)(x)
-            parts = jnp.split(y, [self.heads * self.head_dim, (self.heads + self.kv_heads) * self.head_dim], axis=-1)
+            y = self.linear(sum(heads.values()) * self.head_dim, "qkv", self.use_bias)(x, bound)
+            parts = side_by_side(y, [count * self.head_dim for count in heads.values()])
         else:
-            parts = [self.linear(count * self.head_dim, name, self.use_bias)(x) for name, count in heads.items()]
+            parts = [self.linear(count * self.head_dim, name, self.use_bias)(x, bound) for name, count in heads.items()]
         query, key, value = parts
         if self.qk_norm != "none":  # a norm's backward pass needs its input
             query, key = (self.norm(saved_product(y, name), name) for name, y in (("query", query), ("key", key)))
@@ -343,6 +346,12 @@ def pick_implementation(
     heads of a multiple of 8 up to 128 (256 on Hopper) and rows of an even length (jax refuses its gradient for others),
     on an NVIDIA GPU of compute capability 8.0 or more. Cached steps always use XLA; a softcap on the scores (`capped`)
     always takes `heads_first_attention`, the only one that has it.
+
+    Args:
+      name: one of ATTENTION.
+      dtype, head_dim: of queries, keys and values.
+      length: of the rows; 0 where it does not matter.
+      masked, cached, capped: whether there are a mask, a cache, a softcap.
 
     Raises:
       UserError: an unknown name, or "cudnn" where it cannot run.

@@ -1,6 +1,7 @@
 """The named layers that models are made of: Linear, Embedding, RMSNorm, LayerNorm, and activations by HF's names."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ from jax import lax
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.placement import rows
-from lowrank_jax.ops.quantized import Quantized, dense, multiply
+from lowrank_jax.ops.quantized import Multiplier, dense
+from lowrank_jax.ops.saved import behind_barrier
 from lowrank_jax.ops.two_parts import TwoParts
 from lowrank_jax.ops.widened import Widened
 
@@ -51,8 +53,8 @@ def parameter(module: nn.Module, name: str, start: Any, shape: tuple[int, ...], 
 class Linear(nn.Module):
     """y = x W (+ b): the one layer that adapters attach to, through `nn.intercept_methods` and the module's path.
 
-    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time; one in two parts
-    (`ops.two_parts`) is a product twice as wide, and one with its adapter beside it (`ops.widened`) a little wider.
+    A quantised kernel (`ops.quantized`) is dequantised here, one layer of a scan at a time. With a kernel in two parts
+    (`ops.two_parts`) the product is twice as wide; with one that has its adapter beside it (`ops.widened`), a little.
 
     Attributes:
       features: width of the output.
@@ -69,16 +71,17 @@ class Linear(nn.Module):
     float32_output: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """x W (+ b); `bound` makes a number that no entry of x exceeds, see `ops.quantized.Multiplier`."""
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Quantized | TwoParts | Widened):  # these are no single array of the kernel's shape
+        if not isinstance(kernel, Multiplier | TwoParts | Widened):  # these are no single array of the kernel's shape
             kernel = parameter(self, "kernel", KERNEL_INIT, (x.shape[-1], self.features), self.param_dtype)
         x = rows(x.astype(self.dtype))
         read = kernel.parts if isinstance(kernel, TwoParts | Widened) else kernel
         if self.float32_output:
             y = cast(Array, matmul_float32(x, dense(read, self.dtype), 0))
         else:
-            y = multiply(x, read) if isinstance(read, Quantized) else x @ read.astype(self.dtype)
+            y = read.times(x, bound) if isinstance(read, Multiplier) else x @ read.astype(self.dtype)
         if isinstance(kernel, TwoParts | Widened):
             y = kernel.result(y)
         if self.use_bias:
@@ -132,12 +135,16 @@ class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32 and returned in `dtype`.
 
     With `offset` the parameter is called "offset" and starts at 0, and 1 + offset takes the place of scale.
+
+    With `apart` the mean is computed before its readers: XLA's GPU backend then takes it where x is summed, and writes
+    y and y's FP8 codes in one kernel. Otherwise each has its own kernel, which computes the mean again.
     """
 
     eps: float
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     offset: bool = False
+    apart: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -146,8 +153,14 @@ class RMSNorm(nn.Module):
         )
         scale = parameter(self, name, start, (x.shape[-1],), self.param_dtype).astype(jnp.float32)
         x = x.astype(jnp.float32)
-        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        factor = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        x = x * (behind_barrier(factor) if self.apart else factor)
         return (x * (1 + scale if self.offset else scale)).astype(self.dtype)
+
+    def bound(self) -> Array:
+        """What no entry of the norm's output exceeds, whatever its input: sqrt(width) max|scale|."""
+        scale = self.get_variable("params", "offset" if self.offset else "scale").astype(jnp.float32)
+        return scale.size**0.5 * jnp.abs(1 + scale if self.offset else scale).max()
 
 
 class LayerNorm(nn.Module):

@@ -1,12 +1,15 @@
 """Llama: RMSNorm, rotary grouped-query attention and SwiGLU, scanned over layers; flags make it Qwen, Gemma, ..."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.segments import segments
@@ -16,6 +19,7 @@ from lowrank_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, c
 from lowrank_jax.models.llama_config import LlamaConfig
 from lowrank_jax.models.rotary import Rotation, query_scale, rotary_tables
 from lowrank_jax.models.stack import add_layers
+from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product
 
 
@@ -30,16 +34,18 @@ class GatedMLP(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
         types = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.fused:
             if self.use_bias:
                 check_joined_bias(self, "gate_up")
             # Saved by name before the split: the halves would be copied.
-            both = saved_product(Linear(2 * self.features, name="gate_up", **types)(x), "gate_up")
-            gate, up = jnp.split(both, 2, axis=-1)
+            both = saved_product(Linear(2 * self.features, name="gate_up", **types)(x, bound), "gate_up", once=False)
+            gate, up = side_by_side(both, (self.features, self.features))
         else:
-            gate, up = (saved_product(Linear(self.features, name=name, **types)(x), name) for name in ("gate", "up"))
+            gate, up = (
+                saved_product(Linear(self.features, name=name, **types)(x, bound), name) for name in ("gate", "up")
+            )
         hidden = ACTIVATIONS[self.activation](gate) * up
         return Linear(x.shape[-1], name="down", **types)(checkpoint_name(hidden, "hidden"))
 
@@ -61,15 +67,21 @@ class Block(nn.Module):
         c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, (x, cache) = c.attention, carry
 
-        def norm(name: str, y: Array) -> Array:
-            return RMSNorm(c.rms_norm_eps, offset=c.norm_offset, name=name, **types)(y)
+        held = jax.tree.leaves(self.variables.get("params", {}), is_leaf=is_coded)
+        bounded = any(is_coded(leaf) and leaf.recipe.activations == "bound" for leaf in held)
 
-        def before(name: str, y: Array) -> Array:
-            return y if c.norms == "after" else norm(f"{name}_norm", y)
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(c.rms_norm_eps, offset=c.norm_offset, apart=bounded, name=name, **types)
+
+        def before(name: str, y: Array) -> tuple[Array, Callable[[], Array] | None]:
+            if c.norms == "after":
+                return y, None
+            own = norm(f"{name}_norm")
+            return own(y), own.bound
 
         def after(name: str, y: Array, saved: str) -> Array:
             # A norm's backward pass needs its input, the product, which would run again if it were not saved.
-            return y if c.norms == "before" else norm(f"{name}_post_norm", saved_product(y, saved))
+            return y if c.norms == "before" else norm(f"{name}_post_norm")(saved_product(y, saved))
 
         attention = Attention(
             *c.heads, kind.qkv_bias, implementation=self.attention, fused=self.fused, out_bias=kind.out_bias,
@@ -78,7 +90,8 @@ class Block(nn.Module):
             name="attention", **types,
         )  # fmt: skip
         tables, number, local = rotary.of_layer(layer), layer.get("number"), layer.get("local")
-        y, cache = attention(before("attention", x), tables, allowed, cache, number, local, rotary.query_scale)
+        read, bound = before("attention", x)
+        y, cache = attention(read, tables, allowed, cache, number, local, rotary.query_scale, bound)
         x = x + after("attention", y, "attention_out")
         if c.norms == "before":
             # Named after the sum: the backward pass needs the sum alone, to redo the norm.
@@ -86,7 +99,7 @@ class Block(nn.Module):
         mlp = GatedMLP(
             c.intermediate_size, fused=self.fused, activation=c.hidden_act, use_bias=c.mlp_bias, name="mlp", **types
         )
-        return (x + after("mlp", mlp(before("mlp", x)), "mlp_out"), cache), None
+        return (x + after("mlp", mlp(*before("mlp", x)), "mlp_out"), cache), None
 
 
 def rotation_of(config: LlamaConfig, positions: Array, slots: int | None = None) -> Rotation:

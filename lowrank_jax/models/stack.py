@@ -19,7 +19,8 @@ _policies = jax.checkpoint_policies
 # input, which the scan saves. A post-norm block names the sum that its last norm reads "mlp_out": without it the
 # product would run again. Where norms stand behind attention or MLP, or over queries and keys, the products that they
 # read have the names "attention_out", "mlp_out", "query" and "key".
-PROJECTIONS = ("query", "key", "value", "attention", "attention_out", "gate", "up", "gate_up", "mlp_out")
+ATTENTION_PROJECTIONS = ("query", "key", "value", "attention", "attention_out")
+PROJECTIONS = (*ATTENTION_PROJECTIONS, "gate", "up", "gate_up", "mlp_out")
 ADAPTER = "adapter"  # named by `adapters` at each site: LoRA's x A, the sums of MoRA's groups
 ROTATED = "rotated"  # and the blocks that MoRA has rotated, as wide as the input
 
@@ -40,8 +41,10 @@ POLICIES: dict[str, Callable[..., bool]] = {
     "full": _policies.nothing_saveable,
     # And attention's output: recomputes products and norms, not cuDNN's attention.
     "attention": _save("attention"),
-    # And the products, and LoRA's x A and the input of MoRA's square at each adapted site: recomputing one reads the
-    # site's whole input again. Recomputes norms and the activation.
+    # And its products, and LoRA's x A and the input of MoRA's square at each adapted site: recomputing one reads the
+    # site's whole input again. Recomputes norms and the MLP, whose products are half of what the next one saves.
+    "attention_projections": _save(*ATTENTION_PROJECTIONS, ADAPTER),
+    # And the MLP's products. Recomputes norms and the activation.
     "projections": _save(*PROJECTIONS, ADAPTER),
     # And what `down` reads, for its adapter's gradient, and the blocks that MoRA has rotated. Recomputes norms.
     "activations": _save(*PROJECTIONS, ADAPTER, "hidden", ROTATED),

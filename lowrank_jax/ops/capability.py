@@ -1,4 +1,4 @@
-"""Which device programs are made for, and what kind of GPU a device is: NVIDIA's compute capability."""
+"""Says which device programs are traced for, its platform, and the compute capability of an NVIDIA GPU."""
 
 import contextlib
 import contextvars
@@ -7,26 +7,26 @@ from typing import Any
 
 import jax
 
-_MEANT = contextvars.ContextVar("meant", default=None)
+_MEANT = contextvars.ContextVar("meant", default=None)  # the device of `meant_for`
 
 
 def device() -> Any:
-    """The device that programs are made for: jax's first one, or that of `meant_for`."""
+    """The device that programs are traced for: that of `meant_for`, otherwise jax's first one."""
     found = _MEANT.get()
     return jax.devices()[0] if found is None else found
 
 
 def platform() -> str:
-    """Its platform: "cpu", "gpu" or "tpu"."""
+    """The platform of `device()`: "cpu", "gpu" or "tpu"."""
     return device().platform
 
 
 @contextlib.contextmanager
 def meant_for(other: Any) -> Iterator[None]:
-    """Programs that are traced inside are for a device that need not be here.
+    """Inside, programs are traced for a device that this machine need not have.
 
-    What is traced differs between platforms: attention's kernel, the form of some products. What jax has traced before
-    it does not trace again, so that this is for a process that makes programs for one kind of device alone.
+    What is traced differs between platforms: attention's kernel, the form of some products. jax does not trace again
+    what it has traced before: use this in a process that makes programs for one kind of device alone.
 
     Args:
       other: a device, of `jax.devices()` or of a compiler's description of a machine.

@@ -18,7 +18,7 @@ def product_flops(fn: Callable, *args: Any) -> int:
     Raises:
       ValueError: a loop whose number of steps is not known before it runs, with a product inside.
     """
-    trace = getattr(fn, "trace", None)  # a jitted one with compiler options cannot be traced inside another
+    trace = getattr(fn, "trace", None)  # a jitted fn with compiler options cannot be traced inside another
     return _of((jax.make_jaxpr(fn)(*args) if trace is None else trace(*args).jaxpr).jaxpr)
 
 

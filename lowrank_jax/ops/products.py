@@ -1,6 +1,7 @@
 """Products with hand-written backward passes, and barriers that make XLA compute a value once."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 from jax import lax
@@ -71,3 +72,13 @@ def materialize_product(
     tiles it for less (bytes: docs/performance.md, "Figures behind comments in the code").
     """
     return lax.optimization_barrier(fn(materialize_gradient(x)))
+
+
+def side_by_side(y: Float[Array, "*rows d"], widths: Sequence[int]) -> list[Array]:
+    """The columns of y [..., sum(widths)], cut into parts of these widths.
+
+    Slices and not `jnp.split`, whose gradient is a concatenation: XLA's GPU backend fuses nothing else into that one,
+    and reads the gradient again for its largest entry and its FP8 codes. A sum of padded slices is a kernel as others.
+    """
+    ends = itertools.accumulate(widths)
+    return [y[..., end - width : end] for width, end in zip(widths, ends, strict=True)]

@@ -10,7 +10,7 @@ not quantise the scales (4.5 bits a weight instead of 4.13); and an input width 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,13 +35,26 @@ LEVELS = (  # of nf4: quantiles of a normal distribution, scaled to [-1, 1], wit
 TINY = float(np.finfo(np.float32).tiny)
 
 
+class Multiplier:
+    """A kernel that is no array of its shape: a model's Linear leaves the product to it."""
+
+    def times(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """x W.
+
+        Args:
+          x: [..., d_in].
+          bound: makes a number that no entry of x exceeds.
+        """
+        raise NotImplementedError
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["codes", "scales", "steps", "least", "turned"],
+    data_fields=["codes", "scales", "steps", "least", "turned", "whole"],
     meta_fields=["kind", "rows", "dtype", "recipe"],
 )
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class Quantized(Multiplier):
     """One kernel [*stack, d_in, d_out] as codes; a leaf of a parameter tree, whose parts a scan slices like arrays.
 
     * int8: W = codes * scales, one scale an output.
@@ -59,6 +72,7 @@ class Quantized:
       dtype: of the kernel before quantisation.
       turned: None; or of fp8 the codes once more, [*stack, d_out, d_in], where `recipe` keeps them.
       recipe: of fp8, how products are computed.
+      whole: None; or of fp8 the kernel itself, where `recipe` keeps it.
     """
 
     codes: Any
@@ -70,6 +84,7 @@ class Quantized:
     dtype: Any
     turned: Any = None
     recipe: Fp8Config = fp8.RECIPE
+    whole: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,6 +96,10 @@ class Quantized:
         """Axes of `shape`."""
         return len(self.shape)
 
+    def times(self, x: Array, bound: Callable[[], Array] | None = None) -> Array:
+        """See `Multiplier.times`; `bound` is read where `recipe` says so."""
+        return multiply(x, self, bound() if bound is not None and self.recipe.activations == "bound" else None)
+
     @property
     def splits(self) -> bool:
         """Whether a layout may cut the kernel into layers and columns, and join it with others: FP8 codes alone."""
@@ -89,7 +108,8 @@ class Quantized:
     def columns(self, low: int, high: int) -> "Quantized":
         """The kernel W[:, low:high] of FP8 codes, which keeps the whole kernel's scale."""
         turned = None if self.turned is None else self.turned[..., low:high, :]
-        return dataclasses.replace(self, codes=self.codes[..., low:high], turned=turned)
+        whole = None if self.whole is None else self.whole[..., low:high]
+        return dataclasses.replace(self, codes=self.codes[..., low:high], turned=turned, whole=whole)
 
     def beside(self, others: Sequence["Quantized"]) -> "Quantized":
         """[W W_1 W_2 ...] of FP8 kernels with the same inputs, in one scale: the largest.
@@ -105,7 +125,8 @@ class Quantized:
             return jnp.concatenate([fp8.bits(one.astype(fp8.CODES)) for one in each], axis)
 
         turned = None if self.turned is None else join(-2, "turned")
-        return dataclasses.replace(self, codes=join(-1, "codes"), scales=scales, turned=turned)
+        whole = None if self.whole is None else jnp.concatenate([part.whole for part in parts], -1)
+        return dataclasses.replace(self, codes=join(-1, "codes"), scales=scales, turned=turned, whole=whole)
 
 
 def check_kind(kind: str, recipe: Fp8Config = fp8.RECIPE) -> None:
@@ -142,6 +163,8 @@ def quantize(kernel: Float[Array, "*stack d_in d_out"], kind: str, recipe: Fp8Co
 def dequantize(kernel: Quantized, dtype: Any = None) -> Float[Array, "*stack {kernel.rows} d_out"]:
     """The kernel [*stack, d_in, d_out] that the codes stand for, computed in float32 and cast to `dtype` (its own)."""
     dtype = kernel.dtype if dtype is None else dtype
+    if kernel.whole is not None:
+        return kernel.whole.astype(dtype)
     if kernel.kind in (INT8, FP8):
         codes = kernel.codes if kernel.kind == INT8 else fp8.numbers(kernel.codes)
         return (codes.astype(jnp.float32) * kernel.scales).astype(dtype)
@@ -164,28 +187,30 @@ def _for_each_scale(groups: Array, d_out: int) -> Array:
 
 
 @jax.custom_vjp
-def multiply(x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized) -> Float[Array, "*rows d_out"]:
+def multiply(
+    x: Float[Array, "*rows {kernel.rows}"], kernel: Quantized, bound: Float[Array, ""] | None = None
+) -> Float[Array, "*rows d_out"]:
     """x W in x's dtype: [..., d_in] -> [..., d_out]. The backward pass dequantises again; W gets no gradient.
 
-    Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`.
+    Of FP8 codes, x is rounded too, and the gradient in the backward pass; see `ops.fp8`, `bound` too.
     """
-    if kernel.kind == FP8:
-        return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned)
+    if kernel.kind == FP8 and kernel.whole is None:
+        return fp8.product(x, kernel.codes, kernel.scales, kernel.recipe, kernel.turned, bound)
     return x @ dequantize(kernel, x.dtype)
 
 
-def _forward(x, kernel):
-    return multiply(x, kernel), kernel
+def _forward(x, kernel, bound):
+    return multiply(x, kernel, bound), kernel
 
 
 def _backward(kernel, g):
     if kernel.kind == FP8 and fp8.has_fp8():
-        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None, None
     # Without a loop around it (scan_unroll = layers) XLA would keep the forward pass's W for this one.
     kernel, g = jax.lax.optimization_barrier((kernel, g))
     if kernel.kind == FP8:
-        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None
-    return g @ dequantize(kernel, g.dtype).T, None
+        return fp8.gradient(g, kernel.codes, kernel.scales, kernel.recipe), None, None
+    return g @ dequantize(kernel, g.dtype).T, None, None
 
 
 multiply.defvjp(_forward, _backward)
@@ -217,7 +242,8 @@ def _fp8(kernel: Float[Array, "d_in d_out"], dtype: Any, recipe: Fp8Config) -> Q
     codes, scale = fp8.to_fp8(kernel)
     codes = fp8.bits(codes)
     turned = codes.T if recipe.transposed == "kept" else None
-    return Quantized(codes, scale.reshape(1, 1), None, None, FP8, kernel.shape[-2], dtype, turned, recipe)
+    whole = kernel if recipe.forward == "weights" else None
+    return Quantized(codes, scale.reshape(1, 1), None, None, FP8, kernel.shape[-2], dtype, turned, recipe, whole)
 
 
 def _nf4(kernel: Float[Array, "d_in d_out"], dtype: Any) -> Quantized:

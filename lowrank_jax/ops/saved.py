@@ -8,14 +8,27 @@ from jaxtyping import Float
 from lowrank_jax.core.types import Array
 
 
-def saved_product(y: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
+def saved_product(y: Float[Array, "*shape"], name: str, once: bool = True) -> Float[Array, "*shape"]:
     """y under a name that a remat policy can save; y is the output of a matrix product.
 
-    Where gradients are taken, y is behind a barrier, for XLA's GPU backend: where a scan stacks a product for the
-    backward pass and the block uses it too, it runs the product twice, the second time straight into the stack (seen in
-    jaxlib 0.11's programs for an H100, with Triton products off). Elsewhere a barrier would only keep kernels apart.
+    Where gradients are taken, y is behind a barrier. Without one, XLA's GPU backend runs a product twice where a scan
+    stacks it for the backward pass and the block uses it too, the second time straight into the stack (seen in jaxlib
+    0.11's programs for an H100, with Triton products off). Without gradients a barrier would only hinder fusion.
+
+    Args:
+      once: whether a barrier makes the gradient one array too, computed once; without it XLA may write what it makes of
+        the gradient (its largest entry, FP8 codes) in the kernel that computes it.
     """
-    return checkpoint_name(_computed_once(y), name)
+    return checkpoint_name(_computed_once(y) if once else behind_barrier(y), name)
+
+
+@jax.custom_vjp
+def behind_barrier(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """y, where gradients are taken behind a barrier: no reader computes it again. Its gradient is behind none."""
+    return y
+
+
+behind_barrier.defvjp(lambda y: (lax.optimization_barrier(y), None), lambda _, g: (g,))
 
 
 @jax.custom_jvp
@@ -25,5 +38,5 @@ def _computed_once(y: Array) -> Array:
 
 @_computed_once.defjvp
 def _barriers(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """What `optimization_barrier` itself has as its rule."""
+    """The rule that `optimization_barrier` itself has: a barrier each for the value and its tangent."""
     return lax.optimization_barrier(primals[0]), lax.optimization_barrier(tangents[0])

@@ -1,4 +1,4 @@
-"""A kernel with LoRA's A beside it: x W and x A are one product, and what reads x W adds (x A) B to it."""
+"""A kernel with LoRA's A beside it: one product gives x W and x A, and (x A) B is added to x W as it is read."""
 
 import dataclasses
 import functools
@@ -12,20 +12,21 @@ from jaxtyping import Float
 
 from lowrank_jax.core.types import Array
 
-# Above this rank a kernel is better kept in two parts (`ops.two_parts`). Each output adds r products outside the tensor
-# cores and reads r numbers of B: at 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache, which
-# takes about as long as starting one more GPU kernel.
+# Above this rank a kernel is better kept in two parts (`ops.two_parts`). Each output takes r products outside the
+# tensor cores and reads r numbers of B: for 256 rows of 3,072 outputs and rank 16, 25 MB of bfloat16 from the L2 cache.
+# That is estimated, not measured, to take as long as one or two more GPU kernels.
 LARGEST_RANK = 16
-# Columns of the product are a multiple of this: 16 bytes of bfloat16, which fast loads into shared memory need.
-ALIGNED = 8
+# Columns of the product are a multiple of this: in bfloat16 each row of the kernel begins a cache line of 128 bytes,
+# and tiles of 64 columns are whole.
+ALIGNED = 64
 
 
 class Update(NamedTuple):
-    """x A B, added to some columns of x W; or a shape's of all layers, with the stack in front.
+    """x A B, added to some columns of x W, of one layer or of stacked layers.
 
     Attributes:
       first: the first of these columns.
-      a, b: [*stack, d_in, r] and [*stack, r, n], B with the scale.
+      a, b: [*stack, d_in, r] and [*stack, r, n], B multiplied by the scale.
     """
 
     first: int
@@ -42,7 +43,7 @@ class Widened:
       parts: [*stack, d_in, d_out + r_1 + r_2 + ...], W and each update's A side by side, then zeros up to `ALIGNED`.
       b: each update's B, [*stack, r_i, n_i].
       columns: d_out.
-      firsts: each update's first column of x W; rising, and none reaches into the next.
+      firsts: each update's first column of x W, ascending; the updates' columns do not overlap.
     """
 
     parts: Any
@@ -63,8 +64,8 @@ class Widened:
     def result(self, product: Float[Array, "*rows wide"]) -> Float[Array, "*rows d_out"]:
         """x W + x A B, of x [W A]; the sum is in float32 (or wider), and returned in the product's dtype.
 
-        (x A) B is written as a sum of r outer products: XLA computes it in the GPU kernel that reads x W, where a
-        matrix product would be a kernel of its own.
+        (x A) B is written as a sum over r: XLA computes it in the GPU kernel that reads x W, where a matrix product
+        would be a kernel of its own.
         """
         wide = jnp.promote_types(jnp.float32, product.dtype)
         found, column, inside = [], 0, self.columns

@@ -36,7 +36,12 @@ class Task(Protocol):
 
 @runtime_checkable
 class Prompted(Protocol):
-    """What is scored by decoding: `forms.evaluate` decodes and passes the texts to `score`."""
+    """What is scored by decoding: `forms.generation` decodes and passes the texts to `score`.
+
+    Optional, and used where they are there: `fitted(prompts, room)` cuts prompts to `room` ids; `places()` names each
+    prompt's file and row, and `shortening` a remedy, for the error of one that is too long; `stops`, strings that end a
+    text, and `end_ids`, further tokens that do.
+    """
 
     max_new_tokens: int
     stop_id: int | None

@@ -41,6 +41,17 @@ class Framing:
         """A prompt's ids between prefix and infix."""
         return [*self.prefix_ids, *prompt, *self.infix_ids]
 
+    def last(self, ids: Sequence[int], room: int, opening: int = 0) -> list[int]:
+        """A framed prompt cut to its last `room` ids: the beginning of its text goes, its virtual tokens stay.
+
+        Args:
+          ids: of the prompt.
+          room: most ids; more than the virtual tokens and `opening`.
+          opening: how many ids before the text stay too: 1 for BOS.
+        """
+        head = len(self.prefix_ids) + opening
+        return list(ids) if len(ids) <= room else [*ids[:head], *ids[len(ids) - room + head :]]
+
     def text(self, ids: Iterable[int]) -> list[int]:
         """The ids without virtual tokens, which no tokenizer knows."""
         virtual = {*self.prefix_ids, *self.infix_ids}

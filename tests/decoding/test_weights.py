@@ -1,4 +1,4 @@
-"""The layout of decoding against the model with its adapter beside its base: the same logits, of each kind of leaf."""
+"""The layout for decoding gives the logits of the model with its adapter beside its base, for each kind of leaf."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from lowrank_jax import adapters
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.decoding.greedy import greedy
 from lowrank_jax.decoding.weights import ready
 from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
@@ -34,7 +35,7 @@ CASES = {
 
 @functools.cache
 def a_base(name, dtype, quantize="none"):
-    """(model, params)"""
+    """(model, params) of a name in LEAVES or CASES."""
     if name == "toy-llama":
         base = load_base(BaseConfig(name, dtype=dtype, random_init=True, quantize=quantize), key=jax.random.key(0))
         return base.model, base.params
@@ -42,7 +43,7 @@ def a_base(name, dtype, quantize="none"):
     if name == "gpt2":
         shape = GPT2Config(61, 32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16)
         model = GPT2(shape, dtype=dtype, param_dtype=dtype)
-    else:  # biases of a joined product, a head
+    else:  # "biased": biases of a joined product, and a head of its own
         biased = dataclasses.replace(MODELS["toy-llama"].attention, qkv_bias=True)
         shape = dataclasses.replace(MODELS["toy-llama"], attention=biased, tie_word_embeddings=False)
         model = Llama(shape, dtype=dtype, param_dtype=dtype)
@@ -84,7 +85,7 @@ def test_logits_are_those_of_base_and_adapter(case):
 
 
 # A base, its quantisation, its adapters, and the kind of each leaf that they change.
-LORA = functools.partial(adapters.AdapterConfig, "lora", rank=2)  # alpha / r is a power of two, as in all of them
+LORA = functools.partial(adapters.AdapterConfig, "lora", rank=2)  # alpha / r is a power of two in all: B stays exact
 LEAVES = {
     "parts of a joined product, of two ranks, with biases; a head; two families": (
         ("biased", "none"),
@@ -122,33 +123,58 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize("case", LEAVES)
-def test_each_kind_of_leaf_computes_what_the_adapter_beside_its_kernel_does(case):
-    """In float32 all but the rounding of sums is gone: W, A and B in bfloat16 are the numbers that both read."""
-    (name, quantize), configs, kinds = LEAVES[case]
+@functools.cache
+def laid_out(case):
+    """(model, adapter beside its base in float32, its variables, what `ready` makes in bfloat16).
+
+    Both read the same numbers W, A and B, in bfloat16; computed in float32, they differ by the rounding of sums alone.
+    """
+    (name, quantize), configs, _ = LEAVES[case]
     model, params = a_base(name, "bfloat16", quantize)
     plan = adapters.make_plan(params, configs)
     variables = moved(plan, 0.1)
     variables["adapters"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), variables["adapters"])
-    fast = ready(model, params, plan, variables)
-    leaves = flatten(fast.variables["params"])
+    beside = adapters.attach(model.clone(dtype=jnp.float32), plan)
+    return model, beside, {"params": dense_tree(params), **variables}, ready(model, params, plan, variables)
+
+
+def without(variables):
+    return {**variables, "adapters": jax.tree.map(jnp.zeros_like, variables["adapters"])}
+
+
+@pytest.mark.parametrize("case", LEAVES)
+def test_each_kind_of_leaf_computes_what_the_adapter_beside_its_kernel_does(case):
+    model, beside, variables, fast = laid_out(case)
+    leaves, kinds = flatten(fast.variables["params"]), LEAVES[case][2]
     for path, kind in kinds.items():
         assert isinstance(leaves[f"{path}/kernel"], kind), path
-    params = dense_tree(params)
-    precise = model.clone(dtype=jnp.float32)
-    want = pieces(adapters.attach(precise, plan), {"params": params, **variables}, init_cache(model.config, 2, 9, "f"))
+    empty = init_cache(model.config, 2, 9, "f")
+    want = pieces(beside, variables, empty)
     wide = fast.apply_fn.__self__.clone(dtype=jnp.float32).apply
     got = pieces(wide, fast.variables, init_cache(model.config, 2, 9, "f", (1,)))
     assert far(got, want) < (1e-4 if TwoParts in kinds.values() else 1e-5)
-    assert (got.argmax(-1) == want.argmax(-1)).all()
     rounded = pieces(fast.apply_fn, fast.variables, fast.empty(2, 9))
     assert far(rounded, want) < 3e-2
-    without = pieces(precise.apply, {"params": params}, init_cache(model.config, 2, 9, "f"))
-    assert far(without, want) > 0.1
+    assert far(pieces(beside, without(variables), empty), want) > 0.1
+
+
+def test_greedy_texts_are_the_same():
+    model, beside, variables, fast = laid_out(next(iter(LEAVES)))
+    write = jax.jit(greedy, static_argnums=(0, 2, 5, 6, 7))
+
+    def texts(apply_fn, variables, cuts=()):
+        empty = functools.partial(init_cache, model.config, dtype="f", cuts=cuts)
+        return np.asarray(write(apply_fn, variables, empty, TOKENS, MASK[:, :7], 8, None, 0))
+
+    want = texts(beside, variables)
+    np.testing.assert_array_equal(
+        texts(fast.apply_fn.__self__.clone(dtype=jnp.float32).apply, fast.variables, (1,)), want
+    )
+    assert (texts(beside, without(variables)) != want).any(1).all()
 
 
 def test_a_widened_product():
-    """Each update at its own columns, ranks unlike, float32: the sum of products; the product's width is aligned."""
+    """Updates of different ranks at their own columns, in float32, give the sum of products; the width is aligned."""
     draw = np.random.default_rng(0)
     x, kernel, *factors = (
         draw.normal(size=shape).astype("f") for shape in [(3, 8), (8, 7), (8, 2), (2, 3), (8, 1), (1, 2)]

@@ -18,6 +18,7 @@ from experiments.config.schema import unpack_run
 from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.bases.base import BaseConfig, export_params, load_base
+from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TOY = "shape=toy-llama,rank=2,batch=8,seq=16,dtype=float32"
@@ -76,6 +77,21 @@ def test_random_tokens_are_those_of_one_seed():
     np.testing.assert_array_equal(batch["tokens"], np.random.default_rng(0).integers(0, 259, (8, 16), np.int32))
     assert batch["weights"].min() == 1
     assert batch["tokens"].dtype == np.int32
+
+
+def test_packed_rows():
+    """Documents of random lengths, of which each begins with a token that is no target."""
+    experiment = build(config_of(f"bench.py:{TOY},documents=3"), seq_len=16)
+    batch = random_batch(experiment, trials=2)
+    assert {name: x.shape for name, x in batch.items()} == dict.fromkeys(experiment.abstract_batch, (2, 8, 16))
+    assert {name: x.dtype for name, x in batch.items()} == {n: x.dtype for n, x in experiment.abstract_batch.items()}
+    rows = batch["segments"].reshape(16, 16)
+    assert all({*row} == {1, 2, 3} and np.all(np.diff(row) >= 0) for row in rows)
+    assert len({tuple(row) for row in rows}) > 8
+    firsts = np.concatenate([np.ones((2, 8, 1), bool), np.diff(batch["segments"]) > 0], -1)
+    np.testing.assert_array_equal(batch["weights"], ~firsts)
+    with pytest.raises(UserError, match="documents=17 is no number of documents in a row of 16 tokens"):
+        random_batch(build(config_of(f"bench.py:{TOY},documents=17"), seq_len=16))
 
 
 def test_flops_of_a_step():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from toys import drawn
 
 from experiments.records.run_folder import read_result
 from lowrank_jax.bases.base import export_params
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.metrics.answers.verify import Verdicts
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.tasks.exams.task import ChoiceExam
+from lowrank_jax.tasks.framing import PLAIN
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
 EXAMS = ("mmlu", "gsm8k", "pubmedqa")
@@ -158,6 +161,27 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     rolled = [Instance("loglikelihood_rolling", {}, ((LONG * 2)[:1024],), 0)]  # two windows of one shape
     wrapped = LanguageModel(of_run(str(tmp_path / "run"), None))
     assert wrapped.loglikelihood_rolling(rolled) == pytest.approx(theirs.loglikelihood_rolling(rolled), rel=1e-5)
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_refused(monkeypatch):
+    """By evaluate and by generate alike, asked for by --bos or by a run's config, where it was left out before."""
+    from experiments.evaluation import language_model
+    from experiments.generation import framing
+
+    class Bare(ByteTokenizer):
+        name, bos_id = "bare", None
+
+    model = SimpleNamespace(base=None, task=None, virtual=PLAIN)
+    for module, call in (
+        (language_model, lambda: language_model.LanguageModel(model, add_bos=True)),
+        (framing, lambda: framing.make_framing(model, "", True, "", False)),
+    ):
+        monkeypatch.setattr(module, "framed_tokenizer", lambda base: Bare())
+        with pytest.raises(UserError, match="tokenizer 'bare' has no BOS token; leave --bos out"):
+            call()
+    model.task = SimpleNamespace(add_bos=True)
+    with pytest.raises(UserError, match="tokenizer 'bare' has no BOS token; set add_bos=False"):
+        language_model.LanguageModel(model)
 
 
 @pytest.mark.parametrize(

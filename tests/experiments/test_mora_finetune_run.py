@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from exam_files import write_exams
 from safetensors.numpy import load_file
 
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
 from experiments.session.build import build
+from experiments.tables import find
 
 ROOT = Path(__file__).parents[2]
 FILE = "configs/mora_finetune.py"
@@ -78,6 +81,36 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
     later = load_file(tmp_path / "next" / "adapter" / "adapter.safetensors")
     np.testing.assert_array_equal(later["adapters/layers/attention/query/a"], a)
     assert (later["adapters/layers/attention/query/b"] != ours["adapters/layers/attention/query/b"]).any()
+
+
+def test_a_domain_is_asked_what_has_a_file(program, tmp_path, monkeypatch):
+    """Exams with a file are asked before training and at its end; the others are named by line, record and table."""
+    exams = write_exams(tmp_path / "exams")
+    for name in ("Headline", "ConviFinQA", "FPB"):
+        (exams / "finance-tasks" / name / "test.json").unlink()
+    (exams / "phrasebank" / "Sentences_50Agree.txt").unlink()
+    monkeypatch.setenv("LOWRANK_JAX_EXAMS_DIR", str(exams))
+    data = write(tmp_path / "news.jsonl", [{"text": "Sales rose by 8 % in the third quarter. " * 9}])
+    arg = f"task=finance,model=pico-llama,rank=4,method=lora,data={data},steps=1,batch=2,seq_len=32,exams"
+    evals = to_plain(complete_file(f"{FILE}:{arg},questions=2").evals)
+    evals["ner"]["max_new_tokens"] = 2
+    words = (f"--config={FILE}:{arg}", f"--config.evals={json.dumps(evals)}", f"--workdir={tmp_path}", "--name=run")
+    ended = program("run", *words, *QUICK, "--config.base.name=toy-llama", "--config.base.random_init=true")
+    assert ended.status == 0, ended.err
+    absent = ("convfinqa", "fpb", "headline", "phrasebank")
+    assert f"not measured: {', '.join(f'{name} (no file)' for name in absent)}\n" in ended.out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["missing"] == dict.fromkeys(absent, "no file")
+    for one in result["evaluations"]:
+        assert (one["fiqa_sa/n"], one["ner/n"]) == (2, 2)
+        assert one["ner/entity_f1_low"] <= one["ner/entity_f1"] <= one["ner/entity_f1_high"]
+    assert {"evals.fiqa_sa", "evals.ner"} == {key for key in result["data"] if key.startswith("evals.")}
+    result["labels"]["rank"] = 8
+    table = find(["mora_table7"]).table([result], SimpleNamespace(model="pico-llama"))
+    (line,) = [line for line in table.lines if line[0].startswith("LoRA 8")]
+    cells = dict(zip((cell.partition(",")[0] for cell in table.lines[0]), line, strict=True))
+    assert cells["Headline"] == "not measured: no file | 72.4"
+    assert cells["FiQA SA"].partition(" of ")[2].startswith("2, not separated | 76.2")
 
 
 ASKED = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

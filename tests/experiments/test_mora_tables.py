@@ -74,6 +74,9 @@ def test_a_cell_has_its_interval_and_is_compared_with_the_base():
     assert line_of(table, "AsyLoRA 8 frozen A")[gsm8k].endswith("| -")  # the paper's A was trained
     assert line_of(table, "AsyLoRA 8")[gsm8k] == "not run | 64.5"
     assert line_of(table, "untrained base")[gsm8k] == "2.5 of 200 | -"
+    for n in (3, 200):  # none right, as by the base
+        cell = line_of(shown("mora_table1", [record(right=0, base=0, n=n)]), "LoRA 8")[gsm8k]
+        assert "not separated" in cell, cell
     assert line_of(table, "LoRA 8")["mmlu 0-shot, ours | paper"] == "not run | 50.2"
 
 
@@ -113,8 +116,50 @@ def test_compressions_and_the_two_domains():
     assert "type2" not in shown("mora_table1", runs).text()
     finance = shown("mora_table7", [record(task="finance")])
     assert line_of(finance, "LoRA 8")["FPB, ours | paper"] == "30.0 [24.1, 36.7] of 200 | 65.1"
-    assert line_of(finance, "LoRA 8")["NER, ours | paper"] == "not read here | 61.6"
-    assert line_of(finance, "MoRA 256")["Avg, ours | paper"] == "of other exams | 68.7"
+    assert line_of(finance, "LoRA 8")["NER, ours | paper"] == "not asked | 61.6"
+    assert line_of(finance, "MoRA 256")["Avg, ours | paper"] == "needs all columns | 68.7"
+
+
+def asked(task, number, scores, missing=(), **labels):
+    """A record of the config's own exams; scores: name -> (metric, at the start, at the end), with n = 50."""
+    one = record(task=task, seed=number, right=None, base=None, labels=labels)
+    one["config"]["evals"], start, end = numbers.EXAMS[task], *one["evaluations"]
+    for name, (metric, first, last) in scores.items():
+        for entry, value in ((start, first), (end, last)):
+            entry |= {f"{name}/{metric}": value, f"{name}/n": 50.0}
+            entry |= {f"{name}/{metric}_low": value - 0.1, f"{name}/{metric}_high": value + 0.1} if value < 1 else {}
+    return one | ({"missing": dict.fromkeys(missing, "no file")} if missing else {})
+
+
+def test_every_column_of_the_two_domains():
+    """Counts have Wilson's interval, an F1 its own; the mean needs all columns; an exam without a file says so."""
+    finance = {
+        "convfinqa": ("exact_correct", 10.0, 20.0), "fiqa_sa": ("weighted_f1", 0.3, 0.6),
+        "ner": ("entity_f1", 0.1, 0.5), "headline": ("weighted_f1", 0.3, 0.35), "fpb": ("weighted_f1", 0.4, 0.7),
+        "phrasebank": ("correct", 10.0, 11.0),
+    }  # fmt: skip
+    runs = [asked("finance", seed, finance) for seed in range(2)]
+    runs[1]["evaluations"][1] |= {"ner/entity_f1": 0.7, "ner/entity_f1_low": 0.6, "ner/entity_f1_high": 0.8}
+    runs.append(asked("finance", 0, {"phrasebank": finance["phrasebank"]}, [*finance][:5], method="dora"))
+    table = shown("mora_table7", runs)
+    low, high = (100 * side for side in wilson(20, 50))
+    line = line_of(table, "LoRA 8")
+    assert line["ConvFinQA, ours | paper"] == f"40.0 [{low:.1f}, {high:.1f}] of 50 | 44.5"
+    assert line["NER, ours | paper"] == "60.0 [50.0, 70.0] of 50 | 61.6"
+    assert line["Headline, ours | paper"] == "35.0 [25.0, 45.0] of 50, not separated | 72.4"
+    assert line["FPB, ours | paper"] == "70.0 [60.0, 80.0] of 50 | 65.1"
+    assert line["Avg, ours | paper"] == "53.0 | 64.0"
+    base = line_of(table, "untrained base")
+    assert (base["NER, ours | paper"], base["Avg, ours | paper"]) == ("10.0 of 50 | -", "26.0 | -")
+    dora = line_of(table, "DoRA 8")
+    assert dora["NER, ours | paper"] == "not measured: no file | -"
+    assert dora["FPB, ours | paper"].startswith("22.0 [")
+    assert dora["Avg, ours | paper"] == "needs all columns | -"
+    biomed = {name: ("correct", 10.0, 20.0) for name in ("pubmedqa", "medqa", "biommlu", "rct")}
+    assert line_of(shown("mora_table6", [asked("biomed", 0, biomed)]), "LoRA 8")["Avg, ours | paper"] == "40.0 | 51.9"
+    run = asked("biomed", 0, {}, biomed)
+    cells = line_of(shown("mora_table6", [run]), "untrained base")
+    assert [cells[f"{name}, ours | paper"] for name in ("USMLE", "RCT")] == ["not measured: no file | -"] * 2
 
 
 @pytest.mark.parametrize("number", [1, 6, 7])

@@ -116,12 +116,19 @@ def test_a_run_decodes_its_best_epoch_and_resumes_bit_for_bit(program, words, tm
 
 
 def check_scoring_again(program, folder, result):
-    """experiments.score: the record of a machine that computed nothing becomes that of the run; others' data do not."""
+    """experiments.score: the record of a machine that computed nothing becomes that of the run; others' data do not.
+
+    An exam that was left out stays so.
+    """
+    result = json.loads(json.dumps(result))
+    result["config"]["evals"]["asked"] = {"type": "generation", "task": "ner", "optional": True}
+    result["missing"]["asked"] = "no file"
     scores = [key for key in result["evaluations"][-1] if key.startswith("decode/") and key != "decode/best_step"]
     bare = json.loads(json.dumps(result))
     for key in scores:
         del bare["evaluations"][-1][key]
     bare["missing"] = {key.removeprefix("decode/"): "not computed: needs sacrebleu" for key in scores}
+    bare["missing"]["asked"] = "no file"
     (folder / "result.json").write_text(json.dumps(bare))
     place = folder.parent / "scored"
     ended = program("score", f"--runs={folder}", f"--results={place}")
@@ -170,8 +177,9 @@ MISTAKES = {
         "length_penalty is for beams",
     ),
     "an over-long prompt": (
-        {"evals": json.dumps({"decode": {**DECODE, "max_new_tokens": 480}})},
-        "testset_w_refs.csv, row 3: its prompt has 42 tokens, and 480 new ones exceed the model's 512 positions",
+        {"evals": json.dumps({"decode": {**DECODE, "max_new_tokens": 480}}), "task__truncate": False},
+        "testset_w_refs.csv, row 3: its prompt has 42 tokens, and 480 new ones exceed the model's 512 positions; "
+        "set task.truncate=True to cut the beginnings of long prompts, lower",
     ),
     "no such weights": ({"evals": '{"d": {"weights": "first"}}'}, "config.evals.d.weights='first'"),
     "an unknown special token": ({"task__separator": "<|eot|>"}, "unknown special token"),

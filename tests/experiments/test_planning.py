@@ -1,5 +1,6 @@
 """experiments.plan --topology: names of slices, the bytes and transfers of a step, the smallest slice, LoRA's claim."""
 
+import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.papers import gpt3
 from experiments.planning import cards, claim, slices, topology
-from experiments.planning.needs import Needs
+from experiments.planning.needs import Needs, needs
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.attention import attend, pick_implementation
 from lowrank_jax.ops.flops import product_flops
@@ -137,7 +138,7 @@ def test_a_transfer_in_pieces_is_one():
 
 @pytest.mark.usefixtures("eight_devices")
 def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "PLUGINS", ())  # where it is installed, the plan is no estimate
+    monkeypatch.setattr(cards, "PLUGINS", ())  # with the plugin installed the plan would be no estimate
     words = [word for word in toy(tmp_path, mesh__data=1, mesh__fsdp=-1) if word.startswith("--config")]
     ended = program("plan", *words, "--topology=h200:8")
     assert ended.status == 0, ended.err
@@ -157,7 +158,7 @@ def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("count", "shape"), [(1, "1x1x1"), (8, "1x1x8"), (12, "1x2x6"), (64, "1x8x8"), (9, "1x3x3")])
 def test_cards_that_are_not_here_are_compiled_for_by_their_own_compiler(monkeypatch, count, shape):
-    """XLA is asked for the card that was named; a host has at most eight."""
+    """XLA is asked for the card that was named, in hosts of at most eight; its refusal is one line with a remedy."""
     asked = {}
 
     def described(name, platform, *, target_config, topology):
@@ -176,7 +177,7 @@ def test_cards_that_are_not_here_are_compiled_for_by_their_own_compiler(monkeypa
 
 
 def test_a_plan_traces_what_the_cards_would_run():
-    """cuDNN's attention, though this machine has a CPU; and what a CPU runs, again afterwards."""
+    """cuDNN's attention inside, though this machine has a CPU alone; afterwards what a CPU runs, again."""
     card = SimpleNamespace(platform="gpu", compute_capability="9.0")
     shapes = [jax.ShapeDtypeStruct((2, 8, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
 
@@ -194,6 +195,50 @@ def test_a_plan_traces_what_the_cards_would_run():
 
 
 def test_flops_of_a_step_with_options_of_its_compiler():
-    """Which cards' steps have, and which cannot be traced inside another program."""
+    """Steps for cards have such options, and a jitted step with options cannot be traced inside another program."""
     step = jax.jit(lambda x: x @ x, compiler_options={"xla_embed_ir_in_executable": False})
     assert product_flops(step, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 4**3
+
+
+@pytest.mark.parametrize(("compiler", "platforms"), [(True, "cuda,cpu"), (False, "cpu")])
+def test_a_plan_needs_no_card_where_jax_platforms_names_one(monkeypatch, compiler, platforms):
+    monkeypatch.setenv("XLA_FLAGS", topology.SIMULATED + "=8")
+    for name in cards.UNCHECKED:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(cards, "has_compiler", lambda: compiler)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cuda")
+    try:
+        topology.prepare(topology.parse("h200:1"))
+        assert jax.config.jax_platforms == platforms
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize("given", ["abc", "nan", "inf", "0", "-1"])
+def test_a_share_of_memory_that_is_none_is_named(monkeypatch, given):
+    """Before anything is compiled: XLA's plugin does not start with some of them, and says another thing."""
+    monkeypatch.setenv(topology.FRACTION, given)
+    with pytest.raises(UserError, match=f"{topology.FRACTION}={given} is no share of a card's memory"):
+        topology.prepare(topology.parse("h200:1"))
+    assert topology.parse("v5e:1x1").usable
+
+
+@pytest.mark.parametrize(("said", "asked"), [("No supported config found for HLO: %gemm", 2), ("another fault", 1)])
+def test_products_that_xla_cannot_tile_are_compiled_without_triton(said, asked):
+    """As of rows that are no multiple of 8, where no card is here to time tiles; other errors are our own faults."""
+    program, options = jax.jit(jnp.sum).lower(np.ones(3)).compile(), []
+
+    class Lowered:
+        def compile(self, given=None):
+            options.append(given)
+            if not given:
+                raise jax.errors.JaxRuntimeError(f"INTERNAL: Failed to get configs: {said}")
+            return program
+
+    lowered = Lowered()
+    parts = dict.fromkeys(("abstract_state", "abstract_frozen", "abstract_batch"))
+    one = SimpleNamespace(compile=lowered.compile, step=SimpleNamespace(lower=lambda *_: lowered), **parts)
+    with contextlib.nullcontext() if asked == 2 else pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        assert needs(one).needed
+    assert options == [None, {"xla_gpu_enable_triton_gemm": False}][:asked]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -36,6 +37,28 @@ def test_devices_start_on_another_thread_which_says_nothing(wrong, monkeypatch, 
             thread.join()
     assert asked == ["devices"]
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "early"),
+    [
+        ("run", ["--config=configs/mora_uuid.py"], True),
+        ("run", ["--config=configs/mora_uuid.py", "--coordinator=localhost:1"], False),
+        ("run", ["--config=configs/mora_uuid.py", "--help"], False),
+        ("run", ["--config=configs/gone.py"], False),
+        ("run", [], False),
+        ("bench", ["--config=configs/bench.py:shape=toy-llama"], True),
+        ("bench", ["--config=configs/bench.py", "--suite=none"], False),
+        ("plan", ["--config=configs/bench.py"], False),
+    ],
+)
+def test_devices_start_before_the_config_is_read(name, words, early, program, monkeypatch):
+    """Where this process alone uses them; a mistake in a flag ends the program before it would ask again."""
+    begun = []
+    monkeypatch.setattr("experiments.cli.start_devices", lambda: begun.append("devices"))
+    monkeypatch.setattr("experiments.cli.complete_file", lambda file: begun.append("config") or sys.exit(3))
+    program(name, *words, "--no_such_flag")
+    assert begun == ["devices"] * early + ["config"] * bool(words)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -50,6 +50,15 @@ def test_an_adapter_of_the_published_weights_goes_on_beside_codes_of_them(run, t
         ({"base__quantize": "nf4", "adapter__method": "lora", "adapter__init": "pissa"}, "adapter.init 'pissa' starts"),
         ({"base__fp8__activations": "row"}, "base.fp8 is for base.quantize=fp8, and it is none; leave base.fp8 out"),
         ({"base__quantize": "fp8", "base__fp8__gradients": "e3m4"}, "base.fp8.gradients"),
+        (
+            {"base__quantize": "fp8", "base__fp8__forward": "weights", "base__fp8__transposed": "kept"},
+            "base.fp8.forward=weights rounds no activations",
+        ),
+        ({"base__quantize": "fp8", "base__fp8__keep": ("dwon",)}, "unknown base.fp8.keep 'dwon'; did you mean down"),
+        (
+            {"base__quantize": "fp8", "base__fp8__keep": ("gate",), "base__fused": True},
+            "some parts of layers/mlp/gate_up alone are codes; name all or none of them in base.fp8.keep",
+        ),
     ],
 )
 def test_what_codes_cannot_do_is_said_before_any_work(run, changes, words):

@@ -152,12 +152,77 @@ def test_it_goes_on_where_it_was_and_starts_again_if_told(measured):
     data = measured(repeats=1)
     added = measured.calls[len(before) :]
     assert before == ["--config=lora", "peer.py --fast", "--config=mora"]
-    assert not {*before} & {*added}
+    assert {*before} & {*added} == {"--config=lora"}  # with which "trials" is compared
     again = len(measured.calls)
     data = measured(repeats=1, only="mora", again=True)
-    assert measured.calls[again:] == ["--config=mora"]
+    assert measured.calls[again:] == ["--config=mora", "--config=lora"]
     assert sum(one["command"].endswith("--config=mora") for one in data["measurements"]) == 1
-    assert len(data["measurements"]) == len({(m["command"], m["side"], m["repeat"]) for m in data["measurements"]})
+    keys = [(one["command"], one["side"], one["repeat"], one["call"]) for one in data["measurements"]]
+    assert len(keys) == len({*keys})
+
+
+def test_a_ratio_is_of_one_call(measured):
+    """The machine may have been another one, or busy: what a row is compared with is measured again beside it."""
+    measured.lora = itertools.cycle([10.0, 40.0, 20.0])
+    measured(repeats=1, only="lora", peer=False)
+    data = measured(repeats=1, only="mora", peer=False)
+    assert measured.calls == ["--config=lora", "--config=mora", "--config=lora"]
+    found = {row["name"]: row for row in data["rows"]}
+    assert found["lora"]["sides"]["ours"]["ms"] == 25.0  # of both calls
+    assert found["mora"]["claims"][0]["value"] == 22.0 / 40.0
+    assert measured(repeats=1, only="lora|mora", peer=False) == data  # all is there
+
+    # A second process of another call: its ratio counts beside the first one's.
+    data = measured(repeats=2, only="mora", peer=False)
+    assert measured.calls[3:] == ["--config=mora", "--config=lora"]
+    assert {row["name"]: row for row in data["rows"]}["mora"]["claims"][0]["value"] == 0.825  # of 22 / 40 and 22 / 20
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"call": ["a"]}, {"timings": 10**12}, {"timings": "3"},
+        {"record": {"ms": 1.0, "tokens_per_second": 2, "timings_ms": [0.0]}}, {"record": {"ms": 1.0, "timings_ms": 3}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(damage, measured, rows, tmp_path):
+    data = measured(repeats=1, only="mora")
+    for one in data["measurements"]:
+        one.update(damage)
+    run_folder.write_json(tmp_path / "toy_suite.json", data)
+    with pytest.raises(UserError, match=r"toy_suite.json is a damaged record \((Type|Value|ZeroDivision)Error"):
+        suite.Record(tmp_path / "toy_suite.json", rows)
+
+
+def test_several_timings_in_a_process(measured, tmp_path, monkeypatch):
+    """A row says how many processes it takes, and how often each times its steps; the peer takes more steps instead."""
+    monkeypatch.setattr(suite, "run_process", lambda argv, env: said(argv))
+    told = []
+
+    def said(argv):
+        told.append(" ".join(word for word in argv[1:] if word.startswith("--")))
+        many = "--timings=3" in argv
+        times = {"ms": 20.0, "timings_ms": [10.0, 20.0, 50.0]} if many else {"ms": 30.0}
+        theirs = {"ms": 40.0, "tokens_s": 500} if "--steps=60" in argv else {"ms": 80.0, "tokens_s": 250}
+        return {"record": theirs if "--peer" in argv else {**times, "tokens_per_second": 1000, **PLACE}, "seconds": 1.0}
+
+    text = ROWS.replace(
+        'words=("--config=lora",), peer=("--fast",)', 'words=("--ours",), peer=("--peer", "--steps=20")'
+    )
+    (tmp_path / "two.py").write_text(text.replace('name="lora",', 'name="lora", timings=(3, 1),', 1))
+    kept = suite.Record(tmp_path / "two_suite.json", load_suite(str(tmp_path / "two.py")))
+    chosen = kept.suite.select(None, ["lo*"])
+    assert [row.name for row in chosen] == ["lora"]
+    suite.measure(chosen, kept, Path("peer.py"), None, float("inf"))
+    assert told == ["--ours --timings=3", "--peer --steps=60", "--ours", "--peer --steps=20"]
+    (row,) = [row for row in kept.data["rows"] if row["name"] == "lora"]
+    assert row["sides"]["ours"] | {"tokens_per_second": 0} == {
+        "repeats": 2, "timings": 4, "ms": 25.0, "tokens_per_second": 0,
+    }  # fmt: skip
+    assert row["sides"]["ours"]["tokens_per_second"] == (1000 + 1000 * 20 / 20) / 2  # of 2000, 1000, 400 and 1000
+    assert row["sides"]["peer"]["ms"] == 40.0
+    assert "2 processes a cell, rows and peer in turn; some of them timed their steps" in speed.shown(kept.data).text()
 
 
 def test_half_a_start_is_measured_whole(measured, tmp_path):
@@ -180,15 +245,15 @@ def test_commands_that_the_suite_no_longer_has_are_dropped(measured, tmp_path):
     path = tmp_path / "toy_suite.json"
     data = run_folder.read_json(path, "")
     data["measurements"][0]["command"] += " --older"
+    assert "mora" in data["measurements"][0]["command"]
     run_folder.write_json(path, data)
     data = measured(repeats=1, only="mora")
-    assert [one["command"] for one in data["measurements"]] == [
-        "XLA_FLAGS=--b python -m experiments.bench --config=mora"
-    ]
+    assert not any("--older" in one["command"] for one in data["measurements"])
+    assert sum("--config=mora" in one["command"] for one in data["measurements"]) == 1
 
 
 def test_records_of_two_cards_become_one(measured, rows, tmp_path):
-    """Each with its own place; where both have a process, the one that is taken in stays."""
+    """Each with its own place; ratios are of one card's call."""
     measured(repeats=2, only="mora|lora")
     other = {**PLACE, "hardware": {**PLACE["hardware"], "devices": {"H200": 1}}}
     card = suite.Record(tmp_path / "card_suite.json", rows)
@@ -201,11 +266,12 @@ def test_records_of_two_cards_become_one(measured, rows, tmp_path):
     whole.take(tmp_path / "card_suite.json")
     data = run_folder.read_json(tmp_path / "toy_suite.json", "")
     found = {row["name"]: row["sides"]["ours"].get("ms") for row in data["rows"] if "ours" in row["sides"]}
-    assert found == {"lora": 19.5, "same": 19.5, "mora": 30.0, "trials": 40.0, "int8": None}
+    assert found == {"lora": 19.5, "same": 19.5, "mora": 26.0, "trials": 40.0, "int8": None}
+    values = {row["name"]: [claim["value"] for claim in row["claims"]] for row in data["rows"]}
+    assert values["mora"] == [round(22 / 19.5, 4)]
+    assert values["trials"] == [None, None]  # the other card has not measured what they are compared with
     places = {tuple(place["hardware"]["devices"]) for place in data["places"] if "hardware" in place}
     assert places == {("H100",), ("H200",)}
-    of_mora = [one["place"] for one in data["measurements"] if "mora" in one["command"]]
-    assert all("H200" in data["places"][place]["hardware"]["devices"] for place in of_mora)
     with pytest.raises(UserError, match=r"--join: there is no 'gone.json'"):
         whole.take("gone.json")
 
@@ -237,14 +303,29 @@ def test_peers(rows, monkeypatch, tmp_path):
     assert suite.find_peer(rows, str(tmp_path / "toy.py")) == (tmp_path / "toy.py", "")
 
 
+def test_a_row_may_name_another_script(monkeypatch, tmp_path):
+    """In the folder of --peer; where it is not there, the table says so."""
+    (tmp_path / "toy.py").write_text(ROWS.replace('peer=("--fast",)', 'peer=("other.py", "--steps=5")'))
+    row = load_suite(str(tmp_path / "toy.py")).rows[0]
+    assert row.commands["peer"] == "python PEER other.py --steps=5"
+    monkeypatch.setattr(suite, "run_process", lambda argv, env: {"argv": argv[1:]})
+    given = row, "peer", tmp_path / "peer.py", tmp_path
+    assert suite.run_side(*given)["error"] == "there is no other.py beside the script of --peer"
+    (tmp_path / "other.py").touch()
+    assert suite.run_side(*given, 2) == {"argv": [str(tmp_path / "other.py"), "--steps=10"], "timings": 2}
+
+
 def test_mistakes_are_one_line(rows, tmp_path):
-    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, fp8, h100, rates, two_cards, or a file"):
+    with pytest.raises(UserError, match=r"no suite 'h10'; known: cpu, fp8, h100, h200, rates, two_cards, or a file"):
         load_suite("h10")
     with pytest.raises(UserError, match=r"--only=x matches none of lora, same, mora"):
         rows.select("x")
+    with pytest.raises(UserError, match=r"--rows: 'lor' is none of lora, same, mora"):
+        rows.select(None, ["lora", "lor"])
     with pytest.raises(UserError, match=r"--only: '\(' is no regular expression"):
         rows.select("(")
     mistakes = {"two rows 'lora'": ('"same"', '"lora"'), "is no row": ('to="lora"', 'to="x"')}
+    mistakes["'start', which is no row with steps"] = ('to="lora"', 'to="start"')
     for message, change in mistakes.items():
         text = ROWS.replace(*change)
         (tmp_path / "bad.py").write_text(text)
@@ -259,7 +340,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         report.load_suites([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["h100", "cpu", "two_cards", "rates", "fp8"])
+@pytest.mark.parametrize("name", ["h100", "h200", "cpu", "two_cards", "rates", "fp8"])
 def test_rows_of_the_shipped_suites_are_words_of_bench(name):
     """Each flag is one of the program's, and each config argument one of configs/bench.py."""
     from absl import flags
@@ -274,19 +355,21 @@ def test_rows_of_the_shipped_suites_are_words_of_bench(name):
             assert flag.split(".")[0] in known, word
             if flag == "config":
                 assert load_file(str(ROOT / value)).experiment == "bench"
-        assert {claim["what"] for claim in row.claims} <= {"speed", "time", "memory", "loss", "start", "warm"}
+        assert {claim["what"] for claim in row.claims} <= {"speed", "time", "memory", "loss", "start", "second", "warm"}
 
 
 def test_one_row_for_real_and_its_table(program, tmp_path):
     words = "--config=configs/bench.py:shape=toy-llama,rank=2,batch=4,seq=16,dtype=float32"
     row = dict(name="toy", work="toy", words=(words, "--config.adapter.targets=('query',)", "--steps=10"))
-    row |= {"env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}}
+    row |= {"env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, "timings": (2,)}
     (tmp_path / "real.py").write_text(f"PEER, PEER_NAME = None, 'none'\nROWS = (dict(**{row!r}),)\n")
     options = [f"--suite={tmp_path / 'real.py'}", f"--results={tmp_path / 'real_suite.json'}"]
-    ended = program("bench", *options, "--repeats=1")
+    ended = program("bench", *options)
     assert "without the peer: no --peer was given" in ended.out, ended.err
     (measured,) = json.loads((tmp_path / "real_suite.json").read_text())["measurements"]
     assert measured["start_seconds"] > measured["record"]["first_step_seconds"] > 0
+    assert len(times := measured["record"]["timings_ms"]) == 2
+    assert min(times) <= measured["record"]["ms"] <= max(times)
     printed = program("bench", *options, "--table").out
     assert ended.out.endswith(printed)
     assert f"{measured['record']['ms']:.1f} ms" in printed

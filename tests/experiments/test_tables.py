@@ -1,5 +1,6 @@
 """experiments.tables, figures, papers and runs, over fabricated results."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -252,6 +253,34 @@ def test_a_flag_that_a_table_does_not_read_is_refused(words, said):
 
     with pytest.raises(UserError, match=said):
         table_of(words)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    """Known are those of the table's configs and of its records; records of other experiments do not count."""
+    from experiments import tables
+    from experiments.tables import models
+    from experiments.tables.__main__ import table_of
+
+    for experiment, known in models.MODELS.items():
+        assert set(importlib.import_module(f"configs.{experiment}").MODELS) == set(known)
+    grids = (importlib.import_module(f"configs.sweeps.rates_{name}").MODELS for name in ("uuid", "gsm8k", "dolly"))
+    assert {tuple(grid) for grid in grids} == {models.RATES}
+    assert {*models.SHOWN, "rates"} == {*tables.READERS["model"]}
+    said = {
+        "mora_table7": "llama2-7b, smollm2-135m, gemma3-270m, pico-llama",
+        "lora_table16": "pico-llama, smollm2-135m, gpt2-medium, gpt2-large, gpt3-175b",
+        "rates": "smollm2-135m, gemma3-270m",
+    }
+    for table, known in said.items():
+        with pytest.raises(UserError) as raised:
+            table_of([table, "--model=zzz", "--results=experiments/results/dolly.jsonl"])
+        assert str(raised.value) == f"--model=zzz: no base of {table} has this name; known: {known}"
+    own = {"config": {"experiment": "lora_nlg"}, "labels": {"model": "my-base"}}
+    models.check_model("lora_table3", "my-base", [own])
+    with pytest.raises(UserError, match=r"pico-llama, my-base$"):
+        models.check_model("lora_table3", "zzz", [own])
+    with pytest.raises(UserError, match="no base of lora_table18"):
+        models.check_model("lora_table18", "my-base", [own | {"config": {"experiment": "lora_glue"}}])
 
 
 def test_every_flag_that_only_some_tables_read_is_of_tables_that_exist():

@@ -13,7 +13,8 @@ from lowrank_jax.bases import codes
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base, redraw
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
-from lowrank_jax.core.trees import count, nbytes
+from lowrank_jax.core.trees import count, is_coded, nbytes
+from lowrank_jax.ops.fp8 import RECIPE, Fp8Config
 from lowrank_jax.ops.quantized import Quantized, dense_tree, dequantize, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh
 from lowrank_jax.sharding.rules import leaf_spec
@@ -60,12 +61,16 @@ def test_the_layers_kernels_are_codes_of_the_published_ones(published, kind):
 def test_shapes_without_weights_are_those_with_them(kind, random):
     """On a mesh, where codes and scales are split as the kernel is, as far as they divide."""
     sharding_fn = by_rules(make_mesh(MeshConfig(2, 2, 2)))
-    config = BaseConfig("toy-llama" if random else "pico-llama", dtype="bfloat16", quantize=kind, random_init=random)
+    kept = Fp8Config(keep=("down",)) if kind == "fp8" else RECIPE
+    name = "toy-llama" if random else "pico-llama"
+    config = BaseConfig(name, dtype="bfloat16", quantize=kind, fp8=kept, random_init=random)
     base = load_base(config, jax.random.key(0), sharding_fn)
     assert described(abstract_base(config, sharding_fn).params) == described(base.params)
     query = flatten(base.params)["layers/attention/query/kernel"]
     assert query.codes.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert query.dtype == jnp.bfloat16
+    plain = [path for path, leaf in flatten(base.params).items() if path.endswith("/kernel") and not is_coded(leaf)]
+    assert plain == [f"layers/mlp/{name}/kernel" for name in kept.keep]
 
 
 def test_one_leaf_is_whole_at_a_time(monkeypatch):

@@ -229,7 +229,7 @@ def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("length", "cudnn"), [(8, True), (7, False)])
 def test_gradients_on_a_gpu_of_rows_of_any_length(length, cudnn):
-    """Traced for a card that is not here: jax refuses cuDNN's gradient of an odd length, with or without a mask."""
+    """Traced for a card that is not here: auto takes cuDNN's kernel where jax has its gradient, for even lengths."""
     module = layer("auto", dtype=jnp.bfloat16)[0]
     card = topology.Target([SimpleNamespace(platform="gpu", compute_capability="9.0")], True, "", absent=True)
     with topology.planning_for(topology.parse("h200:1"), card):

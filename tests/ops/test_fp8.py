@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lowrank_jax.models.layers import RMSNorm
 from lowrank_jax.ops import fp8
 from lowrank_jax.ops.fp8 import Fp8Config
 from lowrank_jax.ops.quantized import FP8, dequantize, multiply, quantize
@@ -38,10 +39,18 @@ def test_codes_are_the_nearest_and_the_scale_is_a_power_of_two():
     np.testing.assert_array_equal(kernel.turned, kernel.codes.swapaxes(-1, -2))
 
 
-@pytest.mark.parametrize(("dtype", "transposed"), [("float32", "kept"), ("bfloat16", "step"), ("float16", "step")])
-def test_products_are_those_of_the_rounded_operands(dtype, transposed):
+@pytest.mark.parametrize(
+    ("dtype", "transposed", "gradients"),
+    [
+        ("float32", "kept", "e5m2"),
+        ("bfloat16", "step", "e4m3"),
+        ("bfloat16", "step", "fixed"),
+        ("float16", "step", "e4m3"),
+    ],
+)
+def test_products_are_those_of_the_rounded_operands(dtype, transposed, gradients):
     """Forward and backward, a trial alone and beside one of 1,000 times its size."""
-    recipe = Fp8Config(transposed=transposed, gradients="e4m3" if transposed == "step" else "e5m2")
+    recipe = Fp8Config(transposed=transposed, gradients=gradients)
     kernel = quantize(jnp.asarray(normal(0, 48, 20, scale=0.02)), FP8, recipe)
     x = jnp.asarray(normal(1, 2, 3, 5, 48) * np.float32([1, 1000]).reshape(2, 1, 1, 1), dtype)
     g = jnp.asarray(normal(2, 2, 3, 5, 20, scale=1e-3), dtype)
@@ -51,16 +60,36 @@ def test_products_are_those_of_the_rounded_operands(dtype, transposed):
         y, back = jax.vjp(lambda x: multiply(x, kernel), x)
         return y, back(g)[0]
 
+    def coarse(g):
+        if gradients == "fixed":
+            return (np.float32(g) * 16).astype(E5M2).astype(np.float32) / 16
+        return rounded(g, E4M3 if gradients == "e4m3" else E5M2)
+
     weights = np.asarray(dequantize(kernel, jnp.float32))
     for trial, (y, dx) in enumerate(zip(*jax.vmap(both)(x, g), strict=True)):
         for ours, alone, plain in (
             (y, both(x[trial], g[trial])[0], rounded(x[trial]) @ weights),
-            (dx, both(x[trial], g[trial])[1], rounded(g[trial], E4M3 if transposed == "step" else E5M2) @ weights.T),
+            (dx, both(x[trial], g[trial])[1], coarse(g[trial]) @ weights.T),
         ):
             assert ours.dtype == dtype
             bound = float(jnp.finfo(dtype).eps) * np.abs(plain).max()
             np.testing.assert_allclose(np.float32(ours), plain, atol=bound)
             np.testing.assert_allclose(np.float32(alone), np.float32(ours), atol=bound)
+
+
+def test_weights_ahead_and_codes_behind():
+    """The forward pass is that of the weights, the backward pass that of the codes; parts and joins are too."""
+    weights, g = jnp.asarray(normal(0, 48, 20, scale=0.02), jnp.bfloat16), jnp.asarray(normal(2, 5, 20), jnp.bfloat16)
+    x = jnp.asarray(normal(1, 5, 48), jnp.bfloat16)
+    held, coded = (quantize(weights, FP8, Fp8Config(forward=forward)) for forward in ("weights", "codes"))
+    for kernel, like, low in ((held, coded, 0), (held.columns(4, 12).beside([held.columns(4, 12)]), coded, 4)):
+        y, back = jax.vjp(lambda x, kernel=kernel: multiply(x, kernel), x)
+        whole = weights if not low else jnp.concatenate([weights[:, 4:12]] * 2, -1)
+        np.testing.assert_array_equal(y, x @ whole)
+        np.testing.assert_array_equal(dequantize(kernel), whole)
+        like = like if not low else like.columns(4, 12).beside([like.columns(4, 12)])
+        theirs = jax.vjp(lambda x, like=like: multiply(x, like), x)[1](g[:, : whole.shape[1]])[0]
+        np.testing.assert_array_equal(back(g[:, : whole.shape[1]])[0], theirs)
 
 
 def test_outliers_among_the_inputs_cost_no_accuracy():
@@ -86,6 +115,29 @@ def test_outliers_among_the_inputs_cost_no_accuracy():
     assert error(token, weights, activations="row") < 1.02 * ordinary
 
 
+def test_a_norm_bounds_what_it_makes():
+    """No entry exceeds the bound, however large an outlier; and a scale of the bound costs no accuracy beside it."""
+    norm, x = RMSNorm(1e-6, offset=True), normal(1, 33, 64)
+    x[0, 5], x[1:, 9] = 1e6, 1e3 * x[1:, 9]
+    variables = {"params": {"offset": jnp.asarray(normal(2, 64))}}
+    y, bound = norm.apply(variables, jnp.asarray(x)), norm.apply(variables, method="bound")
+    largest = float(jnp.abs(y).max())
+    assert largest <= float(bound) <= 4 * largest
+    weights = normal(0, 64, 96, scale=0.02)
+    weights[9] /= 1e3  # otherwise the outliers make the sums alone
+    exact = np.asarray(y) @ rounded(weights)
+
+    def error(bound, **recipe):
+        off = np.asarray(multiply(y, quantize(jnp.asarray(weights), FP8, Fp8Config(**recipe)), bound)) - exact
+        return np.linalg.norm(off[1:]) / np.linalg.norm(exact[1:])
+
+    measured = error(None, activations="bound")
+    assert measured == error(bound) == error(None)  # without a bound, or where nobody asks for it
+    assert 0.02 < measured < 0.03
+    assert error(bound, activations="bound") < 1.02 * measured
+    assert error(1e6 * bound, activations="bound") > 0.5  # it is read
+
+
 def test_nothing_and_what_is_not_finite():
     product = jax.jit(multiply)
     x = jnp.ones((2, 8))
@@ -94,6 +146,11 @@ def test_nothing_and_what_is_not_finite():
     assert not np.asarray(product(0 * x, kernel)).any()
     assert np.isnan(np.asarray(product(x.at[1, 2].set(jnp.nan), kernel)[1])).all()
     assert not np.isfinite(np.asarray(product(x.at[1, 2].set(jnp.inf), kernel)[1])).any()
+    fixed = quantize(jnp.ones((8, 4)), FP8, Fp8Config(gradients="fixed"))
+    g = jnp.zeros((2, 4)).at[0, 0].set(3_584.0).at[1, 0].set(4_100.0)  # the last that its scale holds, and one beyond
+    dx = np.asarray(jax.jit(lambda g: jax.vjp(lambda x: multiply(x, fixed), x)[1](g)[0])(g))
+    np.testing.assert_array_equal(dx[0], 3_584)
+    assert not np.isfinite(dx[1]).any()
 
 
 def test_kernels_side_by_side_are_the_same_weights():

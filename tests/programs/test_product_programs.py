@@ -69,8 +69,8 @@ def test_what_is_materialize_product_stands_before_the_sum_in_both_directions():
         assert program.count("optimization_barrier") == barriers
 
 
-def test_a_saved_product_is_behind_a_barrier_where_gradients_are_taken_alone():
-    """The value, and its cotangent; a call without gradients, decoding for one, has none between its kernels."""
+def test_a_saved_product_is_behind_a_barrier_only_where_gradients_are_taken():
+    """One barrier for the value and one for its cotangent; without gradients, as in decoding, there is none."""
 
     def value(x):
         return jnp.sin(saved_product(x @ x, "up"))

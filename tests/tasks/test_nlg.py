@@ -11,6 +11,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.data.builders.nlg.specs import NLG, SEEN
 from lowrank_jax.data.prompts import Asked
+from lowrank_jax.forms import generation
 from lowrank_jax.metrics.texts import Scores
 from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask
 from lowrank_jax.tasks.framing import PLAIN, Framing
@@ -96,7 +97,7 @@ def test_generate_frames_a_prompt_as_training_did(build, kind, bos, virtual):
 
 
 def test_a_row_begins_with_bos_where_the_base_expects_it(build):
-    """The same targets; one more token before them."""
+    """The targets stay the same, and one more token stands before the input."""
     tasks = plain, marked = build(), build(add_bos=True)
     rows = [task.features(task.train_source()[3]) for task in tasks]
     kept = [row["tokens"][: task.longest].tolist() for row, task in zip(rows, tasks, strict=True)]
@@ -224,6 +225,37 @@ def test_a_cut_is_noted(build):
     task = build(seq_len=64, truncate=True)
     assert any("e2e train: " in note and "tokens are lost" in note for note in task.notes)
     assert max(len(row["tokens"]) for row in task.train_source()) == 64
+
+
+def test_long_prompts_lose_their_beginnings(build, monkeypatch, caplog):
+    """Cut prompts leave room for new tokens; BOS and virtual tokens stay, and the record's notes name the rows."""
+    framing = Framing(prefix_ids=(900, 901), infix_ids=(902,))
+    setting = SimpleNamespace(tokenizer=BYTES, model=SimpleNamespace(max_position_embeddings=64))
+    monkeypatch.setattr(generation, "_generator", lambda setting, ids, *_, **__: lambda variables: seen.append(ids))
+    monkeypatch.setattr(NlgTask, "score", lambda self, texts, targets: {})
+    config, seen = {"positions": 64, "framing": framing, "truncate": True}, []
+    task = build(**config)
+    whole = [task.prompt_tokens(prompt) for prompt, _ in task.prompts()]
+    long = [row for row, ids in enumerate(whole) if len(ids) > 40]
+    assert 0 < len(long) < len(whole)
+    generation.generation(setting, task, generation.GenerationOptions(max_new_tokens=24)).one({})
+    assert seen == [[[900, 901, *ids[2:][-38:]] if len(ids) > 40 else ids for ids in whole]]
+    (note,) = [note for note in task.notes if "beginnings" in note]
+    assert f"e2e test: the beginnings of {len(long)} of {len(whole)} prompt(s) are cut, to 40 tokens" in note
+    assert task.places()[long[0]] in note
+    assert note in caplog.text
+    begun = build(**config, add_bos=True)
+    whole = [begun.prompt_tokens(prompt) for prompt, _ in begun.prompts()]
+    cut = [900, 901, BYTES.bos_id, *whole[long[0]][-37:]]
+    assert whole[long[0]][2] == BYTES.bos_id
+    assert begun.fitted(whole, 40)[long[0]] == cut
+    assert begun.fitted(whole, 4) == whole  # no room for a token of the input
+    with pytest.raises(
+        UserError, match=r"its prompt has \d+ tokens, and 24 new ones .*; set task.truncate=True to cut"
+    ):
+        generation.generation(setting, build(positions=512), generation.GenerationOptions(max_new_tokens=24))
+    with pytest.raises(UserError, match=r"61 new ones exceed the model's 64 positions; lower max_new_tokens"):
+        generation.generation(setting, task, generation.GenerationOptions(max_new_tokens=61))
 
 
 def test_a_tokenizer_without_eos(build):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from toys import drawn
 
 from lowrank_jax import adapters
@@ -17,6 +18,7 @@ from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.layouts.run_time import layout_of
 from lowrank_jax.layouts.unstacked import reading
 from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.ops.fp8 import RECIPE, Fp8Config
 from lowrank_jax.ops.quantized import Quantized, quantize
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from lowrank_jax.sharding.rules import shard_tree
@@ -37,10 +39,10 @@ def shapes_of(make):
     return functools.partial(jax.eval_shape, make)
 
 
-def held(params, kind):
+def held(params, kind, recipe=RECIPE):
     """Parameters with quantised kernels."""
     flat = flatten(params)
-    codes = jax.jit(lambda w: quantize(w, kind))
+    codes = jax.jit(lambda w: quantize(w, kind, recipe))
     return unflatten({p: codes(x) if p.endswith("/kernel") else x for p, x in flat.items()})
 
 
@@ -89,6 +91,43 @@ def test_a_mesh_gives_the_same_step():
         losses.append([float(metrics[name]) for name in ("loss", "grad_norm")])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert frozen["params"]["layers"]["attention"]["query"]["kernel"].codes.sharding.spec[1:] == ("fsdp", "tensor")
+
+
+def test_what_is_read_for_its_largest_entry():
+    """By default each product's input and gradient; with bounds and a fixed scale, what no norm has made."""
+    params = drawn(Llama(SMALL), TOKENS)["params"]
+    plan = adapters.make_plan(params, adapters.AdapterConfig(rank=2, targets=("all-linear",)))
+    made = adapters.create(plan, jax.random.key(2))
+    model, seen = Llama(SMALL, fused=True), []
+    groups = model.fused_groups()
+
+    def reductions(jaxpr):
+        for equation in jaxpr.eqns:
+            shape = equation.invars[0].aval.shape if equation.invars else ()
+            if (
+                equation.primitive.name == "reduce_max"
+                and shape[:2] == TOKENS.shape
+                and shape[2:] > (SMALL.vocab_size,)
+            ):
+                seen.append(shape[2])
+            for part in jaxprs_in_params(equation.params):
+                reductions(part)
+
+    def read(**recipe):
+        coded = jax.eval_shape(lambda tree: held(tree, "fp8", Fp8Config(**recipe)), params)
+        variables = {"params": jax.eval_shape(layout_of(groups, False).apply, coded), **made}
+        objective = next_token_objective(adapters.attach(model, plan, groups))
+        batch = {"tokens": TOKENS, "weights": np.ones(TOKENS.shape, np.float32)}
+        learnt, frozen = partition(variables)
+        seen.clear()
+        reductions(
+            jax.make_jaxpr(jax.grad(lambda *two: objective(combine(*two), batch, None)[0]))(learnt, frozen).jaxpr
+        )
+        return sorted(seen)
+
+    assert read() == sorted([128, 128, 128, 256] + [384, 128, 512, 128])  # inputs and gradients of four products
+    assert read(activations="bound") == sorted([128, 256] + [384, 128, 512, 128])
+    assert read(activations="bound", gradients="fixed") == [128, 256]  # what `out` and `down` read
 
 
 def test_fp8_gives_the_same_gradients_fused_unrolled_and_on_two_devices():

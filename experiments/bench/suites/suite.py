@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.suites import report
-from experiments.bench.suites.rows import COLD, PEER, ROOT, WARM, Row, Suite, load_suite
+from experiments.bench.suites.rows import COLD, PEER, ROOT, WARM, Row, Side, Suite, load_suite
 from experiments.records import run_folder
 from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
@@ -29,13 +30,14 @@ def suite_main(options: Any) -> None:
     """Measures the chosen rows that are missing, writes the file after every process, and prints the table.
 
     Args:
-      options: flags of experiments.bench: suite, results, table, join, only, again, repeats, peer, seconds, format.
+      options: flags of experiments.bench: suite, results, table, join, rows, only, again, repeats, peer, seconds,
+        format.
 
     Raises:
       UserError: an unknown suite, row or file; no row at all could be measured.
     """
     suite = load_suite(options.suite)
-    path = Path(options.results or RESULTS / f"{suite.name}_suite.json")
+    path = Path(options.results or RESULTS / f"{suite.record}_suite.json")
     record = Record(path, suite)
     if options.table:
         if not path.is_file():
@@ -48,7 +50,7 @@ def suite_main(options: Any) -> None:
         print(speed.shown(record.data).text(options.format))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child ends too
-    rows = suite.select(options.only)
+    rows = suite.select(options.only, options.rows)
     peer, note = find_peer(suite, options.peer)
     if note:
         print(f"without the peer: {note}", flush=True)
@@ -75,57 +77,74 @@ def find_peer(suite: Suite, given: str | None) -> tuple[Path | None, str]:
     return Path(script).resolve(), ""
 
 
-def measure(rows: Sequence[Row], record: "Record", peer: Path | None, repeats: int, deadline: float) -> None:
+def measure(rows: Sequence[Row], record: "Record", peer: Path | None, repeats: int | None, deadline: float) -> None:
     """Measures all rows and the peer once, then all again: a drift of the machine then affects every side.
 
     Args:
       peer: its script; None: without the peer's sides.
-      repeats: processes a side.
+      repeats: processes a side; None: as each row's `timings` say.
       deadline: of time.monotonic(), after which none is started.
     """
     failed = set()  # a configuration that a machine refuses once would be refused again
-    for repeat in range(repeats):
+    of = record.suite.rows_of(rows)
+    timings = {row.name: row.timings if repeats is None else (1,) * repeats for row in (*of.values(), *rows)}
+    rounds = max(len(timings[row.name]) for row in rows)
+    for repeat in range(rounds):
         with tempfile.TemporaryDirectory(prefix="compilations_") as folder:
             for number, row in enumerate(rows, 1):
-                for side in missing_sides(row, record, repeat, peer):
-                    command = row.commands[side]
+                for side in missing_sides(row, record, repeat, peer) if repeat < len(timings[row.name]) else ():
+                    command, name = side
                     if command in failed:
                         continue
                     if time.monotonic() > deadline:
                         print("time is up; the same command goes on from here", flush=True)
                         return
-                    found = run_side(row, side, peer, Path(folder) / row.name)
-                    record.add(command, side, repeat, found)
+                    own = of[side]
+                    times = timings[own.name][repeat] if repeat < len(timings[own.name]) else 1
+                    found = run_side(own, name, peer, Path(folder) / own.name, times)
+                    record.add(command, name, repeat, found)
                     if "error" in found:
                         failed.add(command)
-                    place = f"[{repeat + 1}/{repeats}, {number}/{len(rows)}]"
-                    print(f"{place} {row.name}, {side}: {_told(found)}, {found['seconds']:.0f} s", flush=True)
+                    place = f"[{repeat + 1}/{rounds}, {number}/{len(rows)}]"
+                    print(f"{place} {own.name}, {name}: {_told(found)}, {found['seconds']:.0f} s", flush=True)
 
 
-def missing_sides(row: Row, record: "Record", repeat: int, peer: Path | None) -> list[str]:
-    """The sides of a row that one repeat has still to measure; of a start both or none, as one fills the cache."""
-    missing = [side for side, command in row.commands.items() if not record.has(command, side, repeat)]
-    if row.start and {COLD, WARM} & {*missing}:
-        missing = [COLD, WARM, *(side for side in missing if side == PEER)]
-    return [side for side in missing if side != PEER or peer is not None]
+def missing_sides(row: Row, record: "Record", repeat: int, peer: Path | None) -> list[Side]:
+    """The sides that one repeat has still to measure for a row, of those that it is compared with too.
+
+    What is compared, one call measures: where no call has both sides, this one measures both. Of a start likewise, as
+    the cold one fills the other's cache.
+    """
+    missing: list[Side] = []
+    for group in record.suite.compared(row, peer is not None):
+        if not record.together(group, repeat):
+            whole = {side for _, side in group} == {COLD, WARM}
+            missing += [one for one in group if one not in missing and (whole or not record.has(*one, repeat))]
+    return missing
 
 
-def run_side(row: Row, side: str, peer: Path | None, cache: Path) -> dict[str, Any]:
+def run_side(row: Row, side: str, peer: Path | None, cache: Path, timings: int = 1) -> dict[str, Any]:
     """{"record", "seconds"} of one process, "start_seconds" with it for ours; or {"error": one line, "seconds"}.
 
     A separate process, because peak memory and an allocator's reserve belong to a process.
 
     Args:
       cache: the compilation cache for a start, empty where `side` is COLD.
+      timings: how often the process times its steps.
     """
     if side == PEER:
-        assert row.peer is not None  # a row without it has no such side
-        return run_process([sys.executable, str(peer), *row.peer], row.peer_env)
+        assert peer is not None  # then there is no such side
+        script = peer.with_name(row.peer_script or peer.name)
+        if row.peer_script and not script.is_file():
+            return {"error": f"there is no {script.name} beside the script of --peer", "seconds": 0.0}
+        found = run_process([sys.executable, str(script), *row.peer_words(timings)], row.peer_env)
+        return found | ({"timings": timings} if timings > 1 else {})
     env = dict(row.env)
     if side in (COLD, WARM):
         # 0 s: jax keeps compilations of a second and more by default, and a start has many short ones.
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return run_process([sys.executable, "-m", "experiments.bench", *row.words], env)
+    words = [*row.words, *([f"--timings={timings}"] if timings > 1 else [])]
+    return run_process([sys.executable, "-m", "experiments.bench", *words], env)
 
 
 def run_process(argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
@@ -173,6 +192,9 @@ def _told(found: Mapping[str, Any]) -> str:
 class Record:
     """The result file of a suite: every measurement, and the summary from which the table is printed.
 
+    Attributes:
+      call: what this process's measurements are marked with; ratios are of one call's.
+
     Args:
       path: an existing file's measurements are kept.
       suite: its rows.
@@ -183,6 +205,7 @@ class Record:
 
     def __init__(self, path: str | Path, suite: Suite):
         self.path, self.suite = Path(path), suite
+        self.call = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}-{secrets.token_hex(2)}"
         self.data: dict[str, Any] = {"suite": suite.name, "peer": suite.peer_name, "peer_note": ""}
         self.data |= {"rows": [], "places": [], "measurements": []}
         if self.path.exists():
@@ -191,14 +214,24 @@ class Record:
                 raise UserError(f"{path} is no record of the suite {suite.name}; name another --results")
             try:
                 report.summarise(suite.rows, _in_full(self.data))
+                set(map(_key, _in_full(self.data)))
             except speed.MISSHAPEN as error:
                 said = f"{type(error).__name__}: {error}"
                 raise UserError(f"{path} is a damaged record ({said}); name another --results") from error
             speed.check_shown(self.data, str(path))
 
     def has(self, command: str, side: str, repeat: int) -> bool:
-        """Whether a process has been measured; a failed one has not."""
-        return any("record" in one and _key(one) == (command, side, repeat) for one in self.data["measurements"])
+        """Whether this call has measured a process; a failed one it has not."""
+        return self.call in self._calls((command, side), repeat)
+
+    def together(self, group: Sequence[Side], repeat: int) -> bool:
+        """Whether one call has measured these sides, this one or an earlier one."""
+        return bool(set.intersection(*(self._calls(side, repeat) for side in group)))
+
+    def _calls(self, side: Side, repeat: int) -> set[str | None]:
+        """The calls that have measured a process; records before there were calls count as one, None."""
+        done = [one for one in self.data["measurements"] if "record" in one]
+        return {one.get("call") for one in done if (one["command"], one["side"], one["repeat"]) == (*side, repeat)}
 
     def forget(self, rows: Sequence[Row]) -> None:
         """Drops the measurements of these rows, and those of commands that the suite no longer has."""
@@ -209,7 +242,7 @@ class Record:
 
     def add(self, command: str, side: str, repeat: int, found: Mapping[str, Any]) -> None:
         """Adds a measurement, or replaces that of the same process; writes the file."""
-        entry = {"command": command, "side": side, "repeat": repeat, **found}
+        entry = {"command": command, "side": side, "repeat": repeat, "call": self.call, **found}
         if "record" in found:
             record = dict(found["record"])
             place = {name: record.pop(name) for name in PLACE if name in record}
@@ -219,7 +252,7 @@ class Record:
         self._put([entry])
 
     def take(self, path: str | Path) -> None:
-        """Adds the measurements of another record of the suite, replacing those of the same processes; writes.
+        """Adds the measurements of another record of the suite; writes.
 
         Raises:
           UserError: there is no such file, or it is of another suite.
@@ -251,8 +284,8 @@ def _share_places(measurements: Sequence[dict[str, Any]]) -> tuple[list[dict], l
     return places, [{**one, "place": places.index(one["place"])} if "place" in one else one for one in measurements]
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, str, int]:
-    return entry["command"], entry["side"], entry["repeat"]
+def _key(entry: Mapping[str, Any]) -> tuple[str, str, int, str | None]:
+    return entry["command"], entry["side"], entry["repeat"], entry.get("call")
 
 
 def _version(name: str) -> str | None:

@@ -19,6 +19,7 @@ from lowrank_jax.train.state import TrainState
 
 Leaves = Mapping[str, np.ndarray]  # gradients by path
 LAST = 10  # steps whose mean loss is compared
+ROWS = 8  # of a batch, which are compared each by itself
 
 
 def compare(config: RunConfig) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def compare(config: RunConfig) -> dict[str, Any]:
 
     At the start and after the run's steps, both bases are given the same adapters: those that were trained beside the
     weights. "cosine" is between the gradients of all adapters on one batch; "products" the same between products of the
-    codes and dequantised products of the same codes; "lowest" the five leaves that differ most.
+    codes and dequantised products of the same codes; "lowest" the five leaves that differ most; "row", of tasks with a
+    loss a token, the median cosine of one row's gradients each, as any rounding makes a few rows' explode.
 
     Args:
       config: of a run with base.quantize set; its steps are taken beside the codes, and beside the weights.
@@ -46,10 +48,13 @@ def compare(config: RunConfig) -> dict[str, Any]:
     programs = [jax.jit(_gradient(one.objective), compiler_options=one.options) for one in (plain, coded)]
 
     def gradients(one, trained, frozen, like):
-        """Of the experiment's program, {path: gradient} at some trained leaves, on the host."""
+        """[{path: gradient}] of the experiment's program at some leaves, on the host: the batch's, then rows'."""
         given = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), trained, like)
-        flat = flatten(jax.device_get(programs[one is coded](given, frozen, one.place(dict(probe)))))
-        return {path: np.asarray(leaf, np.float64).ravel() for path, leaf in flat.items()}
+        found = []
+        for batch in (probe, *_single_rows(probe)):
+            flat = flatten(jax.device_get(programs[one is coded](given, frozen, one.place(dict(batch)))))
+            found.append({path: np.asarray(leaf, np.float64).ravel() for path, leaf in flat.items()})
+        return found
 
     # One base at a time: first the weights.
     state, frozen, _ = plain.load()
@@ -79,12 +84,24 @@ def _train(experiment: Experiment, state: TrainState, frozen: Any) -> tuple[Trai
     return state, float(np.mean(jax.device_get(losses[-LAST:])))
 
 
-def _compared(exact: Leaves, ours: Leaves, same: Leaves) -> dict[str, Any]:
+def _single_rows(batch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The batch with the weights of one of its first ROWS rows alone; none of a batch without weights."""
+    weights = batch.get("weights")
+    if weights is None:
+        return []
+    chosen = [row for row in range(min(ROWS, len(weights))) if np.any(weights[row, 1:])]
+    return [{**batch, "weights": weights * (np.arange(len(weights)) == row)[:, None]} for row in chosen]
+
+
+def _compared(exacts: list[Leaves], all_ours: list[Leaves], sames: list[Leaves]) -> dict[str, Any]:
     """The cosines of `compare` at one place."""
+    (exact, *exact_rows), (ours, *our_rows), same = exacts, all_ours, sames[0]
+    rows = [_cosine(*map(_whole, pair)) for pair in zip(exact_rows, our_rows, strict=True)]
     each = sorted((_cosine(exact[path], ours[path]), path) for path in exact if np.any(exact[path]))
     return {
         "cosine": _cosine(*map(_whole, (exact, ours))),
         "products": _cosine(*map(_whole, (same, ours))),
+        **({"row": float(np.median(rows))} if rows else {}),
         "lowest": [[path, cosine] for cosine, path in each[:5]],
     }
 

@@ -22,7 +22,13 @@ TRACED = 3  # steps of a profile
 
 
 def measure(
-    config: Any, seq_len: int | None, steps: int, warmup: int, trials: int = 1, trace: str | None = None
+    config: Any,
+    seq_len: int | None,
+    steps: int,
+    warmup: int,
+    trials: int = 1,
+    trace: str | None = None,
+    timings: int = 1,
 ) -> dict[str, Any] | None:
     """The record of a config's step: {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}.
 
@@ -32,6 +38,7 @@ def measure(
       steps, warmup: timed steps, and those before them.
       trials: in one program, which differ in their rates.
       trace: folder for a profile of TRACED more steps.
+      timings: how often the steps are timed.
 
     Returns:
       None on other processes than the first.
@@ -52,7 +59,9 @@ def measure(
     compile_seconds = time.perf_counter() - compile_started
     needed = memory.check_fits(compiled)
     compiled = group.step_function(compiled)
+    load_started = time.perf_counter()
     state, frozen, _fingerprint = group.load()
+    load_seconds = time.perf_counter() - load_started
 
     local = random_batch(experiment, trials)
     shape = local["tokens"].shape
@@ -62,7 +71,7 @@ def measure(
     batch = group.place({name: x[share["process_index"] * rows :][:rows] for name, x in local.items()})
 
     seconds, losses = [], []
-    for step in range(warmup + steps):
+    for step in range(warmup + steps * timings):
         begin = time.perf_counter()
         state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready(metrics["loss"])  # as in the peer's script, where the copy to the host is not timed
@@ -77,7 +86,8 @@ def measure(
             for _ in range(TRACED):
                 state, metrics = compiled(state, frozen, batch)
             jax.block_until_ready(metrics["loss"])
-    median = statistics.median(seconds)
+    each = [statistics.median(seconds[first : first + steps]) for first in range(0, len(seconds), steps)]
+    median = statistics.median(each)
     device = jax.local_devices()[0]
     flops_per_token = step_flops(experiment, tokens) / tokens
     mfu = utilisation(flops_per_token * math.prod(shape), median, device.device_kind, group.mesh.size)
@@ -89,14 +99,17 @@ def measure(
         "trials": trials,
         "ms": round(median * 1e3, 3),
         "ms_min_max": [round(min(seconds) * 1e3, 3), round(max(seconds) * 1e3, 3)],
-        "steps": len(seconds),
+        "steps": steps,
+        **({"timings_ms": [round(one * 1e3, 3) for one in each]} if timings > 1 else {}),
         "tokens_per_second": round(math.prod(shape) / median),
         "flops_per_token": round(flops_per_token),
         "devices": group.mesh.size,
         "mfu": round(mfu, 4) if mfu else None,
         "peak_gib": round(peak / 2**30, 3) if (peak := memory.peak_bytes(device)) else None,
         "step_gib": round(needed.needed / 2**30, 3) if needed else None,
+        "build_seconds": round(compile_started - started, 2),
         "compile_seconds": round(compile_seconds, 2),
+        "load_seconds": round(load_seconds, 2),
         "first_step_seconds": round(first_step, 2),
         "first_step_at": round(first_step_at, 2),  # since the epoch: the starting program knows its own start
         "losses": [round(losses[0], 4), round(losses[-1], 4)],

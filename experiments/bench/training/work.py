@@ -4,6 +4,7 @@ import numpy as np
 
 from experiments.session.experiment import Experiment
 from lowrank_jax.adapters.cost import adapter_flops, kernel_flops
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 
 # jax's `device_kind` -> dense bfloat16 FLOP/s of one device, from its maker's data sheet.
@@ -22,14 +23,38 @@ PEAKS = {
 def random_batch(experiment: Experiment, trials: int = 1) -> dict[str, np.ndarray]:
     """A host batch of the experiment's shapes: random tokens and labels, no padding, every weight 1.
 
+    Where the config's label "documents" says how many share a row, their lengths are drawn too, and the first token of
+    each is no target.
+
     Args:
       trials: of one program, then a leading axis.
+
+    Raises:
+      UserError: a row has no room for so many documents.
     """
-    draw = experiment.form.random_features(np.random.default_rng(0), experiment.base.config.vocab_size)
-    lead = (trials,) if trials > 1 else ()
-    return {
+    rng, lead = np.random.default_rng(0), (trials,) if trials > 1 else ()
+    draw = experiment.form.random_features(rng, experiment.base.config.vocab_size)
+    batch = {
         name: draw[name]((*lead, *leaf.shape)).astype(leaf.dtype) for name, leaf in experiment.abstract_batch.items()
     }
+    if count := experiment.config.labels.get("documents"):
+        batch["segments"] = packed = _segments(rng, batch["tokens"].shape, int(count))
+        batch["weights"] = (np.diff(packed, axis=-1, prepend=0) == 0).astype(batch["weights"].dtype)
+    return batch
+
+
+def _segments(rng: np.random.Generator, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The number of each token's document, from 1: `count` of them a row, of random lengths.
+
+    Raises:
+      UserError: a row has no room for so many.
+    """
+    if not 1 <= count <= shape[-1]:
+        raise UserError(f"documents={count} is no number of documents in a row of {shape[-1]} tokens; set it from 1 on")
+    begins = np.zeros(shape, np.int32)
+    for row in begins.reshape(-1, shape[-1]):
+        row[rng.choice(np.arange(1, shape[-1]), count - 1, replace=False)] = 1
+    return 1 + begins.cumsum(-1, dtype=np.int32)
 
 
 def step_flops(experiment: Experiment, tokens: int) -> int:

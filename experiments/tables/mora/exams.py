@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lowrank_jax.metrics.interval import wilson
 
 NOT_SEPARATED = "not separated"
-NOT_READ = "not read here"  # an exam of the paper that this project has no reader for
+ROUNDING = 1e-9  # where all resamples are alike, the ends of the interval equal the score but for rounding
 
 
 class Exam(NamedTuple):
@@ -17,10 +17,13 @@ class Exam(NamedTuple):
     Attributes:
       title: of the column.
       task: labels.task of its runs, which says what they are trained on.
-      name: of the exam in `config.evals`; "" is one that is not read here.
+      name: of the exam in `config.evals`; "" for the mean of the other columns.
       shots: worked examples; None: any number.
       right: the record's name of the count of right answers.
       subjects: whether it is asked in some of the exam's subjects alone.
+      measure: the record's name of a score that is no share of right answers; its interval is recorded as
+        `measure`_low and `measure`_high. "": `right` is the score.
+      instead: another exam, whose score is shown where this one was not asked.
     """
 
     title: str
@@ -29,35 +32,45 @@ class Exam(NamedTuple):
     shots: int | None = None
     right: str = "correct"
     subjects: bool = False
+    measure: str = ""
+    instead: "Exam | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How many of an exam's `n` questions are answered rightly: the mean over seeds, and by the untrained base.
+    """A score of an exam, as the mean over seeds, beside the untrained base's.
 
     Attributes:
-      right, base: numbers of right answers; base None: not measured before training.
+      right: number of right answers; of a score that is no share of them, n times the score.
+      base: the same of the untrained base; None: not measured before training.
       n: questions.
       seeds: how many runs.
+      interval: (low, high) of 95%, where the record has it; None: Wilson's is computed.
     """
 
     right: float
     n: int
     seeds: int = 1
     base: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high) of the 95% interval."""
+        return self.interval or wilson(self.right, self.n)
 
     @property
     def separated(self) -> bool | None:
         """Whether the 95% interval leaves out the base's score; None where that is not known."""
         if self.base is None:
             return None
-        low, high = wilson(self.right, self.n)
-        return not low <= self.base / self.n <= high
+        low, high = self.bounds
+        return not low - ROUNDING <= self.base / self.n <= high + ROUNDING
 
     @property
     def text(self) -> str:
         """ "34.2 [31.0, 37.5] of 200, not separated": %, 95% interval, questions."""
-        low, high = wilson(self.right, self.n)
+        low, high = self.bounds
         shown = f"{100 * self.right / self.n:.1f} [{100 * low:.1f}, {100 * high:.1f}] of {self.n}"
         return shown + {None: ", base not measured", False: f", {NOT_SEPARATED}", True: ""}[self.separated]
 
@@ -65,16 +78,30 @@ class Score:
 def score_of(runs: Sequence[dict], exam: Exam) -> Score | None:
     """The score of runs that differ in seeds alone; None where none of them was asked.
 
-    All seeds answer the same questions: the interval is for their number, not for the number of all answers.
+    All seeds answer the same questions: the interval is for their number, not for the number of all answers. Recorded
+    intervals are averaged over seeds.
     """
     found = [one for run in runs if (one := _of_run(run, exam))]
     if not found:
+        return score_of(runs, exam.instead) if exam.instead else None
+    bases = [one.base for one in found if one.base is not None]
+    if len({one.n for one in found}) > 1:  # runs of one setting are asked as many questions: a record is damaged
         return None
-    bases = [base for _, base, _ in found if base is not None]
-    rights, sizes = [right for right, _, _ in found], {n for _, _, n in found}
-    if len(sizes) > 1:  # runs of one setting are asked as many questions: a record is damaged
-        return None
-    return Score(statistics.fmean(rights), sizes.pop(), len(rights), statistics.fmean(bases) if bases else None)
+    own = [one.interval for one in found if one.interval]
+    lows, highs = ([pair[side] for pair in own] for side in (0, 1))
+    return Score(
+        statistics.fmean(one.right for one in found),
+        found[0].n,
+        len(found),
+        statistics.fmean(bases) if bases else None,
+        (statistics.fmean(lows), statistics.fmean(highs)) if own else None,
+    )
+
+
+def why_absent(runs: Sequence[dict], exam: Exam) -> str:
+    """Why an exam was left out of all runs whose configs have it; "" where one was asked, or none has it."""
+    whys = [(run.get("missing") or {}).get(name) for run in runs for name in entries(run, exam)]
+    return (whys[0] or "") if whys and all(whys) else ""
 
 
 def entries(run: Mapping[str, Any], exam: Exam) -> list[str]:
@@ -91,13 +118,19 @@ def entries(run: Mapping[str, Any], exam: Exam) -> list[str]:
     ]
 
 
-def _of_run(run: dict, exam: Exam) -> tuple[float, float | None, int] | None:
-    """(right answers at the end, those of the base, questions) of the first entry that has them."""
+def _of_run(run: dict, exam: Exam) -> Score | None:
+    """The score at the end beside that of the base, from the first of the exam's entries that has one."""
     for name in entries(run, exam):
         asked = [one for one in run.get("evaluations") or [] if f"{name}/n" in one]
         last = next((one for one in reversed(asked) if one["step"] > 0), None)
         first = next((one for one in asked if one["step"] == 0), {})
-        right, n = ((last or {}).get(f"{name}/{what}") for what in (exam.right, "n"))
-        if right is not None and n:
-            return float(right), first.get(f"{name}/{exam.right}"), int(n)
+        last, key = last or {}, exam.measure or exam.right
+        right, n, base = last.get(f"{name}/{key}"), last.get(f"{name}/n"), first.get(f"{name}/{key}")
+        low, high = last.get(f"{name}/{key}_low"), last.get(f"{name}/{key}_high")
+        if right is None or not n:
+            continue
+        if not exam.measure:
+            return Score(float(right), int(n), base=base)
+        if low is not None and high is not None:
+            return Score(right * n, int(n), base=None if base is None else base * n, interval=(low, high))
     return None

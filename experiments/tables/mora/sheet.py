@@ -1,10 +1,11 @@
 """Prints MoRA's fine-tuning tables: exams beside the paper's numbers, and the held-out loss that orders the rows."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.papers import mora_finetune as paper
 from experiments.records.text_table import number
-from experiments.tables.mora.exams import NOT_READ, Exam, Score, entries, score_of
+from experiments.tables.mora.exams import Exam, Score, entries, score_of, why_absent
 from experiments.tables.mora.rows import SEEDS, TuneRow, loss_of, order_of, own_variant, rates_text, rise_of
 from experiments.tables.table import Table, place
 
@@ -13,7 +14,8 @@ HOW = (
     "interval holds the untrained base's score, so that such a cell says nothing of a method."
 )
 BASE = "untrained base"
-OF_OTHERS = {"Avg": "of other exams"}  # not shown: it would be the mean of other exams than the paper's
+ADAPTED = "AdaptLLM's published prompts with their worked examples, options by log-likelihood a token"
+INCOMPLETE = "needs all columns"  # a mean over fewer exams than the paper's cannot be compared with it
 LOSS = (
     "Loss per token of held-out answers or text at the end, mean over seeds, +-: sample standard deviation. place: by "
     f"this loss, of rows with {SEEDS} seeds; ~: nearer to the row before than the larger of their two deviations. "
@@ -51,12 +53,12 @@ def exam_table(
     ours = elsewhere or {}
     at = {name: index for index, name in enumerate(columns)}
     lines = [["method", "trainable", *(f"{exam.title}, ours | paper" for exam in exams)]]
-    lines.append([BASE, "-", *(f"{'-' if exam.title in ours else _base(rows, exam)} | -" for exam in exams)])
+    lines.append([BASE, "-", *(f"{'-' if exam.title in ours else _base(rows, exam, exams)} | -" for exam in exams)])
     for row in rows:
         theirs = published.get(row.published) if row.published else None
         cells = []
         for exam in exams:
-            mine = ours.get(exam.title) or cell(row, exam)
+            mine = ours.get(exam.title) or (cell(row, exam) if exam.name else mean_of(_scores(row, exams), "right"))
             cells.append(f"{mine} | {number(theirs[at[exam.title]] if theirs else None, '.1f')}")
         lines.append([row.label, number(row.parameters, ",d"), *cells])
     notes = [f"{row.label}: {note} ({task})." for row in rows for task, note in row.notes.items() if row.runs]
@@ -79,21 +81,40 @@ def loss_table(rows: Sequence[TuneRow], task: str) -> tuple[Table, ...]:
 
 def cell(row: TuneRow, exam: Exam) -> str:
     """What a row has of an exam: its score, or why there is none."""
-    if not exam.name:
-        return NOT_READ
     runs = row.runs.get(exam.task, ())
     if not runs:
         return row.why(exam.task)
-    found = score_of(runs, exam)
-    return found.text if found else "no score" if any(entries(run, exam) for run in runs) else "not asked"
+    if found := score_of(runs, exam):
+        return found.text
+    if why := why_absent(runs, exam):
+        return f"not measured: {why}"
+    return "no score" if any(entries(run, exam) for run in runs) else "not asked"
 
 
-def _base(rows: Sequence[TuneRow], exam: Exam) -> str:
+def mean_of(scores: Sequence[Score | None], side: str) -> str:
+    """The mean of all columns in %, as in the paper's last column; INCOMPLETE where one has no score.
+
+    Args:
+      scores: of the columns.
+      side: "right", or "base" for the untrained base.
+    """
+    shares = [None if one is None or getattr(one, side) is None else getattr(one, side) / one.n for one in scores]
+    known = [share for share in shares if share is not None]
+    return f"{100 * statistics.fmean(known):.1f}" if len(known) == len(shares) else INCOMPLETE
+
+
+def _scores(row: TuneRow, exams: Sequence[Exam]) -> list[Score | None]:
+    return [score_of(row.runs.get(exam.task, ()), exam) for exam in exams if exam.name]
+
+
+def _base(rows: Sequence[TuneRow], exam: Exam, exams: Sequence[Exam]) -> str:
     """The base's score before training, which is the same for all methods that start at zero."""
+    if not exam.name:
+        means = (mean_of(_scores(row, exams), "base") for row in rows)
+        return next((mean for mean in means if mean != INCOMPLETE), INCOMPLETE)
+    runs = [run for row in rows for run in row.runs.get(exam.task, ())]
     scores = [score_of(row.runs.get(exam.task, ()), exam) for row in rows]
     found = [one for one in scores if one is not None and one.base is not None]
-    return NOT_READ if not exam.name else f"{100 * _share(found[0]):.1f} of {found[0].n}" if found else "not measured"
-
-
-def _share(score: Score) -> float:
-    return (score.base or 0.0) / score.n
+    if not found:
+        return f"not measured: {why}" if (why := why_absent(runs, exam)) else "not measured"
+    return f"{100 * (found[0].base or 0.0) / found[0].n:.1f} of {found[0].n}"

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.text_table import number
+from experiments.tables.speed.lines import read
 from experiments.tables.table import Table, no_figures
-from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.files import read_bytes
-from lowrank_jax.core.json_text import NotJson, parse
 
 figures = no_figures
 FILE = "speed/decoding.jsonl"  # below a folder of results
@@ -30,25 +28,7 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
       UserError: there is none, or a line is no such record.
     """
-    found = []
-    for place in places:
-        file = Path(place) / FILE if Path(place).is_dir() else Path(place)
-        for count, line in enumerate(read_bytes(file).decode("utf-8", "replace").splitlines(), 1):
-            found.append(_record(line, f"{file}, line {count}"))
-    if not found:
-        raise UserError("--results has no record of experiments.decode; name the file of its --out")
-    return found
-
-
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = parse(line)
-    except NotJson as error:
-        raise UserError(f"{where} is damaged ({error}); delete it") from error
-    fields = record if isinstance(record, dict) else {}
-    if wrong := [name for name, kind in FIELDS.items() if not isinstance(fields.get(name), kind)]:
-        raise UserError(f"{where} is no record of experiments.decode (see {wrong[0]!r}); delete it")
-    return fields
+    return read(places, FILE, "experiments.decode --out", FIELDS)
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:

@@ -12,8 +12,10 @@ from experiments.tables.table import Table, no_figures
 from lowrank_jax.core.errors import UserError
 
 figures = no_figures
+UNITS = {"start": " s", "second": " s", "memory": " GiB", "speed": " tok/s", "time": " ms"}  # of what is no ratio
+DIGITS = {" tok/s": ",.0f", " ms": ".1f"}
 # Raised where a record lacks a value or has one of another type than a suite writes.
-MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+MISSHAPEN = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError)
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -65,9 +67,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         return [row["work"], "-", ", ".join(starts), _claims(row), "-", "-"]
     memory = [number(sides.get(side, {}).get("peak_gib"), ".2f") for side in (PEER, OURS)]
     memory = memory[1] if PEER not in sides else f"{memory[1]} (peer {memory[0]})"
+    published = f"{row['published']}; another card" if "published" in row else "-"
     return [
         row["work"],
-        _step(sides[PEER]) if PEER in sides else "-",
+        _step(sides[PEER]) if PEER in sides else published,
         _step(sides[OURS]),
         _claims(row),
         memory,
@@ -96,23 +99,25 @@ def _claims(row: Mapping[str, Any]) -> str:
 
 def _claim_text(claim: Mapping[str, Any]) -> str:
     what, value, to = claim["what"], claim["value"], claim.get("to")
-    unit = {"start": " s", "loss": ""}.get(what, "x" if to or what == "warm" else " GiB")
-    text = f"{what} {value:.4f}" if what == "loss" else f"{what} {value:.2f}{unit}"
+    unit = "x" if to or what == "warm" else UNITS.get(what, "")
+    text = f"{what} {value:{DIGITS.get(unit, '.2f')}}{unit}" if what != "loss" else f"{what} {value:.4f}"
     if to and to != PEER:
         text += f" of {claim['times']} {to}" if "times" in claim else f" of {to}"
     if claim["met"] is None:
         return text
-    aim = f">= {claim['least']:g}" if "least" in claim else f"<= {claim['most']:g}"
+    aim = f">= {claim['least']:,g}" if "least" in claim else f"<= {claim['most']:,g}"
     return f"{text} ({aim}: {'met' if claim['met'] else 'missed'})"
 
 
 def _captions(data: Mapping[str, Any], left_out: int) -> list[str]:
-    repeats = [side["repeats"] for row in data["rows"] for side in row["sides"].values() if "repeats" in side]
+    sides = [side for row in data["rows"] for side in row["sides"].values() if "repeats" in side]
+    repeats = [side["repeats"] for side in sides]
     lines = []
     if repeats:
         span = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
         counted = "One process a cell" if span == "1" else f"Medians of {span} processes a cell, rows and peer in turn"
-        lines.append(f"{counted}; memory is the most in use.")
+        timed = "; some of them timed their steps several times" if any("timings" in side for side in sides) else ""
+        lines.append(f"{counted}{timed}; memory is the most in use.")
     lines += map(_place, data["places"])
     if sum("git" in place for place in data["places"]) > 1:
         lines.append("These are of more than one commit or machine; the file says which is of which.")

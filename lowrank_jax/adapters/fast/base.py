@@ -20,7 +20,7 @@ class Fast:
       joins: (specs, columns of all parts) -> whether `join` serves them and pays.
       tiled: spec -> whether the update is a small array tiled to d_out, so that the kernel that reads x W + delta(x)
         tiles it for less (`ops.products.materialize_product`).
-      factors: None; or names of A and B where delta is x A B, for the layout of decoding (`ops.widened`).
+      factors: where delta is x A B, the names of A and B, which decoding computes in another way (`ops.widened`).
     """
 
     delta: Callable[[Leaf, Array, AdapterSpec], Array]

@@ -1,1 +1,1 @@
-"""Exams (MMLU, GSM8K, MATH, PubMedQA, MedQA, Financial PhraseBank) as evaluations of any run of a causal model."""
+"""Exams (MMLU, GSM8K, MATH, PubMedQA, MedQA, Financial PhraseBank, AdaptLLM's) that any causal model can be asked."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
-from lowrank_jax.data.builders.exams.source import exam_spec
+from lowrank_jax.data.builders.exams.source import exam_spec, has_exam
 from lowrank_jax.tasks.exams.prompts import OTHERS
 
 
@@ -24,6 +24,8 @@ class ExamOptions:
       truncate: where a prompt is too long for the model, True cuts its beginning off as lm-eval does, False refuses it.
       prompt: another way to ask the exam, a name of `prompts.OTHERS`; "" is lm-eval's.
       add_bos: whether prompts begin with BOS; None: as in the run's training, or as the base's tokenizer begins a text.
+      optional: where the exam has no file in data_dir, True leaves the exam out (a line and the record's "missing" say
+        that), False refuses it.
     """
 
     task: str = ""
@@ -35,6 +37,7 @@ class ExamOptions:
     truncate: bool = False
     add_bos: bool | None = None
     prompt: str = ""
+    optional: bool = False
 
     def __post_init__(self):
         check_ranges(self, "evals")
@@ -51,5 +54,16 @@ class ExamOptions:
             raise unknown_name(
                 f"prompt of {self.task}", self.prompt, [name for exam, name in OTHERS if exam == self.task]
             )
+        if self.shots and not spec.shots:
+            raise UserError(f"evals: the prompts of {self.task} have their examples in them; leave shots out")
         if self.subjects and self.task != "mmlu":
             raise UserError(f"evals: subjects are MMLU's; leave them out for {self.task}")
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the exam is left out: it is optional and has no file.
+
+        Raises:
+          UserError: no folder is given, or there is none of that name.
+        """
+        return bool(self.task) and self.optional and not has_exam(self.task, self.split, self.data_dir)

@@ -1,6 +1,7 @@
-"""The prompts of exams, character by character those of lm-eval's tasks of the same names (0.4.13).
+"""The prompts of exams: of most, character by character those of lm-eval's tasks of the same names (0.4.13).
 
-Financial PhraseBank has no task there: its prompt is ours. MATH's is that of lm-eval's hendrycks_math.
+Financial PhraseBank has no task there: its prompt is ours. MATH's is that of lm-eval's hendrycks_math. The rows of
+AdaptLLM's exams (RCT, ConvFinQA, FiQA SA, FPB, Headline, NER) are prompts already, and are asked as they are.
 """
 
 import dataclasses
@@ -23,6 +24,9 @@ class Style:
       opening: row -> what stands before the examples.
       stops: strings that end a written answer.
       new_tokens: most tokens of a written answer, lm-eval's own default.
+      likelihood: by which options are compared, a name of `forms.chooser.LIKELIHOODS`.
+      measure: the main score of the picked options: "accuracy", or "weighted_f1" (of Headline the mean over its
+        questions).
     """
 
     ask: Callable[[ExamRow], str]
@@ -30,11 +34,19 @@ class Style:
     opening: Callable[[ExamRow], str] = lambda row: ""
     stops: tuple[str, ...] = ()
     new_tokens: int = 256
+    likelihood: str = "sum"
+    measure: str = "accuracy"
 
 
 def _listed(row: ExamRow) -> str:
     return "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, row.options, strict=False))
 
+
+# As in AdaptLLM's evaluation (microsoft/LMOps, adaptllm): options are compared by their mean log-likelihood a token,
+# and a written answer has at most 100 tokens and ends at a line break.
+_PICKED = Style(lambda row: row.question, likelihood="per_token")
+_F1 = dataclasses.replace(_PICKED, measure="weighted_f1")
+_WRITTEN = Style(lambda row: row.question, stops=("\n",), new_tokens=100)
 
 STYLES = {
     "mmlu": Style(
@@ -49,6 +61,12 @@ STYLES = {
     "pubmedqa": Style(lambda row: f"Abstract: {row.context}\nQuestion: {row.question}\nAnswer:"),
     "medqa": Style(lambda row: f"Question: {row.question}\n{_listed(row)}Answer:", lettered=True),
     "phrasebank": Style(lambda row: f"{row.question}\nQuestion: What is the sentiment of this sentence?\nAnswer:"),
+    "rct": _PICKED,
+    "convfinqa": _WRITTEN,
+    "fiqa_sa": _F1,
+    "fpb": _F1,
+    "headline": _F1,
+    "ner": _WRITTEN,
 }  # fmt: skip
 
 

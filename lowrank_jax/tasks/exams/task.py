@@ -16,7 +16,7 @@ from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_array
 from lowrank_jax.tasks.exams.options import ExamOptions
 from lowrank_jax.tasks.exams.prompts import STYLES, completions, style_of
 from lowrank_jax.tasks.exams.rows import read_questions
-from lowrank_jax.tasks.exams.scores import GSM8K, score_texts
+from lowrank_jax.tasks.exams.scores import JUDGED, MATH, score_classes, score_texts
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.glue.task import default_buckets
 from lowrank_jax.text.joining import encode_with_cuts, puts_space_before
@@ -57,22 +57,27 @@ class ChoiceExam:
       UserError: as `read_questions`; the exam has no options, or a row is longer than the model reads.
     """
 
-    likelihood = "sum"
-
     def __init__(self, options: ExamOptions, examinee: Examinee):
-        if STYLES[options.task].stops:
+        style = STYLES[options.task]
+        if style.stops:
             raise UserError(f'{options.task} has answers to write; set the entry\'s type to "generation"')
         self.options, self._examinee = options, examinee
         asked = read_questions(options)
         self.prompts = [one.prompt for one in asked]
         self.pad: Mapping[str, int] = {"tokens": pad_id(examinee.tokenizer)}
         self._choices = max(len(one.row.options) for one in asked)
-        self._classes = 0 if STYLES[options.task].lettered else self._choices
+        self._classes = 0 if style.lettered else self._choices
+        self.likelihood, self._measure = style.likelihood, style.measure
+        self._groups = [one.row.subject for one in asked]
         encoder = _Encoder(examinee)
-        rows = []
+        rows, self._cut = [], 0
         for one in asked:
-            texts = completions(STYLES[options.task], one.row)
-            rows.append([self._candidate(encoder(one.prompt, text), text, one.row.place) for text in texts])
+            texts = completions(style, one.row)
+            made = [encoder(one.prompt, text) for text in texts]
+            rows.append([self._candidate(*each, one.row.place) for each in zip(made, texts, strict=True)])
+            self._cut += any(len(own.tokens) < len(ids) for own, (ids, _) in zip(rows[-1], made, strict=True))
+        if self._cut:
+            log.warning("%s: the beginnings of %d of %d prompts are cut", options.task, self._cut, len(asked))
         self._rows = ChoiceRows(rows, (one.row.right for one in asked))
         self._shared = self._rows.most == 1
         read = np.array(self._rows.lengths) - 1
@@ -101,8 +106,10 @@ class ChoiceExam:
 
         Returns:
           "accuracy" (also as "main"), "correct", "n"; "loss", the mean of -log of the right option's share of the
-          options' probability; "distinct", how many options were picked; "nonfinite" questions with a likelihood that
-          is NaN or infinite, which count as wrong; where the options are the same for all questions "macro_f1".
+          options' probability; "distinct", how many options were picked; "nonfinite", how many questions have a
+          likelihood that is NaN or infinite, which count as wrong; "macro_f1" where the options are the same for all
+          questions; "weighted_f1" with its interval (`score_classes`) where that is the exam's measure and so "main";
+          "cut", how many prompts lost their beginnings, where any did.
         """
         values, answers = np.asarray(outputs[""], np.float32), self._rows.answers
         if values.shape != (len(answers), self._choices):
@@ -122,7 +129,10 @@ class ChoiceExam:
             "nonfinite": float(np.sum(~finite)),
         }
         more = {"macro_f1": macro_f1(picks, answers, self._classes)} if self._classes else {}
-        return {**found, **more, "main": found["accuracy"]}
+        more["main"] = found["accuracy"]
+        if self._measure == "weighted_f1":
+            more |= score_classes(picks, answers, self._groups, self._classes)
+        return {**found, **more, **({"cut": float(self._cut)} if self._cut else {})}
 
     def _candidate(self, made: tuple[list[int], int], text: str, place: str) -> Candidate:
         tokens, start = made
@@ -139,6 +149,7 @@ class WrittenExam:
 
     Attributes:
       max_new_tokens, stop_id, end_ids, stops: how many tokens an answer has at most, and what ends it.
+      shortening: the remedy `truncate`, for the error of a prompt that is too long; "" where it is set already.
 
     Raises:
       UserError: as `read_questions`; the exam's questions have options; or MATH's texts are neither scored nor written.
@@ -151,18 +162,19 @@ class WrittenExam:
         if not STYLES[options.task].stops:
             raise UserError(f'{options.task} has options to choose from; set the entry\'s type to "choice"')
         self._judged = installed()
-        if not self._judged and options.task != GSM8K and not getattr(options, "write", False):
+        if not self._judged and options.task == MATH and not getattr(options, "write", False):
             raise UserError(
                 f"answers to {options.task} need math-verify; pip install 'lowrank_jax[eval]', or set write, and score "
                 "the texts elsewhere by experiments.score"
             )
-        if not self._judged:
+        if not self._judged and options.task in JUDGED:
             log.warning("%s: math_verify is not computed; pip install 'lowrank_jax[eval]'", options.task)
         self.options, self._examinee = options, examinee
         self.name, self.seq_len, self.evaluation = options.task, examinee.positions, "generation"
         self.max_new_tokens = max_new_tokens or style.new_tokens
         self.end_ids, self.stops = examinee.end_ids, style.stops
-        self._asked, self._encoder = read_questions(options), _Encoder(examinee)
+        self.shortening = "" if options.truncate else "set truncate to cut the beginnings of long prompts, "
+        self._asked, self._encoder, self._cut = read_questions(options), _Encoder(examinee), 0
 
     def prompts(self, sample: int | None = None) -> list[tuple[str, Target]]:
         """(prompt, what its answer must come to), of all questions or the first ones."""
@@ -173,19 +185,23 @@ class WrittenExam:
         return [one.row.place for one in self._asked]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """The ids that decoding starts from; with `truncate` the last that leave room for an answer."""
-        tokens = self._encoder(prompt, "")[0]
-        most = self._examinee.positions - self.max_new_tokens
-        if len(tokens) <= most or not self.options.truncate or most <= self._examinee.framing.count:
-            return tokens  # `forms.generation` refuses those that are too long
-        prefix, infix = len(self._examinee.framing.prefix_ids), len(self._examinee.framing.infix_ids)
-        text = tokens[prefix : len(tokens) - infix]
-        return self._examinee.framing.around(text[-(most - prefix - infix) :])
+        """The ids that decoding starts from."""
+        return self._encoder(prompt, "")[0]
+
+    def fitted(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
+        """The prompts; `truncate` cuts each to its last `room` ids (virtual tokens stay), and a line says how many."""
+        if not self.options.truncate or room <= self._examinee.framing.count:
+            return list(prompts)  # `forms.generation` refuses those that are too long
+        self._cut = sum(len(ids) > room for ids in prompts)
+        if self._cut:
+            log.warning("%s: the beginnings of %d of %d prompts are cut", self.options.task, self._cut, len(prompts))
+        return [self._examinee.framing.last(ids, room) for ids in prompts]
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
-        """`score_texts` of all questions, without math-verify where that is not installed."""
+        """`score_texts` of all questions, without math-verify where that is not installed; "cut" as `ChoiceExam`'s."""
         check_score_input(predictions, targets)
-        return score_texts(self.options.task, predictions, targets, self._judged)
+        found = score_texts(self.options.task, predictions, targets, self._judged)
+        return found | ({"cut": float(self._cut)} if self._cut else {})
 
 
 class _Encoder:
@@ -218,8 +234,13 @@ def _cut(
     prefix, lost = len(examinee.framing.prefix_ids), max(len(tokens) - most, 0)
     kept = start - len(examinee.framing.infix_ids) - prefix - lost
     if lost and (not options.truncate or kept < 1):
+        ways = [
+            *([] if options.truncate else ["set truncate to cut the beginnings of long prompts"]),
+            *(["set fewer shots"] if options.shots else []),
+            "take a base with more positions",
+        ]
         raise UserError(
-            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {examinee.positions}; set "
-            "truncate to cut the beginnings of long prompts, fewer shots, or take a base with more positions"
+            f"{place}: has {len(tokens)} tokens with its completion, and the model reads {examinee.positions}; "
+            f"{', or '.join(ways)}"
         )
     return Candidate(np.array([*tokens[:prefix], *tokens[prefix + lost :]], np.int32), start - lost, size)

@@ -40,7 +40,7 @@ class NlgEncoder:
       end: its id.
 
     Raises:
-      UserError: the tokenizer has no EOS, no BOS though wanted, or no special token of that name.
+      UserError: the tokenizer has no EOS, no BOS where add_bos is set, or no special token of that name.
     """
 
     def __init__(

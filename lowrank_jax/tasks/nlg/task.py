@@ -13,7 +13,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.nlg.rows import NlgRow, capped, merged, pairs, rows_digest
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import DEV, NLG, SEEN, TRAIN
-from lowrank_jax.data.cuts import describe_cuts
+from lowrank_jax.data.cuts import SHOWN, describe_cuts
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features, spaced
@@ -38,8 +38,9 @@ class NlgConfig:
       max_seq_len: tokens of an example of packed rows whose seq_len is 0, if no row is longer.
       packed: True puts several rows into an example, each read as if it stood alone, with the loss that it has alone.
       truncate: where a row is longer than seq_len, True cuts its end off and notes it, False refuses it at the start.
+        Where a decoded input leaves no room for its text, True cuts its beginning off and notes it, False refuses it.
       separator: name of the special token that ends a text, and separates it from its input; "" is the base's EOS.
-      add_bos: whether a row begins with BOS. The official ones do not; Gemma and Llama 2 have seen no text without it.
+      add_bos: whether a row begins with BOS. The official rows do not; Gemma and Llama 2 expect it before every text.
       decoded: the split that is decoded and scored; "" is the paper's: test, and of WikiSQL dev.
       seen: which categories of WebNLG count as seen: the script's ten (`code`), or nine (`paper`); see `specs.SEEN`.
       train_examples, max_dev_examples, max_prompts: how many training rows, held-out rows and decoded inputs are used,
@@ -103,6 +104,7 @@ class NlgTask:
       partial: whether any split differs from the official one.
       contents: split -> digest of its rows.
       missing: metric -> why the last `score` could not compute it.
+      shortening: the remedy `truncate`, for the error of a prompt that is too long; "" where it is set already.
     """
 
     name, evaluation = "nlg", "likelihood"
@@ -114,6 +116,8 @@ class NlgTask:
         self.missing: dict[str, str] = {}
         self.contents: dict[str, str] = {}
         self.partial, self.max_new_tokens = False, NEW_TOKENS
+        self._framing = framing
+        self.shortening = "" if config.truncate else "set task.truncate=True to cut the beginnings of long prompts, "
         self._longer = functools.partial(framing.longer, positions=positions)
         self._encoder = NlgEncoder(self.spec, tokenizer, config.separator, framing, config.add_bos)
         self.stop_id, self.end_ids = self._encoder.end, self._encoder.ends()
@@ -159,6 +163,26 @@ class NlgTask:
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The ids before a text: of the input, and the end token where the data set has one there."""
         return self._encoder.prompt(prompt)
+
+    def fitted(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
+        """The prompts; `truncate` cuts each to `room` tokens: the input's beginning goes, BOS and virtual tokens stay.
+
+        A line says how many are cut and names the first ones; it is noted for the record.
+
+        Args:
+          prompts: of `prompt_tokens`, one for each of `prompts`.
+          room: most tokens of a prompt; where it has no room for any token of an input, nothing is cut.
+        """
+        long = [row for row, ids in enumerate(prompts) if len(ids) > room]
+        if not long or not self.config.truncate or room <= self._framing.count + self.config.add_bos:
+            return list(prompts)
+        shown = "; ".join(self._inputs[row].place for row in long[:SHOWN]) + ("; ..." if len(long) > SHOWN else "")
+        note = f"{self.config.task} {decoded_split(self.config)}: the beginnings of {len(long)} of {len(prompts)} "
+        note += f"prompt(s) are cut, to {room} tokens, which leave room for the new ones: {shown}"
+        if note not in self.notes:
+            log.warning("%s", note)
+            self._note(note)
+        return [self._framing.last(ids, room, int(self.config.add_bos)) for ids in prompts]
 
     def score(self, predictions: Sequence[str], targets: Sequence[Any]) -> dict[str, float]:
         """The official metrics of all of `prompts`; see `nlg.scores`. What cannot be computed goes to `missing`."""

@@ -1,1 +1,1 @@
-"""Exams (MMLU, GSM8K, MATH, PubMedQA, MedQA, Financial PhraseBank): the rows of their official files."""
+"""Exams (MMLU, GSM8K, MATH, PubMedQA, MedQA, Financial PhraseBank, AdaptLLM's): the rows of their official files."""

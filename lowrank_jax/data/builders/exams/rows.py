@@ -13,7 +13,7 @@ class ExamRow:
       options: the answers to choose from; none where one is written.
       right: number of the right option.
       context: a text that the question is about; "" for none.
-      subject: of MMLU.
+      subject: of MMLU; of Headline the number of the question, as each question's rows are scored apart.
       worked: an answer as an example shows it, with its steps; of written answers.
       answer: what a written answer must come to.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
-from lowrank_jax.data.builders.exams import readers
+from lowrank_jax.data.builders.exams import adapted, readers
 from lowrank_jax.data.builders.exams.rows import ExamRow
 from lowrank_jax.data.builders.nlg.files import check_unicode, find_file
 
@@ -28,7 +28,7 @@ class ExamSpec:
       read: (file, split) -> rows.
       beside: further files that reading needs.
       scored, shots: the split whose rows are asked, and the one that examples come from; where they are the same one,
-        the rows that are shown are not asked.
+        the rows that are shown are not asked. shots "": the rows are whole prompts, which take no further examples.
     """
 
     title: str
@@ -41,6 +41,14 @@ class ExamSpec:
     shots: str = TRAIN
 
 
+def _adapted(title: str, package: str, folder: str, read: adapted.Reader) -> ExamSpec:
+    """An exam of AdaptLLM's, whose folder may lie by itself or within the published package."""
+    folders = (folder, f"{package}/{folder}", title.lower().replace(" ", "_"))
+    source = f"AdaptLLM/{package}, {folder}/test.json"
+    return ExamSpec(title, source, folders, {TEST: "test.json"}, read, shots="")
+
+
+HEADLINES = 9  # questions about each headline: does it talk about the price, the past, another asset, ...
 EXAMS = {
     "mmlu": ExamSpec(
         "MMLU",
@@ -88,6 +96,12 @@ EXAMS = {
         scored=ALL,
         shots=ALL,
     ),
+    "rct": _adapted("RCT", "medicine-tasks", "RCT", adapted.choices(5)),
+    "convfinqa": _adapted("ConvFinQA", "finance-tasks", "ConviFinQA", adapted.read_labels),  # their spelling
+    "fiqa_sa": _adapted("FiQA SA", "finance-tasks", "FiQA_SA", adapted.choices(3)),
+    "fpb": _adapted("FPB", "finance-tasks", "FPB", adapted.choices(3)),
+    "headline": _adapted("Headline", "finance-tasks", "Headline", adapted.choices(2, HEADLINES)),
+    "ner": _adapted("NER", "finance-tasks", "NER", adapted.read_labels),
 }
 
 
@@ -110,6 +124,28 @@ def exam_file(name: str, split: str = "", data_dir: str | os.PathLike | None = N
     Raises:
       UserError: no such exam, split, folder or file.
     """
+    path, folder, wanted = _sought(name, split, data_dir)
+    if path is None:
+        spec = exam_spec(name)
+        if other := _other_owner(name, folder, wanted):
+            raise UserError(f"{folder} is the folder of {other}, not of {spec.title}; name the one above as data_dir")
+        raise UserError(f"{folder} has no {wanted} (or .gz, .xz); put {spec.title}'s own there ({spec.source})")
+    return path
+
+
+def has_exam(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> bool:
+    """Whether the file of a split is there.
+
+    Args: as `load_exam`.
+
+    Raises:
+      UserError: no such exam, split or folder.
+    """
+    return _sought(name, split, data_dir)[0] is not None
+
+
+def _sought(name: str, split: str, data_dir: str | os.PathLike | None) -> tuple[Path | None, Path, str]:
+    """(the file of a split if it is there, its folder, its name)."""
     spec = exam_spec(name)
     split = split or spec.scored
     if split not in spec.files:
@@ -121,11 +157,21 @@ def exam_file(name: str, split: str = "", data_dir: str | os.PathLike | None = N
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data_dir (or {FOLDER_VARIABLE}) names one of {spec.title}'s files")
     folder = next((root / each for each in spec.folders if (root / each).is_dir()), root)
-    path = find_file(folder, (spec.files[split],))
-    if path is None:
-        wanted = spec.files[split]
-        raise UserError(f"{folder} has no {wanted} (or .gz, .xz); put {spec.title}'s own there ({spec.source})")
-    return path
+    wanted = spec.files[split]
+    path = None if _other_owner(name, folder, wanted) else find_file(folder, (wanted,))
+    return path, folder, wanted
+
+
+def _other_owner(name: str, folder: Path, wanted: str) -> str | None:
+    """Title of another exam that a folder is by its name, and whose file has the same name; None if there is none."""
+    called = folder.resolve().name
+    if called in _names(EXAMS[name]):
+        return None
+    return next((s.title for s in EXAMS.values() if called in _names(s) and wanted in s.files.values()), None)
+
+
+def _names(spec: ExamSpec) -> set[str]:
+    return {each.rpartition("/")[2] for each in spec.folders}
 
 
 def exam_files(name: str, split: str = "", data_dir: str | os.PathLike | None = None) -> list[Path]:
