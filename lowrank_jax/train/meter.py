@@ -1,4 +1,4 @@
-"""Reads the metrics of steps behind the device, writes them to the trials' records, keeps the time, and traces steps."""
+"""Reads the metrics of steps behind the device and writes them to the trials' records; times steps, and traces some."""
 
 import collections
 import dataclasses
