@@ -11,10 +11,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.core.types import Decoded
 from lowrank_jax.train.best import BEST, LAST, Best, losses_of
-from lowrank_jax.train.meter import Meter
+from lowrank_jax.train.meter import Meter, Trace
 from lowrank_jax.train.signals import Stopped, StopRequest
 from lowrank_jax.train.state import TrainState
-from lowrank_jax.train.trace import Trace
 from lowrank_jax.train.tracking import Tracker
 
 # The choices where a 0 leaves them to the data: few rows are repeated until they are learnt, many are read a few times.

@@ -1,4 +1,4 @@
-"""Reads the metrics of steps behind the device, writes them to the trials' records and keeps the time of the steps."""
+"""Reads the metrics of steps behind the device and writes them to the trials' records; times steps, and traces some."""
 
 import collections
 import dataclasses
@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -197,6 +198,32 @@ class Meter:
         rate = float(tokens) / seconds if seconds > 0 else math.nan
         self._shown["tok/s"] = f"{rate:,.0f}"
         return {"tokens_per_second": rate}
+
+
+class Trace:
+    """A profile of steps [first, last], or of as many as this session runs; closed whatever ends the loop."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: str):
+        self.steps, self.folder, self.running = steps, folder, False
+
+    def before(self, step: int):
+        if self.steps and not self.running and self.steps[0] <= step <= self.steps[1]:
+            jax.profiler.start_trace(self.folder)
+            self.running = True
+
+    def ends_with(self, step: int) -> bool:
+        return self.running and self.steps is not None and step == self.steps[1]
+
+    def stop(self):
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
 
 
 def _line(text: str) -> str:
