@@ -85,16 +85,22 @@ def from_wandb(folder: Path) -> list[dict]:
     return records
 
 
+def tables(folder: Path, ranks: list[int]) -> tuple[str, str]:
+    """The table of the sweep that agents run below a folder: from the JSON lines, and from W&B's records."""
+    agents(folder, ranks)
+    kept, of_wandb = read_lines(folder / "kept.jsonl").values(), from_wandb(folder / "shared" / "wandb")
+    ours, theirs = (sweep_table.of([*records]).text() for records in (kept, of_wandb))
+    return ours, theirs
+
+
 def main() -> None:
     """Runs the agents and compares the two tables."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--ranks", default="2,4,8")
     given = options.parse_args()
+    start = time.time()
     with tempfile.TemporaryDirectory() as place:
-        folder, start = Path(place), time.time()
-        agents(folder, [int(rank) for rank in given.ranks.split(",")])
-        ours = sweep_table.of([*read_lines(folder / "kept.jsonl").values()]).text()
-        theirs = sweep_table.of(from_wandb(folder / "shared" / "wandb")).text()
+        ours, theirs = tables(Path(place), [int(rank) for rank in given.ranks.split(",")])
     print(ours)
     print("equal" if ours == theirs else f"different: W&B's records give\n{theirs}", f"{time.time() - start:.0f} s")
     sys.exit(ours != theirs)

@@ -96,7 +96,11 @@ def test_sharded_steps_equal_one_device(method, trainable, sizes):
         assert query.addressable_shards[0].data.size * 8 == query.size
 
 
-RUNS = ("lora adapters 1 4 2", "mora+lin adapters 1 4 2", "none full 2 2 2")  # those whose one device is known above
+# Devices of each of two processes -> method, trained leaves and mesh: those whose one device is known above.
+RUNS = {
+    4: ("lora adapters 1 4 2", "mora+lin adapters 1 4 2", "none full 2 2 2"),
+    1: ("lora adapters 2 1 1", "mora+lin adapters 1 2 1", "none full 1 1 2"),
+}
 
 STEPS_OF_ONE = """
 import sys
@@ -119,21 +123,22 @@ if index == "0":
 """
 
 
-def test_two_processes_of_four_devices_equal_one_device(tmp_path):
-    """The suite's fourth topology; all of them, with every method, are compared by scripts/compare_processes.py."""
+@pytest.mark.parametrize("devices", RUNS)
+def test_two_processes_equal_one_device(tmp_path, devices):
+    """The suite's last two topologies; all of them, with every method, are compared by scripts/compare_processes.py."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     kept = [word for word in os.environ["XLA_FLAGS"].split() if "host_platform_device_count" not in word]
     paths = (ROOT, ROOT / "tests", Path(__file__).parent)
     environment = os.environ | {
-        "XLA_FLAGS": " ".join([*kept, "--xla_force_host_platform_device_count=4"]),
+        "XLA_FLAGS": " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"]),
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "NPROC": "16",  # threads: with fewer, transfers between processes can wait for ever
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", STEPS_OF_ONE, tmp_path, address, str(index), *RUNS],
+            [sys.executable, "-c", STEPS_OF_ONE, tmp_path, address, str(index), *RUNS[devices]],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)
@@ -145,7 +150,7 @@ def test_two_processes_of_four_devices_equal_one_device(tmp_path):
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], said
     with np.load(tmp_path / "found.npz") as found:
-        for method, trainable, *_ in map(str.split, RUNS):
+        for method, trainable, *_ in map(str.split, RUNS[devices]):
             reference, metrics, _ = alone(method, trainable)
             np.testing.assert_allclose(found[f"{method}|loss"], metrics["loss"], rtol=1e-5)
             for path, leaf in flatten(reference.trainable).items():
