@@ -1,8 +1,8 @@
 """Whole training states on disk: trainable tree, optimizer, data cursor; asynchronous saves, bit-equal restores."""
 
+import contextlib
 import errno
 import json
-import logging
 import os
 import re
 import sys
@@ -16,6 +16,7 @@ import jax
 
 from lowrank_jax.checkpoints.damage import Damaged, check_sums, together
 from lowrank_jax.checkpoints.leaves import abstract, checksums, describe, listed, misfits, named, rebuild, storable
+from lowrank_jax.checkpoints.quiet import quieten_orbax
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fingerprints import same
 from lowrank_jax.core.paths import flatten, unflatten
@@ -62,7 +63,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int, identity: dict[str, Any]):
         import orbax.checkpoint as ocp
 
-        _quieten_orbax()
+        quieten_orbax()
         self.folder = str(folder) if "://" in str(folder) else os.path.abspath(folder)
         self.identity = json.loads(json.dumps(identity))
         self._done: set[int] = set()  # steps that this process saved or restored
@@ -219,12 +220,24 @@ class Checkpoints:
         """Commits the save in progress and stops orbax's threads (left open they print "Event loop is closed").
 
         Of several processes, one whose save failed does not wait for its threads: they wait for the others.
+
+        Raises:
+          UserError: as `wait`; orbax writes files of its own until its end.
         """
         try:
             self.wait()
-        finally:
-            if not self._failed:
-                self._manager.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the save that failed tells more than what it leaves to be closed
+                self._stop()
+            raise
+        try:
+            self._stop()
+        except Exception as error:
+            self._raise(error)
+
+    def _stop(self) -> None:
+        if not self._failed:
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -367,32 +380,3 @@ def _reason(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [""])[0].split(" [")[0]
     line = line if len(line) <= 160 else f"{line[:60]} ... {line[-90:]}"
     return f"{type(error).__name__}: {line}".rstrip(": ")
-
-
-def _quieten_orbax() -> None:
-    """Suppresses orbax's output on errors that we report in one line.
-
-    That is log records below CRITICAL (tracebacks), and the unraisable exceptions of its abandoned reads of a damaged
-    file ("Event loop is closed", "never retrieved").
-    """
-    logger = logging.getLogger("absl")
-    if _not_orbax in logger.filters:
-        return
-    logger.addFilter(_not_orbax)
-    logging.getLogger("asyncio").addFilter(_not_abandoned)
-    previous = sys.unraisablehook
-
-    def hook(unraisable):
-        text, reader = str(unraisable.exc_value), repr(unraisable.object)
-        if text != "Event loop is closed" and "_read_array_index_and_device_put" not in reader:
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno >= logging.CRITICAL
-
-
-def _not_abandoned(record: logging.LogRecord) -> bool:
-    return "never retrieved" not in record.getMessage() or "tensorstore" not in record.getMessage()

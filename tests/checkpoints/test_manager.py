@@ -1,5 +1,6 @@
 """Checkpoints: bit-equal restore, other meshes, crashes, damage, full disks, other runs' files."""
 
+import errno
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -352,6 +354,26 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     assert "untouched: [1]" in lines[0]
     assert "Traceback" not in ended.stderr
     assert "Event loop" not in ended.stderr
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_disk_that_is_full_when_orbax_ends_is_said(tmp_path, monkeypatch, before):
+    """In one line, and where a save has failed before, that one is told."""
+    checkpoints = Checkpoints(tmp_path, 1, {})
+    close = checkpoints._manager.close
+
+    def full(what):
+        return OSError(errno.ENOSPC, f"No space left on device, {what}")
+
+    def closes():
+        close()
+        raise full("closing")
+
+    monkeypatch.setattr(checkpoints._manager, "close", closes)
+    if before:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", mock.Mock(side_effect=full("saving")))
+    with pytest.raises(UserError, match=f"{'saving' if before else 'closing'}.*; free space there"), checkpoints:
+        pass
 
 
 def test_our_own_faults_are_not_called_a_full_disk(tmp_path, monkeypatch):
