@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from config_files import unpack_file
+from grids import swept
 
 from configs.hyperparameters import rates
-from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Grid, check_cells
 from lowrank_jax.adapters import AdapterConfig
@@ -56,18 +56,13 @@ def test_the_grids_of_answers(name):
 
 
 def test_the_best_is_by_held_out_loss_and_the_seed_of_the_ladder_is_not_trained_again():
-    grid, results, ran = grid_of("rates_gsm8k", "rates=3"), {}, []
-    for cell in grid.select(only="method=dora,rank=8"):
-        try:
-            ready = grid.resolve(cell, results)
-        except NotNeeded:
-            results[cell.name] = None
-            continue
-        rate = ready.plain["optimizer"]["learning_rate"]
-        ran.append((ready.stage, rate, ready.plain["seed"]))
+    grid = grid_of("rates_gsm8k", "rates=3")
+
+    def outcome(rate):
         held = {"step": 150, "loss": abs(rate - 2.15e-4)}  # training prefers the smallest
-        run = {"name": ready.name, "status": "finished", "config": ready.plain, "losses": [[1, rate]]}
-        results[cell.name] = {**run, "evaluations": [held]}
+        return {"losses": [[1, rate]], "evaluations": [held]}
+
+    ran = swept(grid, grid.select(only="method=dora,rank=8"), outcome)
     assert ran[:3] == [("swept", rate, 0) for rate in (1e-4, 2.15e-4, 4.64e-4)]
     assert ran[3:] == [("near", rate, seed) for seed in (1, 2) for rate in (2.15e-4, 1e-4, 4.64e-4)]
 

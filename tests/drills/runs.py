@@ -9,25 +9,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from toy_config import TOY
+
 from drills.forked import Forked
 
 STEPS, SAVED, EVALUATED = 40, 5, 20
 HEARTBEAT, START, GRACE, MINUTE = 10, 60, 30, 60  # seconds
 LOST, MENDABLE, INTERRUPTED = 75, 2, 130
-SETTINGS = {
-    "base.name": "toy-llama",
-    "base.random_init": True,
-    "adapter.rank": 4,
-    "adapter.targets": '("query","down")',
-    "task.pairs": 20,
-    "task.eval_pairs": 2,
-    "train.batch_size": 8,
+SETTINGS = TOY | {
     "train.steps": STEPS,
     "train.eval_steps": f"({EVALUATED},)",
     "checkpoint.every": SAVED,
     "checkpoint.keep": 3,
-    "schedule.warmup_steps": 1,
-    "tracking.wandb": "disabled",
 }
 CLOCKS = ("time", "tokens_per_second", "train_seconds")
 

@@ -14,36 +14,22 @@ import numpy as np
 import pytest
 from fakes import FAKE_RUN, SWEEP
 from fuzz import doors
+from toy_config import TOY
 
 from experiments import sweep
 from experiments.sweeps import engine
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/mora_uuid.py"
-# toy-llama, random; 20 pairs in batches of 8, so every batch is another; 6 steps and a checkpoint after the last. Two
-# sites of the seven: the draws of all and their step take half of a toy run's compilation.
-TOY = {
-    "base.name": "toy-llama",
-    "base.random_init": True,
-    "adapter.rank": 4,
-    "adapter.targets": '("query","down")',
-    "task.pairs": 20,
-    "task.eval_pairs": 2,
-    "train.batch_size": 8,
-    "train.steps": 6,
-    "train.eval_steps": "()",
-    "checkpoint.every": 0,
-    "checkpoint.keep": 9,
-    "schedule.warmup_steps": 1,
-    "tracking.wandb": "disabled",
-}
+# Six steps, and a checkpoint after the last.
+SHORT = TOY | {"train.steps": 6, "train.eval_steps": "()", "checkpoint.every": 0, "checkpoint.keep": 9}
 
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
 
 def toy_words(folder, config=CONFIG, name="run", **changes) -> list[str]:
     """The command line of a toy run; `changes` are overrides, __ for their dots; None leaves the config's value."""
-    settings = TOY | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = SHORT | {key.replace("__", "."): value for key, value in changes.items()}
     words = [f"--config={config}", f"--workdir={folder}", f"--name={name}"]
     return words + [f"--config.{key}={value}" for key, value in settings.items() if value is not None]
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import SWEEP
 
 from experiments.records import run_folder
 from lowrank_jax.core.errors import PIPE_CLOSED
@@ -381,19 +382,10 @@ def test_places_that_cannot_be_written_or_read(program, tmp_path):
     (tmp_path / "grid.py").write_text("def cells():\n    return [dict(overrides={'seed': 1})]\n")
     (tmp_path / "file").write_text("x")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    given = dict(config="configs/mora_uuid.py", grid=str(tmp_path / "grid.py"), workdir=str(tmp_path), together="1")
-    given |= dict(
-        set=(),
-        results=None,
-        only=None,
-        cell=None,
-        dry_run=True,
-        wandb_sweep=str(tmp_path / "none" / "sweep.json"),
-        root=None,
-        retry_failed=False,
-    )
+    given = dict(config="configs/mora_uuid.py", grid=str(tmp_path / "grid.py"), workdir=str(tmp_path))
+    given |= dict(dry_run=True, wandb_sweep=str(tmp_path / "none" / "sweep.json"))
     with pytest.raises(UserError, match=r"cannot write --wandb_sweep=.*No such file"):
-        sweep_main(SimpleNamespace(**given))
+        sweep_main(SimpleNamespace(**SWEEP | given))
     for name in ("pipe", "pipe.jsonl"):
         with pytest.raises(UserError, match="is a pipe"):
             Recorded(tmp_path / name)

@@ -1,8 +1,9 @@
 """Values that earlier cells of a grid decide: neighbours of the best, a widened edge, runs once; arguments of grids."""
 
 import pytest
+from grids import swept
 
-from experiments.sweeps.best import NotNeeded, chosen_value, parse
+from experiments.sweeps.best import chosen_value, parse
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 
@@ -22,22 +23,15 @@ def stages(arg=None):
 """
 
 
-def swept(grid, loss):
-    """[(stage, rate, seed)] of the runs of a grid, whose loss is `loss(rate)`; None: it diverges."""
-    results, ran = {}, []
-    for cell in grid.select():
-        try:
-            ready = grid.resolve(cell, results)
-        except NotNeeded:
-            results[cell.name] = None
-            continue
-        rate = ready.plain["optimizer"]["learning_rate"]
-        ran.append((ready.stage, rate, ready.plain["seed"]))
+def trained(grid, loss):
+    """`swept` of all cells, with `loss(rate)` in every step; None: the run diverges."""
+
+    def outcome(rate):
         found = loss(rate)
-        status = "diverged" if found is None else "finished"
         losses = [[step, found] for step in range(1, 21)]
-        results[cell.name] = {"name": ready.name, "status": status, "config": ready.plain, "losses": losses}
-    return ran
+        return {"status": "diverged" if found is None else "finished", "losses": losses}
+
+    return swept(grid, grid.select(), outcome)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +46,7 @@ def test_an_edge_is_widened_and_the_best_has_neighbours(grid_files, rates, best,
     """One seed of each rate; then two near the best, of which those that were trained already are left out."""
     (grid_files / "search.py").write_text(SEARCH)
     grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:{rates}")
-    ran = swept(grid, lambda rate: abs(rate - best))
+    ran = trained(grid, lambda rate: abs(rate - best))
     ladder = [float(rate) for rate in rates.split("/")]
     assert [run[1:] for run in ran if run[0] == "swept"] == [(rate, 0) for rate in ladder]
     assert [run[1] for run in ran if run[0].startswith("wider")] == pytest.approx(wider, rel=1e-3)
@@ -65,7 +59,7 @@ def test_a_rate_that_diverged_was_tried(grid_files):
     """It ends the ladder, so that the best below it is no edge."""
     (grid_files / "search.py").write_text(SEARCH)
     grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:1e-4/1e-3/1e-2")
-    ran = swept(grid, lambda rate: None if rate > 5e-3 else 1 - rate)
+    ran = trained(grid, lambda rate: None if rate > 5e-3 else 1 - rate)
     assert not [run for run in ran if run[0].startswith("wider")]
     assert [run[1] for run in ran if run[0] == "near"] == pytest.approx([1e-3, 1e-4, 1e-2])
     assert ran[-1][2] == 1
