@@ -15,6 +15,7 @@ from lowrank_jax.core.types import Array, Tree
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.loop import Limits, Prompts
 from lowrank_jax.decoding.ngrams import repeating
+from lowrank_jax.decoding.top import largest
 from lowrank_jax.models.cache import reorder, share
 
 WORST = -1e9  # score of what must not be chosen; far below any text's, and finite, as in transformers
@@ -150,7 +151,7 @@ def _write(logits: Array, prompts: Prompts, limits: Limits, how: Beams, state: S
     every = (likely + state.scores[:, :, None]).reshape(batch, -1)
     # So many that K of them go on, however many of the end tokens are among the best of each beam.
     kept = min(max(2, 1 + len(limits.end_ids)) * beams, every.shape[1])
-    scores, which = lax.top_k(every, kept)
+    scores, which = largest(every, kept)
     parents, token = which // vocabulary, (which % vocabulary).astype(jnp.int32)
     tokens = _take(state.tokens, parents)
     tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, :, None], state.step, axis=2)
