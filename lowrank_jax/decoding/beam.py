@@ -16,7 +16,7 @@ from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.loop import Limits, Prompts
 from lowrank_jax.decoding.ngrams import repeating
 from lowrank_jax.decoding.top import largest
-from lowrank_jax.models.cache import reorder, share
+from lowrank_jax.models.cache import share
 
 WORST = -1e9  # score of what must not be chosen; far below any text's, and finite, as in transformers
 STEEPEST = 6  # of a penalty: (2^20 tokens)^6 is inside float32's range
@@ -82,8 +82,8 @@ def beam_search(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Lim
     """The likeliest texts after each prompt that K beams find; equal to transformers' generate with num_beams=K.
 
     Each step takes the most likely continuations of all beams of a prompt; the best K that do not end go on, and those
-    of the best K that end are kept by their score. Prompts do not depend on each other. Keys and values of a prompt are
-    read by all its beams and never moved; those that a beam has written follow it (`models.cache.BeamCache`).
+    of the best K that end are kept by their score. Prompts do not depend on each other. Keys and values are not moved:
+    those of a prompt are read by all its beams, and a table says whose a beam goes on from (`models.cache.BeamCache`).
 
     Runs under `jax.jit` with decoder, limits and how static.
 
@@ -117,14 +117,13 @@ def beam_search(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Lim
         return (state.step < most) & jnp.any(state.open)
 
     def body(carry):
-        state, own = carry
-        now = dataclasses.replace(cache, layers=reorder(own, state.parents), index=state.step - 1)
+        state, cache = carry
         token = lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=2, keepdims=False)
         at = jnp.broadcast_to(positions + state.step, token.shape)
-        logits, now = read(variables, token, at, slots, now)
-        return _write(logits, prompts, limits, how, state), now.layers
+        logits, cache = read(variables, token, at, slots, cache.reordered(state.parents))
+        return _write(logits, prompts, limits, how, state), cache
 
-    return lax.while_loop(unfinished, body, (state, cache.layers))[0].found
+    return lax.while_loop(unfinished, body, (state, cache))[0].found
 
 
 def _begin(prompts: Prompts, limits: Limits, how: Beams) -> State:

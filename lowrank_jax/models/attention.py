@@ -100,11 +100,8 @@ class Attention(nn.Module):
             assert cache is not None
             assert layer is not None
             cache = write_beams(cache, layer, key, value)
-            prompt, own = (
-                tuple(read_cache(cache[prefix + part], layer).astype(self.dtype) for part in ("key", "value"))
-                for prefix in ("prompt_", "")
-            )
-            y = beam_attention(query, prompt, own, self.near(allowed, local), self.scale, self.softcap)
+            key, value = (read_cache(cache[part], layer).astype(self.dtype) for part in ("key", "value"))
+            y = beam_attention(query, key, value, self.near(allowed, local), self.scale, self.softcap)
             return self.output(y, x.shape[-1]), cache
         first: Array | int = 0
         if cache is not None:
@@ -139,7 +136,7 @@ class Attention(nn.Module):
         return self.linear(width, "out", self.use_bias if self.out_bias is None else self.out_bias)(y)
 
     def near(self, keys: BeamKeys, local: Array | None) -> Array:
-        """The allowed keys of beams, [B or 1, S + N], without those before this layer's window."""
+        """The allowed keys of beams, [B, K, S], without those before this layer's window."""
         if self.window is None:
             return keys.allowed
         near = keys.places > keys.newest - self.window
@@ -301,39 +298,32 @@ def heads_first_attention(
 
 def beam_attention(
     query: Array,
-    prompt: tuple[Array, ...],
-    own: tuple[Array, ...],
+    key: Array,
+    value: Array,
     allowed: Array,
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """`attend` of one token a beam: one softmax over the keys of the prompt, which a row's beams share, and its own.
-
-    The beams of a row are rows of one product with the prompt's keys, which is read once and copied for none of them.
+    """`attend` of one token a beam: the beams of a row are rows of one product with all keys of the row.
 
     Args:
       query: [B, K, heads, head_dim].
-      prompt: key and value of a row's prompt, [B, S, kv_heads, head_dim].
-      own: those of what each beam has written, [B, K, N, kv_heads, head_dim].
-      allowed: bool [B or 1, S + N].
+      key, value: of a row's prompt and of all its beams' tokens, [B, kv_heads, S, head_dim].
+      allowed: bool [B, K, S], the prompt's and a beam's own.
       scale, softcap: as in `Attention`.
 
     Returns:
       [B, K, heads, head_dim].
     """
     batch, beams, heads, width = query.shape
-    slots, kv_heads = prompt[0].shape[1:3]
-    scaled = (query * (width**-0.5 if scale is None else scale)).reshape(batch, beams, kv_heads, -1, width)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = [product("bkhgd,bshd->bhkgs", scaled, prompt[0]), product("bkhgd,bknhd->bhkgn", scaled, own[0])]
-    scores = jnp.concatenate(scores, axis=-1)  # joined here, where they are head_dim times smaller than keys
+    scaled = (query * (width**-0.5 if scale is None else scale)).reshape(batch, beams, key.shape[1], -1, width)
+    scores = jnp.einsum("bkhgd,bhsd->bhkgs", scaled, key, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(allowed[:, None, None, None], scores, 0.5 * jnp.finfo(scores.dtype).min)
+    scores = jnp.where(allowed[:, None, :, None], scores, 0.5 * jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(query.dtype)
-    y = product("bhkgs,bshd->bkhgd", weights[..., :slots], prompt[1])
-    y = y + product("bhkgn,bknhd->bkhgd", weights[..., slots:], own[1])
-    return y.astype(query.dtype).reshape(batch, beams, heads, width)
+    y = jnp.einsum("bhkgs,bhsd->bhkgd", weights, value)  # heads first: otherwise the weights would be transposed
+    return y.swapaxes(1, 2).reshape(batch, beams, heads, width)
 
 
 def pick_implementation(

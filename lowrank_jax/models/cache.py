@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,36 +42,52 @@ class Cache:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["prompt", "layers", "index"], meta_fields=["width", "length"]
+    jax.tree_util.register_dataclass, data_fields=["layers", "origin", "index"], meta_fields=["width", "length"]
 )
 @dataclasses.dataclass(frozen=True)
 class BeamCache:
-    """Keys and values of prompts, once a row, and of the tokens that each of a row's K beams has written after it.
+    """Keys and values of prompts, once a row, and behind them of all tokens that a row's K beams have written.
+
+    Nothing in it is ever moved. Where beams change places, `origin` does: it says whose tokens a beam goes on from, and
+    of all keys of a row a beam attends to its own alone. Tensor cores compute scores that are left out faster than
+    memory moves the keys.
 
     A model reads it with one token a beam: tokens and positions are [B, K], beams in the place of a row's tokens.
 
     Attributes:
-      prompt: as `Cache.layers`, S being P or a ring's window; nothing writes it, and all beams of a row read it.
-      layers: {segment: {"key", "value": [L, B, K, N, kv_heads, head_dim]}}, each beam's own.
-      index: int32 scalar, how many tokens each beam has in its own part.
+      layers: {segment: {"key", "value": [L, B, kv_heads, S + N K, head_dim]}}; S is P or a ring's window, and slot
+        S + n K + k has what beam k wrote as token n.
+      origin: int32 [B, K, N], the beam that wrote token n of beam k's text.
+      index: int32 scalar, how many tokens each beam has behind the prompt.
       width: P, slots of a prompt with its padding.
       length: P + N.
     """
 
-    prompt: dict[str, dict[str, Array]]
     layers: dict[str, dict[str, Array]]
+    origin: Array
     index: Array
     width: int
     length: int
 
+    def slots(self, segment: str) -> int:
+        """S, those of the prompt."""
+        return self.layers[segment]["key"].shape[3] - math.prod(self.origin.shape[1:])
+
     def stored(self, segment: str) -> dict[str, Array]:
-        """What a segment's layers read and write; the prompt's part they only read."""
-        prompt = {f"prompt_{part}": each for part, each in self.prompt[segment].items()}
-        return {**prompt, **self.layers[segment], "index": self.index}
+        """What a segment's layers read and write; "index" is the slot of the first beam's next token."""
+        return {**self.layers[segment], "index": self.slots(segment) + self.index * self.origin.shape[1]}
 
     def grown(self, layers: dict[str, dict[str, Array]], tokens: int) -> "BeamCache":
         """The cache after a call; its `tokens` are one of each beam."""
         return dataclasses.replace(self, layers=layers, index=self.index + 1)
+
+    def reordered(self, parents: Array) -> "BeamCache":
+        """The cache where beam k of row b goes on from beam parents[b, k], int32 [B, K], and writes the next token."""
+        _, beams, new = self.origin.shape
+        before = jnp.take_along_axis(self.origin, parents[:, :, None], axis=1, mode="clip")
+        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
+        now = jnp.arange(new, dtype=jnp.int32) == self.index
+        return dataclasses.replace(self, origin=jnp.where(now, own, before))
 
     def seen(self, segment: str, mask: Array | None) -> "BeamKeys":
         """The keys that the beams' next tokens may attend to, in the order of a segment's slots.
@@ -78,21 +95,25 @@ class BeamCache:
         Args:
           mask: bool [B, length], the valid tokens; None means all.
         """
-        slots = self.prompt[segment]["key"].shape[2]
-        last = self.width - 1
+        slots, last = self.slots(segment), self.width - 1
+        batch, beams, new = self.origin.shape
         prompt = last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots  # a whole part's slots: 0 .. P - 1
-        places = jnp.concatenate([prompt, jnp.arange(self.width, self.length, dtype=jnp.int32)])
-        newest = self.width + self.index
-        allowed = (places <= newest)[None]
-        return BeamKeys(allowed if mask is None else allowed & jnp.take(mask, places, axis=1), places, newest)
+        written = jnp.arange(self.width, self.length, dtype=jnp.int32)
+        places, newest = jnp.concatenate([prompt, jnp.repeat(written, beams)]), self.width + self.index
+        its = self.origin[..., None] == jnp.arange(beams, dtype=jnp.int32)
+        own = jnp.concatenate([jnp.ones((batch, beams, slots), bool), its.reshape(batch, beams, new * beams)], axis=2)
+        allowed = own & (places <= newest)
+        if mask is not None:
+            allowed = allowed & jnp.take(mask, places, axis=1)[:, None]
+        return BeamKeys(allowed, places, newest)
 
 
 class BeamKeys(NamedTuple):
-    """The keys of a `BeamCache` in a segment, S of the prompt and then N of a beam's own.
+    """The keys of a `BeamCache` in a segment, S of the prompt and then K of each new token.
 
     Attributes:
-      allowed: bool [B or 1, S + N], True where the beams of a row may attend to a key.
-      places: int32 [S + N], of the keys in the text.
+      allowed: bool [B, K, S + N K], True where a beam may attend to a key.
+      places: int32 [S + N K], of the keys in the text.
       newest: int32 scalar, the queries' place.
     """
 
@@ -107,20 +128,15 @@ def share(cache: Cache, width: int, beams: int) -> BeamCache:
     Args:
       cache: with prompts of `width` tokens, padding included.
     """
-    prompt, own = {}, {}
-    for name, parts in cache.layers.items():
-        prompt[name] = {part: each[:, :, :width] for part, each in parts.items()}
-        own[name] = {
-            part: jnp.zeros((*each.shape[:2], beams, cache.length - width, *each.shape[3:]), each.dtype)
-            for part, each in parts.items()
-        }
-    return BeamCache(prompt, own, jnp.zeros((), jnp.int32), width, cache.length)
+    new = cache.length - width
 
+    def extended(each: Array) -> Array:
+        prompt = each[:, :, :width].swapaxes(2, 3)
+        return jnp.pad(prompt, ((0, 0), (0, 0), (0, 0), (0, new * beams), (0, 0)))
 
-def reorder(layers: dict[str, dict[str, Array]], parents: Array) -> dict[str, dict[str, Array]]:
-    """`BeamCache.layers` where beam k of row b goes on from what beam parents[b, k] wrote, int32 [B, K]."""
-    index = parents[None, :, :, None, None, None]
-    return jax.tree.map(lambda each: jnp.take_along_axis(each, index, axis=2, mode="clip"), layers)
+    layers = jax.tree.map(extended, cache.layers)
+    batch = jax.tree.leaves(layers)[0].shape[1]
+    return BeamCache(layers, jnp.zeros((batch, beams, new), jnp.int32), jnp.zeros((), jnp.int32), width, cache.length)
 
 
 def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[int] = ()) -> Cache:
@@ -228,9 +244,9 @@ def read_cache(stacked: Array, layer: Array) -> Array:
 def write_beams(cache: dict, layer: Array, key: Array, value: Array) -> dict:
     """The cache with a token of each beam, key and value [B, K, kv_heads, head_dim], written at (layer, index)."""
     zero = jnp.zeros_like(layer)
-    start = (layer, zero, zero, cache["index"], zero, zero)
+    start = (layer, zero, zero, cache["index"], zero)
     return cache | {
-        name: lax.dynamic_update_slice(cache[name], one[None, :, :, None].astype(cache[name].dtype), start)
+        name: lax.dynamic_update_slice(cache[name], one.swapaxes(1, 2)[None].astype(cache[name].dtype), start)
         for name, one in {"key": key, "value": value}.items()
     }
 

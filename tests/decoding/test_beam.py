@@ -8,6 +8,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import BaseConfig, load_base
@@ -207,27 +208,41 @@ def test_adapters_beside_and_merged(load):
     assert (np.asarray(got.tokens)[:, 0] != np.asarray(without.tokens)[:, 0]).any()
 
 
-def shapes(jaxpr):
-    """(shape, dtype) of every value in a traced program, those of its loops and calls too."""
+def made(jaxpr):
+    """(shape, dtype, primitive's name) of every value in a traced program, those of its loops and calls too."""
     for equation in jaxpr.eqns:
-        yield from ((value.aval.shape, value.aval.dtype) for value in equation.outvars)
+        yield from ((value.aval.shape, value.aval.dtype, equation.primitive.name) for value in equation.outvars)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from shapes(inner)
+            yield from made(inner)
 
 
-def test_no_beam_has_a_copy_of_the_prompt_s_keys(load):
-    """No float array of the program is as large as a layer's keys, or values, of the prompt for each beam."""
+def loops(jaxpr):
+    """The bodies of a traced program's while loops."""
+    for equation in jaxpr.eqns:
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            if equation.primitive is lax.while_p and inner is equation.params["body_jaxpr"].jaxpr:
+                yield inner
+            yield from loops(inner)
+
+
+def test_no_beam_has_a_copy_of_the_prompt_s_keys_and_none_is_moved(load):
+    """No array of the program has a layer's keys of the prompt for each beam; and a step only writes into keys."""
     base, beams, width, new = load("llama"), 10, 24, 4
     decoder = make_decoder(base.model.apply, base.config, jnp.float32)
     given = Prompts(np.ones((2, width), np.int32), np.ones((2, width), bool), np.zeros(2, np.int32))
     found = jax.make_jaxpr(lambda v: beam_search(decoder, v, given, Limits(new, ENDS), Beams(beams)))(
         {"params": base.params}
     )
-    sizes = [math.prod(shape) for shape, dtype in shapes(found.jaxpr) if dtype == jnp.float32]
+    sizes = [math.prod(shape) for shape, dtype, _ in made(found.jaxpr) if dtype == jnp.float32]
     layers, kv = base.config.num_hidden_layers, base.config.num_key_value_heads * base.config.head_dim
-    assert layers * 2 * beams * new * kv in sizes  # the beams' own part is seen
-    assert layers * 2 * width * kv in sizes  # and the prompts'
+    keys = 2 * (width + beams * new) * kv  # of a layer: the prompts' once, and the beams' own
+    assert layers * keys in sizes
     assert max(sizes) < 2 * beams * width * kv
+    (body,) = loops(found.jaxpr)
+    head_dim = base.config.head_dim
+    makers = {by for shape, _, by in made(body) if math.prod(shape) >= keys and shape[-1] == head_dim}
+    assert makers <= {"dynamic_update_slice", "dynamic_slice", "squeeze", "scan", "pjit", "jit"}, makers
+    assert "dynamic_update_slice" in makers
 
 
 @pytest.mark.parametrize(("n", "rows_of"), [(1, 6), (2, 6), (3, 4), (4, 3), (9, 3)])
