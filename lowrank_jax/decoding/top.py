@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from lowrank_jax.core.types import Array
 
-WORTH = 64  # entries of a row for each that is asked for, from which on it is searched by chunks
+WORTH = 256  # entries of a row for each that is asked for, from which on it is searched by chunks
 
 
 def largest(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:

@@ -33,4 +33,4 @@ def test_rows_of_a_vocabulary_are_searched_by_chunks():
          if equation.primitive is lax.top_k_p]
         for row in (rows, rows[:, : WORTH * 30 - 1])
     ]  # fmt: skip
-    assert searched == [[241, 240], [WORTH * 30 - 1]]
+    assert searched == [[481, 480], [WORTH * 30 - 1]]
