@@ -185,7 +185,7 @@ def test_grids():
     grid = Grid(FILE, "configs/sweeps/e2e_smollm2.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    assert (len(rates), len(full)) == (42, 21)
+    assert (len(rates), len(full)) == (42, 24)
     assert {cell.plain["train"]["epochs"] for cell in rates} == {1}
     assert not any(cell.plain["evals"] for cell in rates)
     assert all(cell.plain["evals"]["decode"]["weights"] == "best" for cell in full)
@@ -201,6 +201,7 @@ def test_grids():
         for place, name in enumerate(full[0].trials)
     }
     assert grid.resolve(full[0], result).overrides["optimizer.learning_rate"] == 5e-5
+    assert {cell.arg for cell in full[21:]} == {cell.arg for cell in full[15:18]}  # LoRA's, at a smaller rate
     assert grid.resolve(full[0], dict.fromkeys(full[0].trials)) is None
     known = set(grid.cells)
     for name in ("e2e_ranks", "webnlg_smollm2"):

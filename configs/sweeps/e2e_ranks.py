@@ -3,11 +3,12 @@
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded), and
-alpha 32. With --together ranks can share a program, in which each is padded to the largest.
+One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded),
+LoRA's the next smaller one, at which its runs do not diverge, and alpha 32. With --together ranks can share a program,
+in which each is padded to the largest.
 """
 
-from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
+from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates
 
 RANKS = {"method=lora": (1, 2, 4, 8, 16, 32, 64, 128, 256), "method=mora": (1, 2, 4, 8, 16, 32)}
 
@@ -18,7 +19,7 @@ def stages():
         dict(
             arg=f"task=e2e,model={MODEL},{method},rank={rank},packed",
             like=f"task=e2e,model={MODEL},{method},packed",
-            overrides={"optimizer.learning_rate": BEST, "seed": SEEDS[0]},
+            overrides={"optimizer.learning_rate": STABLE.get(method, BEST), "seed": SEEDS[0]},
         )
         for method, ranks in RANKS.items()
         for rank in ranks

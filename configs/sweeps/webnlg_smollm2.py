@@ -4,10 +4,11 @@
         --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
 
 FOLDER_OF_BOTH has E2E's files in e2e/ and WebNLG's in webnlg/. The rates are those that e2e_smollm2.py chose: its
-trials are skipped where --results has them. reading=code: the script's ten categories are seen.
+trials are skipped where --results has them. LoRA's is the next smaller one, at which its runs do not diverge.
+reading=code: the script's ten categories are seen.
 """
 
-from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, rates
+from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates
 
 METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer")
 
@@ -18,7 +19,7 @@ def stages():
         dict(
             arg=f"task=webnlg,model={MODEL},{method},reading=code,packed",
             like=f"task=e2e,model={MODEL},{method},packed",
-            overrides={"optimizer.learning_rate": BEST, "seed": seed},
+            overrides={"optimizer.learning_rate": STABLE.get(method, BEST), "seed": seed},
         )
         for method in METHODS
         for seed in SEEDS
