@@ -20,6 +20,11 @@ from lowrank_jax.ops.quantized import dense
 from lowrank_jax.ops.two_parts import two_parts
 from lowrank_jax.ops.widened import LARGEST_RANK, Update, widened
 
+# Bytes of a layer's product up to which it is kept in two parts whatever its adapter. Beside its kernel an adapter adds
+# a GPU kernel to most products, which takes longer than reading so small a kernel once more: SmolLM2-135M's largest
+# product has 3.5 MB, and 64 rows took 1.19 ms in two parts and 1.29 with LoRA beside (one H200).
+SMALL = 2**22
+
 
 class Ready(NamedTuple):
     """A model to decode with.
@@ -36,7 +41,12 @@ class Ready(NamedTuple):
 
 
 def ready(
-    model: Any, params: Tree, plan: Plan | None = None, variables: Tree | None = None, exact: bool = True
+    model: Any,
+    params: Tree,
+    plan: Plan | None = None,
+    variables: Tree | None = None,
+    exact: bool = True,
+    small: int = SMALL,
 ) -> Ready:
     """The model with each adapter within its kernel's leaf, in the layout for decoding.
 
@@ -50,8 +60,9 @@ def ready(
       plan: of the adapters; None without any.
       variables: {"adapters", "scales"} of the plan.
       exact: where the model computes in less than float32, rounding W + delta to the dtype would lose much of delta.
-        True keeps it: LoRA up to rank LARGEST_RANK beside its kernel, in one product (`ops.widened`), as training has
-        it; any other kernel with an adapter in two parts (`ops.two_parts`). False rounds.
+        True keeps it: LoRA up to rank LARGEST_RANK beside a kernel that is not small, in one product (`ops.widened`),
+        as training has it; any other kernel with an adapter in two parts (`ops.two_parts`). False rounds.
+      small: the most bytes of a layer's product that is small.
 
     Raises:
       UserError: an adapter that no weight can compute (see `merge`); an update that is not finite.
@@ -59,7 +70,7 @@ def ready(
     sites = plan.sites if plan is not None else ()
     in_parts = exact and jnp.dtype(model.dtype).itemsize < 4
     groups = model.clone(cuts=()).fused_groups() if hasattr(model, "fused_groups") else {}
-    thin = _thin(sites, groups) if in_parts else set()
+    thin = _thin(sites, groups, small // jnp.dtype(model.dtype).itemsize) if in_parts else set()
     updates, others = {}, tuple(site for site in sites if site.path not in thin)
     if plan is not None and sites:
         held = {"params": params, **(variables or {})}
@@ -98,13 +109,18 @@ def _places(groups: Groups) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _thin(sites: Iterable[Site], groups: Groups) -> set[str]:
-    """Paths of the sites whose update is kept beside the kernel: x A B of a small rank, as are all of its group."""
-    paths = {site.path for site in sites}
+def _thin(sites: Iterable[Site], groups: Groups, small: int) -> set[str]:
+    """Paths of the sites whose update is kept beside the kernel.
+
+    It is x A B of a small rank, as are all of its group, and the group's product has more than `small` weights a layer.
+    """
+    inputs = {site.path: site.spec.d_in for site in sites}
     found = {s.path for s in sites if get_fast(s.family).factors is not None and s.spec.rank <= LARGEST_RANK}
-    for members in groups.values():
-        own = {member for member, _ in members} & paths
-        if not own <= found:
+    alone = {site.path: ((site.path, site.spec.d_out),) for site in sites}
+    joined = {member: members for members in groups.values() for member, _ in members}
+    for path, members in {**alone, **joined}.items():
+        own = {member for member, _ in members} & inputs.keys()
+        if path in own and (not own <= found or inputs[path] * sum(columns for _, columns in members) <= small):
             found -= own
     return found
 

@@ -14,7 +14,7 @@ from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.decoding.greedy import greedy
-from lowrank_jax.decoding.weights import ready
+from lowrank_jax.decoding.weights import SMALL, ready
 from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
@@ -135,7 +135,7 @@ def laid_out(case):
     variables = moved(plan, 0.1)
     variables["adapters"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), variables["adapters"])
     beside = adapters.attach(model.clone(dtype=jnp.float32), plan)
-    return model, beside, {"params": dense_tree(params), **variables}, ready(model, params, plan, variables)
+    return model, beside, {"params": dense_tree(params), **variables}, ready(model, params, plan, variables, small=0)
 
 
 def without(variables):
@@ -156,6 +156,20 @@ def test_each_kind_of_leaf_computes_what_the_adapter_beside_its_kernel_does(case
     rounded = pieces(fast.apply_fn, fast.variables, fast.empty(2, 9))
     assert far(rounded, want) < 3e-2
     assert far(pieces(beside, without(variables), empty), want) > 0.1
+
+
+def test_a_small_product_is_kept_in_two_parts():
+    """Of Llama's projections those up to the bound, a joined one by all its columns."""
+    model, params = a_base("toy-llama", "bfloat16", "none")
+    plan = adapters.make_plan(params, LORA(targets=("query", "up", "down")))
+    sizes = {path: 2 * leaf.shape[-2] * leaf.shape[-1] for path, leaf in flatten(params).items() if leaf.ndim == 3}
+    qkv = sum(sizes[f"layers/attention/{name}/kernel"] for name in ("query", "key", "value"))
+    gate_up, down = 2 * sizes["layers/mlp/up/kernel"], sizes["layers/mlp/down/kernel"]
+    for small in (0, qkv - 1, qkv, down, gate_up, 2**22):
+        leaves = flatten(ready(model, params, plan, moved(plan, 0.1), small=small).variables["params"])
+        for path, size in {"attention/qkv": qkv, "mlp/gate_up": gate_up, "mlp/down": down}.items():
+            kind = Widened if size > small else TwoParts
+            assert isinstance(leaves[f"layers_1_1/{path}/kernel"], kind), (path, small)
 
 
 def test_greedy_texts_are_the_same():
@@ -191,8 +205,9 @@ def test_a_widened_product():
 def test_an_update_that_is_not_finite_is_refused():
     model, params, plan, variables = adapted("lora", "bfloat16")
     bad = jax.tree.map(lambda x: x.at[0, 0, 0].set(jnp.nan), variables["adapters"])
-    with pytest.raises(UserError, match="query holds NaN or infinity"):
-        ready(model, params, plan, {**variables, "adapters": bad})
+    for small in (0, SMALL):  # beside its kernel, and in two parts
+        with pytest.raises(UserError, match=r"query (with its update )?holds NaN or infinity"):
+            ready(model, params, plan, {**variables, "adapters": bad}, small=small)
 
 
 def test_two_parts_keep_an_update_that_bfloat16_rounds_away():
