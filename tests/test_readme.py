@@ -123,7 +123,9 @@ def test_the_pods_commands_print_what_they_would_run():
 
 def test_tables_are_named():
     assert sorted(words for words, _ in TABLES.values()) == [
+        "beams",
         "decoding",
+        "latency",
         "lora_table2 --model=minilm-l6",
         "lora_table3",
         "lora_table3 --model=gemma3-270m",

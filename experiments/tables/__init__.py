@@ -26,6 +26,7 @@ TABLES = {
     "lora_table18": "experiments.tables.nlg.lora_table18",
     "speed": "experiments.tables.speed.suite",
     "decoding": "experiments.tables.speed.decoding",
+    "beams": "experiments.tables.speed.beams",
     "latency": "experiments.tables.speed.latency",
     "quantized": "experiments.tables.speed.quantized",
     "rounding": "experiments.tables.speed.rounding",

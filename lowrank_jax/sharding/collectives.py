@@ -46,21 +46,28 @@ def collectives(text: str) -> list[Collective]:
       text: `compiled.as_text()`.
     """
     bodies, entry = _computations(text)
-    # A TPU's transfer is several operations on one channel, of which those in between may lie in a loop that it passes.
-    channels: dict[Any, tuple[str, int, int]] = {}
-    for name, times in _runs(bodies, entry).items():
-        for number, (result, operation, line) in enumerate(bodies[name]):
-            kind = operation.removesuffix("-start")
-            if kind in KINDS:
-                nbytes = max(map(_nbytes, _ARRAY.findall(result)), default=0)
-                channel = found[1] if (found := _CHANNEL.search(line)) else (name, number)
-                _, most, least = channels.get(channel, (kind, nbytes, times))
-                channels[channel] = (kind, max(most, nbytes), min(least, times))
+    # A TPU's transfer is several operations on one channel, each in a computation of its own; those in between may lie
+    # in a loop that it passes. What a program asks for itself (`jax.lax.ppermute`) has one channel for all transfers.
+    runs = _runs(bodies, entry)
+    listed = [
+        (name, number, result, operation.removesuffix("-start"), _CHANNEL.search(line))
+        for name in runs
+        for number, (result, operation, line) in enumerate(bodies[name])
+        if operation.removesuffix("-start") in KINDS
+    ]
+    uses = collections.Counter((name, channel[1]) for name, *_, channel in listed if channel)
+    shared = {channel for (_, channel), times in uses.items() if times > 1}
+    transfers: dict[Any, tuple[str, int, int]] = {}
+    for name, number, result, kind, channel in listed:
+        nbytes = max(map(_nbytes, _ARRAY.findall(result)), default=0)
+        key = (name, number) if channel is None or channel[1] in shared else channel[1]
+        _, most, least = transfers.get(key, (kind, nbytes, runs[name]))
+        transfers[key] = (kind, max(most, nbytes), min(least, runs[name]))
     found = collections.Counter()
-    for kind, nbytes, times in channels.values():
+    for kind, nbytes, times in transfers.values():
         found[kind, nbytes] += times
-    listed = [Collective(kind, nbytes, times) for (kind, nbytes), times in found.items()]
-    return sorted(listed, key=lambda one: (-one.total, one))
+    counted = [Collective(kind, nbytes, times) for (kind, nbytes), times in found.items()]
+    return sorted(counted, key=lambda one: (-one.total, one))
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments.tables.speed import beams
+
 
 @pytest.fixture
 def peer_here(monkeypatch, capfd):
@@ -48,6 +50,9 @@ def test_beams_write_the_peer_s_texts(program, tmp_path, tiny_nlg, peer_here):
     assert (ours["inputs"], ours["batches"]) == (4, 2)
     assert {"seconds", "compile_seconds", "beams", "length_penalty", "hardware", "git"} <= ours.keys()
     assert "transformers" in theirs["peer_versions"]
+    text = beams.table(beams.load([out]), None).text()
+    assert f"{theirs['seconds'] / ours['seconds']:.1f}x" in text
+    assert "2 beams, batches of 3, up to 4 new tokens, length penalty 0.9, no repeated 2-gram, float32." in text
 
 
 @pytest.mark.parametrize(

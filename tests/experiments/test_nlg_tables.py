@@ -165,6 +165,14 @@ def test_a_rate_at_the_end_of_its_grid_is_marked_and_of_equal_settings_the_bette
     assert "edge: the smallest or the largest of the rates tried" in table.text()
 
 
+def test_settings_of_two_seeds_are_compared_by_their_held_out_loss():
+    """Three seeds at a rate at which two went astray do not count more than two seeds at a good one."""
+    astray = [record("e2e", seed=seed, scores=E2E, rate=1e-2, losses=(loss,)) for seed, loss in enumerate((1.1, 3, 4))]
+    good = [record("e2e", seed=seed, scores=E2E, rate=2e-3, losses=(1.2,)) for seed in (0, 1)]
+    for runs, rate in ((astray + good, "0.002"), (astray + good[:1], "0.01"), (astray[:1] + good, "0.002")):
+        assert line_of(shown("lora_table3", runs), "LoRA 4")["rate"] == rate
+
+
 def test_the_columns_of_a_row_are_of_one_setting():
     """Two seeds at one rate without Java, one at another with it: no BLEU of the one beside a METEOR of the other."""
     python = {name: E2E[name] for name in ("bleu_python", "nist_python", "nist")}

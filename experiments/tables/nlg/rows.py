@@ -14,6 +14,7 @@ MODEL = "smollm2-135m"  # unless another is asked for
 LORA_RANK = 4  # of Tables 3, 13 and 14
 METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # which have a row there, run or not
 SAMPLES = {"train_examples": "examples", "max_dev_examples": "held out", "max_prompts": "decoded"}  # keys of task
+ENOUGH = 2  # runs of a setting by whose mean held-out loss it is compared with others
 NOT_RUN = ("not run",)  # the notes of such a row
 NO_VARIANT = ("", "sharing", "standard", "paper")  # variants and readings that a row's name leaves out
 
@@ -180,14 +181,17 @@ def _is_finite(value: Any) -> bool:
 def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict], int]:
     """The runs that have a score and differ in seeds alone.
 
-    Of several such groups the one with most scores, then the smallest held-out loss.
+    Of several such groups the one with the smallest held-out loss among those of at least ENOUGH runs with all scores;
+    where there is none, the one with most scores.
 
     Returns:
       (the runs, how many others have a score).
     """
     counts = {id(run): sum(score_of(run, name) is not None for name in scores) for run in runs}
     runs = [run for run in runs if counts[id(run)]]
-    best = min(by_setting(runs), key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
+    most = ENOUGH * len(scores)
+    groups = by_setting(runs)
+    best = min(groups, key=lambda group: (-min(sum(counts[id(run)] for run in group), most), *_loss(group)), default=[])
     return best, len(runs) - len(best)
 
 

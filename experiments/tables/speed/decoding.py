@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.text_table import number
-from experiments.tables.speed.lines import read
+from experiments.tables.speed.lines import place_of, read
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
@@ -52,13 +52,6 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
         )
     sizes = sorted({(one["prompt"], one["new"], one["rank"]) for one in results})
     captions = [f"Prompts of {prompt} tokens, {new} new ones, LoRA r={rank}, greedy." for prompt, new, rank in sizes]
-    captions += sorted({_place(one) for one in results})
+    captions += sorted({place_of(one) for one in results})
     captions.append("Bandwidth: bytes of the weights by a step's time, as a share of what the data sheet says.")
     return Table("Decoding", tuple(lines), tuple(captions))
-
-
-def _place(record: dict[str, Any]) -> str:
-    kinds = ", ".join(record["hardware"]["devices"])
-    versions = {**record["versions"], **record.get("peer_versions", {})}
-    kept = ("jax", "torch", "transformers", "peft")
-    return f"{kinds}: " + ", ".join(f"{name} {versions[name]}" for name in kept if name in versions) + "."

@@ -39,3 +39,11 @@ def _record(line: str, where: str, program: str, fields: Mapping[str, Any]) -> d
     if wrong := [name for name, kind in fields.items() if not isinstance(held.get(name), kind)]:
         raise UserError(f"{where} is no record of {program} (see {wrong[0]!r}); delete it")
     return held
+
+
+def place_of(record: Mapping[str, Any]) -> str:
+    """Where a record was measured: "NVIDIA H200: jax 0.11.2, torch 2.11.0."."""
+    kinds = ", ".join(record["hardware"]["devices"])
+    versions = {**record["versions"], **record.get("peer_versions", {})}
+    kept = ("jax", "torch", "transformers", "peft")
+    return f"{kinds}: " + ", ".join(f"{name} {versions[name]}" for name in kept if name in versions) + "."

@@ -1,0 +1,68 @@
+"""The table of beam search's speed: seconds of decoding for E2E's test inputs, ours and transformers'."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.records.text_table import number
+from experiments.tables.speed.lines import place_of, read
+from experiments.tables.table import Table, no_figures
+
+figures = no_figures
+FILE = "speed/beams.jsonl"  # below a folder of results
+OURS = "ours"
+# What must be equal where two programs are compared.
+SETTING = ("base", "dtype", "batch", "beams", "length_penalty", "no_repeat_ngram", "new", "inputs")
+# of `experiments.decode --beams`: field -> types
+FIELDS = {
+    **dict.fromkeys(("program", "base", "dtype"), str),
+    **dict.fromkeys(("batch", "beams", "no_repeat_ngram", "new", "inputs"), int),
+    **dict.fromkeys(("seconds", "compile_seconds", "length_penalty"), (int, float)),
+    **dict.fromkeys(("hardware", "versions"), dict),
+}
+
+
+def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Reads the records of `experiments.decode --beams`.
+
+    Args:
+      places: files of records, and folders that have FILE.
+
+    Raises:
+      UserError: there is none, or a line is no such record.
+    """
+    return read(places, FILE, "experiments.decode --beams --out", FIELDS)
+
+
+def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
+    """One row a record, with how much faster ours is than every other program of the same setting."""
+    ours = {_setting(one): one["seconds"] for one in results if one["program"] == OURS}
+    lines = [("base", "program", "inputs", "seconds", "ours is faster by", "equal texts", "compiled in")]
+    for one in sorted(results, key=_setting):
+        own = ours.get(_setting(one))
+        share = one.get("equal_texts")
+        lines.append(
+            (
+                one["base"],
+                one["program"],
+                str(one["inputs"]),
+                number(one["seconds"], ".2f"),
+                "-" if own is None or one["program"] == OURS else f"{one['seconds'] / own:.1f}x",
+                "-" if share is None else f"{share:.1%}",
+                f"{number(one['compile_seconds'], '.0f')} s",
+            )
+        )
+    captions = sorted({_words(one) for one in results}) + sorted({place_of(one) for one in results})
+    captions += list(dict.fromkeys(one["remark"] for one in results if one.get("remark")))
+    return Table("Beam search", tuple(lines), tuple(captions))
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in SETTING)
+
+
+def _words(record: dict[str, Any]) -> str:
+    return (
+        f"{record['beams']} beams, batches of {record['batch']}, up to {record['new']} new tokens, length penalty "
+        f"{record['length_penalty']:g}, no repeated {record['no_repeat_ngram']}-gram, {record['dtype']}."
+    )
