@@ -57,8 +57,8 @@ def chunked_next_token_loss(
 
         d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - (1 - e) onehot(target[b, t]) - e / V),
 
-    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance_log.md, "Figures
-    behind comments in the code").
+    and the backward pass only scales them: no logits are saved or computed twice (sizes:
+    docs/performance_log.md, "Figures behind comments in the code").
 
     Args:
       hidden: [B, T, D], the input of the head.
