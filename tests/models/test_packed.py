@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from toys import drawn
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
+from experiments.planning import topology
 from experiments.session import trial_group
-from experiments.session.trial_group import without_flash
+from experiments.session.trial_group import with_masks_by_head
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import combine, partition
@@ -125,12 +127,35 @@ def test_cudnn_where_packed_rows_do_not_suit_it(monkeypatch):
         jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, segments=tokens))
     monkeypatch.setattr(trial_group, "platform", lambda: "gpu")
     config = unpack_run(to_plain(complete_file("configs/finetune.py:data=a.jsonl,packed")))
-    assert without_flash(config).base.attention == "xla"
+    assert with_masks_by_head(config).base.attention == "auto_by_head"
     asked = dataclasses.replace(config, base=dataclasses.replace(config.base, attention="cudnn"))
-    with pytest.raises(UserError, match='has no mask of packed documents for several trials; set it to "auto"'):
-        without_flash(asked)
+    assert with_masks_by_head(asked).base.attention == "cudnn_by_head"
+    dense = dataclasses.replace(config, base=dataclasses.replace(config.base, attention="xla"))
+    assert with_masks_by_head(dense) is dense
     plain = dataclasses.replace(config, task=dataclasses.replace(config.task, packed=False, documents="joined"))
-    assert without_flash(plain) is plain
+    assert with_masks_by_head(plain) is plain
+
+
+@pytest.mark.parametrize("remat", ["none", "projections"])
+def test_trials_of_packed_rows_run_on_cudnns_attention(remat):
+    """jax's rule for vmap of it refuses a mask that heads share, as packed rows of a single run have it."""
+    card = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    tokens = jnp.ones((3, 2, 8), jnp.int32)  # three trials
+    with topology.planning_for(topology.parse("h200:1"), topology.Target([card], True, "", absent=True)):
+
+        def traced(attention):
+            model = Llama(LLAMA, jnp.bfloat16, jnp.bfloat16, remat=remat, attention=attention)
+            params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens[0]))
+
+            def loss(params, tokens):
+                return model.apply(params, tokens, segments=tokens).sum()
+
+            stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), params)
+            return str(jax.make_jaxpr(jax.vmap(jax.value_and_grad(loss)))(stacked, tokens))
+
+        assert traced("cudnn_by_head").count("dot_product_attention_bwd") == 1
+        with pytest.raises(TypeError, match="cannot reshape"):
+            traced("cudnn")
 
 
 def test_positions_begin_again():
