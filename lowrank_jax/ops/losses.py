@@ -1,5 +1,6 @@
 """Next-token cross-entropy: sums over targets, over all logits at once, or in chunks of them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax.interpreters import partial_eval
 from jaxtyping import Float, Integer, Shaped
 
 from lowrank_jax.core.types import Array
+from lowrank_jax.ops.capability import platform
 
 
 class LossSums(NamedTuple):
@@ -128,8 +130,11 @@ def _loss_in_chunks(
             # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
-            of_hidden, of_chunk = pull(_gradient(logits, tokens, weights, smoothing))
-            sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights, smoothing))
+            wide = logits.astype(jnp.float32)
+            rows = _rows(wide, tokens, smoothing)
+            gradient = _of_logits(wide, tokens, rows.logsumexp, smoothing, weights.astype(jnp.float32))
+            of_hidden, of_chunk = pull(gradient.astype(logits.dtype))
+            sums = jax.tree.map(jnp.add, sums, _weighted(_losses(rows, smoothing), weights))
             return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
@@ -147,29 +152,105 @@ def _loss_in_chunks(
     return loss
 
 
-def _gradient(
-    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
-) -> Float[Array, "B t V"]:
-    """Gradient of `_sums(logits, targets, weights, smoothing).loss` by the logits, in their dtype."""
-    wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
-    wanted = _is_target(wide, targets)
-    if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / logits.shape[-1]
-    return (weights[..., None] * (jax.nn.softmax(wide) - wanted)).astype(logits.dtype)
+class Rows(NamedTuple):
+    """What the loss needs of the logits: float32 numbers of each row over the vocabulary.
+
+    Attributes:
+      logsumexp: log of the sum of exponentials.
+      target: the target's logit.
+      top: the largest logit.
+      mean: of all logits; 0 where nothing is smoothed.
+    """
+
+    logsumexp: Array
+    target: Array
+    top: Array
+    mean: Array
 
 
 def _sums(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> LossSums:
-    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
-    target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
-    wanted = target_logits
-    if smoothing:
-        wanted = (1 - smoothing) * target_logits + smoothing * jnp.mean(logits, axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - wanted
-    # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
-    correct = target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    logits = logits.astype(jnp.float32)
+    if platform() == "gpu":
+        return _weighted(losses_once(logits, targets, smoothing), weights)
+    return _weighted(_losses(_rows(logits, targets, smoothing), smoothing), weights)
+
+
+def _weighted(each: tuple[Array, Array], weights: Array) -> LossSums:
+    losses, correct, weights = *each, weights.astype(jnp.float32)
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+
+
+def _losses(rows: Rows, smoothing: float) -> tuple[Array, Array]:
+    """(-log p of each target, smoothed; whether it is the most likely token)."""
+    wanted = rows.target
+    if smoothing:
+        wanted = (1 - smoothing) * rows.target + smoothing * rows.mean
+    return rows.logsumexp - wanted, rows.target >= jax.lax.stop_gradient(rows.top)
+
+
+def _rows(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float) -> Rows:
+    """The `Rows` of float32 logits; on a GPU they are read once for all of them."""
+    if platform() == "gpu":
+        return read_once(logits, targets, smoothing)
+    target = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+    # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
+    top = jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    mean = jnp.mean(logits, axis=-1) if smoothing else jnp.zeros_like(top)
+    return Rows(jax.nn.logsumexp(logits, axis=-1), target, top, mean)
+
+
+def read_once(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float) -> Rows:
+    """`Rows` by one reduction: each sum of exponentials is kept relative to the largest logit of its part.
+
+        (top, sum) + (top', sum') = (m, sum e^(top - m) + sum' e^(top' - m)), m = max(top, top')
+
+    XLA's GPU backend makes a kernel for each reduction that must wait for another or has another shape: three or four
+    passes over the logits. Bytes: docs/performance.md, "Figures behind comments in the code".
+    """
+
+    def add(one, other):
+        (top, total, *sums), (top_, total_, *sums_) = one, other
+        most = jnp.maximum(top, top_)
+        scaled = total * jnp.exp(top - most) + total_ * jnp.exp(top_ - most)
+        return most, scaled, *(a + b for a, b in zip(sums, sums_, strict=True))
+
+    # The smallest number stands for no logit at all: of two -inf the difference would be NaN.
+    lowest, zero = jnp.float32(jnp.finfo(jnp.float32).min), jnp.float32(0)
+    read = [logits, jnp.ones_like(logits), jnp.where(_is_target(logits, targets), logits, 0.0)]
+    read += [logits] if smoothing else []
+    starts = [lowest] + [zero] * (len(read) - 1)
+    top, total, target, *rest = jax.lax.reduce(read, starts, add, (logits.ndim - 1,))
+    mean = rest[0] / logits.shape[-1] if smoothing else jnp.zeros_like(top)
+    return Rows(top + jnp.log(total), target, top, mean)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def losses_once(logits: Array, targets: Array, smoothing: float) -> tuple[Array, Array]:
+    """`_losses` by `read_once`; the gradient reads the logits once more, and nothing else of their size."""
+    return _losses(read_once(logits, targets, smoothing), smoothing)
+
+
+def _once_forward(logits, targets, smoothing):
+    rows = read_once(logits, targets, smoothing)
+    return _losses(rows, smoothing), (logits, targets, rows.logsumexp)
+
+
+def _once_backward(smoothing, residuals, g):
+    logits, targets, logsumexp = residuals
+    return _of_logits(logits, targets, logsumexp, smoothing, g[0]), None
+
+
+losses_once.defvjp(_once_forward, _once_backward)
+
+
+def _of_logits(logits: Array, targets: Array, logsumexp: Array, smoothing: float, weights: Array) -> Array:
+    """weights (softmax(logits) - (1 - e) onehot(targets) - e / V), float32 [B, t, V]: the gradient of the loss."""
+    wanted = _is_target(logits, targets)
+    if smoothing:
+        wanted = (1 - smoothing) * wanted + smoothing / logits.shape[-1]
+    return weights[..., None] * (jnp.exp(logits - logsumexp[..., None]) - wanted)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:
