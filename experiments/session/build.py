@@ -120,9 +120,10 @@ def build(
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)
     fp8, device = config.base.quantize == FP8, mesh.devices.flat[0]
+    coded = config.base.quantize not in (NONE, FP8)
     if fp8 and not has_fp8(device):
         _say_dequantised(device.device_kind)
-    options = compiler_options(base.config.hidden_size, groups, unrolled, device, fp8) or None
+    options = compiler_options(base.config.hidden_size, groups, unrolled, device, fp8, coded) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     length = seq_len or (task.seq_len if task else 0)
     abstract_batch = {
