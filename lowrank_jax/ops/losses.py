@@ -130,11 +130,9 @@ def _loss_in_chunks(
             # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
-            wide = logits.astype(jnp.float32)
-            rows = _rows(wide, tokens, smoothing)
-            gradient = _of_logits(wide, tokens, rows.logsumexp, smoothing, weights.astype(jnp.float32))
-            of_hidden, of_chunk = pull(gradient.astype(logits.dtype))
-            sums = jax.tree.map(jnp.add, sums, _weighted(_losses(rows, smoothing), weights))
+            of_chunk_sums, of_logits = _sums_and_gradient(logits, tokens, weights, smoothing)
+            of_hidden, of_chunk = pull(of_logits)
+            sums = jax.tree.map(jnp.add, sums, of_chunk_sums)
             return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
@@ -152,64 +150,64 @@ def _loss_in_chunks(
     return loss
 
 
-class Rows(NamedTuple):
-    """What the loss needs of the logits: float32 numbers of each row over the vocabulary.
+def _sums_and_gradient(
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
+) -> tuple[LossSums, Float[Array, "B t V"]]:
+    """`_sums`, and the gradient of their loss by the logits, in the logits' dtype."""
+    wide, heavy = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    if platform() == "gpu":
+        each, (_, _, logsumexp) = _once_forward(wide, targets, smoothing)
+        sums, likely = _weighted(each, heavy), jnp.exp(wide - logsumexp[..., None])
+    else:
+        sums, likely = _sums(logits, targets, weights, smoothing), jax.nn.softmax(wide)
+    return sums, _gradient(likely, targets, heavy, smoothing).astype(logits.dtype)
 
-    Attributes:
-      logsumexp: log of the sum of exponentials.
-      target: the target's logit.
-      top: the largest logit.
-      mean: of all logits; 0 where nothing is smoothed.
-    """
 
-    logsumexp: Array
-    target: Array
-    top: Array
-    mean: Array
+def _gradient(likely: Array, targets: Array, weights: Array, smoothing: float) -> Array:
+    """weights (softmax(logits) - (1 - e) onehot(targets) - e / V), float32 [B, t, V], of the softmax."""
+    wanted = _is_target(likely, targets)
+    if smoothing:
+        wanted = (1 - smoothing) * wanted + smoothing / likely.shape[-1]
+    return weights[..., None] * (likely - wanted)
 
 
 def _sums(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> LossSums:
-    logits = logits.astype(jnp.float32)
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     if platform() == "gpu":
         return _weighted(losses_once(logits, targets, smoothing), weights)
-    return _weighted(_losses(_rows(logits, targets, smoothing), smoothing), weights)
+    target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+    wanted = target_logits
+    if smoothing:
+        wanted = (1 - smoothing) * target_logits + smoothing * jnp.mean(logits, axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - wanted
+    # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
+    return _weighted((losses, target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)), weights)
 
 
 def _weighted(each: tuple[Array, Array], weights: Array) -> LossSums:
-    losses, correct, weights = *each, weights.astype(jnp.float32)
+    losses, correct = each
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
 
 
-def _losses(rows: Rows, smoothing: float) -> tuple[Array, Array]:
-    """(-log p of each target, smoothed; whether it is the most likely token)."""
-    wanted = rows.target
-    if smoothing:
-        wanted = (1 - smoothing) * rows.target + smoothing * rows.mean
-    return rows.logsumexp - wanted, rows.target >= jax.lax.stop_gradient(rows.top)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def losses_once(
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float
+) -> tuple[Float[Array, "B t"], Shaped[Array, "B t"]]:
+    """(-log p of each target, smoothed; whether it is the most likely token), by one reduction over float32 logits.
 
-
-def _rows(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float) -> Rows:
-    """The `Rows` of float32 logits; on a GPU they are read once for all of them."""
-    if platform() == "gpu":
-        return read_once(logits, targets, smoothing)
-    target = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
-    # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
-    top = jnp.max(jax.lax.stop_gradient(logits), axis=-1)
-    mean = jnp.mean(logits, axis=-1) if smoothing else jnp.zeros_like(top)
-    return Rows(jax.nn.logsumexp(logits, axis=-1), target, top, mean)
-
-
-def read_once(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float) -> Rows:
-    """`Rows` by one reduction: each sum of exponentials is kept relative to the largest logit of its part.
+    Each sum of exponentials is kept relative to the largest logit of its part:
 
         (top, sum) + (top', sum') = (m, sum e^(top - m) + sum' e^(top' - m)), m = max(top, top')
 
-    XLA's GPU backend makes a kernel for each reduction that must wait for another or has another shape: three or four
-    passes over the logits. Bytes: docs/performance.md, "Figures behind comments in the code".
+    XLA's GPU backend makes a kernel for each reduction that waits for another or has another shape: three or four
+    passes over the logits. The gradient is one more. Bytes: docs/performance.md, "Figures behind comments in the code".
     """
+    return _once_forward(logits, targets, smoothing)[0]
 
+
+def _once_forward(logits, targets, smoothing):
     def add(one, other):
         (top, total, *sums), (top_, total_, *sums_) = one, other
         most = jnp.maximum(top, top_)
@@ -221,36 +219,19 @@ def read_once(logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smo
     read = [logits, jnp.ones_like(logits), jnp.where(_is_target(logits, targets), logits, 0.0)]
     read += [logits] if smoothing else []
     starts = [lowest] + [zero] * (len(read) - 1)
-    top, total, target, *rest = jax.lax.reduce(read, starts, add, (logits.ndim - 1,))
-    mean = rest[0] / logits.shape[-1] if smoothing else jnp.zeros_like(top)
-    return Rows(top + jnp.log(total), target, top, mean)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def losses_once(logits: Array, targets: Array, smoothing: float) -> tuple[Array, Array]:
-    """`_losses` by `read_once`; the gradient reads the logits once more, and nothing else of their size."""
-    return _losses(read_once(logits, targets, smoothing), smoothing)
-
-
-def _once_forward(logits, targets, smoothing):
-    rows = read_once(logits, targets, smoothing)
-    return _losses(rows, smoothing), (logits, targets, rows.logsumexp)
+    top, total, target, *summed = jax.lax.reduce(read, starts, add, (logits.ndim - 1,))
+    logsumexp, wanted = top + jnp.log(total), target
+    if smoothing:
+        wanted = (1 - smoothing) * target + smoothing * summed[0] / logits.shape[-1]
+    return (logsumexp - wanted, target >= top), (logits, targets, logsumexp)
 
 
 def _once_backward(smoothing, residuals, g):
     logits, targets, logsumexp = residuals
-    return _of_logits(logits, targets, logsumexp, smoothing, g[0]), None
+    return _gradient(jnp.exp(logits - logsumexp[..., None]), targets, g[0], smoothing), None
 
 
 losses_once.defvjp(_once_forward, _once_backward)
-
-
-def _of_logits(logits: Array, targets: Array, logsumexp: Array, smoothing: float, weights: Array) -> Array:
-    """weights (softmax(logits) - (1 - e) onehot(targets) - e / V), float32 [B, t, V]: the gradient of the loss."""
-    wanted = _is_target(logits, targets)
-    if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / logits.shape[-1]
-    return weights[..., None] * (jnp.exp(logits - logsumexp[..., None]) - wanted)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:
