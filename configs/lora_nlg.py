@@ -56,7 +56,7 @@ PREFIXES = {"preembed": "preembed", "prelayer": "prelayer", "lora+pe": "preembed
 LETTERS = {"q": "query", "k": "key", "v": "value", "o": "attention/out"}  # Table 5's W_q, W_k, W_v, W_o
 # Positions whose logits exist at a time in the loss, where a large vocabulary or long rows need it; otherwise all.
 CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
-# Layers of small bases, for base.scan_unroll: without a loop over them more tokens a second (docs/performance.md).
+# Layers of small bases, for base.scan_unroll: without a loop over them more tokens a second (docs/performance_log.md).
 LAYERS = {"smollm2-135m": 30, "gemma3-270m": 18}
 WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
 

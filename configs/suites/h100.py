@@ -36,7 +36,7 @@ SMALL_UNROLLED = "method=lora,rank=8,fused=True,unroll=30"
 # By the compiler's count 3.4 GiB of eight trials, where a single run has 1.06.
 TRIALS = f"{SMALL_UNROLLED},remat=projections,chunk_tokens=48"
 TRIALS_LOW = f"{SMALL_UNROLLED},remat=attention,chunk_tokens=32"
-NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # most of a short compilation: docs/performance.md
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"  # most of a short compilation: docs/performance_log.md
 AHEAD = (dict(what="speed", to="peer", least=1.15), dict(what="memory", to="peer", most=1.0))
 
 

@@ -247,7 +247,7 @@ def rotate_whole(x: Array, cos: Array, sin: Array) -> Array:
     """`rotate` of whole heads, the same numbers: (x_j, x_{j + d/2}) cos + (-x_{j + d/2}, x_j) sin.
 
     XLA's GPU backend has a slower kernel for a concatenation than for this product and sum, in which each thread writes
-    several neighbours (docs/performance.md, "Figures behind comments in the code").
+    several neighbours (docs/performance_log.md, "Figures behind comments in the code").
     """
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     signs = jnp.array([[-1.0], [1.0]], jnp.float32)

@@ -59,8 +59,8 @@ def chunked_next_token_loss(
 
         d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - (1 - e) onehot(target[b, t]) - e / V),
 
-    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance.md, "Figures
-    behind comments in the code").
+    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance_log.md,
+    "Figures behind comments in the code").
 
     Args:
       hidden: [B, T, D], the input of the head.
@@ -202,7 +202,8 @@ def losses_once(
         (top, sum) + (top', sum') = (m, sum e^(top - m) + sum' e^(top' - m)), m = max(top, top')
 
     XLA's GPU backend makes a kernel for each reduction that waits for another or has another shape: three or four
-    passes over the logits. The gradient is one more. Bytes: docs/performance.md, "Figures behind comments in the code".
+    passes over the logits. The gradient is one more. Bytes: docs/performance_log.md, "Figures behind comments in the
+    code".
     """
     return _once_forward(logits, targets, smoothing)[0]
 

@@ -17,7 +17,7 @@ def trained_matmul(x: Float[Array, "*rows d_in"], weight: Float[Array, "d_in d_o
 
     jax sums over the axes of x [B, T, d_in] as they are; XLA's CPU backend then copies dL/dy into [d_out, B T] for each
     weight. Reshaping x before the product would cost a copy of the input that query, key and value share. Times:
-    docs/performance.md, "Figures behind comments in the code".
+    docs/performance_log.md, "Figures behind comments in the code".
 
     Args:
       x: [..., d_in].
@@ -54,7 +54,7 @@ def materialize_gradient(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """y itself, with a barrier that makes its gradient one array, computed once.
 
     XLA's GPU backend may otherwise compute the gradient again inside every kernel that reads it, and for every element
-    that such a kernel adds up (times: docs/performance.md, "Figures behind comments in the code").
+    that such a kernel adds up (times: docs/performance_log.md, "Figures behind comments in the code").
     """
     return y
 
@@ -69,7 +69,7 @@ def materialize_product(
 
     XLA's GPU backend otherwise lets cuBLAS add the other term of a sum to the product fn(x), and writes that term in
     full first. Where the term is a small array tiled to the sum's width (MoRA's groups), the kernel that reads the sum
-    tiles it for less (bytes: docs/performance.md, "Figures behind comments in the code").
+    tiles it for less (bytes: docs/performance_log.md, "Figures behind comments in the code").
     """
     return lax.optimization_barrier(fn(materialize_gradient(x)))
 

@@ -17,7 +17,7 @@ def compiler_options(
 ) -> dict[str, bool | int | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS names is left to the user.
 
-    What was measured: docs/performance.md, "Figures behind comments in the code". On GPUs with fused kernels, or
+    What was measured: docs/performance_log.md, "Figures behind comments in the code". On GPUs with fused kernels, or
     without a loop over the layers:
 
     * No Triton products: where XLA's autotuner takes cuBLAS instead of Triton, it first copies each layer's weights out
@@ -56,6 +56,6 @@ def loss_unroll(device: Any) -> int:
     """Chunks of logits in an iteration of the loss's compiled loop (`ops.losses.chunked_next_token_loss`).
 
     Eight on GPUs, where the host launches each iteration outside the CUDA graph. Elsewhere 1: XLA's CPU backend keeps
-    the logits of all chunks of an iteration. Times: docs/performance.md, "Figures behind comments in the code".
+    the logits of all chunks of an iteration. Times: docs/performance_log.md, "Figures behind comments in the code".
     """
     return 8 if device.platform == "gpu" else 1

@@ -12,7 +12,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.ops.products import trained_matmul
 from lowrank_jax.ops.saved import saved_product
 
-# Where zeros in B stop being free: docs/performance.md, "Figures behind comments in the code".
+# Where zeros in B stop being free: docs/performance_log.md, "Figures behind comments in the code".
 JOINED_RANK = 256
 
 
