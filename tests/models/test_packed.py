@@ -28,6 +28,7 @@ from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.models.rotary import YarnScaling
+from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.tasks.base import make_features
 
 LENGTHS, WIDTH = (5, 9, 12, 3, 7, 2), 16
@@ -119,6 +120,36 @@ def test_cudnn_with_documents_equals_xla(window):
 
     for one, two in zip(gradients("cudnn"), gradients("xla"), strict=True):
         assert jnp.abs(one - two).max() < 0.03 * jnp.abs(two).max()
+
+
+def test_what_a_gpu_computes_in_other_forms_trains_alike():
+    """Rotation, loss and zeros beside A and B as a GPU has them, run here: trials of a step have the same gradients."""
+    model = Llama(LLAMA, attention="xla")
+    params = drawn(model, np.zeros((1, 4), np.int32))["params"]
+    config = adapters.AdapterConfig("lora", rank=3, targets=("all-linear",), init="gaussian")
+    plan = adapters.make_plan(params, config)
+    apply_fn = adapters.attach(model, plan)
+    trainable, frozen = partition(
+        {"params": params, **jax.jit(functools.partial(adapters.create, plan))(jax.random.key(1))}
+    )
+    trainable = jax.tree.map(lambda x: jnp.stack([x + 0.1, x - 0.2]), trainable)  # two trials; LoRA's B begins at 0
+    packed, _, _ = batches(np.random.default_rng(0))
+
+    def gradients(chunk_tokens, smoothing):
+        objective = next_token_objective(apply_fn, chunk_tokens, smoothing=smoothing)
+
+        def loss(trainable):
+            return objective(combine(trainable, frozen), packed, None)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(trainable)
+
+    for given in ((0, 0.1), (20, 0.0)):
+        here = gradients(*given)
+        with meant_for(SimpleNamespace(platform="gpu", compute_capability="9.0")):
+            there = gradients(*given)
+        for one, other in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=5e-5 * np.abs(np.asarray(other)).max())
+        assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(here[1]))
 
 
 def test_cudnn_where_packed_rows_do_not_suit_it(monkeypatch):
