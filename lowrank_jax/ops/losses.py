@@ -154,13 +154,13 @@ def _sums_and_gradient(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> tuple[LossSums, Float[Array, "B t V"]]:
     """`_sums`, and the gradient of their loss by the logits, in the logits' dtype."""
-    dtype, logits, weights = logits.dtype, logits.astype(jnp.float32), weights.astype(jnp.float32)
+    logits32, weights32 = logits.astype(jnp.float32), weights.astype(jnp.float32)
     if platform() == "gpu":
-        each, (_, _, logsumexp) = _one_pass_forward(logits, targets, smoothing)
-        sums, probabilities = _weighted(each, weights), jnp.exp(logits - logsumexp[..., None])
+        each, (_, _, logsumexp) = _one_pass_forward(logits32, targets, smoothing)
+        sums, probabilities = _weighted(each, weights32), jnp.exp(logits32 - logsumexp[..., None])
     else:
-        sums, probabilities = _sums(logits, targets, weights, smoothing), jax.nn.softmax(logits)
-    return sums, _gradient(probabilities, targets, weights, smoothing).astype(dtype)
+        sums, probabilities = _sums(logits, targets, weights, smoothing), jax.nn.softmax(logits32)
+    return sums, _gradient(probabilities, targets, weights32, smoothing).astype(logits.dtype)
 
 
 def _gradient(probabilities: Array, targets: Array, weights: Array, smoothing: float) -> Array:
