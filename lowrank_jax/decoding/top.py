@@ -14,7 +14,7 @@ LONG = 256  # a row of so many entries, or more, for each of the k that are aske
 def largest(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """The k largest entries of each row and their places, in the order of `lax.top_k`, of equal entries too.
 
-    Only of NaN, and of 0 and -0, the order may be another one.
+    Only NaN, and 0 beside -0, may come in another order.
 
     An entry is one of the k largest only in a chunk whose maximum is one of the k largest maxima: otherwise k other
     chunks each have an entry that comes before it. Here "larger" includes "equal and further left".

@@ -49,8 +49,8 @@ class BeamCache:
     """Keys and values of prompts, once a row, and behind them of all tokens that a row's K beams have written.
 
     Keys and values are never moved. Where a beam goes on from another one, only `origin` changes, and the mask that is
-    made of it leaves a beam the keys of its own text. Scores of all keys are computed, and most are masked. What that
-    gains on a GPU, and costs on a CPU where texts are long: docs/performance.md, "Beam search".
+    made of it leaves a beam the keys of its own text. Scores of all keys are computed, those of other texts in vain.
+    What that gains on a GPU, and costs on a CPU where texts are long: docs/performance.md, "Beam search".
 
     A model reads it with one token a beam: tokens and positions are [B, K], beams in the place of a row's tokens.
 
