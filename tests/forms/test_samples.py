@@ -151,6 +151,15 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", library)
         assert wanted_said in make_framing(named, "", None, "", messages=False).said
     bare = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None, virtual=PLAIN)
+    assert make_framing(bare, "", None, "", messages=False).said == ""
+    alone = SimpleNamespace(base=base, task=None, virtual=PLAIN)  # a base, or a merged model
+    plain = make_framing(alone, "", None, "", messages=False)
+    assert plain.ids(Asked("1?")) == [*b"1?"]
+    assert "continued as plain text" in plain.said
+    assert "--chat_template=own sends it as a user's message" in plain.said
+    assert make_framing(alone, "none", None, "", messages=False).said == ""
+    by_template = make_framing(alone, "own", None, "", messages=False)
+    assert (by_template.ids(Asked("1?")), by_template.said) == (wanted, "")
     with pytest.raises(UserError, match="--chat_template=chatml, "):
         make_framing(bare, "", None, "", messages=True)
     assert "has no chat template" in no_template(BYTES)

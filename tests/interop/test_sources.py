@@ -196,6 +196,8 @@ def test_random_weights_with_the_tokenizer_of_others(tmp_path, subwords):
     ("name", "message"),
     [
         ("pico-lama", "unknown base model 'pico-lama'; did you mean pico-llama"),
+        ("smollm2-135", r"did you mean smollm2-135m or smollm2-360m \(a shape without weights\)\?"),
+        ("roberta-basis", r"roberta-base \(a shape without weights\)\? pico-llama, smollm2-135m, .* have weights"),
         ("./nowhere", r"no base model at ./nowhere"),
         ("/nowhere/at/all", "no base model at"),
         ("model.gguf", r"no base model at model.gguf"),
