@@ -4,9 +4,12 @@ import dataclasses
 import errno
 import os
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import nearest
@@ -171,6 +174,18 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> tup
     if name in MODELS:
         raise UserError(f"{name} is a shape without weights; name a local folder or Hub repository, or set random_init")
     raise _unknown(name)
+
+
+def say_full_name(name: str, path: Path) -> None:
+    """Prints what a name of KNOWN stands for, and whether its kernels were quantised; of other names nothing.
+
+    To stderr: stdout may be the text that a program writes.
+    """
+    if name not in KNOWN or jax.process_index() != 0:
+        return
+    files = [file.name for file in sorted(path.glob("*.gguf"))]
+    coded = f"; its kernels were quantised ({files[0]}) and are read as what the codes stand for" if files else ""
+    print(f"base {name}: {KNOWN[name].repository}{coded}", file=sys.stderr, flush=True)
 
 
 def _unknown(name: str) -> UserError:
