@@ -40,6 +40,21 @@ LOSS_TOKENS = 8_192  # logits of so many tokens at a time: a vocabulary of 128,0
 NEW_TOKENS = 128  # most new tokens of a sample
 EVERY_KERNEL = "(query|key|value|out|gate|up|down)"  # a base may lack some: GPT-2 has no gate
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.path": "data",
+    "task.validation_path": "validation",
+    "task.chat_template": "chat",
+    "task.packed": "packed",
+    "base.name": "base",
+    "base.dtype": "dtype",
+    "adapter.method": "method",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+    "optimizer.learning_rate": "rate",
+    "schedule.kind": "schedule",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; `arg` names base and data, and sets what the docstring says."""

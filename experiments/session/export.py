@@ -215,9 +215,8 @@ def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
         ]
     if config["peft_type"] not in PROMPT_METHODS:  # no weight computes virtual tokens
         lines.append("model = model.merge_and_unload()  # a plain transformers model, if that is wanted")
-        lines.append(
-            f"# without PEFT or the Hub: python scripts/merge_adapter.py --base {base.name} --adapter {place} --to FOLDER"
-        )
+        merge = f"python scripts/merge_adapter.py --base {base.name} --adapter {place} --to FOLDER"
+        lines.append(f"# without PEFT or the Hub: {merge}")
     said = [f"{place} loads in PEFT (the extra [parity]: {INSTALL}):", *(f"    {line}" for line in lines)]
     if base.name in KNOWN and _is_gguf(base):
         said.append(

@@ -59,7 +59,9 @@ def test_a_conversation_s_first_answer_is_the_reference(task_of, packing):
 def test_the_terminal_shows_a_prompt_with_its_special_tokens(task_of, monkeypatch):
     """On lines of their own, as the template wrote them; no control character that a model writes is sent."""
     task = task_of(CHAT, seq_len=256, chat_template="zephyr", packed=False)
-    monkeypatch.setattr("lowrank_jax.forms.generation._generator", lambda *_, **__: lambda variables: ["a\n\x1b[2J"] * 2)
+    monkeypatch.setattr(
+        "lowrank_jax.forms.generation._generator", lambda *_, **__: lambda variables: ["a\n\x1b[2J"] * 2
+    )
     (first, _) = samples(SETTING, task, SamplesOptions(max_new_tokens=4)).one(None)
     template = find_template(BYTES, "zephyr")
     assert first[SHOWN] == template.render(CHAT[0]["messages"][:1], add_generation_prompt=True)
