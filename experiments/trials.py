@@ -112,10 +112,10 @@ def read_cells(path: str) -> list[tuple[str, dict]]:
         except UserError as error:
             raise UserError(f"{path}, {cell['name']}: {error}") from None
         named.append((cell["name"], cell["config"]))
-    if listed and isinstance(file := listed[0].get(FILE), str):
-        name_by(file)
     if not named or len({name for name, _ in named}) < len(named):
         raise UserError(f"{path} lists {'a run twice' if named else 'no runs'}; {remedy}")
+    if isinstance(file := listed[0].get(FILE), str):
+        name_by(file)
     return named
 
 

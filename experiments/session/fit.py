@@ -99,16 +99,16 @@ def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
     """
     if task is None or not asked.train.epochs:  # steps that were asked for are not few by accident
         return []
-    train, rows, found = config.train, len(task.train_source()), []
-    if rows < train.batch_size:
-        kind = "packed rows" if getattr(asked.task, "packed", False) else "rows"
+    train, count, found = config.train, len(task.train_source()), []
+    rows = f"{count} {'packed rows' if getattr(asked.task, 'packed', False) else 'rows'}"
+    if count < train.batch_size:
         found.append(
-            f"train.batch_size={train.batch_size} is more than the {rows} {kind} of the data, which a batch then has "
-            "more than once; a lower one takes less memory and makes more steps"
+            f"train.batch_size={train.batch_size} is more than the {rows} of the data, which a batch then has more "
+            "than once; a lower one takes less memory and makes more steps"
         )
     if train.steps < FITTED_STEPS:
         found.append(
-            f"only {train.steps} steps, in which little may be learned: {asked.train.epochs} epochs of {rows} rows in "
+            f"only {train.steps} steps, in which little may be learned: {asked.train.epochs} epochs of {rows} in "
             f"batches of {train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise "
             "train.epochs, lower train.batch_size, or raise optimizer.learning_rate"
         )

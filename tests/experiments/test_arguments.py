@@ -9,10 +9,12 @@ import pytest
 
 from configs.common import Asked
 from experiments.cli import complete_file
-from experiments.config import arguments, files
+from experiments.config import arguments, faults, files
 from experiments.session import fit
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.tasks.base import FEWEST
 from lowrank_jax.train import memory
+from lowrank_jax.train.loop import FITTED_STEPS
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = "configs/finetune.py"
@@ -96,12 +98,23 @@ def test_a_run_says_that_its_data_are_few(program, talks, monkeypatch):
     assert ended.err.endswith("here batch= (--config.train.batch_size) is 16 and task.seq_len is 48\n")
     assert "task.seq_len=48 (the longest row has 41 tokens, all together 492)" in ended.out
     assert "batch=16 (--config.train.batch_size) is more than the 12 packed rows of the data" in ended.out
-    assert "only 2 steps, in which little may be learned: 3 epochs of 12 rows in batches of 16, at a rate of 0.003" in (
-        ended.out
+    assert (
+        "only 2 steps, in which little may be learned: 3 epochs of 12 packed rows in batches of 16, at a rate of 0.003"
+        in (ended.out)
     )
     assert "raise epochs= (--config.train.epochs), lower batch= (--config.train.batch_size), or raise rate= (" in (
         ended.out
     )
+
+
+def test_the_pages_say_what_is_few():
+    page = (ROOT / "docs" / "data.md").read_text()
+    assert f"fewer than {FITTED_STEPS} steps" in page
+    assert f"makes {FEWEST} examples" in page
+    made = complete_file(f"{FINETUNE}:base=folder")
+    defaults = f"epochs={made.train.epochs},batch={made.train.batch_size},rate=3e-4"
+    assert defaults in (ROOT / "README.md").read_text()
+    assert made.optimizer.learning_rate == 3e-4
 
 
 def test_steps_that_were_asked_for_are_not_few(talks):
@@ -111,38 +124,47 @@ def test_steps_that_were_asked_for_are_not_few(talks):
     assert fit.remarks(config, SimpleNamespace(train_source=lambda: [0] * 3), config) == []
 
 
-def test_a_sweep_says_an_error_of_its_config_once(talks, tmp_path, capfd, monkeypatch):
-    """Of two cells that differ in rank the second is not run: it has the same base and data."""
-    from experiments.sweeps.engine import Sweep
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_sweep_says_an_error_of_its_config_once(talks, tmp_path, monkeypatch, together):
+    """Of cells that differ in rank and method the first alone, or its group, is run: all have the same base and data.
+
+    Its program reads what `experiments.run` and `experiments.trials` read, in this process.
+    """
+    from experiments.config.schema import unpack_run
+    from experiments.session.build import build
+    from experiments.sweeps import engine
     from experiments.sweeps.grid import Grid
+    from experiments.trials import read_cells
 
     grid = tmp_path / "grid.py"
-    grid.write_text("def cells():\n    return [dict(arg=f'rank={rank}') for rank in (2, 4)]\n")
-    made, said, programs = Grid(f"{FINETUNE}:data={talks}", str(grid), []), [], []
+    args = [f"method={method},rank={rank}" for method in ("lora", "mora") for rank in (2, 4)]
+    grid.write_text(f"def cells():\n    return [dict(arg=arg) for arg in {args}]\n")
+    made, said, errors = Grid(f"{FINETUNE}:data={talks}", str(grid), []), [], []
 
-    def wait(self, command, held, environment=None):
-        """What `experiments.run` does, in this process."""
-        from experiments.config.schema import unpack_run
-        from experiments.session.build import build
-
-        programs.append(command)
-        cell = next(cell for cell in made.cells.values() if f"--name={cell.name}" in command)
-        files.config_maker(FINETUNE)
-        run = arguments.in_its_words(lambda: build(unpack_run(cell.plain), devices=jax.devices()[:1]))
+    def program(command, env, **_):
+        cells = [word.partition("=")[2] for word in command if word.startswith("--cells=")]
+        arguments.take_names(None)
+        if cells:
+            plain = read_cells(cells[0])[0][1]
+        else:
+            plain = next(cell.plain for cell in made.cells.values() if f"--name={cell.name}" in command)
+            files.config_maker(FINETUNE)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.faults.environment().items():
-                patch.setenv(name, value)
+            patch.setenv(faults.VARIABLE, env[faults.VARIABLE])
             with pytest.raises(UserError) as error:
-                run()
-        return error.value.status
+                arguments.in_its_words(lambda: build(unpack_run(plain), devices=jax.devices()[:1]))()
+        errors.append(str(error.value))
+        return SimpleNamespace(wait=lambda *_: error.value.status)
 
-    monkeypatch.setattr(Sweep, "wait", wait)
-    sweep = Sweep(made, str(tmp_path / "runs"), say=said.append)
+    monkeypatch.setattr(engine.subprocess, "Popen", program)
+    sweep = engine.Sweep(made, str(tmp_path / "runs"), say=said.append, together=together)
     states = sweep.run(list(made.cells.values()))
-    first, second = states
-    assert len(programs) == 1
+    first, second, *others = states
+    assert len(errors) == 1
+    assert "has no chat template; set chat= (--config.task.chat_template) to one of" in errors[0]
     assert states[first] == "failed: exit status 2"
-    assert states[second] == f"failed: as {first}"
-    assert said[-1] == f"[2/2] {second}: not run; it would end with the error of {first}"
+    assert states[second] == ("failed: exit status 2" if together == 2 else f"failed: as {first}")
+    assert [states[name] for name in others] == [f"failed: as {first}"] * 2
+    assert said[-1] == f"[4/4] {others[-1]}: not run; it would end with the error of {first}"
     assert not [*(tmp_path / "runs").glob("fault-*")]
     assert sweep.faults.shared_by({**made.cells[second].plain, "task": {}}) == ""
