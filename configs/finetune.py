@@ -19,10 +19,10 @@ packed: several whole rows share a line of the batch, without seeing each other:
 Rates: those of adapters are about ten times those of all weights. Adam's step is as large as the rate, whatever the
 gradient; an adapter's weights start at zero or small and are scaled by alpha / r, while a base's must keep what they
 know. 3e-4 for adapters and 2e-5 for all weights lie in the ranges that are in common use (2e-4 to 1e-3, and 1e-5 to
-5e-5; they were not searched here): for small bases take the upper end, for 7B and more the lower. pico-llama takes the
-rates of this project's recorded grids (configs/mora_uuid.py). A small file gives few steps: raise epochs, lower batch
-(epochs=10,batch=4,rate=1e-3); a run of fewer steps than a length that is left to the data has says so. alpha is 2 r, by which a change of the rank asks for no
-other rate. MoRA has no alpha.
+5e-5; they were not searched here): for small bases take the upper end, for 7B and more the lower. pico-llama takes
+the rates of this project's recorded grids (configs/mora_uuid.py). A small file gives few steps: raise epochs, lower
+batch (epochs=10,batch=4,rate=1e-3); a run of fewer steps than a length that is left to the data has says so. alpha is
+2 r, by which a change of the rank asks for no other rate. MoRA has no alpha.
 
 dtype=auto: bfloat16, for an accelerator, and float32 for pico-llama, which is for a CPU; the trained weights are
 float32 in any case. Cost: with pico-llama seconds to minutes on two cores.
