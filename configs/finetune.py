@@ -19,9 +19,10 @@ packed: several whole rows share a line of the batch, without seeing each other:
 Rates: those of adapters are about ten times those of all weights. Adam's step is as large as the rate, whatever the
 gradient; an adapter's weights start at zero or small and are scaled by alpha / r, while a base's must keep what they
 know. 3e-4 for adapters and 2e-5 for all weights lie in the ranges that are in common use (2e-4 to 1e-3, and 1e-5 to
-5e-5; they were not searched here): for small bases take the upper end, for 7B and more the lower. pico-llama takes the
-rates of this project's recorded grids (configs/mora_uuid.py). alpha is 2 r, by which a change of the rank asks for no
-other rate. MoRA has no alpha.
+5e-5; they were not searched here): for small bases take the upper end, for 7B and more the lower. pico-llama takes
+the rates of this project's recorded grids (configs/mora_uuid.py). A small file gives few steps: raise epochs, lower
+batch (epochs=10,batch=4,rate=1e-3); a run of fewer steps than a length that is left to the data has says so. alpha is
+2 r, by which a change of the rank asks for no other rate. MoRA has no alpha.
 
 dtype=auto: bfloat16, for an accelerator, and float32 for pico-llama, which is for a CPU; the trained weights are
 float32 in any case. Cost: with pico-llama seconds to minutes on two cores.
@@ -39,6 +40,21 @@ PICO_LENGTH, LENGTH = 512, 2_048
 LOSS_TOKENS = 8_192  # logits of so many tokens at a time: a vocabulary of 128,000 takes 4 GiB of them in float32
 NEW_TOKENS = 128  # most new tokens of a sample
 EVERY_KERNEL = "(query|key|value|out|gate|up|down)"  # a base may lack some: GPT-2 has no gate
+
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.path": "data",
+    "task.validation_path": "validation",
+    "task.chat_template": "chat",
+    "task.packed": "packed",
+    "base.name": "base",
+    "base.dtype": "dtype",
+    "adapter.method": "method",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+    "optimizer.learning_rate": "rate",
+    "schedule.kind": "schedule",
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

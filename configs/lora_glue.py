@@ -64,6 +64,16 @@ FRESH_POOLER = {
     "full": "full",
 }
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.seq_len": "seq_len",
+    "task.train_examples": "train_examples",
+    "task.allow_partial": "partial",
+    "base.name": "base",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """One cell; `arg` sets task, model, method and so on, and the paper's tables what it leaves out."""

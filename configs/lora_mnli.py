@@ -65,6 +65,16 @@ BESIDE = {"lora+pe": "preembed", "lora+pl": "prelayer"}  # the further family
 POSITIONS = {PICO: 512, "gpt2-medium": 1_024, "gpt2-large": 1_024}
 LOSS_TOKENS = 8_192  # positions whose logits exist at a time in the loss
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.train_examples": "train_examples",
+    "task.allow_partial": "partial",
+    "base.name": "base",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+    "optimizer.learning_rate": "rate",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config of one cell of the tables; what `arg` does not set comes from the paper's hyperparameters."""

@@ -60,6 +60,18 @@ CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
 LAYERS = {"smollm2-135m": 30, "gemma3-270m": 18}
 WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.data_dir": "data_dir",
+    "task.packed": "packed",
+    "task.seq_len": "seq_len",
+    "task.train_examples": "train_examples",
+    "task.allow_partial": "partial",
+    "base.name": "base",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config of one cell of the tables; what `arg` does not set comes from the paper's hyperparameters."""

@@ -59,6 +59,20 @@ TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 # Positions whose logits exist at a time in the loss; gemma3-270m has a vocabulary of 262,144.
 CHUNKS = {"llama2-7b": 8_192, "smollm2-135m": 8_192, "gemma3-270m": 2_048, "pico-llama": 0}
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.path": "data",
+    "task.validation_path": "validation",
+    "task.chat_template": "chat",
+    "task.packed": "packed",
+    "task.seq_len": "seq_len",
+    "base.name": "base",
+    "adapter.rank": "rank",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch",
+    "train.steps": "steps",
+    "optimizer.learning_rate": "rate",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config of one cell of the tables; what `arg` does not set comes from the hyperparameters."""

@@ -41,6 +41,13 @@ TRAINABLE = (
     (".*", False),
 )
 
+ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+    "task.path": "data",
+    "adapter.rank": "rank",
+    "train.steps": "steps",
+    "optimizer.learning_rate": "rate",
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; `arg` sets shape, method, reading, and what the docstring says."""

@@ -5,6 +5,7 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import define_seq_len, launch, load_config, reads_config
+from experiments.config.arguments import in_its_words, spoken
 
 define_seq_len("Tokens a row, without data or tokenizer; by default the task's.")
 flags.declare_key_flag("seq_len")  # shown by --help
@@ -13,19 +14,24 @@ FLAGS = flags.FLAGS
 
 
 @reads_config
+@in_its_words
 def main(_) -> None:
     """Prints the plan, the parameters and the compiled step's memory."""
     config, _plain = load_config()
     if FLAGS.topology is not None:
         return plan_slice(config, FLAGS.topology)
     from experiments.session.build import build
+    from experiments.session.fit import remarks, with_sizes
     from lowrank_jax.train import memory
 
     experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
     describe(experiment)
-    memory.check_fits(experiment.compile())
-    if (merge := experiment.compile_merge()) is not None:
-        memory.check_fits(merge, what="merge")
+    for line in remarks(config, experiment.task, experiment.config):
+        print(spoken(line))
+    with with_sizes(experiment.config, experiment.task):
+        memory.check_fits(experiment.compile())
+        if (merge := experiment.compile_merge()) is not None:
+            memory.check_fits(merge, what="merge")
 
 
 def describe(experiment: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags, logging
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices, starts_early
+from experiments.config.arguments import in_its_words, spoken
 from experiments.records import claims, leases
 from experiments.session import cluster
 
@@ -28,6 +29,7 @@ FLAGS = flags.FLAGS
 
 @starts_early(lambda words: not cluster.asked(words))
 @reads_config
+@in_its_words
 def main(_) -> int:
     """Says that the run is finished, or claims it and trains; returns the exit status."""
     started = time.time()
@@ -79,7 +81,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     from experiments.records import data_record, run_folder
     from experiments.session.build import build
-    from experiments.session.fit import check_kept, described, fill
+    from experiments.session.fit import check_kept, described, fill, remarks
     from experiments.session.processes import check_alike, decided
     from experiments.session.training import Run, Session
     from lowrank_jax.core.errors import INTERRUPTED
@@ -103,8 +105,9 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
             f"{jax.devices()[0].device_kind} device(s)",
             flush=True,
         )
-        if chosen:
-            print(f"{name}: {described(chosen, experiment.task, experiment.config)}", flush=True)
+        told = [described(chosen, experiment.task, experiment.config)] if chosen else []
+        for line in (*told, *remarks(config, experiment.task, experiment.config)):
+            print(f"{name}: {spoken(line)}", flush=True)
     identity = {"config": run_folder.content_hash(plain)}
     runs = [Run(name, plain, folder, claim)]
     session = Session(experiment, runs, folder, identity, started, say=lambda line: logging.info("%s %s", name, line))

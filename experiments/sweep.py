@@ -33,11 +33,13 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.config.arguments import in_its_words
 from experiments.records import leases
 from experiments.records.lines import check_results, files_of
 from experiments.session.cluster import refuse_several
 from experiments.sweeps import summary
-from experiments.sweeps.engine import Sweep, show
+from experiments.sweeps.dry_run import show
+from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Grid, check_cells
 from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
@@ -120,6 +122,7 @@ def sweep_main(options: Any) -> int:
     return int(any(state.startswith("failed") for state in states.values()))
 
 
+@in_its_words
 def main(_) -> int:
     """Returns the exit status: 0 all cells ended, 1 some failed, 2 the user can fix it, 130 interrupted."""
     try:

@@ -11,6 +11,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
+from experiments.config.arguments import FILE, in_its_words, spoken
+from experiments.config.files import name_by
 from experiments.records import claims, leases
 from experiments.session.cluster import refuse_several
 from lowrank_jax.core.errors import INTERRUPTED, UserError
@@ -24,6 +26,7 @@ FLAGS = flags.FLAGS
 
 
 @reads_config
+@in_its_words
 def main(_) -> int:
     """Trains what is not finished yet and prints every run's scores and their median; returns the exit status."""
     started = time.time()
@@ -111,6 +114,8 @@ def read_cells(path: str) -> list[tuple[str, dict]]:
         named.append((cell["name"], cell["config"]))
     if not named or len({name for name, _ in named}) < len(named):
         raise UserError(f"{path} lists {'a run twice' if named else 'no runs'}; {remedy}")
+    if isinstance(file := listed[0].get(FILE), str):
+        name_by(file)
     return named
 
 
@@ -138,8 +143,10 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     chosen = [kept or one.chosen for kept, one in zip(earlier, group.each, strict=True)]
     fit.check_shared(names, chosen)
     print(group.lead.plan)
-    if words := fit.described(chosen[group.wide], group.lead.task, group.lead.config):
-        print(words)
+    told = fit.described(chosen[group.wide], group.lead.task, group.lead.config)
+    for line in (told, *fit.remarks(unpack_run(plains[group.wide]), group.lead.task, group.lead.config)):
+        if line:
+            print(spoken(line))
     print(described(names, plains, [one.parameters["trainable"] for one in group.each], group.mesh.size))
     place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
     identity = {"configs": [run_folder.content_hash(plain) for plain in plains]}

@@ -212,7 +212,7 @@ def test_finetune_on_conversations(tmp_path):
     alone, packed = (build(unpack_file(name + more)) for more in ("", ",packed,rank=4,schedule=linear"))
     assert {*alone.abstract_batch} == {"tokens", "weights"}
     assert alone.config.train.eval_steps == (2, 3)  # 12 and 24 rows in batches of 8
-    assert packed.abstract_batch["segments"].shape == packed.abstract_batch["tokens"].shape == (8, 512)
+    assert packed.abstract_batch["segments"].shape == packed.abstract_batch["tokens"].shape == (8, 104)
     assert (packed.config.adapter.rank, packed.config.adapter.alpha) == (4, 8)
     assert (alone.config.schedule.kind, packed.config.schedule.kind) == ("cosine", "linear")
     assert str(alone.base.params["embed"]["embedding"].dtype) == "float32"

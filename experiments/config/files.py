@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments.config.arguments import TABLE, take_names
 from experiments.config.plain import check_size, is_section
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of, read_bytes
@@ -94,11 +95,18 @@ def config_maker(path: str | Path) -> Callable[[str | None], Any]:
         raise UserError(_no_config(path))
     if str(path).endswith(".json"):
         plain = read_run_config(path)
+        take_names(None)
         return lambda argument: _of_run(path, plain, argument)
     module = load_module(path)
+    take_names(getattr(module, TABLE, None))
     _, get_config = function_of(path, module, "get_config")
 
     return lambda argument: _section(path, call_with(path, "get_config", get_config, argument))
+
+
+def name_by(path: str | Path) -> None:
+    """Names keys by the arguments of a config file from here on, without its config; see `arguments`."""
+    take_names(getattr(load_module(path), TABLE, None) if kind_of(path) == "file" else None)
 
 
 def read_run_config(path: str | Path) -> dict[str, Any]:

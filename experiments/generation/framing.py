@@ -114,6 +114,11 @@ def make_framing(model: Model, template: str, bos: bool | None, system: str, mes
             said = "the run was trained on conversations: a prompt is a user's message in its chat template"
         elif chat is None:
             said = "the run's data are not here: a prompt is plain text (--chat_template makes it a user's message)"
+    elif not template and getattr(tokenizer, "chat_template", None) is not None and not messages:
+        said = (
+            "a prompt is continued as plain text; the base has a chat template of its own, in which "
+            f"--chat_template={OWN} sends it as a user's message (--chat_template={NONE}: plain, without this line)"
+        )
     if not texts and not messages:
         return Framing(tokenizer, None, False, bos, system, said, after, model.virtual)
     if tokenizer is not None and not named and tokenizer.chat_template is None:

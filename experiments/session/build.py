@@ -18,7 +18,7 @@ from lowrank_jax.adapters.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer
 from lowrank_jax.bases.ends import end_ids, opening_ids
 from lowrank_jax.bases.locate import resolve
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, decided_by
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.core.types import ApplyFn, Tree
@@ -70,7 +70,9 @@ def build(
     if config.train.label_smoothing and not getattr(form, "smooths", False):
         raise UserError(f"train.label_smoothing is for next-token losses; set it to 0 for task {config.task_name!r}")
     config = _with_head(config, form)
-    base = in_segments(abstract_base(config.base, sharding_fn=params_sharding(mesh)), config)
+    with decided_by("base", "task", "mesh"):
+        base = abstract_base(config.base, sharding_fn=params_sharding(mesh))
+    base = in_segments(base, config)
     plan = adapters.make_plan(base.params, (config.adapter, *config.adapters))
     restarts = bool(config.restart.every)
     plan = cycling(plan, config.restart.groups) if restarts else plan
@@ -106,7 +108,9 @@ def build(
     if seq_len is None and task is None:
         if config.base.tokenizer:
             base = dataclasses.replace(base, tokenizer=random_tokenizer(config.base))
-        task = _task_of(config, base, framing_of(plan.virtual))
+        around = framing_of(plan.virtual)
+        with decided_by("base", "task", "mesh", *(("adapter", "adapters") if around.count else ())):
+            task = _task_of(config, base, around)
     asked, config = config, fit(config, task, mesh)
     train = config.train
     for name, entry in config.evals.items():

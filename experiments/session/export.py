@@ -35,6 +35,9 @@ CLASSES = {
 }
 
 
+INSTALL = "pip install -e '.[parity]'"  # of a clone, with PEFT, transformers and torch
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """What to write beside the records.
@@ -212,7 +215,9 @@ def how_to_load(place: Path, base: Base, dtype: str) -> list[str]:
         ]
     if config["peft_type"] not in PROMPT_METHODS:  # no weight computes virtual tokens
         lines.append("model = model.merge_and_unload()  # a plain transformers model, if that is wanted")
-    said = [f"{place} loads in PEFT:", *(f"    {line}" for line in lines)]
+        merge = f"python scripts/merge_adapter.py --base {base.name} --adapter {place} --to FOLDER"
+        lines.append(f"# without PEFT or the Hub: {merge}")
+    said = [f"{place} loads in PEFT (the extra [parity]: {INSTALL}):", *(f"    {line}" for line in lines)]
     if base.name in KNOWN and _is_gguf(base):
         said.append(
             f"(PEFT loads {config['base_model_name_or_path']} from the Hub; the run's base was its quantised GGUF)"

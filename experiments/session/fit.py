@@ -1,15 +1,19 @@
 """Fills in the keys of a config that a 0 leaves to the data; a run prints and records them, and resumes with them."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.records.checks import CHOICES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.sharding.mesh import BATCH_AXES, make_mesh
-from lowrank_jax.tasks.base import Task
+from lowrank_jax.tasks.base import Task, round_up
+from lowrank_jax.tasks.text import ROUNDED
+from lowrank_jax.train import memory
+from lowrank_jax.train.loop import FITTED_STEPS
 
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
 SHARED = ("task.seq_len", "train.batch_size")  # the same for all trials of one program
@@ -70,17 +74,68 @@ def check_kept(name: str, config: RunConfig, values: Mapping[str, int]) -> None:
 def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
     """One line with the values chosen from the data and why; "" where there are none."""
     rows = len(task.train_source())
+    joined = config.task.packed and not getattr(config.task, "segmented", False)
+    all_rows = f", all together {task.total:,}" if config.task.packed and not joined else ""
     why = {
         "task.seq_len": lambda: (
             f"all rows have {task.longest:,} tokens"
-            if config.task.packed
-            else f"the longest row has {task.longest:,} tokens"
+            if joined
+            else f"the longest row has {task.longest:,} tokens{all_rows}"
         ),
         "train.batch_size": lambda: f"of {rows:,} rows",
         "train.steps": lambda: f"{values['train.steps'] * config.train.batch_size / rows:.1f} passes over them",
     }
     words = ", ".join(f"{key}={value} ({why[key]()})" for key, value in values.items())
     return f"from the data: {words}; set a key to have it otherwise" if words else ""
+
+
+def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
+    """A line for each way in which a run is too large or too short for its data; each names the keys that change it.
+
+    Args:
+      asked: the config before `fit`.
+      task: with its data; None for a benchmark on random tokens.
+      config: the config that is run.
+    """
+    if task is None or not asked.train.epochs:  # steps that were asked for are not few by accident
+        return []
+    train, count, found = config.train, len(task.train_source()), []
+    rows = f"{count} {'packed rows' if getattr(asked.task, 'packed', False) else 'rows'}"
+    if count < train.batch_size:
+        found.append(
+            f"train.batch_size={train.batch_size} is more than the {rows} of the data, which a batch then has more "
+            "than once; a lower one takes less memory and makes more steps"
+        )
+    if train.steps < FITTED_STEPS:
+        found.append(
+            f"only {train.steps} steps, in which little may be learned: {asked.train.epochs} epochs of {rows} in "
+            f"batches of {train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise "
+            "train.epochs, lower train.batch_size, or raise optimizer.learning_rate"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def with_sizes(config: RunConfig, task: Any) -> Iterator[None]:
+    """Adds the sizes in use to the error of a step that does not fit, with the keys that change them.
+
+    Raises:
+      memory.TooLarge: as the step's, and longer.
+    """
+    try:
+        yield
+    except memory.TooLarge as error:
+        sizes = f"here train.batch_size is {config.train.batch_size}"
+        if (length := getattr(task, "seq_len", None)) is not None:
+            by_key = "task.seq_len is" if hasattr(config.task, "seq_len") else "a row's tokens are"
+            sizes += f" and {by_key} {length}"
+        if getattr(config.task, "segmented", False) and length and round_up(task.longest, ROUNDED) < length:
+            sizes += (
+                ", up to which packed rows are filled: a lower task.seq_len will do, and with task.packed=False "
+                f"a row has at most {task.longest} tokens, as the longest has"
+            )
+        error.args = (f"{error}; {sizes}",)
+        raise
 
 
 def check_shared(names: Sequence[str], values: Sequence[Mapping[str, int]]) -> None:

@@ -14,6 +14,7 @@ from experiments.config.labels import tags
 from experiments.records import claims, run_folder
 from experiments.session import export
 from experiments.session.experiment import Experiment
+from experiments.session.fit import with_sizes
 from experiments.session.trial_group import TrialGroup
 from experiments.session.update import update_spectrum
 from experiments.session.watch import Watch
@@ -73,9 +74,10 @@ class Session:
         self.compiled = self.program.compile(ahead=True)
         self.merge = self.program.compile_merge()
         self.compile_seconds = time.perf_counter() - begin
-        memory.check_fits(self.compiled)
-        if self.merge is not None:
-            memory.check_fits(self.merge, what="merge")
+        with with_sizes(self.program.lead.config, self.program.lead.task):
+            memory.check_fits(self.compiled)
+            if self.merge is not None:
+                memory.check_fits(self.merge, what="merge")
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints of an earlier session, for --fresh. Call it before the run folders are opened.

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.arguments import FILE
+from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
 from experiments.records import claims, data_record, leases, offline_runs, run_folder
 from experiments.records.lines import Recorded
@@ -67,6 +68,7 @@ class Sweep:
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
         self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
         self.child: subprocess.Popen | None = None
+        self.faults = Faults(self.workdir / f"fault-{os.getpid()}.json")
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Runs until every cell has a result or has failed.
@@ -128,6 +130,9 @@ class Sweep:
             if why := self.failed_elsewhere(ready):
                 self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
                 return f"failed: {why}", None
+            if other := self.faults.shared_by(ready.plain):
+                self.say(f"{place} {ready.name}: not run; it would end with the error of {other}")
+                return f"failed: as {other}", None
             claim = self.claim(cell, ready)
             if claim is None:
                 return None
@@ -142,6 +147,7 @@ class Sweep:
                 result = self.recorded(ready, claim)
                 self.share_offline(ready)
                 if result is None:
+                    self.faults.take(ready.name, ready.plain)
                     claim.release(fault_of(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
@@ -195,6 +201,7 @@ class Sweep:
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
+            self.faults.take(first.name, ready[0][1].plain)
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
@@ -230,7 +237,7 @@ class Sweep:
 
     def spawn_group(self, cells: Sequence[Cell], held: Sequence[claims.Claim]) -> int:
         """Trains cells in one program, and waits for its end."""
-        listed = [{"name": cell.name, "config": cell.plain} for cell in cells]
+        listed = [{"name": cell.name, "config": cell.plain, FILE: self.grid.config_path} for cell in cells]
         file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
         run_folder.write_json(file, listed)
         return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
@@ -290,7 +297,9 @@ class Sweep:
     def settled_already(self, cell: Cell, claim: claims.Claim | None = None) -> bool:
         """Whether `attempt` needs no training for a cell: it ended or failed, or is refused."""
         try:
-            return self.recorded(cell, claim) is not None or (claim is None and bool(self.failed_elsewhere(cell)))
+            if self.recorded(cell, claim) is not None:
+                return True
+            return claim is None and bool(self.faults.shared_by(cell.plain) or self.failed_elsewhere(cell))
         except data_record.DataChanged:
             return True
 
@@ -311,6 +320,7 @@ class Sweep:
         """Starts a program, lends it the claims of its runs, and waits for it."""
         # If the sweep alone is killed, the cells stay claimed while their program lives.
         environment = dict(os.environ if environment is None else environment)
+        environment |= self.faults.environment()
         if self.root:
             environment[leases.ROOT_VARIABLE] = self.root.url
         if self.group:
@@ -377,24 +387,3 @@ def as_flag(value: Any, path: str = "") -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return repr(tuple(value) if isinstance(value, list) else value)
-
-
-def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Prints each cell's state and command (--dry_run)."""
-    settled: dict[str, dict | None] = {}  # as a sweep would find them, trials first
-    for place, cell in enumerate(cells, 1):
-        ready = None
-        try:
-            known = all(name in settled for name in cell.trials)
-            ready = sweep.grid.resolve(cell, settled) if known else None
-            result = sweep.recorded(ready) if ready else None
-            state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
-            if result:
-                settled[cell.name] = result
-        except data_record.DataChanged as error:
-            state = f"refused: {error}"
-        except NotNeeded as why:
-            state = str(why)
-            settled[cell.name] = None
-        print(f"[{place}/{len(cells)}] {(ready or cell).name}: {state}")
-        print("    " + shlex.join(sweep.command(ready or cell)))

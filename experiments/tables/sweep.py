@@ -16,7 +16,7 @@ figures = no_figures
 NO_SCORES = ("nonfinite", "distinct", "spread")  # numbers of an evaluation that only say whether a run collapsed
 ALWAYS = ("method", "rank")
 CAPTION = (
-    f"Training loss: mean of a run's last {LOSS_WINDOW} steps. Scores: of its last evaluation. Time: in steps alone, "
+    "Training loss: mean of {steps}. Scores: of its last evaluation. Time: in steps alone, "
     "over all sessions. Columns: what differs between the configs, seeds aside."
 )
 TOGETHER = "Runs that were trials of one program have the time of the whole program."
@@ -48,7 +48,19 @@ def of(results: Sequence[dict]) -> Table:
     count = f"{len(results)} runs" if len(results) > 1 else "1 run"
     title = f"{results[0]['config'].get('experiment')}: {count} in {len(settings)} setting(s), medians over seeds"
     shared = (TOGETHER,) if any(run.get("together", 1) > 1 for run in results) else ()
-    return Table(title, tuple(lines), (CAPTION, *shared), data=settings)
+    return Table(title, tuple(lines), (CAPTION.format(steps=_averaged(results)), *shared), data=settings)
+
+
+def _averaged(results: Sequence[dict]) -> str:
+    """Which steps of a run `final_loss` averages, in words; a run may have fewer than its window."""
+    lengths = [run["losses"][-1][0] for run in ended(results) if run.get("losses")]
+    short = sorted({steps for steps in lengths if steps < LOSS_WINDOW})
+    if not short:
+        return f"a run's last {LOSS_WINDOW} steps"
+    counts = f"{short[0]}-{short[-1]}" if len(short) > 1 else f"{short[0]}"
+    if len(short) == len(set(lengths)):
+        return f"all steps of a run ({counts})"
+    return f"a run's last {LOSS_WINDOW} steps, or of all where it has fewer ({counts})"
 
 
 def _settings(results: Sequence[dict]) -> list[tuple[dict[str, Any], list[dict]]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.bases.codes import abstract_leaves, quantize_leaf
 from lowrank_jax.bases.fingerprint import digest, fingerprint, sample
-from lowrank_jax.bases.locate import SHIPPED, is_here, resolve
+from lowrank_jax.bases.locate import SHIPPED, is_here, resolve, say_full_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.core.paths import flatten, unflatten, unknown_name
@@ -176,6 +176,7 @@ def load_base(
         fresh, mark = tuple(flatten(params)), digest(samples, shape) if samples else fingerprint(params, shape)
     else:
         path, source = resolve(config.name, config.revision)
+        say_full_name(config.name, path)
         reader = open_checkpoint(path)
         exceptions, said = Exceptions(config.fresh, config.unused), []
         shape, tokenizer = _shape_and_tokenizer(config, path, reader, said)

@@ -4,12 +4,15 @@ import dataclasses
 import errno
 import os
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import unknown_name
+from lowrank_jax.core.paths import nearest
 from lowrank_jax.interop.carried import TEMPLATES
 from lowrank_jax.interop.readers import SINGLE, TORCH_SINGLE
 from lowrank_jax.models.registry import MODELS
@@ -170,7 +173,31 @@ def resolve(name: str, revision: str | None = None, weights: bool = True) -> tup
         return folder, f"hub:{name}@{folder.name}"
     if name in MODELS:
         raise UserError(f"{name} is a shape without weights; name a local folder or Hub repository, or set random_init")
-    raise unknown_name("base model", name, {*MODELS, *KNOWN})
+    raise _unknown(name)
+
+
+def say_full_name(name: str, path: Path) -> None:
+    """Prints what a name of KNOWN stands for, and whether its kernels were quantised; of other names nothing.
+
+    To stderr: stdout may be the text that a program writes.
+    """
+    if name not in KNOWN or jax.process_index() != 0:
+        return
+    files = [file.name for file in sorted(path.glob("*.gguf"))]
+    coded = f"; its kernels were quantised ({files[0]}) and are read as what the codes stand for" if files else ""
+    print(f"base {name}: {KNOWN[name].repository}{coded}", file=sys.stderr, flush=True)
+
+
+def _unknown(name: str) -> UserError:
+    """The error for a name of nothing: the nearest name that has weights comes first, then a shape, which has none."""
+    weights = (SHIPPED, *KNOWN)
+    near, shapes = nearest(name, weights, count=1), nearest(name, {*MODELS} - {*weights}, count=1)
+    meant = [*near, *(f"{shape} (a shape without weights)" for shape in shapes)]
+    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+    return UserError(
+        f"unknown base model {name!r}; {hint}{', '.join(weights)} have weights; a folder and a Hub name (owner/name) "
+        "are read too"
+    )
 
 
 def _download(repository: str, revision: str, weights: bool) -> Path:

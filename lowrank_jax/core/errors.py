@@ -25,9 +25,23 @@ class UserError(Exception):
     """Something outside the code is wrong: a config value, a file, a shape, a device.
 
     `experiments.run` prints its message as one line and exits with `status`; a traceback is for our own faults.
+
+    Attributes:
+      sections: of a run's config, which alone decide that the error is raised; () where that is not known.
     """
 
     status = MENDABLE
+    sections: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def decided_by(*sections: str) -> Iterator[None]:
+    """Marks the UserErrors of a block as of these sections of a run's config."""
+    try:
+        yield
+    except UserError as error:
+        error.sections = sections
+        raise
 
 
 def one_line(error: Exception) -> str:

@@ -18,6 +18,9 @@ ApplyFn = Callable[..., Any]  # apply_fn(variables, *inputs, rngs=None, method=N
 Objective = Callable[[Tree, dict[str, Array], dict | None], tuple[Array, dict[str, Array]]]
 
 
+SHOWN = "shown"  # key of a sample's prompt as the terminal shows it, which no record has
+
+
 class Decoded(NamedTuple):
     """What an evaluation that scores texts and shows them returns: metrics by name, and each text as {name: value}."""
 

@@ -55,11 +55,10 @@ def read_row(where: str, row: Any) -> tuple[str, Row]:
     if len(kinds) > 1:  # and a row of a conversation often has its question and answer beside it
         kinds = [kind for kind in kinds if kind not in ("metamath", "question")]
     if len(kinds) != 1:
-        found = quoted(list(row)[:SHOWN_KEYS]) or "no key"
+        found = f"its keys are {quoted(list(row)[:SHOWN_KEYS])}" if row else "it has no keys"
         found += ", ..." if len(row) > SHOWN_KEYS else ""
-        raise UserError(
-            f"{where}: is of {'two kinds' if kinds else 'no kind'}; found {found}; understood are {UNDERSTOOD}"
-        )
+        both = ", which are two kinds of rows; keep those of one" if kinds else ""
+        raise UserError(f"{where}: {found}{both}; understood are {UNDERSTOOD}")
     kind = kinds[0]
     if kind == COMPLETION and any(_is_list(row[key]) for key in KEYS[COMPLETION]):
         before, after = (_messages(where, key, row[key]) for key in KEYS[COMPLETION])

@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range
-from lowrank_jax.core.types import Decoded
+from lowrank_jax.core.types import SHOWN, Decoded
 from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.decoding.beam import STEEPEST, Beams
 from lowrank_jax.decoding.choice import Sampling
@@ -23,6 +23,7 @@ from lowrank_jax.tasks.base import GenerationTask, LikelihoodTask, Prompted, Tas
 from lowrank_jax.tasks.exams.options import ExamOptions
 from lowrank_jax.tasks.exams.task import WrittenExam
 from lowrank_jax.tasks.framing import PLAIN, Framing
+from lowrank_jax.text.tokenizers import decode_marked
 
 EVAL_BATCH = 1024  # prompts decoded at a time
 BEAM_BATCH = 64  # the same with beams: a prompt has a row for each, with log-likelihoods of the whole vocabulary
@@ -175,6 +176,8 @@ class Sample(NamedTuple):
 def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation:
     """Continues a few prompts, for a person to read: {"prompt", "continuation", "reference" if there is one} of each.
 
+    Under SHOWN each also has its prompt with the special tokens, for the terminal.
+
     Raises:
       UserError: there are no prompts, or the longest leaves no room for the new tokens.
     """
@@ -192,13 +195,15 @@ def samples(setting: Setting, task: Task, options: SamplesOptions) -> Evaluation
     ends = dict.fromkeys((*_ends_of(task), *setting.end_ids()))
     limits = Limits(new, tuple(ends), setting.tokenizer.pad_id or 0, options.how)
     generate = _generator(setting, [sample.ids for sample in asked], limits, options.stop)
+    framing = getattr(task, "framing", PLAIN)
+    shown = [decode_marked(setting.tokenizer, framing.text(sample.ids)) for sample in asked]
 
     def write(variables):
-        rows = zip(asked, generate(variables), strict=True)
+        rows = zip(asked, shown, generate(variables), strict=True)
         return [
-            {"prompt": one.prompt, "continuation": text}
+            {"prompt": one.prompt, "continuation": text, SHOWN: whole}
             | ({} if one.reference is None else {"reference": one.reference})
-            for one, text in rows
+            for one, whole, text in rows
         ]
 
     return Evaluation(write, texts=True)

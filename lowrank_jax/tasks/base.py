@@ -8,6 +8,9 @@ import numpy as np
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.pipeline import Source
 
+# The examples that rows are packed into at least, if they are short enough; as many as the largest batch that is chosen
+# from the data has (`train.loop.FITTED_BATCH`).
+FEWEST = 64
 Target = str | tuple[str, ...]
 Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]}
 
@@ -208,6 +211,19 @@ def pad_id(tokenizer: Any) -> int:
 def round_up(length: int, multiple: int) -> int:
     """The smallest multiple that is not below `length`."""
     return -(-length // multiple) * multiple
+
+
+def packed_length(longest: int, total: int) -> int:
+    """The length of examples that several rows share, where the data choose it: at least the longest row's tokens.
+
+    No longer than makes FEWEST examples of all rows: of little data a batch would otherwise have the same rows again
+    and again, at the memory of long rows.
+
+    Args:
+      longest: tokens of the longest row.
+      total: tokens of all rows.
+    """
+    return max(longest, -(-total // FEWEST))
 
 
 def spaced(rows: Sequence[Any], count: int | None) -> list[Any]:

@@ -17,7 +17,7 @@ from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents, 
 from lowrank_jax.data.pipeline import Source
 from lowrank_jax.data.row_kinds import CHAT, TEXT
 from lowrank_jax.data.rows import Rows
-from lowrank_jax.tasks.base import Features, pad_id, round_up, row_features
+from lowrank_jax.tasks.base import Features, packed_length, pad_id, round_up, row_features
 from lowrank_jax.tasks.framing import PLAIN, Content, Framing, frame
 from lowrank_jax.tasks.text_rows import Encoded, RowEncoder
 from lowrank_jax.text.chat import end_ids
@@ -36,8 +36,9 @@ class TextConfig:
     Attributes:
       path: one source or several: .jsonl, .json (.gz, .xz) or .parquet files, folders of them, hub:owner/name:split or
         tfds:name:split. Rows are of {"text"}, of {"prompt", "completion"}, or conversations; see `data.row_kinds`.
-      seq_len: tokens per example. 0 chooses it from the data: the tokens of the longest row (of all text, if packed),
-        rounded up to a multiple of ROUNDED, and at most max_seq_len and the model's positions.
+      seq_len: tokens per example. 0 chooses it from the data: the tokens of the longest row (of joined text, all of it;
+        of rows that are packed separately, what makes FEWEST examples of them, if that is more), rounded up to a
+        multiple of ROUNDED, and at most max_seq_len and the model's positions.
       validation_path: held-out sources of the same kind; None: no evaluation.
       packed: True puts several rows into an example, as `documents` says; False makes each row an example.
       truncate: where a row is longer than seq_len, True cuts its end off and notes what is lost, False refuses it at
@@ -118,7 +119,8 @@ class TextTask:
 
     Attributes:
       seq_len: tokens per example, from the config or the data.
-      longest: tokens of the longest row (of all text, if packed), which may be more.
+      longest: tokens of the longest row (of all joined text), which may be more.
+      total: tokens of all training rows.
       notes: a line for each of path and validation_path that loses tokens to seq_len; a run's record keeps them.
       of_texts: whether rows are texts, of which no part is a prompt.
       ordered: as in the config.
@@ -148,17 +150,18 @@ class TextTask:
         encoder, self.of_texts = next(iter(read.values())).encoder if read else None, set(kinds) <= {TEXT}
         self.template = None if encoder is None else encoder.template
         self.end_ids = end_ids(tokenizer, self.template) if self.template else ()
-        count = sum if config.segmented else max
         # Joined text has no prefix yet: each window that is cut from it gets one.
         self.longest = max(
             (
-                count(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
+                max(len(one.tokens) for one in each.examples) + (0 if each.encoder else framing.count)
                 for each in read.values()
             ),
             default=config.seq_len,
         )
+        self.total = sum(len(one.tokens) for one in read["path"].examples) if "path" in read else 0
+        wanted = packed_length(self.longest, self.total) if config.segmented else self.longest
         most = min(config.max_seq_len, positions or config.max_seq_len)
-        self.seq_len = config.seq_len or min(round_up(self.longest, ROUNDED), most)
+        self.seq_len = config.seq_len or min(round_up(wanted, ROUNDED), most)
         if framing.count and self.seq_len < framing.count + 2:  # one token to read, one to predict
             raise UserError(
                 f"{framing.count} virtual tokens leave too little of a row of {self.seq_len}; lower "

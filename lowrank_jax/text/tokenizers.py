@@ -1,6 +1,7 @@
 """Text to ids and back: bytes, subwords and sentencepiece, all without automatic special tokens."""
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -319,6 +320,13 @@ def _encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
     marks = tokenizer.special_tokens
     pieces = re.split(f"({'|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))})", text) if marks else [text]
     return [i for piece in pieces if piece for i in ([marks[piece]] if piece in marks else tokenizer.encode(piece))]
+
+
+def decode_marked(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """Text of the ids in which special tokens stand by their names, for a person to read."""
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    runs = itertools.groupby(map(int, ids), key=names.get)
+    return "".join(tokenizer.decode(run) if name is None else name * len([*run]) for name, run in runs)
 
 
 def _check_room(name: str, specials: int, second: Any, max_len: int) -> None:

@@ -20,6 +20,10 @@ REMEDIES = (
 )
 
 
+class TooLarge(UserError):
+    """A compiled function needs more memory than its device has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
     """Bytes per device of one execution of a compiled function.
@@ -81,7 +85,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
       what: its name in the printed line.
 
     Raises:
-      UserError: it needs more than the device has.
+      TooLarge: it needs more than the device has.
     """
     place = jax.local_devices()[0] if device is None else device
     report, limit = memory_report(compiled), device_limit(place)
@@ -94,7 +98,7 @@ def check_fits(compiled: Any, device: Device | None = None, what: str = "step") 
     places = f" ({shared} CPU devices)" if shared > 1 else ""
     _say(f"{what} needs {_gib(needed)} of {_gib(limit)} GiB{places}")
     if needed > limit:
-        raise UserError(
+        raise TooLarge(
             f"the {what} needs {_gib(needed)} GiB ({_gib(report.arguments * shared)} of weights, states and inputs, "
             f"{_gib(report.temporaries * shared)} of activations) and {place.device_kind} has {_gib(limit)} GiB; "
             f"{REMEDIES}"

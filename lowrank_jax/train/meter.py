@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowrank_jax.core.types import Decoded
+from lowrank_jax.core.types import SHOWN, Decoded
 
 # Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
 PIPELINE_DEPTH = 4
-SHOWN = 200  # most characters of a text in the log
+MOST = 200  # most characters of a text in the log
 
 
 @dataclasses.dataclass
@@ -138,10 +138,11 @@ class Meter:
         live = [trial for trial in trials if trial not in self.diverged]
         for trial in live:
             self._renew()
-            self.trackers[trial].samples(step, name, texts[trial])
+            recorded = [{key: value for key, value in text.items() if key != SHOWN} for text in texts[trial]]
+            self.trackers[trial].samples(step, name, recorded)
         if live and not self.bar.disable:
             first = texts[live[0]][0]
-            self.bar.write(f"step {step}, {name}: {_line(first['prompt'])} => {_line(first['continuation'])}")
+            self.bar.write(f"step {step}, {name}:{_beside(first.get(SHOWN, first['prompt']), first['continuation'])}")
 
     def decoded(self, trial: int, step: int, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
         """Records the texts that an evaluation has scored of one trial, unless it diverged before."""
@@ -226,9 +227,18 @@ class Trace:
         self.stop()
 
 
-def _line(text: str) -> str:
-    """A text on one line, cut where it is long."""
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+def _beside(prompt: str, continuation: str) -> str:
+    """Prompt => continuation: on the same line and in quotes, or, where one has several lines, below it and indented.
+
+    The end of a long prompt and the beginning of a long continuation are shown. No control character of a text reaches
+    the terminal.
+    """
+    prompt = prompt if len(prompt) <= MOST else f"...{prompt[-MOST:]}"
+    continuation = continuation if len(continuation) <= MOST else f"{continuation[:MOST]}..."
+    if "\n" not in prompt + continuation:
+        return f" {prompt!r} => {continuation!r}"
+    lines = [*prompt.rstrip("\n").split("\n"), *f"=> {continuation}".split("\n")]
+    return "".join(f"\n    {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}" for line in lines)
 
 
 def _range(values: Any, form: str) -> str:

@@ -56,10 +56,13 @@ def test_a_column_without_a_value_is_absent(tmp_path):
         ('{"text": "a"', "not JSON .*one JSON object per line"),
         ("[" * 100_000, "not JSON"),
         ('["a"]', "is a JSON list, not an object"),
-        ('{"txt": "a"}', 'is of no kind; found "txt"; understood are "text"; "prompt" and "comp'),
-        ("{}", "found no key"),
-        ('{"prompt": "a"}', 'found "prompt"'),
-        ('{"text": "a", "prompt": "b", "completion": "c"}', 'found "text", "prompt", "completion"'),
+        ('{"txt": "a"}', 'its keys are "txt"; understood are "text"; "prompt" and "comp'),
+        ("{}", "it has no keys; understood are"),
+        ('{"prompt": "a"}', 'its keys are "prompt"; understood'),
+        (
+            '{"text": "a", "prompt": "b", "completion": "c"}',
+            'its keys are "text", "prompt", "completion", which are two kinds',
+        ),
         ('{"text": 3}', '"text" is a int, not a string'),
         ('{"text": null}', '"text" is a NoneType, not a string'),
         ('{"text": ""}', '"text" is empty; remove the row'),
@@ -173,8 +176,11 @@ def test_every_way_to_write_a_conversation(tmp_path, row, wanted):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [ASKED], "conversations": []}, 'of two kinds; found "messages", "conversations"; understood are'),
-        ({"question": "a", "reply": "b"}, 'of no kind; found "question", "reply"; .*"instruction" and "output"'),
+        (
+            {"messages": [ASKED], "conversations": []},
+            '"messages", "conversations", which are two kinds of rows; .*; understood are',
+        ),
+        ({"question": "a", "reply": "b"}, 'its keys are "question", "reply"; .*"instruction" and "output"'),
         ({"question": "a", "answer": "b", "context": ["c"]}, '"context" is a list, not a string'),
         ({"messages": []}, '"messages" is empty'),
         ({"messages": "hi"}, '"messages" is no list of messages'),

@@ -94,8 +94,10 @@ def test_the_printed_lines_load_the_run(tmp_path, toys, name, monkeypatch):
     method = "dora" if name == "folder" else "lora"
     config = AdapterConfig(method, rank=2, alpha=6.0, targets=("query", "down"))
     lines, base, plan, variables = ended(tmp_path, toys.get(name, BaseConfig(name)), config)
-    assert lines[0] == f"{tmp_path / 'peft'} loads in PEFT:"
-    assert len(lines) == 4 + (name == "gguf")
+    place = tmp_path / "peft"
+    assert lines[0] == f"{place} loads in PEFT (the extra [parity]: pip install -e '.[parity]'):"
+    assert len(lines) == 5 + (name == "gguf")
+    assert lines[-1].endswith(f"scripts/merge_adapter.py --base {base.name} --adapter {place} --to FOLDER")
     tokens, there = np.random.default_rng(0).integers(0, 250, (2, 9)).astype(np.int32), {}
     exec("\n".join(line.strip() for line in lines[1:]), there)
     with torch.no_grad():

@@ -97,7 +97,7 @@ def test_a_run_s_samples_and_what_it_generates(text_run, program, base, tmp_path
     ]
     assert found[2].keys() == {"step", "name", "prompt", "continuation"}
     assert [row["prompt"] for row in found[2:4]] == ["1 and", "2"]
-    assert "step 6, held: '0 and 0 is ' => " in ended.out
+    assert "step 6, held: '<|bos|>0 and 0 is ' => " in ended.out
     assert ended.out.count("step 8, held: ") == 1
     assert "eval/held" not in (folder / "metrics.jsonl").read_text()
     assert "scored/loss" in read_result(folder / "result.json")["evaluations"][-1]

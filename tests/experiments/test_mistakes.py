@@ -189,7 +189,7 @@ def test_a_base_without_tokenizer_or_weights(run, local_base):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"txt": "a"}', ['line 2: is of no kind; found "txt"; understood are "text"']),
+        ('{"txt": "a"}', ['line 2: its keys are "txt"; understood are "text"']),
         ('{"text": "a"', ["line 2: not JSON"]),
         ('{"prompt": "a", "completion": "b"}', ["line 2", "separate runs"]),
     ],

@@ -62,6 +62,14 @@ def test_a_row_for_each_rank_and_medians_over_its_seeds(tmp_path):
     assert sweep.TOGETHER in sweep.of([*GRID[1:], {**GRID[0], "together": 3}]).captions
 
 
+def test_the_caption_says_how_many_steps_a_loss_averages():
+    """A run of fewer steps than the window has the mean of all."""
+    short = [{**one, "losses": [[step, 1.0] for step in range(1, 13)]} for one in GRID[:2]]
+    assert "mean of a run's last 20 steps. " in sweep.of(GRID).captions[0]
+    assert "mean of all steps of a run (12). " in sweep.of(short).captions[0]
+    assert "last 20 steps, or of all where it has fewer (12). " in sweep.of([*short, *GRID[2:]]).captions[0]
+
+
 def test_what_differs_has_a_column_and_what_was_lost_a_note(tmp_path):
     rows = [
         record(plain(8, rate=0.01), 1.0, 5.0),

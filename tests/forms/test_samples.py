@@ -8,6 +8,7 @@ import pytest
 
 from experiments.generation.framing import make_framing, no_template
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.types import SHOWN
 from lowrank_jax.data.prompts import Asked, read_prompts
 from lowrank_jax.forms.generation import OPENING, SamplesOptions, _asked, samples
 from lowrank_jax.tasks.framing import PLAIN, Framing
@@ -15,6 +16,7 @@ from lowrank_jax.tasks.text import TextConfig, TextTask
 from lowrank_jax.tasks.uuid import UuidConfig, UuidTask
 from lowrank_jax.text.chat import end_ids, find_template, prompt_ids
 from lowrank_jax.text.tokenizers import ByteTokenizer
+from lowrank_jax.train.meter import _beside
 
 BYTES = ByteTokenizer()
 SETTING = SimpleNamespace(tokenizer=BYTES, model=SimpleNamespace(max_position_embeddings=64), end_ids=tuple)
@@ -52,6 +54,23 @@ def test_a_conversation_s_first_answer_is_the_reference(task_of, packing):
     assert task.prompt_tokens("1?") == wanted[0]
     assert task.prompt_tokens(CHAT[1]["messages"][:1]) == wanted[1]
     assert task.end_ids == end_ids(BYTES, template)
+
+
+def test_the_terminal_shows_a_prompt_with_its_special_tokens(task_of, monkeypatch):
+    """On lines of their own, as the template wrote them; no control character that a model writes is sent."""
+    task = task_of(CHAT, seq_len=256, chat_template="zephyr", packed=False)
+    monkeypatch.setattr(
+        "lowrank_jax.forms.generation._generator", lambda *_, **__: lambda variables: ["a\n\x1b[2J"] * 2
+    )
+    (first, _) = samples(SETTING, task, SamplesOptions(max_new_tokens=4)).one(None)
+    template = find_template(BYTES, "zephyr")
+    assert first[SHOWN] == template.render(CHAT[0]["messages"][:1], add_generation_prompt=True)
+    assert "<|eos|>" in first[SHOWN]
+    assert "<|eos|>" not in first["prompt"]
+    lines = _beside(first[SHOWN], first["continuation"]).splitlines()
+    assert lines == ["", "    <|user|>", "    1?<|eos|>", "    <|assistant|>", "    => a", "    \\x1b[2J"]
+    assert _beside("1 and ", "2") == " '1 and ' => '2'"
+    assert _beside("ab" * 300, "c" * 300) == f" '...{'ab' * 100}' => '{'c' * 200}...'"
 
 
 def test_rows_of_other_kinds(task_of):
@@ -151,6 +170,15 @@ def test_the_framing_of_a_run_is_that_of_its_training(task_of, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", library)
         assert wanted_said in make_framing(named, "", None, "", messages=False).said
     bare = SimpleNamespace(base=SimpleNamespace(tokenizer=BYTES), task=None, virtual=PLAIN)
+    assert make_framing(bare, "", None, "", messages=False).said == ""
+    alone = SimpleNamespace(base=base, task=None, virtual=PLAIN)  # a base, or a merged model
+    plain = make_framing(alone, "", None, "", messages=False)
+    assert plain.ids(Asked("1?")) == [*b"1?"]
+    assert "continued as plain text" in plain.said
+    assert "--chat_template=own sends it as a user's message" in plain.said
+    assert make_framing(alone, "none", None, "", messages=False).said == ""
+    by_template = make_framing(alone, "own", None, "", messages=False)
+    assert (by_template.ids(Asked("1?")), by_template.said) == (wanted, "")
     with pytest.raises(UserError, match="--chat_template=chatml, "):
         make_framing(bare, "", None, "", messages=True)
     assert "has no chat template" in no_template(BYTES)

@@ -143,7 +143,7 @@ def test_loading_into_a_mesh(untied_folder):
     assert spread.fingerprint == plain.fingerprint
 
 
-def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwords):
+def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwords, capfd):
 
     def ones(config):
         return unflatten({path: np.ones(shape, np.float32) for path, shape in base.param_shapes(config).items()})
@@ -163,7 +163,13 @@ def test_the_shipped_base_and_a_fetched_one(cache, tmp_path, monkeypatch, subwor
     (cache / "smollm2-135m").mkdir(parents=True)
     config = dataclasses.replace(get_model("toy-llama"), vocab_size=subwords.vocab_size + 3)
     export_params(ones(config), config, cache / "smollm2-135m", tokenizer=subwords)
+    assert capfd.readouterr().err == ""
     fetched = load_base(BaseConfig("smollm2-135m"))
+    assert capfd.readouterr().err == "base smollm2-135m: HuggingFaceTB/SmolLM2-135M-Instruct\n"
+    (cache / "smollm2-135m" / "a.Q4_1.gguf").touch()
+    locate.say_full_name("smollm2-135m", cache / "smollm2-135m")
+    assert "Instruct; its kernels were quantised (a.Q4_1.gguf)" in capfd.readouterr().err
+    (cache / "smollm2-135m" / "a.Q4_1.gguf").unlink()
     assert isinstance(fetched.tokenizer, SubwordTokenizer)
     assert fetched.source.startswith("cache:")
     assert isinstance(abstract_base(BaseConfig("smollm2-135m")).tokenizer, SubwordTokenizer)
@@ -196,6 +202,8 @@ def test_random_weights_with_the_tokenizer_of_others(tmp_path, subwords):
     ("name", "message"),
     [
         ("pico-lama", "unknown base model 'pico-lama'; did you mean pico-llama"),
+        ("smollm2-135", r"did you mean smollm2-135m or smollm2-360m \(a shape without weights\)\?"),
+        ("roberta-basis", r"roberta-base \(a shape without weights\)\? pico-llama, smollm2-135m, .* have weights"),
         ("./nowhere", r"no base model at ./nowhere"),
         ("/nowhere/at/all", "no base model at"),
         ("model.gguf", r"no base model at model.gguf"),

@@ -124,8 +124,9 @@ def test_virtual_tokens_stand_around_the_input(build):
 
 def test_packed_rows_are_the_same_rows(build):
     """Each row once, with its targets, in a segment of its own; tests/models/test_packed.py holds the loss equal."""
-    alone, packed = build(), build(packed=True, max_seq_len=300)
+    alone, packed, fitted = build(), build(packed=True, seq_len=300), build(packed=True, max_seq_len=300)
     assert (packed.seq_len, packed.config.segmented) == (300, True)
+    assert fitted.seq_len == alone.seq_len  # few rows: longer examples would be fewer than a batch
 
     def rows(task):
         for example in task.train_source():

@@ -190,4 +190,9 @@ def test_a_long_text_is_divided_and_a_long_conversation_is_not(write):
     task = TextTask(TextConfig(truncate=True, **long), BYTES)
     assert "1 of 2 row(s) left out, as no target remains" in task.notes[0]
     chosen = TextTask(TextConfig(**{**long, "seq_len": 0, "max_seq_len": 512}), BYTES)
-    assert chosen.seq_len == 168  # the 164 tokens of both, rounded up
+    assert chosen.seq_len == 128  # the longer row's tokens, rounded up: 164 for both would be one example
+    (rows, many) = ([{"messages": [ASKED, SAID]}], write([{"messages": [ASKED, SAID]}] * 640, "c.jsonl"))
+    one = TextTask(TextConfig(**{**long, "path": write(rows, "d.jsonl"), "seq_len": 0}), BYTES).longest
+    packed = TextTask(TextConfig(**{**long, "path": many, "seq_len": 0, "max_seq_len": 2048}), BYTES)
+    assert (packed.longest, packed.total, packed.seq_len) == (one, 640 * one, 10 * one + -10 * one % 8)
+    assert len(packed.train_source()) == 64

@@ -16,7 +16,7 @@ from lowrank_jax.data.builders.nlg.specs import DEV, NLG, SEEN, TRAIN
 from lowrank_jax.data.cuts import SHOWN, describe_cuts
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.data.pipeline import Source
-from lowrank_jax.tasks.base import Features, check_score_input, pad_id, round_up, row_features, spaced
+from lowrank_jax.tasks.base import Features, check_score_input, packed_length, pad_id, round_up, row_features, spaced
 from lowrank_jax.tasks.framing import PLAIN, Framing
 from lowrank_jax.tasks.nlg.rows import Encoded, NlgEncoder, longest
 from lowrank_jax.tasks.nlg.scores import Scored, score_by
@@ -34,8 +34,9 @@ class NlgConfig:
       task: a name of `specs.NLG`.
       data_dir: folder of the official files; see `load_nlg`.
       seq_len: tokens of an example. 0 takes it from the data: those of the longest row, rounded up to a multiple of
-        ROUNDED; of packed rows max_seq_len. Padding is neither read nor scored: the scripts' 512 gives the same loss.
-      max_seq_len: tokens of an example of packed rows whose seq_len is 0, if no row is longer.
+        ROUNDED; of packed rows max_seq_len, or less where that makes fewer than FEWEST examples. Padding is neither
+        read nor scored: the scripts' 512 gives the same loss.
+      max_seq_len: most tokens of an example of packed rows whose seq_len is 0, if no row is longer.
       packed: True puts several rows into an example, each read as if it stood alone, with the loss that it has alone.
       truncate: where a row is longer than seq_len, True cuts its end off and notes it, False refuses it at the start.
         Where a decoded input leaves no room for its text, True cuts its beginning off and notes it, False refuses it.
@@ -97,7 +98,8 @@ class NlgTask:
 
     Attributes:
       seq_len: tokens of an example, from the config or the data.
-      longest: tokens of the longest row; of all rows, if packed.
+      longest: tokens of the longest row.
+      total: tokens of all training rows.
       max_new_tokens, end_ids: how many tokens a decoded text has at most, and the tokens that end it.
       stop_id: the end token of training.
       notes: a line for each departure from the official data, and for rows that are cut; a run's record keeps them.
@@ -127,9 +129,8 @@ class NlgTask:
         if not all(row.references[0].strip() for row in (*train, *held)):
             raise UserError(f"{self.config.task}: a training text is empty; remove its row")
         encoded = [[self._encoder.row(row) for row in rows] for rows in (train, held)]
-        self.seq_len = self._length(max(map(longest, encoded)), positions)
-        count = sum if config.packed else max
-        self.longest = max(count(len(one.tokens) for one in made) for made in encoded)
+        self.longest, self.total = max(map(longest, encoded)), sum(len(one.tokens) for one in encoded[0])
+        self.seq_len = self._length(self.longest, positions)
         self._train, self._held = (
             self._examples(rows, made, split)
             for rows, made, split in zip((train, held), encoded, (TRAIN, DEV), strict=True)
@@ -206,7 +207,10 @@ class NlgTask:
         if config.seq_len > most and positions:
             raise UserError(f"task.seq_len is {config.seq_len} and the base has {most} positions; lower task.seq_len")
         found = config.seq_len or min(round_up(needed, ROUNDED), most)
-        return found if config.seq_len or not config.packed else min(max(found, config.max_seq_len), most)
+        if config.seq_len or not config.packed:
+            return found
+        packed = min(round_up(packed_length(needed, self.total), ROUNDED), config.max_seq_len)
+        return min(max(found, packed), most)
 
     def _examples(self, rows: list[NlgRow], made: list[Encoded], split: str) -> Source:
         size, lengths = self.seq_len, [len(one.tokens) for one in made]

@@ -1,0 +1,49 @@
+"""Tells a sweep which sections of a config an error is of: cells that share these sections would all end with it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank_jax.core.errors import UserError
+
+VARIABLE = "LOWRANK_JAX_FAULT_FILE"  # where a run's program writes its error, for the sweep that has started it
+
+
+def tell(error: UserError) -> None:
+    """Writes which sections alone decide that the error is raised, where a sweep asks for it and that is known."""
+    if error.sections and (path := os.environ.get(VARIABLE)):
+        Path(path).write_text(json.dumps(list(error.sections)), encoding="utf-8")
+
+
+class Faults:
+    """What a sweep's cells have failed with.
+
+    Args:
+      file: that the programs of cells write, one after another.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
+
+    def environment(self) -> dict[str, str]:
+        """What the program of a cell is given besides its own environment."""
+        return {VARIABLE: str(self.file)}
+
+    def take(self, name: str, plain: Mapping[str, Any]) -> None:
+        """Reads what the program of a cell has written, if anything."""
+        try:
+            sections = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        self.file.unlink(missing_ok=True)
+        self._known.append((name, {section: plain.get(section) for section in sections}))
+
+    def shared_by(self, plain: Mapping[str, Any]) -> str:
+        """The first cell whose error this one would end with too; "" where none is known."""
+        for name, sections in self._known:
+            if all(plain.get(section) == value for section, value in sections.items()):
+                return name
+        return ""
