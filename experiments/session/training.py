@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ class Session:
       identity: what must be equal where a checkpoint is resumed; the base's fingerprint joins it.
       started: time.time() when the program began.
       more: further keys of every record.
-      say: is told of a resumption.
     """
 
     program: Experiment | TrialGroup
@@ -53,7 +52,6 @@ class Session:
     identity: dict[str, Any]
     started: float
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
-    say: Callable[[str], None] = print
     compiled: Any = None
     merge: Any = None
     compile_seconds: float = 0.0
@@ -119,7 +117,9 @@ class Session:
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
                 unmade = cursor.get(loop.UNMADE, ())
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
-                self.say(f"resumed at step {first}")
+                if jax.process_index() == 0:
+                    last = max(one.config.train.last_step for one in program.each)
+                    print(f"resuming after step {first} of {last}", flush=True)
             more = lambda: {"more": self.watch.more(first, seconds)} if self.watch else {}  # noqa: E731
             trackers = [
                 open_files.enter_context(

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
 LOST = 75  # of a program that lost another process or a sweep's root; EX_TEMPFAIL of sysexits.h, "try again"
-INTERRUPTED = 130  # of a program that a signal stopped, after it had saved its state; shells use it for Ctrl-C
+INTERRUPTED = 130  # of a program that Ctrl-C ended, or that a signal stopped after it had saved its state
+ENDED = "interrupted"  # what is said of it
 PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended, as when `| head` has read enough
 # Errors of the system about a file's path, permissions, name or disk; any other may be a fault of ours.
 PLACES = frozenset(
@@ -46,8 +47,9 @@ def report(error: UserError) -> int:
 def front_door() -> Iterator[None]:
     """Around a whole program: ends it with one line and status 2 where its user can fix what is wrong.
 
-    That is a UserError, or one of the system's errors in PLACES. Where nobody reads stdout any more (`| head`), the
-    program ends quietly. Everything else is a fault of ours and keeps its traceback.
+    That is a UserError, or one of the system's errors in PLACES. After Ctrl-C the line is ENDED, with the status
+    INTERRUPTED. Where nobody reads stdout any more (`| head`), the program ends quietly. Everything else is a fault of
+    ours and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal cannot show
@@ -60,6 +62,9 @@ def front_door() -> Iterator[None]:
         sys.stdout.flush()  # here rather than at the interpreter's end, where a closed pipe cannot be answered
     except UserError as error:
         sys.exit(report(error))
+    except KeyboardInterrupt:
+        print(ENDED, file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         if not _reader_gone():
             raise
