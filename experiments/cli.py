@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from experiments.config.files import config_maker
 from experiments.config.json_flags import take
+from lowrank_jax.core import shortage
 from lowrank_jax.core.errors import UserError, front_door
 
 FILE_FLAGS = ("--config", "-config")
@@ -71,7 +72,8 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
         with front_door():
             if len(argv) > 1 and not words:
                 raise UserError(f"unknown argument {argv[1]!r}; see --help")
-            return main(argv)
+            with shortage.named("this program", shortage.ELSEWHERE):
+                return main(argv)
 
     app.run(guarded, flags_parser=parse)
 

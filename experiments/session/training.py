@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from experiments.session.update import update_spectrum
 from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
+from lowrank_jax.core import shortage
 from lowrank_jax.train import loop, memory, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
 
@@ -68,8 +69,9 @@ class Session:
         self.watch = Watch(self.program) if observed else None
         self.evaluators = [*(self.watch.evaluators() if self.watch else []), *self.program.evaluators()]
         begin = time.perf_counter()
-        self.compiled = self.program.compile(ahead=True)
-        self.merge = self.program.compile_merge()
+        with shortage.named("compiling the step"):
+            self.compiled = self.program.compile(ahead=True)
+            self.merge = self.program.compile_merge()
         self.compile_seconds = time.perf_counter() - begin
         memory.check_fits(self.compiled)
         if self.merge is not None:
@@ -93,7 +95,8 @@ class Session:
     def train(self) -> tuple[loop.Outcome, list[dict]]:
         """Trains to the end, a signal or until no run is left; returns how it ended, and on process 0 the records."""
         program, lead = self.program, self.program.lead
-        state, frozen, fingerprint = program.load()
+        with shortage.named("loading the weights"):
+            state, frozen, fingerprint = program.load()
         batches, first, seconds, unmade = program.batches(), 0, 0.0, ()
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
         changes = self.merge is not None  # the frozen tree, which is then saved too
@@ -138,7 +141,7 @@ class Session:
                 step=program.step_function(self.compiled),
                 batches=self.watch.stream(batches) if self.watch else batches,
                 place=program.place,
-                evaluators=self.evaluators,
+                evaluators=[dataclasses.replace(one, evaluate=_named(one.evaluate)) for one in self.evaluators],
                 configs=[one.config.train for one in program.each],
                 checkpoints=checkpoints,
                 checkpoint_every=lead.config.checkpoint.every,
@@ -153,8 +156,10 @@ class Session:
                 merges=lead.config.restart.due,
             )
             del frozen  # merges replace it
-            outcome = loop.fit(job)
-            records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
+            with shortage.named("a training step"):
+                outcome = loop.fit(job)
+            with shortage.named("exporting"):
+                records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
         return outcome, [record for record in records if record]
 
     def _record(
@@ -198,3 +203,13 @@ class Session:
     def _renew(self) -> None:
         for run in self.runs:
             run.claim.renew()
+
+
+def _named(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """An evaluation whose lack of memory is named."""
+
+    def named(*arguments: Any) -> Any:
+        with shortage.named("an evaluation"):
+            return evaluate(*arguments)
+
+    return named
