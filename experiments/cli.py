@@ -12,7 +12,6 @@ from absl import app, flags, logging
 
 from experiments.config.files import config_maker
 from experiments.config.json_flags import take
-from lowrank_jax.core import shortage
 from lowrank_jax.core.errors import UserError, front_door
 
 FILE_FLAGS = ("--config", "-config")
@@ -72,8 +71,7 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
         with front_door():
             if len(argv) > 1 and not words:
                 raise UserError(f"unknown argument {argv[1]!r}; see --help")
-            with shortage.named("this program", shortage.ELSEWHERE):
-                return main(argv)
+            return main(argv)
 
     app.run(guarded, flags_parser=parse)
 

@@ -19,7 +19,7 @@ from experiments.session.update import update_spectrum
 from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
-from lowrank_jax.core import shortage
+from lowrank_jax.core.errors import memory_named
 from lowrank_jax.train import loop, memory, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
 
@@ -69,7 +69,7 @@ class Session:
         self.watch = Watch(self.program) if observed else None
         self.evaluators = [*(self.watch.evaluators() if self.watch else []), *self.program.evaluators()]
         begin = time.perf_counter()
-        with shortage.named("compiling the step"):
+        with memory_named("compiling the step"):
             self.compiled = self.program.compile(ahead=True)
             self.merge = self.program.compile_merge()
         self.compile_seconds = time.perf_counter() - begin
@@ -95,7 +95,7 @@ class Session:
     def train(self) -> tuple[loop.Outcome, list[dict]]:
         """Trains to the end, a signal or until no run is left; returns how it ended, and on process 0 the records."""
         program, lead = self.program, self.program.lead
-        with shortage.named("loading the weights"):
+        with memory_named("loading the weights"):
             state, frozen, fingerprint = program.load()
         batches, first, seconds, unmade = program.batches(), 0, 0.0, ()
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
@@ -156,9 +156,9 @@ class Session:
                 merges=lead.config.restart.due,
             )
             del frozen  # merges replace it
-            with shortage.named("a training step"):
+            with memory_named("a training step"):
                 outcome = loop.fit(job)
-            with shortage.named("exporting"):
+            with memory_named("exporting"):
                 records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
         return outcome, [record for record in records if record]
 
@@ -209,7 +209,7 @@ def _named(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """An evaluation whose lack of memory is named."""
 
     def named(*arguments: Any) -> Any:
-        with shortage.named("an evaluation"):
+        with memory_named("an evaluation"):
             return evaluate(*arguments)
 
     return named

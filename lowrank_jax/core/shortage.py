@@ -1,11 +1,7 @@
-"""One line for an error that says memory is short, on a device or in the host, wherever it was raised."""
+"""Tells an error that says memory is short, on a device or in the host, from others; and what to do about it."""
 
-import contextlib
 import errno
 import re
-from collections.abc import Iterator
-
-from lowrank_jax.core.errors import UserError, one_line
 
 GIB = 2**30
 UNITS = {"b": 1, "bytes": 1} | {
@@ -17,7 +13,7 @@ REMEDIES = (
 )
 ELSEWHERE = "end other programs on it, or take a smaller batch or base, or a device with more memory"
 RUNTIME = ("JaxRuntimeError", "XlaRuntimeError")  # by name: this module imports no jax
-FULL = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY")
+FULL = re.compile(r"RESOURCE_EXHAUSTED.*(memory|alloc|\bhbm)|out.of.memory", re.IGNORECASE | re.DOTALL)
 ON_CHIP = re.compile(r"shared memory|[vs]mem\b", re.IGNORECASE)  # a kernel's, which no setting of a user's changes
 ASKED = re.compile(r"allocat\w* ([\d.]+) ?([KMGTkmgt]?i?[Bb]\w*)")
 
@@ -32,29 +28,8 @@ def is_short(error: BaseException) -> bool:
     return runtime and bool(FULL.search(str(error))) and not ON_CHIP.search(str(error))
 
 
-@contextlib.contextmanager
-def named(what: str, remedy: str = REMEDIES) -> Iterator[None]:
-    """Within it a lack of memory is an error that its user can fix.
-
-    Args:
-      what: is under way, for the message.
-      remedy: what to do about it.
-
-    Raises:
-      UserError: memory was short; says how much was asked for.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_short(error):
-            raise
-        raise UserError(f"out of memory in {what}: {_asked(error)}; {remedy}") from error
-
-
-def _asked(error: Exception) -> str:
-    """What was asked for, or where the error does not say so, its own words."""
+def asked(error: BaseException) -> str:
+    """What was asked for, in GiB; "" where the error does not say it."""
     found = ASKED.search(str(error))
     unit = UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
-        return one_line(error)
-    return f"{float(found[1].rstrip('.')) * unit / GIB:.2f} GiB more were asked for than are left"
+    return f"{float(found[1].rstrip('.')) * unit / GIB:.2f} GiB" if found and unit else ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.core import shortage
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.errors import UserError, memory_named
 
 XLA = jax.errors.JaxRuntimeError
 
@@ -38,6 +38,7 @@ SHORT = {
 }
 OTHER = {
     "a kernel": lambda: of_gpu("RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 300000"),
+    "a message": lambda: of_gpu("RESOURCE_EXHAUSTED: Received message larger than max (5 vs. 4)"),
     "a shape": lambda: of_gpu("INVALID_ARGUMENT: no such shape"),
     "a disk": lambda: of_system(errno.ENOSPC),
     "a store": lambda: of_value("RESOURCE_EXHAUSTED: Error writing"),
@@ -55,12 +56,12 @@ def of_value(words):
 @pytest.mark.parametrize("case", SHORT)
 def test_a_lack_of_memory_has_one_line(case):
     fails, said = SHORT[case]
-    with pytest.raises(UserError) as error, shortage.named("loading"):
+    with pytest.raises(UserError) as error, memory_named("loading"):
         fails()
     assert str(error.value) == f"out of memory in loading: {said}; {shortage.REMEDIES}"
 
 
 @pytest.mark.parametrize("case", OTHER)
 def test_other_errors_stay(case):
-    with pytest.raises((XLA, OSError, ValueError)), shortage.named("loading"):
+    with pytest.raises((XLA, OSError, ValueError)), memory_named("loading"):
         OTHER[case]()
