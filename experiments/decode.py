@@ -16,8 +16,11 @@ from experiments.generation import WEIGHTS
 from lowrank_jax.core.errors import UserError
 
 PEERS = ("dynamic", "static")
+BATCH = 64  # prompts side by side in beam search, unless --batches says otherwise
+GREEDY = ("shape", "weights", "rank", "prompt")  # flags that beam search does not read
+SEARCH = ("base", "data_dir", "partial", "length_penalty", "no_repeat_ngram")  # and those that it alone reads
 flags.DEFINE_string("shape", "smollm2-135m", "Shape of the random base, a name of the model registry.")
-flags.DEFINE_list("batches", ["1", "64"], "Batch sizes: numbers of rows.")
+flags.DEFINE_list("batches", ["1", "64"], f"Batch sizes: numbers of rows; with --beams one, otherwise {BATCH}.")
 flags.DEFINE_list("weights", list(WEIGHTS), f"Ways of reading the weights, of {', '.join(WEIGHTS)}.")
 flags.DEFINE_list("peers", [], f"Caches of transformers to measure too, of {', '.join(PEERS)}.")
 flags.DEFINE_integer("rank", 8, "Rank of LoRA, which is on all linear kernels.", lower_bound=1)
@@ -43,6 +46,7 @@ def main(_) -> None:
     for flag, known in (("weights", WEIGHTS), ("peers", PEERS)):
         if wrong := [each for each in getattr(FLAGS, flag) if each not in known]:
             raise UserError(f"--{flag}: {wrong[0]!r} is none of {', '.join(known)}")
+    _check_beams(batches)
     start_devices()
     for record in _searched(batches) if FLAGS.beams else _greedy(batches):
         line = json.dumps(record)
@@ -50,6 +54,19 @@ def main(_) -> None:
         if FLAGS.out:
             with open(FLAGS.out, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def _check_beams(batches: list[int]) -> None:
+    """Refuses flags that are not read, with --beams and without."""
+    other = next((name for name in (GREEDY if FLAGS.beams else SEARCH) if FLAGS[name].present), None)
+    if other and FLAGS.beams:
+        raise UserError(f"--{other} does not go with --beams; leave one out")
+    if other:
+        raise UserError(f"--{other} is of beams; add --beams=10, say")
+    if FLAGS.beams and FLAGS["batches"].present and len(batches) > 1:
+        raise UserError(f"--batches={','.join(FLAGS.batches)}: with --beams give one number of rows")
+    if FLAGS.beams and "static" in FLAGS.peers:
+        raise UserError("--peers=static does not go with --beams, for which transformers keeps a dynamic cache")
 
 
 def _greedy(batches: list[int]) -> Iterator[dict]:
@@ -64,7 +81,7 @@ def _searched(batches: list[int]) -> Iterator[dict]:
 
     search = {name: getattr(FLAGS, name) for name in ("beams", "length_penalty", "no_repeat_ngram", "new", "repeats")}
     options = {**search, "dtype": FLAGS.dtype, "peer": bool(FLAGS.peers), "partial": FLAGS.partial}
-    return rows(FLAGS.base, FLAGS.data_dir, batch=batches[-1], **options)
+    return rows(FLAGS.base, FLAGS.data_dir, batch=batches[0] if FLAGS["batches"].present else BATCH, **options)
 
 
 if __name__ == "__main__":

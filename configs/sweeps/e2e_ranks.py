@@ -4,8 +4,8 @@
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
 One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded),
-LoRA's the next smaller one, at which its runs do not diverge, and alpha 32. With --together ranks can share a program,
-in which each is padded to the largest.
+LoRA's the next smaller one, as its long runs diverged at the best of the short ones, and alpha 32. With --together
+ranks can share a program, in which each is padded to the largest.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates

@@ -111,7 +111,12 @@ def build(
     train = config.train
     for name, entry in config.evals.items():
         entry.check_due(f"config.evals.{name}", train)
-    setting = _setting(config, base, mesh, apply_fn, framing_of(plan.virtual))
+    fp8, device = config.base.quantize == FP8, mesh.devices.flat[0]
+    coded = config.base.quantize not in (NONE, FP8)
+    if fp8 and not has_fp8(device):
+        _say_dequantised(device.device_kind)
+    options = compiler_options(base.config.hidden_size, groups, unrolled, device, fp8, coded) or None
+    setting = _setting(config, base, mesh, apply_fn, framing_of(plan.virtual), options)
     objective = form.objective(setting)
     if restarts:
         check_restart(config.restart, plan, base.params, trained, train.steps)
@@ -119,10 +124,6 @@ def build(
             print(f"restart.every: merges round their sum to {dtype}; with base.dtype=float32 they do not", flush=True)
     shape = make_restart_shape(config.schedule, config.restart, train.steps)
     step = make_step(objective, optimizer, shape, train.accumulate)
-    fp8, device = config.base.quantize == FP8, mesh.devices.flat[0]
-    if fp8 and not has_fp8(device):
-        _say_dequantised(device.device_kind)
-    options = compiler_options(base.config.hidden_size, groups, unrolled, device, fp8) or None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)), compiler_options=options)
     length = seq_len or (task.seq_len if task else 0)
     abstract_batch = {
@@ -173,7 +174,7 @@ def _task_of(config: RunConfig, base: Base, framing: Framing) -> Task:
     return build_task(config.task_name, config.task, base.tokenizer, positions, framing)
 
 
-def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, framing: Framing) -> Setting:
+def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, framing: Framing, options: Any) -> Setting:
     """What objective and evaluations need of the run."""
     return Setting(
         apply_fn,
@@ -190,6 +191,7 @@ def _setting(config: RunConfig, base: Base, mesh: Mesh, apply_fn: ApplyFn, frami
         opening=functools.partial(opening_ids, base),
         framing=framing,
         cuts=getattr(base.model, "cuts", ()),
+        options=options,
     )
 
 

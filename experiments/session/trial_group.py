@@ -22,6 +22,7 @@ from lowrank_jax.core.trees import combine
 from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.forms.base import Evaluation
 from lowrank_jax.layouts.run_time import layout_of, present
+from lowrank_jax.models.attention import BY_HEAD
 from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
@@ -53,7 +54,7 @@ class TrialGroup:
             raise UserError(
                 "restart.every merges adapters into the base, which the trials of a program share; run them one by one"
             )
-        device, configs = jax.local_devices()[:1], [without_flash(config) for config in configs]
+        device, configs = jax.local_devices()[:1], [with_masks_by_head(config) for config in configs]
         self.wide = max(range(len(configs)), key=lambda i: configs[i].adapter.rank)
         self.lead = build(configs[self.wide], seq_len=seq_len, devices=device)
         self.each = [self._alike(config, device, seq_len) for config in configs]
@@ -187,19 +188,10 @@ class TrialGroup:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
 
 
-def without_flash(config: RunConfig) -> RunConfig:
-    """The config without cuDNN's attention where several trials pack documents on a GPU.
-
-    Their mask has an axis of trials, which cuDNN's attention does not take.
-
-    Raises:
-      UserError: the config asks for cuDNN's attention.
-    """
+def with_masks_by_head(config: RunConfig) -> RunConfig:
+    """The config whose attention serves several trials that pack documents on a GPU, see `attention.BY_HEAD`."""
     if not getattr(config.task, "segmented", False) or platform() != "gpu":
         return config
-    if config.base.attention == "cudnn":
-        raise UserError(
-            'base.attention "cudnn" has no mask of packed documents for several trials; set it to "auto", or run alone'
-        )
-    attention = "xla" if config.base.attention == "auto" else config.base.attention
-    return dataclasses.replace(config, base=dataclasses.replace(config.base, attention=attention))
+    if config.base.attention not in ("auto", "cudnn"):
+        return config
+    return dataclasses.replace(config, base=dataclasses.replace(config.base, attention=config.base.attention + BY_HEAD))

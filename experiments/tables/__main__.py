@@ -7,7 +7,7 @@ python -m experiments.tables rates [--model=smollm2-135m] [--results=...] [--fig
 python -m experiments.tables lora_table2 [--model=minilm-l6] [--results=...] [--figures=FOLDER]
 python -m experiments.tables lora_table3 [--model=smollm2-135m] [--results=...]    # also 4, 13, 14, 16, 18
 python -m experiments.tables speed [--results=experiments/results/speed/h100_suite.json]
-python -m experiments.tables quantized
+python -m experiments.tables quantized    # also decoding, beams, latency, rounding
 python -m experiments.tables sweep --results=runs,results.jsonl    # any grid of your own
 python -m experiments.tables ledger
 python -m experiments.tables --write    # the tables between markers in README.md and docs/*.md

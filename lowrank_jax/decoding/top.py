@@ -12,7 +12,7 @@ WORTH = 256  # entries of a row for each that is asked for, from which on it is 
 
 
 def largest(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """`lax.top_k`, its order of equal entries too.
+    """`lax.top_k`, its order of equal entries too; 0 and -0 are equal here, and NaN has no order of its own.
 
     An entry is one of the k largest only in a chunk whose maximum is one of the k largest maxima: otherwise k other
     chunks each have an entry that comes before it. Here "larger" includes "equal and further left".

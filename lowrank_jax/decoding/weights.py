@@ -22,7 +22,7 @@ from lowrank_jax.ops.widened import LARGEST_RANK, Update, widened
 
 # Bytes of a layer's product up to which it is kept in two parts whatever its adapter. Beside its kernel an adapter adds
 # a GPU kernel to most products, which takes longer than reading so small a kernel once more: SmolLM2-135M's largest
-# product has 3.5 MB, and 64 rows took 1.19 ms in two parts and 1.29 with LoRA beside (one H200).
+# product has 3.5 MB, and 64 rows took 1.18 ms in two parts and 1.29 with LoRA beside (one H200).
 SMALL = 2**22
 
 

@@ -34,6 +34,7 @@ class Setting:
       opening: () -> the ids that the base's tokenizer puts before a text by itself.
       framing: the virtual tokens of a prefix method.
       cuts: of the model's layers into segments (`layouts.segments`).
+      options: XLA's for programs that run the layers (`train.compiler.compiler_options`); None: XLA's defaults.
     """
 
     apply_fn: ApplyFn
@@ -50,6 +51,7 @@ class Setting:
     opening: Callable[[], tuple[int, ...]] = tuple
     framing: Framing = PLAIN
     cuts: tuple[int, ...] = ()
+    options: Any = None
 
     @property
     def takes_types(self) -> bool:

@@ -1,5 +1,6 @@
 """The parts of evaluations: decoding prompts, predicting labels, and summing the loss over held-out batches."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -116,10 +117,12 @@ def in_order(size: int, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.
     return out
 
 
-def make_loss_evaluator(objective: Objective) -> Callable[[Tree, Iterable[dict]], tuple[float, float]]:
-    """(variables, device batches) -> (sum of losses, sum of weights) over all of them."""
+def make_loss_evaluator(
+    objective: Objective, options: Any = None
+) -> Callable[[Tree, Iterable[dict]], tuple[float, float]]:
+    """(variables, device batches) -> (sum of losses, sum of weights) over all of them; `options` as in `Setting`."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def sums(variables, batch):
         loss, extra = objective(variables, batch, None)
         return loss, extra["weight"]

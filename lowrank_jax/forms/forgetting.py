@@ -86,7 +86,7 @@ def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objectiv
     targets = np.arange(length) > len(before)
     sources = {name_of(one): _tokens(setting.tokenizer, one, options) for one in options.path}
     size = -(-min(BATCH, options.rows) // setting.mesh.size) * setting.mesh.size
-    sums = make_loss_evaluator(objective)
+    sums = make_loss_evaluator(objective, setting.options)
 
     def features(row: np.ndarray) -> dict[str, np.ndarray]:
         example = {"tokens": np.concatenate([before, row]), "targets": targets}

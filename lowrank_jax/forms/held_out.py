@@ -32,7 +32,7 @@ def row_outputs(
       features: a row of a held-out set -> arrays, of which the task's `pad` says which are padded.
       rows: about how many are in a batch; rounded up until the mesh divides it.
     """
-    outputs = jax.jit(predict, out_shardings=replicated(setting.mesh))
+    outputs = jax.jit(predict, out_shardings=replicated(setting.mesh), compiler_options=setting.options)
     size = -(-rows // setting.mesh.size) * setting.mesh.size
 
     def batches(source: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -53,7 +53,8 @@ def row_outputs(
             return predict(combine(trainable, frozen), batch)
 
         whole = NamedSharding(mesh, PartitionSpec())
-        outputs = jax.jit(jax.vmap(each, in_axes=(0, axes, None)), out_shardings=whole)
+        stacked = jax.vmap(each, in_axes=(0, axes, None))
+        outputs = jax.jit(stacked, out_shardings=whole, compiler_options=setting.options)
 
         def evaluate(trainable: Tree, frozen: Tree) -> list[dict[str, float]]:
             found = {}

@@ -63,7 +63,8 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
     source = task.validation_source()
     if source is None:
         return None
-    sums = make_loss_evaluator(next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll))
+    objective = next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll)
+    sums = make_loss_evaluator(objective, setting.options)
 
     def evaluate(variables):
         batches = one_pass(source, task.features, setting.batch_size, **batch_share(setting.mesh))

@@ -22,6 +22,9 @@ from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
 ATTENTION = ("auto", "xla", "cudnn", "heads_first")
+# Behind "auto" or "cudnn": cuDNN is given the mask of packed rows once for each head. Trials of one program run under
+# `jax.vmap`, and jax's rule for cuDNN's attention takes no mask that heads share.
+BY_HEAD = "_by_head"
 QKV = ("query", "key", "value")
 
 
@@ -35,7 +38,8 @@ class Attention(nn.Module):
       heads, kv_heads, head_dim: query heads, key/value heads (a divisor of heads), width of a head.
       use_bias: whether the projections have biases; out_bias: whether out has one, None: as use_bias says.
       dtype, param_dtype: compute type; type that parameters are created in. The softmax is float32.
-      implementation: "auto", "xla", "cudnn" or "heads_first"; see `pick_implementation`.
+      implementation: "auto", "xla", "cudnn" or "heads_first", see `pick_implementation`; "auto" and "cudnn" may end in
+        BY_HEAD.
       fused: one product for query, key and value; see `layouts.fused`.
       qk_norm: RMSNorms query_norm and key_norm before the rotation, over each "head" or the "width" of all; or "none".
       norm_eps, norm_offset: eps and offset of these norms, as in `layers.RMSNorm`.
@@ -111,7 +115,7 @@ class Attention(nn.Module):
             key, value = key.astype(self.dtype), value.astype(self.dtype)
         packed = isinstance(allowed, Packed)
         kernel = pick_implementation(
-            self.implementation,
+            self.implementation.removesuffix(BY_HEAD),
             self.dtype,
             self.head_dim,
             x.shape[1],
@@ -126,7 +130,7 @@ class Attention(nn.Module):
         causal, mask = packed or allowed is None, allowed.same if isinstance(allowed, Packed) else allowed
         y = attend(
             query, key, value, mask, causal=causal, kernel=kernel, scale=self.scale, softcap=self.softcap,
-            window=window,
+            window=window, by_head=self.implementation.endswith(BY_HEAD),
         )  # fmt: skip
         return self.output(y, x.shape[-1]), cache
 
@@ -214,6 +218,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     window: Window | None = None,
+    by_head: bool = False,
 ) -> Array:
     """softmax(Q K^T / sqrt(head_dim)) V by head, checkpointed as "attention"; the softmax is float32.
 
@@ -224,6 +229,7 @@ def attend(
       kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`; with a softcap "heads_first".
       scale, softcap: as in `Attention`.
       window: only with `causal` or `allowed`.
+      by_head: gives cuDNN `allowed` for each head, see BY_HEAD.
 
     Returns:
       [B, T, heads, head_dim].
@@ -235,6 +241,8 @@ def attend(
     if kernel == "heads_first":
         allowed = _causal(allowed, queries) if causal else allowed
         return checkpoint_name(heads_first_attention(query, key, value, allowed, scale, softcap), "attention")
+    if by_head and kernel == "cudnn" and allowed is not None:
+        allowed = jnp.broadcast_to(allowed, (query.shape[0], query.shape[2], queries, slots))
     run = functools.partial(
         jax.nn.dot_product_attention, mask=allowed, is_causal=causal, scale=scale, implementation=kernel
     )

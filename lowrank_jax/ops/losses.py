@@ -1,5 +1,6 @@
 """Next-token cross-entropy: sums over targets, over all logits at once, or in chunks of them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax.interpreters import partial_eval
 from jaxtyping import Float, Integer, Shaped
 
 from lowrank_jax.core.types import Array
+from lowrank_jax.ops.capability import platform
 
 
 class LossSums(NamedTuple):
@@ -57,8 +59,8 @@ def chunked_next_token_loss(
 
         d loss / d logits[b, t] = weights[b, t] (softmax(logits[b, t]) - (1 - e) onehot(target[b, t]) - e / V),
 
-    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance_log.md, "Figures
-    behind comments in the code").
+    and the backward pass only scales them: no logits are saved or computed twice (sizes: docs/performance_log.md,
+    "Figures behind comments in the code").
 
     Args:
       hidden: [B, T, D], the input of the head.
@@ -128,8 +130,9 @@ def _loss_in_chunks(
             # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
-            of_hidden, of_chunk = pull(_gradient(logits, tokens, weights, smoothing))
-            sums = jax.tree.map(jnp.add, sums, _sums(logits, tokens, weights, smoothing))
+            of_chunk_sums, of_logits = _sums_and_gradient(logits, tokens, weights, smoothing)
+            of_hidden, of_chunk = pull(of_logits)
+            sums = jax.tree.map(jnp.add, sums, of_chunk_sums)
             return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
@@ -147,29 +150,89 @@ def _loss_in_chunks(
     return loss
 
 
-def _gradient(
+def _sums_and_gradient(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
-) -> Float[Array, "B t V"]:
-    """Gradient of `_sums(logits, targets, weights, smoothing).loss` by the logits, in their dtype."""
-    wide, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
-    wanted = _is_target(wide, targets)
+) -> tuple[LossSums, Float[Array, "B t V"]]:
+    """`_sums`, and the gradient of their loss by the logits, in the logits' dtype."""
+    wide, heavy = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    if platform() == "gpu":
+        each, (_, _, logsumexp) = _once_forward(wide, targets, smoothing)
+        sums, likely = _weighted(each, heavy), jnp.exp(wide - logsumexp[..., None])
+    else:
+        sums, likely = _sums(logits, targets, weights, smoothing), jax.nn.softmax(wide)
+    return sums, _gradient(likely, targets, heavy, smoothing).astype(logits.dtype)
+
+
+def _gradient(likely: Array, targets: Array, weights: Array, smoothing: float) -> Array:
+    """weights (softmax(logits) - (1 - e) onehot(targets) - e / V), float32 [B, t, V], of the softmax."""
+    wanted = _is_target(likely, targets)
     if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / logits.shape[-1]
-    return (weights[..., None] * (jax.nn.softmax(wide) - wanted)).astype(logits.dtype)
+        wanted = (1 - smoothing) * wanted + smoothing / likely.shape[-1]
+    return weights[..., None] * (likely - wanted)
 
 
 def _sums(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> LossSums:
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    if platform() == "gpu":
+        return _weighted(losses_once(logits, targets, smoothing), weights)
     target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
     wanted = target_logits
     if smoothing:
         wanted = (1 - smoothing) * target_logits + smoothing * jnp.mean(logits, axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - wanted
     # The maximum is logsumexp's own; an argmax would be one more pass over the logits.
-    correct = target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    return _weighted((losses, target_logits >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)), weights)
+
+
+def _weighted(each: tuple[Array, Array], weights: Array) -> LossSums:
+    losses, correct = each
     return LossSums(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def losses_once(
+    logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float
+) -> tuple[Float[Array, "B t"], Shaped[Array, "B t"]]:
+    """(-log p of each target, smoothed; whether it is the most likely token), by one reduction over float32 logits.
+
+    Each sum of exponentials is kept relative to the largest logit of its part:
+
+        (top, sum) + (top', sum') = (m, sum e^(top - m) + sum' e^(top' - m)), m = max(top, top')
+
+    XLA's GPU backend makes a kernel for each reduction that waits for another or has another shape: three or four
+    passes over the logits. The gradient is one more. Bytes: docs/performance_log.md, "Figures behind comments in the
+    code".
+    """
+    return _once_forward(logits, targets, smoothing)[0]
+
+
+def _once_forward(logits, targets, smoothing):
+    def add(one, other):
+        (top, total, *sums), (top_, total_, *sums_) = one, other
+        most = jnp.maximum(top, top_)
+        scaled = total * jnp.exp(top - most) + total_ * jnp.exp(top_ - most)
+        return most, scaled, *(a + b for a, b in zip(sums, sums_, strict=True))
+
+    # The smallest number stands for no logit at all: of two -inf the difference would be NaN.
+    lowest, zero = jnp.float32(jnp.finfo(jnp.float32).min), jnp.float32(0)
+    read = [logits, jnp.ones_like(logits), jnp.where(_is_target(logits, targets), logits, 0.0)]
+    read += [logits] if smoothing else []
+    starts = [lowest] + [zero] * (len(read) - 1)
+    top, total, target, *summed = jax.lax.reduce(read, starts, add, (logits.ndim - 1,))
+    logsumexp, wanted = top + jnp.log(total), target
+    if smoothing:
+        wanted = (1 - smoothing) * target + smoothing * summed[0] / logits.shape[-1]
+    return (logsumexp - wanted, target >= top), (logits, targets, logsumexp)
+
+
+def _once_backward(smoothing, residuals, g):
+    logits, targets, logsumexp = residuals
+    return _gradient(jnp.exp(logits - logsumexp[..., None]), targets, g[0], smoothing), None
+
+
+losses_once.defvjp(_once_forward, _once_backward)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:

@@ -26,7 +26,8 @@ class Collective:
     Attributes:
       kind: one of KINDS.
       nbytes: of the largest array that one leaves on a device.
-      times: in one execution of the program; a loop counts as often as it runs, where XLA knows that.
+      times: in one execution of the program; a loop counts as often as it runs, where XLA knows that, and of
+        a condition every branch.
     """
 
     kind: str
@@ -46,23 +47,21 @@ def collectives(text: str) -> list[Collective]:
       text: `compiled.as_text()`.
     """
     bodies, entry = _computations(text)
-    # A TPU's transfer is several operations on one channel, each in a computation of its own; those in between may lie
-    # in a loop that it passes. What a program asks for itself (`jax.lax.ppermute`) has one channel for all transfers.
+    # A TPU's transfer can be several operations on one channel, each fused with other work; those in between may lie in
+    # a loop that it passes. Of the others each is a transfer, whatever its channel: jax gives all that a program asks
+    # for itself (`jax.lax.ppermute`) the same.
     runs = _runs(bodies, entry)
-    listed = [
-        (name, number, result, operation.removesuffix("-start"), _CHANNEL.search(line))
-        for name in runs
-        for number, (result, operation, line) in enumerate(bodies[name])
-        if operation.removesuffix("-start") in KINDS
-    ]
-    uses = collections.Counter((name, channel[1]) for name, *_, channel in listed if channel)
-    shared = {channel for (_, channel), times in uses.items() if times > 1}
+    lines = [line for body in bodies.values() for _, operation, line in body if operation == "fusion"]
+    fused = {name for line in lines for name in _CALLED.findall(line)}
     transfers: dict[Any, tuple[str, int, int]] = {}
-    for name, number, result, kind, channel in listed:
-        nbytes = max(map(_nbytes, _ARRAY.findall(result)), default=0)
-        key = (name, number) if channel is None or channel[1] in shared else channel[1]
-        _, most, least = transfers.get(key, (kind, nbytes, runs[name]))
-        transfers[key] = (kind, max(most, nbytes), min(least, runs[name]))
+    for name, times in runs.items():
+        for number, (result, operation, line) in enumerate(bodies[name]):
+            if (kind := operation.removesuffix("-start")) in KINDS:
+                nbytes = max(map(_nbytes, _ARRAY.findall(result)), default=0)
+                channel = _CHANNEL.search(line) if name in fused else None
+                key = channel[1] if channel else (name, number)
+                _, most, least = transfers.get(key, (kind, nbytes, times))
+                transfers[key] = (kind, max(most, nbytes), min(least, times))
     found = collections.Counter()
     for kind, nbytes, times in transfers.values():
         found[kind, nbytes] += times

@@ -13,11 +13,12 @@ WIDE = 2_048  # between the two widths that were measured, 576 and 4,096
 
 
 def compiler_options(
-    width: int, groups: Groups, unrolled: bool, device: Any, fp8: bool = False
+    width: int, groups: Groups, unrolled: bool, device: Any, fp8: bool = False, coded: bool = False
 ) -> dict[str, bool | int | str]:
     """XLA options for `jax.jit` of a step; an option that XLA_FLAGS names is left to the user.
 
-    What was measured: docs/performance_log.md, "Figures behind comments in the code". On GPUs with fused kernels:
+    What was measured: docs/performance_log.md, "Figures behind comments in the code". On GPUs with fused kernels, or
+    without a loop over the layers:
 
     * No Triton products: where XLA's autotuner takes cuBLAS instead of Triton, it first copies each layer's weights out
       of the stack. Narrow scans keep Triton: not measured.
@@ -32,12 +33,13 @@ def compiler_options(
 
     Args:
       width: features of the residual stream.
-      groups: the fused kernels (`layouts.fused`); without any, XLA's defaults stay: not measured.
+      groups: the fused kernels (`layouts.fused`); a loop without any keeps XLA's defaults: not measured.
       unrolled: whether there is no loop over the layers.
       device: one of the step's.
       fp8: whether frozen kernels are FP8 codes.
+      coded: whether they are codes of another kind, which Triton's products may dequantise: XLA's defaults stay.
     """
-    if device.platform != "gpu" or not (groups or fp8):
+    if device.platform != "gpu" or not (groups or fp8 or (unrolled and not coded)):
         return {}
     chosen: dict[str, bool | int | str] = {MERGE: 0}
     if fp8:

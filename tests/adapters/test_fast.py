@@ -1,6 +1,7 @@
 """The fast forms equal the equations: value, and gradients by leaf and input, for every family, option and dtype."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec, BottleneckConfig, MoraConfig
-from lowrank_jax.adapters.fast import FAST, get_fast, mora
+from lowrank_jax.adapters.fast import FAST, aligned, get_fast, mora
 from lowrank_jax.adapters.prefix import families as prefix
 from lowrank_jax.adapters.registry import FAMILIES, TABLES
 
@@ -103,6 +104,22 @@ def test_fast_equals_plain(kind, dtype):
         paths = jax.tree_util.tree_flatten_with_path(plain)[0]
         for (path, expected), found in zip(paths, jax.tree.leaves(fast), strict=True):
             check(found, expected, dtype, f"{spec} {jax.tree_util.keystr(path)}")
+
+
+def test_zeros_up_to_a_gpus_width_change_nothing(monkeypatch):
+    """On a GPU a rank of 3 is one of 8: values and gradients of all families with a narrow side stay the same."""
+    specs = [SPECS[name][-1] for name in ("lora", "dora", "houlsby", "lin")]
+    cases = [draw(FAMILIES[spec.config.method], spec, jnp.float32) for spec in specs]
+
+    def all_of(cases):
+        return [run(get_fast(FAMILIES[s.config.method]), s, *case) for s, case in zip(specs, cases, strict=True)]
+
+    narrow = compiled(all_of, cases)
+    monkeypatch.setattr(aligned, "platform", lambda: "gpu")
+    again = functools.partial(all_of)  # jax does not trace a function twice
+    assert "3,8]" in str(jax.make_jaxpr(again)(cases))  # x A
+    for found, expected in zip(*(jax.tree.leaves(one) for one in (compiled(again, cases), narrow)), strict=True):
+        check(found, expected, jnp.float32, "zeros")
 
 
 def test_joined_sites_equal_plain_ones():

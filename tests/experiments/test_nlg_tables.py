@@ -1,5 +1,6 @@
 """The tables of LoRA's GPT experiments over fabricated records, and the published numbers."""
 
+import math
 from types import SimpleNamespace
 
 from experiments.papers import gpt3, nlg
@@ -171,6 +172,20 @@ def test_settings_of_two_seeds_are_compared_by_their_held_out_loss():
     good = [record("e2e", seed=seed, scores=E2E, rate=2e-3, losses=(1.2,)) for seed in (0, 1)]
     for runs, rate in ((astray + good, "0.002"), (astray + good[:1], "0.01"), (astray[:1] + good, "0.002")):
         assert line_of(shown("lora_table3", runs), "LoRA 4")["rate"] == rate
+    # Nor where no run has the scores that need Java, or their loss is no number.
+    for change in ({"decoded/meteor": None}, {"decoded/meteor": None, "loss": math.nan}):
+        for run in astray:
+            run["evaluations"][-1] |= change if run["config"]["seed"] else {"decoded/meteor": None}
+        for run in good:
+            run["evaluations"][-1] |= {"decoded/meteor": None}
+        assert line_of(shown("lora_table3", astray + good), "LoRA 4")["rate"] == "0.002", change
+
+
+def test_two_seeds_with_all_scores_count_more_than_many_with_some():
+    some = {name: E2E[name] for name in list(E2E)[:5]}
+    runs = [record("e2e", seed=seed, scores=some, rate=1e-3, losses=(1.1,)) for seed in range(4)]
+    runs += [record("e2e", seed=seed, scores=E2E, rate=2e-4) for seed in (0, 1)]
+    assert line_of(shown("lora_table3", runs), "LoRA 4")["CIDEr"] == "2.40+-0.00"
 
 
 def test_the_columns_of_a_row_are_of_one_setting():

@@ -108,18 +108,22 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs():
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_transfers_that_a_program_asks_for_count_each():
-    """jax gives all of them one channel."""
+@pytest.mark.parametrize(("before", "inside"), [(3, 0), (1, 5)])
+def test_transfers_that_a_program_asks_for_count_each(before, inside):
+    """jax gives all of them one channel, those before a loop and in it too."""
+
+    def turn(_, x):
+        return jnp.tanh(jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 0)]))
 
     def turned(x):
-        for _ in range(3):
-            x = jnp.tanh(jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 0)]))
-        return x
+        for _ in range(before):
+            x = turn(None, x)
+        return jax.lax.fori_loop(0, inside, turn, x)
 
     mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
     function = jax.jit(jax.shard_map(turned, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp")))
     text = function.lower(jax.ShapeDtypeStruct((8,), np.float32)).compile().as_text()
-    assert collectives(text) == [Collective("collective-permute", 16, 3)]
+    assert collectives(text) == [Collective("collective-permute", 16, before + inside)]
 
 
 TPU = """

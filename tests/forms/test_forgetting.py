@@ -11,10 +11,11 @@ from toys import drawn
 from experiments.records.forgetting import rises
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.forms.forgetting import ForgettingOptions, name_of, text_loss
-from lowrank_jax.forms.next_token import next_token_objective
+from lowrank_jax.forms.next_token import likelihood, next_token_objective
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from lowrank_jax.tasks.base import LikelihoodTask
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
 CONFIG, BYTES = get_model("toy-llama"), ByteTokenizer()
@@ -27,7 +28,7 @@ def setting():
     def place(batch):
         return {name: jax.device_put(rows, batch_sharding(mesh)) for name, rows in batch.items()}
 
-    return SimpleNamespace(tokenizer=BYTES, model=CONFIG, mesh=mesh, place=place)
+    return SimpleNamespace(tokenizer=BYTES, model=CONFIG, mesh=mesh, place=place, options=None)
 
 
 def write(path, texts):
@@ -52,6 +53,19 @@ def test_the_loss_is_that_of_the_first_tokens_of_the_file(setting, tmp_path, add
     evaluation = text_loss(setting, SimpleNamespace(), options, next_token_objective(model.apply))
     assert evaluation.one(variables) == {"old/text_loss": pytest.approx(-chosen.mean(), rel=1e-5)}
     assert chosen.size == options.targets
+
+
+def test_losses_are_compiled_with_the_steps_options(setting, tmp_path):
+    """Otherwise XLA times products for the evaluation that it does not time for the step."""
+    setting.options, setting.apply_fn = {"xla_gpu_gone": 0}, Llama(CONFIG).apply
+    setting.chunk_tokens, setting.unroll, setting.batch_size = 0, 1, setting.mesh.size
+    rows = [{"tokens": np.arange(8, dtype=np.int32), "weights": np.ones(8, np.float32)}] * setting.mesh.size
+    task = type("Held", (LikelihoodTask,), {"validation_source": lambda self: rows, "features": dict})()
+    variables = drawn(Llama(CONFIG), np.zeros((1, 8), np.int32))
+    options = ForgettingOptions(write(tmp_path / "old.jsonl", ["never read to its end"]), rows=1, tokens=16)
+    for one in (likelihood(setting, task), text_loss(setting, task, options, next_token_objective(setting.apply_fn))):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            one.one(variables)
 
 
 def test_what_is_refused(setting, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from toys import drawn
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
+from experiments.planning import topology
 from experiments.session import trial_group
-from experiments.session.trial_group import without_flash
+from experiments.session.trial_group import with_masks_by_head
 from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import combine, partition
@@ -26,6 +28,7 @@ from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.models.rotary import YarnScaling
+from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.tasks.base import make_features
 
 LENGTHS, WIDTH = (5, 9, 12, 3, 7, 2), 16
@@ -119,18 +122,71 @@ def test_cudnn_with_documents_equals_xla(window):
         assert jnp.abs(one - two).max() < 0.03 * jnp.abs(two).max()
 
 
+def test_what_a_gpu_computes_in_other_forms_trains_alike():
+    """Rotation, loss and zeros beside A and B as a GPU has them, run here: trials of a step have the same gradients."""
+    model = Llama(LLAMA, attention="xla")
+    params = drawn(model, np.zeros((1, 4), np.int32))["params"]
+    config = adapters.AdapterConfig("lora", rank=3, targets=("all-linear",), init="gaussian")
+    plan = adapters.make_plan(params, config)
+    apply_fn = adapters.attach(model, plan)
+    trainable, frozen = partition(
+        {"params": params, **jax.jit(functools.partial(adapters.create, plan))(jax.random.key(1))}
+    )
+    trainable = jax.tree.map(lambda x: jnp.stack([x + 0.1, x - 0.2]), trainable)  # two trials; LoRA's B begins at 0
+    packed, _, _ = batches(np.random.default_rng(0))
+
+    def gradients(chunk_tokens, smoothing):
+        objective = next_token_objective(apply_fn, chunk_tokens, smoothing=smoothing)
+
+        def loss(trainable):
+            return objective(combine(trainable, frozen), packed, None)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, has_aux=True)))(trainable)
+
+    for given in ((0, 0.1), (20, 0.0)):
+        here = gradients(*given)
+        with meant_for(SimpleNamespace(platform="gpu", compute_capability="9.0")):
+            there = gradients(*given)
+        for one, other in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=5e-5 * np.abs(np.asarray(other)).max())
+        assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(here[1]))
+
+
 def test_cudnn_where_packed_rows_do_not_suit_it(monkeypatch):
     model, tokens = Llama(LLAMA, attention="cudnn"), jnp.ones((1, 5), jnp.int32)
     with pytest.raises(UserError, match='"cudnn" needs rows of an even length, not 5'):
         jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, segments=tokens))
     monkeypatch.setattr(trial_group, "platform", lambda: "gpu")
     config = unpack_run(to_plain(complete_file("configs/finetune.py:data=a.jsonl,packed")))
-    assert without_flash(config).base.attention == "xla"
+    assert with_masks_by_head(config).base.attention == "auto_by_head"
     asked = dataclasses.replace(config, base=dataclasses.replace(config.base, attention="cudnn"))
-    with pytest.raises(UserError, match='has no mask of packed documents for several trials; set it to "auto"'):
-        without_flash(asked)
+    assert with_masks_by_head(asked).base.attention == "cudnn_by_head"
+    dense = dataclasses.replace(config, base=dataclasses.replace(config.base, attention="xla"))
+    assert with_masks_by_head(dense) is dense
     plain = dataclasses.replace(config, task=dataclasses.replace(config.task, packed=False, documents="joined"))
-    assert without_flash(plain) is plain
+    assert with_masks_by_head(plain) is plain
+
+
+@pytest.mark.parametrize("remat", ["none", "projections"])
+def test_trials_of_packed_rows_run_on_cudnns_attention(remat):
+    """jax's rule for vmap of it refuses a mask that heads share, as packed rows of a single run have it."""
+    card = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    tokens = jnp.ones((3, 2, 8), jnp.int32)  # three trials
+    with topology.planning_for(topology.parse("h200:1"), topology.Target([card], True, "", absent=True)):
+
+        def traced(attention):
+            model = Llama(LLAMA, jnp.bfloat16, jnp.bfloat16, remat=remat, attention=attention)
+            params = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens[0]))
+
+            def loss(params, tokens):
+                return model.apply(params, tokens, segments=tokens).sum()
+
+            stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), params)
+            return str(jax.make_jaxpr(jax.vmap(jax.value_and_grad(loss)))(stacked, tokens))
+
+        assert traced("cudnn_by_head").count("dot_product_attention_bwd") == 1
+        with pytest.raises(TypeError, match="cannot reshape"):
+            traced("cudnn")
 
 
 def test_positions_begin_again():

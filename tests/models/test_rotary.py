@@ -1,6 +1,7 @@
 """Scalings of rotary positions against transformers' functions, and what depends on the length of the rows."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from lowrank_jax.models.rotary import (
     query_scale,
     rotary_tables,
     rotate,
+    rotate_whole,
 )
 
 DIM, THETA = 16, 5e3
@@ -70,6 +72,18 @@ def test_a_part_of_a_head_is_rotated():
     turned = rotate(x, *tables)
     np.testing.assert_array_equal(turned[..., 8:], x[..., 8:])
     np.testing.assert_array_equal(turned[..., :8], rotate(x[..., :8], *tables))
+
+
+def test_whole_heads_rotated_at_once_are_the_same_numbers():
+    """A GPU's form, in value and gradient, with tables of a row each and with heads of one number and of several."""
+    positions = jnp.array([[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]])
+    for heads in (1, 3):
+        x = jax.random.normal(jax.random.key(0), (2, 5, heads, 12), jnp.bfloat16)
+        tables = rotary_tables(positions, 12, 1e4)
+        plain, back = jax.vjp(functools.partial(rotate, cos=tables[0], sin=tables[1]), x)
+        once, back_once = jax.vjp(functools.partial(rotate_whole, cos=tables[0], sin=tables[1]), x)
+        np.testing.assert_array_equal(plain, once)
+        np.testing.assert_array_equal(back(plain)[0], back_once(plain)[0])
 
 
 def test_query_scale_grows_by_whole_periods():

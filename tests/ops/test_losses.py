@@ -7,6 +7,7 @@ import pytest
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lowrank_jax.ops import losses
 from lowrank_jax.ops.losses import chunked_next_token_loss, next_token_loss
 
 B, T, D, V = 3, 11, 6, 17
@@ -26,10 +27,10 @@ def test_equals_torch_in_value_and_gradient():
     hidden, kernel, tokens, weights = draw()
     logits = np.asarray(hidden @ kernel)
     theirs = torch.tensor(logits, requires_grad=True)
-    losses = torch.nn.functional.cross_entropy(
+    each = torch.nn.functional.cross_entropy(
         theirs[:, :-1].reshape(-1, V), torch.tensor(np.asarray(tokens[:, 1:])).long().reshape(-1), reduction="none"
     )
-    total = (losses * torch.tensor(np.asarray(weights[:, 1:])).reshape(-1)).sum()
+    total = (each * torch.tensor(np.asarray(weights[:, 1:])).reshape(-1)).sum()
     total.backward()
     ours, gradient = jax.jit(jax.value_and_grad(lambda x: next_token_loss(x, tokens, weights).loss))(logits)
     np.testing.assert_allclose(ours, total.item(), rtol=1e-6)
@@ -193,11 +194,11 @@ def test_label_smoothing_equals_torch_in_value_and_gradient(chunk_tokens):
     """(1 - e) nll + e mean over the vocabulary of -log p, as torch and LoRA's script have it."""
     hidden, kernel, tokens, weights = draw()
     theirs = [torch.tensor(np.asarray(x), requires_grad=True) for x in (hidden, kernel)]
-    losses = torch.nn.functional.cross_entropy(
+    each = torch.nn.functional.cross_entropy(
         (theirs[0] @ theirs[1])[:, :-1].reshape(-1, V), torch.tensor(np.asarray(tokens[:, 1:])).long().reshape(-1),
         reduction="none", label_smoothing=0.1,
     )  # fmt: skip
-    total = (losses * torch.tensor(np.asarray(weights[:, 1:])).reshape(-1)).sum()
+    total = (each * torch.tensor(np.asarray(weights[:, 1:])).reshape(-1)).sum()
     total.backward()
 
     def loss(hidden, kernel, smoothing):
@@ -211,3 +212,29 @@ def test_label_smoothing_equals_torch_in_value_and_gradient(chunk_tokens):
     alone = jax.jit(loss, static_argnums=2)  # as an evaluation has it, without a gradient
     np.testing.assert_allclose(alone(hidden, kernel, 0.1), total.item(), rtol=1e-6)
     assert abs(ours - alone(hidden, kernel, 0.0)) > 0.1
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 6])
+def test_logits_that_are_read_once_say_the_same(chunk_tokens, monkeypatch):
+    """A GPU's form: one reduction has the largest logit and the sum of exponentials, in value, gradient and counts."""
+    hidden, kernel, tokens, weights = (jnp.stack(x) for x in zip(draw(), draw(seed=1), strict=True))
+    hidden = 9 * hidden.at[0, 0, 0].multiply(1e6)  # one row's logits are too far apart for a sum without a maximum
+
+    def loss(smoothing):
+        def each(hidden, kernel, tokens, weights):
+            sums = chunked_next_token_loss(
+                hidden, lambda h: h @ kernel, tokens, weights, chunk_tokens, smoothing=smoothing
+            )
+            return sums.loss, sums
+
+        return jax.jit(jax.vmap(jax.value_and_grad(each, (0, 1), has_aux=True)))
+
+    given = (hidden, kernel, tokens, weights)
+    apart = [loss(smoothing)(*given) for smoothing in (0.0, 0.1)]
+    monkeypatch.setattr(losses, "platform", lambda: "gpu")
+    once = [loss(smoothing)(*given) for smoothing in (0.0, 0.1)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-5 * jnp.abs(a).max()), apart, once)
+    program = jax.make_jaxpr(lambda *x: losses.next_token_loss(*x, 0.1))(jnp.zeros((B, T, V)), tokens[0], weights[0])
+    assert str(program).count("reduce_max") == 0
+    masked = jnp.zeros((1, 2, 3)).at[..., 2].set(-jnp.inf)
+    np.testing.assert_allclose(next_token_loss(masked, jnp.array([[0, 1]]), jnp.ones((1, 2))).loss, np.log(2), 1e-6)

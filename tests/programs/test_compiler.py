@@ -14,10 +14,11 @@ GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()
 
 
 @pytest.mark.parametrize("width", [WIDE, WIDE - 1])
-def test_unrolled_fused_steps_on_a_gpu_replay_their_graph(width, monkeypatch):
+def test_unrolled_steps_on_a_gpu_replay_their_graph(width, monkeypatch):
     """Weights of a layer have one address in every step; slices that products read in place do not."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(width, GROUPS, True, GPU) == {MERGE: 0, TRITON: False, SLICES: False}
+    for groups in ({}, GROUPS):
+        assert compiler_options(width, groups, True, GPU) == {MERGE: 0, TRITON: False, SLICES: False}
 
 
 def test_narrow_fused_scans_on_a_gpu_keep_triton_and_graphs(monkeypatch):
@@ -38,13 +39,13 @@ def test_fp8_steps_have_no_triton_products(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("width", "groups", "unrolled", "device"),
-    [(WIDE, {}, True, GPU), (WIDE, GROUPS, True, jax.devices()[0])],
-    ids=["plain", "cpu"],
+    ("groups", "unrolled", "device", "coded"),
+    [({}, False, GPU, False), ({}, True, GPU, True), (GROUPS, True, jax.devices()[0], False)],
+    ids=["a loop without joined kernels", "int8", "cpu"],
 )
-def test_other_steps_are_left_alone(width, groups, unrolled, device, monkeypatch):
+def test_other_steps_are_left_alone(groups, unrolled, device, coded, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options(width, groups, unrolled, device) == {}
+    assert compiler_options(WIDE, groups, unrolled, device, coded=coded) == {}
 
 
 @pytest.mark.parametrize(

@@ -181,21 +181,25 @@ def _is_finite(value: Any) -> bool:
 def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict], int]:
     """The runs that have a score and differ in seeds alone.
 
-    Of several such groups the one with the smallest held-out loss among those of at least ENOUGH runs with all scores;
-    where there is none, the one with most scores.
+    Of several such groups the one with the smallest held-out loss among those of at least ENOUGH runs with all scores
+    that a run has; where there is none, the one with most scores.
 
     Returns:
       (the runs, how many others have a score).
     """
     counts = {id(run): sum(score_of(run, name) is not None for name in scores) for run in runs}
     runs = [run for run in runs if counts[id(run)]]
-    most = ENOUGH * len(scores)
-    groups = by_setting(runs)
-    best = min(groups, key=lambda group: (-min(sum(counts[id(run)] for run in group), most), *_loss(group)), default=[])
+    groups, most = by_setting(runs), max(counts.values(), default=0)
+    enough = [group for group in groups if sum(counts[id(run)] == most for run in group) >= ENOUGH]
+    fewer = min(groups, key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
+    best = min(enough, key=_loss, default=fewer)
     return best, len(runs) - len(best)
 
 
 def _loss(runs: Sequence[dict]) -> tuple[float, str]:
-    """The mean held-out loss, by which rates are chosen; of equals the first by name, whatever the order of files."""
-    found = [loss for run in runs if (loss := score_of(run, "loss")) is not None]
-    return statistics.fmean(found) if found else math.inf, min(run["name"] for run in runs)
+    """The mean held-out loss, by which rates are chosen; of equals the first by name, whatever the order of files.
+
+    A run without a finite one has lost its way, and a mean over the others would hide that.
+    """
+    found = [math.inf if (loss := score_of(run, "loss")) is None else loss for run in runs]
+    return statistics.fmean(found), min(run["name"] for run in runs)

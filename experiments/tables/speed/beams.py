@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.text_table import number
-from experiments.tables.speed.lines import place_of, read
+from experiments.tables.speed.lines import is_above_0, is_count, is_finite, is_text, place_of, read, tables
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
@@ -13,13 +13,14 @@ FILE = "speed/beams.jsonl"  # below a folder of results
 OURS = "ours"
 # What must be equal where two programs are compared.
 SETTING = ("base", "dtype", "batch", "beams", "length_penalty", "no_repeat_ngram", "new", "inputs")
-# of `experiments.decode --beams`: field -> types
+# of `experiments.decode --beams`: field -> whether a value is one
 FIELDS = {
-    **dict.fromkeys(("program", "base", "dtype"), str),
-    **dict.fromkeys(("batch", "beams", "no_repeat_ngram", "new", "inputs"), int),
-    **dict.fromkeys(("seconds", "compile_seconds", "length_penalty"), (int, float)),
-    **dict.fromkeys(("hardware", "versions"), dict),
+    **dict.fromkeys(("program", "base", "dtype"), is_text),
+    **dict.fromkeys(("batch", "beams", "no_repeat_ngram", "new", "inputs"), is_count),
+    **dict.fromkeys(("compile_seconds", "length_penalty"), is_finite),
+    "seconds": is_above_0,
 }
+OPTIONAL = {"equal_texts": is_finite, "remark": is_text}
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -31,15 +32,21 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
       UserError: there is none, or a line is no such record.
     """
-    return read(places, FILE, "experiments.decode --beams --out", FIELDS)
+    return read(places, FILE, "experiments.decode --beams --out", FIELDS, OPTIONAL)
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
-    """One row a record, with how much faster ours is than every other program of the same setting."""
-    ours = {_setting(one): one["seconds"] for one in results if one["program"] == OURS}
+    """One row a program, the last of its records, with how much faster ours is than every other of the same setting."""
+    del options
+    return tables(results, _words, _table)
+
+
+def _table(results: Sequence[dict[str, Any]]) -> Table:
+    newest = {(_setting(one), one["program"]): one for one in results}
+    shown = sorted(newest.values(), key=_setting)
     lines = [("base", "program", "inputs", "seconds", "ours is faster by", "equal texts", "compiled in")]
-    for one in sorted(results, key=_setting):
-        own = ours.get(_setting(one))
+    for one in shown:
+        own = newest.get((_setting(one), OURS))
         share = one.get("equal_texts")
         lines.append(
             (
@@ -47,13 +54,13 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
                 one["program"],
                 str(one["inputs"]),
                 number(one["seconds"], ".2f"),
-                "-" if own is None or one["program"] == OURS else f"{one['seconds'] / own:.1f}x",
+                "-" if own is None or one is own else f"{one['seconds'] / own['seconds']:.1f}x",
                 "-" if share is None else f"{share:.1%}",
                 f"{number(one['compile_seconds'], '.0f')} s",
             )
         )
-    captions = sorted({_words(one) for one in results}) + sorted({place_of(one) for one in results})
-    captions += list(dict.fromkeys(one["remark"] for one in results if one.get("remark")))
+    captions = [_words(shown[0]), *sorted({place_of(one) for one in shown})]
+    captions += list(dict.fromkeys(one["remark"] for one in shown if one.get("remark")))
     return Table("Beam search", tuple(lines), tuple(captions))
 
 

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.text_table import number
-from experiments.tables.speed.lines import place_of, read
+from experiments.tables.speed.lines import is_above_0, is_count, is_finite, is_text, place_of, read, tables
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
 FILE = "speed/decoding.jsonl"  # below a folder of results
-# of `experiments.decode`: field -> types
+# of `experiments.decode`: field -> whether a value is one
 FIELDS = {
-    **dict.fromkeys(("shape", "weights"), str),
-    **dict.fromkeys(("batch", "prompt", "new", "rank"), int),
-    **dict.fromkeys(("ms", "first_ms", "compile_seconds"), (int, float)),
-    **dict.fromkeys(("hardware", "versions"), dict),
+    **dict.fromkeys(("shape", "weights"), is_text),
+    **dict.fromkeys(("batch", "prompt", "new", "rank"), is_count),
+    **dict.fromkeys(("first_ms", "compile_seconds"), is_finite),
+    "ms": is_above_0,
 }
+OPTIONAL = {"bandwidth": is_finite}
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -28,11 +29,16 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
       UserError: there is none, or a line is no such record.
     """
-    return read(places, FILE, "experiments.decode --out", FIELDS)
+    return read(places, FILE, "experiments.decode --out", FIELDS, OPTIONAL)
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
     """One row a record, by shape and batch."""
+    del options
+    return tables(results, _words, _table)
+
+
+def _table(results: Sequence[dict[str, Any]]) -> Table:
     lines = [
         ("shape", "rows", "weights", "ms a token", "first token, ms", "tokens/s", "of the bandwidth", "compiled in")
     ]
@@ -50,8 +56,10 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
                 f"{number(one['compile_seconds'], '.0f')} s",
             )
         )
-    sizes = sorted({(one["prompt"], one["new"], one["rank"]) for one in results})
-    captions = [f"Prompts of {prompt} tokens, {new} new ones, LoRA r={rank}, greedy." for prompt, new, rank in sizes]
-    captions += sorted({place_of(one) for one in results})
+    captions = [_words(results[0]), *sorted({place_of(one) for one in results})]
     captions.append("Bandwidth: bytes of the weights by a step's time, as a share of what the data sheet says.")
     return Table("Decoding", tuple(lines), tuple(captions))
+
+
+def _words(one: dict[str, Any]) -> str:
+    return f"Prompts of {one['prompt']} tokens, {one['new']} new ones, LoRA r={one['rank']}, greedy."

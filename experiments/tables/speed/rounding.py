@@ -5,17 +5,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.tables.speed.lines import read
+from experiments.tables.speed.lines import devices_of, is_count, is_finite, is_text, read
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
 CELLS = {"row": ".4f", "cosine": ".3f", "growth": ".1f", "loss": "+.2%", "time": ".2f"}
 FIELDS = {
-    **dict.fromkeys(("case", "base", "method"), str),
-    **dict.fromkeys(("cosine", "row", "growth", "loss", "time"), (int, float)),
-    **dict.fromkeys(("seed", "rank"), int),
-    "batch": list,
-    **dict.fromkeys(("hardware", "versions"), dict),
+    **dict.fromkeys(("case", "base", "method"), is_text),
+    **dict.fromkeys(CELLS, is_finite),
+    **dict.fromkeys(("seed", "rank"), is_count),
+    "batch": lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_count, value)),
 }
 
 
@@ -51,5 +50,5 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
 
 def _work(one: dict[str, Any]) -> str:
     rows, length = one["batch"]
-    kinds, jax = ", ".join(one["hardware"]["devices"]), one["versions"]["jax"]
-    return f"{one['base']}, {one['method']} r={one['rank']} at its start, {rows} x {length} tokens; {kinds}, jax {jax}."
+    work = f"{one['base']}, {one['method']} r={one['rank']} at its start, {rows} x {length} tokens"
+    return f"{work}; {devices_of(one)}, jax {one['versions']['jax']}."

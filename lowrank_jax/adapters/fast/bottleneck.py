@@ -5,6 +5,7 @@ from jaxtyping import Float
 
 from lowrank_jax.adapters import bottleneck
 from lowrank_jax.adapters.base import AdapterSpec, Leaf
+from lowrank_jax.adapters.fast.aligned import with_zeros
 from lowrank_jax.adapters.fast.base import Fast
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.products import trained_matmul
@@ -14,9 +15,9 @@ def delta(leaf: Leaf, h: Float[Array, "*batch d"], spec: AdapterSpec) -> Float[A
     """As `bottleneck.delta`, with W_down's product saved under the name "adapter" for `models.stack.POLICIES`."""
     if "norm_scale" in leaf:
         h = bottleneck.layer_norm(h, leaf["norm_scale"], leaf["norm_bias"])
-    inside = trained_matmul(h, leaf["down_kernel"].astype(h.dtype)) + leaf["down_bias"].astype(h.dtype)
-    inside = checkpoint_name(inside, "adapter")
-    up, bias = (leaf[name].astype(h.dtype) for name in ("up_kernel", "up_bias"))
+    down, b_down, up, bias = (leaf[n].astype(h.dtype) for n in ("down_kernel", "down_bias", "up_kernel", "up_bias"))
+    inside = trained_matmul(h, with_zeros(down, 1)) + with_zeros(b_down, 0)
+    inside, up = checkpoint_name(inside, "adapter"), with_zeros(up, 0)
     return trained_matmul(bottleneck.activation(spec)(inside), up) + bias
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from lowrank_jax.adapters.base import AdapterSpec, Leaf
+from lowrank_jax.adapters.fast.aligned import with_zeros
 from lowrank_jax.adapters.fast.base import Fast
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.products import trained_matmul
@@ -18,8 +19,8 @@ JOINED_RANK = 256
 def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Float[Array, "*batch d_out"]:
     """x A B, with x A saved under the name "adapter" for `models.stack.POLICIES`."""
     del spec
-    hidden = saved_product(trained_matmul(x, leaf["a"].astype(x.dtype)), "adapter")
-    return trained_matmul(hidden, leaf["b"].astype(x.dtype))
+    a, b = with_zeros(leaf["a"].astype(x.dtype), 1), with_zeros(leaf["b"].astype(x.dtype), 0)
+    return trained_matmul(saved_product(trained_matmul(x, a), "adapter"), b)
 
 
 def join(leaves: Sequence[Leaf | None], columns: Sequence[int]) -> dict[str, Array]:
