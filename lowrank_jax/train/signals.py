@@ -17,7 +17,8 @@ from lowrank_jax.core import interrupts
 
 SOON = 0.05
 STOPPING = "stopping: the step that runs is completed, then a checkpoint is written"
-STOPPING_OR_ENDING = f"{STOPPING}; press Ctrl-C again to end at once, back at the last checkpoint"
+STOPPING_ALL = "stopping: all processes end after the same step, then a checkpoint is written"
+AGAIN = "; press Ctrl-C again to end at once, back at the last checkpoint"
 SECONDS = 5.0  # at most about so long between two comparisons, whatever a step takes
 
 
@@ -110,7 +111,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._caught)
-            lines: dict[int, str] = {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING_OR_ENDING}
+            lines: dict[int, str] = {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING + AGAIN}
+            if jax.process_count() > 1:  # of which one ends with a note for the others, when its collective returns
+                lines = dict.fromkeys(lines, STOPPING_ALL)
             self._answers.enter_context(interrupts.answered(lines))
             self._hook = send_again(Stopped, self._still_working)
         return self

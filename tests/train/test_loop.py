@@ -12,7 +12,7 @@ import pytest
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import meter
 from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
-from lowrank_jax.train.signals import STOPPING, STOPPING_OR_ENDING
+from lowrank_jax.train.signals import AGAIN, STOPPING
 from lowrank_jax.train.state import TrainState
 
 
@@ -241,7 +241,7 @@ def test_a_signal_is_answered_saves_and_leaves(number, capfd):
     recorder = Recorder(at={4: lambda: os.kill(os.getpid(), number)})
     outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=10))
     assert outcome.statuses == ("interrupted",)
-    assert {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING_OR_ENDING}[number] + "\n" in capfd.readouterr().err
+    assert {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING + AGAIN}[number] + "\n" in capfd.readouterr().err
     assert "after step 4; run it again to resume" in outcome.messages[0]
     assert recorder.of("log") == [1, 2, 3, 4]
     assert [(step, value) for step, value, *_ in recorder.saved] == [(4, 40)]
