@@ -1,6 +1,7 @@
 """What all programs share: flags, config files, and one-line messages for errors that a user can fix."""
 
 import contextlib
+import difflib
 import os
 import sys
 import threading
@@ -58,7 +59,7 @@ def launch(main: Callable[[list[str]], Any], own_config: bool = False, words: bo
                 ValueError,
                 flags.Error,
             ) as error:
-                raise UserError(_override_error(error, config, rest)) from None
+                raise UserError(_flag_error(main, error, config, rest)) from None
             except SystemExit as ended:
                 if ended.code == 1 and any(word.lstrip("-").partition("=")[0] in HELP_FLAGS for word in rest):
                     sys.exit(0)  # absl ends with 1 once it has printed the help that was asked for
@@ -195,8 +196,12 @@ def complete_file(name: str) -> Any:
     return complete(load_file(name))
 
 
-def _override_error(error: Exception, config: Any, argv: list[str]) -> str:
-    """The message of ml_collections or absl about a wrong override, on one line and with the nearest key."""
+def _flag_error(main: Callable, error: Exception, config: Any, argv: list[str]) -> str:
+    """The message of ml_collections or absl about a wrong flag, on one line and with the nearest flag or key."""
+    if isinstance(error, flags.UnrecognizedFlagError) and getattr(main, READS_CONFIG, False):
+        name, dot, key = error.flagname.partition(".")
+        if difflib.get_close_matches(name, ["config"]):  # absl knows none while no config file is given
+            return f"Unknown command line flag {error.flagname!r}. Did you mean: config{dot}{key} ?"
     from experiments.config.defaults import wrong_key
 
     for word in argv:

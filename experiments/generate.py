@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.cli import launch, start_devices
 from experiments.generation import BESIDE, WEIGHTS
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import INTERRUPTED, UserError
 
 flags.DEFINE_string("run", None, "A run's folder, which gives base, adapter, dtype and chat template; or give --base.")
@@ -97,6 +98,7 @@ def write() -> None:
     ends = tuple(dict.fromkeys((*model.end_ids, *framing.end_ids())))
     author = Author(model, framing, streamer, how, FLAGS.max_new_tokens, stops, ends, FLAGS.no_repeat_ngram)
     with contextlib.ExitStack() as opened:
+        opened.enter_context(interrupts.tidied())  # the terminal's state at the prompt of a chat, the file of --out
         out = open_out(FLAGS.out, FLAGS.file)
         if out is not None:
             opened.enter_context(out)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices, starts_early
 from experiments.config.arguments import in_its_words, spoken
@@ -110,7 +110,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
             print(f"{name}: {spoken(line)}", flush=True)
     identity = {"config": run_folder.content_hash(plain)}
     runs = [Run(name, plain, folder, claim)]
-    session = Session(experiment, runs, folder, identity, started, say=lambda line: logging.info("%s %s", name, line))
+    session = Session(experiment, runs, folder, identity, started)
     session.compile()
     known = data_record.of_task(experiment.task)
     check_alike(data_record.make(plain, known=known) if jax.process_count() > 1 else {})

@@ -43,6 +43,7 @@ from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Grid, check_cells
 from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import INTERRUPTED
 
 
@@ -126,7 +127,8 @@ def sweep_main(options: Any) -> int:
 def main(_) -> int:
     """Returns the exit status: 0 all cells ended, 1 some failed, 2 the user can fix it, 130 interrupted."""
     try:
-        return sweep_main(flags.FLAGS)
+        with interrupts.tidied():  # the engine waits for its child to save
+            return sweep_main(flags.FLAGS)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

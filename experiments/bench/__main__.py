@@ -14,6 +14,7 @@ import json
 from absl import flags
 
 from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices, starts_early
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import UserError
 
 define_seq_len("Tokens a row; by default the config's (configs/bench.py), or the task's.")
@@ -68,7 +69,8 @@ def main(_) -> None:
     if FLAGS.suite:
         from experiments.bench.suites.suite import suite_main
 
-        suite_main(FLAGS)
+        with interrupts.tidied():  # a child, which ends with this process
+            suite_main(FLAGS)
         return
     if FLAGS.latency:
         from experiments.bench.latency.measure import base_of, latency_main

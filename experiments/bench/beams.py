@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from experiments.records.environment import environment_record
 from lowrank_jax.bases.base import Base, BaseConfig, export_params, load_base
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import NLG
@@ -112,7 +113,8 @@ def _theirs(
         flags = {**files, "out": folder / "out.json", "dtype": dtype, "pad": limits.pad_id, **options}
         flags["ends"] = ",".join(map(str, limits.end_ids))
         command = [sys.executable, str(PEER), *(f"--{name}={value}" for name, value in flags.items())]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        with interrupts.tidied():  # the child ends with this process
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(
                 f"{PEER.name} ended with status {done.returncode}; its last lines say why (it needs the extra [parity])"

@@ -20,6 +20,7 @@ from experiments.records.environment import environment_record
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import Base, BaseConfig, export_params, load_base
 from lowrank_jax.bases.peft import export_peft
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import nbytes
 from lowrank_jax.decoding.decoder import cached_decoder
@@ -157,7 +158,8 @@ def _peer(
         files = {"base": "base", "adapter": "adapter", "prompts": "prompts.npz", "out": "out.npz"}
         flags = {**{name: folder / file for name, file in files.items()}, "dtype": dtype, **options}
         command = [sys.executable, str(PEER), *(f"--{name}={value}" for name, value in flags.items())]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        with interrupts.tidied():  # the child ends with this process
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(
                 f"{PEER.name} ended with status {done.returncode}; its last lines say why (it needs the extra [parity])"

@@ -1,5 +1,7 @@
 """Loads files by path: Python files of configs, grids and suites, which are data; and a run's config.json."""
 
+import contextlib
+import difflib
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
@@ -177,7 +179,23 @@ def _no_config(path: str | Path) -> str:
     if not place.is_absolute() and kind_of(ROOT / place) == "file":
         return f"no config file {path} in {Path.cwd()}; give its whole path: {ROOT / place}"
     where = "" if place.is_absolute() else f" in {Path.cwd()}"
-    return f"no config file {path}{where}; give one such as {ROOT / 'configs/mora_uuid.py'}"
+    return f"no config file {path}{where}; {file_meant(path, ROOT / 'configs/mora_uuid.py')}"
+
+
+def file_meant(path: str | Path, example: str | Path) -> str:
+    """The remedy for a file that is not there: the name most like it beside it, or in the example's folder.
+
+    Args:
+      example: a file of this kind.
+    """
+    place = Path(path)
+    for folder in (place.parent, ROOT / place.parent, ROOT / Path(example).parent):
+        names = []
+        with contextlib.suppress(OSError, ValueError):
+            names = [file.name for file in folder.iterdir() if file.suffix == (place.suffix or ".py")]
+        if close := difflib.get_close_matches(place.name, names, n=1):
+            return f"did you mean {folder / close[0]}?"
+    return f"give one such as {example}"
 
 
 def _said(path: str | Path, error: BaseException) -> str:

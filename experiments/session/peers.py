@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import jax
 from tqdm import tqdm
 
+from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError, report
 from lowrank_jax.train.signals import send_again
 
@@ -46,6 +47,7 @@ class Peers:
         self._speaking, self._note, self._leaving = threading.Lock(), {}, False
         self._heard, self._own = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
+        self._notes = contextlib.ExitStack()
 
     def connected(self) -> None:
         """Takes the client and this process's place from jax.distributed.initialize."""
@@ -60,6 +62,7 @@ class Peers:
 
     def __enter__(self) -> "Peers":
         if threading.current_thread() is threading.main_thread():
+            self._notes.enter_context(interrupts.tidied())  # a note for the others, which wait for this process
             signal.signal(signal.SIGTERM, _interrupt)  # jax's own handler would only record the signal
             send_again(KeyboardInterrupt)
         if self.processes > 1:
@@ -74,11 +77,12 @@ class Peers:
         if error is None and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # the run is complete: there is nothing left to stop
                 signal.signal(number, signal.SIG_IGN)
-        if self.processes > 1:
-            if error is None:
-                self._end_together()
-            else:
-                self._end_in_error(error)
+        with self._notes:
+            if self.processes > 1:
+                if error is None:
+                    self._end_together()
+                else:
+                    self._end_in_error(error)
         if isinstance(error, KeyboardInterrupt):
             print(f"interrupted; {AGAIN}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None

@@ -20,6 +20,7 @@ from experiments.session.update import update_spectrum
 from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
+from lowrank_jax.core.errors import memory_named
 from lowrank_jax.train import loop, memory, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
 
@@ -45,7 +46,6 @@ class Session:
       identity: what must be equal where a checkpoint is resumed; the base's fingerprint joins it.
       started: time.time() when the program began.
       more: further keys of every record.
-      say: is told of a resumption.
     """
 
     program: Experiment | TrialGroup
@@ -54,7 +54,6 @@ class Session:
     identity: dict[str, Any]
     started: float
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
-    say: Callable[[str], None] = print
     compiled: Any = None
     merge: Any = None
     compile_seconds: float = 0.0
@@ -71,8 +70,9 @@ class Session:
         self.watch = Watch(self.program) if observed else None
         self.evaluators = [*(self.watch.evaluators() if self.watch else []), *self.program.evaluators()]
         begin = time.perf_counter()
-        self.compiled = self.program.compile(ahead=True)
-        self.merge = self.program.compile_merge()
+        with memory_named("compiling the step"):
+            self.compiled = self.program.compile(ahead=True)
+            self.merge = self.program.compile_merge()
         self.compile_seconds = time.perf_counter() - begin
         with with_sizes(self.program.lead.config, self.program.lead.task):
             memory.check_fits(self.compiled)
@@ -97,7 +97,8 @@ class Session:
     def train(self) -> tuple[loop.Outcome, list[dict]]:
         """Trains to the end, a signal or until no run is left; returns how it ended, and on process 0 the records."""
         program, lead = self.program, self.program.lead
-        state, frozen, fingerprint = program.load()
+        with memory_named("loading the weights"):
+            state, frozen, fingerprint = program.load()
         batches, first, seconds, unmade = program.batches(), 0, 0.0, ()
         folder, keep = self.place / run_folder.CHECKPOINTS, lead.config.checkpoint.keep
         changes = self.merge is not None  # the frozen tree, which is then saved too
@@ -121,7 +122,9 @@ class Session:
                 state, seconds = state._replace(trainable=trainable, **rest), cursor["train_seconds"]
                 unmade = cursor.get(loop.UNMADE, ())
                 batches.set_state(cursor.get("batches", {"batches": first}))  # earlier trials kept no cursor
-                self.say(f"resumed at step {first}")
+                if jax.process_index() == 0:
+                    last = max(one.config.train.last_step for one in program.each)
+                    print(f"resuming after step {first} of {last}", flush=True)
             more = lambda: {"more": self.watch.more(first, seconds)} if self.watch else {}  # noqa: E731
             trackers = [
                 open_files.enter_context(
@@ -140,7 +143,7 @@ class Session:
                 step=program.step_function(self.compiled),
                 batches=self.watch.stream(batches) if self.watch else batches,
                 place=program.place,
-                evaluators=self.evaluators,
+                evaluators=[dataclasses.replace(one, evaluate=_named(one.evaluate)) for one in self.evaluators],
                 configs=[one.config.train for one in program.each],
                 checkpoints=checkpoints,
                 checkpoint_every=lead.config.checkpoint.every,
@@ -155,8 +158,10 @@ class Session:
                 merges=lead.config.restart.due,
             )
             del frozen  # merges replace it
-            outcome = loop.fit(job)
-            records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
+            with memory_named("a training step"):
+                outcome = loop.fit(job)
+            with memory_named("exporting"):
+                records = [self._record(i, outcome, fingerprint, trackers[i], best) for i in range(len(self.runs))]
         return outcome, [record for record in records if record]
 
     def _record(
@@ -200,3 +205,13 @@ class Session:
     def _renew(self) -> None:
         for run in self.runs:
             run.claim.renew()
+
+
+def _named(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """An evaluation whose lack of memory is named."""
+
+    def named(*arguments: Any) -> Any:
+        with memory_named("an evaluation"):
+            return evaluate(*arguments)
+
+    return named

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.files import call_with, config_maker, function_of, load_module
+from experiments.config.files import call_with, config_maker, file_meant, function_of, load_module
 from experiments.config.json_flags import KEYS, is_plain, read
 from experiments.config.labels import with_labels
 from experiments.config.plain import content_hash, is_section, to_plain
@@ -198,7 +198,8 @@ def _same(one: dict, other: dict) -> bool:
 def _stages(grid: str) -> list[tuple[str, Sequence[Any]]]:
     """[(stage, its cells)] of a grid file, FILE or FILE:ARGUMENT."""
     path, _, argument = grid.partition(":")
-    module = load_module(path, f"--grid: there is no file {path!r}; give a path like configs/sweeps/uuid_laptop.py")
+    missing = f"--grid: there is no file {path!r}; {file_meant(path, 'configs/sweeps/uuid_laptop.py')}"
+    module = load_module(path, missing)
     name, function = function_of(path, module, "stages", "cells")
     found = call_with(path, name, lambda *given: [*function(*given)], argument, like=function)
     stages = found if name == "stages" else [("full", found)]

@@ -21,6 +21,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.fingerprints import same
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.ranges import Range, check_ranges
+from lowrank_jax.core.shortage import is_short
 
 FORMAT_VERSION = 1
 POLL_SECONDS = 0.01  # between looks at a save, of several processes
@@ -275,8 +276,10 @@ class Checkpoints:
                 return ocp.JsonCheckpointHandler().restore(place)
             return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(tree))
         except jax.errors.JaxRuntimeError:
-            raise  # the device's fault (out of memory), not the file's
+            raise  # the device's fault, not the file's
         except Exception as error:  # orbax and tensorstore raise any kind: ValueError, KeyError, ...
+            if is_short(error):
+                raise
             raise Damaged(_reason(error)) from error
 
     def _meta(self, step: int) -> Any:
@@ -335,6 +338,8 @@ class Checkpoints:
     def _raise(self, error: Exception) -> NoReturn:
         # Storage faults are OSErrors, or tensorstore's ValueErrors "RESOURCE_EXHAUSTED: ..."; the rest is our fault.
         self._done.discard(self._saving)
+        if is_short(error):
+            raise error
         if not isinstance(error, OSError) and not re.match(r"[A-Z_]{5,}: ", str(error)):
             raise error
         code = _code(error)

@@ -8,9 +8,12 @@ import select
 import sys
 from collections.abc import Iterator
 
+from lowrank_jax.core.shortage import ELSEWHERE, REMEDIES, asked, is_short
+
 MENDABLE = 2  # exit status of a program that ends in a fault which its user can fix
 LOST = 75  # of a program that lost another process or a sweep's root; EX_TEMPFAIL of sysexits.h, "try again"
-INTERRUPTED = 130  # of a program that a signal stopped, after it had saved its state; shells use it for Ctrl-C
+INTERRUPTED = 130  # of a program that Ctrl-C ended, or that a signal stopped after it had saved its state
+ENDED = "interrupted"  # what is said of it
 PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended, as when `| head` has read enough
 # Errors of the system about a file's path, permissions, name or disk; any other may be a fault of ours.
 PLACES = frozenset(
@@ -57,23 +60,49 @@ def report(error: UserError) -> int:
 
 
 @contextlib.contextmanager
+def memory_named(what: str, remedy: str = REMEDIES) -> Iterator[None]:
+    """Within it a lack of memory is an error that its user can fix.
+
+    Args:
+      what: is under way, for the message.
+      remedy: what to do about it.
+
+    Raises:
+      UserError: memory was short; says how much was asked for.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_short(error):
+            raise
+        more = asked(error)
+        said = f"{more} more were asked for than are left" if more else one_line(error)
+        raise UserError(f"out of memory in {what}: {said}; {remedy}") from error
+
+
+@contextlib.contextmanager
 def front_door() -> Iterator[None]:
     """Around a whole program: ends it with one line and status 2 where its user can fix what is wrong.
 
-    That is a UserError, or one of the system's errors in PLACES. Where nobody reads stdout any more (`| head`), the
-    program ends quietly. Everything else is a fault of ours and keeps its traceback.
+    That is a UserError, a lack of memory, or one of the system's errors in PLACES. After Ctrl-C the line is ENDED, with
+    the status INTERRUPTED. Where nobody reads stdout any more (`| head`), the program ends quietly. Everything else is
+    a fault of ours and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal cannot show
     try:
         try:
-            yield
+            with memory_named("this program", ELSEWHERE):
+                yield
         except SystemExit:
             sys.stdout.flush()
             raise
         sys.stdout.flush()  # here rather than at the interpreter's end, where a closed pipe cannot be answered
     except UserError as error:
         sys.exit(report(error))
+    except KeyboardInterrupt:
+        print(ENDED, file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         if not _reader_gone():
             raise

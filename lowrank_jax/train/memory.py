@@ -11,13 +11,8 @@ from typing import Any
 import jax
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.shortage import GIB, REMEDIES
 from lowrank_jax.core.types import Device
-
-GIB = 2**30
-REMEDIES = (
-    "lower train.batch_size, raise train.accumulate, set base.remat or base.quantize, shorten the sequences, or use "
-    "more devices"
-)
 
 
 class TooLarge(UserError):

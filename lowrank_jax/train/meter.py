@@ -17,6 +17,9 @@ from lowrank_jax.core.types import SHOWN, Decoded
 
 # Steps in flight before their metrics are read: enough to hide the host's work behind the device's.
 PIPELINE_DEPTH = 4
+# Of steps of at least so many seconds, none is in flight where the host's work is at most this share of one: a run that
+# is asked to stop would have to wait for all of them, and the device loses no more than that share.
+SLOW_SECONDS, HIDDEN = 1.0, 0.005
 MOST = 200  # most characters of a text in the log
 
 
@@ -63,6 +66,8 @@ class Meter:
         self._pending: collections.deque[_Pending] = collections.deque()
         self._clock: float | None = None  # up to when time is counted
         self._marked = 0.0  # when the last step that is known to have ended did
+        self._begun, self._waited = 0.0, 0.0  # when this turn of the loop began, and how long it has waited for steps
+        self._depth = 0
         self._tokens = np.zeros(len(configs))
         self._marks = [(seconds, 0.0)] * len(configs)  # (seconds, tokens) at each trial's last record
         self._shown: dict[str, str] = {}
@@ -84,13 +89,17 @@ class Meter:
         """Starts the clock, if it stands still."""
         if self._clock is None:
             self._clock = self._marked = time.perf_counter()
+        self._begun, self._waited = time.perf_counter(), 0.0
 
     def push(self, step: int, metrics: dict) -> None:
-        """Takes a step's metrics, [] of one trial or [trials], and reads those of PIPELINE_DEPTH steps before."""
+        """Takes a step's metrics, [] of one trial or [trials], and reads those of `_depth` steps before."""
         self._pending.append(_Pending(step, metrics))
         self._mark()
-        if len(self._pending) > PIPELINE_DEPTH:
+        while len(self._pending) > self._depth and not self.none_left:
             self._read()
+        turn = time.perf_counter() - self._begun
+        hidden = self._waited >= SLOW_SECONDS and turn - self._waited <= HIDDEN * turn
+        self._depth = 0 if hidden else PIPELINE_DEPTH
 
     def drain(self) -> None:
         """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
@@ -169,7 +178,9 @@ class Meter:
 
     def _read(self) -> None:
         entry = self._pending.popleft()
+        begun = time.perf_counter()
         values = {name: np.atleast_1d(np.asarray(value)) for name, value in entry.metrics.items()}
+        self._waited += time.perf_counter() - begun
         if entry.ended is None:  # it was waited for
             entry.ended = self._marked = time.perf_counter()
         assert self._clock is not None  # `start` came before

@@ -1,5 +1,6 @@
 """Stopping on request: SIGTERM and the first Ctrl-C become a flag that the loop reads between steps."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowrank_jax.core import interrupts
+
 SOON = 0.05
+STOPPING = "stopping: the step that runs is completed, then a checkpoint is written"
+STOPPING_ALL = "stopping: all processes end after the same step, then a checkpoint is written"
+AGAIN = "; press Ctrl-C again to end at once, back at the last checkpoint"
 SECONDS = 5.0  # at most about so long between two comparisons, whatever a step takes
 
 
@@ -47,7 +53,8 @@ def send_again(swallowed: type[BaseException], wanted: Callable[[], bool] = lamb
 class StopRequest:
     """Context manager that catches SIGTERM and SIGINT; restores the previous handlers on exit.
 
-    The first signal only sets a flag, for the loop to save and end. A second SIGINT raises KeyboardInterrupt.
+    The first signal is answered by a line and sets a flag, for the loop to save and end. A SIGINT after it ends the
+    program at once (see `core.interrupts`); where no program of ours runs, it raises KeyboardInterrupt.
     With several processes all must end after the same step, whichever got the signal: `requested` compares them. Python
     allows handlers only in the main thread; in others this does nothing.
 
@@ -62,6 +69,7 @@ class StopRequest:
         self._at_once, self._working = False, False
         self._last: int | None = None  # step of the last comparison
         self._next, self._since = 0, 0.0  # step of the next one, and time of the last
+        self._answers = contextlib.ExitStack()
         self._old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def requested(self, step: int) -> bool:
@@ -103,10 +111,15 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._caught)
+            lines: dict[int, str] = {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING + AGAIN}
+            if jax.process_count() > 1:  # of which one ends with a note for the others, when its collective returns
+                lines = dict.fromkeys(lines, STOPPING_ALL)
+            self._answers.enter_context(interrupts.answered(lines))
             self._hook = send_again(Stopped, self._still_working)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._answers.close()
         for number, handler in self._old.items():
             # None: a handler that C code had set (jax.distributed's), which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

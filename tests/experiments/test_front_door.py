@@ -208,6 +208,28 @@ def test_help_is_a_success(program):
     one_line(program("run", "--helf"), "helf")
 
 
+def test_a_misspelt_flag_or_file_gets_the_close_name(program):
+    from experiments.bench.suites.rows import load_suite
+    from experiments.cli import complete_file
+    from experiments.sweeps.grid import Grid
+    from lowrank_jax.core.errors import UserError
+
+    one_line(program("run", "--confg=configs/finetune.py"), "'confg'. Did you mean: config ?")
+    one_line(program("trials", "--confg.train.steps=3"), "Did you mean: config.train.steps ?")
+    one_line(program("plan", "--config=configs/fintune.py"), "no config file", "; did you mean configs/finetune.py?")
+    for read, name, meant in (
+        (complete_file, "config/mora_uid.py", ROOT / "configs/mora_uuid.py"),
+        (complete_file, "configs/lora_glue", "configs/lora_glue.py"),
+        (lambda name: Grid("configs/mora_uuid.py", name), "configs/sweeps/rnks.py", "configs/sweeps/ranks.py"),
+        (load_suite, "configs/suites/h10.py", "configs/suites/h100.py"),
+    ):
+        with pytest.raises(UserError) as error:
+            read(name)
+        assert str(error.value).endswith(f"; did you mean {meant}?")
+    with pytest.raises(UserError, match=r"no config file zzzzzzzz\.py .*; give one such as .*mora_uuid\.py"):
+        complete_file("zzzzzzzz.py")
+
+
 def test_a_config_file_of_the_checkout_is_found_from_elsewhere(program, tmp_path, monkeypatch):
     program("run", "--help")  # changes into the checkout
     monkeypatch.setattr("os.getcwd", lambda: str(tmp_path))

@@ -2,9 +2,12 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
-from experiments.session import experiment
+from experiments.session import experiment, export, training
+from lowrank_jax.core.shortage import ELSEWHERE, REMEDIES
+from lowrank_jax.forms.base import Evaluation
 
 TEXT = dict(config="configs/mora_uuid.py:data=text", task__pairs=None, task__eval_pairs=None)
 
@@ -217,6 +220,34 @@ def test_what_does_not_fit_the_memory(run, no_work, monkeypatch):
     assert "step needs 0.01 of 0.00 GiB" in ended.out
     assert "lower train.batch_size" in ended.err
     assert not ended.folder.exists()
+
+
+def test_memory_that_is_short_after_all_has_the_remedies_too(run, program, monkeypatch):
+    """While the step is compiled, in loading, a step, an evaluation and an export, and in another program."""
+
+    def short(*_, **__):
+        return jnp.zeros(2**48).block_until_ready()
+
+    asked = "1048576.00 GiB more were asked for than are left"
+    monkeypatch.setattr(training.memory, "check_fits", lambda compiled, **more: None)
+    ends = training.loop.Outcome(("finished",), ("",), None, None, 0.0)
+    for what, place, name, fails in (
+        ("compiling the step", experiment.Experiment, "compile", short),
+        ("loading the weights", experiment.Experiment, "load", short),
+        ("a training step", training.loop, "fit", short),
+        ("an evaluation", training.loop, "fit", lambda job: job.evaluators[0].evaluate(job.state, job.frozen)),
+        ("exporting", export, "export_run", short),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment.Experiment, "compile", lambda self, ahead=False: None)
+            patch.setattr(training.loop, "fit", lambda job: ends)
+            patch.setattr(experiment.Experiment, "evaluation", lambda *_: Evaluation(short))
+            patch.setattr(place, name, fails)
+            ended = run("--fresh")
+        assert (ended.status, ended.err) == (2, f"error: out of memory in {what}: {asked}; {REMEDIES}\n")
+    monkeypatch.setattr("experiments.config.schema.unpack_run", short)
+    ended = program("plan", "--config=configs/finetune.py")
+    assert (ended.status, ended.err) == (2, f"error: out of memory in this program: {asked}; {ELSEWHERE}\n")
 
 
 FUSED_MISTAKES = {

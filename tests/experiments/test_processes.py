@@ -18,6 +18,7 @@ from experiments import sweep
 from experiments.session import cluster
 from experiments.session.cluster import Place
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
+from lowrank_jax.train.signals import STOPPING_ALL
 
 ROOT = Path(__file__).parents[2]
 NOTHING = dict.fromkeys(cluster.VARIABLES)
@@ -202,7 +203,8 @@ def test_the_dead_one_of_three_is_named_and_a_signal_to_one_stops_all(several):
     for index in (0, 2):
         no_lines_but(ended[index][2], "error: process 1 of 3 died or was cut off: silent for 10 s; start")
     ended = several("-c", EXCHANGE, "SIGTERM", 1)
-    assert [(status, err) for status, _, err in ended] == [(INTERRUPTED, "")] * 2, ended
+    said = ["", f"{STOPPING_ALL}\n"]
+    assert [(status, err) for status, _, err in ended] == [(INTERRUPTED, line) for line in said], ended
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_stop_and_resume_is_bit_equal(run, saved, records):
         assert json.loads((told.folder / "result.json").read_text())["status"] == "interrupted"
         rest = run(**changes)
         assert rest.status == 0, rest.err
+    assert "\nresuming after step 3 of 6\n" in rest.out
     assert len(batches) == len(set(batches)) == 6  # else a resume that repeated or skipped one could be equal too
     assert saved(rest.folder, 6) == saved(straight.folder, 6)
     assert [line for line in records(rest.folder) if "loss" in line] == [

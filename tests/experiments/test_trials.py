@@ -136,7 +136,7 @@ def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program,
     assert stopped.out.count("interrupted") == 2
     resumed = pair("parts")
     assert resumed.status == 0
-    assert "resumed at step 3" in resumed.out
+    assert "resuming after step 3 of 6" in resumed.out
     folders = [folder for folder in (tmp_path / "whole").iterdir() if folder.name.startswith("mora")]
     assert len(folders) == 2
     for folder in folders:

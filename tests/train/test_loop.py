@@ -6,11 +6,13 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import meter
 from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
+from lowrank_jax.train.signals import AGAIN, STOPPING
 from lowrank_jax.train.state import TrainState
 
 
@@ -235,14 +237,51 @@ def test_trials_end_each_at_its_own_step_and_one_that_diverges_leaves_the_others
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(number):
+def test_a_signal_is_answered_saves_and_leaves(number, capfd):
     recorder = Recorder(at={4: lambda: os.kill(os.getpid(), number)})
     outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=10))
     assert outcome.statuses == ("interrupted",)
+    assert {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING + AGAIN}[number] + "\n" in capfd.readouterr().err
     assert "after step 4; run it again to resume" in outcome.messages[0]
     assert recorder.of("log") == [1, 2, 3, 4]
     assert [(step, value) for step, value, *_ in recorder.saved] == [(4, 40)]
     assert recorder.of("eval") == []
+
+
+class Slow:
+    """A loss that the device has not computed yet: who reads it waits."""
+
+    shape, ndim, dtype = (), 0, jnp.float32
+
+    def __init__(self, value, wait):
+        self.value, self.wait = value, wait
+
+    def is_ready(self):
+        return False
+
+    def __array__(self, dtype=None, copy=None):
+        self.wait()
+        return np.asarray(self.value, dtype)
+
+
+@pytest.mark.parametrize(("device", "host", "made"), [(2.0, 0.0, 7), (2.0, 0.1, 11), (0.3, 0.0, 11)])
+def test_a_signal_waits_for_the_running_step_alone_where_steps_are_slow(clock, device, host, made):
+    """Where the device would wait for the host, or steps are short, four more are under way."""
+    recorder = Recorder(clock=clock, seconds=host)
+    step = recorder.step
+
+    def slow(state, frozen, batch):
+        def wait():
+            clock.move(device)
+            if batch == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        state, metrics = step(state, frozen, batch)
+        return state, metrics | {"loss": Slow(metrics["loss"], wait)}
+
+    recorder.step = slow
+    assert fit(job(recorder, LoopConfig(steps=50))).statuses == ("interrupted",)
+    assert (recorder.of("save"), recorder.served) == ([made], made)
 
 
 def test_a_signal_in_the_last_step_finishes_a_run_without_evaluations():

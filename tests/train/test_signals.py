@@ -14,7 +14,7 @@ import pytest
 
 from experiments.session.peers import AGAIN, Peers
 from lowrank_jax.train import signals
-from lowrank_jax.train.signals import Stopped, StopRequest
+from lowrank_jax.train.signals import STOPPING, Stopped, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -99,7 +99,7 @@ def test_a_signal_that_comes_where_python_ignores_exceptions_is_not_lost(capfd):
         sys.unraisablehook = before
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
             signal.signal(number, handler)
-    assert capfd.readouterr().err == "interrupted; " + AGAIN + "\n"
+    assert capfd.readouterr().err == f"{STOPPING}\ninterrupted; {AGAIN}\n"
 
 
 def test_handlers_come_back_after_an_error():

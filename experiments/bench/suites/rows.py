@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.config.files import call, load_module
+from experiments.config.files import call, file_meant, load_module
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.patterns import check_pattern
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -148,7 +149,9 @@ def load_suite(name: str) -> Suite:
     path = Path(name) if name.endswith(".py") else ROOT / FOLDER / f"{name}.py"
     if not path.is_file():
         known = sorted(p.stem for p in (ROOT / FOLDER).glob("[a-z]*.py"))
-        raise UserError(f"no suite {name!r}; known: {', '.join(known)}, or a file like {FOLDER}/h100.py")
+        if name.endswith(".py"):
+            raise UserError(f"no suite {name!r}; {file_meant(name, FOLDER / 'h100.py')}")
+        raise unknown_name("suite", name, known)
     module = load_module(path)
     if missing := [known for known in ("ROWS", "PEER", "PEER_NAME") if not hasattr(module, known)]:
         raise UserError(f"{path} defines no {missing[0]}; see {FOLDER}/h100.py")
