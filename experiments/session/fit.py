@@ -74,8 +74,9 @@ def check_kept(name: str, config: RunConfig, values: Mapping[str, int]) -> None:
 def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
     """One line with the values chosen from the data and why; "" where there are none."""
     rows = len(task.train_source())
-    joined = config.task.packed and not getattr(config.task, "segmented", False)
-    all_rows = f", all together {task.total:,}" if config.task.packed and not joined else ""
+    separate = getattr(config.task, "segmented", False)
+    joined = getattr(config.task, "packed", False) and not separate
+    all_rows = f", all together {task.total:,}" if separate else ""
     why = {
         "task.seq_len": lambda: (
             f"all rows have {task.longest:,} tokens"
