@@ -109,7 +109,7 @@ def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
         )
     if train.steps < FITTED_STEPS:
         found.append(
-            f"only {train.steps} steps, in which little may be learned: {asked.train.epochs} epochs of {rows} in "
+            f"only {train.steps} step{'s' * (train.steps > 1)}, in which little may be learned: {asked.train.epochs} epochs of {rows} in "
             f"batches of {train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise "
             "train.epochs, lower train.batch_size, or raise optimizer.learning_rate"
         )
