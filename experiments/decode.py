@@ -17,10 +17,10 @@ from lowrank_jax.core.errors import UserError
 
 PEERS = ("dynamic", "static")
 BATCH = 64  # prompts side by side in beam search, unless --batches says otherwise
-GREEDY = ("shape", "weights", "rank", "prompt")  # flags that beam search does not read
-SEARCH = ("base", "data_dir", "partial", "length_penalty", "no_repeat_ngram")  # and those that it alone reads
+GREEDY = ("shape", "weights", "rank", "prompt")  # flags that only greedy decoding reads
+SEARCH = ("base", "data_dir", "partial", "length_penalty", "no_repeat_ngram")  # and that only beam search reads
 flags.DEFINE_string("shape", "smollm2-135m", "Shape of the random base, a name of the model registry.")
-flags.DEFINE_list("batches", ["1", "64"], f"Batch sizes: numbers of rows; with --beams one, otherwise {BATCH}.")
+flags.DEFINE_list("batches", ["1", "64"], f"Batch sizes: numbers of rows. --beams takes one, by default {BATCH}.")
 flags.DEFINE_list("weights", list(WEIGHTS), f"Ways of reading the weights, of {', '.join(WEIGHTS)}.")
 flags.DEFINE_list("peers", [], f"Caches of transformers to measure too, of {', '.join(PEERS)}.")
 flags.DEFINE_integer("rank", 8, "Rank of LoRA, which is on all linear kernels.", lower_bound=1)
@@ -57,16 +57,16 @@ def main(_) -> None:
 
 
 def _check_beams(batches: list[int]) -> None:
-    """Refuses flags that are not read, with --beams and without."""
+    """Refuses flags that are not read: those of greedy decoding with --beams, those of beam search without."""
     other = next((name for name in (GREEDY if FLAGS.beams else SEARCH) if FLAGS[name].present), None)
     if other and FLAGS.beams:
-        raise UserError(f"--{other} does not go with --beams; leave one out")
+        raise UserError(f"--{other} is not read with --beams; leave one of them out")
     if other:
-        raise UserError(f"--{other} is of beams; add --beams=10, say")
+        raise UserError(f"--{other} is only read with --beams; add --beams=10, or leave it out")
     if FLAGS.beams and FLAGS["batches"].present and len(batches) > 1:
         raise UserError(f"--batches={','.join(FLAGS.batches)}: with --beams give one number of rows")
     if FLAGS.beams and "static" in FLAGS.peers:
-        raise UserError("--peers=static does not go with --beams, for which transformers keeps a dynamic cache")
+        raise UserError("--peers=static: with --beams transformers has a dynamic cache alone; give --peers=dynamic")
 
 
 def _greedy(batches: list[int]) -> Iterator[dict]:

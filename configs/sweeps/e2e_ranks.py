@@ -3,9 +3,9 @@
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-One seed; every rank has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded),
-LoRA's the next smaller one, as its long runs diverged at the best of the short ones, and alpha 32. With --together
-ranks can share a program, in which each is padded to the largest.
+One seed, alpha 32. Every rank of MoRA has the rate that e2e_smollm2.py chose at r=4 (its trials are skipped where they
+are recorded). Every rank of LoRA has the next smaller rate, as two of three long runs at the chosen one diverged. With
+--together ranks can share a program, in which each is padded to the largest.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates

@@ -8,7 +8,7 @@ H200 with three sweeps each the rates took 4 minutes; a full run takes 2 to 4, o
 
 Rates: one epoch with a whole schedule of its own, one seed, nothing decoded; for every method the rate with the lowest
 held-out loss wins. Of the first four the largest won for every method; hence two more. Over 5 epochs two of three seeds
-of LoRA diverged at the rate that won, 1e-2; hence its rows at the next smaller one as well.
+of LoRA diverged at the rate that won, 1e-2; hence LoRA also has rows at the next smaller rate.
 
 Full rows: 5 epochs, three seeds; the best epoch by held-out loss is decoded. A batch of 8 packed examples has about 72
 texts. Trained parameters: LoRA r=4 230,400, MoRA at equal size 229,470, Adapter-L (bottleneck 5) 224,790, Adapter-H
@@ -27,7 +27,7 @@ RATES = {
     "method=mora": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
 }
 BEST, LOWER = "best:rates:loss", "best:rates:loss:lower"
-STABLE = {"method=lora": LOWER}  # the rate of a method whose long runs diverge at the best of the short ones
+STABLE = {"method=lora": LOWER}  # for methods whose long runs diverge at the rate that won in short ones
 
 
 def rates(model=MODEL, grids=None):

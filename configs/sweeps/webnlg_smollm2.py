@@ -4,8 +4,8 @@
         --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
 
 FOLDER_OF_BOTH has E2E's files in e2e/ and WebNLG's in webnlg/. The rates are those that e2e_smollm2.py chose: its
-trials are skipped where --results has them. LoRA's is the next smaller one, as its long runs diverged at the
-best of the short ones. reading=code: the script's ten categories are seen.
+trials are skipped where --results has them. LoRA has the next smaller rate, as two of its three long runs on E2E
+diverged at the chosen one. reading=code: the script's ten categories are seen.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates

@@ -1,5 +1,6 @@
 """Checks a run's record: the types of the fields that the tables and a resumed run read."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,11 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or value.bit_length() <= MOST_BITS
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that fits in a float, and neither NaN nor infinite."""
+    return is_number(value) and math.isfinite(value)
 
 
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:

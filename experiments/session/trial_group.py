@@ -189,7 +189,7 @@ class TrialGroup:
 
 
 def with_masks_by_head(config: RunConfig) -> RunConfig:
-    """The config whose attention serves several trials that pack documents on a GPU, see `attention.BY_HEAD`."""
+    """The config; where trials pack documents on a GPU, cuDNN's attention gets a mask for each head (see BY_HEAD)."""
     if not getattr(config.task, "segmented", False) or platform() != "gpu":
         return config
     if config.base.attention not in ("auto", "cudnn"):

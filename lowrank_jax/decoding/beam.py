@@ -83,7 +83,8 @@ def beam_search(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Lim
 
     Each step takes the most likely continuations of all beams of a prompt; the best K that do not end go on, and those
     of the best K that end are kept by their score. Prompts do not depend on each other. Keys and values are not moved:
-    those of a prompt are read by all its beams, and a table says whose a beam goes on from (`models.cache.BeamCache`).
+    all beams of a prompt read the prompt's, and a table says which beam wrote each token of a text
+    (`models.cache.BeamCache`).
 
     Runs under `jax.jit` with decoder, limits and how static.
 

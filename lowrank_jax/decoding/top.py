@@ -1,4 +1,4 @@
-"""The k largest entries of long rows, found in the few chunks that can hold them: GPUs would sort whole rows."""
+"""The k largest entries of long rows, found in the few chunks that can hold them; on a GPU XLA would sort all."""
 
 import math
 
@@ -8,11 +8,13 @@ from jaxtyping import Float, Int
 
 from lowrank_jax.core.types import Array
 
-WORTH = 256  # entries of a row for each that is asked for, from which on it is searched by chunks
+LONG = 256  # a row of so many entries, or more, for each of the k that are asked for is searched by chunks
 
 
 def largest(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """`lax.top_k`, its order of equal entries too; 0 and -0 are equal here, and NaN has no order of its own.
+    """The k largest entries of each row and their places, in the order of `lax.top_k`, of equal entries too.
+
+    Only NaN, and 0 beside -0, may come in another order.
 
     An entry is one of the k largest only in a chunk whose maximum is one of the k largest maxima: otherwise k other
     chunks each have an entry that comes before it. Here "larger" includes "equal and further left".
@@ -22,17 +24,20 @@ def largest(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Ar
       k: at most n.
     """
     length = x.shape[1]
-    size = chunk(length, k)
+    size = chunk_size(length, k)
     return lax.top_k(x, k) if size is None else within_chunks(x, k, size)
 
 
-def chunk(length: int, k: int) -> int | None:
-    """How many entries a chunk has: as many maxima are then searched as entries of chunks; None for no chunks."""
-    return None if length < WORTH * k else 1 << round(math.log2(length / k) / 2)
+def chunk_size(length: int, k: int) -> int | None:
+    """How many entries a chunk has; None for rows that are searched whole.
+
+    The power of two next to sqrt(length / k): there are then about as many maxima as entries of the k chosen chunks.
+    """
+    return None if length < LONG * k else 1 << round(math.log2(length / k) / 2)
 
 
 def within_chunks(x: Float[Array, "B n"], k: int, size: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """`largest` by chunks of `size` entries, at least k of them; the last may be shorter."""
+    """`largest` by chunks of `size` entries; there are at least k chunks, of which the last may be shorter."""
     rows, length = x.shape
     chunks = -(-length // size)
     padded = jnp.pad(x, ((0, 0), (0, chunks * size - length)), constant_values=-jnp.inf)

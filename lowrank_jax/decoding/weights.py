@@ -20,9 +20,9 @@ from lowrank_jax.ops.quantized import dense
 from lowrank_jax.ops.two_parts import two_parts
 from lowrank_jax.ops.widened import LARGEST_RANK, Update, widened
 
-# Bytes of a layer's product up to which it is kept in two parts whatever its adapter. Beside its kernel an adapter adds
-# a GPU kernel to most products, which takes longer than reading so small a kernel once more: SmolLM2-135M's largest
-# product has 3.5 MB, and 64 rows took 1.18 ms in two parts and 1.29 with LoRA beside (one H200).
+# A product whose weights have at most so many bytes a layer is kept in two parts, whatever its adapter. LoRA beside its
+# weights would add a GPU kernel to most products, which takes longer than reading so few weights twice: SmolLM2-135M's
+# largest product has 3.5 MB, and a step of 64 rows took 1.18 ms in two parts, 1.29 with LoRA beside them (one H200).
 SMALL = 2**22
 
 
@@ -62,7 +62,7 @@ def ready(
       exact: where the model computes in less than float32, rounding W + delta to the dtype would lose much of delta.
         True keeps it: LoRA up to rank LARGEST_RANK beside a kernel that is not small, in one product (`ops.widened`),
         as training has it; any other kernel with an adapter in two parts (`ops.two_parts`). False rounds.
-      small: the most bytes of a layer's product that is small.
+      small: bytes of a layer's weights in one product up to which its kernel is small.
 
     Raises:
       UserError: an adapter that no weight can compute (see `merge`); an update that is not finite.
@@ -112,7 +112,8 @@ def _places(groups: Groups) -> dict[str, tuple[str, int]]:
 def _thin(sites: Iterable[Site], groups: Groups, small: int) -> set[str]:
     """Paths of the sites whose update is kept beside the kernel.
 
-    It is x A B of a small rank, as are all of its group, and the group's product has more than `small` weights a layer.
+    At such a site, and at all others of its group, the update is x A B of a small rank; and the product of the group
+    has more than `small` weights a layer.
     """
     inputs = {site.path: site.spec.d_in for site in sites}
     found = {s.path for s in sites if get_fast(s.family).factors is not None and s.spec.rank <= LARGEST_RANK}

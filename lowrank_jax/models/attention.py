@@ -22,8 +22,8 @@ from lowrank_jax.ops.saved import saved_product
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
 ATTENTION = ("auto", "xla", "cudnn", "heads_first")
-# Behind "auto" or "cudnn": cuDNN is given the mask of packed rows once for each head. Trials of one program run under
-# `jax.vmap`, and jax's rule for cuDNN's attention takes no mask that heads share.
+# Ends "auto" or "cudnn" where cuDNN is to get the mask of packed rows once for each head: trials of one program run
+# under `jax.vmap`, and jax's rule for cuDNN's attention takes no mask that heads share.
 BY_HEAD = "_by_head"
 QKV = ("query", "key", "value")
 
@@ -229,7 +229,7 @@ def attend(
       kernel: "xla", "cudnn" or "heads_first", from `pick_implementation`; with a softcap "heads_first".
       scale, softcap: as in `Attention`.
       window: only with `causal` or `allowed`.
-      by_head: gives cuDNN `allowed` for each head, see BY_HEAD.
+      by_head: whether cuDNN gets a copy of `allowed` for each head, see BY_HEAD.
 
     Returns:
       [B, T, heads, head_dim].
@@ -317,7 +317,7 @@ def beam_attention(
     Args:
       query: [B, K, heads, head_dim].
       key, value: of a row's prompt and of all its beams' tokens, [B, kv_heads, S, head_dim].
-      allowed: bool [B, K, S], the prompt's and a beam's own.
+      allowed: bool [B, K, S], True for the prompt's tokens and those of a beam's own text.
       scale, softcap: as in `Attention`.
 
     Returns:

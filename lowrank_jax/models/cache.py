@@ -48,9 +48,9 @@ class Cache:
 class BeamCache:
     """Keys and values of prompts, once a row, and behind them of all tokens that a row's K beams have written.
 
-    Nothing in it is ever moved. Where beams change places, `origin` does: it says whose tokens a beam goes on from, and
-    of all keys of a row a beam attends to its own alone. Tensor cores compute scores that are left out faster than
-    memory moves the keys.
+    Keys and values are never moved. Where a beam goes on from another one, only `origin` changes, and the mask that is
+    made of it leaves a beam the keys of its own text. Scores of all keys are computed, those of other texts in vain.
+    What that gains on a GPU, and costs on a CPU where texts are long: docs/performance.md, "Beam search".
 
     A model reads it with one token a beam: tokens and positions are [B, K], beams in the place of a row's tokens.
 
@@ -70,7 +70,7 @@ class BeamCache:
     length: int
 
     def slots(self, segment: str) -> int:
-        """S, those of the prompt."""
+        """S, how many slots of a segment hold the prompt."""
         return self.layers[segment]["key"].shape[3] - math.prod(self.origin.shape[1:])
 
     def stored(self, segment: str) -> dict[str, Array]:
@@ -100,8 +100,8 @@ class BeamCache:
         prompt = last - (last - jnp.arange(slots, dtype=jnp.int32)) % slots  # a whole part's slots: 0 .. P - 1
         written = jnp.arange(self.width, self.length, dtype=jnp.int32)
         places, newest = jnp.concatenate([prompt, jnp.repeat(written, beams)]), self.width + self.index
-        its = self.origin[..., None] == jnp.arange(beams, dtype=jnp.int32)
-        own = jnp.concatenate([jnp.ones((batch, beams, slots), bool), its.reshape(batch, beams, new * beams)], axis=2)
+        wrote = self.origin[..., None] == jnp.arange(beams, dtype=jnp.int32)
+        own = jnp.concatenate([jnp.ones((batch, beams, slots), bool), wrote.reshape(batch, beams, new * beams)], axis=2)
         allowed = own & (places <= newest)
         if mask is not None:
             allowed = allowed & jnp.take(mask, places, axis=1)[:, None]
@@ -123,7 +123,7 @@ class BeamKeys(NamedTuple):
 
 
 def share(cache: Cache, width: int, beams: int) -> BeamCache:
-    """The cache of `beams` beams a row after the prompts were read; it is empty behind them.
+    """The cache of `beams` beams a row after the prompts were read; its slots behind them are empty.
 
     Args:
       cache: with prompts of `width` tokens, padding included.

@@ -130,9 +130,9 @@ def _loss_in_chunks(
             # With barriers, chunks of one iteration run in order: the next one's logits wait for this one's gradient.
             (sums, of_head), (hidden, (tokens, weights)) = jax.lax.optimization_barrier((carry, chunk))
             logits, pull = jax.vjp(logits_of, hidden, moving)
-            of_chunk_sums, of_logits = _sums_and_gradient(logits, tokens, weights, smoothing)
+            chunk_sums, of_logits = _sums_and_gradient(logits, tokens, weights, smoothing)
             of_hidden, of_chunk = pull(of_logits)
-            sums = jax.tree.map(jnp.add, sums, of_chunk_sums)
+            sums = jax.tree.map(jnp.add, sums, chunk_sums)
             return jax.lax.optimization_barrier(((sums, jax.tree.map(jnp.add, of_head, of_chunk)), of_hidden))
 
         moving = [x for x, moves in zip(head, trained, strict=True) if moves]
@@ -154,21 +154,21 @@ def _sums_and_gradient(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], weights: Shaped[Array, "B t"], smoothing: float
 ) -> tuple[LossSums, Float[Array, "B t V"]]:
     """`_sums`, and the gradient of their loss by the logits, in the logits' dtype."""
-    wide, heavy = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    logits32, weights32 = logits.astype(jnp.float32), weights.astype(jnp.float32)
     if platform() == "gpu":
-        each, (_, _, logsumexp) = _once_forward(wide, targets, smoothing)
-        sums, likely = _weighted(each, heavy), jnp.exp(wide - logsumexp[..., None])
+        each, (_, _, logsumexp) = _one_pass_forward(logits32, targets, smoothing)
+        sums, probabilities = _weighted(each, weights32), jnp.exp(logits32 - logsumexp[..., None])
     else:
-        sums, likely = _sums(logits, targets, weights, smoothing), jax.nn.softmax(wide)
-    return sums, _gradient(likely, targets, heavy, smoothing).astype(logits.dtype)
+        sums, probabilities = _sums(logits, targets, weights, smoothing), jax.nn.softmax(logits32)
+    return sums, _gradient(probabilities, targets, weights32, smoothing).astype(logits.dtype)
 
 
-def _gradient(likely: Array, targets: Array, weights: Array, smoothing: float) -> Array:
-    """weights (softmax(logits) - (1 - e) onehot(targets) - e / V), float32 [B, t, V], of the softmax."""
-    wanted = _is_target(likely, targets)
+def _gradient(probabilities: Array, targets: Array, weights: Array, smoothing: float) -> Array:
+    """weights (probabilities - (1 - e) onehot(targets) - e / V): the loss's gradient by the logits, [B, t, V]."""
+    wanted = _is_target(probabilities, targets)
     if smoothing:
-        wanted = (1 - smoothing) * wanted + smoothing / likely.shape[-1]
-    return weights[..., None] * (likely - wanted)
+        wanted = (1 - smoothing) * wanted + smoothing / probabilities.shape[-1]
+    return weights[..., None] * (probabilities - wanted)
 
 
 def _sums(
@@ -176,7 +176,7 @@ def _sums(
 ) -> LossSums:
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     if platform() == "gpu":
-        return _weighted(losses_once(logits, targets, smoothing), weights)
+        return _weighted(one_pass_losses(logits, targets, smoothing), weights)
     target_logits = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
     wanted = target_logits
     if smoothing:
@@ -192,30 +192,30 @@ def _weighted(each: tuple[Array, Array], weights: Array) -> LossSums:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def losses_once(
+def one_pass_losses(
     logits: Float[Array, "B t V"], targets: Integer[Array, "B t"], smoothing: float
 ) -> tuple[Float[Array, "B t"], Shaped[Array, "B t"]]:
-    """(-log p of each target, smoothed; whether it is the most likely token), by one reduction over float32 logits.
+    """(-log p of each target, smoothed; whether it is the most likely token), by one pass over float32 logits.
 
     Each sum of exponentials is kept relative to the largest logit of its part:
 
         (top, sum) + (top', sum') = (m, sum e^(top - m) + sum' e^(top' - m)), m = max(top, top')
 
-    XLA's GPU backend makes a kernel for each reduction that waits for another or has another shape: three or four
-    passes over the logits. The gradient is one more. Bytes: docs/performance_log.md, "Figures behind comments in the
-    code".
+    XLA's GPU backend would otherwise read the logits three or four times, as each reduction that waits for another, or
+    that has another shape, is a kernel of its own. The gradient is one more pass. Bytes: docs/performance_log.md,
+    "Figures behind comments in the code".
     """
-    return _once_forward(logits, targets, smoothing)[0]
+    return _one_pass_forward(logits, targets, smoothing)[0]
 
 
-def _once_forward(logits, targets, smoothing):
+def _one_pass_forward(logits, targets, smoothing):
     def add(one, other):
         (top, total, *sums), (top_, total_, *sums_) = one, other
         most = jnp.maximum(top, top_)
         scaled = total * jnp.exp(top - most) + total_ * jnp.exp(top_ - most)
         return most, scaled, *(a + b for a, b in zip(sums, sums_, strict=True))
 
-    # The smallest number stands for no logit at all: of two -inf the difference would be NaN.
+    # The maximum starts at the smallest finite number and not at -inf, as -inf - (-inf) would be NaN.
     lowest, zero = jnp.float32(jnp.finfo(jnp.float32).min), jnp.float32(0)
     read = [logits, jnp.ones_like(logits), jnp.where(_is_target(logits, targets), logits, 0.0)]
     read += [logits] if smoothing else []
@@ -227,12 +227,12 @@ def _once_forward(logits, targets, smoothing):
     return (logsumexp - wanted, target >= top), (logits, targets, logsumexp)
 
 
-def _once_backward(smoothing, residuals, g):
+def _one_pass_backward(smoothing, residuals, g):
     logits, targets, logsumexp = residuals
     return _gradient(jnp.exp(logits - logsumexp[..., None]), targets, g[0], smoothing), None
 
 
-losses_once.defvjp(_once_forward, _once_backward)
+one_pass_losses.defvjp(_one_pass_forward, _one_pass_backward)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:

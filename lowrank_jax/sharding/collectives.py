@@ -26,8 +26,8 @@ class Collective:
     Attributes:
       kind: one of KINDS.
       nbytes: of the largest array that one leaves on a device.
-      times: in one execution of the program; a loop counts as often as it runs, where XLA knows that, and of
-        a condition every branch.
+      times: in one execution of the program; a loop counts as often as it runs, where XLA knows that, and
+        every branch of a condition counts.
     """
 
     kind: str
@@ -47,9 +47,9 @@ def collectives(text: str) -> list[Collective]:
       text: `compiled.as_text()`.
     """
     bodies, entry = _computations(text)
-    # A TPU's transfer can be several operations on one channel, each fused with other work; those in between may lie in
-    # a loop that it passes. Of the others each is a transfer, whatever its channel: jax gives all that a program asks
-    # for itself (`jax.lax.ppermute`) the same.
+    # On a TPU one transfer can be several operations on one channel, each fused with other work; some of them may be in
+    # a loop that runs meanwhile. An operation that is not fused is a transfer of its own, whatever its channel: jax
+    # gives one channel to all transfers that a program asks for itself (`jax.lax.ppermute`).
     runs = _runs(bodies, entry)
     lines = [line for body in bodies.values() for _, operation, line in body if operation == "fusion"]
     fused = {name for line in lines for name in _CALLED.findall(line)}

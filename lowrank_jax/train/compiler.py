@@ -37,7 +37,8 @@ def compiler_options(
       unrolled: whether there is no loop over the layers.
       device: one of the step's.
       fp8: whether frozen kernels are FP8 codes.
-      coded: whether they are codes of another kind, which Triton's products may dequantise: XLA's defaults stay.
+      coded: whether frozen kernels are codes of another kind, which Triton's products may dequantise; without groups
+        XLA's defaults stay.
     """
     if device.platform != "gpu" or not (groups or fp8 or (unrolled and not coded)):
         return {}

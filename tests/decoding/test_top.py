@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lowrank_jax.decoding.top import WORTH, chunk, largest, within_chunks
+from lowrank_jax.decoding.top import LONG, chunk_size, largest, within_chunks
 
 
 @pytest.mark.parametrize(("length", "k", "size"), [(60, 5, 4), (61, 5, 4), (64, 1, 64), (100, 30, 2), (60, 3, None)])
@@ -24,13 +24,13 @@ def test_equals_top_k_with_ties(length, k, size):
 
 def test_rows_of_a_vocabulary_are_searched_by_chunks():
     """Ten beams' scores: a chunk's size halves the two searches; short rows are searched whole."""
-    assert chunk(10 * 49152, 30) == 128
-    assert chunk(WORTH * 30 - 1, 30) is None
-    rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, WORTH * 30 + 1)), jnp.float32)
+    assert chunk_size(10 * 49152, 30) == 128
+    assert chunk_size(LONG * 30 - 1, 30) is None
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, LONG * 30 + 1)), jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, tuple(largest(rows, 30)), tuple(lax.top_k(rows, 30)))
     searched = [
         [equation.invars[0].aval.shape[1] for equation in jax.make_jaxpr(lambda x: largest(x, 30))(row).eqns
          if equation.primitive is lax.top_k_p]
-        for row in (rows, rows[:, : WORTH * 30 - 1])
+        for row in (rows, rows[:, : LONG * 30 - 1])
     ]  # fmt: skip
-    assert searched == [[481, 480], [WORTH * 30 - 1]]
+    assert searched == [[481, 480], [LONG * 30 - 1]]

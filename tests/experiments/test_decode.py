@@ -63,10 +63,10 @@ def test_beams_write_the_peer_s_texts(program, tmp_path, tiny_nlg, peer_here):
         ("--weights=best", "--weights: 'best' is none of beside, exact, merged"),
         ("--peers=torch", "--peers: 'torch' is none of dynamic, static"),
         ("--shape=nothing", "unknown model 'nothing'"),
-        ("--beams=2 --rank=4", "--rank does not go with --beams"),
+        ("--beams=2 --rank=4", "--rank is not read with --beams"),
         ("--beams=2 --batches=1,64", "--batches=1,64: with --beams give one number of rows"),
-        ("--beams=2 --peers=static", "--peers=static does not go with --beams"),
-        ("--data_dir=x", "--data_dir is of beams; add --beams=10"),
+        ("--beams=2 --peers=static", "--peers=static: with --beams"),
+        ("--data_dir=x", "--data_dir is only read with --beams; add --beams=10"),
     ],
 )
 def test_mistakes(program, word, line):

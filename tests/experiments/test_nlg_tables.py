@@ -167,18 +167,18 @@ def test_a_rate_at_the_end_of_its_grid_is_marked_and_of_equal_settings_the_bette
 
 
 def test_settings_of_two_seeds_are_compared_by_their_held_out_loss():
-    """Three seeds at a rate at which two went astray do not count more than two seeds at a good one."""
-    astray = [record("e2e", seed=seed, scores=E2E, rate=1e-2, losses=(loss,)) for seed, loss in enumerate((1.1, 3, 4))]
+    """Three seeds at a rate at which two diverged do not count more than two seeds at a good one."""
+    wild = [record("e2e", seed=seed, scores=E2E, rate=1e-2, losses=(loss,)) for seed, loss in enumerate((1.1, 3, 4))]
     good = [record("e2e", seed=seed, scores=E2E, rate=2e-3, losses=(1.2,)) for seed in (0, 1)]
-    for runs, rate in ((astray + good, "0.002"), (astray + good[:1], "0.01"), (astray[:1] + good, "0.002")):
+    for runs, rate in ((wild + good, "0.002"), (wild + good[:1], "0.01"), (wild[:1] + good, "0.002")):
         assert line_of(shown("lora_table3", runs), "LoRA 4")["rate"] == rate
-    # Nor where no run has the scores that need Java, or their loss is no number.
+    # The same where no run has the scores that need Java, or the loss of a run that diverged is no number.
     for change in ({"decoded/meteor": None}, {"decoded/meteor": None, "loss": math.nan}):
-        for run in astray:
+        for run in wild:
             run["evaluations"][-1] |= change if run["config"]["seed"] else {"decoded/meteor": None}
         for run in good:
             run["evaluations"][-1] |= {"decoded/meteor": None}
-        assert line_of(shown("lora_table3", astray + good), "LoRA 4")["rate"] == "0.002", change
+        assert line_of(shown("lora_table3", wild + good), "LoRA 4")["rate"] == "0.002", change
 
 
 def test_two_seeds_with_all_scores_count_more_than_many_with_some():

@@ -123,7 +123,7 @@ def test_cudnn_with_documents_equals_xla(window):
 
 
 def test_what_a_gpu_computes_in_other_forms_trains_alike():
-    """Rotation, loss and zeros beside A and B as a GPU has them, run here: trials of a step have the same gradients."""
+    """The forms of rotation, loss and padding that a GPU gets, run on the CPU: two trials have equal gradients."""
     model = Llama(LLAMA, attention="xla")
     params = drawn(model, np.zeros((1, 4), np.int32))["params"]
     config = adapters.AdapterConfig("lora", rank=3, targets=("all-linear",), init="gaussian")

@@ -75,7 +75,7 @@ def test_a_part_of_a_head_is_rotated():
 
 
 def test_whole_heads_rotated_at_once_are_the_same_numbers():
-    """A GPU's form, in value and gradient, with tables of a row each and with heads of one number and of several."""
+    """A GPU's form equals the other one in value and gradient; each row has its own positions, one head or three."""
     positions = jnp.array([[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]])
     for heads in (1, 3):
         x = jax.random.normal(jax.random.key(0), (2, 5, heads, 12), jnp.bfloat16)

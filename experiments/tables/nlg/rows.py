@@ -4,8 +4,9 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from experiments.records.checks import is_finite
 from experiments.records.results import LOSSES, rate_of, stage_of
 from experiments.tables.table import Row, by_setting, ended, place, rates_of, spread, state_of
 
@@ -14,7 +15,7 @@ MODEL = "smollm2-135m"  # unless another is asked for
 LORA_RANK = 4  # of Tables 3, 13 and 14
 METHODS = ("fft", "ft-top2", "lin", "houlsby", "prelayer", "lora", "mora")  # which have a row there, run or not
 SAMPLES = {"train_examples": "examples", "max_dev_examples": "held out", "max_prompts": "decoded"}  # keys of task
-ENOUGH = 2  # runs of a setting by whose mean held-out loss it is compared with others
+ENOUGH = 2  # runs that a setting needs before its mean held-out loss is compared with that of others
 NOT_RUN = ("not run",)  # the notes of such a row
 NO_VARIANT = ("", "sharing", "standard", "paper")  # variants and readings that a row's name leaves out
 
@@ -53,7 +54,6 @@ class Stat(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class NlgRow(Row):
     """A row of a table: the runs of one method, rank and variant.
-
 
     Attributes:
       cells: title of a column -> its mean over seeds; a column without a number has none.
@@ -164,7 +164,7 @@ def score_of(run: dict, name: str) -> float | None:
     earlier epoch would be of weights that the run did not keep.
     """
     found = [
-        value if _is_finite(value) and not evaluation.get(f"{key.removesuffix(name)}nonfinite") else None
+        value if is_finite(value) and not evaluation.get(f"{key.removesuffix(name)}nonfinite") else None
         for evaluation in run.get("evaluations") or []
         for key, value in evaluation.items()
         if key == name or key.endswith(f"/{name}")
@@ -174,15 +174,11 @@ def score_of(run: dict, name: str) -> float | None:
     return found[-1] if found else None
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict], int]:
     """The runs that have a score and differ in seeds alone.
 
-    Of several such groups the one with the smallest held-out loss among those of at least ENOUGH runs with all scores
-    that a run has; where there is none, the one with most scores.
+    Groups are compared in which at least ENOUGH runs have as many scores as any run has: the one with the smallest
+    held-out loss is taken. Where there is no such group, it is the one with most scores.
 
     Returns:
       (the runs, how many others have a score).
@@ -191,15 +187,15 @@ def _one_setting(runs: Sequence[dict], scores: Sequence[str]) -> tuple[list[dict
     runs = [run for run in runs if counts[id(run)]]
     groups, most = by_setting(runs), max(counts.values(), default=0)
     enough = [group for group in groups if sum(counts[id(run)] == most for run in group) >= ENOUGH]
-    fewer = min(groups, key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
-    best = min(enough, key=_loss, default=fewer)
+    fullest = min(groups, key=lambda group: (-sum(counts[id(run)] for run in group), *_loss(group)), default=[])
+    best = min(enough, key=_loss, default=fullest)
     return best, len(runs) - len(best)
 
 
 def _loss(runs: Sequence[dict]) -> tuple[float, str]:
     """The mean held-out loss, by which rates are chosen; of equals the first by name, whatever the order of files.
 
-    A run without a finite one has lost its way, and a mean over the others would hide that.
+    A run without a finite loss counts as infinite, as a mean over the others would hide a run that diverged.
     """
     found = [math.inf if (loss := score_of(run, "loss")) is None else loss for run in runs]
     return statistics.fmean(found), min(run["name"] for run in runs)

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.records.checks import is_finite
 from experiments.records.text_table import number
-from experiments.tables.speed.lines import is_above_0, is_count, is_finite, is_text, place_of, read, tables
+from experiments.tables.speed.lines import is_above_0, is_count, is_text, read
+from experiments.tables.speed.settings import place_of, table_per_setting
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
@@ -13,7 +15,7 @@ FILE = "speed/beams.jsonl"  # below a folder of results
 OURS = "ours"
 # What must be equal where two programs are compared.
 SETTING = ("base", "dtype", "batch", "beams", "length_penalty", "no_repeat_ngram", "new", "inputs")
-# of `experiments.decode --beams`: field -> whether a value is one
+# Fields of a record of `experiments.decode --beams`, each with a check of its value.
 FIELDS = {
     **dict.fromkeys(("program", "base", "dtype"), is_text),
     **dict.fromkeys(("batch", "beams", "no_repeat_ngram", "new", "inputs"), is_count),
@@ -36,9 +38,9 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
-    """One row a program, the last of its records, with how much faster ours is than every other of the same setting."""
+    """One row a program: the last of its records, and how much faster ours is at the same setting."""
     del options
-    return tables(results, _words, _table)
+    return table_per_setting(results, _caption, _table)
 
 
 def _table(results: Sequence[dict[str, Any]]) -> Table:
@@ -59,7 +61,7 @@ def _table(results: Sequence[dict[str, Any]]) -> Table:
                 f"{number(one['compile_seconds'], '.0f')} s",
             )
         )
-    captions = [_words(shown[0]), *sorted({place_of(one) for one in shown})]
+    captions = [_caption(shown[0]), *sorted({place_of(one) for one in shown})]
     captions += list(dict.fromkeys(one["remark"] for one in shown if one.get("remark")))
     return Table("Beam search", tuple(lines), tuple(captions))
 
@@ -68,7 +70,7 @@ def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(record[name] for name in SETTING)
 
 
-def _words(record: dict[str, Any]) -> str:
+def _caption(record: dict[str, Any]) -> str:
     return (
         f"{record['beams']} beams, batches of {record['batch']}, up to {record['new']} new tokens, length penalty "
         f"{record['length_penalty']:g}, no repeated {record['no_repeat_ngram']}-gram, {record['dtype']}."

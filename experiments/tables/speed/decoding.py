@@ -4,13 +4,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.records.checks import is_finite
 from experiments.records.text_table import number
-from experiments.tables.speed.lines import is_above_0, is_count, is_finite, is_text, place_of, read, tables
+from experiments.tables.speed.lines import is_above_0, is_count, is_text, read
+from experiments.tables.speed.settings import place_of, table_per_setting
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures
 FILE = "speed/decoding.jsonl"  # below a folder of results
-# of `experiments.decode`: field -> whether a value is one
+# Fields of a record of `experiments.decode`, each with a check of its value.
 FIELDS = {
     **dict.fromkeys(("shape", "weights"), is_text),
     **dict.fromkeys(("batch", "prompt", "new", "rank"), is_count),
@@ -35,7 +37,7 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
     """One row a record, by shape and batch."""
     del options
-    return tables(results, _words, _table)
+    return table_per_setting(results, _caption, _table)
 
 
 def _table(results: Sequence[dict[str, Any]]) -> Table:
@@ -56,10 +58,10 @@ def _table(results: Sequence[dict[str, Any]]) -> Table:
                 f"{number(one['compile_seconds'], '.0f')} s",
             )
         )
-    captions = [_words(results[0]), *sorted({place_of(one) for one in results})]
+    captions = [_caption(results[0]), *sorted({place_of(one) for one in results})]
     captions.append("Bandwidth: bytes of the weights by a step's time, as a share of what the data sheet says.")
     return Table("Decoding", tuple(lines), tuple(captions))
 
 
-def _words(one: dict[str, Any]) -> str:
+def _caption(one: dict[str, Any]) -> str:
     return f"Prompts of {one['prompt']} tokens, {one['new']} new ones, LoRA r={one['rank']}, greedy."

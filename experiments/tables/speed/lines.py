@@ -1,12 +1,10 @@
-"""Reads a program's records, one JSON line each, whose fields are known; and divides them by what a table compares."""
+"""Reads a program's records, one JSON line each, and checks their fields."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.records.checks import is_number
-from experiments.tables.table import Table
+from experiments.records.checks import is_finite, is_number
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.json_text import NotJson, parse
@@ -25,13 +23,8 @@ def is_count(value: Any) -> bool:
     return is_number(value) and isinstance(value, int) and value >= 0
 
 
-def is_finite(value: Any) -> bool:
-    """Whether it is a number, and neither NaN nor infinite."""
-    return is_number(value) and math.isfinite(value)
-
-
 def is_above_0(value: Any) -> bool:
-    """Whether it is a finite number above 0, as what is divided by."""
+    """Whether it is a finite number above 0, by which a table can divide."""
     return is_finite(value) and value > 0
 
 
@@ -44,7 +37,7 @@ def _has_devices(value: Any) -> bool:
     return isinstance(devices, list | dict) and all(map(is_text, devices))
 
 
-# Of every record; and of those that compare with another program.
+# Fields that every record has, and that records of another program beside ours have, each with a check of its value.
 ALWAYS: dict[str, Fits] = {"hardware": _has_devices, "versions": lambda value: _are_texts(value) and "jax" in value}
 SOMETIMES: dict[str, Fits] = {"peer_versions": _are_texts}
 
@@ -60,9 +53,9 @@ def read(
 
     Args:
       places: files of records, and folders that have the file `below`.
-      program: that writes them, and by which flag.
-      fields: name -> whether a value is one; besides those of every record.
-      optional: the same of fields that may be left out or null.
+      program: which writes the records, and by which flag; for the message.
+      fields: name -> check of its value, besides the fields of every record.
+      optional: the same for fields that may be left out or null.
 
     Raises:
       UserError: there is none, or a line is no such record.
@@ -91,30 +84,3 @@ def _record(line: str, where: str, program: str, fits: Mapping[str, Fits]) -> Re
     if wrong := [name for name, one in fits.items() if not one(held.get(name))]:
         raise UserError(f"{where} is no record of {program} (see {wrong[0]!r}); delete it")
     return held
-
-
-def tables(
-    results: Sequence[Record], words: Callable[[Record], str], make: Callable[[Sequence[Record]], Table]
-) -> Table:
-    """A table for each setting and kind of device, one below the other: their numbers are not for comparison.
-
-    Args:
-      words: the setting of a record, as the table's caption says it.
-    """
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for one in results:
-        groups.setdefault((words(one), devices_of(one)), []).append(one)
-    first, *others = (make(groups[key]) for key in sorted(groups))
-    return Table(first.title, first.lines, first.captions, tuple(others))
-
-
-def devices_of(record: Mapping[str, Any]) -> str:
-    """The kinds of devices that a record was measured on."""
-    return ", ".join(record["hardware"]["devices"])
-
-
-def place_of(record: Mapping[str, Any]) -> str:
-    """Where a record was measured: "NVIDIA H200: jax 0.11.2, torch 2.11.0."."""
-    versions = {**record["versions"], **(record.get("peer_versions") or {})}
-    kept = ("jax", "torch", "transformers", "peft")
-    return f"{devices_of(record)}: " + ", ".join(f"{name} {versions[name]}" for name in kept if name in versions) + "."

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.tables.speed.lines import devices_of, is_count, is_finite, is_text, read
+from experiments.records.checks import is_finite
+from experiments.tables.speed.lines import is_count, is_text, read
+from experiments.tables.speed.settings import devices_of
 from experiments.tables.table import Table, no_figures
 
 figures = no_figures

@@ -1,23 +1,23 @@
-"""Zeros that make the narrow side of an adapter as wide as a GPU's kernels like it."""
+"""Pads the narrow side of an adapter with zeros, to a width for which a GPU has fast kernels."""
 
 import jax.numpy as jnp
 
 from lowrank_jax.core.types import Array
 from lowrank_jax.ops.capability import platform
 
-# Rows of 16 bytes in bfloat16. cuBLAS has only slow kernels for others, and XLA pads to this width what a product
-# reads: for LoRA of rank 4 the products x A and their gradients, in every layer.
+# Numbers in 16 bytes of bfloat16. cuBLAS has only slow kernels for rows that are no multiple of it, hence XLA pads what
+# a product reads: for LoRA of rank 4 each x A and its gradient, in every layer.
 ALIGNED = 8
 
 
-def missing(size: int) -> int:
-    """How many numbers a row of `size` lacks."""
+def padding(size: int) -> int:
+    """How many zeros a row of `size` numbers needs to become a multiple of ALIGNED."""
     return -size % ALIGNED
 
 
 def with_zeros(leaf: Array, axis: int) -> Array:
-    """The leaf with zeros at the end of its narrow axis, on a GPU; they change no product, and have no gradient."""
-    more = missing(leaf.shape[axis])
+    """The leaf; on a GPU with zeros at the end of its narrow axis, which change no product and are not trained."""
+    more = padding(leaf.shape[axis])
     if not more or platform() != "gpu":
         return leaf
     width = [(0, 0)] * leaf.ndim

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lowrank_jax.adapters import mora_maps as plain
 from lowrank_jax.adapters.base import AdapterSpec, Leaf
 from lowrank_jax.adapters.fast import mora_maps as maps
-from lowrank_jax.adapters.fast.aligned import missing
+from lowrank_jax.adapters.fast.aligned import padding
 from lowrank_jax.adapters.fast.base import Fast
 from lowrank_jax.adapters.mora import GROUP, ROTATIONS, square_size
 from lowrank_jax.core.types import Array
@@ -74,14 +74,14 @@ def _picked(values: Mapping[Any, Array], cycle: Sequence[Any], turn: Array) -> A
 def _product(x: Array, m: Array, name: str | None = None) -> Array:
     """[x M_1, x M_2, ...] in x's dtype for M = [M_1 M_2 ...]; x [..., p], M [p, k p] -> [..., k, p].
 
-    x and every square are lengthened with zeros to a multiple of `aligned.ALIGNED`, and the products cut: r=8 gives
-    p = 348 on 4,096 -> 11,008.
+    x and every square are lengthened with zeros to a multiple of `aligned.ALIGNED`, and the zeros cut off
+    the products. An example: r=8 on 4,096 -> 11,008 gives p = 348.
 
     Args:
       x, m: see above.
       name: of what the squares read, for `models.stack.POLICIES`.
     """
-    size, more = m.shape[0], missing(m.shape[0])
+    size, more = m.shape[0], padding(m.shape[0])
     squares = m.reshape(size, -1, size)
     if more:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
