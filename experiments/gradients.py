@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch, load_config, reads_config
+from experiments.config.arguments import in_its_words
 
 flags.DEFINE_list("seeds", ["0"], "Seeds of the run, one comparison each.")
 flags.DEFINE_string("study", None, "Compare ways to round a float32 base instead: a pattern, .* for all.")
@@ -29,6 +30,7 @@ FLAGS = flags.FLAGS
 
 
 @reads_config
+@in_its_words
 def main(_) -> None:
     """Prints {"seed", "quantize", "start", "end", "loss"} for each seed, or a line for each case of the study."""
     config, _plain = load_config()

@@ -14,6 +14,7 @@ import json
 from absl import flags
 
 from experiments.cli import define_seq_len, launch, load_config, reads_config, start_devices, starts_early
+from experiments.config.arguments import in_its_words
 from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import UserError
 
@@ -64,6 +65,7 @@ FLAGS = flags.FLAGS
 
 @starts_early(lambda words: not any(word.lstrip("-").startswith("suite") for word in words))
 @reads_config
+@in_its_words
 def main(_) -> None:
     """Prints {"ms", "tokens_per_second", "peak_gib", "compile_seconds", ...}, or measures a suite."""
     if FLAGS.suite:

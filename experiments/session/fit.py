@@ -74,8 +74,9 @@ def check_kept(name: str, config: RunConfig, values: Mapping[str, int]) -> None:
 def described(values: Mapping[str, int], task: Any, config: RunConfig) -> str:
     """One line with the values chosen from the data and why; "" where there are none."""
     rows = len(task.train_source())
-    joined = config.task.packed and not getattr(config.task, "segmented", False)
-    all_rows = f", all together {task.total:,}" if config.task.packed and not joined else ""
+    separate = getattr(config.task, "segmented", False)
+    joined = getattr(config.task, "packed", False) and not separate
+    all_rows = f", all together {task.total:,}" if separate else ""
     why = {
         "task.seq_len": lambda: (
             f"all rows have {task.longest:,} tokens"
@@ -107,10 +108,11 @@ def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
             "than once; a lower one takes less memory and makes more steps"
         )
     if train.steps < FITTED_STEPS:
+        steps = f"{train.steps} step{'s' * (train.steps > 1)}"
         found.append(
-            f"only {train.steps} steps, in which little may be learned: {asked.train.epochs} epochs of {rows} in "
-            f"batches of {train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise "
-            "train.epochs, lower train.batch_size, or raise optimizer.learning_rate"
+            f"only {steps}, in which little may be learned: {asked.train.epochs} epochs of {rows} in batches of "
+            f"{train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise train.epochs, lower "
+            "train.batch_size, or raise optimizer.learning_rate"
         )
     return found
 

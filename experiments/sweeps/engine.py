@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.arguments import FILE
+from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
 from experiments.records import claims, data_record, leases, offline_runs, run_folder
@@ -182,7 +182,7 @@ class Sweep:
             try:
                 ready = ready[: self.room([(one.name, one.plain) for _, one in ready])]
             except UserError as error:
-                self.say(f"{cell.name} runs alone: {error}")
+                self.say(f"{cell.name} runs alone: {spoken(str(error))}")
                 return self.attempt(cell, total, remaining)
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.arguments import spoken
 from experiments.records import data_record, leases, run_folder
 from experiments.records.text_table import clock, format_table
 from experiments.sweeps.best import NotNeeded
@@ -116,7 +117,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room
     rest = f"about {clock(left)} left on one worker" if left or not unknown else "time left unknown"
     rest += f", {unknown} cells of unknown length aside" if left and unknown else ""
     errors = dict.fromkeys(need["error"] for need in needs.values() if "error" in need)
-    notes = [f"unknown: {error}" for error in errors]
+    notes = [f"unknown: {spoken(error)}" for error in errors]
     total = f"{len(cells)} cells: {counted}; {rest}"
     return "\n".join([format_table(lines, "text"), *notes, total])
 
