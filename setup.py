@@ -4,9 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Lower bounds are versions that were run together (Python 3.11 with jax 0.10, Python 3.12 with jax 0.11).
+# Lower bounds are versions that were run together (Python 3.11 with jax 0.10, Python 3.12 with jax 0.11). jax has an
+# upper one: each of its minor versions moves names that this code and its type checks read, and 0.12 was not gone over.
 REQUIRES = [
-    "jax>=0.10.2",
+    "jax>=0.10.2,<0.12",
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8,<0.13",

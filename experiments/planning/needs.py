@@ -126,7 +126,7 @@ def activations(experiment: Experiment) -> int:
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     jaxpr = jax.make_jaxpr(kept)(experiment.abstract_state.trainable, frozen, batch, key).jaxpr
     given = {id(one) for one in (*jaxpr.invars, *jaxpr.constvars)}
-    new = {id(one): one.aval for one in jaxpr.outvars if id(one) not in given}
+    new: dict[int, Any] = {id(one): one.aval for one in jaxpr.outvars if id(one) not in given}
     shares = 1
     for axis in BATCH_AXES:
         shares *= experiment.mesh.shape[axis]
