@@ -61,7 +61,7 @@ def test_ctrl_c(tmp_path, case):
     (tmp_path / "slow.py").write_text("try:\n  hit = __import__('__main__').hit(); __import__('time').sleep(60)\n")
     with (tmp_path / "slow.py").open("a") as file:
         file.write("except BaseException: __import__('time').sleep(60)\n")
-    done = ended(["-c", PROGRAM + code], tmp_path)
+    done = ended(["-W", "ignore", "-c", PROGRAM + code], tmp_path)  # Python 3.12 warns of a fork beside threads
     assert (done.stderr, done.returncode) == (said, status)
     words = {"in Python": "so far\n", "where it is answered": "saved\n", "where there is something to undo": "undone\n"}
     assert done.stdout == words.get(case, "")
