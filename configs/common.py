@@ -8,6 +8,17 @@ from lowrank_jax.core.errors import UserError
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
+# For the ARGUMENTS of a config file: {a config's key: the file's argument that sets it}, by which messages name a key,
+# as they speak of what a user wrote.
+TRAINING = {"base.name": "base", "adapter.rank": "rank", "train.epochs": "epochs", "train.batch_size": "batch"}
+SAMPLED = {"task.train_examples": "train_examples", "task.allow_partial": "partial"}
+OWN_ROWS = {
+    "task.path": "data",
+    "task.validation_path": "validation",
+    "task.chat_template": "chat",
+    "task.packed": "packed",
+}
+
 
 class Count(int):
     """The type of an argument that is a whole number above 0: a 0 would read as if nothing were given."""

@@ -30,7 +30,7 @@ float32 in any case. Cost: with pico-llama seconds to minutes on two cores.
 
 from ml_collections import ConfigDict
 
-from configs.common import check_read, parse_arg
+from configs.common import OWN_ROWS, TRAINING, check_read, parse_arg
 
 PICO = "pico-llama"
 RATES = {"lora": 3e-4, "mora": 3e-4, "dora": 3e-4, "fft": 2e-5}
@@ -41,17 +41,11 @@ LOSS_TOKENS = 8_192  # logits of so many tokens at a time: a vocabulary of 128,0
 NEW_TOKENS = 128  # most new tokens of a sample
 EVERY_KERNEL = "(query|key|value|out|gate|up|down)"  # a base may lack some: GPT-2 has no gate
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
-    "task.path": "data",
-    "task.validation_path": "validation",
-    "task.chat_template": "chat",
-    "task.packed": "packed",
-    "base.name": "base",
+ARGUMENTS = {
+    **TRAINING,
+    **OWN_ROWS,
     "base.dtype": "dtype",
     "adapter.method": "method",
-    "adapter.rank": "rank",
-    "train.epochs": "epochs",
-    "train.batch_size": "batch",
     "optimizer.learning_rate": "rate",
     "schedule.kind": "schedule",
 }

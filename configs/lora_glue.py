@@ -36,7 +36,7 @@ Readings, where paper and official scripts disagree (`python -m experiments.tabl
 
 from ml_collections import ConfigDict
 
-from configs.common import Count, check_read, parse_arg
+from configs.common import SAMPLED, TRAINING, Count, check_read, parse_arg
 from configs.hyperparameters import glue as tables
 from lowrank_jax.core.errors import UserError
 
@@ -64,15 +64,7 @@ FRESH_POOLER = {
     "full": "full",
 }
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
-    "task.seq_len": "seq_len",
-    "task.train_examples": "train_examples",
-    "task.allow_partial": "partial",
-    "base.name": "base",
-    "adapter.rank": "rank",
-    "train.epochs": "epochs",
-    "train.batch_size": "batch",
-}
+ARGUMENTS = {**TRAINING, **SAMPLED, "task.seq_len": "seq_len"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -35,7 +35,7 @@ Cost: with pico-llama, which reads bytes and knows no language, seconds to minut
 
 from ml_collections import ConfigDict
 
-from configs.common import Count, check_read, parse_arg
+from configs.common import SAMPLED, TRAINING, Count, check_read, parse_arg
 from configs.hyperparameters import mnli as tables
 from lowrank_jax.core.errors import UserError
 
@@ -65,15 +65,7 @@ BESIDE = {"lora+pe": "preembed", "lora+pl": "prelayer"}  # the further family
 POSITIONS = {PICO: 512, "gpt2-medium": 1_024, "gpt2-large": 1_024}
 LOSS_TOKENS = 8_192  # positions whose logits exist at a time in the loss
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
-    "task.train_examples": "train_examples",
-    "task.allow_partial": "partial",
-    "base.name": "base",
-    "adapter.rank": "rank",
-    "train.epochs": "epochs",
-    "train.batch_size": "batch",
-    "optimizer.learning_rate": "rate",
-}
+ARGUMENTS = {**TRAINING, **SAMPLED, "optimizer.learning_rate": "rate"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -36,7 +36,7 @@ seen without naming them (ours: without City), the script ten.
 
 from ml_collections import ConfigDict
 
-from configs.common import Count, check_read, parse_arg
+from configs.common import SAMPLED, TRAINING, Count, check_read, parse_arg
 from configs.hyperparameters import nlg as tables
 from lowrank_jax.core.errors import UserError
 
@@ -60,16 +60,12 @@ CHUNKS = {"gemma3-270m": 2_048, "gpt3-175b": 8_192}
 LAYERS = {"smollm2-135m": 30, "gemma3-270m": 18}
 WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+ARGUMENTS = {
+    **TRAINING,
+    **SAMPLED,
     "task.data_dir": "data_dir",
     "task.packed": "packed",
     "task.seq_len": "seq_len",
-    "task.train_examples": "train_examples",
-    "task.allow_partial": "partial",
-    "base.name": "base",
-    "adapter.rank": "rank",
-    "train.epochs": "epochs",
-    "train.batch_size": "batch",
 }
 
 

@@ -40,7 +40,7 @@ train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, and for relora the schedu
 
 from ml_collections import ConfigDict
 
-from configs.common import Count, Several, check_read, parse_arg
+from configs.common import OWN_ROWS, TRAINING, Count, Several, check_read, parse_arg
 from configs.hyperparameters import mora_finetune as tables
 from lowrank_jax.core.errors import UserError
 
@@ -59,16 +59,10 @@ TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 # Positions whose logits exist at a time in the loss; gemma3-270m has a vocabulary of 262,144.
 CHUNKS = {"llama2-7b": 8_192, "smollm2-135m": 8_192, "gemma3-270m": 2_048, "pico-llama": 0}
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
-    "task.path": "data",
-    "task.validation_path": "validation",
-    "task.chat_template": "chat",
-    "task.packed": "packed",
+ARGUMENTS = {
+    **TRAINING,
+    **OWN_ROWS,
     "task.seq_len": "seq_len",
-    "base.name": "base",
-    "adapter.rank": "rank",
-    "train.epochs": "epochs",
-    "train.batch_size": "batch",
     "train.steps": "steps",
     "optimizer.learning_rate": "rate",
 }

@@ -41,7 +41,7 @@ TRAINABLE = (
     (".*", False),
 )
 
-ARGUMENTS = {  # by which messages name a key: they speak of what a user wrote
+ARGUMENTS = {  # see configs/common.py
     "task.path": "data",
     "adapter.rank": "rank",
     "train.steps": "steps",

@@ -18,7 +18,9 @@ from lowrank_jax.train.loop import FITTED_STEPS
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = "configs/finetune.py"
-NAMING = [path.name for path in sorted((ROOT / "configs").glob("*.py")) if arguments.TABLE in path.read_text()]
+NAMING = [
+    path.name for path in sorted((ROOT / "configs").glob("*.py")) if f"\n{arguments.TABLE} = " in path.read_text()
+]
 ASKED = {"role": "user", "content": "2 + 2?"}
 SAID = {"role": "assistant", "content": "It is 4."}
 # Of arguments that are read only beside others; and a value for each kind of argument.

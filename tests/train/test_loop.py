@@ -1,104 +1,17 @@
-"""The loop by itself, around a step that only counts: when it records, evaluates, saves, traces and stops."""
+"""The loop by itself, around a step that only counts: when it records, evaluates, saves, traces and ends."""
 
 import math
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from loop_parts import Recorder, job, score
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import meter
-from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
-from lowrank_jax.train.signals import AGAIN, STOPPING
-from lowrank_jax.train.state import TrainState
+from lowrank_jax.train.loop import EvalConfig, Evaluator, LoopConfig, fit
 
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
-    """The loop's clock, which moves on when a step or an evaluation says: no test here waits or measures."""
-    now = Clock()
-    monkeypatch.setattr(meter.time, "perf_counter", now)
-    return now
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-    def move(self, seconds):
-        self.now += seconds
-
-
-class Recorder:
-    """Stands in for batches, checkpoints and tracker, and writes down what happens in order.
-
-    Args:
-      bad_step: from which on the loss is not finite.
-      move: (seconds) of `clock`, which each step takes `seconds` of.
-      at: step -> what is called in it.
-    """
-
-    def __init__(self, bad_step=0, clock=None, seconds=0.0, at=None):
-        self.events, self.served, self.saved = [], 0, []
-        self.bad_step, self.clock, self.seconds, self.at = bad_step, clock, seconds, at or {}
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.served += 1
-        return self.served
-
-    def get_state(self):
-        return {"batches": self.served}
-
-    def save(self, step, trainable, rest, cursor):
-        self.events.append(("save", step))
-        self.saved.append((step, int(trainable), int(rest["step"]), cursor))
-
-    def wait(self):
-        self.events.append(("wait", None))
-
-    def latest(self):
-        return max((step for step, *_ in self.saved), default=None)
-
-    def log(self, step, values):
-        self.events.append(("eval" if any(name.startswith("eval/") for name in values) else "log", step, values))
-
-    def step(self, state, frozen, batch):
-        """Adds one."""
-        if self.clock:
-            self.clock.move(self.seconds)
-        number = int(state.step) + 1
-        if number in self.at:
-            self.at[number]()
-        loss = math.nan if self.bad_step and number >= self.bad_step else 1.0 / number
-        metrics = {"loss": loss, "grad_norm": 1.0, "tokens": 100.0, "finite": math.isfinite(loss)}
-        state = state._replace(step=state.step + 1, trainable=state.trainable + frozen)
-        return state, {name: jnp.asarray(value) for name, value in metrics.items()}
-
-    def of(self, kind):
-        return [event[1] for event in self.events if event[0] == kind]
-
-
-def job(recorder, config, start=0, checkpoint_every=0, **more):
-    state = TrainState(jnp.int32(start), jnp.int32(10 * start), {}, jnp.float32(1), jnp.zeros(2, jnp.uint32))
-    recorder.served = start
-    return Job(
-        state=state, frozen=10, step=recorder.step, batches=recorder, place=lambda batch: batch, configs=[config],
-        checkpoints=recorder, checkpoint_every=checkpoint_every, trackers=[recorder], first=start,
-        **{"evaluators": [Evaluator("", LoopConfig.evaluates_at, score)], **more},
-    )  # fmt: skip
-
-
-def score(state, frozen):
-    return [{"score": int(state.step) / 10}]
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_every_step_is_recorded_once_in_order():
@@ -234,86 +147,6 @@ def test_trials_end_each_at_its_own_step_and_one_that_diverges_leaves_the_others
     assert [recorder.of("log") for recorder in recorders] == [[1, 2, 3, 4, 5, 6], [1, 2, 3], [1]]
     assert [recorder.of("eval") for recorder in recorders] == [[3, 6], [3], []]
     assert lead.of("save") == [2, 4, 6]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_answered_saves_and_leaves(number, capfd):
-    recorder = Recorder(at={4: lambda: os.kill(os.getpid(), number)})
-    outcome = fit(job(recorder, LoopConfig(steps=50), checkpoint_every=10))
-    assert outcome.statuses == ("interrupted",)
-    assert {signal.SIGTERM: STOPPING, signal.SIGINT: STOPPING + AGAIN}[number] + "\n" in capfd.readouterr().err
-    assert "after step 4; run it again to resume" in outcome.messages[0]
-    assert recorder.of("log") == [1, 2, 3, 4]
-    assert [(step, value) for step, value, *_ in recorder.saved] == [(4, 40)]
-    assert recorder.of("eval") == []
-
-
-class Slow:
-    """A loss that the device has not computed yet: who reads it waits."""
-
-    shape, ndim, dtype = (), 0, jnp.float32
-
-    def __init__(self, value, wait):
-        self.value, self.wait = value, wait
-
-    def is_ready(self):
-        return False
-
-    def __array__(self, dtype=None, copy=None):
-        self.wait()
-        return np.asarray(self.value, dtype)
-
-
-@pytest.mark.parametrize(("device", "host", "made"), [(2.0, 0.0, 7), (2.0, 0.1, 11), (0.3, 0.0, 11)])
-def test_a_signal_waits_for_the_running_step_alone_where_steps_are_slow(clock, device, host, made):
-    """Where the device would wait for the host, or steps are short, four more are under way."""
-    recorder = Recorder(clock=clock, seconds=host)
-    step = recorder.step
-
-    def slow(state, frozen, batch):
-        def wait():
-            clock.move(device)
-            if batch == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        state, metrics = step(state, frozen, batch)
-        return state, metrics | {"loss": Slow(metrics["loss"], wait)}
-
-    recorder.step = slow
-    assert fit(job(recorder, LoopConfig(steps=50))).statuses == ("interrupted",)
-    assert (recorder.of("save"), recorder.served) == ([made], made)
-
-
-def test_a_signal_in_the_last_step_finishes_a_run_without_evaluations():
-    recorder = Recorder(at={6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    assert fit(job(recorder, LoopConfig(steps=6), evaluators=[])).statuses == ("finished",)
-    assert recorder.of("save") == [6]
-
-
-@pytest.mark.parametrize("last", [6, 9])
-def test_an_evaluation_that_a_signal_ends_is_made_first_when_the_run_goes_on(last):
-    """And those after it, but not the one before; at the end of the run as in the middle of it."""
-    asked, signals = [], [signal.SIGTERM]
-
-    def evaluator(name):
-        def evaluate(state, frozen):
-            asked.append((name, int(state.step)))
-            if signals and name == "b":
-                os.kill(os.getpid(), signals.pop())
-            return score(state, frozen)
-
-        return Evaluator(name, lambda config, step: step == 6, evaluate)
-
-    config, evaluators = LoopConfig(steps=last), [evaluator(name) for name in "abc"]
-    first, second = Recorder(), Recorder()
-    assert fit(job(first, config, evaluators=evaluators)).statuses == ("interrupted",)
-    ((step, *_, cursor),) = first.saved
-    assert (step, cursor["unmade"]) == (6, ["b", "c"])
-    assert fit(job(second, config, start=6, evaluators=evaluators, unmade=cursor["unmade"])).statuses == ("finished",)
-    assert asked == [("a", 6), ("b", 6), ("b", 6), ("c", 6)]
-    assert (first.of("eval"), second.of("eval")) == ([6], [6, 6])
-    assert second.of("log") == [*range(7, last + 1)]
-    assert not any("unmade" in cursor for *_, cursor in second.saved)
 
 
 @pytest.mark.parametrize(("every", "good"), [(3, "the last good checkpoint is step 6"), (0, "no checkpoint was saved")])
