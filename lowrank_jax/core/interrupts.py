@@ -11,7 +11,8 @@ from types import FrameType
 from lowrank_jax.core.errors import ENDED, INTERRUPTED
 
 MARK = 0  # no signal has this number
-PATIENCE = 1.0  # seconds for the thread to answer, and for stdout to take its buffer: its reader may have stopped
+ANSWER = 10.0  # seconds for the thread to answer, which it does at once but on an overloaded machine
+FLUSH = 1.0  # seconds for stdout to take its buffer: its reader may have stopped
 
 
 class _Desk:
@@ -45,7 +46,7 @@ class _Desk:
         if self.open:
             self._settled.clear()
             os.write(self._writer, bytes([MARK]))
-            self._settled.wait(PATIENCE)
+            self._settled.wait(ANSWER)
 
     def hear(self, number: int) -> None:
         if number == signal.SIGINT and self.leaves and (self.heard or not self.lines):
@@ -133,5 +134,5 @@ def _leave() -> None:
     if sys.stdout is not None:
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
         flush.start()
-        flush.join(PATIENCE)
+        flush.join(FLUSH)
     os._exit(INTERRUPTED)
