@@ -175,7 +175,13 @@ GRIDS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("[a-z]*.
 def config_of_grid(name):
     """The config file that a grid is for: by the grid's name, or its first word."""
     own = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue", "mnli": "lora_mnli"}
-    own |= {"e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune", "rates": "mora_finetune"}
+    own |= {
+        "e2e": "lora_nlg",
+        "webnlg": "lora_nlg",
+        "wikisql": "lora_nlg",
+        "mora": "mora_finetune",
+        "rates": "mora_finetune",
+    }
     files = {**own, "pretrain": "mora_pretrain", "rates_uuid": "mora_uuid"}
     return f"configs/{files.get(name) or files[name.split('_')[0]]}.py"
 

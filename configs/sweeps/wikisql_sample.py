@@ -1,0 +1,38 @@
+"""Table 4's WikiSQL column on a sample of 1,000 questions: SmolLM2-135M, five methods, four rates, then three seeds.
+
+    python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/wikisql_sample.py \\
+        --config.task.data_dir=FOLDER --results=experiments/results/wikisql_sample
+
+FOLDER/wikisql has train.jsonl (or .gz), valid.jsonl and test.jsonl as texts, "table: ... Q: ... A: SELECT ...": 1,000,
+100 and 100 of the 56,355, 8,421 and 15,878 rows (docs/data.md names the repository). Every record then has a note that
+its data are a sample, and logical forms alone are scored: such texts have no tables to execute a query on.
+
+Rates: ten epochs, one seed, nothing decoded; of a method's four rates the one with the lowest held-out loss wins.
+"""
+
+from configs.sweeps.e2e_smollm2 import BEST, MODEL, SEEDS
+
+EPOCHS = 10  # of about 18 steps
+RATES = {
+    "method=fft": (5e-5, 1e-4, 2e-4, 5e-4),
+    "method=lora": (1e-3, 2e-3, 5e-3, 1e-2),
+    "method=mora": (1e-3, 2e-3, 5e-3, 1e-2),
+    "method=adapter-h": (1e-3, 2e-3, 5e-3, 1e-2),
+    "method=prelayer": (3e-3, 1e-2, 3e-2, 1e-1),
+}
+
+
+def stages():
+    """[(stage, cells)]: the rates, then the rows of the table."""
+    args = {method: f"task=wikisql,model={MODEL},{method},packed,partial,epochs={EPOCHS}" for method in RATES}
+    rates = [
+        dict(arg=args[method], overrides={"evals": {}, "optimizer.learning_rate": rate, "seed": SEEDS[0]})
+        for method, ladder in RATES.items()
+        for rate in ladder
+    ]
+    full = [
+        dict(arg=arg, overrides={"optimizer.learning_rate": BEST, "seed": seed})
+        for arg in args.values()
+        for seed in SEEDS
+    ]
+    return [("rates", rates), ("full", full)]
