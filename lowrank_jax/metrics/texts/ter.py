@@ -1,6 +1,7 @@
 """TER, the edits and shifts that turn a text into a reference, by pyter in several processes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def ter(texts: Texts) -> float:
     count = max(1, min(processors(), len(rows) // ROWS))
     with ThreadPoolExecutor(count, "ter") as pool:
         parts = list(pool.map(_in_process, [rows[i::count] for i in range(count)]))
-    return sum(sum(part) for part in parts) / len(rows)
+    return math.fsum(one for part in parts for one in part) / len(rows)  # whichever process had it
 
 
 def _in_process(rows: list[tuple[str, list[str]]]) -> list[float]:
