@@ -12,8 +12,11 @@ import pytest
 from config_files import unpack_file
 
 from experiments.cli import complete_file
+from experiments.config.labels import with_labels
 from experiments.config.plain import config_hash, to_plain
+from experiments.config.schema import unpack_run
 from experiments.session.build import build
+from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.models.registry import LLAMAS
 
@@ -166,25 +169,53 @@ def test_pico_pretrain(tmp_path):
         assert experiment.config.schedule.warmup_steps == 5
 
 
-def test_grids_are_made_of_configs_that_exist():
-    """Each cell of each sweep: its argument is known and its overrides are keys of the config."""
-    from experiments.config.defaults import wrong_key
+GRIDS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("[a-z]*.py"))
 
+
+def config_of_grid(name):
+    """The config file that a grid is for: by the grid's name, or its first word."""
     own = {"uuid": "mora_uuid", "ranks": "mora_uuid", "glue": "lora_glue", "mnli": "lora_mnli"}
     own |= {"e2e": "lora_nlg", "webnlg": "lora_nlg", "mora": "mora_finetune", "rates": "mora_finetune"}
-    own["pretrain"] = "mora_pretrain"
-    files = {**own, "rates_uuid": "mora_uuid"}  # by the grid's name, or its first word
-    for path in sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")):
-        grid = importlib.import_module(f"configs.sweeps.{path.stem}")
-        stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]
-        keys = {cell["arg"]: set() for _, cells in stages for cell in cells}
-        for _, cells in stages:
-            for cell in cells:
-                keys[cell["arg"]] |= cell.get("overrides", {}).keys()
-        for arg, names in keys.items():
-            config = complete_file(f"configs/{files.get(path.stem) or files[path.stem.split('_')[0]]}.py:{arg}")
-            for key in names:
-                assert wrong_key(config, f"config.{key}") is None, (path.stem, key)
+    files = {**own, "pretrain": "mora_pretrain", "rates_uuid": "mora_uuid"}
+    return f"configs/{files.get(name) or files[name.split('_')[0]]}.py"
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_made_of_configs_that_exist(name):
+    """Each cell: its argument is known and its overrides are keys of the config."""
+    from experiments.config.defaults import wrong_key
+
+    grid = importlib.import_module(f"configs.sweeps.{name}")
+    stages = grid.stages() if hasattr(grid, "stages") else [("full", grid.cells())]
+    keys = {cell["arg"]: set() for _, cells in stages for cell in cells}
+    for _, cells in stages:
+        for cell in cells:
+            keys[cell["arg"]] |= cell.get("overrides", {}).keys()
+    for arg, names in keys.items():
+        config = complete_file(f"{config_of_grid(name)}:{arg}")
+        for key in names:
+            assert wrong_key(config, f"config.{key}") is None, (arg, key)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_adapter_of_a_grid_fits_its_base(name):
+    """The largest rank of each adapter, on the base's registered shape."""
+    largest = {}
+    for cell in Grid(config_of_grid(name), f"configs/sweeps/{name}.py").cells.values():
+        adapter, base = (
+            cell.plain["adapter"],
+            with_labels(cell.plain)["labels"].get("model", cell.plain["base"]["name"]),
+        )
+        kind = json.dumps([base, {**adapter, "rank": 0, "alpha": 0}], sort_keys=True)
+        if kind not in largest or largest[kind][1]["adapter"]["rank"] < adapter["rank"]:
+            largest[kind] = (base, cell.plain)
+    assert largest
+    for base, plain in largest.values():
+        plain["base"] |= {"name": base, "random_init": True}
+        if plain["task"].get("path") == [""]:  # left to the command
+            plain["task"]["path"] = "own.jsonl"
+        plain["optimizer"]["learning_rate"] = 1e-3  # of some cells it is another cell's best
+        build(unpack_run(plain), 16, devices=jax.devices()[:1])
 
 
 FINETUNE = "configs/finetune.py"

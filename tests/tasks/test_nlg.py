@@ -156,7 +156,7 @@ def test_webnlg_is_scored_seen_unseen_and_together(build, monkeypatch):
     """Of the test inputs City and Food are seen, of the paper's reading Food alone; what is missing is kept."""
     calls = []
 
-    def score(kind, predictions, references):
+    def score(kind, predictions, references, known_ter):
         calls.append((kind, predictions, len(references)))
         return Scores({"bleu": float(len(predictions))}, {"meteor": "not computed: needs Java"})
 

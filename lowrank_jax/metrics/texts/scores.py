@@ -27,7 +27,9 @@ class Scores:
     missing: dict[str, str]
 
 
-def score(kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+def score(
+    kind: str, predictions: Sequence[str], references: Sequence[Sequence[str]], known_ter: ter.Known | None = None
+) -> Scores:
     """All metrics of a benchmark, in the units of LoRA's tables; docs/reproducing.md says how each is computed.
 
     "e2e": bleu, meteor and rouge_l in percent, nist, cider. bleu and nist are those of mteval-v13a;
@@ -44,6 +46,8 @@ def score(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
       predictions: one text a row; may be empty.
       references: one or more texts a row. An empty one counts as the official scripts of WebNLG and DART count it,
         as long as the row has another; the other benchmarks have none.
+      known_ter: kept by the caller between calls that share rows, whose TER, by far the slowest metric, is then
+        computed once.
 
     Raises:
       UserError: an unknown kind; or rows that cannot be scored, named by their number, of which the first is 1.
@@ -74,7 +78,7 @@ def score(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
 
     # Only what waits for other processes has a thread: two threads that import parts of sacrebleu can deadlock.
     with ThreadPoolExecutor(thread_name_prefix="metrics") as pool:
-        jobs = benchmark(texts, pool)
+        jobs = benchmark(texts, pool, known_ter)
         for name, job in jobs.items():
             record(name, job)
         for name, future in waited_for.items():
@@ -82,7 +86,7 @@ def score(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
     return Scores({name: values[name] for name in jobs if name in values}, missing)
 
 
-def _e2e(texts: Texts, pool: Executor) -> Jobs:
+def _e2e(texts: Texts, pool: Executor, known_ter: ter.Known | None) -> Jobs:
     words = functools.cache(lambda: ptb.tokenize(texts))
     both_bleus = functools.cache(lambda: bleu.e2e(texts))
     both_nists = functools.cache(lambda: nist.nist(texts))
@@ -97,18 +101,18 @@ def _e2e(texts: Texts, pool: Executor) -> Jobs:
     }
 
 
-def _triples(texts: Texts, pool: Executor) -> Jobs:
+def _triples(texts: Texts, pool: Executor, known_ter: ter.Known | None) -> Jobs:
     texts = forms.split_lower(texts)
     words = functools.cache(lambda: forms.nltk_words(texts))
     return {
         "meteor": lambda: pool.submit(meteor.meteor, words()),
-        "ter": lambda: pool.submit(ter.ter, words()),
+        "ter": lambda: pool.submit(ter.ter, words(), known_ter),
         "bleu": lambda: bleu.multi_bleu(texts),
         "chrf": lambda: chrf.chrf(texts),
     }
 
 
-def _samsum(texts: Texts, pool: Executor) -> Jobs:
+def _samsum(texts: Texts, pool: Executor, known_ter: ter.Known | None) -> Jobs:
     scores = functools.cache(lambda: rouge.rouge(texts))
     return {
         "rouge1": lambda: 100 * scores()["rouge1"],

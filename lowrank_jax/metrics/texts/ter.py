@@ -1,22 +1,29 @@
 """TER, the edits and shifts that turn a text into a reference, by pyter in several processes."""
 
 import json
-import math
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lowrank_jax.metrics.texts.processes import ProgramFailed, processors
 from lowrank_jax.metrics.texts.rows import Texts
 
 ROWS = 8  # fewest rows of a process
+Row = tuple[str, tuple[str, ...]]  # a prediction and its references
+Known = dict[Row, float]
 
 
-def ter(texts: Texts) -> float:
+def ter(texts: Texts, known: Known | None = None) -> float:
     """Mean over the rows of the least TER of a row's references; an empty reference counts as 1.
 
     Edits divided by the reference's words: 0 for the reference itself, and may exceed 1.
+
+    Args:
+      texts: predictions and references, split into words by spaces.
+      known: the TER of rows that were computed before; those of other rows are added.
 
     Raises:
       ModuleNotFoundError: pyter3 is not installed.
@@ -24,14 +31,18 @@ def ter(texts: Texts) -> float:
     """
     import pyter  # noqa: F401  (where it is missing, this fails at once and not in each process)
 
-    rows = list(zip(texts.predictions, texts.references, strict=True))
-    count = max(1, min(processors(), len(rows) // ROWS))
+    known = {} if known is None else known
+    rows = [(text, tuple(references)) for text, references in zip(texts.predictions, texts.references, strict=True)]
+    new = list(dict.fromkeys(row for row in rows if row not in known))
+    count = max(1, min(processors(), len(new) // ROWS))
     with ThreadPoolExecutor(count, "ter") as pool:
-        parts = list(pool.map(_in_process, [rows[i::count] for i in range(count)]))
-    return math.fsum(one for part in parts for one in part) / len(rows)  # whichever process had it
+        shares = [new[i::count] for i in range(count)] if new else []
+        for share, found in zip(shares, pool.map(_in_process, shares), strict=True):
+            known.update(zip(share, found, strict=True))
+    return statistics.fmean(known[row] for row in rows)
 
 
-def _in_process(rows: list[tuple[str, list[str]]]) -> list[float]:
+def _in_process(rows: Sequence[Row]) -> list[float]:
     # This file as a program: a forked or spawned copy of the caller would have to import jax, or share its devices.
     done = subprocess.run(
         [sys.executable, "-P", __file__],
@@ -45,7 +56,7 @@ def _in_process(rows: list[tuple[str, list[str]]]) -> list[float]:
     return json.loads(done.stdout)
 
 
-def least(prediction: str, references: list[str]) -> float:
+def least(prediction: str, references: Sequence[str]) -> float:
     """The least TER of the references."""
     import pyter
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.builders.nlg.rows import NlgRow
 from lowrank_jax.metrics import texts, wikisql
+from lowrank_jax.metrics.texts.ter import Known
 
 WEBNLG, WIKISQL = "webnlg", "wikisql"
 
@@ -29,22 +30,22 @@ def score_by(task: str, predictions: Sequence[str], rows: Sequence[NlgRow], seen
     said = [text.strip() for text in predictions]
     if task != WEBNLG:
         return _score(task, said, rows)
-    values, missing = {}, {}
+    values, missing, known = {}, {}, {}  # every row counts twice: in "all", and as seen or unseen
     for name, wanted in (("seen", (True,)), ("unseen", (False,)), ("all", (True, False))):
         chosen = [index for index, row in enumerate(rows) if (row.category in seen) in wanted]
         if not chosen:
             missing[name] = f"not computed: no {name} input is decoded"
             continue
-        found = _score(task, [said[index] for index in chosen], [rows[index] for index in chosen])
+        found = _score(task, [said[index] for index in chosen], [rows[index] for index in chosen], known)
         values |= {f"{name}/{metric}": value for metric, value in found.values.items()}
         missing |= {f"{name}/{metric}": why for metric, why in found.missing.items()}
     return Scored(values, missing)
 
 
-def _score(task: str, predictions: Sequence[str], rows: Sequence[NlgRow]) -> Scored:
+def _score(task: str, predictions: Sequence[str], rows: Sequence[NlgRow], known: Known | None = None) -> Scored:
     if task == WIKISQL:
         return _score_queries(predictions, rows)
-    found = texts.score(task, predictions, [row.references for row in rows])
+    found = texts.score(task, predictions, [row.references for row in rows], known)
     return Scored(dict(found.values), dict(found.missing))
 
 

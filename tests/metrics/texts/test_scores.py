@@ -126,6 +126,24 @@ def test_ter_in_processes(monkeypatch):
     assert ter.ter(texts) == pytest.approx(sum(alone) / len(alone), rel=1e-12)
 
 
+def test_a_row_that_two_calls_share_has_its_ter_computed_once(no_java, monkeypatch):
+    asked = []
+
+    def in_process(rows):
+        asked.extend(rows)
+        return [ter.least(*row) for row in rows]
+
+    monkeypatch.setattr(ter, "_in_process", in_process)
+    texts, references = [SIX, "a b", "a b", ""], [[SIX], ["a b c"], ["a b c"], ["a"]]
+    known = {}
+    part = score("webnlg", texts[:2], references[:2], known).values["ter"]
+    whole = score("webnlg", texts, references, known).values["ter"]
+    assert len(asked) == len(set(asked)) == 3
+    assert part == pytest.approx(score("webnlg", texts[:2], references[:2]).values["ter"], rel=1e-12)
+    assert whole == pytest.approx(sum(ter.least(*row) for row in zip(texts, references, strict=True)) / 4, rel=1e-12)
+    assert score("webnlg", texts, references, known).values["ter"] == whole
+
+
 def test_meteor_in_processes(monkeypatch):
     """Each row goes to one of the processes, and one of them scores all rows' counts."""
 
