@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -355,7 +356,7 @@ class Sweep:
         """The time left: remaining steps times the seconds that a step has taken in this grid so far."""
         ended = [(name, result) for name, (_, result) in self.settled.items() if result]
         done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
-        seconds = sum(wall for wall, _ in done if wall)
+        seconds = math.fsum(wall for wall, _ in done if wall)
         steps = sum(count for wall, count in done if wall)
         if not steps:
             return "time left unknown"

@@ -13,9 +13,13 @@ TEXTS = [{"text": "été\nline two"}, {"text": "b", "source": "left out"}]
 PAIRS = [{"prompt": "", "completion": "x"}, {"prompt": "q", "completion": "a", "id": 3}]
 
 
+def write_bytes(path, data):
+    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
+
+
 def write(path, rows):
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb").write(data)
+    write_bytes(path, data)
     return path
 
 
@@ -125,7 +129,7 @@ def test_a_byte_that_is_not_utf8_is_found_on_its_line(tmp_path, suffix):
     lines = [json.dumps({"text": f"row {i}"}).encode() for i in range(80)]
     lines[50] = b'{"text": "caf\xe9"}'
     path = tmp_path / f"a{suffix}"
-    {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wb").write(b"\n".join(lines))
+    write_bytes(path, b"\n".join(lines))
     with pytest.raises(UserError, match=rf"a{suffix}, line 51: not UTF-8 \(.* at byte 14\)"):
         Rows(path)
 

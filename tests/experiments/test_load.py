@@ -1,6 +1,7 @@
 """`experiments.load` measures a base model's loading, and the loading keeps to its bound."""
 
 import ctypes
+import functools
 import gc
 import json
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from experiments.bench.load import ResidentPeak
+from lowrank_jax.interop import keymap
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, load
 from lowrank_jax.interop.readers import open_checkpoint
 
@@ -21,6 +23,16 @@ def settled():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """What is compiled is optimised, as a user's programs are: with jax 0.11 a test would take 18 s otherwise."""
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+    keymap._updater.cache_clear()
+    yield
+    keymap._updater.cache_clear()
 
 
 def forget(params):
@@ -49,9 +61,10 @@ def test_load_of_a_mesh_adds_to_a_file(program, tmp_path):
     assert shards[1] == pytest.approx(shards[0] / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "devices", "layers"), [("bfloat16", 1, 40), ("float32", 2, 20)])
+@pytest.mark.parametrize(("dtype", "devices", "layers"), [("bfloat16", 1, 40), ("float32", 2, 40)])
+@pytest.mark.usefixtures("optimised")
 def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices, layers):
-    """Shards of 80 and of 40 MiB: more than malloc ever keeps for later (32), so each copy shows in resident pages."""
+    """Shards of 80 MiB: more than malloc ever keeps for later (32), so each copy shows in resident pages."""
     row = Row("{layer}.w", "layers/w/kernel", (1024, 1024), TRANSPOSE)
     save_file({key: np.ones(row.shape, np.float32) for key in row.sources(layers)}, tmp_path / "model.safetensors")
     reader = open_checkpoint(tmp_path)
@@ -62,13 +75,14 @@ def test_the_host_holds_no_second_copy_of_a_leaf(tmp_path, dtype, devices, layer
     with ResidentPeak() as peak:
         leaf = load(reader, [row], layers, dtype, sharding_fn)["layers"]["w"]["kernel"]
     assert leaf.nbytes == layers * 2**20 * leaf.dtype.itemsize
-    assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # a tensor is a twentieth at most
+    assert 0.9 * leaf.nbytes < peak.bytes < 1.3 * leaf.nbytes  # six or seven tensors
 
 
 @pytest.mark.parametrize("transform", [IDENTITY, TRANSPOSE], ids=["embedding", "head"])
+@pytest.mark.usefixtures("optimised")
 def test_the_host_holds_less_than_a_shard_of_an_unstacked_leaf(tmp_path, transform):
-    """Shards of 40 MiB, cut across the file's rows and along them."""
-    row = Row("w", "w/kernel", (20 * 1024, 1024), transform)
+    """Shards of 80 MiB, cut across the file's rows and along them."""
+    row = Row("w", "w/kernel", (40 * 1024, 1024), transform)
     save_file({"w": np.ones(row.shape, np.float32)}, tmp_path / "model.safetensors")
     reader = open_checkpoint(tmp_path)
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -77,7 +91,7 @@ def test_the_host_holds_less_than_a_shard_of_an_unstacked_leaf(tmp_path, transfo
     with ResidentPeak() as peak:
         leaf = load(reader, [row], 1, "float32", lambda path, shape: spec)["w"]["kernel"]
     shard = leaf.nbytes // 2
-    assert leaf.addressable_shards[0].data.nbytes == shard == 40 * 2**20
+    assert leaf.addressable_shards[0].data.nbytes == shard == 80 * 2**20
     assert 1.8 * shard < peak.bytes < (2 + 0.9) * shard
 
 

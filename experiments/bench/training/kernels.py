@@ -1,6 +1,7 @@
 """Milliseconds and launches of a traced GPU step, by kind of kernel."""
 
 import collections
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def summarise(data: Any, top: int) -> dict[str, Any]:
     ranked = sorted(kinds.items(), key=lambda item: -item[1][0])[:top]
     return {
         "span_ms": round(span / 1e6 / STEPS, 3),
-        "busy_ms": round(sum(ms for ms, _ in kinds.values()) / STEPS, 3),
+        "busy_ms": round(math.fsum(ms for ms, _ in kinds.values()) / STEPS, 3),
         "launches": round(len(events) / STEPS),
         "kernels": [[kind, round(ms / STEPS, 3), round(count / STEPS, 1)] for kind, (ms, count) in ranked],
     }

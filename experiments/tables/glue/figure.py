@@ -1,5 +1,6 @@
 """GLUE's figure: score against trainable parameters, ours on the left, the paper's RoBERTa-base on the right."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _paper(rows: Sequence[lora.Published], tasks: Sequence[str]) -> Callable:
 
     def fill(axes):
         for row in rows:
-            score = sum(row.scores[i] for i in places) / len(places)
+            score = statistics.fmean(row.scores[i] for i in places)
             axes.plot([1e6 * row.millions], [score], label=f"{row.label} {row.millions:g}M", **style.point(row.method))
 
     return fill

@@ -1,6 +1,7 @@
 """LoRA's Table 2: GLUE's dev sets, methods by tasks, over seeds; ours, the rates tried, and the paper's rows."""
 
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,13 @@ def _paper_line(row: lora.Published, tasks: Sequence[str]) -> list[str]:
     spreads = row.spreads or (None,) * len(row.scores)
     shown = ["-" if i is None else plus_minus(row.scores[i], spreads[i]) for i in places]
     known = [row.scores[i] for i in places if i is not None]
-    average = f"{sum(known) / len(known):.1f} " if known else ""
+    average = f"{_mean(known)} " if known else ""
     return [row.label, f"{row.millions:g}M", *shown, f"{average}({row.average:.1f})"]
+
+
+def _mean(scores: Sequence[float]) -> Decimal:
+    """Of scores with one decimal, to one decimal, halves up: as binary numbers they would lie beside the half."""
+    return (sum(map(Decimal, map(str, scores)), Decimal()) / len(scores)).quantize(Decimal("0.1"), ROUND_HALF_UP)
 
 
 def _title(board: Board, task: str) -> str:

@@ -1,5 +1,6 @@
 """The loss with a base of 4 or 8 bits: recorded runs compared with the one that differs only in base.quantize."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def _row(result: dict, plain: dict) -> dict[str, Any]:
         "base": result["base"]["name"],
         "kind": result["config"]["base"].get("quantize", NONE),
         "steps": result["losses"][-1][0],
-        "train": sum(losses) / len(losses),
+        "train": statistics.fmean(losses),
         "held_out": ours,
         "more": None if result is plain else ours / theirs - 1,
     }

@@ -24,7 +24,7 @@ def e2e(texts: Texts) -> dict[str, float]:
     else:
         # 1e-15: the script's own stand-in for no match
         logs = [math.log(max(hits, 1e-15) / count) for hits, count in zip(found.counts, counts, strict=True)]
-        python = 100 * math.exp(min(0.0, 1 - found.ref_len / length) + sum(logs) / 4)
+        python = 100 * math.exp(min(0.0, 1 - found.ref_len / length) + math.fsum(logs) / 4)
     return {"bleu": found.score, "bleu_python": python}
 
 

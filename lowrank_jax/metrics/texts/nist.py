@@ -38,14 +38,14 @@ def nist(texts: Texts) -> dict[str, float]:
     lengths = [len(prediction) for prediction in predictions]
     mean_references = sum(len(row) for row in references) / len(references)
     counts = {n: max(1, sum(max(0, length - n + 1) for length in lengths)) for n in orders}
-    perl = _penalty(sum(lengths) / (seen[()] / mean_references)) * sum(information[n] / counts[n] for n in orders)
+    perl = _penalty(sum(lengths) / (seen[()] / mean_references)) * math.fsum(information[n] / counts[n] for n in orders)
 
     lengths = [max(1, length) for length in lengths]
     counts = {n: sum(length - n + 1 for length in lengths) for n in orders}
     if min(counts.values()) <= 0:
         return {"nist": perl, "nist_python": math.nan}
-    mean_lengths = sum(sum(len(text) for text in row) / len(row) for row in references)
-    python = _penalty(sum(lengths) / mean_lengths) * sum(information[n] / counts[n] for n in orders)
+    mean_lengths = math.fsum(sum(len(text) for text in row) / len(row) for row in references)
+    python = _penalty(sum(lengths) / mean_lengths) * math.fsum(information[n] / counts[n] for n in orders)
     return {"nist": perl, "nist_python": python}
 
 

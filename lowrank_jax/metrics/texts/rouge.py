@@ -1,5 +1,7 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L of summaries, by rouge-score with its stemmer."""
 
+import statistics
+
 from lowrank_jax.metrics.texts.rows import Texts
 
 
@@ -10,4 +12,4 @@ def rouge(texts: Texts) -> dict[str, float]:
     kinds = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
     scorer = RougeScorer(list(kinds.values()), use_stemmer=True)
     rows = [scorer.score_multi(row, text) for text, row in zip(texts.predictions, texts.references, strict=True)]
-    return {name: sum(row[kind].fmeasure for row in rows) / len(rows) for name, kind in kinds.items()}
+    return {name: statistics.fmean(row[kind].fmeasure for row in rows) for name, kind in kinds.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def ter(texts: Texts, known: Known | None = None) -> float:
         shares = [new[i::count] for i in range(count)] if new else []
         for share, found in zip(shares, pool.map(_in_process, shares), strict=True):
             known.update(zip(share, found, strict=True))
-    return sum(known[row] for row in rows) / len(rows)
+    return statistics.fmean(known[row] for row in rows)
 
 
 def _in_process(rows: Sequence[Row]) -> list[float]:
