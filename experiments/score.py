@@ -5,7 +5,8 @@
 METEOR, ROUGE-L and CIDEr need Java, and most other metrics a library; a GPU machine may have neither. A run writes its
 texts to decoded.jsonl in any case, and its record names what was not computed ("missing"). This program reads both,
 computes the metrics of the data set on the CPU, and writes the record again: "missing" then has what is missing here.
-The data must be those of the run: each prompt and its references are compared.
+The data must be those of the run: each prompt and its references are compared. A run that cannot be scored is named in
+a line at the end, and stops none of the others.
 
 Exams whose answers are written (GSM8K, MATH, ConvFinQA, NER; `config.evals` with "write") are scored too, the first two
 also by math-verify; their texts have the right answers beside them, and need no data.
@@ -13,6 +14,7 @@ also by math-verify; their texts have the right answers beside them, and need no
 
 import dataclasses
 import glob
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,15 @@ from typing import Any
 from absl import flags
 
 from experiments.cli import launch
+from experiments.config.schema import unpack
 from experiments.records import run_folder
-from experiments.records.lines import Recorded
-from lowrank_jax.core.errors import UserError
+from experiments.records.lines import Recorded, check_results
+from lowrank_jax.core.errors import UserError, report
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.data.builders.nlg.specs import SEEN
 from lowrank_jax.forms.generation import GENERATION
-from lowrank_jax.tasks.exams.scores import score_texts
+from lowrank_jax.tasks.exams.scores import WRITTEN, score_texts
 from lowrank_jax.tasks.nlg.scores import score_by
 from lowrank_jax.tasks.nlg.task import NlgConfig, decoded_split, inputs_of
 from lowrank_jax.train.tracking import read_decoded
@@ -36,6 +39,7 @@ flags.DEFINE_list("runs", None, "Run folders, or patterns of them in quotes: 'ru
 flags.DEFINE_string("data_dir", None, "Folder of the official files; otherwise the one in each run's config")
 flags.DEFINE_string("results", None, "NAME or NAME.jsonl: the file that each record is added to")
 FLAGS = flags.FLAGS
+AGAIN = "copy it again from where the run was made"
 
 
 def score_run(folder: Path, data_dir: str | None) -> dict:
@@ -43,12 +47,14 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
 
     Raises:
       UserError: the folder has no finished run, or one that wrote neither texts of the task `nlg` nor answers to an
-        exam; or the data are not those of the run.
+        exam; or its files are damaged, or the data are not those of the run.
     """
     record = run_folder.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":
         raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
-    exams, section = _exams(record["config"]), dict(record["config"].get("task") or {})
+    if missing := [key for key in ("name", "config", "evaluations") if not record.get(key)]:
+        raise UserError(f"{folder / run_folder.RESULT} has no {missing[0]}: it is no record of a whole run")
+    exams, section = _exams(folder, record["config"]), dict(record["config"].get("task") or {})
     nlg = section.pop("name", None) == "nlg"
     if not nlg and not exams:
         raise UserError(
@@ -58,21 +64,46 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
         raise UserError(
             f'{folder} has no {run_folder.DECODED}: no entry of its evals wrote its texts; train with "write": true'
         )
-    texts = read_decoded(folder)
+    texts = _texts(folder)
     if nlg:
         _score_nlg(folder, record, section, [text for text in texts if text["name"] not in exams], data_dir)
     for step, name in _written(text for text in texts if text["name"] in exams):
         own = [text for text in texts if (text["step"], text["name"]) == (step, name)]
+        entry = _entry(folder, record, step, name)
+        if (asked := entry.get(f"{name}/n")) is not None and asked != len(own):
+            raise UserError(
+                f"{folder / run_folder.DECODED} has {len(own)} answers of {name!r} at step {step}, and the run wrote "
+                f"{asked:g}; {AGAIN}"
+            )
         golds = [text["references"][0] for text in own]
         found = score_texts(exams[name], [text["continuation"] for text in own], golds)
-        _entry(folder, record, step, name).update({f"{name}/{metric}": value for metric, value in found.items()})
+        entry.update({f"{name}/{metric}": value for metric, value in found.items()})
     return record
 
 
-def _exams(config: Mapping[str, Any]) -> dict[str, str]:
+def _texts(folder: Path) -> list[dict[str, Any]]:
+    """The texts of decoded.jsonl, of which there are some."""
+    path, texts = folder / run_folder.DECODED, read_decoded(folder)
+    if not texts:
+        raise UserError(f"{path} has no texts; {AGAIN}")
+    for number, text in enumerate(texts, 1):
+        references = text.get("references")
+        parts = [text.get(key) for key in ("name", "prompt", "continuation")]
+        parts += references if isinstance(references, list) and references else [None]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"line {number} of {path} is damaged; {AGAIN}")
+    return texts
+
+
+def _exams(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Name -> exam of the evaluations that write an exam's answers."""
     evals = {name: one for name, one in (config.get("evals") or {}).items() if isinstance(one, Mapping)}
-    return {name: one["task"] for name, one in evals.items() if one.get("type") == GENERATION and one.get("task")}
+    found = {name: one["task"] for name, one in evals.items() if one.get("type") == GENERATION and one.get("task")}
+    for name, exam in found.items():
+        if exam not in WRITTEN:
+            where = f"{folder / run_folder.RESULT}: config.evals.{name}.task"
+            raise UserError(f"{where} is {exam!r}; answers are written to {', '.join(WRITTEN)} alone")
+    return found
 
 
 def _written(texts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
@@ -83,7 +114,8 @@ def _written(texts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
 def _score_nlg(folder: Path, record: dict, section: dict, texts: Sequence[dict], data_dir: str | None) -> None:
     """Puts the scores of a generation data set's texts into the record."""
     known = {field.name for field in dataclasses.fields(NlgConfig)}
-    config = NlgConfig(**{key: value for key, value in section.items() if key in known})
+    section = {key: value for key, value in section.items() if key in known}
+    config = unpack(section, NlgConfig, f"{folder / run_folder.RESULT}: config.task")
     loaded, _ = load_nlg(config.task, decoded_split(config), data_dir or config.data_dir, config.allow_partial)
     rows = inputs_of(config, loaded)
     evals = record["config"].get("evals") or {}
@@ -117,21 +149,33 @@ def _entry(folder: Path, record: dict, step: int, name: str) -> dict:
 
 
 def main(_) -> None:
-    """Prints a line for each run: its scores, and what is missing."""
+    """Prints a line for each run: its scores, and what is missing; at the end one for each that could not be scored."""
     if not FLAGS.runs:
         raise UserError("name the runs: --runs=runs/NAME, or a pattern in quotes")
-    folders = [Path(found) for word in FLAGS.runs for found in sorted(glob.glob(word)) or [word]]
+    folders = dict.fromkeys(Path(found) for word in FLAGS.runs for found in sorted(glob.glob(word)) or [word])
     recorded = Recorded(FLAGS.results) if FLAGS.results else None
+    if recorded:
+        check_results(recorded.path)  # before any scoring: METEOR and TER take minutes a run
+    failed = []
     for folder in folders:
-        record = score_run(folder, FLAGS.data_dir)
-        run_folder.write_json(folder / run_folder.RESULT, record)
-        if recorded:
-            recorded.put(record)
-        last = record["evaluations"][-1]
-        scores = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if "/" in key)
-        print(f"{folder.name}: {scores}", flush=True)
+        try:
+            record = score_run(folder, FLAGS.data_dir)
+            run_folder.write_json(folder / run_folder.RESULT, record)
+            if recorded:
+                recorded.put(record)
+        except UserError as error:
+            failed.append(error if str(folder) in str(error) else UserError(f"{folder}: {error}"))
+            continue
+        scores = [
+            f"{key} {'none' if value is None else format(value, '.4g')}"
+            for key, value in record["evaluations"][-1].items()
+            if "/" in key
+        ]
+        print(f"{folder.name}: {', '.join(scores)}", flush=True)
         for metric, why in (record.get("missing") or {}).items():
-            print(f"    {metric}: {why}")
+            print(f"    {metric}: {why}", flush=True)
+    if failed:
+        sys.exit(max(map(report, failed)))
 
 
 if __name__ == "__main__":

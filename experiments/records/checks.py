@@ -129,7 +129,7 @@ TEXTS = ("experiment", "base.name", "base.quantize", "task.name")
 
 def _config_fault(config: dict[str, Any]) -> str:
     """What is wrong with the parts of a record's config that are read; "" for nothing."""
-    for name in (*SECTIONS, "task", "labels"):
+    for name in (*SECTIONS, "task", "labels", "evals"):
         if config.get(name) is not None and not isinstance(config[name], dict):
             return f"{name} is {_short(config[name])}, not an object"
     for paths, fits, wanted in ((NUMBERS, is_number, "a number"), (TEXTS, _is_text, "a string")):

@@ -13,6 +13,7 @@ from lowrank_jax.metrics.resampling import mean_interval, weighted_f1_interval
 
 GSM8K, MATH, CONVFINQA, NER = "gsm8k", "math", "convfinqa", "ner"
 JUDGED = (GSM8K, MATH)  # exams whose answers math-verify reads
+WRITTEN = (*JUDGED, CONVFINQA, NER)  # exams that `score_texts` scores
 
 
 def score_texts(task: str, predictions: Sequence[str], golds: Sequence[str], judged: bool = True) -> dict[str, float]:
