@@ -1,14 +1,14 @@
 """Checks a run's record: the types of the fields that the tables and a resumed run read."""
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from experiments.config.labels import TEXTS as TEXTS_OF_LABELS
-from experiments.config.plain import MOST_BITS
 from experiments.config.sections import SECTIONS
 from lowrank_jax.core.errors import UserError
 
+LARGEST = 1e100  # sums, squares and percentages of such numbers are finite too
 CHOICES = ("task.seq_len", "train.batch_size", "train.steps")  # keys of a config that a 0 leaves to the data
 
 
@@ -56,12 +56,12 @@ def is_number(value: Any) -> bool:
     """Whether it is a number that fits in a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return isinstance(value, float) or value.bit_length() <= MOST_BITS
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number that fits in a float, and neither NaN nor infinite."""
-    return is_number(value) and math.isfinite(value)
+    """Whether it is a number that tables can compute with: neither NaN nor infinite, and no larger than LARGEST."""
+    return is_number(value) and abs(value) <= LARGEST
 
 
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -116,7 +116,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "message": (_is_text, "a string"),
     "notes": (_items(_is_text), "a list of strings"),
     "missing": (_values(_is_text), "an object of strings"),
-    "forgetting": (_values(_values(is_number)), "an object of objects of numbers"),
+    "forgetting": (_values(_values(is_finite)), "an object of objects of numbers"),
     "best": (_values(_or_none(is_number)), "an object of numbers"),
     "base": (_values(_is_text), "an object of strings"),
     "seq_len": (_or_none(_is_whole), "a whole number"),
@@ -125,6 +125,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 # Values of a record's config that tables and a resumed run compute with.
 NUMBERS = ("seed", "optimizer.learning_rate", "train.steps", "train.stop_at", "train.epochs")
 TEXTS = ("experiment", "base.name", "base.quantize", "task.name")
+SECTIONS_OF_ADAPTER = ("adapter.mora", "adapter.bottleneck")
+LISTS = ("adapter.targets",)  # of texts
 
 
 def _config_fault(config: dict[str, Any]) -> str:
@@ -132,7 +134,12 @@ def _config_fault(config: dict[str, Any]) -> str:
     for name in (*SECTIONS, "task", "labels", "evals"):
         if config.get(name) is not None and not isinstance(config[name], dict):
             return f"{name} is {_short(config[name])}, not an object"
-    for paths, fits, wanted in ((NUMBERS, is_number, "a number"), (TEXTS, _is_text, "a string")):
+    for paths, fits, wanted in (
+        (NUMBERS, is_number, "a number"),
+        (TEXTS, _is_text, "a string"),
+        (SECTIONS_OF_ADAPTER, _is_section, "an object"),
+        (LISTS, _items(_is_text), "a list of strings"),
+    ):
         for path in paths:
             section, _, key = path.rpartition(".")
             value = (config.get(section) or {} if section else config).get(key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.config.vary import seeds_alone
 from experiments.records import run_folder
+from experiments.records.checks import is_finite
 from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import refuse_special
@@ -16,6 +17,8 @@ LOSSES = ("loss", "perplexity", "loss_per_byte", "bits_per_byte", "text_loss")  
 
 def load_results(places: Iterable[str | Path]) -> list[dict]:
     """Every record at or below the places, the first found of each name, from .jsonl and .json files and run folders.
+
+    Scores and losses that are too large to compute with are None in it, as those are that were not finite.
 
     Args:
       places: folders; .jsonl files; or a name without the suffix, whose .jsonl file and folder are both read.
@@ -32,8 +35,17 @@ def load_results(places: Iterable[str | Path]) -> list[dict]:
             raise UserError(f"--results: there is no folder {str(place)!r} and no {file.name}")
         for result in (*_of_file(file), *below):
             if isinstance(result.get("labels"), dict) and "name" in result:
-                found.setdefault(result["name"], result)
+                found.setdefault(result["name"], _finite(result))
     return list(found.values())
+
+
+def _finite(result: dict) -> dict:
+    result.setdefault("config", {})
+    for one in result.get("evaluations") or []:
+        one.update({name: None for name, value in one.items() if not is_finite(value)})
+    if "losses" in result:
+        result["losses"] = [[step, loss if is_finite(loss) else None] for step, loss in result["losses"]]
+    return result
 
 
 def _of_file(path: Path) -> Iterator[dict]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.config.plain import changes, content_hash
 from experiments.records import data_record, forgetting
-from experiments.records.checks import check_chosen, check_record
+from experiments.records.checks import check_chosen, check_record, is_finite
 from experiments.records.environment import environment_record
 from lowrank_jax.core import json_text
 from lowrank_jax.core.errors import UserError
@@ -381,7 +381,7 @@ def final_loss(result: dict, window: int = LOSS_WINDOW) -> float:
         return math.inf
     last = losses[-1][0]
     values = [loss for step, loss in losses if step > last - window]
-    if any(value is None or not math.isfinite(value) for value in values):
+    if not all(map(is_finite, values)):
         return math.inf
     return statistics.fmean(values)
 

@@ -16,6 +16,7 @@ from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
 from experiments.records import claims, data_record, leases, offline_runs, run_folder
+from experiments.records.checks import is_finite
 from experiments.records.lines import Recorded
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
@@ -356,8 +357,8 @@ class Sweep:
         """The time left: remaining steps times the seconds that a step has taken in this grid so far."""
         ended = [(name, result) for name, (_, result) in self.settled.items() if result]
         done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
-        seconds = math.fsum(wall for wall, _ in done if wall)
-        steps = sum(count for wall, count in done if wall)
+        done = [(wall, steps) for wall, steps in done if wall and is_finite(wall)]
+        seconds, steps = math.fsum(wall for wall, _ in done), sum(count for _, count in done)
         if not steps:
             return "time left unknown"
         return f"about {clock(seconds / steps * sum(cell.steps for cell in remaining))} left"

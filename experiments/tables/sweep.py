@@ -85,7 +85,8 @@ def _line(values: dict[str, Any], runs: Sequence[dict], scores: Sequence[str]) -
     seeds = len({run["config"].get(SEED) for run in done})
     times = [run["train_seconds"] for run in done if run.get("train_seconds")]
     notes = [state_of(run) for run in runs if run["status"] != "finished"]
-    trainable = sorted({run["parameters"]["trainable"] for run in runs if run.get("parameters")})
+    counts = [run.get("parameters") or {} for run in runs]
+    trainable = sorted({one["trainable"] for one in counts if "trainable" in one})
     return [
         *map(shown, values.values()),
         str(seeds) if seeds == len(done) else f"{seeds} ({len(done)} runs)",

@@ -51,12 +51,14 @@ WRONG = {
     "labels": [[], 5, "a", {"method": {"a": 1}}, {"method": 5}, {"rank": "a"}],
     "status": [5, None, []],
     "name": [5, None, {}],
-    "config": [5, [], {"optimizer": 5}, {"optimizer": {"learning_rate": "a"}}, {"train": {"steps": "a"}}, {"base": []}],
+    "config": [5, [], {"optimizer": 5}, {"optimizer": {"learning_rate": "a"}}, {"train": {"steps": "a"}}, {"base": []}]
+    + [{"evals": 3}, {"adapter": {"mora": "rotation"}}, {"adapter": {"targets": [3]}}, {"seed": 2**1024 - 1}],
     "train_seconds": ["a", [], True],
     "wall_seconds": ["a"],
     "parameters": [5, {"trainable": "a"}, [1]],
     "message": [5],
     "base": ["a", {"name": 5}],
+    "forgetting": [{"loss": {"base": 1e308}}],
 }
 
 

@@ -107,7 +107,7 @@ def near(rng, old):
         return rng.choice((0, 1, -1, 2**31 - 1, 10**9, *near_by))
     if isinstance(old, float):
         whole = int(old) if math.isfinite(old) else 0
-        return rng.choice((0.0, -old, old * 1e10, old / 1e10, whole, 1e38, 1.0, float("inf"), 1e-45))
+        return rng.choice((0.0, -old, old * 1e10, old / 1e10, whole, 1e38, 1.7e308, 1.0, float("inf"), 1e-45))
     if isinstance(old, str):
         return rng.choice((old[:-1], old + "x", old.upper(), old * 3, rng.choice(TEXTS), rng.choice(TEXTS), ""))
     return value(rng)

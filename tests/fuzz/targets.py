@@ -145,7 +145,9 @@ def results(rng, kept, case):
     from experiments import tables
     from experiments.tables.__main__ import define_flags
 
-    name = rng.choice(("mora_table2", "mora_table2", "lora_table2", "quantized", "speed"))
+    name = rng.choice(
+        ("mora_table2", "lora_table2", "lora_table3", "lora_table14", "lora_table18", "quantized", "speed")
+    )
     options = flags.FlagValues()
     define_flags(options)
     options(["tables"])

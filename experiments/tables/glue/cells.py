@@ -37,7 +37,10 @@ def make_cell(records: Sequence[dict]) -> Cell:
     """The cell of one key and task: of several settings the one with most runs, of its rates the best."""
     settings: dict[str, list[dict]] = {}
     for record in records:
-        settings.setdefault(setting_of(record), []).append(record)
+        if rate_of(record) is not None:
+            settings.setdefault(setting_of(record), []).append(record)
+    if not settings:
+        return Cell(why="no run has a rate")
     # Of equals the first by name: a table must not depend on the order of files.
     chosen = min(settings.values(), key=lambda group: (-len(group), min(r["name"] for r in group)))
     notes = [f"{n} runs of other settings left out"] if (n := len(records) - len(chosen)) else []

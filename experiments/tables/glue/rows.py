@@ -87,7 +87,7 @@ def key_of(result: dict) -> tuple[str, int | None, str]:
         words.append(f"{examples} examples")
     words += [labels[name] for name in ("protocol", "reading") if labels.get(name) not in (None, "standard", "paper")]
     words += [MNLI_START] if (config.get("start") or {}).get("adapter") else []
-    return method, labels.get("rank"), " ".join(words)
+    return method, labels.get("rank"), " ".join(map(str, words))
 
 
 def _place(key: tuple[str, int | None, str]) -> tuple:

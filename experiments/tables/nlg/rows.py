@@ -97,7 +97,6 @@ def rows(
             continue
         if stage_of(result) == "full" and labels.get("task") in tasks and keep(result):
             groups.setdefault(key_of(result, sampled), []).append(result)
-    # Whatever their task and rank: rates are chosen on one task for all, and at one rank.
     tried = [result for result in results if stage_of(result) == "rates" and result["labels"].get("model") == model]
     missing = [(method, None, "") for method in methods if all(key[0] != method for key in groups)]
     keys = sorted([*groups, *missing], key=place)
@@ -105,11 +104,10 @@ def rows(
 
 
 def _with_edge(row: NlgRow, method: str, runs: Sequence[dict], tried: Sequence[dict]) -> NlgRow:
-    """The row with its `edge`."""
-    kinds = {run["config"].get("experiment") for run in runs}
-    rates = rates_of(
-        one for one in tried if one["labels"].get("method") == method and one["config"]["experiment"] in kinds
-    )
+    """The row with its `edge`: of the rates tried on its own task, otherwise on any; of any rank."""
+    kinds, tasks = {run["config"].get("experiment") for run in runs}, {run["labels"].get("task") for run in runs}
+    like = [one for one in tried if one["labels"].get("method") == method and one["config"].get("experiment") in kinds]
+    rates = rates_of([one for one in like if one["labels"].get("task") in tasks] or like)
     return dataclasses.replace(row, edge=len(rates) > 1 and row.rate in (rates[0], rates[-1]))
 
 
@@ -119,7 +117,7 @@ def key_of(result: dict, sampled: bool = True) -> tuple[str, int | None, str]:
     words = [word for name in ("variant", "reading") if (word := labels.get(name) or "") not in NO_VARIANT]
     if sampled:
         words += [f"{task[name]} {what}" for name, what in SAMPLES.items() if task.get(name)]
-    return labels.get("method") or "?", labels.get("rank"), " ".join(words)
+    return labels.get("method") or "?", labels.get("rank"), " ".join(map(str, words))
 
 
 def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Sequence[Column]) -> NlgRow:

@@ -96,7 +96,8 @@ class RateRow(Row):
     def parameters(self) -> int | None:
         """Trainable scalars."""
         runs = (run for point in self.points for run in point.runs)
-        return next((run["parameters"]["trainable"] for run in runs if run.get("parameters")), None)
+        counts = (run.get("parameters") or {} for run in runs)
+        return next((one["trainable"] for one in counts if "trainable" in one), None)
 
 
 def settings(results: Iterable[dict], model: str | None = None) -> dict[Setting, list[RateRow]]:

@@ -37,9 +37,9 @@ def compared(results: Sequence[dict]) -> list[dict[str, Any]]:
     """
     groups: dict[str, dict[str, dict]] = {}
     for result in results:
-        if result.get("status") == "finished" and _held_out(result) is not None:
+        if result.get("status") == "finished" and _held_out(result) is not None and result.get("losses"):
             key = config_hash(result["config"], (*BOOKKEEPING, "name", KIND))
-            groups.setdefault(key, {})[result["config"]["base"].get("quantize", NONE)] = result
+            groups.setdefault(key, {})[_base(result).get("quantize", NONE)] = result
     pairs = [group for group in groups.values() if NONE in group and len(group) > 1]
     if not pairs:
         raise UserError("--results has no run with base.quantize and the same run without")
@@ -50,18 +50,22 @@ def _held_out(result: dict) -> float | None:
     return next((one["loss"] for one in reversed(result.get("evaluations") or []) if "loss" in one), None)
 
 
+def _base(result: dict) -> dict[str, Any]:
+    return result["config"].get("base") or {}
+
+
 def _row(result: dict, plain: dict) -> dict[str, Any]:
     ours, theirs = _held_out(result), _held_out(plain)
     assert ours is not None  # only records that have one are paired
     assert theirs is not None
-    losses = [loss for _, loss in result["losses"][-LAST:]]
+    losses = [loss for _, loss in result["losses"][-LAST:] if loss is not None]
     return {
-        "base": result["base"]["name"],
-        "kind": result["config"]["base"].get("quantize", NONE),
+        "base": (result.get("base") or _base(result)).get("name", "?"),
+        "kind": _base(result).get("quantize", NONE),
         "steps": result["losses"][-1][0],
-        "train": statistics.fmean(losses),
+        "train": statistics.fmean(losses) if losses else None,
         "held_out": ours,
-        "more": None if result is plain else ours / theirs - 1,
+        "more": None if result is plain or not theirs else ours / theirs - 1,
     }
 
 
@@ -73,13 +77,13 @@ def shown(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    aim = AIMS.get(row["kind"])
+    aim, more = AIMS.get(row["kind"]), row["more"]
     return [
         row["base"],
         row["kind"] if row["kind"] != NONE else "as they are",
         f"{row['steps']}",
-        f"{row['train']:.4f}",
+        number(row["train"], ".4f"),
         f"{row['held_out']:.4f}",
-        number(row["more"], "+.2%"),
-        "-" if aim is None else f"<= {aim:.0%}: {'met' if row['more'] <= aim else 'missed'}",
+        number(more, "+.2%"),
+        "-" if aim is None or more is None else f"<= {aim:.0%}: {'met' if more <= aim else 'missed'}",
     ]
