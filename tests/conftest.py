@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ _FOLDER = Path(os.environ["LOWRANK_JAX_TEST_FOLDER"])
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_FOLDER / "jax_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TFDS_DATA_DIR"] = str(_FOLDER / "tfds")  # never the user's own
+
+
+def exact_sum(values, /, start=0):
+    """The builtin `sum`, of anything but floats."""
+    total = sum(values, start)
+    assert type(total) is not float, "Python 3.12 rounds a sum of floats otherwise than 3.11: take math.fsum"
+    return total
+
+
+def _run_with_exact_sum(loader, module, run=SourceFileLoader.exec_module):
+    if module.__name__.startswith(("lowrank_jax.", "experiments.")):
+        vars(module)["sum"] = exact_sum
+    run(loader, module)
+
+
+# Our modules find `exact_sum` where they mean the builtin, whenever they are imported: during the collection or a test.
+SourceFileLoader.exec_module = _run_with_exact_sum
 
 
 # Where each file is one worker's (scripts/test.sh), the longest come first: no worker ends long after the others.
@@ -155,21 +173,6 @@ def _mapped():
     """This process's regions of memory; 0 without /proc."""
     maps = Path("/proc/self/maps")
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
-
-
-def exact_sum(values, /, start=0):
-    """The builtin `sum`, of anything but floats."""
-    total = sum(values, start)
-    assert type(total) is not float, "Python 3.12 rounds a sum of floats otherwise than 3.11: take math.fsum"
-    return total
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exact_sums():
-    """Our modules, nearly all of which the collection has imported, find `exact_sum` where they mean the builtin."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("lowrank_jax.", "experiments.")):
-            vars(module).setdefault("sum", exact_sum)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import ast
 import collections
 import functools
+import importlib
 import re
 import subprocess
 from pathlib import Path
@@ -336,3 +337,12 @@ def test_the_trace_patterns_catch_what_they_should():
     for text in (b"/workspace/a", b"network/work", b"./work/x", b"a/root"):
         assert not re.search(path, text), text
     assert re.search(registry, b"https://py" + b"pi.org/simple")
+
+
+@pytest.mark.parametrize("name", ["lowrank_jax.metrics.texts.nist", "experiments.tables.mora.sheet"])
+def test_sums_of_floats_are_refused_in_every_module(name):
+    """The tests' own `sum` (conftest.py) is found by modules that the collection imports, and by those a test does."""
+    module = importlib.import_module(name)
+    assert module.sum([1, 2]) == 3
+    with pytest.raises(AssertionError, match=r"math\.fsum"):
+        module.sum([1, 0.5])
