@@ -39,7 +39,7 @@ flags.DEFINE_list("runs", None, "Run folders, or patterns of them in quotes: 'ru
 flags.DEFINE_string("data_dir", None, "Folder of the official files; otherwise the one in each run's config")
 flags.DEFINE_string("results", None, "NAME or NAME.jsonl: the file that each record is added to")
 FLAGS = flags.FLAGS
-AGAIN = "copy it again from where the run was made"
+AGAIN = "copy the file again, or train the run again"
 
 
 def score_run(folder: Path, data_dir: str | None) -> dict:

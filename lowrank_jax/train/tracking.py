@@ -277,10 +277,10 @@ def read_decoded(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: as `read_metrics`, of decoded.jsonl.
     """
-    return _read(Path(run_folder) / DECODED, dict)
+    return _read(Path(run_folder) / DECODED, dict, "copy the file again, or train the run again")
 
 
-def _read(path: Path, refused: Any) -> list[dict[str, Any]]:
+def _read(path: Path, refused: Any, remedy: str = "delete that line") -> list[dict[str, Any]]:
     """The records of a file; a line without a step, or with a value of a refused type, is damaged."""
     lines = read_bytes(path, f"no {path.name} in {path.parent}; give the folder of a run").split(b"\n")
     records = []
@@ -293,7 +293,7 @@ def _read(path: Path, refused: Any) -> list[dict[str, Any]]:
             records.append(record)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines) and lines[number:] != [b""]:
-                raise UserError(f"line {number} of {path} is damaged; delete that line") from error
+                raise UserError(f"line {number} of {path} is damaged; {remedy}") from error
     return records
 
 
