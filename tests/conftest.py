@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent))  # for `from fuzz import doors`, as 
 
 DEVICES = 8
 PROGRAMS = 2_000  # compiled ones that a process keeps in memory
-MAPPED = 40_000  # regions of memory; at 65,530, Linux's usual limit, XLA ends the process without a word
+MAPPED = 40_000  # regions of memory; at 65,530, Linux's usual limit, XLA ends the process without a message
 gc.set_threshold(150_000, 20, 100)  # tracing makes objects faster than they die: 1.6% of toy runs, at 50,000 3.4%
 PLATFORM = os.environ.get("LOWRANK_JAX_TEST_PLATFORM", "cpu")  # cuda: for tests that need a GPU (CONTRIBUTING.md)
 os.environ["JAX_PLATFORMS"] = PLATFORM
@@ -36,7 +36,7 @@ if "xla_cpu_experimental_ynn_fusion_type" not in _FLAGS:  # wrong results: see e
 QUICK = (
     "xla_backend_optimization_level=0",
     "xla_llvm_disable_expensive_passes=true",
-    # jax 0.11 would abort at the flag; jax 0.10 knows the option, but fuses otherwise with it (before/programs.json).
+    # jax 0.11 aborts at the first; jax 0.10 knows the second, but then fuses differently (see before/programs.json).
     "xla_cpu_use_fusion_emitters=false"
     if importlib.metadata.version("jaxlib").startswith("0.10.")
     else "xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
@@ -66,9 +66,9 @@ os.environ["TFDS_DATA_DIR"] = str(_FOLDER / "tfds")  # never the user's own
 
 
 def exact_sum(values, /, start=0):
-    """The builtin `sum`, of anything but floats."""
+    """The builtin `sum`, which fails where the result is a float."""
     total = sum(values, start)
-    assert type(total) is not float, "Python 3.12 rounds a sum of floats otherwise than 3.11: take math.fsum"
+    assert type(total) is not float, "Python 3.12 rounds a sum of floats differently from 3.11: use math.fsum"
     return total
 
 
@@ -78,7 +78,7 @@ def _run_with_exact_sum(loader, module, run=SourceFileLoader.exec_module):
     run(loader, module)
 
 
-# Our modules find `exact_sum` where they mean the builtin, whenever they are imported: during the collection or a test.
+# Our modules call `exact_sum` in place of the builtin `sum`, whether pytest imports them or a test does later.
 SourceFileLoader.exec_module = _run_with_exact_sum
 
 
@@ -138,7 +138,7 @@ def programs_in_memory():
     """The last compiled programs are kept as they are, for the next trace of one of them in this process.
 
     Jax's own cache would write each to a file and read it back; the writing alone is 1.6% of toy runs. With jax 0.11 a
-    program takes about 20 regions of memory, so half of them are dropped where they would take too many.
+    program takes about 20 regions of memory: the older half is dropped when the process has over half of MAPPED.
     """
     from jax._src import compilation_cache
 
@@ -166,11 +166,11 @@ def programs_in_memory():
         patch.setattr(compilation_cache, "get_executable_and_time", get)
         patch.setattr(compilation_cache, "put_executable_and_time", put)
         yield
-    assert _mapped() < MAPPED, f"{_mapped()} regions of memory: more programs are held than this fixture knows"
+    assert _mapped() < MAPPED, f"{_mapped()} regions of memory: something other than this fixture holds programs"
 
 
 def _mapped():
-    """This process's regions of memory; 0 without /proc."""
+    """How many regions of memory this process has mapped; 0 without /proc."""
     maps = Path("/proc/self/maps")
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
 

@@ -220,7 +220,7 @@ def test_every_adapter_of_a_grid_fits_its_base(name):
         plain["base"] |= {"name": base, "random_init": True}
         if plain["task"].get("path") == [""]:  # left to the command
             plain["task"]["path"] = "own.jsonl"
-        plain["optimizer"]["learning_rate"] = 1e-3  # of some cells it is another cell's best
+        plain["optimizer"]["learning_rate"] = 1e-3  # some cells take another cell's best rate, which is not known here
         build(unpack_run(plain), 16, devices=jax.devices()[:1])
 
 

@@ -126,6 +126,8 @@ def test_tables_are_named():
         "beams",
         "decoding",
         "latency",
+        "lora_table14",
+        "lora_table18",
         "lora_table2 --model=minilm-l6",
         "lora_table3",
         "lora_table3 --model=gemma3-270m",

@@ -3,10 +3,10 @@
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/e2e_ranks.py \\
         --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-The paper goes on to LoRA r=256 and 1,024, on GPT-2 medium. One seed, alpha 32. Every rank of MoRA has the rate that
-e2e_smollm2.py chose at r=4 (its trials are skipped where they are recorded). Every rank of LoRA has the next smaller
-rate, as two of three long runs at the chosen one diverged. With --together ranks can share a program, in which each is
-padded to the largest.
+The paper has LoRA up to r=1,024, on GPT-2 medium. One seed, alpha 32. Every rank of MoRA has the rate that
+e2e_smollm2.py chose at r=4 (its search for the rates is not run again where --results has it). Every rank of LoRA has
+the next smaller rate, as two of three long runs at the chosen one diverged. With --together ranks can share a program,
+in which each is padded to the largest.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates

@@ -101,7 +101,7 @@ def _paper_line(row: lora.Published, tasks: Sequence[str]) -> list[str]:
 
 
 def _mean(scores: Sequence[float]) -> Decimal:
-    """Of scores with one decimal, to one decimal, halves up: as binary numbers they would lie beside the half."""
+    """The mean to one decimal, halves rounded up; of decimal numbers, as few halves are exact floats."""
     return (sum(map(Decimal, map(str, scores)), Decimal()) / len(scores)).quantize(Decimal("0.1"), ROUND_HALF_UP)
 
 

@@ -135,7 +135,7 @@ def _map(records: Sequence[Record]) -> Table:
         slower = [_slower(_variant(record, name), record) for name in names]
         base = f"{latency['variants'][0]['mean_ms']:.2f}"
         lines.append((str(latency["batch"]), str(latency["length"]), latency["size"], base, *slower))
-    what = "Slow-down of a forward pass against the base, by batch, length and bottleneck r; the paper's is a picture."
+    what = "Slow-down of a forward pass against the base, by batch, length and bottleneck r; a heat map in the paper."
     title = f"LoRA Fig. 5 (slow-down by adapters), {_title(records[0])}"
     return Table(title, tuple(lines), (what, _passes(records), _place(records[0])))
 

@@ -46,8 +46,8 @@ def score(
       predictions: one text a row; may be empty.
       references: one or more texts a row. An empty one counts as the official scripts of WebNLG and DART count it,
         as long as the row has another; the other benchmarks have none.
-      known_ter: kept by the caller between calls that share rows, whose TER, by far the slowest metric, is then
-        computed once.
+      known_ter: a dict that calls with common rows share. It keeps the TER of each row, by far the slowest metric, so
+        that it is computed once.
 
     Raises:
       UserError: an unknown kind; or rows that cannot be scored, named by their number, of which the first is 1.

@@ -23,7 +23,7 @@ def ter(texts: Texts, known: Known | None = None) -> float:
 
     Args:
       texts: predictions and references, split into words by spaces.
-      known: the TER of rows that were computed before; those of other rows are added.
+      known: the TER of rows that were scored before. The other rows are computed and added to it.
 
     Raises:
       ModuleNotFoundError: pyter3 is not installed.

@@ -30,7 +30,7 @@ def score_by(task: str, predictions: Sequence[str], rows: Sequence[NlgRow], seen
     said = [text.strip() for text in predictions]
     if task != WEBNLG:
         return _score(task, said, rows)
-    values, missing, known = {}, {}, {}  # every row counts twice: in "all", and as seen or unseen
+    values, missing, known = {}, {}, {}  # each row is scored twice: in "all", and as seen or unseen
     for name, wanted in (("seen", (True,)), ("unseen", (False,)), ("all", (True, False))):
         chosen = [index for index, row in enumerate(rows) if (row.category in seen) in wanted]
         if not chosen:
