@@ -10,6 +10,7 @@ from fuzz.targets import ROOT
 
 from experiments import tables
 from experiments.records.run_folder import final_loss
+from experiments.sweeps.engine import Sweep
 from experiments.tables.nlg.rows import Column, rows
 
 GRIDS = {"e2e_smollm2": 1, "glue_minilm": 9, "quantized": 1}  # every so many of their lines
@@ -125,3 +126,15 @@ def test_a_quantised_run_beside_one_of_no_loss_has_no_ratio(made):
 
     assert "met" not in made("quantized", spoil)
     assert "met" in made("quantized", lambda record, number: None)
+
+
+def test_a_run_of_endless_seconds_leaves_the_time_left_to_the_others():
+    """Two of 1.7e308 s have no finite sum."""
+    cells = {name: SimpleNamespace(steps=10) for name in "abc"}
+    settled = {
+        name: ("finished", {"wall_seconds": wall}) for name, wall in zip("abc", (1.7e308, 1.7e308, 20.0), strict=True)
+    }
+    sweep = SimpleNamespace(settled=settled, grid=SimpleNamespace(cells=cells))
+    assert Sweep.time_left(sweep, [SimpleNamespace(steps=5)]) == "about 10 s left"
+    settled.pop("c")
+    assert Sweep.time_left(sweep, [SimpleNamespace(steps=5)]) == "time left unknown"
