@@ -123,8 +123,11 @@ class Sweep:
             self.say(f"{place} {cell.name}: {why}")
             return str(why), None
         if ready is None:
-            self.say(f"{place} {cell.name}: none of its trials gave a finite loss")
-            return "failed: none of its trials gave a finite loss", None
+            ended = [self.settled[name][0] for name in cell.trials if name in self.settled]
+            all_failed = all(status.startswith("failed") for status in ended)
+            why = "all of its trials failed" if ended and all_failed else "none of its trials gave a finite loss"
+            self.say(f"{place} {cell.name}: {why}")
+            return f"failed: {why}", None
         try:
             if result := self.recorded(ready):
                 self.say(f"{place} {ready.name}: {result['status']} already")

@@ -86,6 +86,14 @@ def test_no_finite_trial_fails_its_full_cell_alone(place):
     assert next(state for name, state in full.items() if "lora" in name) == "finished"
 
 
+def test_where_all_trials_failed_their_full_cell_says_so(place):
+    behave(place, **{"fft": "fail"})
+    grid, only, _said = make(place)
+    states = only.run(grid.select())
+    (why,) = {state for name, state in states.items() if "fft" in name and "rates" not in name}
+    assert why == "failed: all of its trials failed"
+
+
 def test_a_claimed_cell_is_left_and_looked_at_again(place):
     grid, only, said = make(place)
     cell = grid.select()[0]
