@@ -130,6 +130,16 @@ def define_seq_len(text: str) -> None:
         flags.DEFINE_integer("seq_len", None, text, lower_bound=1)
 
 
+def from_flags(kind: Callable[..., Any], *names: str) -> Any:
+    """The dataclass with the values of some flags; a value that it refuses is refused in the flag's name."""
+    from lowrank_jax.core.ranges import OutOfRange
+
+    try:
+        return kind(**{name: flags.FLAGS[name].value for name in names})
+    except OutOfRange as error:
+        raise UserError(f"--{str(error).partition('.')[2]}") from None
+
+
 def set_xla_flags() -> None:
     """Adds the XLA flags that a run needs to XLA_FLAGS, unless the user has set them; before jax starts its devices.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.cli import launch, start_devices
+from experiments.cli import from_flags, launch, start_devices
 from experiments.generation import BESIDE, WEIGHTS
 from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import INTERRUPTED, UserError
@@ -138,18 +138,8 @@ def _settings() -> tuple[Any, Any]:
     from lowrank_jax.decoding.text import check_stops
 
     check_stops(FLAGS.stop)
-    how = _made(Sampling, "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return how, _made(Beams, "beams", "length_penalty") if FLAGS.beams else None
-
-
-def _made(kind: Any, *names: str) -> Any:
-    """The dataclass with the values of some flags; what it refuses is said of the flag."""
-    from lowrank_jax.core.ranges import OutOfRange
-
-    try:
-        return kind(**{name: FLAGS[name].value for name in names})
-    except OutOfRange as error:
-        raise UserError(f"--{str(error).partition('.')[2]}") from None
+    how = from_flags(Sampling, "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return how, from_flags(Beams, "beams", "length_penalty") if FLAGS.beams else None
 
 
 if __name__ == "__main__":

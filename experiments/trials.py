@@ -11,8 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
-from experiments.config.arguments import FILE, in_its_words, spoken
-from experiments.config.files import name_by
+from experiments.config.arguments import in_its_words, spoken
 from experiments.records import claims, leases
 from experiments.session.cluster import refuse_several
 from lowrank_jax.core.errors import INTERRUPTED, UserError
@@ -63,6 +62,7 @@ def main(_) -> int:
 def wanted_runs() -> list[tuple[str, dict]]:
     """(name, plain config) of every run asked for."""
     from experiments.records import run_folder
+    from experiments.sweeps.cells_file import read_cells
     from experiments.sweeps.compatible import check_alike, parse_seeds, with_seed
 
     if FLAGS.cells:
@@ -74,48 +74,6 @@ def wanted_runs() -> list[tuple[str, dict]]:
     else:
         raise UserError("give --config with --seeds=0,1,2, or --cells")
     check_alike([plain for _, plain in named])
-    return named
-
-
-def described(names: Sequence[str], plains: Sequence[dict], trainable: Sequence[int], devices: int) -> str:
-    """The trials of a program in one line; where they differ in more than seeds, with a further line for each."""
-    from experiments.config.vary import named, seeds_alone, varying
-
-    counts = "-".join(f"{count:,}" for count in dict.fromkeys((min(trainable), max(trainable))))
-    line = f"{len(names)} trials of {counts} trainable parameters over one base on {devices} device(s)"
-    each = [named(values) for values in varying(plains)]
-    if seeds_alone(plains):
-        return f"{line}: {'; '.join(each)}" if len(names) > 1 else line
-    note = f"{line}; above is the plan of the largest" if min(trainable) < max(trainable) else line
-    rows = zip(names, each, trainable, strict=True)
-    return "\n".join([note, *(f"  {name}: {words}; {count:,} trainable" for name, words, count in rows)])
-
-
-def read_cells(path: str) -> list[tuple[str, dict]]:
-    """(name, plain config) of every run in a file of --cells.
-
-    Raises:
-      UserError: it is not a list of such runs, is empty, lists a run twice, or has a wrong config.
-    """
-    from experiments.config.plain import to_plain
-    from experiments.config.schema import unpack_run
-    from experiments.records import run_folder
-
-    remedy = "write it with experiments.sweep --together"
-    listed = run_folder.read_json(path, remedy)
-    named = []
-    for cell in listed if isinstance(listed, list) else []:
-        if not (isinstance(cell, dict) and isinstance(cell.get("name"), str) and isinstance(cell.get("config"), dict)):
-            raise UserError(f'{path} has an entry that is not {{"name": ..., "config": {{...}}}}; {remedy}')
-        try:
-            unpack_run(to_plain(cell["config"]))
-        except UserError as error:
-            raise UserError(f"{path}, {cell['name']}: {error}") from None
-        named.append((cell["name"], cell["config"]))
-    if not named or len({name for name, _ in named}) < len(named):
-        raise UserError(f"{path} lists {'a run twice' if named else 'no runs'}; {remedy}")
-    if isinstance(file := listed[0].get(FILE), str):
-        name_by(file)
     return named
 
 
@@ -131,6 +89,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     from experiments.session import fit
     from experiments.session.training import Run, Session
     from experiments.session.trial_group import TrialGroup
+    from experiments.sweeps.cells_file import described
 
     names, plains = [name for name, _ in named], [plain for _, plain in named]
     claim_of = {claim.name: claim for claim in held}

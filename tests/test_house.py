@@ -27,6 +27,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PROJECT = ("lowrank_jax", "experiments", "configs", "scripts")
 FOLDERS = (*PROJECT, "docs", "tests")
 MAX_LINES = 400
+MAX_PROGRAM = 150  # lines: flags and main
 MAX_MODULES = 16  # of a folder, not counting __init__
 # Packages that a machine may lack, or that take seconds to import: inside functions only.
 LAZY = {
@@ -271,6 +272,14 @@ def test_no_long_files():
     sources = [p for p in FILES if p.relative_to(ROOT).parts[0] in PROJECT and p.suffix in (".py", ".sh")]
     long = {relative(p): n for p in sources if (n := len(p.read_text(encoding="utf-8").splitlines())) > MAX_LINES}
     assert not long, long
+
+
+def test_programs_are_flags_and_main():
+    """What else a program would hold stands in a room, where other code can use it."""
+    lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (ROOT / "experiments").glob("*.py")}
+    programs = {name: len(text) for name, text in lines.items() if 'if __name__ == "__main__":' in text}
+    assert len(programs) > 10
+    assert not {name: count for name, count in programs.items() if count > MAX_PROGRAM}
 
 
 def test_no_folder_of_many_modules():

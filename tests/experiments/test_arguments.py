@@ -135,8 +135,8 @@ def test_a_sweep_says_an_error_of_its_config_once(talks, tmp_path, monkeypatch, 
     from experiments.config.schema import unpack_run
     from experiments.session.build import build
     from experiments.sweeps import engine
+    from experiments.sweeps.cells_file import read_cells
     from experiments.sweeps.grid import Grid
-    from experiments.trials import read_cells
 
     grid = tmp_path / "grid.py"
     args = [f"method={method},rank={rank}" for method in ("lora", "mora") for rank in (2, 4)]

@@ -7,9 +7,9 @@ import pytest
 from experiments.config.labels import with_labels
 from experiments.config.vary import named, seeds_alone, varying
 from experiments.records import results, run_folder
+from experiments.sweeps.cells_file import described
 from experiments.tables import sweep
 from experiments.tables.__main__ import table_of
-from experiments.trials import described
 from lowrank_jax.core.errors import UserError
 
 
