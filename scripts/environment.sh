@@ -15,6 +15,10 @@ make_environment() {
         echo "error: no Python 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python bash $0" >&2
         return 2
     fi
+    if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+        echo "error: PYTHON=$python does not run as Python 3.11 or 3.12; name another: PYTHON=/path/to/python bash $0" >&2
+        return 2
+    fi
     stamp=.venv/installed-$(printf '%s' "$target" | tr -dc 'a-z')
     if [ ! -x .venv/bin/python ]; then
         "$python" -m venv .venv

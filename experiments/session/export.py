@@ -16,6 +16,7 @@ from lowrank_jax.bases.locate import KNOWN
 from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.checkpoints.adapters_only import on_host, save_adapter
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.files import kind_of, read_text
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine
 from lowrank_jax.interop.carried import carry
@@ -23,7 +24,7 @@ from lowrank_jax.interop.peft.config import CONFIG, PROMPT_METHODS, hf_modules
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.ops.quantized import dense_tree
 from lowrank_jax.text.chat_files import JINJA
-from lowrank_jax.text.tokenizers import ByteTokenizer, tokenizer_files
+from lowrank_jax.text.tokenizers import ByteTokenizer, reading_marks, tokenizer_files
 from lowrank_jax.train.state import TrainState
 
 # PEFT's class by the task of its config; without one, AutoPeftModel asks the config for transformers' class.
@@ -118,6 +119,10 @@ def _write_template(folder: Path, experiment: Experiment) -> None:
     for place in (folder / name for name in ("adapter", "peft", "model")):
         if place.is_dir():
             (place / JINJA).write_text(template.source, encoding="utf-8")
+            if kind_of(settings := place / "tokenizer_config.json") is not None:
+                found = json.loads(read_text(settings))
+                if (reading := reading_marks(found)) != found:
+                    settings.write_text(json.dumps(reading, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _export_peft(folder: Path, experiment: Experiment, state: TrainState, frozen: Any, fingerprint: str) -> list[str]:

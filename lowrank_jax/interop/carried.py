@@ -18,6 +18,7 @@ from lowrank_jax.text.tokenizers import (
     SubwordTokenizer,
     Tokenizer,
     has_tokenizer,
+    reading_marks,
     tokenizer_files,
 )
 from lowrank_jax.text.vocabulary_files import BYTE_PAIRS, WORD_PIECES
@@ -118,7 +119,10 @@ def with_tokenizer(carried: Carried, folder: Path) -> Carried:
       UserError: a file cannot be read.
     """
     if not has_tokenizer(folder):
-        return dataclasses.replace(carried, files={**carried.files, **_read(folder, [JINJA])})
+        files = {**carried.files, **(template := _read(folder, [JINJA]))}
+        if template and SETTINGS in files:
+            files[SETTINGS] = _bytes(reading_marks(json.loads(files[SETTINGS])))
+        return dataclasses.replace(carried, files=files)
     templates = sorted(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))
     names = [*TOKENIZER, *PIECE_FILES, *(name for name in BESIDE if name != GENERATION), *templates]
     own = _read(folder, names)

@@ -281,8 +281,18 @@ def tokenizer_files(tokenizer: Tokenizer, **settings: Any) -> dict[str, bytes]:
         raise UserError(f"tokenizer {tokenizer.name!r} cannot be saved; copy its files into the weights' folder")
     if tokenizer.chat_template is not None and "chat_template" not in settings:
         own["chat_template"] = tokenizer.chat_template
+    if "chat_template" in {**settings, **own}:
+        own = reading_marks(own)
     text = json.dumps({**settings, **own}, indent=2, ensure_ascii=False) + "\n"
     return {**files, "tokenizer_config.json": text.encode()}
+
+
+def reading_marks(settings: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json beside a chat template: transformers then reads a byte tokenizer's marks as ids.
+
+    In training the template's marks are ids too. Without a template a mark is text (`byte_backend.SETTINGS`).
+    """
+    return {**settings, "split_special_tokens": False} if settings.get(BYTE_MARK) == BYTE_CLASS else settings
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -51,6 +51,40 @@ def test_a_merged_model_has_what_lies_beside_its_base(tmp_path):
     assert isinstance(load_base(BaseConfig(str(out))).tokenizer, ByteTokenizer)
 
 
+MARKED = "{% for one in messages %}{{ one['role'] + ': ' + one['content'] + eos_token }}{% endfor %}"
+
+
+def test_a_byte_tokenizers_chat_template_gives_transformers_the_ids_of_training(tmp_path):
+    """In the folders that a run takes home, in a merged one, and where the tokenizer has the template itself."""
+    from transformers import AutoTokenizer
+
+    from experiments.session.export import _write_template
+    from lowrank_jax.interop.carried import Carried, with_tokenizer
+    from lowrank_jax.text.tokenizers import save_tokenizer, tokenizer_files
+
+    chat, ids = [{"role": "user", "content": "hi"}], [*b"user: hi", 257]
+    plain = ByteTokenizer()
+    for name in ("peft", "model"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        save_tokenizer(plain, tmp_path / "run" / name)
+    task = SimpleNamespace(template=SimpleNamespace(source=MARKED))
+    config = SimpleNamespace(task=SimpleNamespace(chat_template="marked"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "chat_template.jinja").write_text(MARKED)
+    with_tokenizer(Carried(tokenizer_files(plain), {}), tmp_path / "adapter").write(tmp_path)
+    own = ByteTokenizer()
+    own.chat_template = MARKED
+    (tmp_path / "own").mkdir()
+    save_tokenizer(own, tmp_path / "own")
+
+    text = "a mark is text: <|eos|>"
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "peft")(text)["input_ids"] == list(text.encode())
+    _write_template(tmp_path / "run", SimpleNamespace(task=task, config=config))
+    for folder in (tmp_path / "run" / "peft", tmp_path / "run" / "model", tmp_path, tmp_path / "own"):
+        theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=True, return_dict=False)
+        assert theirs == ids, folder
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     """{"folder", "gguf", "random"}: base configs of one toy Llama's folder, of its GGUF file, and of random weights."""
