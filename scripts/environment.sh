@@ -1,11 +1,15 @@
 # Sourced by the other scripts: make_environment TARGET installs TARGET ("." or ".[test]") into .venv, once per setup.py.
 
+fits() { # PYTHON: whether it runs as a version that this project supports
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
 make_environment() {
     local target=$1 python stamp
     python=${PYTHON:-}
     if [ -z "$python" ]; then
         for candidate in python3.12 python3.11 python3 python; do
-            if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            if fits "$candidate"; then
                 python=$candidate
                 break
             fi
@@ -15,7 +19,7 @@ make_environment() {
         echo "error: no Python 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python bash $0" >&2
         return 2
     fi
-    if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    if ! fits "$python"; then
         echo "error: PYTHON=$python does not run as Python 3.11 or 3.12; name another: PYTHON=/path/to/python bash $0" >&2
         return 2
     fi

@@ -12,8 +12,6 @@ reading=code: the ten categories of the official script count as seen.
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, RATES, SEEDS, STABLE, rates
 
 METHODS = ("method=lora", "method=mora", "method=fft", "method=adapter-l", "method=prelayer")
-
-
 LONG = {"method=fft": 2e-4}  # lowest held-out loss in 5 epochs of E2E, 3 seeds: 1.092; at 1e-3 1.104
 
 
