@@ -196,10 +196,10 @@ class Session:
         )  # fmt: skip
         if status in run_folder.ENDED:
             run.claim.record(result)
-        shown = {"status": status, "train_seconds": result["train_seconds"], **one.parameters}
-        tracker.summary({**shown, **run_folder.last_evaluation(result)})
         if result["losses"]:
             tracker.image("curves", figures.draw_run(result, run.folder / "curves.png"))
+        shown = {"status": status, "train_seconds": result["train_seconds"], **one.parameters}
+        tracker.summary({**shown, **run_folder.last_evaluation(result)})
         return result
 
     def _renew(self) -> None:

@@ -85,12 +85,17 @@ def from_wandb(folder: Path) -> list[dict]:
     return records
 
 
-def tables(folder: Path, ranks: list[int]) -> tuple[str, str]:
-    """The table of the sweep that agents run below a folder: from the JSON lines, and from W&B's records."""
+def both(folder: Path, ranks: list[int]) -> tuple[list[dict], list[dict]]:
+    """The records of the sweep that agents run below a folder: the JSON lines, and W&B's; by name."""
     agents(folder, ranks)
     kept, of_wandb = read_lines(folder / "kept.jsonl").values(), from_wandb(folder / "shared" / "wandb")
-    ours, theirs = (sweep_table.of([*records]).text() for records in (kept, of_wandb))
+    ours, theirs = (sorted(records, key=lambda record: record["name"]) for records in (kept, of_wandb))
     return ours, theirs
+
+
+def tables(ours: list[dict], theirs: list[dict]) -> tuple[str, str]:
+    """The tables of both."""
+    return sweep_table.of(ours).text(), sweep_table.of(theirs).text()
 
 
 def main() -> None:
@@ -100,7 +105,7 @@ def main() -> None:
     given = options.parse_args()
     start = time.time()
     with tempfile.TemporaryDirectory() as place:
-        ours, theirs = tables(Path(place), [int(rank) for rank in given.ranks.split(",")])
+        ours, theirs = tables(*both(Path(place), [int(rank) for rank in given.ranks.split(",")]))
     print(ours)
     print("equal" if ours == theirs else f"different: W&B's records give\n{theirs}", f"{time.time() - start:.0f} s")
     sys.exit(ours != theirs)

@@ -84,7 +84,9 @@ def test_decoded_texts_are_all_written_and_the_first_shown(tmp_path, monkeypatch
     """Several references are a list in the file and lines of a cell in W&B's table; a resumed run writes them anew."""
     shown = []
     monkeypatch.setattr(Tracker, "_try", lambda self, action: shown.append(action))
-    texts = [{"prompt": str(i), "continuation": "é", "references": ["a", "b"]} for i in range(tracking.SHOWN + 2)]
+    texts = [
+        {"prompt": str(i), "continuation": "é", "references": ["a", "b"]} for i in range(tracking.tracker.SHOWN + 2)
+    ]
     for resumed in (0, 2):
         with Tracker(tmp_path, "run", {}, OFF, resumed) as tracker:
             tracker.decoded(3, "decode", texts)
@@ -96,7 +98,7 @@ def test_decoded_texts_are_all_written_and_the_first_shown(tmp_path, monkeypatch
     ((values, step),) = logged
     columns, rows = values["eval/decode"]
     assert (step, columns) == (3, ["step", "prompt", "continuation", "references"])
-    assert (len(rows), rows[1]) == (tracking.SHOWN, [3, "1", "é", "a\nb"])
+    assert (len(rows), rows[1]) == (tracking.tracker.SHOWN, [3, "1", "é", "a\nb"])
 
 
 def test_a_new_run_starts_empty(tmp_path):
@@ -129,7 +131,7 @@ def test_a_full_disk_is_said(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(tracking.tracker.jax, "process_index", lambda: 1)
     with Tracker(tmp_path / "run", "run", {}, TrackingConfig()) as tracker:
         tracker.log(1, {"loss": 1.0})
         tracker.samples(1, "texts", [{"prompt": "a", "continuation": "b"}])
@@ -153,27 +155,37 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 )
 def test_the_mode_is_chosen_without_a_question(tmp_path, monkeypatch, wanted, environment, mode):
     (tmp_path / "good").write_text("machine api.wandb.ai login user password secret\n")
-    monkeypatch.setattr(tracking, "_installed", lambda: True)
+    monkeypatch.setattr(tracking.modes, "_installed", lambda: True)
     for name, value in environment.items():
         monkeypatch.setenv(name, str(tmp_path / value) if name == "NETRC" else value)
-    assert tracking.wandb_mode(wanted) == mode
+    assert tracking.modes.wandb_mode(wanted) == mode
 
 
 def test_asking_for_what_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "_installed", lambda: True)
+    monkeypatch.setattr(tracking.modes, "_installed", lambda: True)
     with pytest.raises(UserError, match="wandb login"):
-        tracking.wandb_mode("online")
+        tracking.modes.wandb_mode("online")
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "wandb", None)
     for wanted in ("online", "offline"):
         with pytest.raises(UserError, match="pip install wandb"):
-            tracking.wandb_mode(wanted)
+            tracking.modes.wandb_mode(wanted)
     with Tracker(tmp_path, "run", {}, TrackingConfig()) as tracker:
         tracker.log(1, {"loss": 1.0})
         tracker.image("plot", "nowhere.png")
     assert capsys.readouterr().out.count("wandb is not installed") == 1
     assert len(read_metrics(tmp_path)) == 1
+
+
+def last_summary(file):
+    """What W&B's own reader says of the summary of an offline run."""
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    values = {}
+    for line in map(json.loads, lines):
+        values |= line["summary"].get("update", {}) if line["type"] == "summary" else {}
+    return values
 
 
 def test_offline_run_is_quiet_and_lives_in_the_run_folder(tmp_path):
@@ -183,17 +195,19 @@ def test_offline_run_is_quiet_and_lives_in_the_run_folder(tmp_path):
 import sys
 from pathlib import Path
 from PIL import Image
-from lowrank_jax.train.tracking import *
+from lowrank_jax.train.tracking import Tracker, TrackingConfig
+import numpy as np
 folder = Path(sys.argv[1])
 for resumed, steps in ((0, (1, 2, 3)), (2, (3, 4))):
     with Tracker(folder, "a/run:1", {"x": {"y": (1, 2)}}, TrackingConfig(group="g", tags=("t",)), resumed) as tracker:
         for step in steps:
             tracker.log(step, {"loss": 1.0})
             tracker.samples(step, "texts", [{"prompt": "a", "continuation": "é"}, {"prompt": "b", "continuation": ""}])
-        Image.new("RGB", (4, 4)).save(folder / "p.png")
-        tracker.image("plot", folder / "p.png")
-        tracker.table("samples", ["a", "b"], [[1, "x"]])
-        tracker.summary({"best": np.float32(1)})
+        if not resumed:  # the second session's last step is still open when its summary is set
+            Image.new("RGB", (4, 4)).save(folder / "p.png")
+            tracker.image("plot", folder / "p.png")
+            tracker.table("samples", ["a", "b"], [[1, "x"]])
+        tracker.summary({"best": np.float32(1), "loss": 7.0 + resumed})
         assert tracker._run is not None
         ids = getattr(sys, "ids", []) + [tracker._run.id]
         sys.ids = ids
@@ -201,12 +215,13 @@ assert ids[0] == ids[1] and ids[0].startswith("a-run-1-"), ids
 """
     ended = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "run"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(tracking.__file__).parents[2])},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(tracking.__file__).parents[3])},
         cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
-    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [last_summary(file)["loss"] for file in files] == [7.0, 9.0], "a record's loss came after the summary's"
     assert not (tmp_path / "wandb").exists()
     assert [row["step"] for row in read_samples(tmp_path / "run")] == [1, 1, 2, 2, 3, 3, 4, 4]
     files = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/eval/*")
@@ -241,8 +256,8 @@ def test_trackio_takes_the_same_calls_and_trials_do_not_end_each_other(tmp_path,
 
     fake = SimpleNamespace(init=init, Table=lambda columns, data: (columns, data), Image=str, __spec__=object())
     monkeypatch.setitem(sys.modules, "trackio", fake)
-    monkeypatch.setattr(tracking, "wandb_mode", lambda _: pytest.fail("W&B was asked"))
-    monkeypatch.setenv(tracking.GROUP_VARIABLE, "sweep")
+    monkeypatch.setattr(tracking.modes, "wandb_mode", lambda _: pytest.fail("W&B was asked"))
+    monkeypatch.setenv(tracking.tracker.GROUP_VARIABLE, "sweep")
     wanted = TrackingConfig(backend="trackio", tags=("a",), group="own")
     with Tracker(tmp_path / "one", "one", {"x": 1}, wanted, kind="lora") as first:
         with Tracker(tmp_path / "two", "two", {}, wanted) as second:

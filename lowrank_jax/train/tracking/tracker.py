@@ -1,60 +1,36 @@
 """The records of a run: JSON lines in its folder, and the same in W&B, written by process 0 alone."""
 
-import contextlib
 import json
 import math
-import netrc
 import os
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, TextIO
-from urllib.parse import urlsplit
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 
-from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.files import read_bytes
-from lowrank_jax.core.json_text import parse
-from lowrank_jax.core.ranges import Range, check_ranges
-from lowrank_jax.train.trackio_run import TrackioRun, check_installed
+from lowrank_jax.train.tracking.lines import (
+    DECODED,
+    METRICS,
+    SAMPLES,
+    cut,
+    read_decoded,
+    read_metrics,
+    read_samples,
+    writing,
+)
+from lowrank_jax.train.tracking.modes import Mode, TrackingConfig, mode_of
+from lowrank_jax.train.tracking.trackio_run import TrackioRun
 
-METRICS, SAMPLES, DECODED = "metrics.jsonl", "samples.jsonl", "decoded.jsonl"
 WANDB_ID = "wandb_id"
-Mode = Literal["online", "offline", "disabled"]
-Wanted = Literal["auto", "online", "offline", "disabled"]
 SHOWN = 32  # decoded texts that W&B's table has; the file has all
 GROUP_VARIABLE = "WANDB_RUN_GROUP"  # of W&B; a sweep sets it for its runs
 INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # W&B's own: 90, and no end
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where records go besides metrics.jsonl.
-
-    Attributes:
-      wandb: `auto` (online when logged in, otherwise offline; nothing if wandb is not installed), `online`, `offline`
-        or `disabled`.
-      project, group: as W&B shows them; the group of a sweep's runs is the sweep.
-      tags: your own; a run's method, rank, rate, seed, task and base are added.
-      backend: `wandb`, or `trackio`, which keeps records on this machine alone; then the key `wandb` says nothing.
-      observe_every: steps between records of MFU, memory and so on (docs/reliability.md); 0: none.
-    """
-
-    wandb: Wanted = "auto"
-    project: str = "lowrank_jax"
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-    backend: Literal["wandb", "trackio"] = "wandb"
-    observe_every: Annotated[int, Range(least=0)] = 0
-
-    def __post_init__(self):
-        check_ranges(self, "tracking")
 
 
 class Tracker:
@@ -95,11 +71,11 @@ class Tracker:
         if jax.process_index() != 0:
             return
         mode = mode_of(tracking)
-        with _writing(self.path):
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             readers = {self.path: read_metrics, self._samples: read_samples, self._decoded: read_decoded}
             for path, read in readers.items():
-                _cut(path, read, resumed_step)
+                cut(path, read, resumed_step)
             self._file = open(self.path, "a")  # noqa: SIM115
         if tracking.backend == "trackio":
             self._start_trackio(name, config, tracking, kind)
@@ -116,7 +92,7 @@ class Tracker:
             return
         values = {key: _plain(value) for key, value in {**values, **self._more(step, values)}.items()}
         record = {"step": int(step), "time": time.time(), **values}
-        with _writing(self.path):
+        with writing(self.path):
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         self._try(lambda run: run.log(values, step=int(step)))
@@ -157,7 +133,7 @@ class Tracker:
         if self._file is None:
             return
         lines = [json.dumps({"step": int(step), "name": name, **text}, ensure_ascii=False) + "\n" for text in texts]
-        with _writing(path), open(path, "a", encoding="utf-8") as file:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(lines)
 
     def _show(self, step: int, name: str, texts: Sequence[Mapping[str, str]]) -> None:
@@ -170,8 +146,13 @@ class Tracker:
         )
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Sets the run's headline values in W&B."""
-        self._try(lambda run: run.summary.update({key: _plain(value) for key, value in values.items()}))
+        """Sets the run's headline values in W&B, in place of what was logged under these names."""
+
+        def set_values(run: Any) -> None:
+            run.log({})  # ends the open step: W&B would take its values for the summary when it is written, after these
+            run.summary.update({key: _plain(value) for key, value in values.items()})
+
+        self._try(set_values)
 
     def image(self, name: str, path: str | os.PathLike) -> None:
         """Shows a picture in W&B."""
@@ -188,7 +169,7 @@ class Tracker:
         self._run = None
         file, self._file = self._file, None
         if file is not None:
-            with _writing(self.path):  # what an earlier write has left
+            with writing(self.path):  # what an earlier write has left
                 file.close()
 
     def __enter__(self) -> "Tracker":
@@ -253,125 +234,11 @@ class Tracker:
             _warn(f"{self._backend} stopped ({_first_line(error)}); records go to {self.path} alone")
 
 
-def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a run, in the order they were written; a half-written last line is left out.
-
-    Raises:
-      UserError: there is no metrics.jsonl, or a line other than the last is damaged.
-    """
-    return _read(Path(run_folder) / METRICS, str | list | dict)
-
-
-def read_samples(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The samples of a run: {"step", "name", "prompt", "continuation", "reference" if there is one} of each text.
-
-    Raises:
-      UserError: as `read_metrics`, of samples.jsonl.
-    """
-    return _read(Path(run_folder) / SAMPLES, list | dict)
-
-
-def read_decoded(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The scored texts of a run: {"step", "name", "prompt", "continuation", "references": a list} of each.
-
-    Raises:
-      UserError: as `read_metrics`, of decoded.jsonl.
-    """
-    return _read(Path(run_folder) / DECODED, dict, "copy the file again, or train the run again")
-
-
-def _read(path: Path, refused: Any, remedy: str = "delete that line") -> list[dict[str, Any]]:
-    """The records of a file; a line without a step, or with a value of a refused type, is damaged."""
-    lines = read_bytes(path, f"no {path.name} in {path.parent}; give the folder of a run").split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = parse(line, finite=True)
-            record["step"] = int(record["step"])
-            if any(isinstance(value, refused) for value in record.values()):
-                raise TypeError("a record has no such values")
-            records.append(record)
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines) and lines[number:] != [b""]:
-                raise UserError(f"line {number} of {path} is damaged; {remedy}") from error
-    return records
-
-
-def _cut(path: Path, read: Callable[[Path], list[dict[str, Any]]], step: int) -> None:
-    """Keeps the complete records up to `step`, and drops the others."""
-    if not path.exists():
-        return
-    records = [record for record in read(path.parent) if record["step"] <= step] if step else []
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def mode_of(tracking: TrackingConfig) -> Mode:
-    """`wandb_mode` of a section; disabled for another backend.
-
-    Raises:
-      UserError: the backend is not available, or not in the mode that was set.
-    """
-    if tracking.backend == "wandb":
-        return wandb_mode(tracking.wandb)
-    check_installed()
-    return "disabled"
-
-
-def wandb_mode(wanted: Wanted) -> Mode:
-    """online, offline or disabled; never one that would prompt.
-
-    Args:
-      wanted: `TrackingConfig.wandb`.
-
-    Raises:
-      UserError: W&B was set to a mode and is not installed, or is online without a key.
-    """
-    if wanted == "disabled":
-        return wanted
-    if not _installed():
-        if wanted != "auto":
-            raise UserError(
-                f"tracking.wandb is {wanted!r} and wandb is not installed; pip install wandb, or use 'disabled'"
-            )
-        _warn(f"wandb is not installed: records go to {METRICS} alone")
-        return "disabled"
-    if wanted == "online" and not _logged_in():
-        raise UserError("tracking.wandb is 'online' and there is no key; run `wandb login`, or use 'offline'")
-    if wanted != "auto":
-        return wanted
-    asked = os.environ.get("WANDB_MODE")
-    if asked in ("offline", "disabled", "dryrun"):
-        return "disabled" if asked == "disabled" else "offline"
-    return "online" if _logged_in() else "offline"
-
-
-def _installed() -> bool:
-    try:
-        import wandb
-    except ImportError:
-        return False
-    return hasattr(wandb, "init")  # a folder wandb/ in the working directory imports as an empty package
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
-                return True
-    return False
-
-
 def _wandb_id(folder: Path, name: str) -> str:
     """The run's id in W&B, kept in its folder: a resumed run continues with it, a --fresh one gets a new id."""
     path = folder / WANDB_ID
     if not path.exists():
-        with _writing(path):
+        with writing(path):
             path.write_text(f"{re.sub('[^A-Za-z0-9_-]', '-', name)[:100]}-{uuid.uuid4().hex[:8]}")
     return path.read_text()
 
@@ -382,14 +249,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _writing(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); free space there or choose another folder") from error
 
 
 def _first_line(error: Exception) -> str:

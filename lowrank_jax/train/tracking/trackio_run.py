@@ -43,8 +43,9 @@ class TrackioRun:
         self.summary: dict[str, Any] = {}
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Adds one record."""
-        self._quietly(self._run.log, dict(values), step=step)
+        """Adds one record, if it has values."""
+        if values:
+            self._quietly(self._run.log, dict(values), step=step)
 
     def finish(self, exit_code: int = 0) -> None:
         """Ends the run; its summary is a last record, for trackio has none."""
