@@ -75,6 +75,11 @@ def test_the_grid_of_pairs():
     plain = next(iter(grid.cells.values())).plain
     assert (plain["task"]["pairs"], plain["train"]["batch_size"], plain["train"]["steps"]) == (500, 125, 300)
     assert plain["train"]["eval_steps"] == [50, 100, 150, 200, 250]
+    laptop = grid_of("rates_uuid", "model=pico-llama")
+    assert stages(laptop) == {"swept": 30, "wider1": 6, "wider2": 6, "wider3": 6, "near": 54}
+    check_cells(list(laptop.cells.values()))
+    plain = next(iter(laptop.cells.values())).plain
+    assert (plain["base"]["name"], plain["task"]["pairs"], plain["train"]["steps"]) == ("pico-llama", 64, 100)
     gemma = grid_of("rates_uuid", "model=gemma3-270m")
     near = [cell for cell in gemma.cells.values() if cell.stage == "near"]
     assert len(near) == 33

@@ -7,6 +7,11 @@
 500 pairs, batches of 125, 300 steps: 2.8M tokens. Five rates in half decades at one seed, then three seeds at the best
 and its neighbours, by the training loss over the last 20 steps. Digits recalled are decoded every sixth of the run.
 
+model=pico-llama: the laptop's task (64 pairs in one batch, 100 steps, loss on the value), all methods at r=8, on a CPU:
+
+    python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/rates_uuid.py:model=pico-llama \\
+        --results=experiments/results/rates_uuid_laptop
+
 model=gemma3-270m: one seed at each row's best rate on SmolLM2 and its two neighbours; SmolLM2's runs come first, and
 are skipped where --results has them (with the same flags). Arguments and stages: configs/hyperparameters/rates.py.
 """
@@ -14,26 +19,33 @@ are skipped where --results has them (with the same flags). Arguments and stages
 from configs.common import Count, parse_arg
 from configs.hyperparameters import rates
 
-MODELS = ("smollm2-135m", "gemma3-270m")
-FIRST, FFT_FIRST = 3.162e-4, 3.162e-5  # the best of uuid_table2.py are 1e-3 to 3e-3, and 3e-4
-STEPS, PAIRS, BATCH = 300, 500, 125
+MODELS = ("smollm2-135m", "gemma3-270m", "pico-llama")
+# Of the ladders, by scale: the best of uuid_table2.py are 1e-3 to 3e-3, and 3e-4; of uuid_laptop.py 3e-3, and 1e-3.
+FIRST = {"gpu": 3.162e-4, "laptop": 3.162e-4}
+FFT_FIRST = {"gpu": 3.162e-5, "laptop": 1e-4}
+STEPS = {"gpu": 300, "laptop": 100}
+RANKS = {"gpu": (8, 32), "laptop": (8,)}
+PAIRS, BATCH = 500, 125  # the laptop's config has its own
 GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_tokens": 2_048, "task.add_bos": True}
 
 
 def stages(arg=None):
     """[(stage, cells)]: the ladder, what widens it, and seeds near the best."""
     choice = parse_arg(arg, model=MODELS, rates=5, per_decade=2, seeds=3, steps=Count)
-    steps = choice.steps or STEPS
+    scale = "laptop" if choice.model == "pico-llama" else "gpu"
+    steps = choice.steps or STEPS[scale]
     common = {
-        **rates.BARE, "task.pairs": PAIRS, "task.eval_pairs": PAIRS // 2, "train.batch_size": BATCH,
-        "train.steps": steps, "train.eval_steps": tuple(max(1, steps * part // 6) for part in range(1, 6)),
+        **rates.BARE, "train.steps": steps,
+        "train.eval_steps": tuple(max(1, steps * part // 6) for part in range(1, 6)),
         "schedule.warmup_steps": steps // 10,
     }  # fmt: skip
+    if scale == "gpu":
+        common |= {"task.pairs": PAIRS, "task.eval_pairs": PAIRS // 2, "train.batch_size": BATCH}
     firsts = {
-        f"scale=gpu,{method}": FFT_FIRST if method == "method=fft" else FIRST
-        for method in rates.methods((8, 32), (8, 32))
+        f"scale={scale},{method}": (FFT_FIRST if method == "method=fft" else FIRST)[scale]
+        for method in rates.methods(RANKS[scale], RANKS[scale])
     }
     found = rates.swept(firsts, choice, common)
-    if choice.model == "smollm2-135m":
-        return [*found, rates.near(firsts, found, choice.seeds, common)]
-    return [*found, rates.near(firsts, found, 1, {**common, **GEMMA})]
+    if choice.model == "gemma3-270m":
+        return [*found, rates.near(firsts, found, 1, {**common, **GEMMA})]
+    return [*found, rates.near(firsts, found, choice.seeds, common)]
