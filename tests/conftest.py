@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for `from fuzz import doors`, as `python -m tests.fuzz` does
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's for what it starts in the background: inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = 8
 PROGRAMS = 2_000  # compiled ones that a process keeps in memory

@@ -79,7 +79,7 @@ def test_the_grid_of_pairs():
     assert stages(laptop) == {"swept": 30, "wider1": 6, "wider2": 6, "wider3": 6, "near": 54}
     check_cells(list(laptop.cells.values()))
     plain = next(iter(laptop.cells.values())).plain
-    assert (plain["base"]["name"], plain["task"]["pairs"], plain["train"]["steps"]) == ("pico-llama", 64, 100)
+    assert (plain["base"]["name"], plain["task"]["pairs"], plain["train"]["steps"]) == ("pico-llama", 64, 50)
     gemma = grid_of("rates_uuid", "model=gemma3-270m")
     near = [cell for cell in gemma.cells.values() if cell.stage == "near"]
     assert len(near) == 33

@@ -1,7 +1,8 @@
 """LoRA's Table 2 with its own hyperparameters: RoBERTa-base, and RoBERTa-large's dagger rows; five seeds a cell.
 
-    python -m experiments.sweep --config=configs/lora_glue.py --grid=configs/sweeps/glue_roberta.py --only=roberta-base
-    python -m experiments.tables lora_table2 --model=roberta-base --results=runs
+    python -m experiments.sweep --config=configs/lora_glue.py --grid=configs/sweeps/glue_roberta.py \\
+        --only=roberta-base --results=experiments/results/glue_roberta
+    python -m experiments.tables lora_table2 --model=roberta-base
 
 MRPC, RTE and STS-B start here from a fresh adapter. The paper starts LoRA's from its best MNLI run: give that run's
 adapter as start, --config=configs/lora_glue.py:start=runs/NAME/adapter --only='task=(mrpc|rte|stsb),method=lora$';

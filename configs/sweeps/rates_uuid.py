@@ -7,7 +7,7 @@
 500 pairs, batches of 125, 300 steps: 2.8M tokens. Five rates in half decades at one seed, then three seeds at the best
 and its neighbours, by the training loss over the last 20 steps. Digits recalled are decoded every sixth of the run.
 
-model=pico-llama: the laptop's task (64 pairs in one batch, 100 steps, loss on the value), all methods at r=8, on a CPU:
+model=pico-llama: the laptop's task (64 pairs in one batch, loss on the value) in 50 steps, all methods at r=8, on a CPU:
 
     python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/rates_uuid.py:model=pico-llama \\
         --results=experiments/results/rates_uuid_laptop
@@ -23,7 +23,7 @@ MODELS = ("smollm2-135m", "gemma3-270m", "pico-llama")
 # Of the ladders, by scale: the best of uuid_table2.py are 1e-3 to 3e-3, and 3e-4; of uuid_laptop.py 3e-3, and 1e-3.
 FIRST = {"gpu": 3.162e-4, "laptop": 3.162e-4}
 FFT_FIRST = {"gpu": 3.162e-5, "laptop": 1e-4}
-STEPS = {"gpu": 300, "laptop": 100}
+STEPS = {"gpu": 300, "laptop": 50}
 RANKS = {"gpu": (8, 32), "laptop": (8,)}
 PAIRS, BATCH = 500, 125  # the laptop's config has its own
 GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_tokens": 2_048, "task.add_bos": True}

@@ -1,5 +1,8 @@
 """Table 2 of MoRA at laptop scale: rates chosen at 50 of 100 steps, then full rows at the best.
 
+    python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/uuid_laptop.py \\
+        --results=experiments/results/uuid_laptop
+
 Two CPU cores, 10 minutes. The base has about 3M parameters, so the rates are far above the paper's. Every grid has a
 rate on both sides of the one that was chosen.
 """

@@ -1,5 +1,8 @@
 """Table 2 of MoRA at gpu scale: three learning rates a method at 200 steps, then full rows at each method's best.
 
+    python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/uuid_table2.py \\
+        --results=experiments/results/uuid_gpu
+
 The paper searched LoRA {1e-4, 2e-4, 3e-4}, MoRA {5e-5, 1e-4, 2e-4} and gave FFT 3e-5, on LLaMA-2 7B; a 135M base takes
 larger rates. A trial keeps the full run's warm-up and decay and stops early, so it sees the first 200 of those rates.
 r=256 is left out: its square (735) is wider than the base's layers (576).

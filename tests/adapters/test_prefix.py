@@ -46,7 +46,7 @@ CONFIGS = {
     "prefix": (AdapterConfig("prefix", init_std=0.5, prefix=PrefixConfig(3)),),
 }
 ROW = [*PREFIX, 40, 41, 42, *INFIX, 50, 51]  # prompt 40 .. 42
-TOLERANCE = 1e-6
+TOLERANCE = 4e-6  # 1.9e-6 on a processor without AVX-512, on one with it less than 1e-6
 
 
 @functools.cache

@@ -1,0 +1,110 @@
+"""scripts/record.py: each grid's own command, as many processes as were asked for, and one-line errors."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GRIDS = sorted(path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py") if path.stem != "__init__")
+# A stand-in for the program: it writes down what it was given, and waits where a file says that it should.
+SWEEP = """
+import json, os, sys, time
+from pathlib import Path
+names = ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+Path(f"seen-{os.getpid()}.json").write_text(json.dumps([sys.argv[1:], *(os.environ[name] for name in names)]))
+while Path("wait").exists():
+    time.sleep(0.05)
+print("said")
+sys.exit(int("--fail" in sys.argv))
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import record
+
+    sys.path.remove(str(ROOT / "scripts"))
+    return record
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_each_grid_has_a_command_of_its_own(script, name):
+    """A file's docstring names itself, its config and where its records go."""
+    program, module, sweep, *flags = script.command(name, "folder")
+    assert (program, module, sweep) == ("python", "-m", "experiments.sweep")
+    given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    assert (given["grid"], given["config"].partition(":")[0].rpartition("/")[0]) == (
+        f"configs/sweeps/{name}.py",
+        "configs",
+    )
+    assert given["results"]
+    assert (ROOT / given["config"].partition(":")[0]).is_file()
+
+
+def test_arguments_of_a_grid(script):
+    """A docstring's command for just these arguments, otherwise its first one with them; FOLDER is --data."""
+    laptop = script.command("rates_uuid:model=pico-llama", None)
+    assert "--results=experiments/results/rates_uuid_laptop" in laptop
+    more = script.command("rates_uuid:seeds=5", None)
+    assert {"--grid=configs/sweeps/rates_uuid.py:seeds=5", "--results=experiments/results/rates_uuid"} <= {*more}
+    assert script.command("pretrain_small", "/text")[3] == "--config=configs/mora_pretrain.py:data=/text"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with two grid files and the stand-in as experiments.sweep."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    (tmp_path / "experiments" / "sweep.py").write_text(SWEEP)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            f'"""Cells.\n\npython -m experiments.sweep --config=c.py \\\\\n    --grid={name}.py --results=r\n"""\n'
+        )
+    return tmp_path
+
+
+def seen(folder):
+    return sorted(json.loads(path.read_text()) for path in folder.glob("seen-*.json"))
+
+
+def test_processes_divide_cards_and_memory(script, place, capsys):
+    words = ["--cards=2", "--workers=2", "--workdir=w", "--", "--config.x=1"]
+    assert script.main(["one.py", "two.py:a=1", *words]) == 0
+    grids = ("one.py", "two.py:a=1")
+    flags = [["--config=c.py", f"--grid={grid}", "--results=r", "--workdir=w", "--config.x=1"] for grid in grids]
+    assert seen(place) == [[given, str(card), "0.450"] for given in flags for card in (0, 0, 1, 1)]
+    logs = [f"record-{grid}-{index}.log" for grid in ("one", "two") for index in range(4)]
+    assert sorted(path.name for path in (place / "w").iterdir()) == logs
+    assert (place / "w" / "record-two-3.log").read_text() == "said\n"
+    capsys.readouterr()
+    assert script.main(["one.py", "two.py", "--", "--fail"]) == 1
+    said = capsys.readouterr().out
+    assert "runs/record-one-0.log: status 1" in said
+    assert "two.py" not in said
+
+
+def test_when_time_is_over_the_processes_are_told_to_stop(script, place, capsys):
+    (place / "wait").touch()
+    assert script.main(["one.py", "two.py", "--seconds=0.1", "--workers=2"]) == script.LIMIT
+    said = capsys.readouterr().out
+    assert said.count("status -15") == 2
+    assert "two.py" not in said
+
+
+def test_bad_input_is_one_line(script, place, capsys):
+    (place / "bare.py").write_text('"""Cells."""\n')
+    for words, said in (
+        (["mnli_lowdat"], "unknown grid 'mnli_lowdat'; did you mean mnli_lowdata"),
+        (["bare.py"], "the docstring of bare.py has no line"),
+        (["e2e_ranks"], "e2e_ranks reads data: give --data=FOLDER"),
+        (["one.py", "--workers=0"], "--cards and --workers are at least 1"),
+    ):
+        assert script.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
