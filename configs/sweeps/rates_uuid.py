@@ -7,7 +7,7 @@
 500 pairs, batches of 125, 300 steps: 2.8M tokens. Five rates in half decades at one seed, then three seeds at the best
 and its neighbours, by the training loss over the last 20 steps. Digits recalled are decoded every sixth of the run.
 
-model=pico-llama: the laptop's task (64 pairs in one batch, loss on the value) in 50 steps, all methods at r=8, on a CPU:
+model=pico-llama: the laptop's task (64 pairs in one batch, loss on the value), 50 steps, all methods at r=8, on a CPU:
 
     python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/rates_uuid.py:model=pico-llama \\
         --results=experiments/results/rates_uuid_laptop
