@@ -123,6 +123,17 @@ def test_gpt3s_columns_are_of_several_tasks():
     assert [line[name] for name in ("100", "1,000", "10,000", "all")] == ["60.0", "-", "-", "80.0"]
 
 
+def test_words_of_a_rows_name_and_what_was_left_out_are_explained():
+    """Captions stand only where they are needed."""
+    captions = shown("lora_table14", [record("webnlg", scores={"all/bleu": 1.0})]).captions
+    assert not any(word in caption for caption in captions for word in ("p8i5", "script", "could not be read"))
+    labels = {"variant": "p4i3", "reading": "code"}
+    scores = {"logical_form": 50.0, "unread": 2.0}
+    captions = shown("lora_table4", [record("wikisql", "prelayer", None, scores=scores, labels=labels)]).captions
+    for said in ("8 virtual tokens before the prompt", "as in the script", "2 target(s) could not be read"):
+        assert sum(said in caption for caption in captions) == 1
+
+
 def test_published_rows_have_a_number_a_column():
     for rows, columns in ((nlg.TABLE3, nlg.E2E), (nlg.TABLE13, nlg.DART), (nlg.TABLE14, nlg.WEBNLG)):
         for row in rows:

@@ -140,6 +140,8 @@ def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Se
         counted += chosen
     lost = len(runs) - len(done)
     notes += [f"and {lost} lost"] if lost else []
+    unread = max((score_of(run, "unread") or 0 for run in counted), default=0)
+    notes += [f"{unread:g} target(s) could not be read as a query and are left out"] if unread else []
     for run in done:
         notes += [f"{name} {why}" for name, why in (run.get("missing") or {}).items()]
         notes += run.get("notes") or [] if run.get("partial") else []

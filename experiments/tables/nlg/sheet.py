@@ -1,5 +1,6 @@
 """Prints rows of LoRA's GPT tables: our lines with their captions, and the paper's lines as further parts."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from experiments.papers import nlg
@@ -7,6 +8,10 @@ from experiments.records.text_table import number
 from experiments.tables.nlg.rows import NOT_RUN, Column, NlgRow
 from experiments.tables.table import Table, span
 
+WORDS = {  # of a row's name -> what they mean
+    r"p\d+i\d+": "p8i5 and the like: 8 virtual tokens before the prompt, and 5 between prompt and completion.",
+    "code": "code: where the paper and its authors' script differ, as in the script.",
+}
 MEAN = "Mean over seeds, +-: sample standard deviation; each run at the epoch with the smallest validation loss."
 
 
@@ -21,7 +26,9 @@ def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Colu
     run = sorted({row.seeds for row in rows if row.seeds})
     what = f"mean over {span(run)} seed(s)" if run else "nothing run yet"
     edges = ("edge: the smallest or the largest of the rates tried; a better one may lie beyond.",)
-    notes = (*captions, *(edges if any(row.edge for row in rows) else ()), *remarks(rows))
+    said = {word for row in rows for word in row.label.split()}
+    words = [what for word, what in WORDS.items() if any(re.fullmatch(word, one) for one in said)]
+    notes = (*captions, *(edges if any(row.edge for row in rows) else ()), *words, *remarks(rows))
     return Table(f"{title}, {model}: {what}", tuple(lines), notes, data=rows)
 
 
