@@ -22,7 +22,7 @@ def main(_) -> None:
         return plan_slice(config, FLAGS.topology)
     from experiments.session.build import build
     from experiments.session.fit import remarks, with_sizes
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     experiment = build(config, seq_len=FLAGS.seq_len or config.labels.get("seq_len"))
     describe(experiment)

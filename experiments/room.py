@@ -29,7 +29,7 @@ def needs(plain: dict) -> dict:
 
     from experiments.config.schema import unpack_run
     from experiments.session.build import build
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     config = unpack_run(plain)
     experiment = build(config, seq_len=config.labels.get("seq_len"))
@@ -47,7 +47,7 @@ def fitting(plains: list[dict]) -> dict:
     """
     import jax
 
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     limit, (one, two) = memory.device_limit(), counted(plains)
     if limit is None or one is None or two is None:
@@ -63,7 +63,7 @@ def counted(plains: list[dict], each: tuple[int, ...] = (1, 2)) -> list[int | No
 
     from experiments.config.schema import unpack_run
     from experiments.session.trial_group import TrialGroup
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     wide = max((unpack_run(plain) for plain in plains), key=lambda config: config.adapter.rank)
     devices = len(jax.local_devices())

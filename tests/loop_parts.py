@@ -4,7 +4,9 @@ import math
 
 import jax.numpy as jnp
 
-from lowrank_jax.train.loop import Evaluator, Job, LoopConfig
+from lowrank_jax.train.evaluations import Evaluator
+from lowrank_jax.train.loop import Job
+from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.state import TrainState
 
 

@@ -9,16 +9,16 @@ SECTIONS = {
     "optimizer": "lowrank_jax.train.optimizer:OptimizerConfig",
     "schedule": "lowrank_jax.train.schedule:ScheduleConfig",
     "restart": "lowrank_jax.train.restart:RestartConfig",
-    "train": "lowrank_jax.train.loop:LoopConfig",
+    "train": "lowrank_jax.train.rhythm:LoopConfig",
     "checkpoint": "lowrank_jax.checkpoints.manager:CheckpointConfig",
     "mesh": "lowrank_jax.sharding.mesh:MeshConfig",
-    "tracking": "lowrank_jax.train.tracking:TrackingConfig",
+    "tracking": "lowrank_jax.train.tracking.modes:TrackingConfig",
     "export": "experiments.session.export:ExportConfig",
     "start": "experiments.session.warm_start:StartConfig",
 }
 # Dataclass of an entry of "evals" by its type; types that are not listed take the first, which says only when.
 EVALS = {
-    "": "lowrank_jax.train.loop:EvalConfig",
+    "": "lowrank_jax.train.evaluations:EvalConfig",
     "samples": "experiments.session.evals:SamplesConfig",
     "generation": "experiments.session.evals:GenerationConfig",
     "forgetting": "experiments.session.evals:ForgettingConfig",

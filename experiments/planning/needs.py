@@ -12,8 +12,8 @@ from lowrank_jax.core.trees import combine, nbytes_a_device
 from lowrank_jax.ops.flops import product_flops
 from lowrank_jax.sharding.collectives import Collective, collectives
 from lowrank_jax.sharding.mesh import BATCH_AXES
-from lowrank_jax.train.compiler import TRITON
-from lowrank_jax.train.memory import GIB, memory_report
+from lowrank_jax.train.compiled.memory import GIB, memory_report
+from lowrank_jax.train.compiled.options import TRITON
 
 KIB, MIB = 2**10, 2**20
 LISTED = 8  # sizes of transfers that a plan lists; the others are summed up

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.planning import cards
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.ops.capability import meant_for
-from lowrank_jax.train.memory import GIB
+from lowrank_jax.train.compiled.memory import GIB
 
 SIMULATED = "--xla_force_host_platform_device_count"
 # libtpu looks for a TPU's metadata server, writes its log to stderr and holds a lock: a plan needs none of them.

@@ -37,7 +37,7 @@ from lowrank_jax.tasks.base import Task
 from lowrank_jax.tasks.framing import Framing, framing_of
 from lowrank_jax.tasks.registry import build_task
 from lowrank_jax.text.tokenizers import check_vocabulary
-from lowrank_jax.train.compiler import compiler_options, loss_unroll
+from lowrank_jax.train.compiled.options import compiler_options, loss_unroll
 from lowrank_jax.train.optimizer import check_multipliers, make_optimizer
 from lowrank_jax.train.restart import check_restart, cycling, make_merge
 from lowrank_jax.train.rewarm import make_restart_shape

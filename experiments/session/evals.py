@@ -6,7 +6,7 @@ from typing import Any
 from lowrank_jax.forms.chooser import ChoiceOptions
 from lowrank_jax.forms.forgetting import ForgettingOptions
 from lowrank_jax.forms.generation import GenerationOptions, SamplesOptions
-from lowrank_jax.train.loop import EvalConfig
+from lowrank_jax.train.evaluations import EvalConfig
 
 
 @dataclasses.dataclass(frozen=True)

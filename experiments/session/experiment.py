@@ -35,8 +35,9 @@ from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.train.best import BEST, LAST
-from lowrank_jax.train.kept_step import kept_step
-from lowrank_jax.train.loop import Evaluator, LoopConfig
+from lowrank_jax.train.compiled.kept_step import kept_step
+from lowrank_jax.train.evaluations import Evaluator
+from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
 SOURCES = ("lowrank_jax", "experiments")  # folders whose files make the step

@@ -12,8 +12,8 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.sharding.mesh import BATCH_AXES, make_mesh
 from lowrank_jax.tasks.base import Task, round_up
 from lowrank_jax.tasks.text import ROUNDED
-from lowrank_jax.train import memory
-from lowrank_jax.train.loop import FITTED_STEPS
+from lowrank_jax.train.compiled import memory
+from lowrank_jax.train.rhythm import FITTED_STEPS
 
 EXAMPLES = 200_000  # rows of an epoch where no data is read: more steps than any warm-up of the configs
 SHARED = ("task.seq_len", "train.batch_size")  # the same for all trials of one program

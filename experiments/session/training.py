@@ -21,8 +21,9 @@ from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
 from lowrank_jax.core.errors import memory_named
-from lowrank_jax.train import loop, memory, tracking
+from lowrank_jax.train import loop, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
+from lowrank_jax.train.compiled import memory
 
 
 @dataclasses.dataclass(frozen=True)

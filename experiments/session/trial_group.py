@@ -26,7 +26,7 @@ from lowrank_jax.models.attention import BY_HEAD
 from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
-from lowrank_jax.train.loop import Evaluator
+from lowrank_jax.train.evaluations import Evaluator
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState
 

@@ -16,8 +16,9 @@ from lowrank_jax.adapters.analysis.updates import differences, size_and_rank
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.sharding.mesh import batch_share, replicated
-from lowrank_jax.train import memory
-from lowrank_jax.train.loop import Evaluator, LoopConfig
+from lowrank_jax.train.compiled import memory
+from lowrank_jax.train.evaluations import Evaluator
+from lowrank_jax.train.rhythm import LoopConfig
 
 GIB = 2**30
 

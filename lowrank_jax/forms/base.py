@@ -34,7 +34,7 @@ class Setting:
       opening: () -> the ids that the base's tokenizer puts before a text by itself.
       framing: the virtual tokens of a prefix method.
       cuts: of the model's layers into segments (`layouts.segments`).
-      options: XLA's options for programs that run the layers (`train.compiler.compiler_options`); None: its defaults.
+      options: XLA's for programs that run the layers (`train.compiled.options.compiler_options`); None: its defaults.
     """
 
     apply_fn: ApplyFn

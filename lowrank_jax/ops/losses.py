@@ -67,7 +67,7 @@ def chunked_next_token_loss(
       logits_fn: [B, t, D] -> logits [B, t, V].
       tokens, weights: as in `next_token_loss`; in chunks no gradient flows to the weights.
       chunk_tokens: about how many tokens a chunk has, over the whole batch; 0 computes all logits at once.
-      unroll: chunks an iteration of the compiled loop; see `train.compiler.loss_unroll`.
+      unroll: chunks an iteration of the compiled loop; see `train.compiled.options.loss_unroll`.
       smoothing: e, as in `next_token_loss`.
     """
     batch, length, _ = hidden.shape

@@ -9,7 +9,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.pipeline import Source
 
 # The examples that rows are packed into at least, if they are short enough; as many as the largest batch that is chosen
-# from the data has (`train.loop.FITTED_BATCH`).
+# from the data has (`train.rhythm.FITTED_BATCH`).
 FEWEST = 64
 Target = str | tuple[str, ...]
 Features = dict[str, np.ndarray]  # {"tokens": int32 [T], "weights": float32 [T]}

@@ -121,7 +121,7 @@ class Meter:
 
         Args:
           step: updates so far.
-          evaluator: a `train.loop.Evaluator`.
+          evaluator: a `train.evaluations.Evaluator`.
           trials: the trials that are evaluated at this step.
           values: what it returned, of all trials.
         """

@@ -13,8 +13,8 @@ from experiments.config import arguments, faults, files
 from experiments.session import fit
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.tasks.base import FEWEST
-from lowrank_jax.train import memory
-from lowrank_jax.train.loop import FITTED_STEPS
+from lowrank_jax.train.compiled import memory
+from lowrank_jax.train.rhythm import FITTED_STEPS
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = "configs/finetune.py"

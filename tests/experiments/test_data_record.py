@@ -99,7 +99,7 @@ def test_a_run_does_not_go_on_on_other_data_of_one_path_and_number_of_rows(text_
 
 def test_data_that_change_between_the_reading_and_the_digest_are_refused(text_run, tmp_path, monkeypatch):
     from experiments.session import build
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     monkeypatch.setattr(memory, "check_fits", lambda _: None)
     monkeypatch.setattr(build.Experiment, "compile", lambda *_, **__: write(text_run.files[1], "dogs"))

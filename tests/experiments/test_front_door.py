@@ -21,7 +21,7 @@ def shapes_alone(monkeypatch):
 
     def begin():
         monkeypatch.setattr("experiments.session.experiment.Experiment.compile", lambda self, ahead=False: None)
-        monkeypatch.setattr("lowrank_jax.train.memory.check_fits", lambda compiled: None)
+        monkeypatch.setattr("lowrank_jax.train.compiled.memory.check_fits", lambda compiled: None)
 
     return begin
 

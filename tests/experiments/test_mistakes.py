@@ -212,7 +212,7 @@ def test_bad_rows_name_file_and_line(run, no_work, tmp_path, where, row, words):
 
 
 def test_what_does_not_fit_the_memory(run, no_work, monkeypatch):
-    from lowrank_jax.train import memory
+    from lowrank_jax.train.compiled import memory
 
     monkeypatch.setattr(memory, "device_limit", lambda device=None: 1000)
     ended = run()

@@ -13,7 +13,7 @@ from experiments.records import leases
 from experiments.sweeps import engine, preview
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.train import memory
+from lowrank_jax.train.compiled import memory
 
 
 @pytest.fixture

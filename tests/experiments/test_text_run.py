@@ -66,8 +66,8 @@ def test_what_is_left_to_the_data_is_said_recorded_and_kept(run, program, toy, t
     result = json.loads((first.folder / "result.json").read_text())
     assert (result["chosen"], result["seq_len"], result["config"]["train"]["steps"]) == (chosen, 24, 0)
 
-    monkeypatch.setattr("lowrank_jax.train.loop.FITTED_STEPS", 7)
-    monkeypatch.setattr("lowrank_jax.train.loop.FITTED_BATCH", 8)
+    monkeypatch.setattr("lowrank_jax.train.rhythm.FITTED_STEPS", 7)
+    monkeypatch.setattr("lowrank_jax.train.rhythm.FITTED_BATCH", 8)
     monkeypatch.setattr("lowrank_jax.tasks.text.ROUNDED", 64)
     second = run(**own, **mesh, train__stop_at=3)
     assert second.status == 0, second.err

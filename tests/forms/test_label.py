@@ -7,7 +7,7 @@ import pytest
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.forms.evaluate import in_order, make_predictor
 from lowrank_jax.forms.label import label_objective
-from lowrank_jax.train.loop import LoopConfig
+from lowrank_jax.train.rhythm import LoopConfig
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, 0.5], [9.0, 9.0, 9.0]], np.float32)
 BATCH = {

@@ -235,13 +235,13 @@ class Trained(Exception):
 
 def _uncompiled(name, *given):
     with mock.patch("experiments.session.experiment.Experiment.compile", return_value=None):
-        with mock.patch("lowrank_jax.train.memory.check_fits", return_value=None):
+        with mock.patch("lowrank_jax.train.compiled.memory.check_fits", return_value=None):
             return doors.call(name, *given, seconds=SECONDS)
 
 
 def _bounded(name, *given):
     """Trains on a device of little memory: what asks for more is refused as on any other."""
-    with mock.patch("lowrank_jax.train.memory.device_limit", return_value=MEMORY):
+    with mock.patch("lowrank_jax.train.compiled.memory.device_limit", return_value=MEMORY):
         return doors.call(name, *given, seconds=4 * SECONDS)
 
 

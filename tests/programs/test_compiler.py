@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.train.compiler import GRAPHS, MERGE, SLICES, TRITON, WIDE, compiler_options, loss_unroll
+from lowrank_jax.train.compiled.options import GRAPHS, MERGE, SLICES, TRITON, WIDE, compiler_options, loss_unroll
 
 GPU = SimpleNamespace(platform="gpu")
 GROUPS = Llama(get_model("toy-llama"), fused=True).fused_groups()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lowrank_jax.train.best import Best, abstract_best, keeps_best, loaded
-from lowrank_jax.train.loop import EvalConfig, Evaluator, Job, LoopConfig, fit
+from lowrank_jax.train.evaluations import EvalConfig, Evaluator
+from lowrank_jax.train.loop import Job, fit
+from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.state import TrainState
 
 

@@ -14,8 +14,8 @@ from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
 from experiments.session.build import build
-from lowrank_jax.train import kept_step as kept
-from lowrank_jax.train.memory import memory_report
+from lowrank_jax.train.compiled import kept_step as kept
+from lowrank_jax.train.compiled.memory import memory_report
 
 ROOT = Path(__file__).parents[2]
 ARGUMENT = "shape=toy-llama,rank=2,batch=8,seq=8,dtype=float32,remat=projections,fused=True"

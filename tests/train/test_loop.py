@@ -9,7 +9,9 @@ from loop_parts import Recorder, job, score
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train import meter
-from lowrank_jax.train.loop import EvalConfig, Evaluator, LoopConfig, fit
+from lowrank_jax.train.evaluations import EvalConfig, Evaluator
+from lowrank_jax.train.loop import fit
+from lowrank_jax.train.rhythm import LoopConfig
 
 pytestmark = pytest.mark.usefixtures("clock")
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from loop_parts import Recorder, job, score
 
-from lowrank_jax.train.loop import Evaluator, LoopConfig, fit
+from lowrank_jax.train.evaluations import Evaluator
+from lowrank_jax.train.loop import fit
+from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.signals import AGAIN, STOPPING
 
 pytestmark = pytest.mark.usefixtures("clock")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.train import memory
+from lowrank_jax.train.compiled import memory
 
 MIB = 2**20
 

@@ -18,7 +18,7 @@ from lowrank_jax.layouts.run_time import layout_of
 from lowrank_jax.layouts.unstacked import reading
 from lowrank_jax.models.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
-from lowrank_jax.train.memory import memory_report
+from lowrank_jax.train.compiled.memory import memory_report
 
 UPDATE = 0.01  # standard deviation of adapters' random entries: as they start they would add nothing
 # Parts of a compiled program's text that only say where in the source an operation was written: notes, and tables.

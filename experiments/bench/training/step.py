@@ -16,7 +16,7 @@ from experiments.session.build import build
 from experiments.session.trial_group import TrialGroup
 from lowrank_jax.forms.registry import form_of
 from lowrank_jax.sharding.mesh import batch_share
-from lowrank_jax.train import memory
+from lowrank_jax.train.compiled import memory
 
 TRACED = 3  # steps of a profile
 

@@ -25,7 +25,7 @@ FOLDER, ENDING, PART = "lowrank_jax_steps", ".step", "part_"
 MOST = 16  # files; the ones that were read or written longest ago go
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "TF_", "NVIDIA_", "CUDA_", "CUBLAS_", "CUDNN_")
-SOURCES = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parents[3]
 
 
 def kept_step(make: Callable[[], Any], arguments: Sequence[Any], identity: Mapping[str, Any], sources: Sequence[str]):
