@@ -11,7 +11,7 @@ from absl import flags
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices, starts_early
 from experiments.config.arguments import in_its_words, spoken
 from experiments.records import claims, leases
-from experiments.session import cluster
+from experiments.session.together import cluster
 
 flags.DEFINE_string("name", None, "Name of the run, a folder below --workdir; by default made from its content.")
 define_run_flags()
@@ -47,7 +47,7 @@ def claim_and_train(config: Any, plain: dict, started: float) -> int:
     import jax
 
     from experiments.records import run_folder
-    from experiments.session.processes import decided
+    from experiments.session.together.agreement import decided
     from lowrank_jax.train import tracking
 
     if jax.process_index() == 0:
@@ -82,7 +82,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     from experiments.records import data_record, run_folder
     from experiments.session.build import build
     from experiments.session.fit import check_kept, described, fill, remarks
-    from experiments.session.processes import check_alike, decided
+    from experiments.session.together.agreement import check_alike, decided
     from experiments.session.training import Run, Session
     from lowrank_jax.core.errors import INTERRUPTED
     from lowrank_jax.core.trees import nbytes

@@ -36,7 +36,7 @@ from experiments.cli import launch
 from experiments.config.arguments import in_its_words
 from experiments.records import leases
 from experiments.records.lines import check_results, files_of
-from experiments.session.cluster import refuse_several
+from experiments.session.together.cluster import refuse_several
 from experiments.sweeps import summary
 from experiments.sweeps.dry_run import show
 from experiments.sweeps.engine import Sweep

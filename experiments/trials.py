@@ -13,7 +13,7 @@ from absl import flags
 from experiments.cli import define_run_flags, launch, load_config, reads_config, start_devices
 from experiments.config.arguments import in_its_words, spoken
 from experiments.records import claims, leases
-from experiments.session.cluster import refuse_several
+from experiments.session.together.cluster import refuse_several
 from lowrank_jax.core.errors import INTERRUPTED, UserError
 
 flags.DEFINE_string("seeds", None, "Seeds of the config, 0,1,2 or 0:5, each a run of its own.")

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lowrank_jax.adapters import Plan, attach, check, merge
-from lowrank_jax.adapters.merge import check_merges, is_tied
+from lowrank_jax.adapters.leaves.merge import check_merges, is_tied
 from lowrank_jax.bases.attached import check_adapter, load_attached
 from lowrank_jax.bases.base import DTYPES, Base, BaseConfig, export_params, load_base
 from lowrank_jax.bases.peft import headed, untied
@@ -28,7 +28,7 @@ from lowrank_jax.core.trees import cast
 from lowrank_jax.core.types import Report
 from lowrank_jax.interop.carried import carry, with_tokenizer
 from lowrank_jax.interop.peft.files import find_peft
-from lowrank_jax.models.heads import HEADS
+from lowrank_jax.models.parts.heads import HEADS
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 TOKENS = 16  # that the drift is measured on

@@ -11,7 +11,7 @@ SWEEP = dict(
 SIGNALLED_RUN = """
 import os, signal, sys, time
 sign, where, saved, *words = sys.argv[1:]
-from experiments.session import cluster
+from experiments.session.together import cluster
 cluster.quieten(words)
 sys.argv = ["run", *words]
 from experiments import run

@@ -22,7 +22,7 @@ USED = {
     "greedy": "decoding.greedy",
     "next_token": "forms.next_token",
     "llama": "models.llama",
-    "cache": "models.cache",
+    "cache": "models.parts.cache",
     "registry": "models.registry",
     "losses": "ops.losses",
     "products": "ops.products",

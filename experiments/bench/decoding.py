@@ -26,7 +26,7 @@ from lowrank_jax.core.trees import nbytes
 from lowrank_jax.decoding.decoder import cached_decoder
 from lowrank_jax.decoding.loop import Limits, Prompts, advance, begin
 from lowrank_jax.decoding.weights import Ready, ready
-from lowrank_jax.models.cache import init_cache
+from lowrank_jax.models.parts.cache import init_cache
 
 # jax's `device_kind` -> bytes a second of one device's memory, from its maker's data sheet.
 BANDWIDTHS = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12, "NVIDIA A100-SXM4-80GB": 2.04e12}

@@ -20,7 +20,7 @@ from lowrank_jax.core.trees import combine
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.decoding.decoder import Decoder, cached_decoder, make_decoder
 from lowrank_jax.decoding.weights import ready
-from lowrank_jax.models.causal import CausalLM
+from lowrank_jax.models.parts.causal import CausalLM
 from lowrank_jax.sharding.mesh import MeshConfig
 from lowrank_jax.tasks.framing import PLAIN, Framing, framing_of
 from lowrank_jax.train.best import abstract_best, keeps_best, loaded

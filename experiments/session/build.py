@@ -14,7 +14,7 @@ from experiments.session.experiment import Experiment, in_segments, is_fresh, pa
 from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
 from lowrank_jax import adapters
-from lowrank_jax.adapters.merge import check_merges
+from lowrank_jax.adapters.leaves.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer
 from lowrank_jax.bases.ends import end_ids, opening_ids
 from lowrank_jax.bases.locate import resolve
@@ -27,7 +27,7 @@ from lowrank_jax.forms.registry import form_of
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.layouts.unstacked import Unstacked, reading
-from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.models.parts.stack import is_unrolled
 from lowrank_jax.ops.fp8 import has_fp8
 from lowrank_jax.ops.placement import with_rows_in_place
 from lowrank_jax.ops.quantized import FP8, NONE

@@ -29,7 +29,7 @@ from lowrank_jax.layouts.fused import Fused, Groups
 from lowrank_jax.layouts.run_time import layout_of, present
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.layouts.unstacked import Unstacked, compile_unstack
-from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.models.parts.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings

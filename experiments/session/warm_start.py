@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.adapters import AdapterConfig, read_configs
-from lowrank_jax.adapters.inits import FROM_KERNEL
+from lowrank_jax.adapters.leaves.inits import FROM_KERNEL
 from lowrank_jax.checkpoints.adapters_only import load_adapter
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten

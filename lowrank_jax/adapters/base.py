@@ -107,7 +107,7 @@ class AdapterConfig:
         targets.
       exclude: module names left out of `targets`, or of a bottleneck family's places ("attention"), same form.
       dropout: rate on the branch's input, in training only.
-      init: LoRA's and DoRA's start, see `adapters.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
+      init: LoRA's and DoRA's start, see `adapters.leaves.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
         1/sqrt(d_in))), `gaussian` (the paper), `orthogonal` (PEFT), `asylora` (orthonormal A; its authors freeze A, by
         `trainable`); or from the kernel, whose residual is then what is frozen (`adapters.residual`): `pissa`, `olora`,
         `loftq`.

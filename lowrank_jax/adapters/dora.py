@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from lowrank_jax.adapters import inits, lora
+from lowrank_jax.adapters import lora
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
+from lowrank_jax.adapters.leaves import inits
 from lowrank_jax.core.types import Array, PRNGKey
 
 

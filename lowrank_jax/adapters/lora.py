@@ -4,8 +4,8 @@ import math
 
 from jaxtyping import Float
 
-from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
+from lowrank_jax.adapters.leaves import inits
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array, PRNGKey
 

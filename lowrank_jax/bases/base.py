@@ -75,12 +75,12 @@ class BaseConfig:
       dtype: of the frozen weights and of the computation.
       quantize: "int8", "nf4" or "fp8" stores the layers' kernels as codes, see `ops.quantized`; "none" in `dtype`.
       fp8: how products with FP8 codes are computed.
-      remat, attention, scan_unroll: see `models.causal.CausalLM`.
+      remat, attention, scan_unroll: see `models.parts.causal.CausalLM`.
       fused: frozen kernels that read the same input are joined into one while training; see `layouts.fused`.
       random_init: random weights for a registered shape, instead of pretrained ones.
       tokenizer: of random weights: a folder, a fetched name or a Hub repository that has a tokenizer.json; None for
         bytes, which shapes of 259 ids read.
-      head: an encoder's head, a name of `models.heads.HEADS`; "auto" is the one that the checkpoint has.
+      head: an encoder's head, a name of `models.parts.heads.HEADS`; "auto" is the one that the checkpoint has.
       num_labels: classes of a head that is named here.
       classifier_dropout: rate in front of that head; None is the checkpoint's own.
       fresh, unused: what the checkpoint may lack, or have in addition; see `partial.Exceptions`.

@@ -22,7 +22,7 @@ from lowrank_jax.interop.peft.folder import PeftAdapter, load_peft
 from lowrank_jax.interop.peft.keys import EMBEDDINGS, GROWN, PREFIX, spelled
 from lowrank_jax.interop.peft.prompts import has_prompts, load_prompts, save_prompts
 from lowrank_jax.interop.peft.tables import tables_of
-from lowrank_jax.models.heads import SEQUENCE_HEADS
+from lowrank_jax.models.parts.heads import SEQUENCE_HEADS
 from lowrank_jax.text.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 
 # Keys of the last layer of transformers' classifiers: of BERT and DeBERTa, RoBERTa, and decoders. Where it has an

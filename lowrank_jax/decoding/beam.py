@@ -16,7 +16,7 @@ from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.loop import Limits, Prompts
 from lowrank_jax.decoding.ngrams import repeating
 from lowrank_jax.decoding.top import largest
-from lowrank_jax.models.cache import share
+from lowrank_jax.models.parts.cache import share
 
 WORST = -1e9  # score of what must not be chosen; far below any text's, and finite, as in transformers
 STEEPEST = 6  # of a penalty: (2^20 tokens)^6 is inside float32's range
@@ -84,7 +84,7 @@ def beam_search(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Lim
     Each step takes the most likely continuations of all beams of a prompt; the best K that do not end go on, and those
     of the best K that end are kept by their score. Prompts do not depend on each other. Keys and values are not moved:
     all beams of a prompt read the prompt's, and a table says which beam wrote each token of a text
-    (`models.cache.BeamCache`).
+    (`models.parts.cache.BeamCache`).
 
     Runs under `jax.jit` with decoder, limits and how static.
 

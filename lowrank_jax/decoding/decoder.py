@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 
 from lowrank_jax.core.types import ApplyFn, Array, Tree
-from lowrank_jax.models.cache import BeamCache, init_cache
+from lowrank_jax.models.parts.cache import BeamCache, init_cache
 
 
 class Start(Protocol):
@@ -50,7 +50,7 @@ class BeamStep(Protocol):
           variables: of the model.
           tokens, positions: int32 [B, K]; positions as in `Step`.
           slots: bool [B, length], False at the padding.
-          cache: `models.cache.share` of the one that `Start` returned, or of the step before.
+          cache: `models.parts.cache.share` of the one that `Start` returned, or of the step before.
 
         Returns:
           float32 logits [B, K, V], and the cache.

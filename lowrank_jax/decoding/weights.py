@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from lowrank_jax.adapters.fast import get_fast
-from lowrank_jax.adapters.merge import leaves_of, merge
+from lowrank_jax.adapters.leaves.merge import leaves_of, merge
 from lowrank_jax.adapters.plan import Plan, Site, flat_params, weight_of
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -15,7 +15,7 @@ from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.layouts.fused import Fused, Groups
 from lowrank_jax.layouts.segments import Segments
-from lowrank_jax.models.cache import Cache, init_cache
+from lowrank_jax.models.parts.cache import Cache, init_cache
 from lowrank_jax.ops.quantized import dense
 from lowrank_jax.ops.two_parts import two_parts
 from lowrank_jax.ops.widened import LARGEST_RANK, Update, widened

@@ -97,7 +97,7 @@ class Form(Protocol):
 
     Attributes:
       name: of `registry.FORMS`.
-      head: the head that an encoder needs for it, a name of `models.heads`; None for a language model.
+      head: the head that an encoder needs for it, a name of `models.parts.heads`; None for a language model.
       num_labels: classes of that head.
       bucketed: batches differ in length, and the step is compiled for each length.
       counted: a description of the tokens that a run's speed (tok/s) counts.

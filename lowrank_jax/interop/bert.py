@@ -10,8 +10,8 @@ from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row
 from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.bert import BertConfig
-from lowrank_jax.models.heads import SEQUENCE_HEADS
-from lowrank_jax.models.layers import ACTIVATIONS
+from lowrank_jax.models.parts.heads import SEQUENCE_HEADS
+from lowrank_jax.models.parts.layers import ACTIVATIONS
 from lowrank_jax.text.tokenizers import Tokenizer
 
 _LAYER = {  # ours, below "layers": HF's, below "encoder.layer.N."

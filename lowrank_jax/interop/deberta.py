@@ -11,7 +11,7 @@ from lowrank_jax.interop.keymap import TRANSPOSE, Row
 from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
 from lowrank_jax.models.deberta import DebertaConfig
-from lowrank_jax.models.heads import SEQUENCE_HEADS
+from lowrank_jax.models.parts.heads import SEQUENCE_HEADS
 from lowrank_jax.text.tokenizers import Tokenizer
 
 PREFIX = "deberta."  # of the encoder's keys, in files of a model with a head and in Microsoft's

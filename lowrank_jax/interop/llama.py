@@ -15,8 +15,8 @@ from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.readers import Reader
 from lowrank_jax.interop.tied import Pair, copies
-from lowrank_jax.models.counts import MOST_LAYERS
 from lowrank_jax.models.llama_config import LlamaConfig
+from lowrank_jax.models.parts.counts import MOST_LAYERS
 from lowrank_jax.text.tokenizers import Tokenizer
 
 # Keys without a weight: rotary buffers of old files.

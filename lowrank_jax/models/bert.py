@@ -12,11 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import attend, pick_implementation
-from lowrank_jax.models.counts import check_counts
-from lowrank_jax.models.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
-from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
-from lowrank_jax.models.stack import Model, add_layers, run_layers
+from lowrank_jax.models.parts.attention import attend, pick_implementation
+from lowrank_jax.models.parts.counts import check_counts
+from lowrank_jax.models.parts.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
+from lowrank_jax.models.parts.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
+from lowrank_jax.models.parts.stack import Model, add_layers, run_layers
 
 KINDS = ("bert", "roberta")
 COUNTS = (

@@ -5,7 +5,7 @@ google/gemma-3-270m, google/gemma-3-1b-pt, HuggingFaceTB/SmolLM3-3B, mistralai/M
 """
 
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds, LlamaConfig
-from lowrank_jax.models.rotary import Llama3Scaling
+from lowrank_jax.models.parts.rotary import Llama3Scaling
 
 
 def _gemma3(hidden: int, intermediate: int, layers: int, window: int) -> LlamaConfig:

@@ -8,11 +8,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.attention import Attention
-from lowrank_jax.models.causal import CausalLM
-from lowrank_jax.models.counts import check_counts
-from lowrank_jax.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-from lowrank_jax.models.stack import add_layers
+from lowrank_jax.models.parts.attention import Attention
+from lowrank_jax.models.parts.causal import CausalLM
+from lowrank_jax.models.parts.counts import check_counts
+from lowrank_jax.models.parts.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
+from lowrank_jax.models.parts.stack import add_layers
 
 COUNTS = (
     "vocab_size",

@@ -13,12 +13,12 @@ from lowrank_jax.core.trees import is_coded
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.layouts.segments import segments
-from lowrank_jax.models.attention import QKV, Attention
-from lowrank_jax.models.causal import CausalLM
-from lowrank_jax.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.llama_config import LlamaConfig
-from lowrank_jax.models.rotary import Rotation, query_scale, rotary_tables
-from lowrank_jax.models.stack import add_layers
+from lowrank_jax.models.parts.attention import QKV, Attention
+from lowrank_jax.models.parts.causal import CausalLM
+from lowrank_jax.models.parts.layers import ACTIVATIONS, Embedding, Linear, RMSNorm, check_joined_bias
+from lowrank_jax.models.parts.rotary import Rotation, query_scale, rotary_tables
+from lowrank_jax.models.parts.stack import add_layers
 from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product
 

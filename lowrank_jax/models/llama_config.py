@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models.counts import MOST, check_counts
-from lowrank_jax.models.layers import ACTIVATIONS
-from lowrank_jax.models.rotary import DynamicScaling, LongRopeScaling, RopeScaling, YarnScaling
+from lowrank_jax.models.parts.counts import MOST, check_counts
+from lowrank_jax.models.parts.layers import ACTIVATIONS
+from lowrank_jax.models.parts.rotary import DynamicScaling, LongRopeScaling, RopeScaling, YarnScaling
 
 COUNTS = (
     "vocab_size",

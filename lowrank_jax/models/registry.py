@@ -8,7 +8,7 @@ from lowrank_jax.models import deberta, gpt2
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.family_shapes import FAMILY_SHAPES
 from lowrank_jax.models.llama_config import LlamaConfig
-from lowrank_jax.models.rotary import Llama3Scaling
+from lowrank_jax.models.parts.rotary import Llama3Scaling
 
 BYTE_VOCAB = 259  # 256 bytes, then BOS, EOS and PAD
 

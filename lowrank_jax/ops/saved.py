@@ -1,4 +1,4 @@
-"""Values that rematerialisation saves by name (`models.stack.POLICIES`)."""
+"""Values that rematerialisation saves by name (`models.parts.stack.POLICIES`)."""
 
 import jax
 from jax import lax

@@ -108,7 +108,7 @@ class LabelTask(Task, Protocol):
     "weights": float32 [B], 0 for rows that only fill up a batch of an evaluation}.
     """
 
-    head: str  # "classification" or "regression" of models.heads
+    head: str  # "classification" or "regression" of models.parts.heads
     num_labels: int
     label_names: tuple[str, ...]
     buckets: tuple[int, ...]  # ascending; seq_len is the last

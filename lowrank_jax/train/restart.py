@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec, Family, Leaf
-from lowrank_jax.adapters.create import create
-from lowrank_jax.adapters.merge import check_merges, leaves_of
+from lowrank_jax.adapters.leaves.create import create
+from lowrank_jax.adapters.leaves.merge import check_merges, leaves_of
 from lowrank_jax.adapters.mora import GROUP
 from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.core.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, attach, check, create, make_plan, merge
 from lowrank_jax.adapters.fast import get_fast
-from lowrank_jax.adapters.prepare import prepare
+from lowrank_jax.adapters.leaves.prepare import prepare
 from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten

@@ -25,10 +25,10 @@ from lowrank_jax.adapters.registry import FAMILIES
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.models.bert import Bert, BertConfig
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.deberta import Deberta, DebertaConfig
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.parts.cache import init_cache
 from lowrank_jax.models.registry import get_model
 
 D, LAYERS, RANK = 16, 3, 4

@@ -23,7 +23,7 @@ from lowrank_jax.adapters import (
 )
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.fast import dora as fast
-from lowrank_jax.adapters.merge import site_delta
+from lowrank_jax.adapters.leaves.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, combine, count, partition

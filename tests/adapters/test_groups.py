@@ -15,8 +15,8 @@ from lowrank_jax.adapters.fast import lora
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.layouts.fused import Fused
-from lowrank_jax.models.layers import Linear
 from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.parts.layers import Linear
 from lowrank_jax.models.registry import get_model
 
 CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_layers=3)  # grouped heads: k, v are narrow

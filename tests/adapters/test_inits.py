@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_jax.adapters import AdapterConfig, attach, create, inits, make_plan, merge, needs_params, residual
+from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan, merge, needs_params, residual
 from lowrank_jax.adapters.base import AdapterSpec
+from lowrank_jax.adapters.leaves import inits
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.ops.quantized import LEVELS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lowrank_jax.adapters import AdapterConfig, fold, make_plan, merge, unmerge
-from lowrank_jax.adapters.merge import site_delta
+from lowrank_jax.adapters.leaves.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast

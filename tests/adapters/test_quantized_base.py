@@ -9,7 +9,7 @@ import pytest
 from toys import drawn
 
 from lowrank_jax import adapters
-from lowrank_jax.adapters.merge import site_delta
+from lowrank_jax.adapters.leaves.merge import site_delta
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import combine, partition

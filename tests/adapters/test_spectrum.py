@@ -12,7 +12,7 @@ from toys import drawn, moved
 from lowrank_jax import adapters
 from lowrank_jax.adapters import AdapterConfig
 from lowrank_jax.adapters.analysis.updates import by_kind, counts
-from lowrank_jax.adapters.merge import site_delta
+from lowrank_jax.adapters.leaves.merge import site_delta
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.checkpoints.adapters_only import save_adapter
 from lowrank_jax.core.errors import UserError

@@ -12,8 +12,8 @@ from toys import drawn, jitted
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import cast
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.models.parts.cache import init_cache
 
 CONFIG = LlamaConfig(
     vocab_size=41,

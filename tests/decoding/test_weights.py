@@ -15,9 +15,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.decoding.greedy import greedy
 from lowrank_jax.decoding.weights import SMALL, ready
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.parts.cache import init_cache
 from lowrank_jax.models.registry import MODELS
 from lowrank_jax.ops.quantized import dense_tree
 from lowrank_jax.ops.two_parts import TwoParts, two_parts

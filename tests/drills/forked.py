@@ -36,7 +36,7 @@ def preload() -> None:
 
     from experiments.config.sections import experiment_types
     from experiments.records import data_record, run_folder  # noqa: F401
-    from experiments.session import build, fit, peers, processes, training  # noqa: F401
+    from experiments.session import build, fit, training  # noqa: F401
 
     experiment_types()
 

@@ -15,8 +15,8 @@ from fakes import SIGNALLED_RUN, SWEEP
 from fuzz import doors
 
 from experiments import sweep
-from experiments.session import cluster
-from experiments.session.cluster import Place
+from experiments.session.together import cluster
+from experiments.session.together.cluster import Place
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
 from lowrank_jax.train.signals import STOPPING_ALL
 
@@ -29,7 +29,7 @@ HEARTBEAT = 10  # seconds; of the tests in which a process dies
 EXCHANGE = """
 import os, signal, sys, time
 event, where, *words = sys.argv[1:]
-from experiments.session import cluster
+from experiments.session.together import cluster
 cluster.quieten(words)
 from absl import flags
 from experiments import run

@@ -171,7 +171,7 @@ def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch,
     import jax
     from jax.experimental import multihost_utils
 
-    from experiments.session import processes
+    from experiments.session.together import agreement
     from lowrank_jax.core.errors import UserError
 
     def decide():
@@ -186,9 +186,9 @@ def test_every_process_learns_of_the_verdict_on_the_folder(verdict, monkeypatch,
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         if verdict == "refused":
             with pytest.raises(UserError, match=words):
-                processes.decided(decide, tmp_path)
+                agreement.decided(decide, tmp_path)
         else:
-            assert processes.decided(decide, tmp_path) == verdict
+            assert agreement.decided(decide, tmp_path) == verdict
 
 
 def test_every_process_reads_the_same_data(monkeypatch):
@@ -197,7 +197,7 @@ def test_every_process_reads_the_same_data(monkeypatch):
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from experiments.session import processes
+    from experiments.session.together import agreement
     from lowrank_jax.core.errors import UserError
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -206,4 +206,4 @@ def test_every_process_reads_the_same_data(monkeypatch):
             multihost_utils, "process_allgather", lambda mine, other=other: np.array([mine, zlib.crc32(other.encode())])
         )
         with contextlib.nullcontext() if alike else pytest.raises(UserError, match="give every host the same files"):
-            processes.check_alike({"task.path.0": {"sha256": "aa"}})
+            agreement.check_alike({"task.path.0": {"sha256": "aa"}})

@@ -18,7 +18,7 @@ import numpy as np
 from lowrank_jax.bases.base import Base, BaseConfig, load_base
 from lowrank_jax.bases.locate import cache_folder
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.models.cache import init_cache
+from lowrank_jax.models.parts.cache import init_cache
 
 TEXTS = {
     "farm": "The sun rises in the east and sets in the west. Every morning the farmer walks to the field, feeds the "

@@ -7,8 +7,8 @@ import pytest
 from lowrank_jax.bases.base import BaseConfig, abstract_base, param_shapes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.peft.config import parse_config
-from lowrank_jax.models.counts import MOST, MOST_LAYERS
 from lowrank_jax.models.llama import LlamaConfig
+from lowrank_jax.models.parts.counts import MOST, MOST_LAYERS
 
 WIDTHS = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 CONFIGS = {

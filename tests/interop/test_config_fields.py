@@ -13,7 +13,7 @@ from lowrank_jax.interop import bert, deberta, gpt2, llama
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 from lowrank_jax.models.llama import Llama
-from lowrank_jax.models.rotary import LinearScaling
+from lowrank_jax.models.parts.rotary import LinearScaling
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -15,7 +15,7 @@ from lowrank_jax.interop.deberta import config_from_hf, config_to_hf, export_par
 from lowrank_jax.interop.partial import Exceptions
 from lowrank_jax.interop.readers import INDEX, open_checkpoint
 from lowrank_jax.models.deberta import SHAPES, Deberta, with_head
-from lowrank_jax.models.heads import HEADS
+from lowrank_jax.models.parts.heads import HEADS
 
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 24))
 MASK = np.arange(24) < np.array([[24], [10]])

@@ -21,7 +21,7 @@ from lowrank_jax.core.fingerprints import same
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.models.bert import BertConfig
 from lowrank_jax.models.llama import LlamaConfig
-from lowrank_jax.models.rotary import Llama3Scaling
+from lowrank_jax.models.parts.rotary import Llama3Scaling
 
 
 def older_kind(params):

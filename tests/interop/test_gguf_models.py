@@ -10,7 +10,7 @@ import pytest
 
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, rotary_tables
+from lowrank_jax.models.parts.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, rotary_tables
 
 SHAPE = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,

@@ -11,8 +11,8 @@ from toys import drawn
 
 from experiments.planning import topology
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models import attention
-from lowrank_jax.models.attention import (
+from lowrank_jax.models.parts import attention
+from lowrank_jax.models.parts.attention import (
     Attention,
     Window,
     attend,
@@ -20,8 +20,8 @@ from lowrank_jax.models.attention import (
     pick_implementation,
     windowed,
 )
-from lowrank_jax.models.cache import allowed_keys
-from lowrank_jax.models.rotary import rotary_tables, rotate
+from lowrank_jax.models.parts.cache import allowed_keys
+from lowrank_jax.models.parts.rotary import rotary_tables, rotate
 
 
 @jax.jit

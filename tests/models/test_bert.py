@@ -14,7 +14,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
 from lowrank_jax.models.bert import Bert, BertConfig, with_head
-from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.parts.layers import Linear
 from lowrank_jax.models.registry import ENCODERS
 
 BERT = BertConfig(61, 32, 48, 3, 4, max_position_embeddings=40)

@@ -17,8 +17,8 @@ from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.interop.llama import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.peft.folder import load_peft
 from lowrank_jax.layouts.segments import Segments
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.llama import Llama
+from lowrank_jax.models.parts.cache import init_cache
 
 SHAPE = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,

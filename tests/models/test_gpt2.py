@@ -15,9 +15,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
 from lowrank_jax.decoding.greedy import greedy, left_pad
-from lowrank_jax.models.cache import init_cache
 from lowrank_jax.models.gpt2 import GPT2, SHAPES, GPT2Config
-from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.parts.cache import init_cache
+from lowrank_jax.models.parts.layers import Linear
 
 TOY = GPT2Config(61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=48)
 LAYER = {

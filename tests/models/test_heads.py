@@ -8,7 +8,7 @@ from toys import drawn
 
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.models.bert import Bert, with_head
-from lowrank_jax.models.heads import MaskedLMHead, SequenceHead
+from lowrank_jax.models.parts.heads import MaskedLMHead, SequenceHead
 from lowrank_jax.models.registry import get_model
 
 X = jax.random.normal(jax.random.key(3), (2, 8))

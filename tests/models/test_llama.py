@@ -14,9 +14,9 @@ from lowrank_jax.bases.base import param_shapes
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, count
-from lowrank_jax.models.cache import init_cache
-from lowrank_jax.models.layers import Linear
 from lowrank_jax.models.llama import Llama, LlamaConfig
+from lowrank_jax.models.parts.cache import init_cache
+from lowrank_jax.models.parts.layers import Linear
 from lowrank_jax.models.registry import LLAMAS, get_model
 
 TOY = LlamaConfig(

@@ -21,13 +21,13 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.data.packing import PackedRows
 from lowrank_jax.forms.next_token import next_token_objective
-from lowrank_jax.models.attention import Window, attend, one_document
-from lowrank_jax.models.causal import positions_within
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds
+from lowrank_jax.models.parts.attention import Window, attend, one_document
+from lowrank_jax.models.parts.causal import positions_within
+from lowrank_jax.models.parts.rotary import YarnScaling
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.models.rotary import YarnScaling
 from lowrank_jax.ops.capability import meant_for
 from lowrank_jax.tasks.base import make_features
 

@@ -12,8 +12,7 @@ from toys import drawn
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.llama import config_from_hf, config_to_hf
 from lowrank_jax.models.llama import Llama
-from lowrank_jax.models.registry import get_model
-from lowrank_jax.models.rotary import (
+from lowrank_jax.models.parts.rotary import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
@@ -24,6 +23,7 @@ from lowrank_jax.models.rotary import (
     rotate,
     rotate_whole,
 )
+from lowrank_jax.models.registry import get_model
 
 DIM, THETA = 16, 5e3
 FACTORS = tuple(1 + j / 3 for j in range(8)), tuple(2.0 + j for j in range(8))
@@ -105,7 +105,7 @@ def test_the_length_of_the_longest_row_decides(scaling):
     mask = jnp.arange(12) >= jnp.array([[4], [4]])
     padded = apply(params, jnp.roll(tokens, 4, 1), mask=mask)
     np.testing.assert_allclose(padded[:, 4:], short, atol=1e-5)
-    from lowrank_jax.models.cache import init_cache
+    from lowrank_jax.models.parts.cache import init_cache
 
     for slots, want in ((8, short), (12, long[:, :8])):
         got, _ = apply(params, tokens[:, :8], cache=init_cache(model.config, 2, slots, jnp.float32))

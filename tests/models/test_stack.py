@@ -14,8 +14,8 @@ from lowrank_jax import adapters
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.models.llama import Block, Llama
+from lowrank_jax.models.parts.stack import POLICIES, REMAT, scan_layers
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.models.stack import POLICIES, REMAT, scan_layers
 
 # Widths are all different, so that a saved value can be told by its shape.
 CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_layers=3)

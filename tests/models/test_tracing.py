@@ -10,7 +10,7 @@ from flax.errors import ScopeParamShapeError
 
 from lowrank_jax import adapters
 from lowrank_jax.models import bert, llama
-from lowrank_jax.models.layers import Linear
+from lowrank_jax.models.parts.layers import Linear
 from lowrank_jax.models.registry import get_model
 
 TOKENS = jnp.ones((2, 5), int)
@@ -71,7 +71,7 @@ def test_a_given_leaf_needs_no_initial_value(monkeypatch):
     good, bad = ({"params": {"kernel": jnp.ones(shape)}} for shape in ((3, 4), (4, 3)))
     with pytest.raises(ScopeParamShapeError, match=r"\(4, 3\)"):
         Linear(4).apply(bad, x)
-    monkeypatch.setattr("lowrank_jax.models.layers.KERNEL_INIT", None)  # which nobody may call
+    monkeypatch.setattr("lowrank_jax.models.parts.layers.KERNEL_INIT", None)  # which nobody may call
     assert Linear(4).apply(good, x).shape == (2, 4)
     with pytest.raises(TypeError):
         Linear(4).init(KEY, x)

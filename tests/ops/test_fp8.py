@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_jax.models.layers import RMSNorm
+from lowrank_jax.models.parts.layers import RMSNorm
 from lowrank_jax.ops import fp8
 from lowrank_jax.ops.fp8 import Fp8Config
 from lowrank_jax.ops.quantized import FP8, dequantize, multiply, quantize

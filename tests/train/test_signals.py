@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.session.peers import AGAIN, Peers
+from experiments.session.together.peers import AGAIN, Peers
 from lowrank_jax.train import signals
 from lowrank_jax.train.signals import STOPPING, Stopped, StopRequest
 
@@ -78,7 +78,7 @@ class Late:
 
 
 def test_a_signal_that_comes_where_python_ignores_exceptions_is_not_lost(capfd):
-    """In an evaluation, and before the loop of one of several processes (`experiments.session.peers`)."""
+    """In an evaluation, and before the loop of one of several processes (`experiments.session.together.peers`)."""
     before, handlers = sys.unraisablehook, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def work():

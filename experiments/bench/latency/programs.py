@@ -16,7 +16,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn
 from lowrank_jax.layouts.run_time import layout_of
 from lowrank_jax.layouts.unstacked import reading
-from lowrank_jax.models.stack import is_unrolled
+from lowrank_jax.models.parts.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.train.compiled.memory import memory_report
 

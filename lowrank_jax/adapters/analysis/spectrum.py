@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.adapters.base import AdapterSpec, Family
-from lowrank_jax.adapters.merge import leaves_of, over_layers
+from lowrank_jax.adapters.leaves.merge import leaves_of, over_layers
 from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array, Tree

@@ -12,7 +12,7 @@ from lowrank_jax.ops.products import trained_matmul
 
 
 def delta(leaf: Leaf, h: Float[Array, "*batch d"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
-    """As `bottleneck.delta`, with W_down's product saved under the name "adapter" for `models.stack.POLICIES`."""
+    """As `bottleneck.delta`, with W_down's product saved under the name "adapter" for `models.parts.stack.POLICIES`."""
     if "norm_scale" in leaf:
         h = bottleneck.layer_norm(h, leaf["norm_scale"], leaf["norm_bias"])
     down, b_down, up, bias = (leaf[n].astype(h.dtype) for n in ("down_kernel", "down_bias", "up_kernel", "up_bias"))

@@ -17,7 +17,7 @@ JOINED_RANK = 256
 
 
 def delta(leaf: Leaf, x: Float[Array, "*batch d_in"], spec: AdapterSpec) -> Float[Array, "*batch d_out"]:
-    """x A B, with x A saved under the name "adapter" for `models.stack.POLICIES`."""
+    """x A B, with x A saved under the name "adapter" for `models.parts.stack.POLICIES`."""
     del spec
     a, b = with_zeros(leaf["a"].astype(x.dtype), 1), with_zeros(leaf["b"].astype(x.dtype), 0)
     return trained_matmul(saved_product(trained_matmul(x, a), "adapter"), b)

@@ -79,7 +79,7 @@ def _product(x: Array, m: Array, name: str | None = None) -> Array:
 
     Args:
       x, m: see above.
-      name: of what the squares read, for `models.stack.POLICIES`.
+      name: of what the squares read, for `models.parts.stack.POLICIES`.
     """
     size, more = m.shape[0], padding(m.shape[0])
     squares = m.reshape(size, -1, size)

@@ -8,7 +8,7 @@ from lowrank_jax.interop.causal.family import ModelFamily, Values
 from lowrank_jax.interop.causal.mistral import write_window
 from lowrank_jax.interop.fields import Notes
 from lowrank_jax.models.llama_config import LayerKinds, LlamaConfig
-from lowrank_jax.models.rotary import LongRopeScaling
+from lowrank_jax.models.parts.rotary import LongRopeScaling
 
 
 def read_phi3(values: Values, layers: int, where: Any, notes: Notes | None) -> dict[str, Any]:

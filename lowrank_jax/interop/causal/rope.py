@@ -7,7 +7,7 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.fields import Notes, chosen, flag, number, section
 from lowrank_jax.models.llama_config import LlamaConfig
-from lowrank_jax.models.rotary import SCALINGS, DynamicScaling, LongRopeScaling, RopeScaling
+from lowrank_jax.models.parts.rotary import SCALINGS, DynamicScaling, LongRopeScaling, RopeScaling
 
 WHOLE, LOCAL = "full_attention", "sliding_attention"  # layer types with rotations of their own
 OLD_LENGTH = "original_max_position_embeddings"

@@ -13,7 +13,7 @@ from lowrank_jax.interop.gguf.fields import shortest
 from lowrank_jax.interop.gguf.file import GGUFReader
 from lowrank_jax.interop.llama import config_from_hf
 from lowrank_jax.models.llama_config import LlamaConfig
-from lowrank_jax.models.rotary import Llama3Scaling
+from lowrank_jax.models.parts.rotary import Llama3Scaling
 
 Values = Mapping[str, Any]  # the architecture's metadata, without its name in front
 OLD_LENGTH = "original_max_position_embeddings"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_jax.adapters.merge import is_tied
+from lowrank_jax.adapters.leaves.merge import is_tied
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import Row
 from lowrank_jax.interop.peft.config import HEAD, HFModule, PeftConfig

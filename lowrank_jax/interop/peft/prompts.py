@@ -30,7 +30,7 @@ from lowrank_jax.interop.peft.folder import PeftAdapter, check_base
 from lowrank_jax.interop.peft.keys import read_finite
 from lowrank_jax.models.llama import layer_kinds, rotation_of
 from lowrank_jax.models.llama_config import LlamaConfig
-from lowrank_jax.models.rotary import rotate, unrotate
+from lowrank_jax.models.parts.rotary import rotate, unrotate
 
 TENSOR = "prompt_embeddings"
 # Fields that do not change a trained adapter's output, and those that are read below.

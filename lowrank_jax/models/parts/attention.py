@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.cache import BeamKeys, extend, read_cache, write_beams
-from lowrank_jax.models.layers import Linear, RMSNorm, check_joined_bias
-from lowrank_jax.models.rotary import Tables, rotate
+from lowrank_jax.models.parts.cache import BeamKeys, extend, read_cache, write_beams
+from lowrank_jax.models.parts.layers import Linear, RMSNorm, check_joined_bias
+from lowrank_jax.models.parts.rotary import Tables, rotate
 from lowrank_jax.ops.capability import compute_capability, platform
 from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product

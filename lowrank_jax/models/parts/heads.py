@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, dropout, parameter
+from lowrank_jax.models.parts.layers import ACTIVATIONS, LayerNorm, Linear, dropout, parameter
 
 HEADS = ("none", "classification", "regression", "masked-lm")
 SEQUENCE_HEADS = ("classification", "regression")

@@ -110,8 +110,8 @@ def start(place: Place | None, heartbeat_seconds: int, start_seconds: int) -> co
         return contextlib.nullcontext()
     import jax
 
-    from experiments.session import lost
-    from experiments.session.peers import Peers, leave_with
+    from experiments.session.together import lost
+    from experiments.session.together.peers import Peers, leave_with
 
     if place.process == 0 and place.coordinator is not None and not _is_free(_host_and_port(place.coordinator)[1]):
         raise UserError(_taken(place.coordinator))

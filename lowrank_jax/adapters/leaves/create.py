@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax.adapters import inits
 from lowrank_jax.adapters.base import AdapterSpec
+from lowrank_jax.adapters.leaves import inits
 from lowrank_jax.adapters.plan import Plan, Site, flat_params, weight_of
 from lowrank_jax.adapters.prefix.places import TABLE
 from lowrank_jax.core.errors import UserError

@@ -1,0 +1,1 @@
+"""The leaves of a plan: made, read by a step, folded into kernels and taken out again."""
