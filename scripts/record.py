@@ -5,7 +5,8 @@ python scripts/record.py rates_uuid:model=pico-llama mnli_lowdata --seconds=3000
 
 A grid is the name of a file in configs/sweeps, or a file, with its arguments after a colon. All processes of a grid
 share --workdir, and none takes a cell that another has; the next grid begins when all of them have ended. What is
-recorded is not trained again, and what was stopped resumes: give the same command again.
+recorded is not trained again, and what was stopped resumes: give the same command again. Of the cards that
+CUDA_VISIBLE_DEVICES lists, if it is set, the first ones are used; several commands can share them (--memory).
 """
 
 import argparse
@@ -28,7 +29,8 @@ from lowrank_jax.core.paths import unknown_name
 GRIDS = Path(__file__).resolve().parents[1] / "configs" / "sweeps"
 PROGRAM = ["python", "-m", "experiments.sweep"]
 FOLDER = "FOLDER"  # what docstrings call the folder of data
-SHARE = 0.9  # of a card's memory, over all of its processes
+MEMORY = 0.9  # of a card's
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIMIT = 124  # exit status when --seconds are over, as of `timeout`
 POLL = 0.2  # seconds
 
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("grids", nargs="+", help="names of grids, in the order in which they are trained")
     parser.add_argument("--data", help=f"the folder that a docstring calls {FOLDER}")
     parser.add_argument("--cards", type=int, default=1, help="GPUs; without one, 1 (default)")
-    parser.add_argument("--workers", type=int, default=1, help="processes a card, which divide its memory (1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes a card (1)")
+    parser.add_argument("--memory", type=float, default=MEMORY, help=f"share of a card's, for all workers ({MEMORY})")
     parser.add_argument("--workdir", default="runs", help="folder of the runs and of the processes' output (runs)")
     parser.add_argument("--seconds", type=float, help="then stop: runs write a checkpoint and resume next time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
@@ -47,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
     try:
-        if options.cards < 1 or options.workers < 1:
-            raise UserError("--cards and --workers are at least 1")
+        if options.cards < 1 or options.workers < 1 or not 0 < options.memory <= 1:
+            raise UserError("--cards and --workers are at least 1, and --memory is more than 0 and at most 1")
+        names = os.environ[VISIBLE].split(",") if os.environ.get(VISIBLE) else [*map(str, range(options.cards))]
+        if options.cards > len(names):
+            raise UserError(f"--cards={options.cards}, and {VISIBLE}={os.environ[VISIBLE]} lists fewer")
         commands = [[*command(grid, options.data), f"--workdir={options.workdir}"] for grid in options.grids]
         commands = [[*one, *words[cut + 1 :]] for one in commands]
         end = time.monotonic() + options.seconds if options.seconds else None
         for grid, one in zip(options.grids, commands, strict=True):
-            status = train(grid, one, options, end)
+            status = train(grid, one, options, names[: options.cards], end)
             if status:
                 return status
     except UserError as error:
@@ -79,7 +85,8 @@ def command(grid: str, data: str | None) -> list[str]:
     found = _commands(path)
     if not found:
         raise UserError(f"the docstring of {path} has no line 'python -m experiments.sweep --config=... --grid=...'")
-    words = next((one for one in found if argument and _grid(one).endswith(f":{argument}")), None)
+    exact = [one for one in found if argument and any(word.endswith(f".py:{argument}") for word in one)]
+    words = exact[0] if exact else None
     if words is None:
         words = found[0]
         if argument:
@@ -99,13 +106,9 @@ def _commands(path: Path) -> list[list[str]]:
     return [one for one in words if any(word.startswith("--grid=") for word in one)]
 
 
-def _grid(words: Sequence[str]) -> str:
-    return next(word for word in words if word.startswith("--grid="))
-
-
-def train(grid: str, words: Sequence[str], options: argparse.Namespace, end: float | None) -> int:
-    """Runs a grid's command in --cards times --workers processes; returns the first status that is not 0, or LIMIT."""
-    count = options.cards * options.workers
+def train(grid: str, words: Sequence[str], options: argparse.Namespace, cards: Sequence[str], end: float | None) -> int:
+    """Runs a grid's command in --workers processes a card; returns the first status that is not 0, or LIMIT."""
+    count = len(cards) * options.workers
     print(f"{grid}: {count} x {shlex.join(words)}", flush=True)
     if options.dry_run:
         return 0
@@ -113,8 +116,8 @@ def train(grid: str, words: Sequence[str], options: argparse.Namespace, end: flo
     folder.mkdir(parents=True, exist_ok=True)
     started, outputs = [], []
     for index in range(count):
-        own = {"CUDA_VISIBLE_DEVICES": str(index % options.cards)}
-        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{SHARE / options.workers:.3f}"
+        own = {VISIBLE: cards[index % len(cards)]}
+        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{options.memory / options.workers:.3f}"
         outputs.append(folder / f"record-{grid.partition(':')[0].removesuffix('.py').rpartition('/')[2]}-{index}.log")
         with open(outputs[-1], "ab") as output:
             run = [sys.executable, *words[1:]]

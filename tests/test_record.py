@@ -57,7 +57,8 @@ def test_arguments_of_a_grid(script):
 def place(tmp_path, monkeypatch):
     """A folder with two grid files and the stand-in as experiments.sweep."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").touch()
     (tmp_path / "experiments" / "sweep.py").write_text(SWEEP)
@@ -88,6 +89,14 @@ def test_processes_divide_cards_and_memory(script, place, capsys):
     assert "two.py" not in said
 
 
+def test_cards_are_those_that_the_environment_names(script, place, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert script.main(["one.py", "--cards=2", "--memory=0.5"]) == 0
+    assert [one[1:] for one in seen(place)] == [["3", "0.500"], ["GPU-5", "0.500"]]
+    assert script.main(["one.py", "--cards=3"]) == 2
+    assert "CUDA_VISIBLE_DEVICES=3,GPU-5 lists fewer" in capsys.readouterr().err
+
+
 def test_when_time_is_over_the_processes_are_told_to_stop(script, place, capsys):
     (place / "wait").touch()
     assert script.main(["one.py", "two.py", "--seconds=0.1", "--workers=2"]) == script.LIMIT
@@ -103,6 +112,7 @@ def test_bad_input_is_one_line(script, place, capsys):
         (["bare.py"], "the docstring of bare.py has no line"),
         (["e2e_ranks"], "e2e_ranks reads data: give --data=FOLDER"),
         (["one.py", "--workers=0"], "--cards and --workers are at least 1"),
+        (["one.py", "--memory=1.5"], "--memory is more than 0 and at most 1"),
     ):
         assert script.main(words) == 2
         error = capsys.readouterr().err
