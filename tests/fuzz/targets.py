@@ -9,11 +9,11 @@ import json
 import os
 import random
 import shutil
-import struct
 from unittest import mock
 
 from fuzz import doors, mutations
 from fuzz.shapes import SHAPES
+from fuzz.spoiling import spoil
 from fuzz.workspace import ROOT, words, workspace
 
 SECONDS = 60  # of one case
@@ -173,6 +173,19 @@ def results(rng, kept, case):
     return lambda: doors.call("", main=show, seconds=SECONDS)
 
 
+def scored(rng, kept, case):
+    """The folder of a run that has answered an exam, scored again."""
+    folder = case / "runs" / "asked"
+    folder.mkdir(parents=True)
+    asked = {"evals": {"ask": {"type": "generation", "task": "ner", "write": True}}, "task": {"name": "text"}}
+    record = {**kept.result, "config": {**kept.config, **asked}, "evaluations": [{"step": 2, "ask/n": 3.0}]}
+    (folder / "result.json").write_text(json.dumps(record))
+    row = {"step": 2, "name": "ask", "prompt": "Who?", "continuation": "Ann (PER)", "references": ["Ann (PER)"]}
+    (folder / "decoded.jsonl").write_text("".join(json.dumps({**row, "prompt": f"{i}?"}) + "\n" for i in range(3)))
+    spoil(rng, folder / rng.choice(("result.json", "decoded.jsonl")))
+    return lambda: doors.call("score", f"--runs={folder}", seconds=SECONDS)
+
+
 def finished(rng, kept, case):
     """The folder of a finished run, started again."""
     shutil.copytree(kept.run, case / "run")
@@ -189,7 +202,9 @@ def source(rng, kept, case):
     return build(f"--config={file}:method={rng.choice(('lora', 'mora'))}", *words(kept)[2:])
 
 
-TARGETS = {one.__name__: one for one in (config, override, data, base, gguf, shape, adapter, results, finished, source)}
+TARGETS = {
+    one.__name__: one for one in (config, override, data, base, gguf, shape, adapter, results, scored, finished, source)
+}
 
 
 # ---- the programs ----
@@ -274,42 +289,6 @@ def _read_back(folder):
     if any(loss is None for _, loss in result["losses"]) and result["status"] != "diverged":
         return "a loss that is not finite"
     return ""
-
-
-# ---- spoiling files ----
-
-
-def spoil(rng, file):
-    """Mutates a file by its kind: JSON, JSON lines, safetensors' header, or bytes."""
-    if rng.random() < 0.03:
-        _replace(rng, file)
-    elif file.suffix == ".json" and rng.random() < 0.9:
-        mutations.write(file, mutations.text_of(rng, mutations.mutate(rng, json.loads(file.read_text()))))
-    elif file.suffix == ".jsonl" and rng.random() < 0.9:
-        lines = file.read_text().splitlines()
-        place = rng.randrange(len(lines))
-        lines[place] = mutations.text_of(rng, mutations.mutate(rng, json.loads(lines[place])))
-        mutations.write(file, "\n".join(lines) + "\n")
-    elif file.suffix == ".safetensors" and rng.random() < 0.7:
-        content = file.read_bytes()
-        size = struct.unpack("<Q", content[:8])[0]
-        header = json.loads(content[8 : 8 + size])
-        text = mutations.text_of(rng, mutations.mutate(rng, header)).encode("utf-8", errors="surrogatepass")
-        file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    else:
-        file.write_bytes(mutations.flip(rng, file.read_bytes()))
-
-
-def _replace(rng, file):
-    """A folder, a pipe, a link to nothing, or nothing, in the file's place."""
-    file.unlink()
-    kind = rng.randrange(4)
-    if kind == 0:
-        file.mkdir()
-    elif kind == 1:
-        os.mkfifo(file)
-    elif kind == 2:
-        file.symlink_to("nowhere")
 
 
 def _sign(folder):
