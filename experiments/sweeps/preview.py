@@ -139,13 +139,13 @@ def _look(sweep: Sweep, cell: Cell, found: Mapping[str, tuple[str, dict | None]]
         ready = sweep.grid.resolve(cell, {name: result for name, (_, result) in states.items()}) if known else None
         if ready is None:
             return f"waits for {len(cell.trials)} trials", None
-        if result := sweep.recorded(ready):
+        if result := sweep.known.recorded(ready):
             return result["status"], result
     except NotNeeded as why:
         return str(why), None
     except data_record.DataChanged as error:
         return f"refused: {error}", None
-    if why := sweep.failed_elsewhere(ready):
+    if why := sweep.known.failure(ready):
         return f"failed: {why}", None
     holder = leases.claim_of(run_folder.run_folder(sweep.workdir, ready.name), "preview", sweep.root).holder()
     return (f"claimed by {holder}" if holder else "to run"), None
