@@ -46,7 +46,7 @@ class Sweep:
       room: how many of some (name, plain config) pairs fit in one program; where given, it decides, not `together`.
       group: of the runs in W&B.
       root: through which workers of several hosts share the cells.
-      retry_failed: try cells again that failed on a worker of the root.
+      retry_failed: try cells again that had failed on another worker before.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Sweep:
         self.grid, self.asked, self.together = grid, asked, together
         self.root, self.room, self.group = root, room, group
         self.workdir = Path(workdir)
-        self.known = Known(self.workdir, results, root, retry_failed)
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
         self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
         self.child: subprocess.Popen | None = None
         self.faults = Faults(self.workdir / f"fault-{os.getpid()}.json")
+        self.known = Known(self.workdir, results, root, retry_failed, self.faults)
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Runs until every cell has a result or has failed.
@@ -78,6 +78,12 @@ class Sweep:
         Returns:
           name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
+        try:
+            return self._run(cells)
+        finally:
+            self.known.end()
+
+    def _run(self, cells: Sequence[Cell]) -> dict[str, str]:
         pending, told, unreached = list(cells), set(), False
         while pending:
             left = []
@@ -132,12 +138,8 @@ class Sweep:
             if result := self.known.recorded(ready):
                 self.say(f"{place} {ready.name}: {result['status']} already")
                 return result["status"], result
-            if why := self.known.failure(ready):
-                self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
-                return f"failed: {why}", None
-            if other := self.faults.shared_by(ready.plain):
-                self.say(f"{place} {ready.name}: not run; it would end with the error of {other}")
-                return f"failed: as {other}", None
+            if refused := self.refusal(ready, place):
+                return refused
             claim = self.claim(cell, ready)
             if claim is None:
                 return None
@@ -146,13 +148,15 @@ class Sweep:
                 if result := self.known.recorded(ready, claim):  # it ended between the check and the claim
                     self.say(f"{place} {ready.name}: {result['status']} by another program")
                     return result["status"], result
+                if refused := self.refusal(ready, place):  # it failed in between
+                    return refused
                 self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
                 self.continue_trial(cell.trials, ready)
                 status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
                 result = self.known.recorded(ready, claim)
                 self.known.share_offline(ready)
                 if result is None:
-                    self.faults.take(ready.name, ready.plain)
+                    self.known.fail(ready, fault_of(status), self.faults.take(ready.name, ready.plain))
                     claim.release(fault_of(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
@@ -206,7 +210,7 @@ class Sweep:
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
-            self.faults.take(first.name, ready[0][1].plain)
+            sections = self.faults.take(first.name, ready[0][1].plain)
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
@@ -215,6 +219,7 @@ class Sweep:
                     result, why = None, str(error)
                 self.known.share_offline(one)
                 if result is None:
+                    self.known.fail(one, fault_of(status), sections)
                     claim.release(fault_of(status))
                     if status == LOST:  # it could not reach the root
                         continue
@@ -222,6 +227,16 @@ class Sweep:
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled.get(cell.name)
+
+    def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
+        """What `attempt` ends with for a cell that needs no try: it failed on another worker, or its error is known."""
+        if why := self.known.failure(ready):
+            self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
+            return f"failed: {why}", None
+        if other := self.faults.shared_by(ready.plain):
+            self.say(f"{place} {ready.name}: not run; it would end with the error of {other}")
+            return f"failed: as {other}", None
+        return None
 
     def ready(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
         """The cell as it is to be run; None where there is nothing to run."""
@@ -259,7 +274,7 @@ class Sweep:
         try:
             if self.known.recorded(cell, claim) is not None:
                 return True
-            return claim is None and bool(self.faults.shared_by(cell.plain) or self.known.failure(cell))
+            return bool(self.known.failure(cell) or self.faults.shared_by(cell.plain))
         except data_record.DataChanged:
             return True
 

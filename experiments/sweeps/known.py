@@ -1,8 +1,12 @@
 """What is known of a sweep's cells without running them: their results and failures, here and at a shared root."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from experiments.config.faults import Faults
 from experiments.records import claims, data_record, leases, offline_runs, run_folder
+from experiments.records.failures import Failures
 from experiments.records.lines import Recorded
 from experiments.sweeps.grid import Cell
 
@@ -14,12 +18,16 @@ class Known:
       workdir: of the run folders.
       results: NAME or NAME.jsonl, to which each result is added.
       root: through which workers of several hosts share the cells.
-      retry_failed: cells that failed on a worker of the root are tried again.
+      retry_failed: cells that had failed on another worker before are tried again.
+      faults: of this sweep, to which those of other sweeps of the folder are added.
     """
 
-    def __init__(self, workdir: Path, results: str | None, root: leases.Root | None, retry_failed: bool):
-        self.workdir, self.root, self.retry_failed = workdir, root, retry_failed
+    def __init__(
+        self, workdir: Path, results: str | None, root: leases.Root | None, retry_failed: bool, faults: Faults
+    ):
+        self.workdir, self.root, self.retry_failed, self.faults = workdir, root, retry_failed, faults
         self.results = Recorded(results) if results else None
+        self.failures = None if root else Failures(workdir, retry_failed)  # a root has those of all of its workers
 
     def recorded(self, cell: Cell, claim: claims.Claim | None = None) -> dict | None:
         """A cell's result, if it ended, which is added to the recorded results.
@@ -45,11 +53,33 @@ class Known:
                     raise
         if self.results:
             self.results.put(result)
+        if self.failures and claim is not None:
+            self.failures.drop(cell.name)
         return result
 
     def failure(self, cell: Cell) -> str:
-        """Why a cell failed on a worker of the root, where it is not to be tried again; "" otherwise."""
-        return self.root.failure(cell.name, self.retry_failed) if self.root else ""
+        """Why a cell failed on another worker, where it is not to be tried again; "" otherwise."""
+        if self.root:
+            return self.root.failure(cell.name, self.retry_failed)
+        found = self.failures.of(cell.name) if self.failures else {}
+        if sections := found.get("sections"):
+            self.faults.learn(cell.name, sections)
+        return f"{found.get('why')} in process {found.get('by')}" if found else ""
+
+    def fail(self, cell: Cell, why: str, sections: Mapping[str, Any]) -> None:
+        """Tells the other sweeps of the folder that a cell failed, before its claim is released.
+
+        Args:
+          why: "" where another worker may try it again.
+          sections: of its config, which alone decide that; see `Faults`.
+        """
+        if self.failures and why:
+            self.failures.tell(cell.name, why, sections)
+
+    def end(self) -> None:
+        """Sweeps that start from now on try again what failed here."""
+        if self.failures:
+            self.failures.close()
 
     def share_offline(self, cell: Cell) -> None:
         """Copies W&B's offline runs of a cell below the root."""
