@@ -29,7 +29,7 @@ def main(_) -> None:
     for line in remarks(config, experiment.task, experiment.config):
         print(spoken(line))
     with with_sizes(experiment.config, experiment.task):
-        memory.check_fits(experiment.compile())
+        memory.check_fits(experiment.compile(counted=True))
         if (merge := experiment.compile_merge()) is not None:
             memory.check_fits(merge, what="merge")
 

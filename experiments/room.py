@@ -1,5 +1,7 @@
 """Prints what cells of a sweep need, as JSON, from shapes alone: python -m experiments.room --cells=FILE [--fits].
 
+A line on stderr says which program is compiled. With --known=FILE, programs that were counted before are not compiled.
+
 The sweep asks in a process of its own, which holds the device no longer than that: for --preview, and for
 --together=auto, which wants to know how many trials of one program fit.
 """
@@ -11,6 +13,7 @@ import sys
 from absl import flags
 
 from experiments.cli import launch, start_devices
+from experiments.sweeps.counted import PROGRESS, Counted
 from lowrank_jax.core.errors import UserError, one_line
 
 SHARE = 0.9  # of a device's memory for the steps of trials; evaluations and gaps between buffers take the rest
@@ -20,11 +23,17 @@ def define_flags() -> None:
     """The program's flags; not defined at import, as experiments.trials has --cells too."""
     flags.DEFINE_string("cells", None, 'JSON file: [{"name": ..., "config": {...}}]')
     flags.DEFINE_bool("fits", False, "How many trials of a program fit, of the size of the widest of the cells")
+    flags.DEFINE_string("known", None, "JSON file of what programs need; those that are new are added")
     flags.mark_flags_as_required(["cells"])
 
 
-def needs(plain: dict) -> dict:
-    """{"trainable", "frozen", "bytes", "limit"} of a cell that runs alone; bytes and limit of one device, or None."""
+def needs(plain: dict, known: Counted) -> dict:
+    """{"trainable", "frozen", "bytes", "limit"} of a cell that runs alone; bytes and limit of one device, or None.
+
+    Args:
+      plain: its config.
+      known: what was counted before, to which this is added.
+    """
     import jax
 
     from experiments.config.schema import unpack_run
@@ -33,10 +42,13 @@ def needs(plain: dict) -> dict:
 
     config = unpack_run(plain)
     experiment = build(config, seq_len=config.labels.get("seq_len"))
-    report = memory.memory_report(experiment.compile())
-    shared = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
-    needed = None if report is None else report.needed * shared
-    return {**experiment.parameters, "bytes": needed, "limit": memory.device_limit()}
+    described = experiment.described
+    if (found := known.get(described)) is None:
+        report = memory.memory_report(experiment.compile(counted=True))
+        shared = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
+        found = {**experiment.parameters, "bytes": None if report is None else report.needed * shared}
+        known.put(described, found)
+    return {**found, "limit": memory.device_limit()}
 
 
 def fitting(plains: list[dict]) -> dict:
@@ -68,19 +80,28 @@ def counted(plains: list[dict], each: tuple[int, ...] = (1, 2)) -> list[int | No
     wide = max((unpack_run(plain) for plain in plains), key=lambda config: config.adapter.rank)
     devices = len(jax.local_devices())
     shared = devices if jax.default_backend() == "cpu" else 1
-    groups = (TrialGroup([wide] * (count * devices), seq_len=wide.labels.get("seq_len")) for count in each)
-    reports = [memory.memory_report(group.compile()) for group in groups]
+    reports = []
+    for place, count in enumerate(each, 1):
+        say(f"{place} of {len(each)}: {count} x {devices} trials of {wide.adapter.method}")
+        group = TrialGroup([wide] * (count * devices), seq_len=wide.labels.get("seq_len"))
+        reports.append(memory.memory_report(group.compile(counted=True)))
     return [None if report is None else report.needed * shared for report in reports]
 
 
-def answer(cells: list[dict], fits: bool) -> dict:
+def say(words: str) -> None:
+    """A line about the progress, which the sweep passes on."""
+    print(f"{PROGRESS}{words}", file=sys.stderr, flush=True)
+
+
+def answer(cells: list[dict], fits: bool, known: str | None = None) -> dict:
     """What the program prints: `fitting`, or {name: `needs`, or {"error": why}}."""
     if fits:
         return fitting([cell["config"] for cell in cells])
-    found = {}
-    for cell in cells:
+    found, before = {}, Counted(known)
+    for place, cell in enumerate(cells, 1):
+        say(f"{place} of {len(cells)}: {cell['name']}")
         try:
-            found[cell["name"]] = needs(cell["config"])
+            found[cell["name"]] = needs(cell["config"], before)
         except (UserError, OSError) as error:  # of this cell alone: its data may not be here
             found[cell["name"]] = {"error": one_line(error)}
     return found
@@ -92,7 +113,7 @@ def main(_) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):
         start_devices()
-        found = answer(read_json(flags.FLAGS.cells, "experiments.sweep writes it"), flags.FLAGS.fits)
+        found = answer(read_json(flags.FLAGS.cells, "experiments.sweep writes it"), flags.FLAGS.fits, flags.FLAGS.known)
     print(json.dumps(found))
 
 

@@ -68,7 +68,9 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0
     )
-    flags.DEFINE_bool("retry_failed", False, "Try cells again that failed on a worker of --root")
+    flags.DEFINE_bool(
+        "retry_failed", False, "Try cells again that failed on a worker of --root, or of --workdir that still runs"
+    )
     flags.DEFINE_string(
         "together",
         "1",

@@ -4,8 +4,12 @@ fits() { # PYTHON: whether it runs as a version that this project supports
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
+version() { # PYTHON: its version, as "Python 3.12"
+    "$1" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
 make_environment() {
-    local target=$1 python stamp
+    local target=$1 python stamp has asked
     python=${PYTHON:-}
     if [ -z "$python" ]; then
         for candidate in python3.12 python3.11 python3 python; do
@@ -26,6 +30,15 @@ make_environment() {
     stamp=.venv/installed-$(printf '%s' "$target" | tr -dc 'a-z')
     if [ ! -x .venv/bin/python ]; then
         "$python" -m venv .venv
+    fi
+    has=$(version .venv/bin/python || echo "a Python that does not run") asked=$(version "$python")
+    if [ -n "${PYTHON:-}" ] && [ "$has" != "$asked" ]; then
+        echo "error: .venv has $has and PYTHON=$python is $asked; remove .venv, and the same command makes a new one" >&2
+        return 2
+    fi
+    if ! fits .venv/bin/python; then
+        echo "error: .venv has $has, not Python 3.11 or 3.12; remove .venv, and the same command makes a new one" >&2
+        return 2
     fi
     if ! cmp -s setup.py "$stamp"; then
         echo "installing $target into .venv (about 2 minutes, 1.2 GB; with test extras 3 GB)"

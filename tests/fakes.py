@@ -61,6 +61,10 @@ if ending.startswith("sleep"):
     ending = "finished"
 if ending == "fail":
     sys.exit(3)
+if ending == "mistake":
+    with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
+        json.dump(["base", "task"], out)
+    sys.exit(2)
 if ending == "silent":
     sys.exit(0)
 arg = flags["config"].partition(":")[2]

@@ -32,14 +32,21 @@ class Faults:
         """What the program of a cell is given besides its own environment."""
         return {VARIABLE: str(self.file)}
 
-    def take(self, name: str, plain: Mapping[str, Any]) -> None:
-        """Reads what the program of a cell has written, if anything."""
+    def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """The sections that decide the error which the program of a cell has written, with their values; or {}."""
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return
+            return {}
         self.file.unlink(missing_ok=True)
-        self._known.append((name, {section: plain.get(section) for section in sections}))
+        found = {section: plain.get(section) for section in sections}
+        self.learn(name, found)
+        return found
+
+    def learn(self, name: str, sections: Mapping[str, Any]) -> None:
+        """Adds the error of a cell, which another sweep may have run."""
+        if all(name != known for known, _ in self._known):
+            self._known.append((name, dict(sections)))
 
     def shared_by(self, plain: Mapping[str, Any]) -> str:
         """The first cell whose error this one would end with too; "" where none is known."""

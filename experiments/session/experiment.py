@@ -35,7 +35,8 @@ from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
 from lowrank_jax.train.best import BEST, LAST
-from lowrank_jax.train.compiled.kept_step import kept_step
+from lowrank_jax.train.compiled.kept_step import describe, kept_step
+from lowrank_jax.train.compiled.options import counting_options
 from lowrank_jax.train.evaluations import Evaluator
 from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.state import TrainState, init_state, layer_cuts
@@ -154,19 +155,26 @@ class Experiment:
         """Whether the compiled step has no loop over the layers."""
         return is_unrolled(self.config.base.scan_unroll, self.base.config.num_hidden_layers)
 
-    def compile(self, ahead: bool = False) -> Any:
+    @property
+    def arguments(self) -> tuple:
+        """The step's arguments as shapes."""
+        return self.abstract_state, self.abstract_frozen, self.abstract_batch
+
+    def compile(self, ahead: bool = False, counted: bool = False) -> Any:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
 
         Args:
           ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept.
+          counted: its memory alone is of interest; see `compiled.options.counting_options`.
         """
-        return self.compile_step(self.step, (self.abstract_state, self.abstract_frozen, self.abstract_batch), ahead)
+        return self.compile_step(self.step, self.arguments, ahead, counted)
 
-    def compile_step(self, step: Any, arguments: tuple, ahead: bool) -> Any:
-        """A jitted step of this experiment, or of its trials, compiled for arguments; `ahead` as in `compile`."""
+    def compile_step(self, step: Any, arguments: tuple, ahead: bool, counted: bool = False) -> Any:
+        """A jitted step of this experiment, or of its trials, compiled for arguments; see `compile`."""
+        more = counting_options(self.mesh.devices.flat[0]) if counted else None
 
         def make() -> Any:
-            return step.lower(*arguments).compile()
+            return step.lower(*arguments).compile({**(self.options or {}), **more} if more else None)
 
         if not ahead:
             return make()
@@ -179,6 +187,11 @@ class Experiment:
         config = {key: value for key, value in to_plain(self.config).items() if key not in NO_PART_OF_THE_STEP}
         parts = (self.base.config, self.base.model, self.plan, self.groups, self.rules, self.options)
         return {"config": config, "parts": [repr(part) for part in parts]}
+
+    @property
+    def described(self) -> str:
+        """Everything that the compiled step depends on, as text; see `kept_step.describe`."""
+        return describe(self.arguments, self.identity, SOURCES, list(self.mesh.devices.flat))
 
     def compile_merge(self) -> Any:
         """The compiled merge of a run with restarts; None without."""

@@ -75,15 +75,15 @@ class TrialGroup:
         self._tables = self.place(np.stack(tables))
         self._lasts = self.place(np.asarray(lasts, np.int32))
 
-    def compile(self, ahead: bool = False) -> Any:
-        """The compiled step of all trials, for the longest batch; `ahead` as in `Experiment.compile`."""
+    def compile(self, ahead: bool = False, counted: bool = False) -> Any:
+        """The compiled step of all trials, for the longest batch; see `Experiment.compile`."""
         frozen = {
             name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
             for name, axis in self._axes.items()
         }
         batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
         arguments = (self.abstract_state, frozen, batch, self._tables, self._lasts)
-        return self.lead.compile_step(self.step, arguments, ahead)
+        return self.lead.compile_step(self.step, arguments, ahead, counted)
 
     def compile_merge(self) -> None:
         """None: runs with restarts share no program."""

@@ -35,6 +35,12 @@ def group_key(plain: dict) -> str:
     return json.dumps(shared_part(plain), sort_keys=True)
 
 
+def shapes_key(plain: dict) -> str:
+    """A key that is equal for runs that need the same memory and the same time a step, in one program or not."""
+    bare = without(without(plain), FREE)
+    return json.dumps({name: value for name, value in bare.items() if value not in ({}, [])}, sort_keys=True)
+
+
 def check_alike(plains: Sequence[dict]) -> None:
     """Checks that runs can share a program.
 

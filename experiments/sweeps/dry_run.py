@@ -17,7 +17,7 @@ def show(sweep: Sweep, cells: Sequence[Cell]) -> None:
         try:
             known = all(name in settled for name in cell.trials)
             ready = sweep.grid.resolve(cell, settled) if known else None
-            result = sweep.recorded(ready) if ready else None
+            result = sweep.known.recorded(ready) if ready else None
             state = result["status"] if result else "to run" if ready else f"waits for {len(cell.trials)} trials"
             if result:
                 settled[cell.name] = result

@@ -15,14 +15,14 @@ from typing import Any
 from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, leases, offline_runs, run_folder
+from experiments.records import claims, data_record, leases, run_folder
 from experiments.records.checks import is_finite
-from experiments.records.lines import Recorded
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
 from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
+from experiments.sweeps.known import Known
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
@@ -46,7 +46,7 @@ class Sweep:
       room: how many of some (name, plain config) pairs fit in one program; where given, it decides, not `together`.
       group: of the runs in W&B.
       root: through which workers of several hosts share the cells.
-      retry_failed: try cells again that failed on a worker of the root.
+      retry_failed: try cells again that had failed on another worker before.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Sweep:
         group: str | None = None,
     ):
         self.grid, self.asked, self.together = grid, asked, together
-        self.root, self.retry_failed, self.room = root, retry_failed, room
-        self.group = group
-        self.workdir, self.results = Path(workdir), Recorded(results) if results else None
+        self.root, self.room, self.group = root, room, group
+        self.workdir = Path(workdir)
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
         self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
         self.child: subprocess.Popen | None = None
         self.faults = Faults(self.workdir / f"fault-{os.getpid()}.json")
+        self.known = Known(self.workdir, results, root, retry_failed, self.faults)
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Runs until every cell has a result or has failed.
@@ -78,6 +78,12 @@ class Sweep:
         Returns:
           name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
+        try:
+            return self._run(cells)
+        finally:
+            self.known.end()
+
+    def _run(self, cells: Sequence[Cell]) -> dict[str, str]:
         pending, told, unreached = list(cells), set(), False
         while pending:
             left = []
@@ -129,30 +135,28 @@ class Sweep:
             self.say(f"{place} {cell.name}: {why}")
             return f"failed: {why}", None
         try:
-            if result := self.recorded(ready):
+            if result := self.known.recorded(ready):
                 self.say(f"{place} {ready.name}: {result['status']} already")
                 return result["status"], result
-            if why := self.failed_elsewhere(ready):
-                self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
-                return f"failed: {why}", None
-            if other := self.faults.shared_by(ready.plain):
-                self.say(f"{place} {ready.name}: not run; it would end with the error of {other}")
-                return f"failed: as {other}", None
+            if refused := self.refusal(ready, place):
+                return refused
             claim = self.claim(cell, ready)
             if claim is None:
                 return None
             with contextlib.ExitStack() as held:
                 held.callback(claim.release)
-                if result := self.recorded(ready, claim):  # it ended between the check and the claim
+                if result := self.known.recorded(ready, claim):  # it ended between the check and the claim
                     self.say(f"{place} {ready.name}: {result['status']} by another program")
                     return result["status"], result
+                if refused := self.refusal(ready, place):  # it failed in between
+                    return refused
                 self.say(f"{place} {ready.name}: running, {self.time_left(remaining)}")
                 self.continue_trial(cell.trials, ready)
                 status = self.spawn(ready, claim, mine=self.asked in (None, cell.name))
-                result = self.recorded(ready, claim)
-                self.share_offline(ready)
+                result = self.known.recorded(ready, claim)
+                self.known.share_offline(ready)
                 if result is None:
-                    self.faults.take(ready.name, ready.plain)
+                    self.known.fail(ready, fault_of(status), self.faults.take(ready.name, ready.plain))
                     claim.release(fault_of(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
@@ -206,15 +210,16 @@ class Sweep:
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
-            self.faults.take(first.name, ready[0][1].plain)
+            sections = self.faults.take(first.name, ready[0][1].plain)
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
-                    result = self.recorded(one, claim)
+                    result = self.known.recorded(one, claim)
                 except data_record.DataChanged as error:  # while it was trained
                     result, why = None, str(error)
-                self.share_offline(one)
+                self.known.share_offline(one)
                 if result is None:
+                    self.known.fail(one, fault_of(status), sections)
                     claim.release(fault_of(status))
                     if status == LOST:  # it could not reach the root
                         continue
@@ -222,6 +227,16 @@ class Sweep:
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled.get(cell.name)
+
+    def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
+        """What `attempt` ends with for a cell that needs no try: it failed on another worker, or its error is known."""
+        if why := self.known.failure(ready):
+            self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
+            return f"failed: {why}", None
+        if other := self.faults.shared_by(ready.plain):
+            self.say(f"{place} {ready.name}: not run; it would end with the error of {other}")
+            return f"failed: as {other}", None
+        return None
 
     def ready(self, cell: Cell, results: dict[str, dict | None]) -> Cell | None:
         """The cell as it is to be run; None where there is nothing to run."""
@@ -254,57 +269,12 @@ class Sweep:
             if run_folder.continue_from(source, target, cell.plain):
                 self.say(f"{cell.name}: goes on from {trial}")
 
-    def recorded(self, cell: Cell, claim: claims.Claim | None = None) -> dict | None:
-        """A cell's result, if it ended: of the root, its run folder or the recorded results, to which it is added.
-
-        Args:
-          claim: on the cell, held. Without it a result that the root lacks does not count: another worker may be at it.
-
-        Raises:
-          DataChanged: it ended on data that differ from the present ones of the cell's config.
-          Held: the claim was lost, and the cell has no result at the root yet.
-        """
-        result, place = self._found(cell)
-        if not result or result["status"] not in run_folder.ENDED:
-            return None
-        check_data(cell, result, place)
-        if self.root and result is not self.root.result(cell.name):
-            if claim is None:
-                return None
-            try:
-                claim.record(result)
-            except claims.Held:
-                if (result := self.root.result(cell.name)) is None:
-                    raise
-        if self.results:
-            self.results.put(result)
-        return result
-
-    def _found(self, cell: Cell) -> tuple[dict | None, str]:
-        """(a cell's result, where it is): the root's, its run folder's or a recorded one."""
-        if self.root and (result := self.root.result(cell.name)):
-            return result, f"{self.root.url}/{leases.RESULTS}/{cell.name}.json"
-        file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
-        result = run_folder.read_result(file)
-        if (result and result["status"] in run_folder.ENDED) or not self.results:
-            return result, str(file)
-        return self.results.get(cell.name), self.results.place(cell.name)
-
-    def share_offline(self, cell: Cell) -> None:
-        """Copies W&B's offline runs of a cell below the root."""
-        if self.root:
-            offline_runs.put(self.root.store, run_folder.run_folder(self.workdir, cell.name))
-
-    def failed_elsewhere(self, cell: Cell) -> str:
-        """Why a cell failed on a worker of the root, where it is not to be tried again; "" otherwise."""
-        return self.root.failure(cell.name, self.retry_failed) if self.root else ""
-
     def settled_already(self, cell: Cell, claim: claims.Claim | None = None) -> bool:
         """Whether `attempt` needs no training for a cell: it ended or failed, or is refused."""
         try:
-            if self.recorded(cell, claim) is not None:
+            if self.known.recorded(cell, claim) is not None:
                 return True
-            return claim is None and bool(self.faults.shared_by(cell.plain) or self.failed_elsewhere(cell))
+            return bool(self.known.failure(cell) or self.faults.shared_by(cell.plain))
         except data_record.DataChanged:
             return True
 
@@ -372,15 +342,6 @@ def fault_of(status: int) -> str:
     if status == 0:
         return "it ended without a result"
     return f"exit status {status}" if status > 0 and status not in NO_FAULT else ""
-
-
-def check_data(cell: Cell, result: dict, place: str) -> None:
-    """Raises DataChanged where the cell's data have changed since its result, which is at `place`."""
-    earlier = result.get(run_folder.DATA) or {}
-    if earlier:
-        remedy = f"use another --workdir (and --results), or remove {place} to train the cell again"
-        now = data_record.make(cell.plain, earlier)
-        data_record.check(cell.plain, earlier, now, True, place, remedy)
 
 
 def as_flag(value: Any, path: str = "") -> str:

@@ -1,12 +1,14 @@
 """What a sweep would do (--preview): its cells, what each trains and needs, how long it takes, and its state."""
 
+import contextlib
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from experiments.config.arguments import spoken
 from experiments.records import data_record, leases, run_folder
 from experiments.records.text_table import clock, format_table
 from experiments.sweeps.best import NotNeeded
-from experiments.sweeps.compatible import group_key
+from experiments.sweeps.compatible import group_key, shapes_key
+from experiments.sweeps.counted import FILE, PROGRESS
 from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Cell
 from lowrank_jax.core.errors import UserError
@@ -39,23 +42,59 @@ def parse_together(text: str) -> int:
     return int(text)
 
 
-def room(cells: Sequence[tuple[str, dict]], fits: bool = False) -> dict[str, Any]:
+def tell(line: str) -> None:
+    """Prints a line about the progress to stderr: stdout has the table."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def room(
+    cells: Sequence[tuple[str, dict]], fits: bool = False, known: Path | None = None, say: Callable[[str], None] = tell
+) -> dict[str, Any]:
     """The answer of `experiments.room` on (name, plain config) pairs, from a process that then frees the device.
+
+    Args:
+      cells: whose needs are asked for.
+      fits: how many trials of one program fit, instead.
+      known: file of what was counted before; new programs are added.
+      say: is told of the progress.
 
     Raises:
       UserError: with the program's own line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "cells.json")
+        file, out = Path(folder, "cells.json"), Path(folder, "answer.json")
         run_folder.write_json(file, [{"name": name, "config": plain} for name, plain in cells])
         # Another program may have most of the device's memory: nothing is loaded here.
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        words = [*ROOM_PROGRAM, f"--cells={file}", *(["--fits"] if fits else [])]
-        ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        why = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1].removeprefix("error: ")
-        raise UserError(f"what the cells need cannot be counted: {why}")
-    return json.loads(ended.stdout.strip().splitlines()[-1])
+        words = [
+            *ROOM_PROGRAM,
+            f"--cells={file}",
+            *(["--fits"] if fits else []),
+            *([f"--known={known}"] if known else []),
+        ]
+        said = [""]
+        with out.open("w") as answer, _started(words, environment, answer) as process:
+            for line in process.stderr or ():
+                if line.startswith(PROGRESS):
+                    say(line.rstrip())
+                elif line.strip():
+                    said = [*said[-20:], line.strip()]
+            status = process.wait()
+        if status:
+            why = (said[-1] or f"exit status {status}").removeprefix("error: ")
+            raise UserError(f"what the cells need cannot be counted: {why}")
+        return json.loads(out.read_text().strip().splitlines()[-1])
+
+
+@contextlib.contextmanager
+def _started(words: Sequence[str], environment: Mapping[str, str], out: Any) -> Iterator[subprocess.Popen]:
+    """A program whose stderr is read; it ends with the block."""
+    with subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def trials_that_fit(say: Callable[[str], None]) -> Callable[[Sequence[tuple[str, dict]]], int]:
@@ -65,6 +104,7 @@ def trials_that_fit(say: Callable[[str], None]) -> Callable[[Sequence[tuple[str,
     def count(cells: Sequence[tuple[str, dict]]) -> int:
         key = (group_key(cells[0][1]), max(_rank(plain) for _, plain in cells))
         if key not in known:
+            say(f"--together=auto: counting how many cells like {cells[0][0]} fit in one program; it is compiled twice")
             found = room(cells, fits=True)
             gib = {name: f"{found[name] / GIB:.2f} GiB" for name in ("one", "more", "limit")}
             say(
@@ -77,16 +117,20 @@ def trials_that_fit(say: Callable[[str], None]) -> Callable[[Sequence[tuple[str,
     return count
 
 
-def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room) -> str:
+def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None = None) -> str:
     """The cells as a table, and a line with counts and the time that is left.
 
     Args:
       sweep: over them; it runs nothing.
-      ask: what cells need; see `room`.
+      ask: what cells need; by default `room`, with what earlier previews of the folder have counted.
     """
     plains = {cell.name: sweep.grid.stand_in(cell) for cell in cells}
-    programs = {cell.name: _program(plains[cell.name]) for cell in cells}
-    asked = {program: name for name, program in reversed(programs.items())}  # one cell of each program
+    programs = {cell.name: shapes_key(plains[cell.name]) for cell in cells}
+    asked: dict[str, str] = {}  # program -> its first cell
+    for name, program in programs.items():
+        asked.setdefault(program, name)
+    tell(f"counting what {len(cells)} cells need: each of their {len(asked)} programs is compiled, and nothing is run")
+    ask = ask or functools.partial(room, known=sweep.workdir / FILE)
     needs = ask([(name, plains[name]) for name in asked.values()])
     found: dict[str, tuple[str, dict | None]] = {}  # trials come before those that wait for them
     for cell in cells:
@@ -122,10 +166,6 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] = room
     return "\n".join([format_table(lines, "text"), *notes, total])
 
 
-def _program(plain: dict) -> str:
-    return f"{group_key(plain)} {_rank(plain)}"
-
-
 def _rank(plain: dict) -> int:
     return (plain.get("adapter") or {}).get("rank") or 0
 
@@ -139,13 +179,13 @@ def _look(sweep: Sweep, cell: Cell, found: Mapping[str, tuple[str, dict | None]]
         ready = sweep.grid.resolve(cell, {name: result for name, (_, result) in states.items()}) if known else None
         if ready is None:
             return f"waits for {len(cell.trials)} trials", None
-        if result := sweep.recorded(ready):
+        if result := sweep.known.recorded(ready):
             return result["status"], result
     except NotNeeded as why:
         return str(why), None
     except data_record.DataChanged as error:
         return f"refused: {error}", None
-    if why := sweep.failed_elsewhere(ready):
+    if why := sweep.known.failure(ready):
         return f"failed: {why}", None
     holder = leases.claim_of(run_folder.run_folder(sweep.workdir, ready.name), "preview", sweep.root).holder()
     return (f"claimed by {holder}" if holder else "to run"), None

@@ -20,6 +20,8 @@ PIPELINE_DEPTH = 4
 # Of steps of at least so many seconds, none is in flight where the host's work is at most this share of one: a run that
 # is asked to stop would have to wait for all of them, and the device loses no more than that share.
 SLOW_SECONDS, HIDDEN = 1.0, 0.005
+# Steps that a rate is of, at least: the host sees a step's end up to a step late, and of ten steps that is a tenth.
+RATE_STEPS = 10
 MOST = 200  # most characters of a text in the log
 
 
@@ -70,6 +72,8 @@ class Meter:
         self._depth = 0
         self._tokens = np.zeros(len(configs))
         self._marks = [(seconds, 0.0)] * len(configs)  # (seconds, tokens) at each trial's last record
+        # The same of all trials after each of the last steps, or at this session's start.
+        self._recent = collections.deque([(seconds, self._tokens.copy())], maxlen=RATE_STEPS)
         self._shown: dict[str, str] = {}
         self.bar = tqdm(
             total=max(config.last_step for config in configs),
@@ -105,7 +109,6 @@ class Meter:
         """Reads what is in flight and stops the clock: evaluation and saving are not training time."""
         while self._pending and not self.none_left:
             self._read()
-            self._mark()
         if self._clock is not None:
             self.seconds += time.perf_counter() - self._clock
             self._clock = None
@@ -167,23 +170,30 @@ class Meter:
         self._shown |= {"held-out loss" if name == "loss" else name: value for name, value in found.items()}
         self.bar.set_postfix(self._shown)
 
-    def _mark(self) -> None:
-        """Notes which steps have ended; those that are found together share the time since the one before them."""
-        unmarked = (entry for entry in self._pending if entry.ended is None)
-        ended = list(itertools.takewhile(lambda entry: entry.metrics["loss"].is_ready(), unmarked))
+    def _mark(self, first: bool = False) -> None:
+        """Notes which steps have ended; those that are found together share the time since the one before them.
+
+        Args:
+          first: the first that is not noted has ended: its values are read, which one of several devices may give.
+        """
+        unmarked = [entry for entry in self._pending if entry.ended is None]
+        ended = unmarked[:first]
+        ended += itertools.takewhile(lambda entry: entry.metrics["loss"].is_ready(), unmarked[first:])
         now = time.perf_counter()
         for number, entry in enumerate(ended, 1):
             entry.ended = self._marked + (now - self._marked) * number / len(ended)
         self._marked = now if ended else self._marked
 
     def _read(self) -> None:
-        entry = self._pending.popleft()
+        entry = self._pending[0]
         begun = time.perf_counter()
         values = {name: np.atleast_1d(np.asarray(value)) for name, value in entry.metrics.items()}
         self._waited += time.perf_counter() - begun
-        if entry.ended is None:  # it was waited for
-            entry.ended = self._marked = time.perf_counter()
+        if entry.ended is None:  # it was waited for, and more may have ended before the system let this process go on
+            self._mark(first=True)
+        self._pending.popleft()
         assert self._clock is not None  # `start` came before
+        assert entry.ended is not None  # marked above
         self.seconds, self._clock = self.seconds + entry.ended - self._clock, entry.ended
         finite = values.pop("finite")
         for trial, config in enumerate(self.configs):
@@ -198,6 +208,7 @@ class Meter:
             self._tokens[trial] += mine["tokens"]
             if entry.step % config.log_every == 0 or entry.step == config.last_step:
                 self.log(trial, entry.step, {**mine, **self._rate(trial), "train_seconds": self.seconds})
+        self._recent.append((self.seconds, self._tokens.copy()))
         self._shown["loss"] = _range(values["loss"], ".4f")
         if self.diverged:
             self._shown["diverged"] = str(len(self.diverged))
@@ -205,7 +216,10 @@ class Meter:
         self.bar.update(1)
 
     def _rate(self, trial: int) -> dict[str, float]:
-        seconds, tokens = self.seconds - self._marks[trial][0], self._tokens[trial] - self._marks[trial][1]
+        """Tokens a second since the trial's last record, or over the last RATE_STEPS steps, whichever is longer."""
+        begun, before = self._recent[0]
+        begun, before = min(self._marks[trial], (begun, float(before[trial])))
+        seconds, tokens = self.seconds - begun, self._tokens[trial] - before
         self._marks[trial] = (self.seconds, float(self._tokens[trial]))
         rate = float(tokens) / seconds if seconds > 0 else math.nan
         self._shown["tok/s"] = f"{rate:,.0f}"

@@ -88,7 +88,7 @@ def test_the_readmes_commands_say_what_is_missing(program, talks):
 
 def test_a_run_says_that_its_data_are_few(program, talks, monkeypatch):
     """Before it trains; a batch of more rows than there are, and few steps. A step too large names its sizes."""
-    monkeypatch.setattr("experiments.session.experiment.Experiment.compile", lambda self, ahead=False: None)
+    monkeypatch.setattr("experiments.session.experiment.Experiment.compile", lambda *_, **__: None)
     words = f"--config={FINETUNE}:data={talks},chat=zephyr,packed"
     report = memory.MemoryReport(2**50, 0, 0, 0, 0)
     monkeypatch.setattr(memory, "memory_report", lambda compiled: report)

@@ -1,16 +1,16 @@
 """--preview and --together=auto: what cells need, from shapes; how far a sweep is; how many trials fit."""
 
 import json
-import subprocess
+import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
 
 from experiments import room
 from experiments.records import leases
-from experiments.sweeps import engine, preview
+from experiments.sweeps import compatible, counted, engine, preview
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train.compiled import memory
@@ -72,10 +72,13 @@ def test_the_preview_lists_needs_time_and_state(sweep):
     )
 
 
-def test_room_counts_the_programs_that_run(monkeypatch, tmp_path):
+def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
     """One cell's need is that of its compiled step; of the trials that fit, the last does and one more does not."""
     from experiments.cli import complete_file
     from experiments.config.plain import to_plain
+    from experiments.config.schema import unpack_run
+    from experiments.session.build import build
+    from experiments.session.experiment import Experiment
 
     config = complete_file("configs/mora_uuid.py:method=lora,rank=4")
     for key, value in {
@@ -89,9 +92,19 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path):
     plain = to_plain(config)
     file = tmp_path / "cells.json"
     file.write_text(json.dumps([{"name": "one", "config": plain}, {"name": "bad", "config": plain | {"seed": -1}}]))
-    found = room.answer(json.loads(file.read_text()), fits=False)
+    found = room.answer(json.loads(file.read_text()), False, str(tmp_path / "known.json"))
     assert found["one"]["trainable"] == 4 * (32 + 32) * 2
     assert "seed" in found["bad"]["error"]
+    assert re.findall(r"program (.*)", capfd.readouterr().err) == ["1 of 2: one", "2 of 2: bad"]
+    experiment = build(unpack_run(plain))
+    run = memory.memory_report(experiment.compile())
+    assert found["one"]["bytes"] == run.needed * len(jax.local_devices())  # compiled as for a run, it needs as much
+    with monkeypatch.context() as patch:  # a second time nothing is compiled
+        patch.setattr(Experiment, "compile", None)
+        again = room.answer([{"name": "one", "config": plain}], False, str(tmp_path / "known.json"))["one"]
+        assert again | {"limit": 0} == found["one"] | {"limit": 0}
+        with pytest.raises(TypeError):  # of another shape
+            room.answer([{"name": "one", "config": plain | {"adapter": {**plain["adapter"], "rank": 2}}}], False)
 
     one, two, three = room.counted([plain], (1, 2, 3))
     assert found["one"]["bytes"] < one < two < three  # alone its batch is divided over the devices
@@ -104,24 +117,97 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path):
         room.fitting([plain])
 
 
-def test_auto_asks_once_a_program_and_a_failing_count_is_said(sweep, monkeypatch):
-    calls, said = [], []
+ASKED = """
+import json, sys, time
+flags = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
+cells = json.load(open(flags["cells"]))
+with open(sys.argv[0] + ".log", "a") as log:
+    log.write(json.dumps([flags.get("known"), [cell["name"] for cell in cells]]) + "\\n")
+print("a warning", file=sys.stderr)
+for place, cell in enumerate(cells, 1):
+    print(f"program {place} of {len(cells)}: {cell['name']}", file=sys.stderr, flush=True)
+if any("wrong" in cell["config"] for cell in cells):
+    print("error: no such base", file=sys.stderr)
+    sys.exit(2)
+if "fits" in flags:
+    print(json.dumps({"fits": 2, "one": 1, "more": 1, "limit": 9}))
+else:  # more than a pipe holds
+    print(json.dumps({cell["name"]: {"trainable": 1, "bytes": 1, "more": "x" * 100_000} for cell in cells}))
+"""
 
-    def asked(words, **_):
-        calls.append(json.loads(Path(words[3].partition("=")[2]).read_text()))
-        return SimpleNamespace(returncode=0, stdout='{"fits": 2, "one": 1, "more": 1, "limit": 9}\n', stderr="")
 
-    monkeypatch.setattr(subprocess, "run", asked)
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """program() -> what the stand-in for experiments.room was asked: [file of what is known, names of cells], ..."""
+    file = tmp_path / "room.py"
+    file.write_text(ASKED)
+    monkeypatch.setattr(preview, "ROOM_PROGRAM", (sys.executable, str(file)))
+    return lambda: [json.loads(line) for line in Path(f"{file}.log").read_text().splitlines()]
+
+
+def test_auto_asks_once_a_program_and_a_failing_count_is_said(sweep, program, capfd):
+    """It says what it does before it asks, and passes on which program is compiled."""
+    said = []
     count = preview.trials_that_fit(said.append)
     cells = [(cell.name, cell.plain) for cell in sweep.grid.select("method=fft") if not cell.trials]
     assert [count(cells), count(cells[:2])] == [2, 2]
-    assert len(calls) == len(said) == 1
-    assert [cell["name"] for cell in calls[0]] == [name for name, _ in cells]
-    failed = SimpleNamespace(returncode=2, stdout="", stderr="warning\nerror: no such base\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    assert program() == [[None, [name for name, _ in cells]]]
+    assert (
+        said[0]
+        == f"--together=auto: counting how many cells like {cells[0][0]} fit in one program; it is compiled twice"
+    )
+    assert said[1].endswith("2 fit in one program")
+    assert len(said) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == f"program 3 of 3: {cells[-1][0]}"
     with pytest.raises(UserError, match="cannot be counted: no such base"):
-        preview.room(cells)
+        preview.room([(name, plain | {"wrong": 1}) for name, plain in cells])
     assert [preview.parse_together(text) for text in ("auto", "8")] == [1, 8]
     for text in ("0", "-1", "x", "1.5", ""):
         with pytest.raises(UserError, match="write a whole number above 0, or auto"):
             preview.parse_together(text)
+
+
+def test_the_preview_says_at_once_what_it_does(sweep, program, capfd):
+    """Its progress goes to stderr, and what earlier previews have counted is known to the program."""
+    cells = sweep.grid.select()
+    lines = rows(preview.preview(sweep, cells))
+    assert len(lines) == 7
+    asked = program()
+    assert [[known, len(names)] for known, names in asked] == [[str(sweep.workdir / "preview.json"), 2]]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "counting what 7 cells need: each of their 2 programs is compiled, and nothing is run",
+        *(f"program {place} of 2: {name}" for place, name in enumerate(asked[0][1], 1)),
+    ]
+
+
+def test_cells_of_equal_shapes_are_one_program():
+    """Also where they cannot be trained in one: merges change the base, and a seed draws it."""
+    plain = {
+        "seed": 0, "optimizer": {"learning_rate": 1e-3}, "adapter": {"method": "lora", "rank": 8, "alpha": 16},
+        "restart": {"every": 5}, "base": {"random_init": True}, "schedule": {},
+        "labels": {"stage": "a"},
+    }  # fmt: skip
+    same = plain | {"seed": 1, "optimizer": {"learning_rate": 1e-2}, "labels": {"stage": "b"}}
+    assert compatible.group_key(plain) != compatible.group_key(same)
+    assert compatible.shapes_key(plain) == compatible.shapes_key(same)
+    wider = plain | {"adapter": {**plain["adapter"], "rank": 4}}
+    assert compatible.shapes_key(plain) != compatible.shapes_key(wider)
+
+
+def test_what_is_known_is_kept_and_a_damaged_file_counts_as_none(tmp_path):
+    path = tmp_path / "known.json"
+    for text in ("{", "[1]", '{"a": 1}'):
+        path.write_text(text)
+        assert counted.Counted(path).get("one") is None
+    first = counted.Counted(path)
+    for number in range(counted.MOST + 5):
+        first._found[str(number)] = {}
+    first.put("one", {"trainable": 1, "frozen": 2, "bytes": None})
+    second = counted.Counted(path)
+    assert second.get("one") == {"trainable": 1, "frozen": 2, "bytes": None}
+    assert second.get("two") is None
+    assert len(json.loads(path.read_text())) == counted.MOST
+    counted.Counted(tmp_path / "known.json" / "below").put("one", {})  # it cannot be written
+    counted.Counted(None).put("one", {})

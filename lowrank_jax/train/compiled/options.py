@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+import jax
+
 from lowrank_jax.layouts.fused import Groups
 
 TRITON = "xla_gpu_enable_triton_gemm"
@@ -60,3 +62,14 @@ def loss_unroll(device: Any) -> int:
     the logits of all chunks of an iteration. Times: docs/performance_log.md, "Figures behind comments in the code".
     """
     return 8 if device.platform == "gpu" else 1
+
+
+def counting_options(device: Any) -> dict[str, bool | int | str] | None:
+    """XLA options for a program that is compiled for its memory alone; None for XLA's own.
+
+    On a CPU, buffers are assigned before LLVM runs, whose optimisation is about half of the compilation. Where jax's
+    compilation cache is set, the run's own options are kept: the run then reads the program back.
+    """
+    if device.platform != "cpu" or jax.config.values["jax_compilation_cache_dir"]:
+        return None
+    return {"xla_backend_optimization_level": 0}

@@ -1,0 +1,100 @@
+"""Failures of runs, told to the other sweeps of their folder: while sweeps share a grid, one's verdict is enough."""
+
+import collections
+import contextlib
+import fcntl
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank_jax.core.json_text import parse
+
+ENDING = ".failed"  # of a file beside the run's folder
+MOST = 64  # verdicts that a sweep holds at most: each is an open file
+
+
+class Failures:
+    """What runs of a folder failed with. A verdict counts for the sweeps that run at the same time as its author.
+
+    Its author holds a lock on the file until it ends. A sweep that starts later tries the run again: what it failed
+    with may be mended by then.
+
+    Args:
+      folder: of the run folders.
+      again: runs that had failed before this object was made are tried again in any case.
+    """
+
+    def __init__(self, folder: str | Path, again: bool = False):
+        self.folder = Path(folder)
+        self._mine: collections.deque[io.TextIOWrapper] = collections.deque()
+        there = {path.name: path for path in self.folder.glob(f"*{ENDING}")}
+        self._void = {name: _read(path).get("token") for name, path in there.items() if again or not _is_held(path)}
+
+    def of(self, name: str) -> dict[str, Any]:
+        """{"why", "by", "sections"} of a run's failure that counts here; {} where there is none."""
+        path = self._path(name)
+        found = _read(path)
+        return {} if found.get("token") == self._void.get(path.name) else found
+
+    def tell(self, name: str, why: str, sections: Mapping[str, Any]) -> None:
+        """Tells the others of a run's failure; its claim is held.
+
+        Args:
+          why: in a few words.
+          sections: those of its config that alone decide it, with their values; {} where that is not known.
+        """
+        token = uuid.uuid4().hex
+        record = {"token": token, "why": why, "by": os.getpid(), "sections": sections}
+        path = self._path(name)
+        part = path.with_name(f"{path.name}-{token}")
+        try:
+            file = part.open("w", encoding="utf-8")
+        except OSError:  # a full disk: the others find out by themselves
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            json.dump(record, file)
+            file.flush()
+            os.replace(part, path)
+        except OSError:
+            file.close()
+            part.unlink(missing_ok=True)
+            return
+        self._mine.append(file)
+        if len(self._mine) > MOST:
+            self._mine.popleft().close()
+
+    def drop(self, name: str) -> None:
+        """Forgets a failure of a run that has a result by now."""
+        with contextlib.suppress(OSError):
+            self._path(name).unlink()
+
+    def close(self) -> None:
+        """Ends the time in which a sweep that starts takes this one's verdicts."""
+        while self._mine:
+            self._mine.popleft().close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{ENDING}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = parse(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the author of a verdict still runs; others that ask at the same time do not count."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,158 @@
+"""Sweeps that share a folder: what one of them failed with is not tried by the others, until all have ended."""
+
+import sys
+
+import pytest
+from fakes import FAKE_TRIALS
+from sweeps import behave, make, ran
+
+from experiments.records import claims
+from experiments.records.failures import MOST, Failures
+from experiments.sweeps import engine, preview
+from experiments.sweeps.grid import Grid
+
+FAILING = {"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent"}
+
+
+def worker(place, again=False, together=1):
+    grid, said = Grid(str(place / "config.py"), str(place / "grid.py")), []
+    return engine.Sweep(grid, str(place / "runs"), None, said.append, retry_failed=again, together=together), said
+
+
+@pytest.fixture
+def trials(place, monkeypatch):
+    (place / "fake_trials.py").write_text(FAKE_TRIALS)
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    return place
+
+
+def during(sweep, act):
+    """Calls `act` when a sweep has settled its cells and has not ended yet."""
+    end = sweep.known.end
+    sweep.known.end = lambda: (act(), end())
+
+
+def test_one_try_is_enough_for_sweeps_that_run_together(place):
+    """One that began before, and one that comes while the first still runs: each counts the cells as failed."""
+    behave(place, **FAILING)
+    (first, _), (second, told), late, again = worker(place), worker(place), [], []
+
+    def meanwhile():
+        late.append(worker(place))
+        again.append(worker(place, again=True)[0])
+
+    during(first, meanwhile)
+    cells = [cell for cell in first.grid.select() if not cell.trials]
+    states = first.run(cells)
+    names = ran(place)
+    failed = [name for name, state in states.items() if state.startswith("failed")]
+    assert len(failed) == 2
+    for other, said in ((second, told), *late):
+        found = other.run(cells)
+        assert [name for name, state in found.items() if state.startswith("failed: ")] == failed
+        assert [
+            line.split("failed on a worker (")[1].split(" in process ")[0] for line in said if "worker" in line
+        ] == [
+            "exit status 3",
+            "it ended without a result",
+        ]
+        assert sum(line.endswith("; --retry_failed tries it again") for line in said) == 2
+    assert ran(place) == names
+    behave(place)
+    assert set(again[0].run(cells).values()) == {"finished"}
+    assert ran(place)[len(names) :] == failed
+    assert not [*(place / "runs").glob("*.failed*")]
+
+
+def test_a_sweep_that_starts_later_tries_again(place):
+    """What was wrong may be mended: of sweeps that have ended no verdict counts, whatever they left behind."""
+    behave(place, **FAILING)
+    first, _ = worker(place)
+    cells = [cell for cell in first.grid.select() if not cell.trials]
+    first.run(cells)
+    before = len(ran(place))
+    second, said = worker(place)
+    assert sum(state.startswith("failed") for state in second.run(cells).values()) == 2
+    assert len(ran(place)) == before + 2
+    assert not any("on a worker" in line for line in said)
+
+
+def test_cells_of_the_same_mistake_are_not_tried_by_another_sweep_either(place):
+    """The base and the task are those of all cells: one try of one worker, and its line."""
+    behave(place, **{"": "mistake"})
+    (first, _), (second, said) = worker(place), worker(place)
+    cells = [cell for cell in first.grid.select() if not cell.trials]
+    name = cells[0].name
+    for sweep in (first, second):
+        states = sweep.run(cells)
+        assert states[name].startswith("failed: exit status 2")
+        assert {states[cell.name] for cell in cells[1:]} == {f"failed: as {name}"}
+    assert ran(place) == [name]
+    assert said[1] == f"[2/5] {cells[1].name}: not run; it would end with the error of {name}"
+
+
+def test_a_group_that_failed_is_not_tried_by_another_sweep(trials):
+    behave(trials, **{"x": "y"})
+    (first, _), (second, said) = worker(trials, together=8), worker(trials, together=8)
+    cells = [cell for cell in first.grid.select() if not cell.trials]
+    for sweep in (first, second):
+        assert all(state.startswith("failed: exit status 3") for state in sweep.run(cells).values())
+    assert len((trials / "runs" / "groups.txt").read_text().splitlines()) == 2
+    assert all("failed on a worker (exit status 3 in process " in line for line in said)
+
+
+def test_a_failure_between_the_look_and_the_claim_counts(place, monkeypatch):
+    grid, sweep, said = make(place)
+    cell = grid.select()[0]
+    other = Failures(place / "runs")
+    take = claims.FileClaim.take
+    monkeypatch.setattr(
+        claims.FileClaim, "take", lambda self: (other.tell(self.name, "exit status 1", {}), take(self))[1]
+    )
+    assert sweep.run([cell])[cell.name].startswith("failed: exit status 1")
+    assert ran(place) == []
+    assert "failed on a worker" in said[0]
+    assert claims.claim_of(place / "runs" / cell.name, "test").holder() is None
+
+
+def test_a_run_that_was_stopped_is_no_failure(place):
+    """A signal, or a process that was lost: another worker goes on with it."""
+    sweep, _ = worker(place)
+    cell = sweep.grid.select()[0]
+    for status in (130, 75, -15):
+        sweep.known.fail(cell, engine.fault_of(status), {})
+    assert not [*(place / "runs").glob("*.failed*")]
+
+
+def test_the_preview_shows_what_failed_while_its_sweep_runs(place):
+    behave(place, **FAILING)
+    first, _ = worker(place)
+    cells, shown = [cell for cell in first.grid.select() if not cell.trials], []
+
+    def ask(pairs):
+        return {name: {"trainable": 1, "bytes": 1} for name, _ in pairs}
+
+    during(first, lambda: shown.append(preview.preview(worker(place)[0], cells, ask)))
+    first.run(cells)
+    assert "3 finished, 2 failed" in shown[0].splitlines()[-1]
+    assert "3 finished, 2 to run" in preview.preview(worker(place)[0], cells, ask).splitlines()[-1]
+
+
+def test_verdicts_that_cannot_be_written_or_read_count_as_none(tmp_path):
+    ours = Failures(tmp_path / "runs")
+    ours.tell("a", "why", {})  # no such folder
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "folder.failed").mkdir()
+    ours.tell("folder", "why", {})
+    (tmp_path / "runs" / "text.failed").write_text("{")
+    (tmp_path / "runs" / "list.failed").write_text("[1]")
+    assert [Failures(tmp_path / "runs").of(name) for name in ("a", "folder", "text", "list")] == [{}] * 4
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "folder.failed",
+        "list.failed",
+        "text.failed",
+    ]
+    for number in range(MOST + 3):  # no more files are held open; those are told all the same
+        ours.tell(f"run{number}", "why", {})
+    assert len(ours._mine) == MOST
+    assert len([*(tmp_path / "runs").glob("run*.failed")]) == MOST + 3
