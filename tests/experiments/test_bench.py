@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -163,19 +163,20 @@ def test_the_suites_settings_change_nothing_but_rounding(setting, plain_step):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-6 * np.abs(plain).max() + 1e-9)
 
 
-def test_the_peer_does_the_same_work(tmp_path):
-    """HF PEFT on the same weights and tokens: as many trained scalars, and the same loss before its first update."""
-    if importlib.util.find_spec("peft") is None:  # its import takes seconds, and here only the peer's process needs it
+def test_the_peer_does_the_same_work(tmp_path, monkeypatch, capsys):
+    """HF PEFT on the same weights and tokens: as many trained scalars, and the same loss before its first update.
+
+    Its script runs in this process, where torch and transformers may be loaded already.
+    """
+    if importlib.util.find_spec("peft") is None:
         pytest.skip("no peft")
     base = load_base(BaseConfig("toy-llama", random_init=True), key=jax.random.PRNGKey(1))
     export_params(base.params, base.config, tmp_path / "toy", "float32", tokenizer=base.tokenizer)
     words = ["--batch=8", "--seq=16", "--rank=2", "--steps=2", "--warmup=1"]
     script = ROOT / "tests" / "interop" / "peft_step.py"
-    done = subprocess.run(
-        [sys.executable, str(script), f"--weights={tmp_path / 'toy'}", *words],
-        capture_output=True, text=True, timeout=200, check=True,
-    )  # fmt: skip
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr(sys, "argv", [str(script), f"--weights={tmp_path / 'toy'}", *words])
+    runpy.run_path(str(script), run_name="__main__")
+    theirs = json.loads(capsys.readouterr().out.splitlines()[-1])
     config = config_of(f"bench.py:{TOY}", base__name=str(tmp_path / "toy"), base__random_init=False)
     ours = build(config, seq_len=16)
     assert theirs["trainable"] == ours.parameters["trainable"]
