@@ -1,5 +1,6 @@
 """The programs as a user starts them, in this process or a separate one, at toy size; and what a run saved."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -24,6 +25,7 @@ CONFIG = "configs/mora_uuid.py"
 # Six steps, and a checkpoint after the last.
 SHORT = TOY | {"train.steps": 6, "train.eval_steps": "()", "checkpoint.every": 0, "checkpoint.keep": 9}
 
+STEPS = 100  # compiled ones that a process keeps
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
 
@@ -58,6 +60,47 @@ def known_orders():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "index_shuffle", known)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_steps():
+    """A step that `kept_step` would read back on a GPU is traced and compiled once a process: 0.8 s of a toy run's 1.6.
+
+    By the same description: config, shapes, shardings, devices, versions, settings. A process of its own traces anew.
+    """
+    import jax
+
+    from experiments.session import experiment
+    from lowrank_jax.train.compiled.kept_step import describe
+
+    known = {}
+
+    def kept_step(make, arguments, identity, sources):
+        devices = list(jax.tree.leaves(arguments)[0].sharding.mesh.devices.flat)
+        name = describe(arguments, identity, sources, devices)
+        if name not in known:
+            known[name] = make()
+            if len(known) > STEPS:
+                del known[next(iter(known))]
+        return known[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "kept_step", kept_step)
+        yield
+
+
+@pytest.fixture(scope="session")
+def four_layers(tmp_path_factory) -> Path:
+    """A folder of a random toy Llama of four layers: two are left where the last two are trained."""
+    import jax
+
+    from lowrank_jax.bases.base import export_params, random_params
+    from lowrank_jax.models.registry import get_model
+    from lowrank_jax.text.tokenizers import ByteTokenizer
+
+    shape, folder = dataclasses.replace(get_model("toy-llama"), num_hidden_layers=4), tmp_path_factory.mktemp("four")
+    params = random_params(shape, jax.random.key(0), "float32")
+    return export_params(params, shape, folder / "toy", "float32", tokenizer=ByteTokenizer())
 
 
 @pytest.fixture
