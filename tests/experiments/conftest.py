@@ -66,18 +66,23 @@ def known_orders():
 def known_steps():
     """A step that `kept_step` would read back on a GPU is traced and compiled once a process: 0.8 s of a toy run's 1.6.
 
-    By the same description: config, shapes, shardings, devices, versions, settings. A process of its own traces anew.
+    By the same description: config, shapes, shardings, devices, versions, settings; but not by what `elsewhere` names,
+    which the step does not see. A process of its own traces anew.
     """
     import jax
 
     from experiments.session import experiment
     from lowrank_jax.train.compiled.kept_step import describe
 
-    known = {}
+    known, elsewhere = {}, {"evals", "eval_every", "eval_steps", "log_every", "start", "stop_at"}
+
+    def seen(section):
+        kept = {key: value for key, value in section.items() if key not in elsewhere}
+        return {key: seen(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
     def kept_step(make, arguments, identity, sources):
         devices = list(jax.tree.leaves(arguments)[0].sharding.mesh.devices.flat)
-        name = describe(arguments, identity, sources, devices)
+        name = describe(arguments, seen(identity), sources, devices)
         if name not in known:
             known[name] = make()
             if len(known) > STEPS:
