@@ -32,15 +32,6 @@ figures.draw_run = lambda result, path: path
 launch(run.main)
 """
 
-# experiments.trials without the figures.
-UNDRAWN_TRIALS = """
-from experiments import trials
-from experiments.cli import launch
-from experiments.tables import figures
-figures.draw_run = lambda result, path: path
-launch(trials.main)
-"""
-
 # Writes what experiments.run would; how each run ends is read from behave.json ({part of the name: ending}).
 FAKE_RUN = """
 import json, os, sys, time

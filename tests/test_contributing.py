@@ -1,6 +1,7 @@
 """The worked examples of CONTRIBUTING.md: their code is taken from the text and run."""
 
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import pytest
-from fakes import SWEEP, UNDRAWN_TRIALS
+from fakes import SWEEP
 from fuzz import doors
 
 from experiments import sweep
@@ -47,6 +48,21 @@ def study(tmp_path_factory) -> tuple[Path, Path, Path]:
     """(folder, config, grid) of the table's example."""
     folder = tmp_path_factory.mktemp("example")
     return folder, write(folder, "configs/rank_study.py"), write(folder, "configs/sweeps/rank_study_toy.py")
+
+
+class TrialsHere:
+    """Stands in for the process of experiments.trials that a sweep starts: the program runs in this one."""
+
+    def __init__(self, command, env, pass_fds):
+        assert tuple(command[:3]) == engine.TRIALS_PROGRAM
+        with pytest.MonkeyPatch.context() as patch:
+            for name in env.keys() - os.environ.keys():  # whose claims are lent
+                patch.setenv(name, env[name])
+            self.ended = doors.call("trials", *command[3:])
+
+    def wait(self):
+        assert (self.ended.status, self.ended.fault) == (0, ""), self.ended
+        return 0
 
 
 def test_every_example_is_there():
@@ -94,8 +110,8 @@ def test_a_table(study, monkeypatch):
     assert given.keys() == {"config", "grid", "together", "results"}
     options = SimpleNamespace(**SWEEP | given, workdir=f"{folder}/runs")
     options.only = "seed0"
-    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, "-c", UNDRAWN_TRIALS))
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setattr(engine, "subprocess", SimpleNamespace(Popen=TrialsHere))
+    monkeypatch.setattr("experiments.tables.figures.draw_run", lambda _result, path: path)
     before = signal.getsignal(signal.SIGTERM)
     done = doors.call("sweep", main=lambda: sweep.sweep_main(options))
     signal.signal(signal.SIGTERM, before)

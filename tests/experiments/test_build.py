@@ -67,27 +67,32 @@ def test_what_is_loaded_is_what_was_planned(toy, argument, unroll):
     assert {name: x.shape for name, x in experiment.abstract_batch.items()} == {"tokens": (8, 74), "weights": (8, 74)}
 
 
+def loop_config(toy, **layout):
+    return config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", optimizer__learning_rate=1e-2, **layout)
+
+
+def three_steps(config):
+    """(losses, scores, variables, bytes of the frozen leaves, fingerprint) of a run's first steps on one device."""
+    experiment = build(config, devices=jax.devices()[:1])
+    state, frozen, fingerprint = experiment.load()
+    size, batches, losses = nbytes(frozen), experiment.batches(), []
+    for _ in range(3):
+        state, metrics = experiment.step(state, frozen, experiment.place(next(batches)))
+        losses.append(float(metrics["loss"]))
+    scores = experiment.evaluators()[0].evaluate(state, frozen)[0]
+    return losses, scores, experiment.variables(state, frozen), size, fingerprint
+
+
+@pytest.fixture(scope="module")
+def loop(toy):
+    """`three_steps` of a run whose layers are a loop."""
+    return three_steps(loop_config(toy))
+
+
 @pytest.mark.parametrize("fused", [True, False])
-def test_layers_apart_are_the_run_of_a_loop(toy, fused):
+def test_layers_apart_are_the_run_of_a_loop(toy, fused, loop):
     """The same losses, scores, adapters and exports: the layout of the frozen kernels changes nothing else."""
-
-    def run(**layout):
-        config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", **layout)
-        experiment = build(config, devices=jax.devices()[:1])
-        state, frozen, fingerprint = experiment.load()
-        size, batches, losses = nbytes(frozen), experiment.batches(), []
-        for _ in range(3):
-            state, metrics = experiment.step(state, frozen, experiment.place(next(batches)))
-            losses.append(float(metrics["loss"]))
-        return (
-            losses,
-            experiment.evaluators()[0].evaluate(state, frozen)[0],
-            experiment.variables(state, frozen),
-            size,
-            fingerprint,
-        )
-
-    apart, loop = run(base__scan_unroll=2, base__fused=fused), run()
+    apart = three_steps(loop_config(toy, base__scan_unroll=2, base__fused=fused))
     assert apart[0] == pytest.approx(loop[0], rel=1e-5)
     assert apart[1] == loop[1]
     assert apart[3:] == loop[3:]
@@ -97,29 +102,19 @@ def test_layers_apart_are_the_run_of_a_loop(toy, fused):
         np.testing.assert_allclose(leaf, theirs[path], atol=1e-5, err_msg=path)
 
 
-def test_trials_share_layers_apart(toy):
+def test_trials_share_layers_apart(toy, loop):
     """Two rates in one program, layers unrolled: the second as its own run with a loop has it."""
-
-    def configs(**layout):
-        config = config_of(toy, "configs/mora_uuid.py:method=lora,rank=3", **layout)
-        optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in (1e-3, 1e-2)]
-        return [dataclasses.replace(config, optimizer=one) for one in optimizers]
-
-    group = TrialGroup(configs(base__scan_unroll=2, base__fused=True), seq_len=None)
+    config = loop_config(toy, base__scan_unroll=2, base__fused=True)
+    optimizers = [dataclasses.replace(config.optimizer, learning_rate=rate) for rate in (1e-3, 1e-2)]
+    group = TrialGroup([dataclasses.replace(config, optimizer=one) for one in optimizers], seq_len=None)
     step = group.step_function(group.compile())
     state, frozen, _ = group.load()
     batches, got = group.batches(), []
     for _ in range(3):
         state, metrics = step(state, frozen, group.place(next(batches)))
         got.append(np.asarray(metrics["loss"]))
-    alone = build(configs()[1], devices=jax.devices()[:1])
-    state, frozen, _ = alone.load()
-    stream, want = alone.batches(), []
-    for _ in range(3):
-        state, metrics = alone.step(state, frozen, alone.place(next(stream)))
-        want.append(float(metrics["loss"]))
-    np.testing.assert_allclose([row[1] for row in got], want, rtol=1e-5)
-    assert not np.allclose([row[0] for row in got], want, rtol=1e-5)
+    np.testing.assert_allclose([row[1] for row in got], loop[0], rtol=1e-5)
+    assert not np.allclose([row[0] for row in got], loop[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -255,14 +250,16 @@ def test_no_tokenizer_no_task(toy):
         build(dataclasses.replace(config, seed=-1))
 
 
-def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path):
+def test_the_last_two_layers_are_a_segment_of_their_own(toy, tmp_path, four_layers):
     """Trained and saved separately; the exported model has the whole stack."""
     from experiments.session.export import export_run
     from lowrank_jax.bases.base import BaseConfig, load_base
     from lowrank_jax.layouts.segments import Segments
 
-    config = config_of(toy, base__name="pico-llama", adapter__method="none", trainable="ft-top2", mesh__fsdp=2)
-    experiment = build(dataclasses.replace(config, export=dataclasses.replace(config.export, merged="float32")))
+    config = config_of(toy, base__name=four_layers, adapter__method="none", trainable="ft-top2", mesh__fsdp=2)
+    base = dataclasses.replace(config.base, random_init=False)
+    export = dataclasses.replace(config.export, merged="float32")
+    experiment = build(dataclasses.replace(config, base=base, export=export))
     state, frozen, fingerprint = experiment.load()
     (segment,) = state.trainable["params"]
     assert segment == "layers_2_3"

@@ -3,17 +3,17 @@
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from fakes import SIGNALLED_RUN
 
 from experiments.records import claims, run_folder
 from experiments.records.results import load_results
+from experiments.session.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 # Takes the claim on a run's folder and waits.
@@ -49,22 +49,28 @@ def refused(ended) -> str:
 # ---- programs ----
 
 
-def test_a_second_run_of_one_name_is_refused_and_the_first_ones_record_is_whole(start, run, toy, records, tmp_path):
+def test_a_second_run_of_one_name_is_refused_and_the_first_ones_record_is_whole(
+    start, run, toy, records, tmp_path, monkeypatch
+):
     """Two processes of one config: the second, --fresh or not, says who holds the run, and writes nothing."""
     folder, words = tmp_path / "run", toy(tmp_path, train__eval_steps="()")
-    first = start(None, SIGNALLED_RUN, "SIGSTOP", "--name=run", tmp_path, *words)  # so that nothing depends on speed
-    ended = os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    assert ended.si_code == os.CLD_STOPPED, first.communicate()
-    try:
-        for words in ((), ("--fresh",)):
-            line = refused(run(*words, train__eval_steps="()"))
-            assert f"run is being written by experiments.run (pid {first.pid} on {socket.gethostname()}) since" in line
+    place, batches = Experiment.place, []
+
+    def meanwhile(self, batch):
+        batches.append(batch)
+        for more in ((), ("--fresh",)) if len(batches) == 4 else ():
+            second = start("run", *words, *more)
+            _, err = second.communicate(timeout=120)
+            line = refused(SimpleNamespace(status=second.returncode, err=err))
+            assert f"run is being written by experiments.run (pid {os.getpid()} on {socket.gethostname()}) sin" in line
             assert "--name" in line
-    finally:
-        first.send_signal(signal.SIGCONT)
-    out, err = first.communicate(timeout=120)
-    assert first.returncode == 0, err
-    assert "run: finished" in out
+        return place(self, batch)
+
+    monkeypatch.setattr(Experiment, "place", meanwhile)
+    first = run(train__eval_steps="()")
+    assert first.status == 0, first.err
+    assert "run: finished" in first.out
+    assert len(batches) == 6
     assert [line["step"] for line in records(folder) if "loss" in line] == [*range(1, 7)]
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"

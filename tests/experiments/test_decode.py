@@ -17,14 +17,15 @@ def peer_here(monkeypatch, capfd):
 
     def run(command, **_):
         monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
+        capfd.readouterr()  # what the program has printed so far is not the peer's
         runpy.run_path(command[1], run_name="__main__")
         return SimpleNamespace(returncode=0, stdout=capfd.readouterr().out)
 
     monkeypatch.setattr("subprocess.run", run)
 
 
-def test_a_record_of_each_way_and_of_the_peer(program, tmp_path):
-    if importlib.util.find_spec("peft") is None:  # its import takes seconds, and here only the peer's process needs it
+def test_a_record_of_each_way_and_of_the_peer(program, tmp_path, peer_here):
+    if importlib.util.find_spec("peft") is None:
         pytest.skip("no peft")
     out = tmp_path / "out.jsonl"
     sizes = ("--shape=toy-llama", "--batches=2", "--prompt=4", "--new=3", "--repeats=1", "--dtype=float32")

@@ -1,4 +1,4 @@
-"""configs/mora_finetune.py through the real loop on pico-llama: what is trained, forgotten, recorded and exported."""
+"""configs/mora_finetune.py through the real loop on toy models: what is trained, forgotten, recorded and exported."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def text(tmp_path):
     return write(tmp_path / "sums.jsonl", SUMS), files
 
 
-def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
+def test_asylora_with_frozen_a_forgets(program, text, tmp_path, four_layers):
     """The base's score at step 0, the last at the end, their difference; A as it was drawn, also in PEFT's folder."""
     questions, (novels, peps) = text
     arg = f"task=math,model=pico-llama,method=asylora,frozen,rank=4,data={questions},validation={questions}"
@@ -47,7 +47,7 @@ def test_asylora_with_frozen_a_forgets(program, text, tmp_path):
     assert [entry["type"] for entry in evals.values()] == ["forgetting", "likelihood"]
     evals["forgetting"] |= {"rows": 4, "tokens": 32}  # 64 rows of 256 tokens take a laptop's core 5 s
     words = (f"--config={FILE}:{arg}", f"--config.evals={json.dumps(evals)}", f"--workdir={tmp_path}", "--name=run")
-    ended = program("run", *words, *QUICK)
+    ended = program("run", *words, *QUICK, f"--config.base.name={four_layers}")
     assert ended.status == 0, ended.err
     folder = tmp_path / "run"
     result = json.loads((folder / "result.json").read_text())

@@ -153,11 +153,11 @@ def check_scoring_again(program, folder, result):
     assert read_result(folder / "result.json") == result
 
 
-def test_a_run_whose_layers_are_in_segments_decodes(program, data, tmp_path):
+def test_a_run_whose_layers_are_in_segments_decodes(program, data, tmp_path, four_layers):
     """FT-Top2 trains the last two of four layers, an array of their own; beams and samples read the cache of both."""
     samples = {"type": "samples", "count": 1, "max_new_tokens": 2}
     settings = TOY | {"task.data_dir": str(data), "evals": json.dumps({"decode": DECODE, "show": samples})}
-    settings |= {"train.epochs": 1, "base.name": "pico-llama", "checkpoint.every": 0}
+    settings |= {"train.epochs": 1, "base.name": four_layers, "base.random_init": False, "checkpoint.every": 0}
     pairs = [f"--config.{key}={value}" for key, value in settings.items() if not key.startswith("adapter.")]
     ended = program("run", f"--config={CONFIG}:model=pico-llama,method=ft-top2", f"--workdir={tmp_path}", *pairs)
     assert ended.status == 0, ended.err

@@ -1,16 +1,13 @@
-"""The programs: --help, bench, plan, kill -9, and what several processes agree on."""
+"""The programs: --help, bench, plan, and what several processes agree on."""
 
 import contextlib
 import json
-import os
-import signal
 import sys
 import threading
 import zlib
 from pathlib import Path
 
 import pytest
-from fakes import SIGNALLED_RUN
 
 from experiments.cli import start_devices
 
@@ -145,24 +142,6 @@ def test_plan_of_a_shape_without_tokenizer(program):
     ended = program("plan", f"--config={name}", "--seq_len=16", *(f"--config.{word}" for word in words))
     assert ended.status == 0, ended.err
     assert "frozen 134,515,008 parameters" in ended.out
-
-
-def test_a_killed_run_ends_with_the_same_bits(start, straight, run, saved, records, toy, tmp_path):
-    """kill -9 after the first checkpoint; dropout, accumulation and SIGTERM are those of test_run's resumed run."""
-    whole = straight("whole").folder
-    changes = dict(checkpoint__every=2, train__eval_steps="(2,)")
-    two = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    first = tmp_path / "run" / "checkpoints" / "2"
-    killed = start(None, SIGNALLED_RUN, "SIGKILL", "--name=run", first, *toy(tmp_path, **changes), XLA_FLAGS=two)
-    _, err = killed.communicate(timeout=200)
-    assert killed.returncode == -signal.SIGKILL, err
-    assert first.is_dir()
-    assert not (tmp_path / "run" / "result.json").exists()
-    ended = run(**changes)
-    assert ended.status == 0, ended.err
-    assert "finished" in ended.out
-    assert saved(ended.folder, 6) == saved(whole, 6)
-    assert records(ended.folder) == records(whole)
 
 
 @pytest.mark.parametrize("verdict", ["refused", "new", "resume", "finished"])
