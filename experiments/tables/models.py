@@ -12,7 +12,7 @@ MODELS = {
     "lora_nlg": ("gpt2-medium", "gpt2-large", "gpt3-175b", "smollm2-135m", "gemma3-270m", "pico-llama"),
     "lora_mnli": ("pico-llama", "smollm2-135m", "gpt2-medium", "gpt2-large", "gpt3-175b"),
 }
-RATES = ("smollm2-135m", "gemma3-270m")  # of configs/sweeps/rates_*.py, held by the same test
+RATES = ("smollm2-135m", "gemma3-270m", "pico-llama")  # of configs/sweeps/rates_*.py, held by the same test
 # Table -> the experiments whose runs it shows; `rates` finds its settings in any.
 SHOWN = {
     "lora_table2": ("lora_glue",),

@@ -25,8 +25,6 @@ CONFIG = "configs/mora_uuid.py"
 # Six steps, and a checkpoint after the last.
 SHORT = TOY | {"train.steps": 6, "train.eval_steps": "()", "checkpoint.every": 0, "checkpoint.keep": 9}
 
-MOST = 200  # compiled steps and evaluations that a process keeps
-ELSEWHERE = ("evals", "eval_every", "eval_steps", "log_every", "start", "stop_at")  # keys of a config
 EVALUATED = {"train__eval_steps": "(2,)"}  # of `run` and `straight`, which are one config
 
 
@@ -60,59 +58,6 @@ def known_orders():
     known = SimpleNamespace(index_shuffle=functools.lru_cache(2**16)(shuffle.index_shuffle.index_shuffle))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "index_shuffle", known)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def known_programs():
-    """A run's step and its evaluations are traced once a process: 0.7 s of a toy run's 1.6, where it is not the first.
-
-    The step by the description by which `kept_step` reads it back on a GPU (config, shapes, shardings, devices,
-    versions, settings), but not by what ELSEWHERE names, which it does not see; evaluations by the same config, and by
-    what else their programs read. A process of its own traces anew.
-    """
-    import jax
-
-    from experiments.session import experiment
-    from lowrank_jax.forms import evaluate
-    from lowrank_jax.train.compiled.kept_step import describe
-
-    known, running, evaluation = {}, [], experiment.Experiment.evaluation
-
-    def seen(section):
-        kept = {key: value for key, value in section.items() if key not in ELSEWHERE}
-        return {key: seen(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-    def one_of(name, make):
-        if name not in known:
-            known[name] = make()
-            if len(known) > MOST:
-                del known[next(iter(known))]
-        return known[name]
-
-    def kept_step(make, arguments, identity, sources):
-        devices = list(jax.tree.leaves(arguments)[0].sharding.mesh.devices.flat)
-        return one_of(describe(arguments, seen(identity), sources, devices), make)
-
-    def evaluated(self, *kind):
-        running.append(f"{seen(self.identity)} {self.mesh} {self.mesh.device_ids.tolist()}")
-        try:
-            return evaluation(self, *kind)
-        finally:
-            running.pop()
-
-    def jit(function, **options):
-        if not running:
-            return jax.jit(function, **options)
-        read = zip(function.__code__.co_freevars, function.__closure__, strict=True)
-        values = {name: repr(cell.cell_contents) for name, cell in read if name in ("limits", "beams")}
-        name = f"{running[-1]} {function.__qualname__} {values} {options}"
-        return one_of(name, lambda: jax.jit(function, **options))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "kept_step", kept_step)
-        patch.setattr(experiment.Experiment, "evaluation", evaluated)
-        patch.setattr(evaluate, "jax", SimpleNamespace(**vars(jax) | {"jit": jit}))
         yield
 
 

@@ -20,7 +20,7 @@ def shapes_alone(monkeypatch):
     """shapes_alone(): from here on experiments.plan does not compile, which takes seconds."""
 
     def begin():
-        monkeypatch.setattr("experiments.session.experiment.Experiment.compile", lambda self, ahead=False: None)
+        monkeypatch.setattr("experiments.session.experiment.Experiment.compile", lambda self, **_: None)
         monkeypatch.setattr("lowrank_jax.train.compiled.memory.check_fits", lambda compiled: None)
 
     return begin

@@ -239,7 +239,7 @@ def test_memory_that_is_short_after_all_has_the_remedies_too(run, program, monke
         ("exporting", export, "export_run", short),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(experiment.Experiment, "compile", lambda self, ahead=False: None)
+            patch.setattr(experiment.Experiment, "compile", lambda self, **_: None)
             patch.setattr(training.loop, "fit", lambda job: ends)
             patch.setattr(experiment.Experiment, "evaluation", lambda *_: Evaluation(short))
             patch.setattr(place, name, fails)
