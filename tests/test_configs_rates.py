@@ -80,6 +80,8 @@ def test_the_grid_of_pairs():
     check_cells(list(laptop.cells.values()))
     plain = next(iter(laptop.cells.values())).plain
     assert (plain["base"]["name"], plain["task"]["pairs"], plain["train"]["steps"]) == ("pico-llama", 64, 50)
+    near = [cell for cell in laptop.cells.values() if cell.stage == "near"]
+    assert {(cell.plain["seed"], cell.plain["task"]["seed"]) for cell in near} == {(0, 0), (1, 1), (2, 2)}
     gemma = grid_of("rates_uuid", "model=gemma3-270m")
     near = [cell for cell in gemma.cells.values() if cell.stage == "near"]
     assert len(near) == 33

@@ -58,7 +58,7 @@ def swept(firsts, choice, overrides, score=""):
     return stages
 
 
-def near(args, stages, seeds, overrides, score=""):
+def near(args, stages, seeds, overrides, score="", drawn=()):
     """(stage, cells): the best rate of `stages` and its two neighbours, by seed.
 
     Args:
@@ -66,9 +66,14 @@ def near(args, stages, seeds, overrides, score=""):
       stages: of `swept`.
       seeds: how many.
       overrides, score: as there.
+      drawn: further keys that take the seed, where a run of another seed would otherwise be the same run.
     """
     cells = [
-        dict(arg=arg, once=True, overrides={**overrides, RATE: best(stages, score, which), "seed": seed})
+        dict(
+            arg=arg,
+            once=True,
+            overrides={**overrides, RATE: best(stages, score, which), **dict.fromkeys(("seed", *drawn), seed)},
+        )
         for arg in args
         for seed in range(seeds)
         for which in ("", "lower", "higher")

@@ -12,6 +12,9 @@ model=pico-llama: the laptop's task (64 pairs in one batch, loss on the value), 
     python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/rates_uuid.py:model=pico-llama \\
         --results=experiments/results/rates_uuid_laptop
 
+Each of its three seeds draws other pairs: with all pairs in one batch, full fine-tuning and MoRA, which starts at zero,
+would otherwise train the same run three times.
+
 model=gemma3-270m: one seed at each row's best rate on SmolLM2 and its two neighbours; SmolLM2's runs come first, and
 are skipped where --results has them (with the same flags). Arguments and stages: configs/hyperparameters/rates.py.
 """
@@ -48,4 +51,5 @@ def stages(arg=None):
     found = rates.swept(firsts, choice, common)
     if choice.model == "gemma3-270m":
         return [*found, rates.near(firsts, found, 1, {**common, **GEMMA})]
-    return [*found, rates.near(firsts, found, choice.seeds, common)]
+    drawn = ("task.seed",) if scale == "laptop" else ()
+    return [*found, rates.near(firsts, found, choice.seeds, common, drawn=drawn)]
