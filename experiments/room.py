@@ -1,6 +1,7 @@
-"""Prints what cells of a sweep need, as JSON, from shapes alone: python -m experiments.room --cells=FILE [--fits].
+"""Prints the memory and parameters of a sweep's cells as JSON: python -m experiments.room --cells=FILE [--fits].
 
-A line on stderr says which program is compiled. With --known=FILE, programs that were counted before are not compiled.
+They are counted on shapes, by compiling each program; a line on stderr says which cell's it is. With --known=FILE,
+programs that were counted before are not compiled again.
 
 The sweep asks in a process of its own, which holds the device no longer than that: for --preview, and for
 --together=auto, which wants to know how many trials of one program fit.
@@ -23,7 +24,7 @@ def define_flags() -> None:
     """The program's flags; not defined at import, as experiments.trials has --cells too."""
     flags.DEFINE_string("cells", None, 'JSON file: [{"name": ..., "config": {...}}]')
     flags.DEFINE_bool("fits", False, "How many trials of a program fit, of the size of the widest of the cells")
-    flags.DEFINE_string("known", None, "JSON file of what programs need; those that are new are added")
+    flags.DEFINE_string("known", None, "JSON file of what was counted before; new programs are added")
     flags.mark_flags_as_required(["cells"])
 
 

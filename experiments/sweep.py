@@ -69,7 +69,7 @@ def define_flags() -> None:
         "lease_seconds", leases.LEASE_SECONDS, "A worker of --root that is silent for so long is dead", lower_bound=1.0
     )
     flags.DEFINE_bool(
-        "retry_failed", False, "Try cells again that failed on a worker of --root, or of --workdir that still runs"
+        "retry_failed", False, "Try cells again that failed on a worker of --root, or in a sweep of --workdir that runs"
     )
     flags.DEFINE_string(
         "together",

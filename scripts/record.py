@@ -1,12 +1,12 @@
-"""Trains the grids of recorded tables with several processes a card: each grid by the command of its own docstring.
+"""Trains the grids of recorded tables, each by the command in its own docstring, with several processes a GPU.
 
-python scripts/record.py rates_gsm8k rates_dolly --data=FOLDER --cards=2 --workers=3
+python scripts/record.py e2e_smollm2 webnlg_smollm2 --data=FOLDER --cards=2 --workers=3
 python scripts/record.py rates_uuid:model=pico-llama mnli_lowdata --seconds=3000 -- --config.tracking.wandb=disabled
 
 A grid is the name of a file in configs/sweeps, or a file, with its arguments after a colon. All processes of a grid
-share --workdir, and none takes a cell that another has; the next grid begins when all of them have ended. What is
-recorded is not trained again, and what was stopped resumes: give the same command again. Of the cards that
-CUDA_VISIBLE_DEVICES lists, if it is set, the first ones are used; several commands can share them (--memory).
+share --workdir, and none takes a cell that another has; the next grid begins when all of them have ended. To resume,
+give the same command again: what is recorded is not trained again. Where CUDA_VISIBLE_DEVICES is set, the first
+--cards GPUs of its list are used. Several such commands can share GPUs, each with a part of their memory (--memory).
 """
 
 import argparse
@@ -29,22 +29,22 @@ from lowrank_jax.core.paths import unknown_name
 GRIDS = Path(__file__).resolve().parents[1] / "configs" / "sweeps"
 PROGRAM = ["python", "-m", "experiments.sweep"]
 FOLDER = "FOLDER"  # what docstrings call the folder of data
-MEMORY = 0.9  # of a card's
+MEMORY = 0.9  # share of a GPU's memory
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LIMIT = 124  # exit status when --seconds are over, as of `timeout`
+LIMIT = 124  # exit status where --seconds ran out; `timeout` has the same
 POLL = 0.2  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: the first grid's that failed, or LIMIT where time was over."""
+    """Runs the command line; returns the status of the first grid that failed, LIMIT if time ran out, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="+", help="names of grids, in the order in which they are trained")
     parser.add_argument("--data", help=f"the folder that a docstring calls {FOLDER}")
-    parser.add_argument("--cards", type=int, default=1, help="GPUs; without one, 1 (default)")
-    parser.add_argument("--workers", type=int, default=1, help="processes a card (1)")
-    parser.add_argument("--memory", type=float, default=MEMORY, help=f"share of a card's, for all workers ({MEMORY})")
+    parser.add_argument("--cards", type=int, default=1, help="GPUs that are used; 1, the default, also on a CPU")
+    parser.add_argument("--workers", type=int, default=1, help="processes a GPU (1)")
+    parser.add_argument("--memory", type=float, default=MEMORY, help=f"share of a GPU's, for all workers ({MEMORY})")
     parser.add_argument("--workdir", default="runs", help="folder of the runs and of the processes' output (runs)")
-    parser.add_argument("--seconds", type=float, help="then stop: runs write a checkpoint and resume next time")
+    parser.add_argument("--seconds", type=float, help="stop after so many: runs save a checkpoint and resume next time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
@@ -107,7 +107,7 @@ def _commands(path: Path) -> list[list[str]]:
 
 
 def train(grid: str, words: Sequence[str], options: argparse.Namespace, cards: Sequence[str], end: float | None) -> int:
-    """Runs a grid's command in --workers processes a card; returns the first status that is not 0, or LIMIT."""
+    """Runs a grid's command in --workers processes a GPU; returns the first status that is not 0, or LIMIT."""
     count = len(cards) * options.workers
     print(f"{grid}: {count} x {shlex.join(words)}", flush=True)
     if options.dry_run:

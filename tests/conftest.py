@@ -17,7 +17,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for `from fuzz import doors`, as `python -m tests.fuzz` does
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's for what it starts in the background: inherited
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job; it is inherited
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = 8

@@ -1,4 +1,4 @@
-"""scripts/environment.sh: which Python it takes, and what it says of a .venv that has another."""
+"""scripts/environment.sh: which Python it takes, and the error where .venv has another."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ NEW = "remove .venv, and the same command makes a new one\n"
 
 @pytest.fixture
 def made(tmp_path):
-    """made(minor of .venv, minor of PYTHON or None) -> what ends of make_environment, whose .venv is complete."""
+    """made(minor of .venv, minor of PYTHON or None) -> the ended process of make_environment, with a complete .venv."""
 
     def fake(path, minor):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def test_an_environment_of_the_same_version_is_used(made, inside, asked):
     ],
 )
 def test_an_environment_of_another_version_is_one_line(made, tmp_path, inside, asked, words):
-    """It was used whatever PYTHON= said."""
+    """Such a .venv was used before, whatever PYTHON= said."""
     done = made(inside, asked)
     line = words.format(tmp_path / "asked") + NEW
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)

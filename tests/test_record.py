@@ -32,7 +32,7 @@ def script():
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_each_grid_has_a_command_of_its_own(script, name):
-    """A file's docstring names itself, its config and where its records go."""
+    """The command in a file's docstring names the file, its config and its records, and FOLDER by that word alone."""
     program, module, sweep, *flags = script.command(name, "folder")
     assert (program, module, sweep) == ("python", "-m", "experiments.sweep")
     given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
@@ -41,6 +41,7 @@ def test_each_grid_has_a_command_of_its_own(script, name):
         "configs",
     )
     assert given["results"]
+    assert given.get("config.task.data_dir", "folder") == "folder"
     assert (ROOT / given["config"].partition(":")[0]).is_file()
 
 

@@ -23,7 +23,8 @@ from configs.common import Count, parse_arg
 from configs.hyperparameters import rates
 
 MODELS = ("smollm2-135m", "gemma3-270m", "pico-llama")
-# Of the ladders, by scale: the best of uuid_table2.py are 1e-3 to 3e-3, and 3e-4; of uuid_laptop.py 3e-3, and 1e-3.
+# The lowest rates that are tried at first. Tables of uuid_table2.py and uuid_laptop.py: adapters 1e-3 to 3e-3 and 3e-3,
+# full fine-tuning 3e-4 and 1e-3.
 FIRST = {"gpu": 3.162e-4, "laptop": 3.162e-4}
 FFT_FIRST = {"gpu": 3.162e-5, "laptop": 1e-4}
 STEPS = {"gpu": 300, "laptop": 50}

@@ -1,9 +1,9 @@
 """Table 14 on SmolLM2-135M: WebNLG by LoRA, MoRA, fine-tuning, Adapter-L and PreLayer, at E2E's rates, three seeds.
 
     python -m experiments.sweep --config=configs/lora_nlg.py --grid=configs/sweeps/webnlg_smollm2.py \\
-        --config.task.data_dir=FOLDER_OF_BOTH --results=experiments/results/e2e_smollm2
+        --config.task.data_dir=FOLDER --results=experiments/results/e2e_smollm2
 
-FOLDER_OF_BOTH has E2E's files in e2e/ and WebNLG's in webnlg/. The rates are those that e2e_smollm2.py chose: its
+FOLDER has E2E's files in e2e/ and WebNLG's in webnlg/. The rates are those that e2e_smollm2.py chose: its
 trials are skipped where --results has them. LoRA has the next smaller rate, as two of its three long runs on E2E
 diverged at the chosen one. Full fine-tuning also has rows at 2e-4, which had the lower loss in E2E's long runs.
 reading=code: the ten categories of the official script count as seen.

@@ -33,7 +33,7 @@ class Faults:
         return {VARIABLE: str(self.file)}
 
     def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """The sections that decide the error which the program of a cell has written, with their values; or {}."""
+        """The config sections that a cell's program has named as the cause of its error, with their values; or {}."""
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -44,7 +44,7 @@ class Faults:
         return found
 
     def learn(self, name: str, sections: Mapping[str, Any]) -> None:
-        """Adds the error of a cell, which another sweep may have run."""
+        """Adds the error of a cell, also of one that another sweep has run."""
         if all(name != known for known, _ in self._known):
             self._known.append((name, dict(sections)))
 

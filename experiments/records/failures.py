@@ -1,4 +1,4 @@
-"""Failures of runs, told to the other sweeps of their folder: while sweeps share a grid, one's verdict is enough."""
+"""Records which runs of a folder failed: other sweeps that run there at the same time do not try them again."""
 
 import collections
 import contextlib
@@ -14,14 +14,14 @@ from typing import Any
 from lowrank_jax.core.json_text import parse
 
 ENDING = ".failed"  # of a file beside the run's folder
-MOST = 64  # verdicts that a sweep holds at most: each is an open file
+MOST = 64  # most files that a sweep keeps open and locked; the ones that it wrote first are released
 
 
 class Failures:
-    """What runs of a folder failed with. A verdict counts for the sweeps that run at the same time as its author.
+    """Which runs of a folder failed, and why. A failure counts for sweeps that run while the one that wrote it does.
 
-    Its author holds a lock on the file until it ends. A sweep that starts later tries the run again: what it failed
-    with may be mended by then.
+    That one keeps the failure's file locked until it ends. A sweep that starts later tries the run again: the cause
+    may be mended by then.
 
     Args:
       folder: of the run folders.
@@ -41,11 +41,11 @@ class Failures:
         return {} if found.get("token") == self._void.get(path.name) else found
 
     def tell(self, name: str, why: str, sections: Mapping[str, Any]) -> None:
-        """Tells the others of a run's failure; its claim is held.
+        """Records a run's failure for the other sweeps; the caller holds the run's claim.
 
         Args:
           why: in a few words.
-          sections: those of its config that alone decide it, with their values; {} where that is not known.
+          sections: those of its config that alone cause it, with their values; {} where they are not known.
         """
         token = uuid.uuid4().hex
         record = {"token": token, "why": why, "by": os.getpid(), "sections": sections}
@@ -53,7 +53,7 @@ class Failures:
         part = path.with_name(f"{path.name}-{token}")
         try:
             file = part.open("w", encoding="utf-8")
-        except OSError:  # a full disk: the others find out by themselves
+        except OSError:  # a full disk, for example: the others try the run, and see for themselves
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -74,7 +74,7 @@ class Failures:
             self._path(name).unlink()
 
     def close(self) -> None:
-        """Ends the time in which a sweep that starts takes this one's verdicts."""
+        """Releases the locks: sweeps that start from now on try again what failed here."""
         while self._mine:
             self._mine.popleft().close()
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether the author of a verdict still runs; others that ask at the same time do not count."""
+    """Whether the sweep that wrote a failure still runs. The lock that is tried is shared: several can ask at once."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

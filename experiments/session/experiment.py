@@ -165,7 +165,7 @@ class Experiment:
 
         Args:
           ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept.
-          counted: its memory alone is of interest; see `compiled.options.counting_options`.
+          counted: only its memory will be read; see `compiled.options.counting_options`.
         """
         return self.compile_step(self.step, self.arguments, ahead, counted)
 

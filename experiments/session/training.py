@@ -24,6 +24,7 @@ from lowrank_jax.core.errors import memory_named
 from lowrank_jax.train import loop, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
 from lowrank_jax.train.compiled import memory
+from lowrank_jax.train.evaluations import Evaluator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Session:
     compiled: Any = None
     merge: Any = None
     compile_seconds: float = 0.0
-    evaluators: Sequence[loop.Evaluator] = ()
+    evaluators: Sequence[Evaluator] = ()
     watch: Watch | None = None
 
     def compile(self) -> None:

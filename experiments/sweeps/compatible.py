@@ -36,7 +36,7 @@ def group_key(plain: dict) -> str:
 
 
 def shapes_key(plain: dict) -> str:
-    """A key that is equal for runs that need the same memory and the same time a step, in one program or not."""
+    """A key that is equal for runs whose steps need the same memory and time, also if they cannot share a program."""
     bare = without(without(plain), FREE)
     return json.dumps({name: value for name, value in bare.items() if value not in ({}, [])}, sort_keys=True)
 

@@ -1,4 +1,4 @@
-"""What programs of cells were found to need: a file beside the run folders, so that a preview compiles each once."""
+"""Keeps what programs of a sweep need (memory, parameters) in a file, for previews to compile each only once."""
 
 import contextlib
 import hashlib
@@ -10,12 +10,12 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.json_text import parse
 
 FILE = "preview.json"
-MOST = 1_000  # programs; the ones that were written first go
+MOST = 1_000  # programs that are kept; the oldest are dropped
 PROGRESS = "program "  # how a line of experiments.room about its progress begins
 
 
 class Counted:
-    """Needs by a digest of everything that they depend on: code, versions, devices, shapes, config.
+    """What programs need, found by a digest of all that it depends on: code, versions, devices, shapes, config.
 
     Args:
       path: of the file; None keeps nothing. One that cannot be read or written counts as empty.

@@ -229,7 +229,7 @@ class Sweep:
             return self.settled.get(cell.name)
 
     def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
-        """What `attempt` ends with for a cell that needs no try: it failed on another worker, or its error is known."""
+        """What `attempt` returns for a cell that is not tried: it failed on another worker, or would as another did."""
         if why := self.known.failure(ready):
             self.say(f"{place} {ready.name}: failed on a worker ({why}); --retry_failed tries it again")
             return f"failed: {why}", None

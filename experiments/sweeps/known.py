@@ -1,4 +1,4 @@
-"""What is known of a sweep's cells without running them: their results and failures, here and at a shared root."""
+"""Which of a sweep's cells have ended or failed already: in its folder, in the recorded results, and at --root."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,13 +71,13 @@ class Known:
 
         Args:
           why: "" where another worker may try it again.
-          sections: of its config, which alone decide that; see `Faults`.
+          sections: those of its config that alone cause the failure; see `Faults`.
         """
         if self.failures and why:
             self.failures.tell(cell.name, why, sections)
 
     def end(self) -> None:
-        """Sweeps that start from now on try again what failed here."""
+        """Lets sweeps that start from now on try again what failed here."""
         if self.failures:
             self.failures.close()
 

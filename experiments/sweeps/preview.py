@@ -53,10 +53,10 @@ def room(
     """The answer of `experiments.room` on (name, plain config) pairs, from a process that then frees the device.
 
     Args:
-      cells: whose needs are asked for.
-      fits: how many trials of one program fit, instead.
+      cells: that are asked about.
+      fits: asks how many trials of one program fit, not what each cell needs.
       known: file of what was counted before; new programs are added.
-      say: is told of the progress.
+      say: called with each line about the progress.
 
     Raises:
       UserError: with the program's own line.
@@ -88,7 +88,7 @@ def room(
 
 @contextlib.contextmanager
 def _started(words: Sequence[str], environment: Mapping[str, str], out: Any) -> Iterator[subprocess.Popen]:
-    """A program whose stderr is read; it ends with the block."""
+    """A running program whose stderr can be read; it is killed where the block raises."""
     with subprocess.Popen(words, env=environment, stdout=out, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -129,7 +129,8 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
     asked: dict[str, str] = {}  # program -> its first cell
     for name, program in programs.items():
         asked.setdefault(program, name)
-    tell(f"counting what {len(cells)} cells need: each of their {len(asked)} programs is compiled, and nothing is run")
+    compiled = f"each of their {len(asked)} programs is compiled, unless {FILE} has it; nothing is run"
+    tell(f"counting what {len(cells)} cells need: {compiled}")
     ask = ask or functools.partial(room, known=sweep.workdir / FILE)
     needs = ask([(name, plains[name]) for name in asked.values()])
     found: dict[str, tuple[str, dict | None]] = {}  # trials come before those that wait for them

@@ -1,4 +1,4 @@
-"""Evaluations of a run: what a config says of each, and the function that makes it."""
+"""Evaluations of a run: the config of each, when it is due, and the function that computes its scores."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

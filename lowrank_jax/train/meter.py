@@ -20,7 +20,7 @@ PIPELINE_DEPTH = 4
 # Of steps of at least so many seconds, none is in flight where the host's work is at most this share of one: a run that
 # is asked to stop would have to wait for all of them, and the device loses no more than that share.
 SLOW_SECONDS, HIDDEN = 1.0, 0.005
-# Steps that a rate is of, at least: the host sees a step's end up to a step late, and of ten steps that is a tenth.
+# Fewest steps that a rate is taken over: the host may see a step's end a step late, which is a tenth of ten steps.
 RATE_STEPS = 10
 MOST = 200  # most characters of a text in the log
 
@@ -72,7 +72,7 @@ class Meter:
         self._depth = 0
         self._tokens = np.zeros(len(configs))
         self._marks = [(seconds, 0.0)] * len(configs)  # (seconds, tokens) at each trial's last record
-        # The same of all trials after each of the last steps, or at this session's start.
+        # (seconds, tokens of all trials) after each of the last steps, and at this session's start.
         self._recent = collections.deque([(seconds, self._tokens.copy())], maxlen=RATE_STEPS)
         self._shown: dict[str, str] = {}
         self.bar = tqdm(
@@ -174,7 +174,8 @@ class Meter:
         """Notes which steps have ended; those that are found together share the time since the one before them.
 
         Args:
-          first: the first that is not noted has ended: its values are read, which one of several devices may give.
+          first: whether the first that is not noted has ended for sure: its values have been read, for which one of
+            several devices is enough.
         """
         unmarked = [entry for entry in self._pending if entry.ended is None]
         ended = unmarked[:first]
@@ -189,7 +190,7 @@ class Meter:
         begun = time.perf_counter()
         values = {name: np.atleast_1d(np.asarray(value)) for name, value in entry.metrics.items()}
         self._waited += time.perf_counter() - begun
-        if entry.ended is None:  # it was waited for, and more may have ended before the system let this process go on
+        if entry.ended is None:  # it was waited for; more steps may have ended before this process was woken
             self._mark(first=True)
         self._pending.popleft()
         assert self._clock is not None  # `start` came before

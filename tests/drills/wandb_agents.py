@@ -86,7 +86,7 @@ def from_wandb(folder: Path) -> list[dict]:
 
 
 def both(folder: Path, ranks: list[int]) -> tuple[list[dict], list[dict]]:
-    """The records of the sweep that agents run below a folder: the JSON lines, and W&B's; by name."""
+    """Runs agents below a folder: the sweep's records from its JSON lines, and from W&B's files, in order of name."""
     agents(folder, ranks)
     kept, of_wandb = read_lines(folder / "kept.jsonl").values(), from_wandb(folder / "shared" / "wandb")
     ours, theirs = (sorted(records, key=lambda record: record["name"]) for records in (kept, of_wandb))

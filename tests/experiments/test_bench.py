@@ -44,7 +44,7 @@ def step_once(group, batch):
 
 
 def test_a_labelled_task_without_its_data():
-    """Labels of the task's own kind, here numbers; a fresh head of small weights begins at the loss of chance."""
+    """Labels are numbers in the task's range; a new head predicts about 0, and the first loss is their mean square."""
     config = config_of("lora_glue.py:task=stsb,batch=8", base__name="toy-bert", base__random_init=True)
     experiment = build(config, seq_len=12)
     batch = random_batch(experiment)
@@ -59,7 +59,7 @@ def test_a_labelled_task_without_its_data():
 
 
 def test_trials_of_a_labelled_task():
-    """Labels are classes."""
+    """Labels are classes; a new head gives all three about the same probability, and the first loss is ln 3."""
     config = config_of("lora_glue.py:task=mnli,batch=8", base__name="toy-bert", base__random_init=True)
     group = TrialGroup([config, config], seq_len=12)
     batch, want = random_batch(group.lead, 2), group.lead.abstract_batch

@@ -1,4 +1,4 @@
-"""Sweeps that share a folder: what one of them failed with is not tried by the others, until all have ended."""
+"""Sweeps that share a folder: a cell that failed in one is not tried by others that run at the same time."""
 
 import sys
 
@@ -27,7 +27,7 @@ def trials(place, monkeypatch):
 
 
 def during(sweep, act):
-    """Calls `act` when a sweep has settled its cells and has not ended yet."""
+    """Calls `act` when all cells of a sweep have a state, before it ends."""
     end = sweep.known.end
     sweep.known.end = lambda: (act(), end())
 
@@ -65,7 +65,7 @@ def test_one_try_is_enough_for_sweeps_that_run_together(place):
 
 
 def test_a_sweep_that_starts_later_tries_again(place):
-    """What was wrong may be mended: of sweeps that have ended no verdict counts, whatever they left behind."""
+    """What was wrong may be mended: failures of sweeps that have ended do not count, though their files are there."""
     behave(place, **FAILING)
     first, _ = worker(place)
     cells = [cell for cell in first.grid.select() if not cell.trials]
@@ -78,7 +78,7 @@ def test_a_sweep_that_starts_later_tries_again(place):
 
 
 def test_cells_of_the_same_mistake_are_not_tried_by_another_sweep_either(place):
-    """The base and the task are those of all cells: one try of one worker, and its line."""
+    """All cells have the base and the task of the one that failed: one sweep tries one cell, and prints one line."""
     behave(place, **{"": "mistake"})
     (first, _), (second, said) = worker(place), worker(place)
     cells = [cell for cell in first.grid.select() if not cell.trials]
@@ -138,7 +138,7 @@ def test_the_preview_shows_what_failed_while_its_sweep_runs(place):
     assert "3 finished, 2 to run" in preview.preview(worker(place)[0], cells, ask).splitlines()[-1]
 
 
-def test_verdicts_that_cannot_be_written_or_read_count_as_none(tmp_path):
+def test_failures_that_cannot_be_written_or_read_do_not_count(tmp_path):
     ours = Failures(tmp_path / "runs")
     ours.tell("a", "why", {})  # no such folder
     (tmp_path / "runs").mkdir()
@@ -152,7 +152,7 @@ def test_verdicts_that_cannot_be_written_or_read_count_as_none(tmp_path):
         "list.failed",
         "text.failed",
     ]
-    for number in range(MOST + 3):  # no more files are held open; those are told all the same
+    for number in range(MOST + 3):  # only MOST files are kept open; the others are written all the same
         ours.tell(f"run{number}", "why", {})
     assert len(ours._mine) == MOST
     assert len([*(tmp_path / "runs").glob("run*.failed")]) == MOST + 3

@@ -98,7 +98,7 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
     assert re.findall(r"program (.*)", capfd.readouterr().err) == ["1 of 2: one", "2 of 2: bad"]
     experiment = build(unpack_run(plain))
     run = memory.memory_report(experiment.compile())
-    assert found["one"]["bytes"] == run.needed * len(jax.local_devices())  # compiled as for a run, it needs as much
+    assert found["one"]["bytes"] == run.needed * len(jax.local_devices())  # as with a run's options
     with monkeypatch.context() as patch:  # a second time nothing is compiled
         patch.setattr(Experiment, "compile", None)
         again = room.answer([{"name": "one", "config": plain}], False, str(tmp_path / "known.json"))["one"]
@@ -146,7 +146,7 @@ def program(tmp_path, monkeypatch):
 
 
 def test_auto_asks_once_a_program_and_a_failing_count_is_said(sweep, program, capfd):
-    """It says what it does before it asks, and passes on which program is compiled."""
+    """It says what it does before it asks, and repeats the line of each program that is compiled."""
     said = []
     count = preview.trials_that_fit(said.append)
     cells = [(cell.name, cell.plain) for cell in sweep.grid.select("method=fft") if not cell.trials]
@@ -168,7 +168,7 @@ def test_auto_asks_once_a_program_and_a_failing_count_is_said(sweep, program, ca
 
 
 def test_the_preview_says_at_once_what_it_does(sweep, program, capfd):
-    """Its progress goes to stderr, and what earlier previews have counted is known to the program."""
+    """Its progress goes to stderr, and the program is given the file of what earlier previews have counted."""
     cells = sweep.grid.select()
     lines = rows(preview.preview(sweep, cells))
     assert len(lines) == 7
@@ -177,13 +177,13 @@ def test_the_preview_says_at_once_what_it_does(sweep, program, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "counting what 7 cells need: each of their 2 programs is compiled, and nothing is run",
+        "counting what 7 cells need: each of their 2 programs is compiled, unless preview.json has it; nothing is run",
         *(f"program {place} of 2: {name}" for place, name in enumerate(asked[0][1], 1)),
     ]
 
 
 def test_cells_of_equal_shapes_are_one_program():
-    """Also where they cannot be trained in one: merges change the base, and a seed draws it."""
+    """Also runs that cannot share a program: with merges each changes its base, and a seed draws random weights."""
     plain = {
         "seed": 0, "optimizer": {"learning_rate": 1e-3}, "adapter": {"method": "lora", "rank": 8, "alpha": 16},
         "restart": {"every": 5}, "base": {"random_init": True}, "schedule": {},

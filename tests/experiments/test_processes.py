@@ -127,8 +127,8 @@ def test_two_processes_resume_a_run_where_one_died_and_make_that_of_one_process(
 ):
     """Process 0 alone writes and prints; what one process with as many devices made has the same bits.
 
-    The one that writes is killed (kill -9) after the first checkpoint. Those that resume run the command that
-    scripts/pod prints; one process goes on from what two saved, too.
+    The process that writes is killed (kill -9) after the first checkpoint. Two processes resume by the command that
+    scripts/pod prints, and one process alone resumes from the same checkpoint.
     """
     alone = straight("alone").folder
     words = toy(tmp_path, train__eval_steps="()", checkpoint__every=2)  # of those that end early, none decodes

@@ -83,7 +83,7 @@ def alone(method, trainable):
     ],
 )
 def test_sharded_steps_equal_one_device(method, sizes):
-    """On meshes of one axis and of several; LoRA and the whole model, on two meshes of several, are below."""
+    """A mesh of one axis and one of two; LoRA on (1, 4, 2) and the whole model on (2, 2, 2) are in the next test."""
     reference, metrics_alone, _ = alone(method, "adapters")
     state, metrics, frozen = run(make_mesh(MeshConfig(*sizes)), method)
     np.testing.assert_allclose(metrics["loss"], metrics_alone["loss"], rtol=1e-5)
@@ -95,7 +95,7 @@ def test_sharded_steps_equal_one_device(method, sizes):
 
 
 # Devices of each of two processes -> method, trained leaves and mesh, of which one axis lies between the processes:
-# fsdp and data here, tensor there. Data with one device each is the run of experiments/test_processes.
+# fsdp and data with four devices each, tensor with one. Data with one each is tested in experiments/test_processes.
 RUNS = {
     4: ("lora adapters 1 4 2", "none full 2 2 2"),
     1: ("mora+lin adapters 1 1 2",),
@@ -124,7 +124,7 @@ if index == "0":
 
 @pytest.mark.parametrize("devices", RUNS)
 def test_two_processes_equal_one_device(tmp_path, devices):
-    """The suite's last two topologies; scripts/compare_processes.py compares every method on every mesh of them."""
+    """Two processes of four devices or of one; scripts/compare_processes.py has every method on all their meshes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"

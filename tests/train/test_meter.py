@@ -1,4 +1,4 @@
-"""Rates of steps on a device that runs ahead of the host, which looks late: after a pause, in a log, by the system."""
+"""Tokens a second where the host notices late that steps have ended: it was not woken, or was writing a record."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ HOST = 1e-3  # what the host does for a step
 
 
 class Later:
-    """A step's metric, which the device has by `ended`; to wait for it moves the clock there, and on by `late`."""
+    """A step's metric, which is ready at `ended`; waiting for it sets the clock to `late` seconds after."""
 
     def __init__(self, value, ended, clock, late):
         self.value, self.ended, self.clock, self.late = value, ended, clock, late
@@ -26,7 +26,7 @@ class Later:
 
 
 class Device(Recorder):
-    """Runs one step after another, and the host does not wait for it.
+    """Runs one step after another, while the host goes on without waiting.
 
     Args:
       late: step -> seconds that the host wakes up too late from waiting for it.
@@ -57,7 +57,7 @@ class Device(Recorder):
 @pytest.mark.parametrize("busy", [0.2, 0.45, 0.93, 1.9, 2.49])
 @pytest.mark.parametrize("kind", ["late", "busy"])
 def test_no_rate_is_far_above_the_devices(clock, kind, busy, start):
-    """A host that looks late sees some steps end together, and another a moment later: up to 2,000 times the rate."""
+    """A late host sees some steps end together and the next just after them: its rate was 2,000 times the true one."""
     at = dict.fromkeys((start + 1, start + 9, start + 10, start + 23), busy)  # 9: the first after the evaluation
     device = Device(clock, **{kind: at})
     evaluators = [Evaluator("", LoopConfig.evaluates_at, score)]

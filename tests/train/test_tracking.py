@@ -179,7 +179,7 @@ def test_asking_for_what_is_not_there_is_an_error(tmp_path, monkeypatch, capsys)
 
 
 def last_summary(file):
-    """What W&B's own reader says of the summary of an offline run."""
+    """The summary of an offline run, by W&B's own reader."""
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     values = {}

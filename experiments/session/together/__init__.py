@@ -1,1 +1,1 @@
-"""Several processes that make one run: started together, agreed, and ended together."""
+"""Runs of several processes: how these start, agree on what to do, notice a lost one, and end together."""

@@ -8,7 +8,7 @@ from experiments.records.text_table import number
 from experiments.tables.nlg.rows import NOT_RUN, Column, NlgRow
 from experiments.tables.table import Table, span
 
-WORDS = {  # of a row's name -> what they mean
+WORDS = {  # regular expression of a word in a row's name -> what it means
     r"p\d+i\d+": "p8i5 and the like: 8 virtual tokens before the prompt, and 5 between prompt and completion.",
     "code": "code: where the paper and its authors' script differ, as in the script.",
 }

@@ -1,1 +1,1 @@
-"""The leaves of a plan: made, read by a step, folded into kernels and taken out again."""
+"""The arrays of adapters: created, prepared for a step, merged into kernels and taken out again."""

@@ -1,1 +1,1 @@
-"""The compiled step: XLA's options for it, its memory beside the device's, and steps kept for later starts."""
+"""The compiled step: XLA's options for it, its memory compared with the device's, and steps kept for later starts."""

@@ -65,10 +65,11 @@ def loss_unroll(device: Any) -> int:
 
 
 def counting_options(device: Any) -> dict[str, bool | int | str] | None:
-    """XLA options for a program that is compiled for its memory alone; None for XLA's own.
+    """XLA options for a program that is compiled only to count its memory; None for XLA's defaults.
 
-    On a CPU, buffers are assigned before LLVM runs, whose optimisation is about half of the compilation. Where jax's
-    compilation cache is set, the run's own options are kept: the run then reads the program back.
+    On a CPU, XLA assigns buffers before LLVM optimises, which is about half of the compilation (pico-llama, LoRA r=8:
+    6.2 s of CPU with it, 3.0 s without). Where jax's compilation cache is set, nothing is left out: the run then reads
+    the program from there.
     """
     if device.platform != "cpu" or jax.config.values["jax_compilation_cache_dir"]:
         return None

@@ -1,4 +1,4 @@
-"""The JSON lines of a run's folder: metrics, samples, decoded texts; read back, and cut where a run goes on."""
+"""Reads the JSON-lines files of a run's folder (metrics, samples, decoded texts), and cuts them where it resumes."""
 
 import contextlib
 import json

@@ -25,7 +25,7 @@ class TrackingConfig:
         or `disabled`.
       project, group: as W&B shows them; the group of a sweep's runs is the sweep.
       tags: your own; a run's method, rank, rate, seed, task and base are added.
-      backend: `wandb`, or `trackio`, which keeps records on this machine alone; then the key `wandb` says nothing.
+      backend: `wandb`, or `trackio`, which keeps records on this machine alone; then the key `wandb` is ignored.
       observe_every: steps between records of MFU, memory and so on (docs/reliability.md); 0: none.
     """
 

@@ -1,4 +1,4 @@
-"""The records of a run: JSON lines in its folder, and the same in W&B, written by process 0 alone."""
+"""Writes the records of a run: JSON lines in its folder, and the same in W&B or trackio, by process 0 alone."""
 
 import json
 import math
@@ -149,7 +149,7 @@ class Tracker:
         """Sets the run's headline values in W&B, in place of what was logged under these names."""
 
         def set_values(run: Any) -> None:
-            run.log({})  # ends the open step: W&B would take its values for the summary when it is written, after these
+            run.log({})  # ends the open step, whose values W&B would otherwise write over these
             run.summary.update({key: _plain(value) for key, value in values.items()})
 
         self._try(set_values)
