@@ -4,25 +4,30 @@ python scripts/record.py e2e_smollm2 webnlg_smollm2 --data=FOLDER --cards=2 --wo
 python scripts/record.py rates_uuid:model=pico-llama mnli_lowdata --seconds=3000 -- --config.tracking.wandb=disabled
 
 A grid is the name of a file in configs/sweeps, or a file, with its arguments after a colon. All processes of a grid
-share --workdir, and none takes a cell that another has; the next grid begins when all of them have ended. To resume,
-give the same command again: what is recorded is not trained again. Where CUDA_VISIBLE_DEVICES is set, the first
---cards GPUs of its list are used. Several such commands can share GPUs, each with a part of their memory (--memory).
+share --workdir, and none takes a cell that another has; the next grid begins when all of them have ended. What is
+recorded is not trained again, and what was stopped resumes: give the same command again. Of the cards that
+CUDA_VISIBLE_DEVICES lists, if it is set, the first ones are used; several commands can share them (--memory).
+Ctrl-C or SIGTERM stops the processes, whose runs write a checkpoint first; after a second Ctrl-C they write nothing.
 """
 
 import argparse
 import ast
+import contextlib
+import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
-from lowrank_jax.core.errors import UserError, front_door, report
+from lowrank_jax.core.errors import UserError, front_door, one_line, report
 from lowrank_jax.core.files import read_bytes
 from lowrank_jax.core.paths import unknown_name
 
@@ -52,19 +57,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.cards < 1 or options.workers < 1 or not 0 < options.memory <= 1:
             raise UserError("--cards and --workers are at least 1, and --memory is more than 0 and at most 1")
-        names = os.environ[VISIBLE].split(",") if os.environ.get(VISIBLE) else [*map(str, range(options.cards))]
-        if options.cards > len(names):
-            raise UserError(f"--cards={options.cards}, and {VISIBLE}={os.environ[VISIBLE]} lists fewer")
+        if options.seconds is not None and not (0 < options.seconds < math.inf):
+            raise UserError(f"--seconds={options.seconds:g} is no time above 0; leave it out to train to the end")
+        names = cards(options.cards)
         commands = [[*command(grid, options.data), f"--workdir={options.workdir}"] for grid in options.grids]
         commands = [[*one, *words[cut + 1 :]] for one in commands]
         end = time.monotonic() + options.seconds if options.seconds else None
         for grid, one in zip(options.grids, commands, strict=True):
-            status = train(grid, one, options, names[: options.cards], end)
+            status = train(grid, one, options, names, end)
             if status:
                 return status
     except UserError as error:
         return report(error)
     return 0
+
+
+def cards(count: int) -> list[str]:
+    """The first cards of CUDA_VISIBLE_DEVICES; the device's own numbers where it is not set, [""] where it is empty.
+
+    Raises:
+      UserError: it lists fewer.
+    """
+    if (listed := os.environ.get(VISIBLE)) is None:
+        return [*map(str, range(count))]
+    names = [name for word in listed.split(",") if (name := word.strip())] or [""]  # "": no card, the CPU
+    if count > len(names):
+        raise UserError(f"--cards={count}, and {VISIBLE}={listed} lists fewer")
+    return names[:count]
 
 
 def command(grid: str, data: str | None) -> list[str]:
@@ -100,47 +119,96 @@ def command(grid: str, data: str | None) -> list[str]:
 
 def _commands(path: Path) -> list[list[str]]:
     """The words of each command in a file's docstring; a command's lines end with a backslash, but for its last."""
-    text = ast.get_docstring(ast.parse(read_bytes(path, "no such grid"))) or ""
-    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines if line.startswith(" ".join(PROGRAM))]
+    try:
+        text = ast.get_docstring(ast.parse(read_bytes(path, "no such grid"))) or ""
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Python: {one_line(error)}") from None
+    words = []
+    for line in re.sub(r"\\[ \t]*\n", " ", text).splitlines():
+        if line.strip().startswith(" ".join(PROGRAM)):
+            with contextlib.suppress(ValueError):  # prose with an apostrophe, a quote that does not end
+                words.append(shlex.split(line, comments=True))
     return [one for one in words if any(word.startswith("--grid=") for word in one)]
 
 
-def train(grid: str, words: Sequence[str], options: argparse.Namespace, cards: Sequence[str], end: float | None) -> int:
+def train(grid: str, words: Sequence[str], options: argparse.Namespace, names: Sequence[str], end: float | None) -> int:
     """Runs a grid's command in --workers processes a GPU; returns the first status that is not 0, or LIMIT."""
-    count = len(cards) * options.workers
+    count = len(names) * options.workers
     print(f"{grid}: {count} x {shlex.join(words)}", flush=True)
     if options.dry_run:
         return 0
     folder = Path(options.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    started, outputs = [], []
-    for index in range(count):
-        own = {VISIBLE: cards[index % len(cards)]}
-        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{options.memory / options.workers:.3f}"
-        outputs.append(folder / f"record-{grid.partition(':')[0].removesuffix('.py').rpartition('/')[2]}-{index}.log")
-        with open(outputs[-1], "ab") as output:
-            run = [sys.executable, *words[1:]]
-            started.append(subprocess.Popen(run, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT))
-    late = False
-    try:
-        while any(one.poll() is None for one in started):
-            if end is not None and time.monotonic() > end and not late:
-                late = True
-                _stop(started)
-            time.sleep(POLL)
-    except KeyboardInterrupt:
-        _stop(started)
-        raise
-    for one, output in zip(started, outputs, strict=True):
-        print(f"{output}: status {one.returncode}", flush=True)
+    if end is not None and time.monotonic() > end:
+        return LIMIT
+    stem = grid.partition(":")[0].removesuffix(".py").rpartition("/")[2]
+    outputs = [folder / f"record-{stem}-{index}.log" for index in range(count)]
+    started, late = [], False
+    with _terminable():
+        try:
+            for index, path in enumerate(outputs):
+                own = {VISIBLE: names[index % len(names)]}
+                own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{options.memory / options.workers:.3f}"
+                started.append(_start([sys.executable, *words[1:]], {**os.environ, **own}, path))
+            while any(one.poll() is None for one in started):
+                if end is not None and time.monotonic() > end and not late:
+                    late = True
+                    _stop(started)
+                time.sleep(POLL)
+        finally:
+            _end(started)
+    for one, path in zip(started, outputs, strict=True):
+        print(f"{path}: status {one.returncode}", flush=True)
     return LIMIT if late else next((one.returncode for one in started if one.returncode), 0)
+
+
+def _start(words: Sequence[str], environment: Mapping[str, str], path: Path) -> subprocess.Popen:
+    """A process whose output is added to a file; in a group of its own, so that a terminal's Ctrl-C comes here alone.
+
+    A sweep that hears two signals does not wait for its run.
+    """
+    with open(path, "ab") as output:
+        return subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+        )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it the first SIGTERM, or a terminal that closes, raises SystemExit; one that is ignored stays so."""
+
+    def leave(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, before[number])
 
 
 def _stop(started: Sequence[subprocess.Popen]) -> None:
     for one in started:
         if one.poll() is None:
             one.send_signal(signal.SIGTERM)
+
+
+def _end(started: Sequence[subprocess.Popen]) -> None:
+    """Stops processes and waits for their end; a Ctrl-C meanwhile ends them and their runs at once."""
+    _stop(started)
+    try:
+        for one in started:
+            one.wait()
+    except KeyboardInterrupt:
+        for one in started:
+            if one.poll() is None:
+                os.killpg(one.pid, signal.SIGINT)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """scripts/record.py: each grid's own command, as many processes as were asked for, and one-line errors."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,22 @@ while Path("wait").exists():
     time.sleep(0.05)
 print("said")
 sys.exit(int("--fail" in sys.argv))
+"""
+# One that saves when it is asked to stop, and takes its time; a second signal would be a second line.
+SAVES = """
+import os, signal, sys, time
+from pathlib import Path
+def stop(number, _):
+    print("asked", flush=True)
+    asked.append(number)
+asked = []
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, stop)
+Path("ready").touch()
+while not asked:
+    time.sleep(0.05)
+time.sleep(0.5)
+print("saved", flush=True)
 """
 
 
@@ -106,9 +126,71 @@ def test_when_time_is_over_the_processes_are_told_to_stop(script, place, capsys)
     assert "two.py" not in said
 
 
+@pytest.mark.parametrize(("listed", "given"), [("", [""]), (" ", [""]), ("0, 1", ["0", "1"]), ("4,,5,", ["4", "5"])])
+def test_cards_in_the_environment_by_other_hands(script, place, monkeypatch, capsys, listed, given):
+    """An empty list is none, as for CUDA: the CPU. Spaces and commas too many are no names."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert script.main(["one.py", f"--cards={len(given)}"]) == 0
+    assert [one[1] for one in seen(place)] == given
+    assert script.main(["one.py", f"--cards={len(given) + 1}"]) == 2
+    assert "lists fewer" in capsys.readouterr().err
+
+
+def test_commands_are_found_among_other_lines(script, place):
+    """Prose that begins like a command, a comment with an apostrophe, spaces after a backslash, a quoted value."""
+    (place / "odd.py").write_text(
+        'r"""Cells.\n\npython -m experiments.sweep trains Llama\'s layers.\n\n'
+        "    python -m experiments.sweep --config='my c.py' \\ \n        --grid=odd.py  # an hour's work\n\"\"\"\n"
+    )
+    assert script.command("odd.py", None)[3:] == ["--config=my c.py", "--grid=odd.py"]
+
+
+def test_no_process_stays_behind_one_that_cannot_start(script, place, monkeypatch):
+    (place / "wait").touch()
+    (place / "w" / "record-one-1.log").mkdir(parents=True)
+    started, start = [], script._start
+    monkeypatch.setattr(script, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    with pytest.raises(IsADirectoryError):
+        script.main(["one.py", "--workers=2", "--workdir=w"])
+    assert [one.returncode for one in started] == [-signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda one: str(one)
+)
+def test_a_signal_is_passed_on_once_and_the_processes_end_first(place, number, status):
+    """Where the terminal sends it to all processes, too."""
+    (place / "experiments" / "sweep.py").write_text(SAVES)
+    words = [sys.executable, str(ROOT / "scripts" / "record.py"), "one.py"]
+    one = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear)
+    while not (place / "ready").exists() and one.poll() is None:
+        time.sleep(0.05)
+    os.killpg(one.pid, number)
+    one.communicate()
+    assert one.returncode == status
+    assert (place / "runs" / "record-one-0.log").read_text() == "asked\nsaved\n"
+
+
+def hear():
+    """In a shell's background signals may be ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_bad_input_is_one_line(script, place, capsys):
     (place / "bare.py").write_text('"""Cells."""\n')
+    (place / "cut.py").write_text('"""Cells.\n')
+    (place / "nul.py").write_bytes(b'"""\0"""\n')
+    (place / "bytes.py").write_bytes(b'"""\xff"""\n')
+    (place / "quote.py").write_text('"""python -m experiments.sweep --config=c --grid=\'quote.py\n"""\n')
     for words, said in (
+        (["cut.py"], "cut.py cannot be read as Python: unterminated"),
+        (["nul.py"], "nul.py cannot be read as Python: "),
+        (["bytes.py"], "bytes.py cannot be read as Python: "),
+        (["quote.py"], "the docstring of quote.py has no line"),
+        (["one.py", "--seconds=0"], "--seconds=0 is no time above 0"),
+        (["one.py", "--seconds=-1"], "--seconds=-1 is no time above 0"),
+        (["one.py", "--seconds=nan"], "--seconds=nan is no time above 0"),
         (["mnli_lowdat"], "unknown grid 'mnli_lowdat'; did you mean mnli_lowdata"),
         (["bare.py"], "the docstring of bare.py has no line"),
         (["e2e_ranks"], "e2e_ranks reads data: give --data=FOLDER"),

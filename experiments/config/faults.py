@@ -1,5 +1,6 @@
 """Tells a sweep which sections of a config an error is of: cells that share these sections would all end with it."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,7 +30,9 @@ class Faults:
         self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
 
     def environment(self) -> dict[str, str]:
-        """What the program of a cell is given besides its own environment."""
+        """What the program of a cell, which is started next, is given besides its own environment."""
+        with contextlib.suppress(OSError):  # of a sweep that was killed, and had the same process id
+            self.file.unlink()
         return {VARIABLE: str(self.file)}
 
     def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +42,8 @@ class Faults:
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
+        if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
+            return {}
         found = {section: plain.get(section) for section in sections}
         self.learn(name, found)
         return found

@@ -87,7 +87,8 @@ def _read(path: Path) -> dict[str, Any]:
         found = parse(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    whole = isinstance(found, dict) and isinstance(found.get("token"), str) and isinstance(found.get("sections"), dict)
+    return found if whole else {}
 
 
 def _is_held(path: Path) -> bool:

@@ -23,24 +23,28 @@ class Counted:
 
     def __init__(self, path: str | Path | None):
         self.path = Path(path) if path else None
-        self._found: dict[str, Any] = {}
-        if self.path:
-            with contextlib.suppress(OSError, ValueError):
-                there = parse(self.path.read_bytes())
-                self._found = there if isinstance(there, dict) else {}
+        self._found = self._read()
 
     def get(self, described: str) -> dict[str, Any] | None:
         """The needs of a program; None where it was not counted before."""
         found = self._found.get(_digest(described))
-        return found if isinstance(found, dict) and "trainable" in found and "bytes" in found else None
+        if not isinstance(found, dict) or not isinstance(found.get("trainable"), int):
+            return None
+        return found if isinstance(found.get("bytes", ""), int | None) else None
 
     def put(self, described: str, needs: dict[str, Any]) -> None:
-        """Keeps what a program needs."""
-        self._found[_digest(described)] = needs
+        """Keeps what a program needs, beside what other previews have counted meanwhile."""
+        self._found = {**self._found, **self._read(), _digest(described): needs}
         if self.path:
             newest = list(self._found.items())[-MOST:]
             with contextlib.suppress(UserError, OSError):
                 write_json(self.path, dict(newest))
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            there = parse(self.path.read_bytes()) if self.path else {}
+            return there if isinstance(there, dict) else {}
+        return {}
 
 
 def _digest(described: str) -> str:

@@ -69,7 +69,7 @@ class Sweep:
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
         self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
         self.child: subprocess.Popen | None = None
-        self.faults = Faults(self.workdir / f"fault-{os.getpid()}.json")
+        self.faults = Faults(self.workdir / f"fault-{os.uname().nodename}-{os.getpid()}.json")
         self.known = Known(self.workdir, results, root, retry_failed, self.faults)
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:

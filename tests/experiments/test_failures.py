@@ -6,6 +6,7 @@ import pytest
 from fakes import FAKE_TRIALS
 from sweeps import behave, make, ran
 
+from experiments.config.faults import Faults
 from experiments.records import claims
 from experiments.records.failures import MOST, Failures
 from experiments.sweeps import engine, preview
@@ -156,3 +157,33 @@ def test_failures_that_cannot_be_written_or_read_do_not_count(tmp_path):
         ours.tell(f"run{number}", "why", {})
     assert len(ours._mine) == MOST
     assert len([*(tmp_path / "runs").glob("run*.failed")]) == MOST + 3
+
+
+@pytest.mark.parametrize(
+    "damaged", ['{"token": "t", "sections": 5}', '{"token": "t", "sections": [1]}', '{"why": "w"}']
+)
+def test_a_damaged_verdict_counts_as_none(place, damaged):
+    sweep, _ = worker(place)
+    cell = sweep.grid.select()[0]
+    (place / "runs").mkdir(exist_ok=True)
+    (place / "runs" / f"{cell.name}.failed").write_text(damaged)
+    assert sweep.run([cell])[cell.name] == "finished"
+
+
+def test_what_an_earlier_process_of_the_same_id_left_is_no_fault_of_a_cell(place):
+    """In containers process ids repeat."""
+    behave(place, **{"": "fail"})
+    sweep, _ = worker(place)
+    sweep.faults.file.parent.mkdir(exist_ok=True)
+    sweep.faults.file.write_text('["base"]')
+    cells = [cell for cell in sweep.grid.select() if not cell.trials]
+    assert set(sweep.run(cells).values()) == {"failed: exit status 3"}
+    assert len(ran(place)) == len(cells)
+
+
+@pytest.mark.parametrize("damaged", ["5", "null", '[["base"]]', '{"base": 1}'])
+def test_a_damaged_fault_counts_as_none(tmp_path, damaged):
+    faults = Faults(tmp_path / "fault.json")
+    faults.file.write_text(damaged)
+    assert faults.take("a", {"base": 1}) == {}
+    assert faults.shared_by({"base": 1}) == ""

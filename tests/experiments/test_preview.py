@@ -211,3 +211,20 @@ def test_what_is_known_is_kept_and_a_damaged_file_counts_as_none(tmp_path):
     assert len(json.loads(path.read_text())) == counted.MOST
     counted.Counted(tmp_path / "known.json" / "below").put("one", {})  # it cannot be written
     counted.Counted(None).put("one", {})
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"trainable": "x", "bytes": 1}, {"trainable": [1], "bytes": None}, {"trainable": 1, "bytes": "y"}]
+)
+def test_damaged_needs_are_counted_again(tmp_path, damaged):
+    path = tmp_path / counted.FILE
+    path.write_text(json.dumps({counted._digest("one"): damaged}))
+    assert counted.Counted(path).get("one") is None
+
+
+def test_previews_at_the_same_time_keep_what_each_has_counted(tmp_path):
+    first, second = counted.Counted(tmp_path / counted.FILE), counted.Counted(tmp_path / counted.FILE)
+    first.put("one", {"trainable": 1, "bytes": 1})
+    second.put("two", {"trainable": 2, "bytes": None})
+    found = counted.Counted(tmp_path / counted.FILE)
+    assert (found.get("one"), found.get("two")) == ({"trainable": 1, "bytes": 1}, {"trainable": 2, "bytes": None})
