@@ -56,6 +56,12 @@ if ending == "mistake":
     with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
         json.dump(["base", "task"], out)
     sys.exit(2)
+if ending == "memory":
+    with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
+        json.dump("here", out)
+    sys.exit(2)
+if ending == "traceback":
+    sys.exit(1)
 if ending == "silent":
     sys.exit(0)
 arg = flags["config"].partition(":")[2]

@@ -9,13 +9,15 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
+HERE = "here"  # instead of sections: `UserError.here`
 VARIABLE = "LOWRANK_JAX_FAULT_FILE"  # where a run's program writes its error, for the sweep that has started it
 
 
 def tell(error: UserError) -> None:
-    """Writes which sections alone decide that the error is raised, where a sweep asks for it and that is known."""
-    if error.sections and (path := os.environ.get(VARIABLE)):
-        Path(path).write_text(json.dumps(list(error.sections)), encoding="utf-8")
+    """Writes which sections alone decide that the error is raised, or HERE, where a sweep asks for it."""
+    found = HERE if error.here else list(error.sections)
+    if found and (path := os.environ.get(VARIABLE)):
+        Path(path).write_text(json.dumps(found), encoding="utf-8")
 
 
 class Faults:
@@ -35,13 +37,18 @@ class Faults:
             self.file.unlink()
         return {VARIABLE: str(self.file)}
 
-    def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """The config sections that a cell's program has named as the cause of its error, with their values; or {}."""
+    def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The config sections that a cell's program has named as the cause of its error, with their values; or {}.
+
+        None where the error is of this machine alone.
+        """
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
+        if sections == HERE:
+            return None
         if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
             return {}
         found = {section: plain.get(section) for section in sections}

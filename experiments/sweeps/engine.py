@@ -30,6 +30,7 @@ TRIALS_PROGRAM = (sys.executable, "-m", "experiments.trials")
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
 GROUP_VARIABLE = "WANDB_RUN_GROUP"  # train.tracking's, which imports jax
 POLL_SECONDS = 5.0  # how often cells claimed by other sweeps are checked again
+TRACEBACK = 1  # exit status of Python
 NO_FAULT = (INTERRUPTED, LOST)  # exit statuses of a run that another worker may go on with
 
 
@@ -156,7 +157,7 @@ class Sweep:
                 result = self.known.recorded(ready, claim)
                 self.known.share_offline(ready)
                 if result is None:
-                    self.known.fail(ready, fault_of(status), self.faults.take(ready.name, ready.plain))
+                    self.known.fail(ready, fault_of(status), self.cause(status, ready))
                     claim.release(fault_of(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
@@ -210,7 +211,7 @@ class Sweep:
             place = f"[{len(self.settled) + 1}-{len(self.settled) + len(mine)}/{total}]"
             self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
-            sections = self.faults.take(first.name, ready[0][1].plain)
+            sections = self.cause(status, ready[0][1])
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
@@ -227,6 +228,11 @@ class Sweep:
                 self.say(f"{place} {one.name}: {state}")
                 self.settled[listed.name] = (state, result)
             return self.settled.get(cell.name)
+
+    def cause(self, status: int, cell: Cell) -> dict[str, Any] | None:
+        """The sections that caused a failure; None for a traceback, as of a broken GPU, and a lack of memory."""
+        found = self.faults.take(cell.name, cell.plain)
+        return None if status == TRACEBACK else found
 
     def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
         """What `attempt` returns for a cell that is not tried: it failed on another worker, or would as another did."""

@@ -66,14 +66,14 @@ class Known:
             self.faults.learn(cell.name, sections)
         return f"{found.get('why')} in process {found.get('by')}" if found else ""
 
-    def fail(self, cell: Cell, why: str, sections: Mapping[str, Any]) -> None:
+    def fail(self, cell: Cell, why: str, sections: Mapping[str, Any] | None) -> None:
         """Tells the other sweeps of the folder that a cell failed, before its claim is released.
 
         Args:
           why: "" where another worker may try it again.
-          sections: those of its config that alone cause the failure; see `Faults`.
+          sections: those of its config that alone cause the failure; see `Faults`. None: it may not fail elsewhere.
         """
-        if self.failures and why:
+        if self.failures and why and sections is not None:
             self.failures.tell(cell.name, why, sections)
 
     def end(self) -> None:

@@ -31,10 +31,12 @@ class UserError(Exception):
 
     Attributes:
       sections: of a run's config, which alone decide that the error is raised; () where that is not known.
+      here: whether the error is of this machine at this time: elsewhere the same run may have enough memory.
     """
 
     status = MENDABLE
     sections: tuple[str, ...] = ()
+    here = False
 
 
 @contextlib.contextmanager
@@ -77,7 +79,9 @@ def memory_named(what: str, remedy: str = REMEDIES) -> Iterator[None]:
             raise
         more = asked(error)
         said = f"{more} more were asked for than are left" if more else one_line(error)
-        raise UserError(f"out of memory in {what}: {said}; {remedy}") from error
+        short = UserError(f"out of memory in {what}: {said}; {remedy}")
+        short.here = True
+        raise short from error
 
 
 @contextlib.contextmanager

@@ -6,11 +6,14 @@ import pytest
 from fakes import FAKE_TRIALS
 from sweeps import behave, make, ran
 
+from experiments.config import faults
 from experiments.config.faults import Faults
 from experiments.records import claims
 from experiments.records.failures import MOST, Failures
 from experiments.sweeps import engine, preview
 from experiments.sweeps.grid import Grid
+from lowrank_jax.core.errors import UserError, memory_named
+from lowrank_jax.train.compiled.memory import TooLarge
 
 FAILING = {"fft-lr0.0003": "fail", "lora-r8-lr0.003": "silent"}
 
@@ -90,6 +93,34 @@ def test_cells_of_the_same_mistake_are_not_tried_by_another_sweep_either(place):
         assert {states[cell.name] for cell in cells[1:]} == {f"failed: as {name}"}
     assert ran(place) == [name]
     assert said[1] == f"[2/5] {cells[1].name}: not run; it would end with the error of {name}"
+
+
+@pytest.mark.parametrize("ending", ["memory", "traceback"])
+def test_what_one_device_lacks_is_tried_by_another_sweep(place, ending):
+    """A sweep on a broken or a full GPU ends its own cells alone."""
+    behave(place, **{"": ending})
+    first, _ = worker(place)
+    cells = [cell for cell in first.grid.select() if not cell.trials]
+
+    def meanwhile():
+        behave(place)
+        assert set(worker(place)[0].run(cells).values()) == {"finished"}
+
+    during(first, meanwhile)
+    assert all(state.startswith("failed: exit status") for state in first.run(cells).values())
+    assert len(ran(place)) == 2 * len(cells)
+
+
+def test_a_lack_of_memory_is_told_as_of_this_machine(tmp_path, monkeypatch):
+    file = tmp_path / "fault.json"
+    monkeypatch.setenv(faults.VARIABLE, str(file))
+    with pytest.raises(UserError) as short, memory_named("a step"):
+        raise MemoryError
+    for error in (short.value, TooLarge("needs more")):
+        faults.tell(error)
+        assert Faults(file).take("a", {"base": 1}) is None
+    faults.tell(UserError("a wrong value"))
+    assert not file.exists()
 
 
 def test_a_group_that_failed_is_not_tried_by_another_sweep(trials):
@@ -183,7 +214,7 @@ def test_what_an_earlier_process_of_the_same_id_left_is_no_fault_of_a_cell(place
 
 @pytest.mark.parametrize("damaged", ["5", "null", '[["base"]]', '{"base": 1}'])
 def test_a_damaged_fault_counts_as_none(tmp_path, damaged):
-    faults = Faults(tmp_path / "fault.json")
-    faults.file.write_text(damaged)
-    assert faults.take("a", {"base": 1}) == {}
-    assert faults.shared_by({"base": 1}) == ""
+    found = Faults(tmp_path / "fault.json")
+    found.file.write_text(damaged)
+    assert found.take("a", {"base": 1}) == {}
+    assert found.shared_by({"base": 1}) == ""

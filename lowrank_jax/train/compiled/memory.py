@@ -18,6 +18,8 @@ from lowrank_jax.core.types import Device
 class TooLarge(UserError):
     """A compiled function needs more memory than its device has."""
 
+    here = True
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
