@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--seconds={options.seconds:g} is no time above 0; leave it out to train to the end")
         names = cards(options.cards)
         commands = [[*command(grid, options.data), f"--workdir={options.workdir}"] for grid in options.grids]
+        if options.data is not None and not any(options.data in word for one in commands for word in one):
+            raise UserError(f"--data is read by no command of these grids (see their docstrings): {options.grids}")
         commands = [[*one, *words[cut + 1 :]] for one in commands]
         end = time.monotonic() + options.seconds if options.seconds else None
         for grid, one in zip(options.grids, commands, strict=True):

@@ -110,6 +110,11 @@ def test_processes_divide_cards_and_memory(script, place, capsys):
     assert "two.py" not in said
 
 
+def test_data_that_no_command_reads_is_refused(script, place, capsys):
+    assert script.main(["one.py", "--data=folder", "--dry-run"]) == 2
+    assert "--data is read by no command of these grids" in capsys.readouterr().err
+
+
 def test_cards_are_those_that_the_environment_names(script, place, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     assert script.main(["one.py", "--cards=2", "--memory=0.5"]) == 0
