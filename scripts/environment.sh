@@ -29,6 +29,7 @@ make_environment() {
     fi
     stamp=.venv/installed-$(printf '%s' "$target" | tr -dc 'a-z')
     if [ ! -x .venv/bin/python ]; then
+        echo "making .venv with $python"
         "$python" -m venv .venv
     fi
     has=$(version .venv/bin/python || echo "a Python that does not run") asked=$(version "$python")
