@@ -108,9 +108,11 @@ def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
             "than once; a lower one takes less memory and makes more steps"
         )
     if train.steps < FITTED_STEPS:
-        steps = f"{train.steps} step{'s' * (train.steps > 1)}"
+        steps, epochs = (
+            f"{n} {word}{'s' * (n > 1)}" for n, word in ((train.steps, "step"), (asked.train.epochs, "epoch"))
+        )
         found.append(
-            f"only {steps}, in which little may be learned: {asked.train.epochs} epochs of {rows} in batches of "
+            f"only {steps}, in which little may be learned: {epochs} of {rows} in batches of "
             f"{train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise train.epochs, lower "
             "train.batch_size, or raise optimizer.learning_rate"
         )
