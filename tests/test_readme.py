@@ -134,6 +134,7 @@ def test_tables_are_named():
         "mora_table2 --scale=gpu",
         "mora_table2 --scale=laptop",
         "quantized",
+        "rates --model=pico-llama",
         "rounding",
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
