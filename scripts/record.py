@@ -61,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--seconds={options.seconds:g} is no time above 0; leave it out to train to the end")
         names = cards(options.cards)
         commands = [[*command(grid, options.data), f"--workdir={options.workdir}"] for grid in options.grids]
-        if options.data is not None and not any(options.data in word for one in commands for word in one):
-            raise UserError(f"--data is read by no command of these grids (see their docstrings): {options.grids}")
+        words_read = [word for grid in options.grids for word in command(grid, FOLDER)]
+        if options.data is not None and not any(FOLDER in word for word in words_read):
+            grids = ", ".join(options.grids)
+            raise UserError(f"--data is read by no command of these grids (see their docstrings): {grids}")
         commands = [[*one, *words[cut + 1 :]] for one in commands]
         end = time.monotonic() + options.seconds if options.seconds else None
         for grid, one in zip(options.grids, commands, strict=True):

@@ -111,8 +111,9 @@ def test_processes_divide_cards_and_memory(script, place, capsys):
 
 
 def test_data_that_no_command_reads_is_refused(script, place, capsys):
-    assert script.main(["one.py", "--data=folder", "--dry-run"]) == 2
-    assert "--data is read by no command of these grids" in capsys.readouterr().err
+    for folder in ("folder", "r", ""):  # a command has the others as parts of words
+        assert script.main(["one.py", "two.py", f"--data={folder}", "--dry-run"]) == 2
+        assert capsys.readouterr().err.endswith("no command of these grids (see their docstrings): one.py, two.py\n")
 
 
 def test_cards_are_those_that_the_environment_names(script, place, monkeypatch, capsys):
