@@ -9,13 +9,13 @@ from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-HERE = "here"  # instead of sections: `UserError.here`
+HERE, MACHINE = "here", "machine"  # instead of sections: `UserError.here`, `UserError.machine`
 VARIABLE = "LOWRANK_JAX_FAULT_FILE"  # where a run's program writes its error, for the sweep that has started it
 
 
 def tell(error: UserError) -> None:
-    """Writes which sections alone decide that the error is raised, or HERE, where a sweep asks for it."""
-    found = HERE if error.here else list(error.sections)
+    """Writes which sections alone decide that the error is raised, MACHINE or HERE, where a sweep asks for it."""
+    found = MACHINE if error.machine else HERE if error.here else list(error.sections)
     if found and (path := os.environ.get(VARIABLE)):
         Path(path).write_text(json.dumps(found), encoding="utf-8")
 
@@ -40,14 +40,16 @@ class Faults:
     def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any] | None:
         """The config sections that a cell's program has named as the cause of its error, with their values; or {}.
 
-        None where the error is of this machine alone.
+        None where the error is of this machine alone; where every cell would end with it here, `shared_by` knows.
         """
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
-        if sections == HERE:
+        if sections == MACHINE:
+            self.learn(name, {})  # no section is needed for it
+        if sections in (HERE, MACHINE):
             return None
         if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):
             return {}

@@ -20,7 +20,8 @@ from experiments.session.update import update_spectrum
 from experiments.session.watch import Watch
 from experiments.tables import figures
 from lowrank_jax.checkpoints.manager import Checkpoints
-from lowrank_jax.core.errors import memory_named
+from lowrank_jax.core.errors import UserError, memory_named
+from lowrank_jax.data.pipeline import check_library
 from lowrank_jax.train import loop, tracking
 from lowrank_jax.train.best import Best, abstract_best, keeps_best
 from lowrank_jax.train.compiled import memory
@@ -66,8 +67,10 @@ class Session:
         """Prepares the evaluations, compiles the step, and makes sure that it fits, before anything is written.
 
         Raises:
-          UserError: the task has no evaluation of that type, or the step needs more memory than its device has.
+          UserError: a library is missing, the task has no evaluation of that type, or the step needs more memory than
+            its device has.
         """
+        check_library()
         observed = bool(self.program.lead.config.tracking.observe_every)
         self.watch = Watch(self.program) if observed else None
         self.evaluators = [*(self.watch.evaluators() if self.watch else []), *self.program.evaluators()]
@@ -199,10 +202,16 @@ class Session:
         if status in run_folder.ENDED:
             run.claim.record(result)
         if result["losses"]:
-            tracker.image("curves", figures.draw_run(result, run.folder / "curves.png"))
+            self._draw(result, run.folder, tracker)
         shown = {"status": status, "train_seconds": result["train_seconds"], **one.parameters}
         tracker.summary({**shown, **run_folder.last_evaluation(result)})
         return result
+
+    def _draw(self, result: dict, folder: Path, tracker: Any) -> None:
+        try:
+            tracker.image("curves", figures.draw_run(result, folder / "curves.png"))
+        except UserError as error:  # the run and its record are whole without it
+            print(f"{result['name']}: no curves.png; {error}")
 
     def _renew(self) -> None:
         for run in self.runs:

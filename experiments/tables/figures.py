@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lowrank_jax.core import libraries
+
+MATPLOTLIB = ("matplotlib", "figures need", "matplotlib")
 DPI = 110  # 9 inches at 110 dots: sharp in a README, under 100 kB
 
 
@@ -80,10 +83,12 @@ def finish(figure: Any, path: Path) -> Path:
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot without a screen."""
-    import matplotlib
+    """matplotlib's pyplot without a screen.
 
-    matplotlib.use("Agg")
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    libraries.load(*MATPLOTLIB).use("Agg")
     from matplotlib import pyplot as plots
 
     return plots

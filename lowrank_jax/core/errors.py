@@ -32,11 +32,13 @@ class UserError(Exception):
     Attributes:
       sections: of a run's config, which alone decide that the error is raised; () where that is not known.
       here: whether the error is of this machine at this time: elsewhere the same run may have enough memory.
+      machine: whether every run on this machine ends with it: it lacks a library.
     """
 
     status = MENDABLE
     sections: tuple[str, ...] = ()
     here = False
+    machine = False
 
 
 @contextlib.contextmanager

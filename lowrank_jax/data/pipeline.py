@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lowrank_jax.core import libraries
 from lowrank_jax.core.errors import UserError
 
 Batch = dict[str, np.ndarray]
+GRAIN = ("grain", "the input pipeline needs", "grain>=0.2.18")
 
 
 class Source(Protocol):
@@ -89,7 +91,7 @@ class Batches:
         if self._buckets:
             _check_buckets(source, lengths, self._buckets, self._pad)
         self._identity = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-        order = _grain().MapDataset.range(len(source)).seed(seed)
+        order = libraries.load(*GRAIN).MapDataset.range(len(source)).seed(seed)
         order = (order.shuffle() if shuffle else order).repeat(epochs)
         self._order = order.batch(batch_size, drop_remainder=True)
         # Grain orders about 95,000 rows/s, which is most of a small batch's cost, and `length` and `batch` both need
@@ -286,9 +288,6 @@ def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
     return buckets[bisect.bisect_left(buckets, lengths.max())]
 
 
-def _grain() -> Any:
-    try:
-        import grain
-    except ImportError as error:
-        raise UserError(f"the input pipeline needs grain ({error}); pip install 'grain>=0.2.18'") from error
-    return grain
+def check_library() -> None:
+    """Raises a UserError where grain, which orders the rows, is missing."""
+    libraries.check(*GRAIN)

@@ -4,7 +4,9 @@ from types import ModuleType
 
 import numpy as np
 
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.core import libraries
+
+SKLEARN = ("sklearn.metrics", "scores of classes need", "scikit-learn>=1.6")
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -56,9 +58,10 @@ def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(_metrics().matthews_corrcoef(labels, predictions))
 
 
+def check_library() -> None:
+    """Raises a UserError where scikit-learn, which computes the scores, is missing."""
+    libraries.check(*SKLEARN)
+
+
 def _metrics() -> ModuleType:
-    try:
-        import sklearn.metrics
-    except ImportError as error:
-        raise UserError(f"scores of classes need scikit-learn ({error}); pip install scikit-learn") from error
-    return sklearn.metrics
+    return libraries.load(*SKLEARN)

@@ -19,7 +19,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.glue.specs import GLUE
-from lowrank_jax.metrics.classification import accuracy
+from lowrank_jax.metrics.classification import accuracy, check_library
 from lowrank_jax.tasks.base import pad_id
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, Question, candidate_arrays, encode_questions
 from lowrank_jax.tasks.framing import PLAIN, Framing, frame
@@ -98,6 +98,7 @@ class MnliTask:
     name, evaluation, stop_id = "mnli", "choices", None
 
     def __init__(self, config: MnliConfig, tokenizer: Any, positions: int | None = None, framing: Framing = PLAIN):
+        check_library()
         if positions and config.seq_len > positions:
             raise UserError(
                 f"task.seq_len is {config.seq_len} and the base has {positions} positions; lower task.seq_len"

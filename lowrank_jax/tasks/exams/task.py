@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.metrics.answers.verify import installed
-from lowrank_jax.metrics.classification import macro_f1
+from lowrank_jax.metrics.classification import check_library, macro_f1
 from lowrank_jax.tasks.base import Target, check_score_input, pad_id, round_up
 from lowrank_jax.tasks.choice_rows import Candidate, ChoiceRows, candidate_arrays
 from lowrank_jax.tasks.exams.options import ExamOptions
@@ -68,6 +68,8 @@ class ChoiceExam:
         self._choices = max(len(one.row.options) for one in asked)
         self._classes = 0 if style.lettered else self._choices
         self.likelihood, self._measure = style.likelihood, style.measure
+        if self._classes or self._measure == "weighted_f1":
+            check_library()
         self._groups = [one.row.subject for one in asked]
         encoder = _Encoder(examinee)
         rows, self._cut = [], 0

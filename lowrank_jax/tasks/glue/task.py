@@ -13,7 +13,7 @@ from lowrank_jax.core.ranges import Range, check_ranges
 from lowrank_jax.data.builders.glue.specs import GLUE
 from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.encoded import EncodedRows, encode_rows
-from lowrank_jax.metrics.classification import accuracy, f1, matthews
+from lowrank_jax.metrics.classification import accuracy, check_library, f1, matthews
 from lowrank_jax.metrics.correlation import pearson, spearman
 from lowrank_jax.tasks.base import pad_id
 from lowrank_jax.tasks.glue.splits import read_splits
@@ -87,6 +87,7 @@ class GlueTask:
     name, evaluation = "glue", "labels"
 
     def __init__(self, config: GlueConfig, tokenizer: Any):
+        check_library()
         self.config, spec = config, GLUE[config.task]
         self.head, self.num_labels = config.head, config.num_labels
         self.label_names = spec.labels or ("score",)
