@@ -56,9 +56,9 @@ if ending == "mistake":
     with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
         json.dump(["base", "task"], out)
     sys.exit(2)
-if ending == "memory":
+if ending in ("here", "machine"):
     with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
-        json.dump("here", out)
+        json.dump(ending, out)
     sys.exit(2)
 if ending == "traceback":
     sys.exit(1)

@@ -95,7 +95,7 @@ def test_cells_of_the_same_mistake_are_not_tried_by_another_sweep_either(place):
     assert said[1] == f"[2/5] {cells[1].name}: not run; it would end with the error of {name}"
 
 
-@pytest.mark.parametrize("ending", ["memory", "traceback"])
+@pytest.mark.parametrize("ending", ["here", "traceback"])
 def test_what_one_device_lacks_is_tried_by_another_sweep(place, ending):
     """A sweep on a broken or a full GPU ends its own cells alone."""
     behave(place, **{"": ending})

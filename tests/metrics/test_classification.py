@@ -43,5 +43,5 @@ def test_constant_predictions():
 
 def test_missing_scikit_learn_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(UserError, match="pip install scikit-learn"):
+    with pytest.raises(UserError, match="pip install 'scikit-learn"):
         accuracy(PREDICTIONS, LABELS)
