@@ -82,8 +82,19 @@ flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
 work, cells = flags["workdir"], json.load(open(flags["cells"]))
 with open(f"{work}/groups.txt", "a") as log:
     log.write(" ".join(cell["name"] for cell in cells) + "\\n")
+behave = json.load(open(f"{work}/behave.json")) if os.path.exists(f"{work}/behave.json") else {}
+if len(cells) > behave.get("room", len(cells)):
+    with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
+        json.dump("here", out)
+    sys.exit(2)
+if "shared" in behave:
+    with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
+        json.dump(["base"], out)
+    sys.exit(2)
+if any(name in cell["name"] for name in behave.get("wrong", []) for cell in cells):
+    sys.exit(2)
 for cell in cells:
-    if os.path.exists(f"{work}/behave.json"):
+    if "x" in behave:
         sys.exit(3)
     os.makedirs(f"{work}/{cell['name']}", exist_ok=True)
     rate = cell["config"]["optimizer"]["learning_rate"]

@@ -29,6 +29,7 @@ class Faults:
 
     def __init__(self, file: Path):
         self.file = file
+        self.short = False  # whether the last error that was taken is a lack of memory
         self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
 
     def environment(self) -> dict[str, str]:
@@ -42,11 +43,13 @@ class Faults:
 
         None where the error is of this machine alone; where every cell would end with it here, `shared_by` knows.
         """
+        self.short = False
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
+        self.short = sections == HERE
         if sections == MACHINE:
             self.learn(name, {})  # no section is needed for it
         if sections in (HERE, MACHINE):

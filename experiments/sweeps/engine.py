@@ -23,6 +23,7 @@ from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
 from experiments.sweeps.known import Known
+from experiments.sweeps.sizes import Sizes
 from lowrank_jax.core.errors import INTERRUPTED, LOST, MENDABLE, UserError
 
 RUN_PROGRAM = (sys.executable, "-m", "experiments.run")
@@ -72,6 +73,7 @@ class Sweep:
         self.child: subprocess.Popen | None = None
         self.faults = Faults(self.workdir / f"fault-{os.uname().nodename}-{os.getpid()}.json")
         self.known = Known(self.workdir, results, root, retry_failed, self.faults)
+        self.sizes = Sizes()
 
     def run(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Runs until every cell has a result or has failed.
@@ -175,7 +177,10 @@ class Sweep:
     def attempt_group(
         self, cell: Cell, pending: Sequence[Cell], total: int, remaining: list[Cell]
     ) -> tuple[str, dict | None] | None:
-        """`attempt` for a cell with others of `pending` that can share its program."""
+        """`attempt` for a cell with others of `pending` that can share its program.
+
+        A group without room in memory, or with an error whose cause is not known, is tried again in halves.
+        """
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
@@ -194,6 +199,7 @@ class Sweep:
             except UserError as error:
                 self.say(f"{cell.name} runs alone: {spoken(str(error))}")
                 return self.attempt(cell, total, remaining)
+        ready = ready[: self.sizes.fit([one for _, one in ready])]
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None
@@ -212,6 +218,12 @@ class Sweep:
             self.say(f"{place} {first.name} and {len(mine) - 1} more together: running, {self.time_left(remaining)}")
             status = self.spawn_group([one for (_, one), _ in mine], [claim for _, claim in mine])
             sections = self.cause(status, ready[0][1])
+            if status == MENDABLE and (self.faults.short or sections == {}):
+                most = self.sizes.halve([one for (_, one), _ in mine], self.faults.short)
+                why = "short of memory" if self.faults.short else f"failed (exit status {status})"
+                self.say(f"{place} {first.name} and {len(mine) - 1} more together: {why}; again with at most {most}")
+                held.close()
+                return self.attempt_group(cell, pending, total, remaining)
             for (listed, one), claim in mine:
                 why = f"exit status {status}" if status else "it ended without a result"
                 try:
