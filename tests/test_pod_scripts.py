@@ -4,7 +4,9 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,11 @@ SCRIPTS = {
 }
 
 
-def script(name, *words):
-    command = ["bash", str(POD / f"{name}.sh"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+def script(name, *words, place=ROOT, path=Path(sys.executable).parent):
+    """The ended script; without .venv it takes the python3 that is first on the PATH."""
+    command, environment = ["bash", str(place / "scripts" / "pod" / f"{name}.sh"), *words], {**os.environ}
+    environment["PATH"] = f"{path}:{environment['PATH']}"
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=place, check=False, env=environment)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -84,6 +88,15 @@ def test_a_base_without_weights_ends_it_before_anything_is_made(name, tmp_path):
     assert dry.stdout.startswith(f'base: the run would end with "error: {line}"\n')
 
 
+def test_without_the_packages_it_says_that_the_base_is_not_checked(tmp_path):
+    shutil.copytree(POD, tmp_path / "scripts" / "pod")
+    (tmp_path / "python3").write_text("#!/bin/sh\necho ModuleNotFoundError >&2\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    done = script("slurm", *SCRIPTS["slurm"][0], "--dry-run", "--", *FLAGS, place=tmp_path, path=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("base: not checked, as python3 here cannot read the config; ")
+
+
 def test_what_a_base_needs_on_the_hosts(tmp_path):
     needed = importlib.import_module("scripts.pod.base").needed
     assert needed("llama2-7b", random_init=True) == "llama2-7b with random weights: no file is read"
@@ -103,9 +116,7 @@ def test_a_slice_says_how_to_copy_the_results_and_to_delete_it(words, folder, tm
     """At its end, and where a command failed: here gcloud fails."""
     (tmp_path / "gcloud").write_text("#!/bin/sh\nexit 7\n")
     (tmp_path / "gcloud").chmod(0o755)
-    command = ["bash", str(POD / "tpu_vm.sh"), *SCRIPTS["tpu_vm"][0], "--", FLAGS[0], *words]
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | path)
+    done = script("tpu_vm", *SCRIPTS["tpu_vm"][0], "--", FLAGS[0], *words, path=tmp_path)
     copy, delete = done.stdout.splitlines()[-2:]
     assert done.returncode == 7
     assert copy.startswith("to copy the results here: ")

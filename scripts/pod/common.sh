@@ -69,8 +69,9 @@ worker() {
 }
 
 check_base() {
-    local said status=0
-    said=$(.venv/bin/python scripts/pod/base.py "${WORDS[@]}" 2>&1) || status=$?
+    local said status=0 python=.venv/bin/python
+    [ -x $python ] || python=python3
+    said=$($python scripts/pod/base.py "${WORDS[@]}" 2>&1) || status=$?
     said=${said##*$'\n'}
     if [ $status = 2 ] && [ -z "$DRY_RUN" ]; then
         echo "$said" >&2
@@ -79,7 +80,7 @@ check_base() {
     case $status in
         0) echo "$said" ;;
         2) echo "base: the run would end with \"$said\"" ;;
-        *) echo "base: not checked, which needs .venv here (bash scripts/test.sh makes it); the hosts must find its weights" ;;
+        *) echo "base: not checked, as $python here cannot read the config; the hosts must find its weights" ;;
     esac
 }
 
