@@ -22,34 +22,38 @@ SHARE = 0.9  # of a device's memory for the steps of trials; evaluations and gap
 
 def define_flags() -> None:
     """The program's flags; not defined at import, as experiments.trials has --cells too."""
-    flags.DEFINE_string("cells", None, 'JSON file: [{"name": ..., "config": {...}}]')
+    flags.DEFINE_string("cells", None, 'JSON file: [{"name": ..., "config": {...}, "joined": [{...}, ...]}]')
     flags.DEFINE_bool("fits", False, "How many trials of a program fit, of the size of the widest of the cells")
     flags.DEFINE_string("known", None, "JSON file of what was counted before; new programs are added")
     flags.mark_flags_as_required(["cells"])
 
 
-def needs(plain: dict, known: Counted) -> dict:
-    """{"trainable", "frozen", "bytes", "limit"} of a cell that runs alone; bytes and limit of one device, or None.
+def needs(plains: list[dict], known: Counted) -> dict:
+    """{"trainable", "frozen", "bytes", "limit"} of a program; bytes and limit of one device, or None.
 
     Args:
-      plain: its config.
+      plains: the config of a cell that runs alone; or those of cells that share a program, where "trainable" is the
+        first one's and "joined" has those of the others.
       known: what was counted before, to which this is added.
     """
     import jax
 
     from experiments.config.schema import unpack_run
     from experiments.session.build import build
+    from experiments.session.trial_group import TrialGroup
     from lowrank_jax.train.compiled import memory
 
-    config = unpack_run(plain)
-    experiment = build(config, seq_len=config.labels.get("seq_len"))
-    described = experiment.described
+    configs = [unpack_run(plain) for plain in plains]
+    seq_len = configs[0].labels.get("seq_len")
+    program = build(configs[0], seq_len=seq_len) if len(configs) == 1 else TrialGroup(configs, seq_len=seq_len)
+    described = program.described
     if (found := known.get(described)) is None:
-        report = memory.memory_report(experiment.compile(counted=True))
+        report = memory.memory_report(program.compile(counted=True))
         shared = len(jax.local_devices()) if jax.default_backend() == "cpu" else 1
-        found = {**experiment.parameters, "bytes": None if report is None else report.needed * shared}
+        found = {**program.lead.parameters, "bytes": None if report is None else report.needed * shared}
         known.put(described, found)
-    return {**found, "limit": memory.device_limit()}
+    trainable, *joined = [one.parameters["trainable"] for one in program.each]
+    return {**found, "trainable": trainable, "joined": joined, "limit": memory.device_limit()}
 
 
 def fitting(plains: list[dict]) -> dict:
@@ -100,9 +104,10 @@ def answer(cells: list[dict], fits: bool, known: str | None = None) -> dict:
         return fitting([cell["config"] for cell in cells])
     found, before = {}, Counted(known)
     for place, cell in enumerate(cells, 1):
-        say(f"{place} of {len(cells)}: {cell['name']}")
+        joined = cell.get("joined", [])
+        say(f"{place} of {len(cells)}: {cell['name']}" + (f" and {len(joined)} more together" if joined else ""))
         try:
-            found[cell["name"]] = needs(cell["config"], before)
+            found[cell["name"]] = needs([cell["config"], *joined], before)
         except (UserError, OSError) as error:  # of this cell alone: its data may not be here
             found[cell["name"]] = {"error": one_line(error)}
     return found

@@ -42,7 +42,7 @@ from experiments.sweeps import summary
 from experiments.sweeps.dry_run import show
 from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Grid, check_cells
-from experiments.sweeps.preview import AUTO, parse_together, preview, trials_that_fit
+from experiments.sweeps.preview import AUTO, parse_together, preview, tell, trials_that_fit
 from experiments.sweeps.wandb_file import wandb_sweep, write_sweep
 from lowrank_jax.core import interrupts
 from lowrank_jax.core.errors import INTERRUPTED
@@ -93,7 +93,8 @@ def sweep_main(options: Any) -> int:
         check_results(files_of(options.results)[0])  # before any training: --results=mine would add to mine.jsonl
     root = leases.Root(options.root, options.lease_seconds) if options.root else None
     group = grid.common.get("tracking.group") or Path(options.grid).stem
-    together, room = parse_together(options.together), trials_that_fit(say) if options.together == AUTO else None
+    told = tell if options.preview else say  # the preview's table is alone on stdout
+    together, room = parse_together(options.together), trials_that_fit(told) if options.together == AUTO else None
     sweep = Sweep(
         grid, options.workdir, options.results, say, options.cell, together, root, options.retry_failed, room, group
     )

@@ -1,11 +1,17 @@
 """scripts/pod: what each prints with --dry-run, and its one-line errors; test_processes.py runs the printed worker."""
 
+import importlib
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 POD = ROOT / "scripts" / "pod"
@@ -20,9 +26,11 @@ SCRIPTS = {
 }
 
 
-def script(name, *words):
-    command = ["bash", str(POD / f"{name}.sh"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+def script(name, *words, place=ROOT, path=Path(sys.executable).parent):
+    """The ended script; without .venv it takes the python3 that is first on the PATH."""
+    command, environment = ["bash", str(place / "scripts" / "pod" / f"{name}.sh"), *words], {**os.environ}
+    environment["PATH"] = f"{path}:{environment['PATH']}"
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=place, check=False, env=environment)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -31,7 +39,9 @@ def test_a_dry_run_prints_what_would_run(name):
     done = script(name, *options, "--dry-run", "--", *FLAGS)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    commands = [shlex.split(line) for line in lines if not line.startswith(("worker: ", "when you are done: "))]
+    assert lines[0] == "base: pico-llama, which is in this repository"
+    said = ("base: ", "worker: ", "to copy the results here: ", "when you are done: ")
+    commands = [shlex.split(line) for line in lines if not line.startswith(said)]
     assert [words[0] for words in commands] == programs
     (worker,) = (line.removeprefix("worker: ") for line in lines if line.startswith("worker: "))
     assert shlex.split(worker) == WORKER
@@ -48,11 +58,72 @@ def test_every_script_is_tested_and_every_engine_is_given_what_it_needs():
             ((*options[1:], "--", *FLAGS), f"{options[0].partition('=')[0]}=... is missing"),
             ((*options, "--", ), "no flags of experiments.run"),
             ((*options, "--colour=red", "--", *FLAGS), "unknown option --colour"),
-            ((*options, *FLAGS[:1]), "unknown option --config"),
+            ((*options, *FLAGS), "write -- before --config=configs/mora_uuid.py:method=lora: "),
+            ((*options, "--workdir=runs", "--", *FLAGS), "write -- before --workdir=runs: "),
         ):  # fmt: skip
             done = script(name, "--dry-run", *words)
             assert (done.returncode, done.stdout) == (2, ""), (name, words)
             assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_the_scripts_first_lines(name, tmp_path):
+    command = ["bash", str(POD / f"{name}.sh"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert f"  bash scripts/pod/{name}.sh --" in done.stdout
+    assert "source" not in done.stdout
+    assert all(f"{option.partition('=')[0]}=" in done.stdout for option in SCRIPTS[name][0])
+    assert "--dry-run" in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_base_without_weights_ends_it_before_anything_is_made(name, tmp_path):
+    """The programs are not on the PATH: whatever is started ends with another status. A dry run goes on."""
+    flags = ["--config=configs/mora_uuid.py:scale=paper", "--config.base.name=llama2-7b"]
+    line = "llama2-7b is a shape without weights; name a local folder or Hub repository, or set random_init"
+    done = script(name, *SCRIPTS[name][0], "--", *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+    dry = script(name, *SCRIPTS[name][0], "--dry-run", "--", *flags)
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.startswith(f'base: the run would end with "error: {line}"\n')
+
+
+def test_without_the_packages_it_says_that_the_base_is_not_checked(tmp_path):
+    shutil.copytree(POD, tmp_path / "scripts" / "pod")
+    (tmp_path / "python3").write_text("#!/bin/sh\necho ModuleNotFoundError >&2\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    done = script("slurm", *SCRIPTS["slurm"][0], "--dry-run", "--", *FLAGS, place=tmp_path, path=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("base: not checked, as python3 here cannot read the config; ")
+
+
+def test_what_a_base_needs_on_the_hosts(tmp_path):
+    needed = importlib.import_module("scripts.pod.base").needed
+    assert needed("llama2-7b", random_init=True) == "llama2-7b with random weights: no file is read"
+    assert "python scripts/fetch_weights.py smollm2-135m on each host" in needed("smollm2-135m")
+    assert "each host reads from the Hub" in needed("meta-llama/Llama-2-7b-hf")
+    for name in ("/mnt/llama", "~/llama", "./llama2-7b", "weights/llama/7b", str(tmp_path)):
+        assert needed(name) == f"{name}, a path that all hosts must have"
+    with pytest.raises(UserError, match="unknown base model 'smolm2-135m'; did you mean smollm2-135m"):
+        needed("smolm2-135m")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [(["--workdir=/mnt/it's"], "/mnt/it's"), (["--workdir", "r"], "lowrank_jax/r"), ([], "lowrank_jax/runs")],
+)
+def test_a_slice_says_how_to_copy_the_results_and_to_delete_it(words, folder, tmp_path):
+    """At its end, and where a command failed: here gcloud fails."""
+    (tmp_path / "gcloud").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "gcloud").chmod(0o755)
+    done = script("tpu_vm", *SCRIPTS["tpu_vm"][0], "--", FLAGS[0], *words, path=tmp_path)
+    copy, delete = done.stdout.splitlines()[-2:]
+    assert done.returncode == 7
+    assert copy.startswith("to copy the results here: ")
+    told = shlex.split(copy.removeprefix("to copy the results here: "))
+    assert told[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"]
+    assert told[6:] == [f"n:{folder}", ".", "--zone=z", "--worker=0"]
+    assert delete == "when you are done: gcloud compute tpus tpu-vm delete n --zone=z"
 
 
 def test_skypilot_starts_the_worker_where_its_variables_say():

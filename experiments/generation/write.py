@@ -16,6 +16,7 @@ from lowrank_jax.data.prompts import Asked
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.loop import Limits
 from lowrank_jax.decoding.stream import BeamStreamer, Piece, Streamer
+from lowrank_jax.decoding.text import LENGTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,18 @@ class Author:
             print(piece.text, end="", flush=True)
         print(flush=True)
         assert piece is not None  # a row has at least one token
+        if self.was_cut(piece, limits):
+            self.tell_cut("the text ends")
         return piece
+
+    def was_cut(self, piece: Piece, limits: Limits) -> bool:
+        """Whether a text ended because it has `max_new_tokens`; `limits` says where the model's positions ended it."""
+        return piece.stream.ended == LENGTH and limits.max_new_tokens == self.max_new_tokens
+
+    def tell_cut(self, what: str) -> None:
+        """A line on stderr that texts end at the limit of new tokens."""
+        tokens = f"{self.max_new_tokens} new token{'s' * (self.max_new_tokens > 1)}"
+        print(f"{what} at the limit of {tokens}; --max_new_tokens raises it", file=sys.stderr, flush=True)
 
     def record(self, asked: Asked, piece: Piece, row: int, limits: Limits) -> dict[str, Any]:
         """The JSON line of a text: what was asked, the text, why it ended, and all that it depends on."""
@@ -110,6 +122,7 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
             prompts.append(author.framing.ids(one))
         except UserError as error:
             raise UserError(f"row {number}: {error}") from None
+    cut = 0
     batches = list(_batches(author, prompts, min(batch_size, len(prompts))))  # refuses a prompt before any is written
     for rows, limits, size in batches:
         ended = {
@@ -119,6 +132,9 @@ def write_file(author: Author, asked: Sequence[Asked], batch_size: int, out: Tex
         }
         for place, row in enumerate(rows):
             json_line(author.record(asked[row], ended[place], row, limits), out)
+            cut += author.was_cut(ended[place], limits)
+    if cut:
+        author.tell_cut(f"{cut} of {len(asked)} texts end")
 
 
 def _batches(author: Author, prompts: Sequence[list[int]], size: int) -> Iterator[tuple[list[int], Limits, int]]:

@@ -54,9 +54,9 @@ def check_chosen(value: Any, where: str, remedy: str) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether it is a number that fits in a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, float) or abs(value) <= sys.float_info.max
+    if isinstance(value, float):  # most of a record's values
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_finite(value: Any) -> bool:
@@ -68,8 +68,11 @@ def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
+_number_or_none = _or_none(is_number)
+
+
 def _is_whole(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int)
+    return isinstance(value, int) and is_number(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -93,11 +96,11 @@ def _items(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_whole(value[0]) and _or_none(is_number)(value[1])
+    return isinstance(value, list) and len(value) == 2 and _is_whole(value[0]) and _number_or_none(value[1])
 
 
 def _is_evaluation(value: Any) -> bool:
-    return _values(_or_none(is_number))(value) and _is_whole(value.get("step"))
+    return _values(_number_or_none)(value) and _is_whole(value.get("step"))
 
 
 _PLAIN_OR_LIST = lambda value: _is_plain(value) or _items(_is_plain)(value)  # noqa: E731
@@ -107,9 +110,9 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (_values(_PLAIN_OR_LIST), "an object of plain values"),
     "config": (_is_section, "an object"),
     "environment": (_is_section, "an object"),
-    "wall_seconds": (_or_none(is_number), "a number"),
-    "train_seconds": (_or_none(is_number), "a number"),
-    "compile_seconds": (_or_none(is_number), "a number"),
+    "wall_seconds": (_number_or_none, "a number"),
+    "train_seconds": (_number_or_none, "a number"),
+    "compile_seconds": (_number_or_none, "a number"),
     "parameters": (_values(_is_whole), "an object of whole numbers"),
     "evaluations": (_items(_is_evaluation), "a list of objects with a step and numbers"),
     "losses": (_items(_is_point), "a list of [step, loss]"),
@@ -117,7 +120,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "notes": (_items(_is_text), "a list of strings"),
     "missing": (_values(_is_text), "an object of strings"),
     "forgetting": (_values(_values(is_finite)), "an object of objects of numbers"),
-    "best": (_values(_or_none(is_number)), "an object of numbers"),
+    "best": (_values(_number_or_none), "an object of numbers"),
     "base": (_values(_is_text), "an object of strings"),
     "seq_len": (_or_none(_is_whole), "a whole number"),
     "together": (_is_whole, "a whole number"),

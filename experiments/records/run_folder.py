@@ -349,7 +349,7 @@ def score_name(name: str) -> str:
 
 
 def summary(result: dict) -> str:
-    """A result in a few words: training loss over the last steps, scores of the last evaluation, training time."""
+    """A result in a few words: training loss over the last steps, scores of the last evaluation, times."""
     words, losses = [], result.get("losses") or []
     if math.isfinite(loss := final_loss(result)):
         steps = min(LOSS_WINDOW, losses[-1][0])
@@ -361,7 +361,8 @@ def summary(result: dict) -> str:
         for name, value in last_evaluation(result).items()
         if isinstance(value, int | float)
     ]
-    return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training"])
+    whole = f", {wall:.1f} s from start to end" if (wall := result.get("wall_seconds")) else ""
+    return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training{whole}"])
 
 
 def thin(points: list, limit: int = LOSS_POINTS) -> list[list]:

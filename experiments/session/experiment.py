@@ -43,6 +43,7 @@ from lowrank_jax.train.state import TrainState, init_state, layer_cuts
 
 SOURCES = ("lowrank_jax", "experiments")  # folders whose files make the step
 NO_PART_OF_THE_STEP = ("name", "labels", "tracking", "checkpoint", "export")
+COMPILING = "compiling the step (most take less than a minute) ..."
 DECIDING = ("likelihood", "choices")  # types of evaluations that have a held-out loss, which decides what is best
 NO_FILE = "no file"
 ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
@@ -164,7 +165,8 @@ class Experiment:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
 
         Args:
-          ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept.
+          ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept; otherwise
+            process 0 prints COMPILING.
           counted: only its memory will be read; see `compiled.options.counting_options`.
         """
         return self.compile_step(self.step, self.arguments, ahead, counted)
@@ -174,6 +176,8 @@ class Experiment:
         more = counting_options(self.mesh.devices.flat[0]) if counted else None
 
         def make() -> Any:
+            if ahead and jax.process_index() == 0:
+                print(COMPILING, flush=True)
             return step.lower(*arguments).compile({**(self.options or {}), **more} if more else None)
 
         if not ahead:

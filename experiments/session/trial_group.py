@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.config.schema import RunConfig
 from experiments.session.build import build
 from experiments.session.by_length import by_length
-from experiments.session.experiment import Experiment, is_fresh, params_sharding
+from experiments.session.experiment import SOURCES, Experiment, is_fresh, params_sharding
 from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import apply_start
 from lowrank_jax.bases.base import Base, redraw
@@ -26,6 +26,7 @@ from lowrank_jax.models.parts.attention import BY_HEAD
 from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
+from lowrank_jax.train.compiled.kept_step import describe
 from lowrank_jax.train.evaluations import Evaluator
 from lowrank_jax.train.schedule import make_shape
 from lowrank_jax.train.state import TrainState
@@ -75,15 +76,24 @@ class TrialGroup:
         self._tables = self.place(np.stack(tables))
         self._lasts = self.place(np.asarray(lasts, np.int32))
 
-    def compile(self, ahead: bool = False, counted: bool = False) -> Any:
-        """The compiled step of all trials, for the longest batch; see `Experiment.compile`."""
+    @property
+    def arguments(self) -> tuple:
+        """The step's arguments as shapes, for the longest batch; the schedules' tables and lengths as they are."""
         frozen = {
             name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
             for name, axis in self._axes.items()
         }
         batch = {name: self._split(leaf) for name, leaf in self.lead.abstract_batch.items()}
-        arguments = (self.abstract_state, frozen, batch, self._tables, self._lasts)
-        return self.lead.compile_step(self.step, arguments, ahead, counted)
+        return self.abstract_state, frozen, batch, self._tables, self._lasts
+
+    @property
+    def described(self) -> str:
+        """Everything that the compiled step depends on, as text; see `kept_step.describe`."""
+        return describe(self.arguments, self.lead.identity, SOURCES, list(self.mesh.devices.flat))
+
+    def compile(self, ahead: bool = False, counted: bool = False) -> Any:
+        """The compiled step of all trials, for the longest batch; see `Experiment.compile`."""
+        return self.lead.compile_step(self.step, self.arguments, ahead, counted)
 
     def compile_merge(self) -> None:
         """None: runs with restarts share no program."""

@@ -20,6 +20,7 @@ from experiments.sweeps.compatible import group_key, shapes_key
 from experiments.sweeps.counted import FILE, PROGRESS
 from experiments.sweeps.engine import Sweep
 from experiments.sweeps.grid import Cell
+from experiments.sweeps.joined import programs
 from lowrank_jax.core.errors import UserError
 
 ROOM_PROGRAM = (sys.executable, "-m", "experiments.room")
@@ -48,7 +49,11 @@ def tell(line: str) -> None:
 
 
 def room(
-    cells: Sequence[tuple[str, dict]], fits: bool = False, known: Path | None = None, say: Callable[[str], None] = tell
+    cells: Sequence[tuple[str, dict]],
+    fits: bool = False,
+    known: Path | None = None,
+    say: Callable[[str], None] = tell,
+    joined: Mapping[str, Sequence[dict]] = {},
 ) -> dict[str, Any]:
     """The answer of `experiments.room` on (name, plain config) pairs, from a process that then frees the device.
 
@@ -57,13 +62,15 @@ def room(
       fits: asks how many trials of one program fit, not what each cell needs.
       known: file of what was counted before; new programs are added.
       say: called with each line about the progress.
+      joined: of a cell that is asked about, the plain configs of the others in its program.
 
     Raises:
       UserError: with the program's own line.
     """
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder, "cells.json"), Path(folder, "answer.json")
-        run_folder.write_json(file, [{"name": name, "config": plain} for name, plain in cells])
+        asked = [{"name": name, "config": plain, "joined": [*joined.get(name, ())]} for name, plain in cells]
+        run_folder.write_json(file, asked)
         # Another program may have most of the device's memory: nothing is loaded here.
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         words = [
@@ -125,14 +132,20 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
       ask: what cells need; by default `room`, with what earlier previews of the folder have counted.
     """
     plains = {cell.name: sweep.grid.stand_in(cell) for cell in cells}
-    programs = {cell.name: shapes_key(plains[cell.name]) for cell in cells}
-    asked: dict[str, str] = {}  # program -> its first cell
-    for name, program in programs.items():
-        asked.setdefault(program, name)
-    compiled = f"each of their {len(asked)} programs is compiled, unless {FILE} has it; nothing is run"
-    tell(f"counting what {len(cells)} cells need: {compiled}")
+    shapes = {cell.name: shapes_key(plains[cell.name]) for cell in cells}
+    shared = {name: names for names in programs(cells, plains, sweep.together, sweep.room) for name in names}
+    asked: dict[tuple[str, ...], list[str]] = {}  # shapes of a program's cells -> the cells of the first such program
+    for names in shared.values():
+        asked.setdefault(tuple(shapes[name] for name in names), names)
+    tell(
+        f"counting what {len(cells)} cells need: each of their {len(asked)} programs is compiled, unless {FILE} "
+        f"has it; nothing is run"
+    )
     ask = ask or functools.partial(room, known=sweep.workdir / FILE)
-    needs = ask([(name, plains[name]) for name in asked.values()])
+    needs = ask(
+        [(first, plains[first]) for first, *_ in asked.values()],
+        joined={first: [plains[name] for name in rest] for first, *rest in asked.values()},
+    )
     found: dict[str, tuple[str, dict | None]] = {}  # trials come before those that wait for them
     for cell in cells:
         found[cell.name] = _look(sweep, cell, found)
@@ -141,11 +154,13 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
         result = found[cell.name][1]
         if result and result.get("wall_seconds"):
             share = result["wall_seconds"] / result.get("together", 1)  # a program's time, of all its trials
-            seconds.setdefault(programs[cell.name], []).append(share / cell.steps)
+            seconds.setdefault(shapes[cell.name], []).append(share / cell.steps)
     lines, left, unknown, states = [["cell", "method", "rank", "trainable", "memory", "time", "state"]], 0.0, 0, {}
     for cell in cells:
-        need, (state, result) = needs[asked[programs[cell.name]]], found[cell.name]
-        steps = seconds.get(programs[cell.name])
+        names, (state, result) = shared[cell.name], found[cell.name]
+        need = needs[asked[tuple(shapes[name] for name in names)][0]]
+        trained = [need["trainable"], *need.get("joined", ())][names.index(cell.name)] if "trainable" in need else None
+        steps = seconds.get(shapes[cell.name])
         time = result.get("wall_seconds") if result else statistics.median(steps) * cell.steps if steps else None
         kind = state.split(":")[0].split(" by ")[0]
         states[kind] = states.get(kind, 0) + 1
@@ -155,7 +170,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
         rank = labels.get("rank")
         lines.append([
             cell.name, str(labels.get("method") or "-"), "-" if rank is None else str(rank),
-            f"{need['trainable']:,}" if "trainable" in need else UNKNOWN, _memory(need),
+            UNKNOWN if trained is None else f"{trained:,}", _memory(need, len(names)),
             UNKNOWN if time is None else clock(time), state,
         ])  # fmt: skip
     counted = ", ".join(f"{count} {kind}" for kind, count in states.items())
@@ -163,6 +178,9 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
     rest += f", {unknown} cells of unknown length aside" if left and unknown else ""
     errors = dict.fromkeys(need["error"] for need in needs.values() if "error" in need)
     notes = [f"unknown: {spoken(error)}" for error in errors]
+    if most := max((len(names) for names in shared.values()), default=1) - 1:
+        count = len({names[0] for names in shared.values()})
+        notes.append(f"--together: {count} programs train the cells, up to {most + 1} each; memory is a program's")
     total = f"{len(cells)} cells: {counted}; {rest}"
     return "\n".join([format_table(lines, "text"), *notes, total])
 
@@ -192,8 +210,8 @@ def _look(sweep: Sweep, cell: Cell, found: Mapping[str, tuple[str, dict | None]]
     return (f"claimed by {holder}" if holder else "to run"), None
 
 
-def _memory(need: dict) -> str:
+def _memory(need: dict, cells: int) -> str:
     if need.get("bytes") is None:
         return UNKNOWN
-    words = f"{need['bytes'] / GIB:.2f} GiB"
+    words = f"{need['bytes'] / GIB:.2f} GiB" + (f" for {cells}" if cells > 1 else "")
     return f"{words} (too much)" if need.get("limit") and need["bytes"] > need["limit"] else words

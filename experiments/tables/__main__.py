@@ -13,6 +13,10 @@ python -m experiments.tables ledger
 python -m experiments.tables --write    # the tables between markers in README.md and docs/*.md
 """
 
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -24,6 +28,7 @@ from experiments.tables.documents import write_all
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 2.0  # seconds before a line says what takes the time: most of it is importing jax
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -67,6 +72,18 @@ def _given(options: flags.FlagValues) -> list[str]:
     return [name for name in (*tables.READERS, *tables.WITHOUT, "figures") if name in options and options[name].present]
 
 
+@contextlib.contextmanager
+def said_where_slow(line: str) -> Iterator[None]:
+    """Prints a line to stderr where the work inside takes longer than PATIENCE."""
+    timer = threading.Timer(PATIENCE, print, (line,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True  # Ctrl-C need not wait for it
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def main(argv: list[str]) -> None:
     """Prints the named table and draws its figures if asked; or writes the documents' tables."""
     options, names = flags.FLAGS, argv[1:]
@@ -78,7 +95,8 @@ def main(argv: list[str]) -> None:
         return
     module = tables.find(names)
     tables.check_flags(names[0], _given(options))
-    table = tables.make(module, options)
+    with said_where_slow(f"reading the records at {', '.join(options.results)} ..."):
+        table = tables.make(module, options)
     print(table.text(options.format, options.lines))
     if options.figures:
         for path in module.figures(table, options.figures):

@@ -1,10 +1,13 @@
 # Sourced by the scripts of this folder: their options, --dry-run, and the command that every process runs.
 #
 # options NAMES "$@"   reads --name=value into $name for the names given, --dry-run, and, after "--", the flags of
-#                      experiments.run into $WORDS
+#                      experiments.run into $WORDS; --help prints the script's first lines
 # need NAME...         ends the script where one of these is empty
 # run WORD...          prints a command as it can be pasted, and runs it unless there is --dry-run
 # worker               prints the command of one process
+# check_base           says what the hosts must have of the run's base; ends the script where that cannot be, and with
+#                      --dry-run says it too
+# value_of FLAG        prints the value that $WORDS give a flag of experiments.run, without its dashes
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -12,6 +15,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 fail() {
     echo "error: $1" >&2
     exit 2
+}
+
+usage() {
+    sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "scripts/pod/$(basename "$0")"
 }
 
 options() {
@@ -22,7 +29,9 @@ options() {
         key=${1%%=*} key=${key#--}
         case $1 in
             --) shift && WORDS=("$@") && break ;;
+            -h | --help) usage && exit 0 ;;
             --dry-run) DRY_RUN=1 ;;
+            --config | --config[=.]* | --workdir=*) fail "write -- before $1: the flags of experiments.run come after it" ;;
             --*=*) [[ $known == *" $key "* ]] || fail "unknown option --$key; there are:$known--dry-run"
                 printf -v "$key" %s "${1#*=}" ;;
             *) fail "unknown word $1; write --name=value, and the flags of experiments.run after --" ;;
@@ -57,6 +66,35 @@ run() {
 
 worker() {
     quoted .venv/bin/python -m experiments.run --multihost "${WORDS[@]}"
+}
+
+check_base() {
+    local said status=0 python=.venv/bin/python
+    [ -x $python ] || python=python3
+    said=$($python scripts/pod/base.py "${WORDS[@]}" 2>&1) || status=$?
+    said=${said##*$'\n'}
+    if [ $status = 2 ] && [ -z "$DRY_RUN" ]; then
+        echo "$said" >&2
+        exit 2
+    fi
+    case $status in
+        0) echo "$said" ;;
+        2) echo "base: the run would end with \"$said\"" ;;
+        *) echo "base: not checked, as $python here cannot read the config; the hosts must find its weights" ;;
+    esac
+}
+
+value_of() {
+    local word value="" next=""
+    for word in "${WORDS[@]}"; do
+        [ -z "$next" ] || value=$word
+        next=""
+        case $word in
+            --"$1"=*) value=${word#*=} ;;
+            --"$1") next=1 ;;
+        esac
+    done
+    echo "$value"
 }
 
 # Where the machine's Python may be older than 3.11: uv brings one.

@@ -9,6 +9,7 @@ source "$(dirname "$0")/common.sh"
 cluster="" gpus="" nodes=1
 options "cluster gpus nodes" "$@"
 need cluster gpus
+check_base
 run sky launch "--cluster=$cluster" "--gpus=$gpus" "--num-nodes=$nodes" "--env=WORKER=$(worker)" \
     scripts/pod/skypilot.yaml
 echo "worker: $(worker)"

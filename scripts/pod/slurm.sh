@@ -10,6 +10,7 @@ source "$(dirname "$0")/common.sh"
 nodes="" gpus="" partition="" account="" time=""
 options "nodes gpus partition account time" "$@"
 need nodes gpus
+check_base
 more=()
 [ -z "$partition" ] || more+=("--partition=$partition")
 [ -z "$account" ] || more+=("--account=$account")

@@ -5,11 +5,13 @@
 #       -- --config=configs/mora_uuid.py:scale=paper --workdir=/mnt/shared/runs
 #
 # --workdir must be a folder that all hosts share (a mounted Filestore or bucket). --create=no takes a slice that
-# exists; the same command then resumes the run. The slice is yours to delete: the last line says how.
+# exists; the same command then resumes the run. The last lines say how to copy the results here and how to delete the
+# slice, which is yours to do.
 source "$(dirname "$0")/common.sh"
 name="" zone="" type="" version="" create=yes
 options "name zone type version create" "$@"
 need name zone type
+check_base
 case $type in
     v5litepod-*) default=v2-alpha-tpuv5-lite ;;
     v5p-*) default=v2-alpha-tpuv5 ;;
@@ -20,6 +22,15 @@ archive=lowrank_jax.tar.gz
 tpu=(gcloud compute tpus tpu-vm)
 there=("--zone=$zone" --worker=all)
 
+folder=$(value_of workdir)
+folder=${folder:-runs}
+[[ $folder == /* ]] || folder=lowrank_jax/$folder
+afterwards() { # also where a command fails: the slice costs until it is deleted
+    echo "to copy the results here: $(quoted "${tpu[@]}" scp --recurse "$name:$folder" . "--zone=$zone" --worker=0)"
+    echo "when you are done: $(quoted "${tpu[@]}" delete "$name" "--zone=$zone")"
+}
+trap afterwards EXIT
+
 if [ "$create" != no ]; then
     run "${tpu[@]}" create "$name" "--zone=$zone" "--accelerator-type=$type" "--version=${version:-$default}"
 fi
@@ -29,4 +40,3 @@ run "${tpu[@]}" ssh "$name" "${there[@]}" \
     "--command=mkdir -p lowrank_jax && tar -xzf $archive -C lowrank_jax && cd lowrank_jax && $(install tpu)"
 run "${tpu[@]}" ssh "$name" "${there[@]}" "--command=cd lowrank_jax && $(worker)"
 echo "worker: $(worker)"
-echo "when you are done: $(quoted "${tpu[@]}" delete "$name" "--zone=$zone")"

@@ -9,6 +9,7 @@ source "$(dirname "$0")/common.sh"
 cluster="" workload="" type="" slices=1 zone="" project=""
 options "cluster workload type slices zone project" "$@"
 need cluster workload type
+check_base
 where=()
 [ -z "$zone" ] || where+=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")

@@ -1,6 +1,7 @@
 """Errors and remarks name the arguments of the config file that a user gave, and say what small data ask for."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,11 +108,16 @@ def test_a_run_says_that_its_data_are_few(program, talks, monkeypatch):
     assert "raise epochs= (--config.train.epochs), lower batch= (--config.train.batch_size), or raise rate= (" in (
         ended.out
     )
+    (epochs,) = re.findall(rf"; epochs=(\d+) \(--config.train.epochs\) makes {FITTED_STEPS} steps\n", ended.out)
+    for fewer in (0, 1):
+        made = program("plan", f"{words},epochs={int(epochs) - fewer}").out
+        assert ("little may be learned" in made) == bool(fewer), made
 
 
 def test_the_pages_say_what_is_few():
     page = (ROOT / "docs" / "data.md").read_text()
     assert f"fewer than {FITTED_STEPS} steps" in page
+    assert f"(a run of under {FITTED_STEPS} says" in " ".join((ROOT / "README.md").read_text().split())
     assert f"makes {FEWEST} examples" in page
     made = complete_file(f"{FINETUNE}:base=folder")
     defaults = f"epochs={made.train.epochs},batch={made.train.batch_size},rate=3e-4"

@@ -257,6 +257,24 @@ def test_fewer_tokens_where_fewer_fit(program, base):
     ended = program("generate", f"--base={base}", f"--prompt={prompt}", "--max_new_tokens=10")
     assert ended.status == 0, ended.err
     assert f"the prompt has {positions - 3} tokens: at most 3 new ones fit in the model's {positions}" in ended.err
+    assert "--max_new_tokens" not in ended.err  # which would not help
+
+
+def test_a_text_that_ends_at_the_limit_says_so(program, typed, base, tmp_path):
+    """One line on stderr, also for a file of prompts and in a conversation; none for a text that ended otherwise."""
+    words = ("generate", f"--base={base}", "--max_new_tokens=6")
+    line = "at the limit of 6 new tokens; --max_new_tokens raises it\n"
+    whole = program(*words, "--prompt=the")
+    assert whole.err == f"the text ends {line}"
+    stop = whole.out[2]
+    assert "--max_new_tokens" not in program(*words, "--prompt=the", f"--stop={stop}").err
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("the", "12", "x")))
+    ended = program(*words, f"--file={tmp_path / 'p.jsonl'}", f"--stop={stop}")
+    count = sum(json.loads(row)["ended"] == "length" for row in ended.out.splitlines())
+    assert 0 < count < 3
+    assert ended.err == f"{count} of 3 texts end {line}"
+    typed("hello\n")
+    assert program(*words, "--chat", "--chat_template=zephyr").err.endswith(line)
 
 
 def test_a_long_prompt_of_a_file_shortens_its_own_text_alone(program, base, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import room
 from experiments.records import leases
-from experiments.sweeps import compatible, counted, engine, preview
+from experiments.sweeps import compatible, counted, engine, joined, preview
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.train.compiled import memory
@@ -35,7 +35,8 @@ def test_the_preview_lists_needs_time_and_state(sweep):
     trials, full = [cell for cell in cells if "rates" in cell.name], [cell for cell in cells if cell.trials]
     asked = []
 
-    def ask(pairs):
+    def ask(pairs, joined):
+        assert not any(joined.values())
         asked.extend(pairs)
         alone = {"trainable": 1234, "frozen": 1, "bytes": 3 * 2**29, "limit": 2**30}
         return {name: alone if "fft" in name else {"error": "no such data"} for name, _ in pairs}
@@ -72,6 +73,53 @@ def test_the_preview_lists_needs_time_and_state(sweep):
     )
 
 
+def test_the_preview_of_joined_cells_has_their_programs(sweep):
+    """With --together the memory is that of a program of several cells, and there are as many programs as are made."""
+    cells, asked = sweep.grid.select(), {}
+    sweep.together = 2
+
+    def ask(pairs, joined):
+        asked.update({name: [plain, *joined[name]] for name, plain in pairs})
+        return {
+            name: {"trainable": 10, "joined": [20] * len(joined[name]), "bytes": 2**29 * (1 + len(joined[name]))}
+            for name, _ in pairs
+        }
+
+    text = preview.preview(sweep, cells, ask)
+    lines, trials = rows(text), [cell.name for cell in cells if not cell.trials]
+    fft, lora = ([name for name in trials if kind in name] for kind in ("fft", "lora"))
+    assert (len(fft), len(lora)) == (3, 2)
+    assert [lines[name][2:4] for name in fft] == [
+        ["10", "1.00 GiB for 2"],
+        ["20", "1.00 GiB for 2"],
+        ["10", "0.50 GiB"],
+    ]
+    assert [lines[name][2:4] for name in lora] == [["10", "1.00 GiB for 2"], ["20", "1.00 GiB for 2"]]
+    alone = [lines[cell.name][3] for cell in cells if cell.trials]
+    assert alone == ["0.50 GiB", "0.50 GiB"]  # they wait for trials, and share a program with none of them
+    rates = {name: [plain["optimizer"]["learning_rate"] for plain in plains] for name, plains in asked.items()}
+    assert [len(set(values)) for values in rates.values()] == [2, 1, 2, 1]  # the second fft program is like the third
+    note = text.splitlines()[-2]
+    assert note == "--together: 5 programs train the cells, up to 2 each; memory is a program's"
+
+
+def test_joined_programs_are_those_that_fit(sweep):
+    cells = sweep.grid.select()
+    plains, sizes = {cell.name: sweep.grid.stand_in(cell) for cell in cells}, []
+
+    def fits(pairs):
+        sizes.append(len(pairs))
+        if len(pairs) == 2:
+            raise UserError("the device does not say")
+        return 9
+
+    found = joined.programs(cells, plains, room=fits)
+    assert sizes == [3, 2]  # of a cell alone nothing is asked
+    assert [len(names) for names in found] == [3, 1, 1, 1, 1]
+    assert sorted(name for names in found for name in names) == sorted(plains)
+    assert joined.programs(cells, plains) == [[cell.name] for cell in cells]
+
+
 def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
     """One cell's need is that of its compiled step; of the trials that fit, the last does and one more does not."""
     from experiments.cli import complete_file
@@ -79,6 +127,7 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
     from experiments.config.schema import unpack_run
     from experiments.session.build import build
     from experiments.session.experiment import Experiment
+    from experiments.session.trial_group import TrialGroup
 
     config = complete_file("configs/mora_uuid.py:method=lora,rank=4")
     for key, value in {
@@ -105,6 +154,19 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
         assert again | {"limit": 0} == found["one"] | {"limit": 0}
         with pytest.raises(TypeError):  # of another shape
             room.answer([{"name": "one", "config": plain | {"adapter": {**plain["adapter"], "rank": 2}}}], False)
+
+    both = [{"name": "one", "config": plain, "joined": [plain | {"seed": 1}]}]
+    said = []
+    monkeypatch.setattr(room, "say", said.append)
+    known = str(tmp_path / "known.json")
+    pair = room.answer(both, False, known)["one"]
+    assert (pair["trainable"], pair["joined"]) == (found["one"]["trainable"], [found["one"]["trainable"]])
+    group = TrialGroup([unpack_run(plain), unpack_run(plain | {"seed": 1})])
+    assert pair["bytes"] == memory.memory_report(group.compile()).needed * len(jax.local_devices())
+    assert said == ["1 of 1: one and 1 more together"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialGroup, "compile", None)
+        assert room.answer(both, False, known)["one"] | {"limit": 0} == pair | {"limit": 0}
 
     one, two, three = room.counted([plain], (1, 2, 3))
     assert found["one"]["bytes"] < one < two < three  # alone its batch is divided over the devices

@@ -94,8 +94,9 @@ def test_bench_prints_one_line_of_json(program, tmp_path):
     words = (TWO_SITES, "--steps=10", "--warmup=2", f"--trace={tmp_path / 'trace'}")
     ended = program("bench", f"--config={config}", *words)
     assert ended.status == 0, ended.err
-    needs, printed = ended.out.splitlines()
+    compiling, needs, printed = ended.out.splitlines()
     record = json.loads(printed)
+    assert compiling.startswith("compiling the step ")
     assert needs.startswith("step needs ")
     assert record.keys() >= {
         "labels", "trainable", "frozen", "batch", "ms", "ms_min_max", "steps", "tokens_per_second", "peak_gib",

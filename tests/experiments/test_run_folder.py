@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 
@@ -118,7 +119,8 @@ def test_a_result_is_written_from_the_metrics(tmp_path):
     run_folder.open_run(folder, config)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')
     counts = {"trainable": 1, "frozen": 2}
-    result = run_folder.finish_run(folder, "run", config, "finished", counts, 0.0, 3.0, compile_seconds=1.5)
+    started = time.time() - 40
+    result = run_folder.finish_run(folder, "run", config, "finished", counts, started, 3.0, compile_seconds=1.5)
     assert run_folder.read_result(folder / run_folder.RESULT) == result
     assert result["losses"] == [[1, 2.0], [2, 1.0]]
     assert result["evaluations"] == [{"step": 2, "char_accuracy": 0.5, "exact_match": 0.0}]
@@ -127,7 +129,9 @@ def test_a_result_is_written_from_the_metrics(tmp_path):
     assert result["environment"]["versions"]["jax"]
     assert run_folder.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
     mean = "training loss 1.5000 (mean of the last 2 steps)"
-    assert run_folder.summary(result) == f"{mean}, char_accuracy 0.5, exact_match 0, 3.0 s of training"
+    times = f"3.0 s of training, {result['wall_seconds']:.1f} s from start to end"
+    assert result["wall_seconds"] >= 40
+    assert run_folder.summary(result) == f"{mean}, char_accuracy 0.5, exact_match 0, {times}"
     assert run_folder.open_run(folder, config) == "finished"
 
 

@@ -128,7 +128,7 @@ def test_the_trials_of_a_program_are_named_by_what_differs():
 
 
 def test_the_last_line_of_a_run_says_which_loss_is_which():
-    last = "1.1 s of training"
+    last = "1.1 s of training, 90.0 s from start to end"
     result = record(plain(), 2.0, 6.0, seconds=1.1)
     assert run_folder.summary(result) == (
         f"training loss 2.0000 (mean of the last 20 steps), held-out loss 6, perplexity 9, {last}"
@@ -137,3 +137,5 @@ def test_the_last_line_of_a_run_says_which_loss_is_which():
     assert run_folder.summary(result) == f"training loss 2.0000 (mean of the last 2 steps), {last}"
     result |= {"losses": [], "evaluations": [{"step": 1, "quick/loss": 2.5}]}
     assert run_folder.summary(result) == f"quick/held-out loss 2.5, {last}"
+    result |= {"wall_seconds": None}  # older records
+    assert run_folder.summary(result) == "quick/held-out loss 2.5, 1.1 s of training"

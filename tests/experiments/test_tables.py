@@ -5,7 +5,9 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -204,6 +206,28 @@ def test_program(tmp_path):
         done = program(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith("error: ")
+
+
+def test_a_table_that_takes_long_says_what_it_reads(monkeypatch, capsys):
+    from experiments.tables import __main__ as program
+
+    options, said = program.flags.FlagValues(), threading.Event()
+    program.define_flags(options)
+    program.flags.DEFINE_bool("write", False, "", flag_values=options)
+    program.flags.DEFINE_string("format", "text", "", flag_values=options)
+    program.flags.DEFINE_string("figures", None, "", flag_values=options)
+    options(["tables", "--results=a,b"])
+    monkeypatch.setattr(program.flags, "FLAGS", options)
+
+    def make(module, given):  # ends once the line is printed
+        assert said.wait(60)
+        return SimpleNamespace(text=lambda *_: "the table")
+
+    monkeypatch.setattr(program.tables, "make", make)
+    monkeypatch.setattr(program, "PATIENCE", 0.0)
+    monkeypatch.setattr(program, "print", lambda *a, **k: (print(*a, **k), k and said.set()), raising=False)
+    program.main(["tables", "quantized"])
+    assert capsys.readouterr() == ("the table\n", "reading the records at a, b ...\n")
 
 
 def test_the_papers_numbers_have_their_shape():

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.records import run_folder
+from experiments.session.experiment import COMPILING
 from experiments.sweeps.compatible import check_alike, group_key, parse_seeds
 from lowrank_jax.bases.base import export_params, random_params
 from lowrank_jax.core.errors import UserError
@@ -82,6 +83,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     cells = cells_file(tmp_path, program, toy, changes)
     ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")
     assert ended.status == 0, ended.err
+    assert ended.out.index(COMPILING) < ended.out.index("step needs ")
     assert "  cell1: rank 2, alpha 4, learning_rate 0.001, warmup_steps 9, stop_at 12, seed 1;" in ended.out
     assert "mora_uuid: 3 runs in 3 setting(s), medians over seeds" in ended.out
     assert (

@@ -14,6 +14,7 @@ from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
 from experiments.session.build import build
+from experiments.session.experiment import COMPILING
 from lowrank_jax.train.compiled import kept_step as kept
 from lowrank_jax.train.compiled.memory import memory_report
 
@@ -77,7 +78,8 @@ def test_a_second_start_traces_nothing_and_does_the_same(folder, two_devices, mo
         path.write_bytes(damage)
         with pytest.raises(TypeError):  # it would be traced
             second.compile(ahead=True)
-        (line,) = capsys.readouterr().out.splitlines()
+        line, compiling = capsys.readouterr().out.splitlines()
+        assert compiling == COMPILING
         assert f"{path} is damaged or foreign (" in line
     path.write_bytes(content)
     second.compile(ahead=True)
