@@ -13,6 +13,7 @@ from experiments.records.run_folder import run_name
 ROOT = Path(__file__).parents[2]
 # What nothing else in a config says, so that its own labels keep it.
 KEPT = ("scale", "model", "protocol", "reading")
+OWN = {"lora_mnli": "task"}  # what a config file says itself, though other files' labels derive it
 NAMED_BY_HAND = {"pico"}  # with --name, which no config holds
 
 
@@ -35,7 +36,8 @@ def test_labels_and_name_of_every_recorded_result():
     assert len(results) > 500
     for result in results:
         recorded, config = result["labels"], dict(result["config"])
-        config["labels"] = {name: value for name, value in recorded.items() if name in KEPT}
+        own = OWN.get(config["experiment"])
+        config["labels"] = {name: value for name, value in recorded.items() if name in (*KEPT, own)}
         config = with_labels(config, recorded.get("stage"))
         assert config["labels"] == {"rank": None, "stage": "full", **recorded}, result["name"]
         named = {config.get("name") or run_name(config)}
