@@ -22,7 +22,7 @@ from lowrank_jax.core.trees import combine
 from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.forms.base import Evaluation
 from lowrank_jax.layouts.run_time import layout_of, present
-from lowrank_jax.models.parts.attention import BY_HEAD
+from lowrank_jax.models.parts.attention_kernel import BY_HEAD
 from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
