@@ -115,7 +115,7 @@ def answer(cells: list[dict], fits: bool, known: str | None = None) -> dict:
 
 def main(_) -> None:
     """Prints one line of JSON; what else the parts print goes to stderr."""
-    from experiments.records.run_folder import read_json
+    from experiments.records.json_files import read_json
 
     with contextlib.redirect_stdout(sys.stderr):
         start_devices()

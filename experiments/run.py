@@ -46,7 +46,7 @@ def claim_and_train(config: Any, plain: dict, started: float) -> int:
     # Imported after the flags are parsed: --help and a wrong flag answer at once.
     import jax
 
-    from experiments.records import run_folder
+    from experiments.records import run_folder, run_record
     from experiments.session.together.agreement import decided
     from lowrank_jax.train import tracking
 
@@ -68,9 +68,9 @@ def claim_and_train(config: Any, plain: dict, started: float) -> int:
 
         # A finished run is only read, which needs no claim.
         if decided(look, folder) == "finished" or decided(take, folder) == "finished":
-            result = run_folder.read_result(folder / run_folder.RESULT)
+            result = run_record.read_result(folder / run_folder.RESULT)
             if jax.process_index() == 0 and result:
-                print(f"{name}: {result['status']} already; {run_folder.summary(result)} (--fresh runs it again)")
+                print(f"{name}: {result['status']} already; {run_record.summary(result)} (--fresh runs it again)")
             return 0
         return train(name, folder, config, plain, claim, started)
 
@@ -79,7 +79,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     """Trains the run of a claimed folder to its end and writes its record; returns the exit status."""
     import jax
 
-    from experiments.records import data_record, run_folder
+    from experiments.records import data_record, run_folder, run_record
     from experiments.session.build import build
     from experiments.session.fit import check_kept, described, fill, remarks
     from experiments.session.together.agreement import check_alike, decided
@@ -125,7 +125,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     outcome, records = session.train()
     (status,), (message,) = outcome.statuses, outcome.messages
     for result in records:
-        said = message or f"{run_folder.summary(result)}; records in {folder}"
+        said = message or f"{run_record.summary(result)}; records in {folder}"
         print(f"{name}: {status}; {said}")
     if status == "diverged":
         raise Diverged(message)

@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments.cli import launch
 from experiments.generation.scored import score_run
-from experiments.records import run_folder
+from experiments.records import json_files, run_folder
 from experiments.records.lines import Recorded, check_results
 from lowrank_jax.core.errors import UserError, report
 
@@ -42,7 +42,7 @@ def main(_) -> None:
     for folder in folders:
         try:
             record = score_run(folder, FLAGS.data_dir)
-            run_folder.write_json(folder / run_folder.RESULT, record)
+            json_files.write_json(folder / run_folder.RESULT, record)
             if recorded:
                 recorded.put(record)
         except UserError as error:

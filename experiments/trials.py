@@ -33,7 +33,7 @@ def main(_) -> int:
     named = wanted_runs()
 
     from experiments.config.vary import seeds_alone
-    from experiments.records import run_folder
+    from experiments.records import run_folder, run_record
     from experiments.records.results import scores
     from experiments.tables import sweep
 
@@ -50,7 +50,7 @@ def main(_) -> int:
         if pending := unfinished(pending):  # another program may have ended some meanwhile
             status = train(pending, started, held)
     results = [
-        run_folder.read_result(run_folder.run_folder(FLAGS.workdir, name) / run_folder.RESULT) for name, _ in named
+        run_record.read_result(run_folder.run_folder(FLAGS.workdir, name) / run_folder.RESULT) for name, _ in named
     ]
     there = [result for result in results if result]
     print(scores(there), flush=True)

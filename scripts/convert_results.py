@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone that is not installed yet
 
-from experiments.records import run_folder
+from experiments.records import json_files
 from experiments.records.checks import check_record
 from experiments.records.lines import append, files_of, read_lines
 from lowrank_jax.core.errors import UserError, front_door, report
@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> list[dict]:
         raise UserError(f"there is no folder {str(folder)!r}")
     records = []
     for path in sorted(folder.glob("*.json")):
-        record = run_folder.read_json(path, remedy="move it out of the folder")
+        record = json_files.read_json(path, remedy="move it out of the folder")
         if not isinstance(record, dict) or "status" not in record or record.get("name") != path.stem:
             raise UserError(f"{path} is no record of a run of that name; move it out of the folder")
         check_record(record, str(path), "move it out of the folder")

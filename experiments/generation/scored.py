@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.schema import unpack
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 from lowrank_jax.data.builders.nlg.source import load_nlg
@@ -27,7 +27,7 @@ def score_run(folder: Path, data_dir: str | None) -> dict:
       UserError: the folder has no finished run, or one that wrote neither texts of the task `nlg` nor answers to an
         exam; or its files are damaged, or the data are not those of the run.
     """
-    record = run_folder.read_result(folder / run_folder.RESULT)
+    record = run_record.read_result(folder / run_folder.RESULT)
     if record is None or record.get("status") != "finished":
         raise UserError(f"{folder}: no finished run; give a run folder with {run_folder.RESULT}")
     if missing := [key for key in ("name", "config", "evaluations") if not record.get(key)]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.records import claims, run_folder
+from experiments.records import claims, json_files
 from experiments.records.checks import check_record
 from experiments.records.store import Store, StoreError
 from lowrank_jax.core.errors import LOST
@@ -187,7 +187,7 @@ class Lease:
           StoreError: the root cannot be reached.
         """
         self.check()
-        content = json.dumps(run_folder.finite(result), allow_nan=False).encode()
+        content = json.dumps(json_files.finite(result), allow_nan=False).encode()
         if not self.root.store.create(_result(self.name), content):
             raise claims.Held(f"{self.name} has a record below {self.root.url} already; this one is left out")
         self._recorded = True

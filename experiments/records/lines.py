@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import logging
 
-from experiments.records import run_folder
+from experiments.records import json_files, run_record
 from experiments.records.checks import check_record
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import read_bytes, refuse_special
@@ -73,7 +73,7 @@ def append(path: str | Path, records: Iterable[dict]) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing releases the lock
             check_results(path)
             there = read_lines(path)
-            new = [record for record in map(run_folder.finite, records) if there.get(record["name"]) != record]
+            new = [record for record in map(json_files.finite, records) if there.get(record["name"]) != record]
             if new:
                 _write(descriptor, "".join(map(line_of, new)).encode())
             return len(new)
@@ -132,7 +132,7 @@ class Recorded:
             state = status.st_ino, status.st_size, status.st_mtime_ns
         if state != self._state:
             self._records, self._state = read_lines(self.path) if state else {}, state
-        return self._records.get(name) or run_folder.read_result(self.folder / f"{name}.json")
+        return self._records.get(name) or run_record.read_result(self.folder / f"{name}.json")
 
     def place(self, name: str) -> str:
         """Where the record of a run is, for messages: its line of the file, or a file of the older folder."""

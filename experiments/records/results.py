@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.config.vary import seeds_alone
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from experiments.records.checks import is_finite
 from experiments.records.lines import SUFFIX, files_of, read_lines
 from lowrank_jax.core.errors import UserError
@@ -61,7 +61,7 @@ def _below(folder: Path) -> Iterator[dict]:
         for name in sorted(files):
             if name.endswith(SUFFIX):
                 yield from _of_file(Path(place, name))
-            elif name.endswith(".json") and (result := run_folder.read_result(Path(place, name))):
+            elif name.endswith(".json") and (result := run_record.read_result(Path(place, name))):
                 yield result
 
 
@@ -83,20 +83,20 @@ def at_step(result: dict) -> str:
 def scores(results: Sequence[dict]) -> str:
     """One line a run; then, where they differ in seeds alone, last, best and median of each score."""
     lines = [
-        f"{result['name']}: {result['status']}; {result.get('message') or run_folder.summary(result)}"
+        f"{result['name']}: {result['status']}; {result.get('message') or run_record.summary(result)}"
         for result in results
     ]
     done = [result for result in results if result["status"] == "finished" and result.get("evaluations")]
     if not seeds_alone([result["config"] for result in results]):
         done = []
-    names = [name for name in run_folder.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
+    names = [name for name in run_record.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
     for name in names:
-        last = [run_folder.last_evaluation(result)[name] for result in done]
+        last = [run_record.last_evaluation(result)[name] for result in done]
         better = min if name.rpartition("/")[2] in LOSSES else max
         best = [better(one[name] for one in result["evaluations"] if name in one) for result in done]
         shown = ", ".join(f"{value:.4f}" for value in last)
         lines.append(
-            f"{run_folder.score_name(name)}: last {shown}; "
+            f"{run_record.score_name(name)}: last {shown}; "
             f"median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
         )
     return "\n".join(lines)

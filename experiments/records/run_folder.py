@@ -1,24 +1,20 @@
-"""The folder of a run: its name, its files, whether it can be resumed, and its result."""
+"""The folder of a run: its name, its files, whether it can be resumed, and its end."""
 
-import contextlib
-import errno
-import json
 import math
 import os
 import re
 import shutil
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments.config.plain import changes, content_hash
 from experiments.records import data_record, forgetting
-from experiments.records.checks import check_chosen, check_record, is_finite
-from experiments.records.environment import environment_record
-from lowrank_jax.core import json_text
+from experiments.records.checks import check_chosen
+from experiments.records.json_files import read_json, write_json
+from experiments.records.run_record import read_result, result_record, split_metrics
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.files import kind_of, read_bytes, refuse_special
+from lowrank_jax.core.files import kind_of, refuse_special
 
 CONFIG, METRICS, RESULT, CHECKPOINTS = "config.json", "metrics.jsonl", "result.json", "checkpoints"
 SAMPLES, DECODED = "samples.jsonl", "decoded.jsonl"
@@ -28,9 +24,6 @@ FOLDERS = (CHECKPOINTS, "adapter", "peft", "model", "wandb", "profile")
 DATA = "data"  # key in config.json and result.json: digests of the training data
 CHOSEN = "chosen"  # the same: {"train.steps": 100, ...}, keys that the config left to the data; see session.fit
 ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a result, not a fault
-LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
-LOSS_WINDOW = 20  # steps over which a final training loss is averaged
-EVALUATION = "eval/"  # what an evaluation's keys start with in metrics.jsonl
 
 
 def run_name(plain: dict) -> str:
@@ -187,36 +180,6 @@ def continue_from(source: Path, target: Path, plain: dict) -> bool:
     return True
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON; a reader sees either the old file or the complete new one. Non-finite numbers become null.
-
-    Raises:
-      UserError: the disk is full or the folder is not writable; the previous file is kept.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
-    # A list of plain values on one line; no string holds a raw newline, so none is touched.
-    text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
-        raise UserError(f"cannot write {path}: {error.strerror}; {remedy} and run again: it resumes") from error
-
-
-def read_json(path: str | Path, remedy: str) -> Any:
-    """Reads JSON; raises UserError with the given remedy for one that cannot be read."""
-    return json_text.read_json(path, remedy, f"cannot read {path}: there is no such file; {remedy}", finite=True)
-
-
 def read_config(path: str | Path, remedy: str) -> dict:
     """A run's config.json; raises UserError with the given remedy for anything else."""
     plain = read_json(path, remedy)
@@ -225,64 +188,6 @@ def read_config(path: str | Path, remedy: str) -> dict:
     data_record.check_digests(plain.get(DATA), str(path), remedy)
     check_chosen(plain.get(CHOSEN), str(path), remedy)
     return plain
-
-
-def read_result(path: str | Path) -> dict | None:
-    """A result.json; None where there is no file, or one that is not the record of a run (half of one, for example).
-
-    Raises:
-      UserError: it is a folder or a pipe, or a record with a field of another type than a run writes.
-    """
-    if kind_of(path) is None:
-        return None
-    try:
-        result = json_text.parse(read_bytes(path), finite=True)
-    except json_text.NotJson:
-        return None
-    if not isinstance(result, dict) or "status" not in result:
-        return None
-    check_record(result, str(path), "remove it, and the run goes on from its last checkpoint")
-    return result
-
-
-def result_record(
-    name: str,
-    plain: dict,
-    status: str,
-    *,
-    wall_seconds: float,
-    train_seconds: float,
-    parameters: dict[str, int],
-    evaluations: list[dict],
-    losses: list,
-    environment: dict | None = None,
-    **more: Any,
-) -> dict:
-    """The content of result.json.
-
-    Args:
-      name: the run's name.
-      plain: its plain config; its labels are repeated outside it.
-      status: "finished", "diverged", or another end.
-      wall_seconds, train_seconds: whole run, and optimizer steps alone, over all resumptions.
-      parameters: {"trainable": ..., "frozen": ...}.
-      evaluations: [{"step", "char_accuracy", "exact_match", ...}], fractions of 1.
-      losses: (step, loss) pairs; thinned to LOSS_POINTS.
-      environment: by default that of `environment_record()`.
-    """
-    return {
-        "name": name,
-        "status": status,
-        "labels": plain.get("labels") or {},
-        "config": plain,
-        "environment": environment_record() if environment is None else environment,
-        "wall_seconds": wall_seconds,
-        "train_seconds": train_seconds,
-        "parameters": parameters,
-        "evaluations": evaluations,
-        "losses": thin(losses),
-        **more,
-    }
 
 
 def finish_run(
@@ -321,78 +226,3 @@ def finish_run(
     )
     write_json(Path(folder) / RESULT, record)
     return record
-
-
-def split_metrics(records: list[dict]) -> tuple[list[tuple[int, float]], list[dict]]:
-    """(step, loss) pairs and evaluations of metrics.jsonl, by step; of a step recorded twice the last record counts."""
-    losses, evaluations = {}, {}
-    for record in records:
-        step = record["step"]
-        if record.get("loss") is not None:
-            losses[step] = record["loss"]
-        scores = {key.removeprefix(EVALUATION): value for key, value in record.items() if key.startswith(EVALUATION)}
-        if scores:
-            evaluations.setdefault(step, {"step": step}).update(scores)
-    return sorted(losses.items()), [evaluations[step] for step in sorted(evaluations)]
-
-
-def last_evaluation(result: dict) -> dict[str, float]:
-    """The scores of the last evaluation, without its step."""
-    last = (result.get("evaluations") or [{}])[-1]
-    return {name: value for name, value in last.items() if name != "step"}
-
-
-def score_name(name: str) -> str:
-    """A score's name in text: "held-out loss" for an evaluation's "loss", to tell it from the training loss."""
-    entry, _, score = name.rpartition("/")
-    return f"{entry}{'/' if entry else ''}{'held-out loss' if score == 'loss' else score}"
-
-
-def summary(result: dict) -> str:
-    """A result in a few words: training loss over the last steps, scores of the last evaluation, times."""
-    words, losses = [], result.get("losses") or []
-    if math.isfinite(loss := final_loss(result)):
-        steps = min(LOSS_WINDOW, losses[-1][0])
-        words = [f"training loss {loss:.4f} (mean of the last {steps} step{'s' if steps > 1 else ''})"]
-    elif losses and losses[-1][1] is not None:  # the last finite one of a run that diverged
-        words = [f"training loss {losses[-1][1]:.4f} (of step {losses[-1][0]})"]
-    words += [
-        f"{score_name(name)} {value:.4g}"
-        for name, value in last_evaluation(result).items()
-        if isinstance(value, int | float)
-    ]
-    whole = f", {wall:.1f} s from start to end" if (wall := result.get("wall_seconds")) else ""
-    return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training{whole}"])
-
-
-def thin(points: list, limit: int = LOSS_POINTS) -> list[list]:
-    """At most `limit` points: the last LOSS_WINDOW and the rest evenly spread with the first."""
-    points = [[int(step), round(float(loss), 6)] for step, loss in points]
-    if len(points) <= limit:
-        return points
-    head, tail = points[:-LOSS_WINDOW], points[-LOSS_WINDOW:]
-    keep = limit - len(tail)
-    return [head[i * len(head) // keep] for i in range(keep)] + tail
-
-
-def final_loss(result: dict, window: int = LOSS_WINDOW) -> float:
-    """Training loss averaged over the last `window` steps; infinite for a run that diverged or has no losses."""
-    losses = result.get("losses") or []
-    if result.get("status") == "diverged" or not losses:
-        return math.inf
-    last = losses[-1][0]
-    values = [loss for step, loss in losses if step > last - window]
-    if not all(map(is_finite, values)):
-        return math.inf
-    return statistics.fmean(values)
-
-
-def finite(value: Any) -> Any:
-    """A value for JSON: numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

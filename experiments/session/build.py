@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.config.schema import RunConfig
-from experiments.session.experiment import Experiment, in_segments, is_fresh, params_sharding
+from experiments.session.experiment import Experiment
 from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import check_start
+from experiments.session.weights import in_segments, is_fresh, params_sharding
 from lowrank_jax import adapters
 from lowrank_jax.adapters.leaves.merge import check_merges
 from lowrank_jax.bases.base import AUTO, Base, abstract_base, random_tokenizer

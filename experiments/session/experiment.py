@@ -1,52 +1,40 @@
-"""A run that is known on shapes: what it trains, its step and its data; and, once everything fits, its weights."""
+"""A run that is known on shapes: what it trains, its step, its data and its evaluations."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.config.plain import to_plain
 from experiments.config.schema import RunConfig
 from experiments.session.by_length import by_length
-from experiments.session.warm_start import apply_start
+from experiments.session.evaluators import evaluators_of, score_one
+from experiments.session.weights import Weights, is_fresh
 from lowrank_jax import adapters
-from lowrank_jax.bases.base import Base, load_base, random_program
-from lowrank_jax.core.errors import UserError
+from lowrank_jax.bases.base import Base
 from lowrank_jax.core.paths import flatten, unknown_name
-from lowrank_jax.core.trees import combine, count, partition
+from lowrank_jax.core.trees import combine, count
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.data.pipeline import Batches
 from lowrank_jax.forms.base import Evaluation, Form, Setting
-from lowrank_jax.forms.generation import SAMPLES
 from lowrank_jax.layouts.fused import Fused, Groups
-from lowrank_jax.layouts.run_time import layout_of, present
-from lowrank_jax.layouts.segments import Segments
-from lowrank_jax.layouts.unstacked import Unstacked, compile_unstack
+from lowrank_jax.layouts.unstacked import Unstacked
 from lowrank_jax.models.parts.stack import is_unrolled
 from lowrank_jax.ops.quantized import NONE
 from lowrank_jax.sharding.mesh import batch_share
-from lowrank_jax.sharding.rules import leaf_spec, tree_shardings
 from lowrank_jax.tasks.base import Task
-from lowrank_jax.train.best import BEST, LAST
 from lowrank_jax.train.compiled.kept_step import describe, kept_step
 from lowrank_jax.train.compiled.options import counting_options
 from lowrank_jax.train.evaluations import Evaluator
-from lowrank_jax.train.rhythm import LoopConfig
-from lowrank_jax.train.state import TrainState, init_state, layer_cuts
+from lowrank_jax.train.state import TrainState
 
 SOURCES = ("lowrank_jax", "experiments")  # folders whose files make the step
 NO_PART_OF_THE_STEP = ("name", "labels", "tracking", "checkpoint", "export")
 COMPILING = "compiling the step (most take less than a minute) ..."
-DECIDING = ("likelihood", "choices")  # types of evaluations that have a held-out loss, which decides what is best
 NO_FILE = "no file"
-ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 
 @dataclasses.dataclass
@@ -165,8 +153,8 @@ class Experiment:
         """The compiled step, without running anything; for batches of several lengths, that of the longest.
 
         Args:
-          ahead: `load` follows; see `load_ahead`. The step may then be one that an earlier start has kept; otherwise
-            process 0 prints COMPILING.
+          ahead: `load` follows; see `Weights.compiling`. The step may then be one that an earlier start has kept;
+            otherwise process 0 prints COMPILING.
           counted: only its memory will be read; see `compiled.options.counting_options`.
         """
         return self.compile_step(self.step, self.arguments, ahead, counted)
@@ -182,7 +170,7 @@ class Experiment:
 
         if not ahead:
             return make()
-        with self.load_ahead():
+        with self.weights.compiling():
             return kept_step(make, arguments, self.identity, SOURCES)
 
     @property
@@ -201,32 +189,6 @@ class Experiment:
         """The compiled merge of a run with restarts; None without."""
         return self.merge and self.merge.lower(self.abstract_state, self.abstract_frozen).compile()
 
-    @contextlib.contextmanager
-    def load_ahead(self) -> Iterator[None]:
-        """Compiles what `load` runs on other threads, beside what the caller compiles."""
-        works = (self._compile_base, self._compile_create, self._compile_begin, self._compile_layers)
-        with concurrent.futures.ThreadPoolExecutor(len(works)) as pool:
-            ready = [pool.submit(work) for work in works]
-            yield
-            for one in ready:
-                one.result()
-
-    def _compile_base(self) -> None:
-        if program := random_program(self.config.base, params_sharding(self.mesh)):
-            program.lower(ABSTRACT_KEY).compile()
-
-    def _compile_create(self) -> None:
-        if self.plan.sites:
-            given = (ABSTRACT_KEY, self.base.params) if adapters.needs_params(self.plan) else (ABSTRACT_KEY,)
-            self._create(given).lower(*given).compile()
-
-    def _compile_begin(self) -> None:
-        rate = jax.ShapeDtypeStruct((), jnp.float32)
-        self._begin().lower(self.abstract_state.trainable, rate, ABSTRACT_KEY).compile()
-
-    def _compile_layers(self) -> None:
-        compile_unstack(self.abstract_frozen.get("params", {}))
-
     def step_function(self, compiled: Any) -> Callable:
         """(state, frozen, batch) -> (state, metrics) for batches of every length.
 
@@ -235,72 +197,19 @@ class Experiment:
         """
         return by_length(self.step, {self.task.seq_len: compiled}) if self.form.bucketed and self.task else compiled
 
+    @property
+    def weights(self) -> Weights:
+        """What the run begins with, still to be loaded."""
+        return Weights(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Weights)})
+
     def load(self) -> tuple[TrainState, Any, str]:
         """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
-        base = self.load_base()
-        assert base.fingerprint is not None  # of a loaded base
-        fingerprint = base.fingerprint
-        trainable, frozen = self.split(base)
-        del base  # what is trained was copied: its first copy goes before the moments come
-        frozen |= present(layout_of(self.groups, self.unrolled).apply(frozen.pop("params", {})))
-        trainable, frozen = apply_start(self.config.start, trainable, frozen, self._is_fresh, fingerprint)
-        return self.begin(trainable), frozen, fingerprint
-
-    def load_base(self) -> Base:
-        """The weights onto their shards; a fresh head drawn by the run's seed."""
-        base_key, _ = self._keys()
-        base = load_base(self.config.base, base_key, params_sharding(self.mesh), planned=self.base.config)
-        return in_segments(base, self.config)
-
-    def split(self, base: Base) -> tuple[Any, Any]:
-        """(trainable, frozen) of a loaded base with fresh adapters of the run's seed; frozen before its layout."""
-        _, adapter_key = self._keys()
-        variables = {"params": adapters.residual(base.params, self.plan)}
-        if self.plan.sites:
-            given = (adapter_key, base.params) if adapters.needs_params(self.plan) else (adapter_key,)
-            variables |= self._create(given)(*given)
-            variables["params"] = jax.device_put(variables["params"], jax.tree.map(lambda x: x.sharding, base.params))
-        return partition(variables, self.rules)
+        return self.weights.load()
 
     def variables(self, state: TrainState, frozen: Any) -> dict[str, Any]:
         """All variables of a state, each kernel under its own name and stacked."""
         variables = combine(state.trainable, frozen)
         return variables | {"params": Fused(self.groups).undo(Unstacked().undo(variables["params"]))}
-
-    def begin(self, trainable: Any) -> TrainState:
-        """The state before the first step; the trainable tree is donated."""
-        rate = np.float32(self.config.optimizer.learning_rate)
-        return self._begin()(trainable, rate, jax.random.PRNGKey(self.config.seed))
-
-    def _create(self, given: tuple) -> Any:
-        create = functools.partial(adapters.create, self.plan)
-        shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
-        return self._program("create", create, out_shardings=shardings)
-
-    def _begin(self) -> Any:
-        def init(trainable, rate, key):
-            return init_state(trainable, self.optimizer, rate, seed=0)._replace(key=key)
-
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return self._program("begin", init, out_shardings=shardings, donate_argnums=0)
-
-    def _program(self, name: str, fn: Callable, **options: Any) -> Any:
-        """The jitted function of a name; trials that are alike share it and its compilation."""
-        if name not in self.programs:
-            self.programs[name] = jax.jit(fn, **options)
-        return self.programs[name]
-
-    def _is_fresh(self, path: str) -> bool:
-        return is_fresh(self.config, path)
-
-    def base_key(self) -> jax.Array:
-        """What draws a random or partly fresh base."""
-        return self._keys()[0]
-
-    def _keys(self) -> tuple[jax.Array, jax.Array]:
-        """(of a random or partly fresh base, of the adapters)."""
-        base_key, adapter_key = jax.random.split(jax.random.PRNGKey(self.config.seed))
-        return base_key, adapter_key
 
     def batches(self) -> Batches:
         """The training stream, this process's share."""
@@ -322,70 +231,13 @@ class Experiment:
             raise unknown_name("evaluation", kind, known)
         return known[kind](self.setting, self.task, *(() if options is None else (options,)))
 
-    def evaluators(self, score: Callable[[Evaluation], Callable] | None = None) -> list[Evaluator]:
-        """What is evaluated of the run, and when: `config.evals`, or the task's own; nothing without held-out data.
-
-        Samples are no score: where `config.evals` has nothing else, the task's own evaluation is made too.
+    def evaluators(self, score: Callable[[Evaluation], Callable] = score_one) -> list[Evaluator]:
+        """What is evaluated of the run, and when; see `evaluators.evaluators_of`.
 
         Args:
           score: evaluation -> (state, frozen) -> metrics of each trial; by default of the one run.
 
         Raises:
-          UserError: an entry of config.evals is of no type that the task's form has, or wants the best weights and
-            nothing says which these are.
+          UserError: what `evaluators_of` refuses.
         """
-        score, train, found = score or _score_one, self.config.train, []
-        entries = {name: entry for name, entry in self.config.evals.items() if name not in self.absent}
-        if self.absent and jax.process_index() == 0:
-            print(f"not measured: {', '.join(f'{name} ({why})' for name, why in self.absent.items())}", flush=True)
-        scores = [entry for entry in entries.values() if entry.type != SAMPLES]
-        if not scores or train.eval_every or train.eval_steps:  # the short way for one
-            found.append(("", (self.data.evaluation, None), LoopConfig.evaluates_at, LAST))
-        for name, entry in entries.items():
-            found.append((name, (entry.type or self.data.evaluation, entry.options), entry.due, entry.weights))
-        kinds = {kind: self.evaluation(*kind) for kind in dict.fromkeys(kind for _, kind, _, _ in found)}
-        made = {kind: (score(one), one.texts) for kind, one in kinds.items() if one is not None}
-        return _deciding(
-            [
-                Evaluator(name, due, *made[kind], weights=weights, decides=kind[0] in DECIDING and weights == LAST)
-                for name, kind, due, weights in found
-                if kind in made
-            ]
-        )
-
-
-def _deciding(evaluators: list[Evaluator]) -> list[Evaluator]:
-    """The evaluators, those of the best weights last: a held-out loss of the same step then decides before they read.
-
-    Raises:
-      UserError: one reads the best weights, and none gives a held-out loss.
-    """
-    best = [one for one in evaluators if one.weights == BEST]
-    if best and not any(one.decides for one in evaluators):
-        raise UserError(
-            f"config.evals.{best[0].name}.weights is 'best' and the run has no held-out loss to tell it by; set "
-            'train.epochs or train.eval_every, or add an evaluation of the type "likelihood"'
-        )
-    return [one for one in evaluators if one.weights != BEST] + best
-
-
-def _score_one(evaluation: Evaluation) -> Callable[[TrainState, Tree], list[dict[str, float]]]:
-    return lambda state, frozen: [evaluation.one(combine(state.trainable, frozen))]
-
-
-def is_fresh(config: RunConfig, path: str) -> bool:
-    """Whether a leaf below "params" is one that the task draws anew: the head, and what base.fresh names."""
-    return any(re.fullmatch(pattern, path) for pattern in ("head/.*", *config.base.fresh))
-
-
-def params_sharding(mesh: Any) -> Any:
-    """(path below "params", shape) -> NamedSharding, by the path rules."""
-    return lambda path, shape: jax.sharding.NamedSharding(mesh, leaf_spec(f"params/{path}", shape, mesh))
-
-
-def in_segments(base: Base, config: RunConfig) -> Base:
-    """The base with its layers in the segments that `config.trainable` needs; the same base where it needs none."""
-    cuts = layer_cuts(config.trainable, base.config.num_hidden_layers)
-    if not cuts:
-        return base
-    return dataclasses.replace(base, model=base.model.clone(cuts=cuts), params=Segments(cuts).apply(base.params))
+        return evaluators_of(self.config, self.data.evaluation, self.absent, self.evaluation, score)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.session.experiment import Experiment, is_fresh
+from experiments.session.experiment import Experiment
+from experiments.session.weights import is_fresh
 from lowrank_jax import adapters
 from lowrank_jax.bases.base import Base, architecture_of, export_params
 from lowrank_jax.bases.locate import KNOWN

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from experiments.config.labels import tags
-from experiments.records import claims, run_folder
+from experiments.records import claims, run_folder, run_record
 from experiments.session import export
 from experiments.session.experiment import Experiment
 from experiments.session.fit import with_sizes
@@ -204,7 +204,7 @@ class Session:
         if result["losses"]:
             self._draw(result, run.folder, tracker)
         shown = {"status": status, "train_seconds": result["train_seconds"], **one.parameters}
-        tracker.summary({**shown, **run_folder.last_evaluation(result)})
+        tracker.summary({**shown, **run_record.last_evaluation(result)})
         return result
 
     def _draw(self, result: dict, folder: Path, tracker: Any) -> None:

@@ -12,9 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.config.schema import RunConfig
 from experiments.session.build import build
 from experiments.session.by_length import by_length
-from experiments.session.experiment import SOURCES, Experiment, is_fresh, params_sharding
+from experiments.session.experiment import SOURCES, Experiment
 from experiments.session.fit import chosen, fit
 from experiments.session.warm_start import apply_start
+from experiments.session.weights import is_fresh, params_sharding
 from lowrank_jax.bases.base import Base, redraw
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
@@ -22,7 +23,7 @@ from lowrank_jax.core.trees import combine
 from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.forms.base import Evaluation
 from lowrank_jax.layouts.run_time import layout_of, present
-from lowrank_jax.models.parts.attention import BY_HEAD
+from lowrank_jax.models.parts.attention_kernel import BY_HEAD
 from lowrank_jax.ops.capability import platform
 from lowrank_jax.sharding.mesh import replicated
 from lowrank_jax.train import trials
@@ -105,16 +106,16 @@ class TrialGroup:
 
     def load(self) -> tuple[TrainState, dict[str, Any], str]:
         """(stacked state, shared frozen tree, fingerprint): each trial starts as a run of its own would."""
-        base = self.lead.load_base()
+        base = self.lead.weights.load_base()
         states, frozen = [], []
         for one in self.each:
-            trainable, rest = one.split(self._redrawn(base, one))
+            trainable, rest = one.weights.split(self._redrawn(base, one))
             if len(self.each) > 1 and frozen:
                 rest = {**rest, trials.SHARED: frozen[0].get(trials.SHARED)} if trials.SHARED in rest else rest
             fresh = functools.partial(is_fresh, one.config)
             trainable, rest = apply_start(one.config.start, trainable, rest, fresh, base.fingerprint)
             wide = trials.widen(trainable, self.lead.abstract_state.trainable)
-            states.append(one.begin(wide))
+            states.append(one.weights.begin(wide))
             frozen.append(rest)
         state, shared = trials.place(trials.stack(states), self.mesh), trials.share(frozen)
         assert base.fingerprint is not None  # of a loaded base
@@ -178,7 +179,7 @@ class TrialGroup:
         if one.config.seed == self.lead.config.seed or not base.fresh:
             return base
         flat = dict(flatten(base.params))
-        new = redraw(base, one.base_key(), params_sharding(one.mesh))
+        new = redraw(base, one.weights.base_key(), params_sharding(one.mesh))
         held = flatten(self.lead.abstract_frozen.get(trials.SHARED, {}))
         if frozen := sorted(set(new) & set(held)):
             raise UserError(

@@ -18,6 +18,6 @@ def update_spectrum(experiment: Experiment, state: TrainState, frozen: Any) -> d
       experiment, state, frozen: the finished run.
     """
     final = adapters.merge(experiment.variables(state, frozen), experiment.plan)
-    initial = experiment.load_base().params
+    initial = experiment.weights.load_base().params
     undo = Segments().undo
     return {"above": ABOVE, "counts": by_kind(counts(undo(initial), undo(final)))}

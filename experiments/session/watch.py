@@ -148,7 +148,7 @@ def _measure(one: Experiment) -> Callable[[Any, Any], dict[str, float]]:
             found = of_adapters(variables)
         else:
             final = Segments().undo(adapters.merge(variables, one.plan))  # checks values: not to be traced
-            found = of_kernels(Segments().undo(one.load_base().params), final)
+            found = of_kernels(Segments().undo(one.weights.load_base().params), final)
         return {name: float(value) for name, value in found.items()}
 
     return measure

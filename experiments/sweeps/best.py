@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.records import run_folder
+from experiments.records import run_record
 from lowrank_jax.core.errors import UserError
 
 # Prefix of an override that takes its value from the best cell of earlier stages: "best:STAGE" or "best:STAGE+STAGE",
@@ -109,6 +109,6 @@ def _step(tried: Sequence[Any], path: str, up: bool) -> float:
 
 def _loss_of(result: dict, score: str) -> float:
     if not score:
-        return run_folder.final_loss(result)
-    value = run_folder.last_evaluation(result).get(score)
+        return run_record.final_loss(result)
+    value = run_record.last_evaluation(result).get(score)
     return value if result.get("status") == "finished" and isinstance(value, int | float) else math.inf

@@ -7,7 +7,7 @@ from experiments.config.files import name_by
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
 from experiments.config.vary import named, seeds_alone, varying
-from experiments.records import run_folder
+from experiments.records import json_files
 from lowrank_jax.core.errors import UserError
 
 
@@ -18,7 +18,7 @@ def read_cells(path: str) -> list[tuple[str, dict]]:
       UserError: it is not a list of such runs, is empty, lists a run twice, or has a wrong config.
     """
     remedy = "write it with experiments.sweep --together"
-    listed = run_folder.read_json(path, remedy)
+    listed = json_files.read_json(path, remedy)
     found = []
     for cell in listed if isinstance(listed, list) else []:
         if not (isinstance(cell, dict) and isinstance(cell.get("name"), str) and isinstance(cell.get("config"), dict)):

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from experiments.records.run_folder import write_json
+from experiments.records.json_files import write_json
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.json_text import parse
 

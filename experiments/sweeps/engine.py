@@ -15,7 +15,7 @@ from typing import Any
 from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, leases, run_folder
+from experiments.records import claims, data_record, json_files, leases, run_folder
 from experiments.records.checks import is_finite
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
@@ -277,7 +277,7 @@ class Sweep:
         """Trains cells in one program, and waits for its end."""
         listed = [{"name": cell.name, "config": cell.plain, FILE: self.grid.config_path} for cell in cells]
         file = self.workdir / f"together-{zlib.crc32(' '.join(cell.name for cell in cells).encode()):08x}.json"
-        run_folder.write_json(file, listed)
+        json_files.write_json(file, listed)
         return self.wait([*TRIALS_PROGRAM, f"--cells={file}", f"--workdir={self.workdir}"], held)
 
     def continue_trial(self, trials: Sequence[str], cell: Cell) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.faults import Faults
-from experiments.records import claims, data_record, leases, offline_runs, run_folder
+from experiments.records import claims, data_record, leases, offline_runs, run_folder, run_record
 from experiments.records.failures import Failures
 from experiments.records.lines import Recorded
 from experiments.sweeps.grid import Cell
@@ -91,7 +91,7 @@ class Known:
         if self.root and (result := self.root.result(cell.name)):
             return result, f"{self.root.url}/{leases.RESULTS}/{cell.name}.json"
         file = run_folder.run_folder(self.workdir, cell.name) / run_folder.RESULT
-        result = run_folder.read_result(file)
+        result = run_record.read_result(file)
         if (result and result["status"] in run_folder.ENDED) or not self.results:
             return result, str(file)
         return self.results.get(cell.name), self.results.place(cell.name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.arguments import spoken
-from experiments.records import data_record, leases, run_folder
+from experiments.records import data_record, json_files, leases, run_folder
 from experiments.records.text_table import clock, format_table
 from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.compatible import group_key, shapes_key
@@ -70,7 +70,7 @@ def room(
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder, "cells.json"), Path(folder, "answer.json")
         asked = [{"name": name, "config": plain, "joined": [*joined.get(name, ())]} for name, plain in cells]
-        run_folder.write_json(file, asked)
+        json_files.write_json(file, asked)
         # Another program may have most of the device's memory: nothing is loaded here.
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         words = [

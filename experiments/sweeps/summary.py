@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.records import claims, leases, offline_runs, run_folder
+from experiments.records import claims, json_files, leases, offline_runs, run_folder
 from experiments.tables import sweep as sweep_table
 from experiments.tables.figures import draw_losses
 
@@ -47,7 +47,7 @@ def show(name: str, results: Sequence[dict], workdir: str | Path, plain: dict, r
         return ""
     try:
         file = folder / DIGEST
-        if file.is_file() and run_folder.read_json(file, "remove it") == digest:
+        if file.is_file() and json_files.read_json(file, "remove it") == digest:
             return ""
         if root and not root.store.create(f"{SUMMARIES}/{name}-{digest}", str(folder.absolute()).encode()):
             return ""
@@ -56,7 +56,7 @@ def show(name: str, results: Sequence[dict], workdir: str | Path, plain: dict, r
             tracker.table("cells", lines[0], lines[1:])
             tracker.image("losses", draw_losses(results, folder / "losses.png"))
             tracker.summary(_counts(results))
-        run_folder.write_json(file, digest)
+        json_files.write_json(file, digest)
         if root:
             offline_runs.put(root.store, folder)
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config.vary import SEED, shown, varying
-from experiments.records.run_folder import LOSS_WINDOW, final_loss, last_evaluation, score_name
+from experiments.records.run_record import LOSS_WINDOW, final_loss, last_evaluation, score_name
 from experiments.records.text_table import clock, number
 from experiments.tables.table import Table, ended, median, no_figures, state_of
 from lowrank_jax.core.errors import UserError

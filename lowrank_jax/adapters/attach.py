@@ -11,10 +11,11 @@ from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.fast.groups import Group, find_groups
 from lowrank_jax.adapters.leaves.prepare import prepare
-from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.adapters.plan import Plan
 from lowrank_jax.adapters.prefix.call import VirtualCall
 from lowrank_jax.adapters.prefix.families import VECTORS
 from lowrank_jax.adapters.prefix.places import TABLE
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, nearest
 from lowrank_jax.core.types import ApplyFn, Array, Tree

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.fast import get_fast
 from lowrank_jax.adapters.leaves.merge import leaves_of, merge
-from lowrank_jax.adapters.plan import Plan, Site, flat_params, weight_of
+from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import is_coded

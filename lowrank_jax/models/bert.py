@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.parts.attention import attend, pick_implementation
+from lowrank_jax.models.parts.attend import attend
+from lowrank_jax.models.parts.attention_kernel import pick_implementation
 from lowrank_jax.models.parts.counts import check_counts
 from lowrank_jax.models.parts.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.parts.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout

@@ -16,7 +16,7 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unknown_name
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.bert import Mlp
-from lowrank_jax.models.parts.attention import ATTENTION
+from lowrank_jax.models.parts.attention_kernel import ATTENTION
 from lowrank_jax.models.parts.counts import MOST, check_counts
 from lowrank_jax.models.parts.heads import SEQUENCE_HEADS, MaskedLMHead, SequenceHead, check_head
 from lowrank_jax.models.parts.layers import (

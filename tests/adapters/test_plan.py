@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from lowrank_jax.adapters import AdapterConfig, MoraConfig, make_plan
-from lowrank_jax.adapters.plan import matches
 from lowrank_jax.adapters.registry import FAMILIES, get_family
+from lowrank_jax.adapters.targets import matches
 from lowrank_jax.core.errors import UserError
 
 

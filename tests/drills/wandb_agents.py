@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from experiments.records.lines import read_lines
 from experiments.tables import sweep as sweep_table
 
@@ -75,12 +75,12 @@ def from_wandb(folder: Path) -> list[dict]:
         summary: dict = {}
         for line in lines:
             summary |= line["summary"].get("update", {}) if line["type"] == "summary" else {}
-        losses, evaluations = run_folder.split_metrics([{**item, "step": item["_step"]} for item in history])
+        losses, evaluations = run_record.split_metrics([{**item, "step": item["_step"]} for item in history])
         records.append({
             "name": run_folder.run_name(config), "status": summary["status"], "labels": config["labels"],
             "config": {key: value for key, value in config.items() if key not in ("_wandb", "cell")},
             "train_seconds": summary["train_seconds"], "parameters": {"trainable": summary["trainable"]},
-            "losses": run_folder.thin(losses), "evaluations": evaluations,
+            "losses": run_record.thin(losses), "evaluations": evaluations,
         })  # fmt: skip
     return records
 

@@ -14,7 +14,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.records import leases, run_folder, store
+from experiments.records import json_files, leases, run_folder, store
 from experiments.sweeps import engine
 from experiments.sweeps.grid import Cell
 from lowrank_jax.core.errors import front_door
@@ -106,7 +106,7 @@ def run(folder: Path, seconds: float, words: list[str]) -> None:
         time.sleep(seconds / 10)
         claim.renew()
     result = {"name": name, "status": "finished", "losses": [[1, time.time()]], "wall_seconds": seconds}
-    run_folder.write_json(place / run_folder.RESULT, result)
+    json_files.write_json(place / run_folder.RESULT, result)
     claim.record(result)
     note(folder, "recorded", name)
     claim.release()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.records import run_folder
+from experiments.records import json_files, run_folder
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def trial(tmp_path):
     folder = tmp_path / "trial"
     (folder / run_folder.CHECKPOINTS / "20").mkdir(parents=True)
     (folder / run_folder.METRICS).write_text('{"step": 20}\n')
-    run_folder.write_json(folder / run_folder.CONFIG, plain)
+    json_files.write_json(folder / run_folder.CONFIG, plain)
     return folder, plain
 
 
@@ -37,8 +37,8 @@ def test_another_config_is_not_continued(trial, tmp_path):
 
 def test_a_run_that_stopped_early_goes_on_when_more_steps_are_asked_for(trial):
     folder, plain = trial
-    run_folder.write_json(folder / run_folder.RESULT, {"status": "finished", "config": plain})
+    json_files.write_json(folder / run_folder.RESULT, {"status": "finished", "config": plain})
     assert run_folder.open_run(folder, plain) == "finished"
     assert run_folder.open_run(folder, full(plain)) == "resume"
-    run_folder.write_json(folder / run_folder.RESULT, {"status": "diverged", "config": plain})
+    json_files.write_json(folder / run_folder.RESULT, {"status": "diverged", "config": plain})
     assert run_folder.open_run(folder, full(plain)) == "finished"  # it would diverge again

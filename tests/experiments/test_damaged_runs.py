@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from endings import one_line
 
-from experiments.records import run_folder
+from experiments.records import run_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def test_a_record_of_wrong_types_is_refused_by_all_who_read_it(straight, run, pr
         one_line(run(), folder / "result.json", f"its {field}")
         lines = tmp_path / "found.jsonl"
         lines.write_text(json.dumps({"name": "a", "status": "finished"}) + "\n" + line + "\n")
-        for read, place in ((load_results, [folder]), (run_folder.read_result, folder / "result.json")):
+        for read, place in ((load_results, [folder]), (run_record.read_result, folder / "result.json")):
             with pytest.raises(UserError, match=f"its {field}"):
                 read(place)
         for read, place in ((read_lines, lines), (Recorded(tmp_path / "found").get, "a"), (load_results, [lines])):
@@ -95,7 +95,7 @@ def test_every_recorded_result_passes_the_checks():
 @pytest.mark.parametrize("text", ["5", "null", '"a"', "9" * 5000, "[" * 99_999, "", "\x00"])
 def test_a_result_that_is_no_record_is_none(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
-    assert run_folder.read_result(tmp_path / "result.json") is None
+    assert run_record.read_result(tmp_path / "result.json") is None
 
 
 @pytest.mark.parametrize("text", ["[]", "{"])
@@ -104,4 +104,4 @@ def test_a_result_that_is_no_record_is_written_anew(straight, run, text):
     (folder / "result.json").write_text(text)
     ended = run()
     assert ended.status == 0, ended.err
-    assert run_folder.read_result(folder / "result.json")["status"] == "finished"
+    assert run_record.read_result(folder / "result.json")["status"] == "finished"

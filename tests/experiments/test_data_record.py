@@ -11,7 +11,7 @@ import pytest
 
 from experiments import sweep
 from experiments.config.plain import content_hash
-from experiments.records import data_record, run_folder
+from experiments.records import data_record, json_files, run_folder
 from experiments.records.lines import append
 from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
@@ -110,7 +110,7 @@ def test_data_that_change_between_the_reading_and_the_digest_are_refused(text_ru
 def test_a_folder_without_digests_goes_on_with_a_note_and_fresh_takes_other_data(tmp_path, capfd):
     path, folder = write(tmp_path / "a.jsonl", "cats"), tmp_path / "run"
     plain = {"seed": 0, "task": {"name": "text", "path": str(path)}}
-    run_folder.write_json(folder / run_folder.CONFIG, plain)
+    json_files.write_json(folder / run_folder.CONFIG, plain)
     assert run_folder.open_run(folder, plain) == "resume"
     note = capfd.readouterr().out
     assert f"{folder} has no digest of {path}" in note
@@ -274,7 +274,7 @@ def test_a_sweep_refuses_the_cell_whose_data_changed_and_goes_on(tmp_path, kept,
             append(tmp_path / "results.jsonl", [result])
             continue
         file = tmp_path / "results" / f"{cell.name}.json" if kept == "file" else tmp_path / cell.name / "result.json"
-        run_folder.write_json(file, result)
+        json_files.write_json(file, result)
     name = cells[0].name
     removed = {
         "run": tmp_path / name / "result.json",

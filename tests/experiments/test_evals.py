@@ -6,7 +6,7 @@ import pytest
 
 from experiments.config.plain import content_hash, to_plain
 from experiments.config.schema import unpack_run
-from experiments.records.run_folder import read_result
+from experiments.records.run_record import read_result
 from lowrank_jax.core.errors import UserError
 
 FILE = """

@@ -11,7 +11,7 @@ import pytest
 from exam_files import write_exams
 from toys import drawn
 
-from experiments.records.run_folder import read_result
+from experiments.records.run_record import read_result
 from lowrank_jax.bases.base import export_params
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.metrics.answers.verify import Verdicts

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from experiments.config.plain import content_hash
-from experiments.records.run_folder import read_result
+from experiments.records.run_record import read_result
 from lowrank_jax.bases.base import BaseConfig, export_params, load_base, random_params
 from lowrank_jax.bases.ends import end_ids
 from lowrank_jax.core.errors import INTERRUPTED, UserError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.records import run_folder
+from experiments.records import run_record
 from lowrank_jax.bases.base import BaseConfig, export_params, load_base
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
@@ -59,7 +59,7 @@ def whole(program, config, kept):
 @pytest.mark.parametrize(("task", "metric"), [("stsb", "pearson"), ("mnli", "overall")])
 def test_a_run_of_each_kind(whole, task, metric):
     """Epochs in steps, an evaluation after each, the head counted, and what the record says of the data."""
-    result = run_folder.read_result(whole(task) / "result.json")
+    result = run_record.read_result(whole(task) / "result.json")
     assert [evaluation["step"] for evaluation in result["evaluations"]] == [2, 4, 6]
     assert all(metric in evaluation and evaluation["nonfinite"] == 0 for evaluation in result["evaluations"])
     labels = {"stsb": 1, "mnli": 3}[task]
@@ -101,7 +101,7 @@ def test_seeds_together_are_the_seeds_alone(program, tmp_path, config, whole):
     ended = program("trials", f"--config={config}:mnli", f"--workdir={tmp_path}", "--seeds=1,0")
     assert ended.status == 0, ended.err
     alone = whole("mnli")
-    ours, theirs = (run_folder.read_result(place / "result.json") for place in (tmp_path / alone.name, alone))
+    ours, theirs = (run_record.read_result(place / "result.json") for place in (tmp_path / alone.name, alone))
     np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=2e-4)
     assert [e["main"] for e in ours["evaluations"]] == [e["main"] for e in theirs["evaluations"]]
     found, expected = (load_file(place / "adapter" / "adapter.safetensors") for place in (tmp_path / alone.name, alone))
@@ -109,7 +109,7 @@ def test_seeds_together_are_the_seeds_alone(program, tmp_path, config, whole):
     for path, leaf in expected.items():
         np.testing.assert_allclose(found[path], leaf, atol=2e-4, err_msg=path)
     (first,) = (place for place in tmp_path.glob("lora_glue*") if place.name != alone.name and place.is_dir())
-    assert run_folder.read_result(first / "result.json")["losses"] != ours["losses"]
+    assert run_record.read_result(first / "result.json")["losses"] != ours["losses"]
 
 
 def test_a_run_starts_from_another_tasks_adapter(program, tmp_path, config, whole):

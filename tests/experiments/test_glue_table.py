@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.papers import lora
-from experiments.records import run_folder
+from experiments.records import json_files, run_folder, run_record
 from experiments.records.results import load_results
 from experiments.tables import style
 from experiments.tables.glue import figure as lora_figure
@@ -45,7 +45,7 @@ def record(mains, status="finished", sign=None, trainable=75_000, head=1_000, pa
     evaluations = [{"step": 100 * (i + 1), "main": main, "nonfinite": 0.0, **last} for i, main in enumerate(mains)]
     if sign:
         evaluations[-1] |= sign
-    return run_folder.result_record(
+    return run_record.result_record(
         run_folder.run_name(config),
         config,
         status,
@@ -248,7 +248,7 @@ def test_the_figure_is_drawn_only_from_data(tmp_path):
 
 def test_program(tmp_path):
     for result in five([0.7] * 5):
-        run_folder.write_json(tmp_path / f"{result['name']}.json", result)
+        json_files.write_json(tmp_path / f"{result['name']}.json", result)
     assert len(load_results([tmp_path])) == 5
     command = [sys.executable, "-m", "experiments.tables", "lora_table2", f"--results={tmp_path}"]
     done = subprocess.run([*command, f"--figures={tmp_path}"], cwd=ROOT, capture_output=True, text=True)

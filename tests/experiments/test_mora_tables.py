@@ -6,7 +6,7 @@ import pytest
 
 from configs.hyperparameters import mora_finetune as numbers
 from experiments.papers import mora_finetune as paper
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from experiments.tables import find
 from lowrank_jax.metrics.interval import wilson
 
@@ -37,7 +37,7 @@ def record(method="lora", rank=8, seed=0, right=60, base=5, n=200, loss=1.0, tas
         end |= {key: float(right), f"{key.partition('/')[0]}/n": float(n)}
     if base is not None:
         start |= {key: float(base), f"{key.partition('/')[0]}/n": float(n)}
-    return run_folder.result_record(
+    return run_record.result_record(
         run_folder.run_name(config), config, status, wall_seconds=9.0, train_seconds=8.0,
         parameters={"trainable": 1_000, "frozen": 10**7}, evaluations=[start, end], losses=[(100, 0.5)], environment={},
         **more,

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.records.lines import read_lines
-from experiments.records.run_folder import read_result
+from experiments.records.run_record import read_result
 from lowrank_jax.train.tracking import read_decoded
 
 CONFIG = "configs/lora_nlg.py"

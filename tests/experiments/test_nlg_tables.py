@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 from experiments.papers import gpt3, nlg
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from experiments.tables import find
 from experiments.tables.nlg import lora_table18
 from experiments.tables.nlg.rows import score_of
@@ -25,7 +25,7 @@ def record(task, method="lora", rank=4, seed=0, scores=(), losses=(1.5, 1.2, 1.3
     }
     evaluations = [{"step": 100 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
     evaluations[-1] |= {f"decoded/{name}": value for name, value in dict(scores).items()}
-    return run_folder.result_record(
+    return run_record.result_record(
         run_folder.run_name(config), config, status, wall_seconds=9.0, train_seconds=8.0,
         parameters={"trainable": 1_000 * (rank or 9), "frozen": 10**7}, evaluations=evaluations,
         losses=[(300, 0.5)], environment={}, **more,

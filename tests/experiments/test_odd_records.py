@@ -9,7 +9,7 @@ import pytest
 from fuzz.targets import ROOT
 
 from experiments import tables
-from experiments.records.run_folder import final_loss
+from experiments.records.run_record import final_loss
 from experiments.sweeps.engine import Sweep
 from experiments.tables.nlg.rows import Column, rows
 

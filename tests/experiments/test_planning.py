@@ -16,7 +16,8 @@ from experiments.papers import gpt3
 from experiments.planning import cards, claim, slices, topology
 from experiments.planning.needs import Needs, needs
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models.parts.attention import attend, pick_implementation
+from lowrank_jax.models.parts.attend import attend
+from lowrank_jax.models.parts.attention_kernel import pick_implementation
 from lowrank_jax.ops.flops import product_flops
 from lowrank_jax.sharding.collectives import Collective, collectives
 from lowrank_jax.sharding.mesh import MeshConfig, make_mesh

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.records import run_folder
+from experiments.records import json_files, run_folder, run_record
 from experiments.tables import figures as style_of_figures
 from experiments.tables import find
 from experiments.tables.rates import claims, cost, rates
@@ -31,7 +31,7 @@ def run(method, rank, rate, loss, seed=0, stage="swept", task="math", variant=No
     end = math.inf if loss is None else loss
     score = {"char_accuracy": 0.1} if task == "uuid" else {"loss": loss}
     late = {"char_accuracy": 1.0 - loss / 10} if task == "uuid" and loss is not None else score
-    found = run_folder.result_record(
+    found = run_record.result_record(
         run_folder.run_name(config), config, "finished" if loss is not None else "diverged", wall_seconds=9.0,
         train_seconds=8.0, parameters={"trainable": PARAMETERS[rank], "frozen": 10**8},
         evaluations=[{"step": 75, **score}, {"step": 150, **late}] if loss is not None else [],
@@ -118,8 +118,8 @@ def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):
     rows_ = [measured("fft", 8, 9.0, 4.0), measured("mora rotation", 8, 6.0, 2.0), measured("lora", 8, 5.0, 1.5)]
     rows_ += [measured("lora", 8, 5.2, 1.5), measured("lora", 8, 5.1, 1.5), measured("lora", 8, 50.0, 9.0, "other")]
     rows_ += [{"side": "ours", "error": "no memory"}]
-    run_folder.write_json(tmp_path / "speed" / cost.FILE, {"suite": "rates", "rows": [], "measurements": rows_})
-    run_folder.write_json(tmp_path / "one.json", records[0])
+    json_files.write_json(tmp_path / "speed" / cost.FILE, {"suite": "rates", "rows": [], "measurements": rows_})
+    json_files.write_json(tmp_path / "one.json", records[0])
     loaded = rates.load([tmp_path])
     assert [len(part) for part in loaded] == [1, 6]
     (table,) = [part for part in shown(records, loaded[1]).parts if part.title.startswith("Cost")]

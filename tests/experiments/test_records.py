@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records import lines, run_folder
+from experiments.records import json_files, lines, run_folder, run_record
 from experiments.records.lines import Recorded, append, line_of, read_lines
 from experiments.records.results import load_results
 from lowrank_jax.core.errors import UserError
@@ -128,7 +128,7 @@ def test_recorded_reads_again_what_others_add_and_old_folders(tmp_path):
         kept = Recorded(place)
         assert kept.path == tmp_path / "grid.jsonl"
         assert kept.get("absent") is None
-    run_folder.write_json(tmp_path / "grid" / "old.json", record("old"))
+    json_files.write_json(tmp_path / "grid" / "old.json", record("old"))
     assert kept.get("old") == record("old")
     kept.put(record("old"))
     assert not kept.path.exists()  # the folder has it
@@ -140,8 +140,8 @@ def test_recorded_reads_again_what_others_add_and_old_folders(tmp_path):
 
 def test_results_are_found_in_lines_folders_and_files_alike(tmp_path):
     append(tmp_path / "all" / "lines.jsonl", [record("a"), record("b")])
-    run_folder.write_json(tmp_path / "all" / "cells" / "c.json", record("c"))
-    run_folder.write_json(tmp_path / "all" / "runs" / "d" / run_folder.RESULT, record("d"))
+    json_files.write_json(tmp_path / "all" / "cells" / "c.json", record("c"))
+    json_files.write_json(tmp_path / "all" / "runs" / "d" / run_folder.RESULT, record("d"))
     (tmp_path / "all" / "runs" / "d" / "metrics.jsonl").write_text('{"step": 1, "name": "no", "status": 1}\n')
     (tmp_path / "all" / "rows.jsonl").write_text('{"text": "no record"}\n[1]\n')
 
@@ -177,12 +177,12 @@ def test_converted_records_equal_the_folders(convert, tmp_path, capsys, grid):
     records = read_lines(kept)
     folder = tmp_path / grid
     for name, one in records.items():
-        run_folder.write_json(folder / f"{name}.json", one)
+        json_files.write_json(folder / f"{name}.json", one)
     assert convert([str(folder)]) == 0
     assert convert([str(folder), "--check"]) == 0
     assert f"{len(records)} records, equal" in capsys.readouterr().out
     written = tmp_path / f"{grid}.jsonl"
-    assert read_lines(written) == records == {path.stem: run_folder.read_result(path) for path in folder.iterdir()}
+    assert read_lines(written) == records == {path.stem: run_record.read_result(path) for path in folder.iterdir()}
     assert sorted(written.read_text().splitlines()) == sorted(kept.read_text().splitlines())
     assert [*read_lines(written)] == sorted(records)
 
@@ -198,11 +198,11 @@ def test_a_folder_without_records_is_no_success(convert, tmp_path, capsys):
 
 def test_a_check_names_what_differs_and_no_record_is_lost(convert, tmp_path, capsys):
     folder = tmp_path / "grid"
-    run_folder.write_json(folder / "a.json", record("a"))
+    json_files.write_json(folder / "a.json", record("a"))
     append(tmp_path / "grid.jsonl", [record("a", loss=1.0), record("b")])
     assert convert([str(folder), "--check"]) == 1
     assert "differs in a, b" in capsys.readouterr().out
-    run_folder.write_json(folder / "other.json", {"bench": 1})
+    json_files.write_json(folder / "other.json", {"bench": 1})
     assert convert([str(folder)]) == 2
     assert "other.json is no record of a run of that name" in capsys.readouterr().err
     assert convert([str(tmp_path / "absent")]) == 2

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.records import environment, run_folder
+from experiments.records import environment, json_files, run_folder, run_record
 from lowrank_jax.core.errors import UserError
 
 
@@ -35,9 +35,9 @@ def test_a_run_folder_is_new_resumed_finished_or_refused(tmp_path):
     assert "optimizer.learning_rate: 0.001 -> 0.005; seed: 0 -> 3" in str(error.value)
     assert "--name" in str(error.value)
     assert "--fresh" in str(error.value)
-    run_folder.write_json(folder / run_folder.RESULT, {"status": "finished", "config": config})
+    json_files.write_json(folder / run_folder.RESULT, {"status": "finished", "config": config})
     assert run_folder.open_run(folder, config) == "finished"
-    run_folder.write_json(folder / run_folder.RESULT, {"status": "interrupted"})
+    json_files.write_json(folder / run_folder.RESULT, {"status": "interrupted"})
     assert run_folder.open_run(folder, config) == "resume"
     (tmp_path / "two").mkdir()
     assert run_folder.open_run(folder, plain(seed=3), fresh=True) == "new"
@@ -81,30 +81,30 @@ def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
         "none": [],
         "in": [{"x": [1]}],
     }
-    run_folder.write_json(path, {"loss": math.nan, **value})
+    json_files.write_json(path, {"loss": math.nan, **value})
     assert json.loads(path.read_text()) == {"loss": None, **value}
     assert "  [1, 0.5],\n" in path.read_text()
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(json_files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        run_folder.write_json(path, {"loss": 1.0})
+        json_files.write_json(path, {"loss": 1.0})
     assert json.loads(path.read_text())["loss"] is None
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_thinning_keeps_both_ends_and_the_last_steps():
     points = [(step, 4.0 - step / 4096) for step in range(1, 10_001)]
-    thinned = run_folder.thin(points)
+    thinned = run_record.thin(points)
     assert len(thinned) == 400
     assert thinned[0] == [1, pytest.approx(4.0, abs=1e-3)]
     assert [step for step, _ in thinned[-20:]] == list(range(9_981, 10_001))
-    assert [step for step, _ in run_folder.thin(points[:5])] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in run_record.thin(points[:5])] == [1, 2, 3, 4, 5]
     whole = {"status": "finished", "losses": [list(point) for point in points]}
-    assert run_folder.final_loss({"status": "finished", "losses": thinned}) == pytest.approx(
-        run_folder.final_loss(whole), abs=1e-6
+    assert run_record.final_loss({"status": "finished", "losses": thinned}) == pytest.approx(
+        run_record.final_loss(whole), abs=1e-6
     )
 
 
@@ -121,17 +121,17 @@ def test_a_result_is_written_from_the_metrics(tmp_path):
     counts = {"trainable": 1, "frozen": 2}
     started = time.time() - 40
     result = run_folder.finish_run(folder, "run", config, "finished", counts, started, 3.0, compile_seconds=1.5)
-    assert run_folder.read_result(folder / run_folder.RESULT) == result
+    assert run_record.read_result(folder / run_folder.RESULT) == result
     assert result["losses"] == [[1, 2.0], [2, 1.0]]
     assert result["evaluations"] == [{"step": 2, "char_accuracy": 0.5, "exact_match": 0.0}]
     assert result["compile_seconds"] == 1.5
     assert set(result["environment"]) == {"hardware", "versions", "git", "date"}
     assert result["environment"]["versions"]["jax"]
-    assert run_folder.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
+    assert run_record.last_evaluation(result) == {"char_accuracy": 0.5, "exact_match": 0.0}
     mean = "training loss 1.5000 (mean of the last 2 steps)"
     times = f"3.0 s of training, {result['wall_seconds']:.1f} s from start to end"
     assert result["wall_seconds"] >= 40
-    assert run_folder.summary(result) == f"{mean}, char_accuracy 0.5, exact_match 0, {times}"
+    assert run_record.summary(result) == f"{mean}, char_accuracy 0.5, exact_match 0, {times}"
     assert run_folder.open_run(folder, config) == "finished"
 
 

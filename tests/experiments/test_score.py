@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments.records.lines import read_lines
-from experiments.records.run_folder import read_result
+from experiments.records.run_record import read_result
 from lowrank_jax.data.builders.nlg.source import load_nlg
 from lowrank_jax.tasks.nlg.task import NlgConfig, inputs_of
 

@@ -10,7 +10,7 @@ from fuzz import doors
 
 from experiments.bench.suites import report, suite
 from experiments.bench.suites.rows import load_suite
-from experiments.records import run_folder
+from experiments.records import json_files
 from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
 
@@ -72,7 +72,7 @@ def measured(monkeypatch, rows, tmp_path):
         chosen = rows.select(only)
         kept.forget(chosen if again else ())
         suite.measure(chosen, kept, Path("peer.py") if peer else None, repeats, deadline)
-        return run_folder.read_json(tmp_path / "toy_suite.json", "")
+        return json_files.read_json(tmp_path / "toy_suite.json", "")
 
     def run_process(argv, env):
         words = " ".join(argv[1:]).removeprefix("-m experiments.bench ")
@@ -190,7 +190,7 @@ def test_a_damaged_record_is_one_line(damage, measured, rows, tmp_path):
     data = measured(repeats=1, only="mora")
     for one in data["measurements"]:
         one.update(damage)
-    run_folder.write_json(tmp_path / "toy_suite.json", data)
+    json_files.write_json(tmp_path / "toy_suite.json", data)
     with pytest.raises(UserError, match=r"toy_suite.json is a damaged record \((Type|Value|ZeroDivision)Error"):
         suite.Record(tmp_path / "toy_suite.json", rows)
 
@@ -229,7 +229,7 @@ def test_half_a_start_is_measured_whole(measured, tmp_path):
     """A warm start needs the cold one's cache, which is gone."""
     data = measured(repeats=1, only="start")
     data["measurements"] = [one for one in data["measurements"] if one["side"] == "cold"]
-    run_folder.write_json(tmp_path / "toy_suite.json", data)
+    json_files.write_json(tmp_path / "toy_suite.json", data)
     measured(repeats=1, only="start")
     assert len(measured.calls) == 4
 
@@ -243,10 +243,10 @@ def test_time_that_is_up(measured, rows, tmp_path, capsys):
 def test_commands_that_the_suite_no_longer_has_are_dropped(measured, tmp_path):
     measured(repeats=1, only="mora")
     path = tmp_path / "toy_suite.json"
-    data = run_folder.read_json(path, "")
+    data = json_files.read_json(path, "")
     data["measurements"][0]["command"] += " --older"
     assert "mora" in data["measurements"][0]["command"]
-    run_folder.write_json(path, data)
+    json_files.write_json(path, data)
     data = measured(repeats=1, only="mora")
     assert not any("--older" in one["command"] for one in data["measurements"])
     assert sum("--config=mora" in one["command"] for one in data["measurements"]) == 1
@@ -264,7 +264,7 @@ def test_records_of_two_cards_become_one(measured, rows, tmp_path):
             card.add(f"{env}python -m experiments.bench {words}", "ours", repeat, found)
     whole = suite.Record(tmp_path / "toy_suite.json", rows)
     whole.take(tmp_path / "card_suite.json")
-    data = run_folder.read_json(tmp_path / "toy_suite.json", "")
+    data = json_files.read_json(tmp_path / "toy_suite.json", "")
     found = {row["name"]: row["sides"]["ours"].get("ms") for row in data["rows"] if "ours" in row["sides"]}
     assert found == {"lora": 19.5, "same": 19.5, "mora": 26.0, "trials": 40.0, "int8": None}
     values = {row["name"]: [claim["value"] for claim in row["claims"]] for row in data["rows"]}
@@ -331,7 +331,7 @@ def test_mistakes_are_one_line(rows, tmp_path):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(UserError, match=message):
             load_suite(str(tmp_path / "bad.py"))
-    run_folder.write_json(tmp_path / "other_suite.json", {"suite": "other"})
+    json_files.write_json(tmp_path / "other_suite.json", {"suite": "other"})
     with pytest.raises(UserError, match="no record of the suite toy"):
         suite.Record(tmp_path / "other_suite.json", rows)
     with pytest.raises(UserError, match=r"there is no 'gone'"):

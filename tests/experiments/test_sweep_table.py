@@ -6,7 +6,7 @@ import pytest
 
 from experiments.config.labels import with_labels
 from experiments.config.vary import named, seeds_alone, varying
-from experiments.records import results, run_folder
+from experiments.records import json_files, results, run_folder, run_record
 from experiments.sweeps.cells_file import described
 from experiments.tables import sweep
 from experiments.tables.__main__ import table_of
@@ -28,7 +28,7 @@ def plain(rank=8, seed=0, rate=1e-3, method="lora", **task):
 
 def record(config, loss, held_out, status="finished", seconds=60.0):
     config = with_labels(config)
-    return run_folder.result_record(
+    return run_record.result_record(
         run_folder.run_name(config), config, status, wall_seconds=90.0, train_seconds=seconds,
         parameters={"trainable": 1000 * config["adapter"]["rank"], "frozen": 5},
         evaluations=[{"step": 5, "loss": 0.1}, {"step": 9, "loss": held_out, "perplexity": 9.0}],
@@ -46,7 +46,7 @@ GRID = [
 def test_a_row_for_each_rank_and_medians_over_its_seeds(tmp_path):
     """From a file and run folders, in any order; ranks stand by size, and no median pools two of them."""
     for one in GRID[:4]:
-        run_folder.write_json(tmp_path / "runs" / one["name"] / run_folder.RESULT, one)
+        json_files.write_json(tmp_path / "runs" / one["name"] / run_folder.RESULT, one)
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(one) + "\n" for one in reversed(GRID[4:])))
     table = sweep.table(results.load_results([tmp_path / "runs", tmp_path / "more.jsonl"]), None)
     assert [list(line) for line in table.lines] == [
@@ -130,12 +130,12 @@ def test_the_trials_of_a_program_are_named_by_what_differs():
 def test_the_last_line_of_a_run_says_which_loss_is_which():
     last = "1.1 s of training, 90.0 s from start to end"
     result = record(plain(), 2.0, 6.0, seconds=1.1)
-    assert run_folder.summary(result) == (
+    assert run_record.summary(result) == (
         f"training loss 2.0000 (mean of the last 20 steps), held-out loss 6, perplexity 9, {last}"
     )
     result |= {"losses": [[1, 3.0], [2, 1.0]], "evaluations": []}
-    assert run_folder.summary(result) == f"training loss 2.0000 (mean of the last 2 steps), {last}"
+    assert run_record.summary(result) == f"training loss 2.0000 (mean of the last 2 steps), {last}"
     result |= {"losses": [], "evaluations": [{"step": 1, "quick/loss": 2.5}]}
-    assert run_folder.summary(result) == f"quick/held-out loss 2.5, {last}"
+    assert run_record.summary(result) == f"quick/held-out loss 2.5, {last}"
     result |= {"wall_seconds": None}  # older records
-    assert run_folder.summary(result) == "quick/held-out loss 2.5, 1.1 s of training"
+    assert run_record.summary(result) == "quick/held-out loss 2.5, 1.1 s of training"

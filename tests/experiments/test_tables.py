@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.papers import ledger, mora
-from experiments.records import run_folder
+from experiments.records import json_files, run_folder, run_record
 from experiments.records.results import load_results
 from experiments.tables.uuid import figure as mora_figure
 from experiments.tables.uuid import mora_table2
@@ -43,7 +43,7 @@ def plain(method="mora", rank=8, rate=1e-3, seed=0, stage="full", scale="gpu", p
 def write(folder, accuracy, status="finished", as_folder=False, losses=((1, 2.0), (2, 1.0)), **how):
     config = plain(**how)
     name = run_folder.run_name(config)
-    record = run_folder.result_record(
+    record = run_record.result_record(
         name,
         config,
         status,
@@ -55,10 +55,10 @@ def write(folder, accuracy, status="finished", as_folder=False, losses=((1, 2.0)
         environment={},
     )
     path = folder / name / run_folder.RESULT if as_folder else folder / f"{name}.json"
-    run_folder.write_json(path, record)
+    json_files.write_json(path, record)
     if as_folder:
-        run_folder.write_json(folder / name / run_folder.CONFIG, config)
-        run_folder.write_json(
+        json_files.write_json(folder / name / run_folder.CONFIG, config)
+        json_files.write_json(
             folder / name / "checkpoints" / "9" / "meta.json", {"status": "x", "labels": {}, "name": "no"}
         )
     return record

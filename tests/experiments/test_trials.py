@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments.records import run_folder
+from experiments.records import run_folder, run_record
 from experiments.session.experiment import COMPILING
 from experiments.sweeps.compatible import check_alike, group_key, parse_seeds
 from lowrank_jax.bases.base import export_params, random_params
@@ -65,7 +65,7 @@ def cells_file(folder, program, toy, changes):
 
 
 def losses(folder):
-    return dict(run_folder.read_result(folder / run_folder.RESULT)["losses"])
+    return dict(run_record.read_result(folder / run_folder.RESULT)["losses"])
 
 
 def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
@@ -106,9 +106,9 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     assert found.keys() == expected.keys()
     for name, leaf in expected.items():
         np.testing.assert_allclose(found[name], leaf, atol=2e-4, err_msg=name)
-    evaluations = [run_folder.read_result(folder / run_folder.RESULT)["evaluations"] for folder in folders]
+    evaluations = [run_record.read_result(folder / run_folder.RESULT)["evaluations"] for folder in folders]
     assert evaluations[0] == evaluations[1]
-    assert run_folder.read_result(folders[0] / run_folder.RESULT)["together"] == 3
+    assert run_record.read_result(folders[0] / run_folder.RESULT)["together"] == 3
 
 
 def test_seeds_go_on_after_an_interruption_and_what_is_finished_is_kept(program, toy, tmp_path, monkeypatch, records):
@@ -158,7 +158,7 @@ def test_a_trial_that_diverges_leaves_the_others(program, toy, tmp_path):
         for change in changes
     ]
     ended = program("trials", f"--cells={cells_file(tmp_path, program, toy, changes)}", f"--workdir={tmp_path}")
-    results = [run_folder.read_result(tmp_path / f"cell{i}" / run_folder.RESULT) for i in range(2)]
+    results = [run_record.read_result(tmp_path / f"cell{i}" / run_folder.RESULT) for i in range(2)]
     assert [result["status"] for result in results] == ["finished", "diverged"], ended.err
     assert "lower optimizer.learning_rate" in results[1]["message"]
     assert max(losses(tmp_path / "cell0")) == 8

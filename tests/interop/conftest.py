@@ -45,11 +45,38 @@ def our_logits(base, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(jitted(base.model)({"params": base.params}, tokens))
 
 
+def trained_peft(base_folder, folder, **options):
+    """A peft adapter with every trainable tensor moved, saved into the folder; the torch Llama that has it.
+
+    Args:
+      options: of peft.LoraConfig.
+    """
+    import peft
+    import torch
+    import transformers
+
+    model = transformers.LlamaForCausalLM.from_pretrained(base_folder).eval()
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
 @pytest.fixture(scope="session")
 def helpers():
     from types import SimpleNamespace
 
-    return SimpleNamespace(make=make_torch_llama, torch_logits=torch_logits, our_logits=our_logits, gguf=write_gguf)
+    return SimpleNamespace(
+        make=make_torch_llama,
+        torch_logits=torch_logits,
+        our_logits=our_logits,
+        gguf=write_gguf,
+        peft=trained_peft,
+    )
 
 
 @pytest.fixture(scope="session")

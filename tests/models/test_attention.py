@@ -11,15 +11,10 @@ from toys import drawn
 
 from experiments.planning import topology
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.models.parts import attention
-from lowrank_jax.models.parts.attention import (
-    Attention,
-    Window,
-    attend,
-    heads_first_attention,
-    pick_implementation,
-    windowed,
-)
+from lowrank_jax.models.parts import attention_kernel
+from lowrank_jax.models.parts.attend import Window, attend, heads_first_attention, windowed
+from lowrank_jax.models.parts.attention import Attention
+from lowrank_jax.models.parts.attention_kernel import pick_implementation
 from lowrank_jax.models.parts.cache import allowed_keys
 from lowrank_jax.models.parts.rotary import rotary_tables, rotate
 
@@ -163,14 +158,14 @@ def test_cached_pieces_equal_the_whole():
     ],
 )
 def test_choice_of_kernel(monkeypatch, capability, name, dtype, head_dim, masked, cached, want):
-    monkeypatch.setattr(attention, "compute_capability", lambda: capability)
-    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention_kernel, "compute_capability", lambda: capability)
+    monkeypatch.setattr(attention_kernel, "platform", lambda: "gpu")
     assert pick_implementation(name, dtype, head_dim, masked=masked, cached=cached) == want
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_choice_of_kernel_on_a_cpu(monkeypatch, masked):
-    monkeypatch.setattr(attention, "platform", lambda: "cpu")
+    monkeypatch.setattr(attention_kernel, "platform", lambda: "cpu")
     for name, cached, want in (("auto", False, "heads_first"), ("auto", True, "xla"), ("xla", False, "xla")):
         assert pick_implementation(name, jnp.float32, 64, masked=masked, cached=cached) == want
 
@@ -222,7 +217,7 @@ def test_cudnn_where_it_cannot_run_is_refused(monkeypatch):
         (9.0, jnp.bfloat16, 20, 8, "multiple of 8"),
         (9.0, jnp.bfloat16, 64, 7, "an even length, not 7"),
     ):
-        monkeypatch.setattr(attention, "compute_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(attention_kernel, "compute_capability", lambda capability=capability: capability)
         with pytest.raises(UserError, match=message):
             pick_implementation("cudnn", dtype, head_dim, length, masked=False, cached=False)
 

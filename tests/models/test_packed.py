@@ -24,7 +24,7 @@ from lowrank_jax.forms.next_token import next_token_objective
 from lowrank_jax.models.gpt2 import GPT2, GPT2Config
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.llama_config import AttentionKind, LayerKinds
-from lowrank_jax.models.parts.attention import Window, attend, one_document
+from lowrank_jax.models.parts.attend import Window, attend, one_document
 from lowrank_jax.models.parts.causal import positions_within
 from lowrank_jax.models.parts.rotary import YarnScaling
 from lowrank_jax.models.registry import get_model

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.suites.rows import COLD, OURS, PEER, WARM, Row, Side
-from experiments.records import run_folder
+from experiments.records import json_files
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.files import kind_of
 
@@ -36,7 +36,7 @@ def load_suites(places: Iterable[str | Path]) -> list[dict[str, Any]]:
         if kind_of(place) is None:
             raise UserError(f"--results: there is no {str(place)!r}")
         for path in sorted(place.rglob("*_suite.json")) if place.is_dir() else (place,):
-            data = run_folder.read_json(path, remedy="name another --results")
+            data = json_files.read_json(path, remedy="name another --results")
             if isinstance(data, dict) and {"suite", "rows"} <= data.keys():
                 found.append(data)
     if not found:

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.bench.suites import report
 from experiments.bench.suites.rows import COLD, PEER, ROOT, WARM, Row, Side, Suite, load_suite
-from experiments.records import run_folder
+from experiments.records import json_files
 from experiments.tables.speed import suite as speed
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.json_text import NotJson, parse
@@ -209,7 +209,7 @@ class Record:
         self.data: dict[str, Any] = {"suite": suite.name, "peer": suite.peer_name, "peer_note": ""}
         self.data |= {"rows": [], "places": [], "measurements": []}
         if self.path.exists():
-            self.data = run_folder.read_json(self.path, remedy="name another --results")
+            self.data = json_files.read_json(self.path, remedy="name another --results")
             if not isinstance(self.data, dict) or self.data.get("suite") != suite.name:
                 raise UserError(f"{path} is no record of the suite {suite.name}; name another --results")
             try:
@@ -266,7 +266,7 @@ class Record:
         others = [one for one in _in_full(self.data) if _key(one) not in keys]
         self.data["places"], self.data["measurements"] = _share_places([*others, *entries])
         self.data["rows"] = report.summarise(self.suite.rows, self.data["measurements"])
-        run_folder.write_json(self.path, self.data)
+        json_files.write_json(self.path, self.data)
 
 
 def _in_full(data: Mapping[str, Any]) -> list[dict]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.records import run_folder
+from experiments.records import json_files
 from experiments.records.text_table import number
 from experiments.tables import style
 from experiments.tables.rates.rows import RateRow, Setting
@@ -22,7 +22,7 @@ HOW = (
 def load(places: Iterable[str | Path]) -> list[dict]:
     """The measurements of the suite's records below folders."""
     files = [file for place in map(Path, places) if place.is_dir() for file in sorted(place.rglob(FILE))]
-    read = [run_folder.read_json(file, remedy="measure the suite again") for file in files]
+    read = [json_files.read_json(file, remedy="measure the suite again") for file in files]
     return [one for data in read for one in data.get("measurements", []) if one.get("side") == OURS and "record" in one]
 
 

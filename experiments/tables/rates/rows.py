@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.records.results import rate_of, stage_of
-from experiments.records.run_folder import final_loss, last_evaluation
+from experiments.records.run_record import final_loss, last_evaluation
 from experiments.tables import style
 from experiments.tables.mora.rows import Loss
 from experiments.tables.table import Row, medians, spread

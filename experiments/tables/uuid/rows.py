@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from experiments.config.plain import config_hash, diff
 from experiments.papers import mora
 from experiments.records.results import at_step, rate_of, stage_of
-from experiments.records.run_folder import final_loss
+from experiments.records.run_record import final_loss
 from experiments.tables.table import Row, ended, median, medians, rates_of, state_of
 
 ACCURACY, EXACT = "char_accuracy", "exact_match"  # as tasks.uuid scores them

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import Leaf
 from lowrank_jax.adapters.fast import get_fast
-from lowrank_jax.adapters.plan import Plan, Site
+from lowrank_jax.adapters.plan import Plan
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.fused import Groups

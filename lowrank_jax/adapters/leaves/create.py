@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.leaves import inits
-from lowrank_jax.adapters.plan import Plan, Site, flat_params, weight_of
+from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
 from lowrank_jax.adapters.prefix.places import TABLE
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unflatten
 from lowrank_jax.core.types import PRNGKey, Tree

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from lowrank_jax.adapters import dora
 from lowrank_jax.adapters.base import AdapterSpec, Family
-from lowrank_jax.adapters.plan import OUTPUT_HEADS, PRE_NORM, Plan, Site, flat_params, weight_of
+from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
+from lowrank_jax.adapters.sites import PRE_NORM, Site
+from lowrank_jax.adapters.targets import OUTPUT_HEADS
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import ApplyFn, Report, Tree

@@ -17,7 +17,7 @@ import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, Plan
 from lowrank_jax.adapters.leaves.merge import is_tied
-from lowrank_jax.adapters.plan import Site
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.checkpoints.safetensors_file import write_safetensors
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten

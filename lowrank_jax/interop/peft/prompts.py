@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.adapters import AdapterConfig, Plan, PrefixConfig, make_plan
-from lowrank_jax.adapters.plan import Site
 from lowrank_jax.adapters.prefix.families import VECTORS
 from lowrank_jax.adapters.prefix.places import VALUE
+from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.types import Array, Tree

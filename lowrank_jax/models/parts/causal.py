@@ -8,7 +8,7 @@ from jax import lax
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.segments import segments as stack_segments
-from lowrank_jax.models.parts.attention import one_document
+from lowrank_jax.models.parts.attend import one_document
 from lowrank_jax.models.parts.cache import BeamCache, Cache, allowed_in_ring, allowed_keys, window_of
 from lowrank_jax.models.parts.stack import Model, run_layers
 

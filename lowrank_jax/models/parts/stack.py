@@ -60,7 +60,7 @@ class Model(nn.Module):
       dtype: compute type; param_dtype: type that parameters are created in.
       remat: what the backward pass recomputes, a name of `stack.REMAT`.
       scan_unroll: layers per iteration of the compiled loop.
-      attention: "auto", "xla", "cudnn" or "heads_first" (see `attention.pick_implementation`), or what a model says.
+      attention: "auto", "xla", "cudnn" or "heads_first", or what a model says; see `attention_kernel`.
       cuts: layers at which the stack is cut into segments; see `add_layers`.
     """
 
