@@ -29,11 +29,11 @@ def define_flags() -> None:
 
 
 def needs(plains: list[dict], known: Counted) -> dict:
-    """{"trainable", "frozen", "bytes", "limit"} of a program; bytes and limit of one device, or None.
+    """{"trainable", "joined", "frozen", "bytes", "limit"} of a program; bytes and limit of one device, or None.
 
     Args:
-      plains: the config of a cell that runs alone; or those of cells that share a program, where "trainable" is the
-        first one's and "joined" has those of the others.
+      plains: the config of each cell of the program. "trainable" is the count of the first one's trained parameters,
+        and "joined" lists the counts of the others.
       known: what was counted before, to which this is added.
     """
     import jax

@@ -14,8 +14,9 @@ file's function arguments in the syntax of config files. One sweep a GPU or a ho
 
 --together=8 trains up to 8 cells in one program, over one resident base, where they differ in nothing but seed, rate,
 schedule, alpha, early stop and LoRA's rank (`experiments.trials`); each keeps its order of data and has a separate
-record. --together=auto counts, on shapes, how many fit. A program that has no room in memory, or fails for an unknown
-cause, is tried again with half of its cells. --preview shows what the cells need and how far they are.
+record. --together=auto counts, on shapes, how many fit. Where a program needs more memory than there is, or fails
+for an unknown cause, its cells are tried again in programs of half as many. --preview shows what the cells need and how
+far they are.
 
 --results=NAME (or NAME.jsonl) adds each result as a line to NAME.jsonl, which several sweeps may share. Cells that it
 holds are done, and so are those of a folder NAME with a .json file a run, as it was recorded before

@@ -29,7 +29,7 @@ class Faults:
 
     def __init__(self, file: Path):
         self.file = file
-        self.short = False  # whether the last error that was taken is a lack of memory
+        self.short = False  # whether the error that `take` read last is a lack of memory
         self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
 
     def environment(self) -> dict[str, str]:
@@ -41,7 +41,8 @@ class Faults:
     def take(self, name: str, plain: Mapping[str, Any]) -> dict[str, Any] | None:
         """The config sections that a cell's program has named as the cause of its error, with their values; or {}.
 
-        None where the error is of this machine alone; where every cell would end with it here, `shared_by` knows.
+        None where the error is of this machine alone. Where every run on this machine ends with it, `shared_by` answers
+        with this cell for all others.
         """
         self.short = False
         try:
@@ -51,7 +52,7 @@ class Faults:
         self.file.unlink(missing_ok=True)
         self.short = sections == HERE
         if sections == MACHINE:
-            self.learn(name, {})  # no section is needed for it
+            self.learn(name, {})  # without sections: any other cell has this error too
         if sections in (HERE, MACHINE):
             return None
         if not isinstance(sections, list) or not all(isinstance(section, str) for section in sections):

@@ -79,11 +79,11 @@ class Author:
         return piece
 
     def was_cut(self, piece: Piece, limits: Limits) -> bool:
-        """Whether a text ended because it has `max_new_tokens`; `limits` says where the model's positions ended it."""
+        """Whether `max_new_tokens` ended a text; False where `limits` is lower, as the model has no more positions."""
         return piece.stream.ended == LENGTH and limits.max_new_tokens == self.max_new_tokens
 
     def tell_cut(self, what: str) -> None:
-        """A line on stderr that texts end at the limit of new tokens."""
+        """Prints to stderr that a text or several end at the limit of new tokens; `what` is the line's beginning."""
         tokens = f"{self.max_new_tokens} new token{'s' * (self.max_new_tokens > 1)}"
         print(f"{what} at the limit of {tokens}; --max_new_tokens raises it", file=sys.stderr, flush=True)
 

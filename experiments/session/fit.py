@@ -111,7 +111,7 @@ def remarks(asked: RunConfig, task: Any, config: RunConfig) -> list[str]:
         steps, epochs = (
             f"{n} {word}{'s' * (n > 1)}" for n, word in ((train.steps, "step"), (asked.train.epochs, "epoch"))
         )
-        enough = math.ceil((FITTED_STEPS - 0.5) * train.batch_size / count)  # the last step is rounded
+        enough = math.ceil((FITTED_STEPS - 0.5) * train.batch_size / count)  # steps are rounded: 99.5 make 100
         found.append(
             f"only {steps}, in which little may be learned: {epochs} of {rows} in batches of "
             f"{train.batch_size}, at a rate of {config.optimizer.learning_rate:g}; for more, raise train.epochs, lower "

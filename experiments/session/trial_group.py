@@ -79,7 +79,7 @@ class TrialGroup:
 
     @property
     def arguments(self) -> tuple:
-        """The step's arguments as shapes, for the longest batch; the schedules' tables and lengths as they are."""
+        """The step's arguments for the longest batch: shapes, and as arrays the schedules' tables and last steps."""
         frozen = {
             name: jax.tree.map(self._whole if axis is None else self._split, self.lead.abstract_frozen[name])
             for name, axis in self._axes.items()

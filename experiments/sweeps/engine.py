@@ -179,7 +179,8 @@ class Sweep:
     ) -> tuple[str, dict | None] | None:
         """`attempt` for a cell with others of `pending` that can share its program.
 
-        A group without room in memory, or with an error whose cause is not known, is tried again in halves.
+        Where their program needs more memory than there is, or fails for an unknown cause, its cells are tried again in
+        programs of half as many.
         """
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
@@ -221,7 +222,8 @@ class Sweep:
             if status == MENDABLE and (self.faults.short or sections == {}):
                 most = self.sizes.halve([one for (_, one), _ in mine], self.faults.short)
                 why = "short of memory" if self.faults.short else f"failed (exit status {status})"
-                self.say(f"{place} {first.name} and {len(mine) - 1} more together: {why}; again with at most {most}")
+                again = f"tried again with at most {most} in a program"
+                self.say(f"{place} {first.name} and {len(mine) - 1} more together: {why}; {again}")
                 held.close()
                 return self.attempt_group(cell, pending, total, remaining)
             for (listed, one), claim in mine:

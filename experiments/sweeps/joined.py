@@ -1,4 +1,4 @@
-"""Which cells of a sweep share a program (--together), told from the grid alone: nothing of it needs to have run."""
+"""Which cells of a sweep will share a program (--together), from the grid alone and before anything is run."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ def programs(
     together: int = 1,
     room: Callable[[Sequence[tuple[str, dict]]], int] | None = None,
 ) -> list[list[str]]:
-    """The names of each program's cells, as one sweep trains them from the start.
+    """The names of each program's cells, where one sweep trains the whole grid.
 
     Args:
       cells: in the grid's order, in which trials come before the cells that wait for them.

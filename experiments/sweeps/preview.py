@@ -180,7 +180,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
     notes = [f"unknown: {spoken(error)}" for error in errors]
     if most := max((len(names) for names in shared.values()), default=1) - 1:
         count = len({names[0] for names in shared.values()})
-        notes.append(f"--together: {count} programs train the cells, up to {most + 1} each; memory is a program's")
+        notes.append(f"--together: {count} programs of up to {most + 1} cells; memory is the whole program's")
     total = f"{len(cells)} cells: {counted}; {rest}"
     return "\n".join([format_table(lines, "text"), *notes, total])
 

@@ -1,4 +1,4 @@
-"""How many cells may share a program: after one that failed, half as many of its cells."""
+"""How many cells of a sweep may share a program: half as many as in one that has failed."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from experiments.sweeps.grid import Cell
 
 
 class Sizes:
-    """The largest groups that cells may be part of.
+    """Limits on the number of cells in a program, which a sweep lowers after a failure.
 
-    After a lack of memory that holds for all cells that can share the program; after another error for the cells that
-    did, as one of them may be the cause.
+    A limit after a lack of memory is for all cells that could share the program. One after another error is for the
+    cells that were in it alone, as one of them may be the cause.
     """
 
     def __init__(self):
         self._most: dict[str, int] = {}  # a cell's name or group key -> cells of a program
 
     def of(self, cell: Cell) -> float:
-        """The most cells of a program that has this one."""
+        """The most cells that a program with this one may have."""
         return min(self._most.get(key, math.inf) for key in (cell.name, group_key(cell.plain)))
 
     def fit(self, cells: Sequence[Cell]) -> int:
@@ -32,7 +32,7 @@ class Sizes:
         return count
 
     def halve(self, cells: Sequence[Cell], short: bool) -> int:
-        """After the program of these cells has failed; returns the new size.
+        """Sets the limit to half of these cells, whose program has failed, and returns it.
 
         Args:
           short: whether it was short of memory.

@@ -28,7 +28,7 @@ from experiments.tables.documents import write_all
 from lowrank_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 2.0  # seconds before a line says what takes the time: most of it is importing jax
+PATIENCE = 2.0  # seconds after which a line says what takes the time
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

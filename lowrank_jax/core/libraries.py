@@ -1,4 +1,4 @@
-"""Libraries that are imported late: their absence is said before the weights are read, not after training."""
+"""Imports libraries that a run needs late; a missing one is reported before the weights are read."""
 
 import importlib
 import importlib.util
@@ -14,8 +14,8 @@ def load(module: str, purpose: str, install: str) -> ModuleType:
 
     Args:
       module: its name, which may have dots.
-      purpose: what needs it, as the beginning of a sentence with its verb.
-      install: what pip installs.
+      purpose: what needs it, as the beginning of the error's line: "figures need".
+      install: what pip is to install, as "grain>=0.2.18".
 
     Raises:
       UserError: it is missing or broken.

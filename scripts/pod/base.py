@@ -1,4 +1,4 @@
-"""Says what a run's base needs on the hosts, before any is paid for: base.py FLAGS_OF_EXPERIMENTS_RUN."""
+"""Prints what the hosts need to read a run's base model, before any is paid for: base.py FLAGS_OF_EXPERIMENTS_RUN."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def needed(name: str, random_init: bool = False) -> str:
-    """What must be where for a base of that name.
+    """What each host needs to read the base of that name, in words.
 
     Raises:
       UserError: it is a shape without weights, or unknown.
@@ -29,7 +29,7 @@ def needed(name: str, random_init: bool = False) -> str:
         return f"{name}, a path that all hosts must have"
     if HUB_NAME.fullmatch(name):
         return f"{name}, which each host reads from the Hub; a gated one needs HF_TOKEN, or hf auth login, on each"
-    return f"{name}, {resolve(name)[1]}"  # names of nothing: raises
+    return f"{name}, {resolve(name)[1]}"  # raises for an unknown name and for a shape
 
 
 def main(_) -> None:

@@ -5,8 +5,8 @@
 # need NAME...         ends the script where one of these is empty
 # run WORD...          prints a command as it can be pasted, and runs it unless there is --dry-run
 # worker               prints the command of one process
-# check_base           says what the hosts must have of the run's base; ends the script where that cannot be, and with
-#                      --dry-run says it too
+# check_base           prints what the hosts need to read the run's base model; ends the script where it has no weights
+#                      or is unknown, and with --dry-run only says so
 # value_of FLAG        prints the value that $WORDS give a flag of experiments.run, without its dashes
 
 set -euo pipefail

@@ -25,7 +25,7 @@ there=("--zone=$zone" --worker=all)
 folder=$(value_of workdir)
 folder=${folder:-runs}
 [[ $folder == /* ]] || folder=lowrank_jax/$folder
-afterwards() { # also where a command fails: the slice costs until it is deleted
+afterwards() { # also where a command fails: the slice costs money until it is deleted
     echo "to copy the results here: $(quoted "${tpu[@]}" scp --recurse "$name:$folder" . "--zone=$zone" --worker=0)"
     echo "when you are done: $(quoted "${tpu[@]}" delete "$name" "--zone=$zone")"
 }

@@ -117,7 +117,7 @@ def test_a_run_says_that_its_data_are_few(program, talks, monkeypatch):
 def test_the_pages_say_what_is_few():
     page = (ROOT / "docs" / "data.md").read_text()
     assert f"fewer than {FITTED_STEPS} steps" in page
-    assert f"(a run of under {FITTED_STEPS} says" in " ".join((ROOT / "README.md").read_text().split())
+    assert f"(a run of fewer than {FITTED_STEPS} steps says" in " ".join((ROOT / "README.md").read_text().split())
     assert f"makes {FEWEST} examples" in page
     made = complete_file(f"{FINETUNE}:base=folder")
     defaults = f"epochs={made.train.epochs},batch={made.train.batch_size},rate=3e-4"

@@ -1,4 +1,4 @@
-"""A sweep's group that has no room in memory, or an error whose cause is not known, is tried again in halves."""
+"""Cells whose program lacks memory, or fails for an unknown cause, are tried again in smaller programs."""
 
 import sys
 
@@ -39,11 +39,11 @@ def groups(place):
     return [len(line.split()) for line in (place / "runs" / "groups.txt").read_text().splitlines()]
 
 
-def test_a_group_without_room_is_halved_for_all_cells_that_can_share_it(sweep, place):
+def test_a_program_that_lacks_memory_is_halved_for_all_cells_that_can_share_it(sweep, place):
     states, said = sweep(room=3)
     assert set(states) == {"finished"}
     assert groups(place) == [7, 3, 3, 3, 2]  # 7 + 4 cells, in stages that do not wait for each other
-    assert sum("short of memory; again with at most 3" in line for line in said) == 1
+    assert sum("short of memory; tried again with at most 3 in a program" in line for line in said) == 1
 
 
 def test_cells_that_do_not_fit_in_twos_run_alone(sweep, place):
@@ -57,7 +57,7 @@ def test_one_wrong_cell_does_not_end_its_group(sweep, place):
     states, said = sweep(wrong=["lr0.0003"], **{"lr0.0003": "fail"})
     assert [state == "finished" for state in states] == [True, True, False, *[True] * 6, False, True]
     assert states[2] == states[9] == "failed: exit status 3"
-    assert any("failed (exit status 2); again with at most 3" in line for line in said)
+    assert any("failed (exit status 2); tried again with at most 3 in a program" in line for line in said)
 
 
 def test_a_shared_cause_is_not_looked_for_in_halves(sweep, place):

@@ -1,4 +1,4 @@
-"""A library that is missing is said before the weights are read; it ends a sweep, and for a figure no run fails."""
+"""A missing library is reported before the weights are read and ends a sweep; one for figures alone fails no run."""
 
 import sys
 
@@ -67,7 +67,7 @@ def test_a_run_without_matplotlib_has_a_record_and_no_figure(curves, without, pr
     assert not (tmp_path / "bare" / "curves.png").exists()
 
 
-def test_scores_of_classes_are_asked_for_where_the_task_is_built(without, tmp_path):
+def test_scikit_learn_is_looked_for_when_the_task_is_built(without, tmp_path):
     from lowrank_jax.tasks.glue.task import GlueConfig, GlueTask
     from lowrank_jax.tasks.mnli import MnliConfig, MnliTask
     from lowrank_jax.text.tokenizers import ByteTokenizer
@@ -81,7 +81,7 @@ def test_scores_of_classes_are_asked_for_where_the_task_is_built(without, tmp_pa
             build(config, ByteTokenizer())
 
 
-def test_the_error_of_a_machine_is_of_all_cells(tmp_path, monkeypatch, without):
+def test_an_error_of_the_machine_holds_for_all_cells(tmp_path, monkeypatch, without):
     file = tmp_path / "fault.json"
     monkeypatch.setenv(faults.VARIABLE, str(file))
     without("grain")
@@ -94,7 +94,7 @@ def test_the_error_of_a_machine_is_of_all_cells(tmp_path, monkeypatch, without):
     assert found.shared_by({"base": 2, "task": 3}) == "a"
 
 
-def test_a_sweep_tries_one_cell_where_every_run_would_end_so(place):
+def test_a_sweep_tries_one_cell_where_every_run_has_the_error(place):
     behave(place, **{"": "machine"})
     _, sweep, said = make(place)
     cells = [cell for cell in sweep.grid.select() if not cell.trials]

@@ -100,7 +100,7 @@ def test_the_preview_of_joined_cells_has_their_programs(sweep):
     rates = {name: [plain["optimizer"]["learning_rate"] for plain in plains] for name, plains in asked.items()}
     assert [len(set(values)) for values in rates.values()] == [2, 1, 2, 1]  # the second fft program is like the third
     note = text.splitlines()[-2]
-    assert note == "--together: 5 programs train the cells, up to 2 each; memory is a program's"
+    assert note == "--together: 5 programs of up to 2 cells; memory is the whole program's"
 
 
 def test_joined_programs_are_those_that_fit(sweep):
