@@ -52,7 +52,7 @@ def result_record(
       name: the run's name.
       plain: its plain config; its labels are repeated outside it.
       status: "finished", "diverged", or another end.
-      wall_seconds, train_seconds: whole run, and optimizer steps alone, over all resumptions.
+      wall_seconds, train_seconds: from the last start to the end, and optimizer steps alone, over all starts.
       parameters: {"trainable": ..., "frozen": ...}.
       evaluations: [{"step", "char_accuracy", "exact_match", ...}], fractions of 1.
       losses: (step, loss) pairs; thinned to LOSS_POINTS.

@@ -45,7 +45,7 @@ def evaluators_of(
     if absent and jax.process_index() == 0:
         print(f"not measured: {', '.join(f'{name} ({why})' for name, why in absent.items())}", flush=True)
     scores = [entry for entry in entries.values() if entry.type != SAMPLES]
-    if not scores or train.eval_every or train.eval_steps:  # the short way for one
+    if not scores or train.eval_every or train.eval_steps:  # train.eval_every asks for the task's own
         found.append(("", (own, None), LoopConfig.evaluates_at, LAST))
     for name, entry in entries.items():
         found.append((name, (entry.type or own, entry.options), entry.due, entry.weights))

@@ -1,4 +1,4 @@
-"""A run that is known on shapes: what it trains, its step, its data and its evaluations."""
+"""A run described by shapes, before any weight is loaded: what it trains, its step, data and evaluations."""
 
 import dataclasses
 import functools

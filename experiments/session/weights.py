@@ -29,7 +29,7 @@ ABSTRACT_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)  # of jax.random.PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Loads and draws what a run begins with; its programs can be compiled before.
+    """Loads and draws what a run begins with; its programs can be compiled before it does.
 
     Attributes:
       config, mesh, base, plan, groups, rules, optimizer, abstract_state, abstract_frozen, unrolled, programs: those of
@@ -75,7 +75,7 @@ class Weights:
         compile_unstack(self.abstract_frozen.get("params", {}))
 
     def load(self) -> tuple[TrainState, Any, str]:
-        """Weights onto their shards, fresh adapters, fresh optimizer: (state, frozen, fingerprint of the base)."""
+        """(state, frozen, fingerprint of the base): weights on their shards, fresh adapters and a fresh optimizer."""
         base = self.load_base()
         assert base.fingerprint is not None  # of a loaded base
         fingerprint = base.fingerprint
@@ -86,7 +86,7 @@ class Weights:
         return self.begin(trainable), frozen, fingerprint
 
     def load_base(self) -> Base:
-        """The weights onto their shards; a fresh head drawn by the run's seed."""
+        """Loads the weights onto their shards; the run's seed draws a fresh head."""
         base_key, _ = self._keys()
         base = load_base(self.config.base, base_key, params_sharding(self.mesh), planned=self.base.config)
         return in_segments(base, self.config)

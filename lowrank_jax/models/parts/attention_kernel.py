@@ -1,4 +1,4 @@
-"""Which attention kernel a name stands for, by types, shapes and device: cuDNN's, XLA's, or that with heads first."""
+"""Which attention kernel a name stands for, by types, shapes and device: cuDNN's, XLA's, or ours by head."""
 
 from typing import Any, Literal
 
@@ -10,8 +10,8 @@ from lowrank_jax.ops.capability import compute_capability, platform
 
 Kernel = Literal["xla", "cudnn", "heads_first"]
 ATTENTION = ("auto", "xla", "cudnn", "heads_first")
-# Ends "auto" or "cudnn" where cuDNN is to get the mask of packed rows once for each head: trials of one program run
-# under `jax.vmap`, and jax's rule for cuDNN's attention takes no mask that heads share.
+# Added to the end of "auto" or "cudnn", so that cuDNN gets the mask of packed rows once for each head. Trials of one
+# program need that: they run under `jax.vmap`, where jax gives cuDNN no mask that all heads share.
 BY_HEAD = "_by_head"
 
 
