@@ -169,7 +169,7 @@ def train(grid: str, words: Sequence[str], options: argparse.Namespace, names: S
 def _start(words: Sequence[str], environment: Mapping[str, str], path: Path) -> subprocess.Popen:
     """A process whose output is added to a file; in a group of its own, so that a terminal's Ctrl-C comes here alone.
 
-    A sweep that hears two signals does not wait for its run.
+    A run that hears it after the SIGTERM that its sweep passes on would write nothing.
     """
     with open(path, "ab") as output:
         return subprocess.Popen(
