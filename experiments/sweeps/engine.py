@@ -81,6 +81,7 @@ class Sweep:
         Returns:
           name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
+        self.known.begin()
         try:
             return self._run(cells)
         finally:
