@@ -36,6 +36,7 @@ PROGRAM = ["python", "-m", "experiments.sweep"]
 FOLDER = "FOLDER"  # what docstrings call the folder of data
 MEMORY = 0.9  # share of a GPU's memory
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 LIMIT = 124  # exit status where --seconds ran out; `timeout` has the same
 POLL = 0.2  # seconds
 
@@ -60,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.seconds is not None and not (0 < options.seconds < math.inf):
             raise UserError(f"--seconds={options.seconds:g} is no time above 0; leave it out to train to the end")
         names = cards(options.cards)
+        if options.workers > 1 and (grown := os.environ.get(PREALLOCATE)) in ("false", "False", "0"):  # as jaxlib
+            print(
+                f"{PREALLOCATE}={grown}: each process takes its share of --memory in pieces, which are not joined, and "
+                "a step may find no room in a share that is large enough; unset it",
+                file=sys.stderr,
+            )
         commands = [[*command(grid, options.data), f"--workdir={options.workdir}"] for grid in options.grids]
         words_read = [word for grid in options.grids for word in command(grid, FOLDER)]
         if options.data is not None and not any(FOLDER in word for word in words_read):
@@ -169,7 +176,7 @@ def train(grid: str, words: Sequence[str], options: argparse.Namespace, names: S
 def _start(words: Sequence[str], environment: Mapping[str, str], path: Path) -> subprocess.Popen:
     """A process whose output is added to a file; in a group of its own, so that a terminal's Ctrl-C comes here alone.
 
-    A sweep that hears two signals does not wait for its run.
+    A run that hears it after the SIGTERM that its sweep passes on would write nothing.
     """
     with open(path, "ab") as output:
         return subprocess.Popen(

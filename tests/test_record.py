@@ -124,6 +124,17 @@ def test_cards_are_those_that_the_environment_names(script, place, monkeypatch, 
     assert "CUDA_VISIBLE_DEVICES=3,GPU-5 lists fewer" in capsys.readouterr().err
 
 
+def test_memory_that_grows_in_pieces_is_said_once(script, place, monkeypatch, capsys):
+    """Several processes a GPU without preallocation; the grids are trained all the same."""
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    for value, workers, lines in (("false", 2, 1), ("0", 2, 1), ("false", 1, 0), ("true", 2, 0), (None, 2, 0)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        assert script.main(["one.py", "two.py", f"--workers={workers}"]) == 0
+        error = capsys.readouterr().err
+        assert (error.count("\n"), error.count(f"{name}={value}: ")) == (lines, lines)
+    assert len(seen(place)) == 2 * (2 + 2 + 1 + 2 + 2)
+
+
 def test_when_time_is_over_the_processes_are_told_to_stop(script, place, capsys):
     (place / "wait").touch()
     assert script.main(["one.py", "two.py", "--seconds=0.1", "--workers=2"]) == script.LIMIT

@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from lowrank_jax.core.json_text import parse
 
 ENDING = ".failed"  # of a file beside the run's folder
+PART = re.compile(rf"{re.escape(ENDING)}-[0-9a-f]{{32}}$")  # end of the name of a file that is being written
 MOST = 64  # most files that a sweep keeps open and locked; the ones that it wrote first are released
 
 
@@ -52,11 +54,10 @@ class Failures:
         path = self._path(name)
         part = path.with_name(f"{path.name}-{token}")
         try:
-            file = part.open("w", encoding="utf-8")
+            file = _locked(part)
         except OSError:  # a full disk, for example: the others try the run, and see for themselves
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
             json.dump(record, file)
             file.flush()
             os.replace(part, path)
@@ -67,6 +68,14 @@ class Failures:
         self._mine.append(file)
         if len(self._mine) > MOST:
             self._mine.popleft().close()
+
+    def tidy(self) -> None:
+        """Removes what sweeps that were killed while they wrote a failure have left: files that nobody has locked."""
+        for part in self.folder.glob(f"*{ENDING}-*"):
+            if PART.search(part.name) and part.is_file() and not part.is_symlink():
+                with contextlib.suppress(OSError), part.open("r+b") as file:  # BlockingIOError: it is being written
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
 
     def drop(self, name: str) -> None:
         """Forgets a failure of a run that has a result by now."""
@@ -80,6 +89,21 @@ class Failures:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{ENDING}"
+
+
+def _locked(part: Path) -> io.TextIOWrapper:
+    """A new file, locked; made again where `tidy` of another sweep removed it before it was."""
+    while True:
+        file = part.open("w", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if part.exists():  # under a name that nobody else gives
+                return file
+        except OSError:
+            part.unlink(missing_ok=True)
+            file.close()
+            raise
+        file.close()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from lowrank_jax.train.progress import doing
+
 
 def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
     """A step for batches of every length: tokens [..., T] pick the program, which is compiled at its first batch.
+
+    The progress bar says so meanwhile: of several lengths the first epoch has a few steps that take long.
 
     Args:
       jitted: of the step, whose last arguments from the third on are batch-like.
@@ -15,7 +19,8 @@ def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
     def step(state, frozen, batch, *more):
         length = batch["tokens"].shape[-1]
         if length not in compiled:
-            compiled[length] = jitted.lower(state, frozen, batch, *more).compile()
+            with doing(f"compiling for length {length}"):
+                compiled[length] = jitted.lower(state, frozen, batch, *more).compile()
         return compiled[length](state, frozen, batch, *more)
 
     return step

@@ -20,6 +20,7 @@ from experiments.records.checks import is_finite
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
 from experiments.sweeps.best import NotNeeded
+from experiments.sweeps.child import started
 from experiments.sweeps.compatible import group_key
 from experiments.sweeps.grid import Cell, Grid
 from experiments.sweeps.known import Known
@@ -70,7 +71,6 @@ class Sweep:
         self.say = say
         self.settled: dict[str, tuple[str, dict | None]] = {}  # name -> (state, result)
         self.holders: dict[str, str] = {}  # name -> holder of a cell's claim at the last check
-        self.child: subprocess.Popen | None = None
         self.faults = Faults(self.workdir / f"fault-{os.uname().nodename}-{os.getpid()}.json")
         self.known = Known(self.workdir, results, root, retry_failed, self.faults)
         self.sizes = Sizes()
@@ -81,6 +81,7 @@ class Sweep:
         Returns:
           name -> "finished", "diverged", "failed: why" or "not needed: why".
         """
+        self.known.begin()
         try:
             return self._run(cells)
         finally:
@@ -312,7 +313,7 @@ class Sweep:
         return self.wait(self.command(cell), [claim], environment)
 
     def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
-        """Starts a program, lends it the claims of its runs, and waits for it."""
+        """Starts a program, lends it the claims of its runs, and waits for it, whatever signals come."""
         # If the sweep alone is killed, the cells stay claimed while their program lives.
         environment = dict(os.environ if environment is None else environment)
         environment |= self.faults.environment()
@@ -320,31 +321,17 @@ class Sweep:
             environment[leases.ROOT_VARIABLE] = self.root.url
         if self.group:
             environment.setdefault(GROUP_VARIABLE, self.group)
-        self.child = subprocess.Popen(command, **claims.lend(held, environment))
-        try:
+        with started(command, **claims.lend(held, environment)) as child:
             while self.root:
                 try:
-                    status = self.child.wait(POLL_SECONDS)
+                    status = child.wait(POLL_SECONDS)
                     for claim in held:
                         leases.check(claim)
                     return status
                 except subprocess.TimeoutExpired:
                     for claim in held:
                         claim.renew()
-            return self.child.wait()
-        except claims.Held:
-            self.child.terminate()
-            self.child.wait()
-            raise
-        except KeyboardInterrupt:  # Ctrl-C in a terminal reaches the child too
-            self.child.wait()
-            raise
-        except SystemExit:
-            self.child.terminate()
-            self.child.wait()
-            raise
-        finally:
-            self.child = None
+            return child.wait()
 
     def time_left(self, remaining: Sequence[Cell]) -> str:
         """The time left: remaining steps times the seconds that a step has taken in this grid so far."""

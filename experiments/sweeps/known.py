@@ -76,6 +76,11 @@ class Known:
         if self.failures and why and sections is not None:
             self.failures.tell(cell.name, why, sections)
 
+    def begin(self) -> None:
+        """Removes from the folder what killed sweeps have left half-written."""
+        if self.failures:
+            self.failures.tidy()
+
     def end(self) -> None:
         """Lets sweeps that start from now on try again what failed here."""
         if self.failures:

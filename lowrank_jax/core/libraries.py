@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import shlex
 from types import ModuleType
 
 from lowrank_jax.core.errors import UserError
@@ -34,6 +35,6 @@ def check(module: str, purpose: str, install: str) -> None:
 
 
 def _missing(module: str, purpose: str, install: str, why: str) -> UserError:
-    error = UserError(f"{purpose} {install.partition('>')[0]} ({why}); pip install '{install}'")
+    error = UserError(f"{purpose} {install.partition('>')[0]} ({why}); pip install {shlex.quote(install)}")
     error.machine = module in EVERY_RUN
     return error

@@ -1,5 +1,6 @@
 """The loop around the step: batches in, records, evaluations and checkpoints out; a run is the loop of one trial."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from lowrank_jax.core.types import Decoded
 from lowrank_jax.train.best import BEST, LAST, Best, losses_of
 from lowrank_jax.train.evaluations import Evaluator
 from lowrank_jax.train.meter import Meter, Trace
+from lowrank_jax.train.progress import doing, showing
 from lowrank_jax.train.rhythm import LoopConfig
 from lowrank_jax.train.signals import Stopped, StopRequest
 from lowrank_jax.train.state import TrainState
@@ -136,8 +138,8 @@ def fit(job: Job) -> Outcome:
     meter = Meter(job.configs, job.trackers, job.first, job.train_seconds, last_good, job.renew)
     ranges = [steps for config in job.configs if (steps := config.profile_range())]  # one trace serves all trials
     trace = Trace(ranges[0] if ranges else None, job.profile_folder)
-    with StopRequest() as stop, meter.bar, trace:
-        evaluators = [dataclasses.replace(one, evaluate=stop.interrupts(one.evaluate)) for one in job.evaluators]
+    with StopRequest() as stop, meter.bar, showing(meter.bar), trace:
+        evaluators = [dataclasses.replace(one, evaluate=stop.interrupts(_told(one))) for one in job.evaluators]
         before = [one for one in evaluators if job.first == 0 or one.name in job.unmade]
         unmade = _evaluate(job, meter, state, done, before, at_end=True)
         _check_best(job, meter, done, unmade)
@@ -162,6 +164,17 @@ def fit(job: Job) -> Outcome:
                 break
     job.checkpoints.wait()
     return _outcome(job, meter, state, done, unmade)
+
+
+def _told(evaluator: Evaluator) -> Callable:
+    """An evaluator's function, whose first call says that it compiles: the bar stands still for long."""
+    words = [f"first evaluation{' ' if evaluator.name else ''}{evaluator.name}, compiling"]
+
+    def evaluate(*given: Any) -> Any:
+        with doing(words.pop()) if words else contextlib.nullcontext():
+            return evaluator.evaluate(*given)
+
+    return evaluate
 
 
 def _evaluate(

@@ -1,5 +1,6 @@
 """Sweeps that share a folder: a cell that failed in one is not tried by others that run at the same time."""
 
+import fcntl
 import sys
 
 import pytest
@@ -161,7 +162,7 @@ def test_the_preview_shows_what_failed_while_its_sweep_runs(place):
     first, _ = worker(place)
     cells, shown = [cell for cell in first.grid.select() if not cell.trials], []
 
-    def ask(pairs):
+    def ask(pairs, joined=()):
         return {name: {"trainable": 1, "bytes": 1} for name, _ in pairs}
 
     during(first, lambda: shown.append(preview.preview(worker(place)[0], cells, ask)))
@@ -188,6 +189,38 @@ def test_failures_that_cannot_be_written_or_read_do_not_count(tmp_path):
         ours.tell(f"run{number}", "why", {})
     assert len(ours._mine) == MOST
     assert len([*(tmp_path / "runs").glob("run*.failed")]) == MOST + 3
+
+
+def test_what_a_killed_sweep_left_half_written_is_removed(place):
+    """When a sweep starts; what a living one writes stays, and so do files and folders of other names."""
+    runs, token = place / "runs", "0123456789abcdef" * 2
+    left, living = (runs / f"{name}.failed-{token}" for name in ("left", "living"))
+    others = [runs / f"notes.failed-{word}" for word in ("2", token[1:], f"{token}0")]
+    for path in (left, living, *others):
+        path.write_text("{")
+    (runs / f"folder.failed-{token}").mkdir()
+    sweep, _ = worker(place)
+    assert left.exists()  # a preview makes no more than this
+    with living.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sweep.run([sweep.grid.select()[0]])
+    assert sorted(runs.glob("*.failed-*")) == sorted([living, *others, runs / f"folder.failed-{token}"])
+
+
+def test_a_failure_is_told_though_its_file_is_removed_before_it_is_locked(tmp_path, monkeypatch):
+    """As by a sweep that starts at that moment."""
+    ours, lock, removed = Failures(tmp_path), fcntl.flock, []
+
+    def late(file, kind):
+        if kind == fcntl.LOCK_EX and not removed:
+            removed.append(Failures(tmp_path).tidy())
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    ours.tell("run", "why", {})
+    assert removed
+    assert Failures(tmp_path).of("run")["why"] == "why"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.failed"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from toy_config import TOY
 
 from experiments.config import faults
 from experiments.config.faults import Faults
+from experiments.tables import figures
 from lowrank_jax.core import libraries
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.data import pipeline
@@ -28,8 +29,16 @@ def without(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize(("wanted", "machine"), [(pipeline.GRAIN, True), (classification.SKLEARN, False)])
-def test_a_missing_library_is_one_line_with_its_remedy(without, wanted, machine):
+@pytest.mark.parametrize(
+    ("wanted", "machine", "words"),
+    [
+        (pipeline.GRAIN, True, "'grain>=0.2.18'"),
+        (classification.SKLEARN, False, "'scikit-learn>=1.6'"),
+        (figures.MATPLOTLIB, False, "matplotlib"),
+    ],
+)
+def test_a_missing_library_is_one_line_with_its_remedy(without, wanted, machine, words):
+    """A shell reads > as a redirection; a name alone needs no quotes."""
     module, purpose, install = wanted
     libraries.check(*wanted)
     assert libraries.load(*wanted) is sys.modules[module]
@@ -38,7 +47,7 @@ def test_a_missing_library_is_one_line_with_its_remedy(without, wanted, machine)
         with pytest.raises(UserError) as error:
             ask(*wanted)
         assert str(error.value).startswith(f"{purpose} {install.partition('>')[0]} (")
-        assert str(error.value).endswith(f"pip install '{install}'")
+        assert str(error.value).endswith(f"; pip install {words}")
         assert error.value.machine is machine
 
 
