@@ -92,7 +92,7 @@ class Failures:
 
 
 def _locked(part: Path) -> io.TextIOWrapper:
-    """A new file, locked; made again where `tidy` of another sweep removed it before it was."""
+    """A new file, locked; made again where `tidy` of another sweep removed it before it was locked."""
     while True:
         file = part.open("w", encoding="utf-8")
         try:

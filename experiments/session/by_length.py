@@ -9,7 +9,8 @@ from lowrank_jax.train.progress import doing
 def by_length(jitted: Any, compiled: dict[int, Any]) -> Callable:
     """A step for batches of every length: tokens [..., T] pick the program, which is compiled at its first batch.
 
-    The progress bar says so meanwhile: of several lengths the first epoch has a few steps that take long.
+    Meanwhile the progress bar says that it compiles; with rows of several lengths some steps of the first epoch are
+    slow for this.
 
     Args:
       jitted: of the step, whose last arguments from the third on are batch-like.

@@ -139,7 +139,7 @@ def fit(job: Job) -> Outcome:
     ranges = [steps for config in job.configs if (steps := config.profile_range())]  # one trace serves all trials
     trace = Trace(ranges[0] if ranges else None, job.profile_folder)
     with StopRequest() as stop, meter.bar, showing(meter.bar), trace:
-        evaluators = [dataclasses.replace(one, evaluate=stop.interrupts(_told(one))) for one in job.evaluators]
+        evaluators = [dataclasses.replace(one, evaluate=stop.interrupts(_announced(one))) for one in job.evaluators]
         before = [one for one in evaluators if job.first == 0 or one.name in job.unmade]
         unmade = _evaluate(job, meter, state, done, before, at_end=True)
         _check_best(job, meter, done, unmade)
@@ -166,7 +166,7 @@ def fit(job: Job) -> Outcome:
     return _outcome(job, meter, state, done, unmade)
 
 
-def _told(evaluator: Evaluator) -> Callable:
+def _announced(evaluator: Evaluator) -> Callable:
     """An evaluator's function, whose first call says that it compiles: the bar stands still for long."""
     words = [f"first evaluation{' ' if evaluator.name else ''}{evaluator.name}, compiling"]
 
