@@ -16,8 +16,8 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
     """Starts a program, and at the end waits until its process has ended; an error in between asks it to end.
 
     The first SIGTERM is passed on, so that the program saves and ends. The first Ctrl-C is not, as a terminal sends it
-    to the program too. A Ctrl-C after an earlier signal is passed on, and ends the program at once. The handlers that this process had
-    before answer the first signal when the program has ended; until then none of them raises anything.
+    to the program too. A Ctrl-C after an earlier signal is passed on, and ends the program at once. The handlers that
+    this process had before answer the first signal when the program has ended; until then none of them raises anything.
 
     Args:
       options: of subprocess.Popen.

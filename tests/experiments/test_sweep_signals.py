@@ -49,7 +49,7 @@ def wait_for(there):
         if there():
             return
         time.sleep(0.05)
-    raise AssertionError("it does not come")
+    raise AssertionError("what was waited for did not happen")
 
 
 @pytest.fixture
