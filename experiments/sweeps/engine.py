@@ -15,7 +15,7 @@ from typing import Any
 from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, leases, run_folder
+from experiments.records import claims, data_record, leases, places, run_folder
 from experiments.records.checks import is_finite
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
@@ -200,6 +200,7 @@ class Sweep:
                 self.say(f"{cell.name} runs alone: {spoken(str(error))}")
                 return self.attempt(cell, total, remaining)
         ready = ready[: self.sizes.fit([one for _, one in ready])]
+        ready = ready[: places.going_on(self.workdir, [one.name for _, one in ready])]
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None
