@@ -29,7 +29,7 @@ class Faults:
 
     def __init__(self, file: Path):
         self.file = file
-        self.short = False  # whether the last error that was taken is a lack of memory
+        self.short = self.machine = False  # whether the last error that was taken is a lack of memory, of a library
         self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
 
     def environment(self) -> dict[str, str]:
@@ -43,14 +43,14 @@ class Faults:
 
         None where the error is of this machine alone; where every cell would end with it here, `shared_by` knows.
         """
-        self.short = False
+        self.short = self.machine = False
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
-        self.short = sections == HERE
-        if sections == MACHINE:
+        self.short, self.machine = sections == HERE, sections == MACHINE
+        if self.machine:
             self.learn(name, {})  # no section is needed for it
         if sections in (HERE, MACHINE):
             return None

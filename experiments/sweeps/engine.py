@@ -160,7 +160,7 @@ class Sweep:
                 self.known.share_offline(ready)
                 if result is None:
                     self.known.fail(ready, fault_of(status), self.cause(status, ready))
-                    claim.release(fault_of(status))
+                    claim.release(self.fault_elsewhere(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
         except data_record.DataChanged as error:
@@ -234,7 +234,7 @@ class Sweep:
                 self.known.share_offline(one)
                 if result is None:
                     self.known.fail(one, fault_of(status), sections)
-                    claim.release(fault_of(status))
+                    claim.release(self.fault_elsewhere(status))
                     if status == LOST:  # it could not reach the root
                         continue
                 state = result["status"] if result else f"failed: {why}"
@@ -246,6 +246,10 @@ class Sweep:
         """The sections that caused a failure; None for a traceback, as of a broken GPU, and a lack of memory."""
         found = self.faults.take(cell.name, cell.plain)
         return None if status == TRACEBACK else found
+
+    def fault_elsewhere(self, status: int) -> str:
+        """`fault_of` for the workers of a root; "" where this machine lacks a library, which others may have."""
+        return "" if self.faults.machine else fault_of(status)
 
     def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
         """What `attempt` returns for a cell that is not tried: it failed on another worker, or would as another did."""
