@@ -79,7 +79,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
     """Trains the run of a claimed folder to its end and writes its record; returns the exit status."""
     import jax
 
-    from experiments.records import data_record, run_folder, run_record
+    from experiments.records import data_record, places, run_folder, run_record
     from experiments.session.build import build
     from experiments.session.fit import check_kept, described, fill, remarks
     from experiments.session.together.agreement import check_alike, decided
@@ -117,7 +117,9 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
 
     def open_run() -> str:
         data_record.check_still(plain, stamps)
-        return run_folder.open_run(folder, plain, FLAGS.fresh, known, chosen)
+        if not FLAGS.fresh:
+            places.drop_void(folder, folder)
+        return run_folder.open_run(folder, places.marked(plain, folder), FLAGS.fresh, known, chosen)
 
     decided(open_run, folder)  # only now: a config that fails leaves no folder behind, and costs no earlier run
 

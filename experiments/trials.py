@@ -3,10 +3,8 @@
 python -m experiments.trials --config=configs/lora_glue.py:task=mrpc,model=minilm-l6,method=lora --seeds=0,1,2
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -85,7 +83,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     """
     start_devices()
     from experiments.config.schema import unpack_run
-    from experiments.records import data_record, run_folder
+    from experiments.records import data_record, places, run_folder
     from experiments.session import fit
     from experiments.session.training import Run, Session
     from experiments.session.trial_group import TrialGroup
@@ -107,7 +105,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
         if line:
             print(spoken(line))
     print(described(names, plains, [one.parameters["trainable"] for one in group.each], group.mesh.size))
-    place = Path(FLAGS.workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
+    place = places.of_group(FLAGS.workdir, names)
     identity = {"configs": [run_folder.content_hash(plain) for plain in plains]}
     session = Session(group, runs, place, identity, started, more={"together": len(names)})
     session.compile()
@@ -118,7 +116,9 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     if FLAGS.fresh:
         session.remove_checkpoints()
     for run, values in zip(runs, chosen, strict=True):
-        run_folder.open_run(run.folder, run.plain, FLAGS.fresh, known, values)
+        if not FLAGS.fresh:
+            places.drop_void(run.folder, place)
+        run_folder.open_run(run.folder, places.marked(run.plain, place), FLAGS.fresh, known, values)
 
     # ---- weights, the loop, the records ----
     outcome, _ = session.train()

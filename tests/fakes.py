@@ -87,9 +87,9 @@ if len(cells) > behave.get("room", len(cells)):
     with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
         json.dump("here", out)
     sys.exit(2)
-if "shared" in behave:
+if "shared" in behave or "machine" in behave:
     with open(os.environ["LOWRANK_JAX_FAULT_FILE"], "w") as out:
-        json.dump(["base"], out)
+        json.dump(["base"] if "shared" in behave else "machine", out)
     sys.exit(2)
 if any(name in cell["name"] for name in behave.get("wrong", []) for cell in cells):
     sys.exit(2)

@@ -110,7 +110,13 @@ def test_what_a_base_needs_on_the_hosts(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "folder"),
-    [(["--workdir=/mnt/it's"], "/mnt/it's"), (["--workdir", "r"], "lowrank_jax/r"), ([], "lowrank_jax/runs")],
+    [
+        (["--workdir=/mnt/it's"], "/mnt/it's"),
+        (["--workdir", "r"], "lowrank_jax/r"),
+        (["-workdir=/one dash"], "/one dash"),
+        (["--workdir=/a", "-workdir", "/b"], "/b"),
+        ([], "lowrank_jax/runs"),
+    ],
 )
 def test_a_slice_says_how_to_copy_the_results_and_to_delete_it(words, folder, tmp_path):
     """At its end, and where a command failed: here gcloud fails."""

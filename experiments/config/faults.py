@@ -29,7 +29,7 @@ class Faults:
 
     def __init__(self, file: Path):
         self.file = file
-        self.short = False  # whether the error that `take` read last is a lack of memory
+        self.short = self.machine = False  # whether the error that `take` read last is a lack of memory, of a library
         self._known: list[tuple[str, dict[str, Any]]] = []  # (name of a cell, its sections)
 
     def environment(self) -> dict[str, str]:
@@ -44,14 +44,14 @@ class Faults:
         None where the error is of this machine alone. Where every run on this machine ends with it, `shared_by` answers
         with this cell for all others.
         """
-        self.short = False
+        self.short = self.machine = False
         try:
             sections = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.file.unlink(missing_ok=True)
-        self.short = sections == HERE
-        if sections == MACHINE:
+        self.short, self.machine = sections == HERE, sections == MACHINE
+        if self.machine:
             self.learn(name, {})  # without sections: any other cell has this error too
         if sections in (HERE, MACHINE):
             return None

@@ -16,7 +16,7 @@ from lowrank_jax.core.files import kind_of, read_bytes
 from lowrank_jax.core.json_text import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = ("data", "chosen")  # keys of a run's config.json that record its data, and are not part of its config
+RECORDS = ("data", "chosen", "place")  # keys of a run's config.json that are not part of its config
 CONFIG = "config.json"
 
 

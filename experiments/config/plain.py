@@ -15,7 +15,7 @@ from lowrank_jax.core.errors import UserError
 
 # What a run is called, where it runs and what it writes down: none of it changes what is learned.
 BOOKKEEPING = ("name", "labels", "tracking", "checkpoint", "mesh", "export") + (
-    "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data", "chosen",
+    "train.log_every", "train.stop_at", "train.profile_steps", "task.data_dir", "data", "chosen", "place",
     "evals.*.data_dir",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 from experiments.config.arguments import FILE, spoken
 from experiments.config.faults import Faults
 from experiments.config.json_flags import KEYS
-from experiments.records import claims, data_record, json_files, leases, run_folder
+from experiments.records import claims, data_record, json_files, leases, places, run_folder
 from experiments.records.checks import is_finite
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
@@ -161,7 +161,7 @@ class Sweep:
                 self.known.share_offline(ready)
                 if result is None:
                     self.known.fail(ready, fault_of(status), self.cause(status, ready))
-                    claim.release(fault_of(status))
+                    claim.release(self.fault_elsewhere(status))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
         except data_record.DataChanged as error:
@@ -202,6 +202,7 @@ class Sweep:
                 self.say(f"{cell.name} runs alone: {spoken(str(error))}")
                 return self.attempt(cell, total, remaining)
         ready = ready[: self.sizes.fit([one for _, one in ready])]
+        ready = ready[: places.going_on(self.workdir, [one.name for _, one in ready])]
         first = self.claim(*ready[0])
         if first is None:  # its holder is claiming the rest of its group: taking one of them now would split the group
             return None
@@ -236,7 +237,7 @@ class Sweep:
                 self.known.share_offline(one)
                 if result is None:
                     self.known.fail(one, fault_of(status), sections)
-                    claim.release(fault_of(status))
+                    claim.release(self.fault_elsewhere(status))
                     if status == LOST:  # it could not reach the root
                         continue
                 state = result["status"] if result else f"failed: {why}"
@@ -248,6 +249,10 @@ class Sweep:
         """The sections that caused a failure; None for a traceback, as of a broken GPU, and a lack of memory."""
         found = self.faults.take(cell.name, cell.plain)
         return None if status == TRACEBACK else found
+
+    def fault_elsewhere(self, status: int) -> str:
+        """`fault_of` for the workers of a root; "" where this machine lacks a library, which others may have."""
+        return "" if self.faults.machine else fault_of(status)
 
     def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
         """What `attempt` returns for a cell that is not tried: it failed on another worker, or would as another did."""

@@ -86,12 +86,11 @@ def pyplot() -> Any:
     """matplotlib's pyplot without a screen.
 
     Raises:
-      UserError: matplotlib is missing.
+      UserError: matplotlib is missing, or broken.
     """
-    libraries.load(*MATPLOTLIB).use("Agg")
-    from matplotlib import pyplot as plots
-
-    return plots
+    module, *words = MATPLOTLIB
+    libraries.load(module, *words).use("Agg")
+    return libraries.load(f"{module}.pyplot", *words)
 
 
 def save_small(figure: Any, path: Path) -> None:

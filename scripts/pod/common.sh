@@ -90,8 +90,8 @@ value_of() {
         [ -z "$next" ] || value=$word
         next=""
         case $word in
-            --"$1"=*) value=${word#*=} ;;
-            --"$1") next=1 ;;
+            --"$1"=* | -"$1"=*) value=${word#*=} ;;
+            --"$1" | -"$1") next=1 ;;
         esac
     done
     echo "$value"

@@ -6,6 +6,7 @@ import pytest
 from fakes import FAKE_TRIALS
 from sweeps import behave, make, ran
 
+from experiments.records import places, run_folder
 from experiments.sweeps import engine
 from experiments.sweeps.sizes import Sizes
 
@@ -31,6 +32,7 @@ def sweep(place, monkeypatch):
             behave(place, **how)
         return list(made.run(grid.select()).values()), said
 
+    run.grid = grid
     return run
 
 
@@ -65,6 +67,17 @@ def test_a_shared_cause_is_not_looked_for_in_halves(sweep, place):
     states, _ = sweep(shared=True)
     assert groups(place) == [7]
     assert {state.partition(":")[0] for state in states} == {"failed"}
+
+
+def test_a_second_sweep_goes_on_with_the_halves_of_the_first(sweep, place):
+    """It was interrupted: the checkpoints are those of the half, and the whole group would write over its records."""
+    names = [cell.name for cell in sweep.grid.select()][:3]
+    half = places.of_group(place / "runs", names)
+    (half / run_folder.CHECKPOINTS / "4").mkdir(parents=True)
+    run_folder.write_json(place / "runs" / names[0] / run_folder.CONFIG, places.marked({}, half))
+    states, _ = sweep()
+    assert set(states) == {"finished"}
+    assert groups(place) == [3, 7]
 
 
 def test_sizes():

@@ -114,3 +114,31 @@ def test_a_sweep_tries_one_cell_where_every_run_has_the_error(place):
     assert others
     assert set(others) == {f"failed: as {cells[0].name}"}
     assert sum("not run; it would end with the error of" in line for line in said) == len(others)
+
+
+@pytest.mark.parametrize("error", ["ValueError('numpy.dtype size changed')", "OSError('libx.so is lost')", "nothing"])
+def test_a_broken_library_is_one_line_too(error, tmp_path, monkeypatch):
+    """Another version of numpy is a ValueError at the import, a lost part of it an OSError or a NameError."""
+    (tmp_path / "brokenlib.py").write_text(error if error == "nothing" else f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"it needs broken \(.+\); pip install 'broken>=2'$"):
+        libraries.load("brokenlib", "it needs", "broken>=2")
+
+
+def test_a_folder_of_the_same_name_is_no_library(tmp_path, monkeypatch):
+    (tmp_path / "folderlib" / "data").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    for ask in (libraries.check, libraries.load):
+        with pytest.raises(UserError, match="it needs folder"):
+            ask("folderlib", "it needs", "folder>=2")
+
+
+def test_a_part_of_matplotlib_that_is_broken_leaves_a_run_whole(monkeypatch):
+    import matplotlib
+
+    from experiments.tables import figures
+
+    monkeypatch.delattr(matplotlib, "pyplot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(UserError, match="figures need matplotlib"):
+        figures.pyplot()

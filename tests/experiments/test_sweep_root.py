@@ -101,3 +101,20 @@ def test_a_run_of_a_sweep_ends_with_another_status_where_the_root_cannot_be_reac
         assert type(told.value) is kind
         assert report(told.value) == (LOST if lent else MENDABLE)
     ours.release()
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_one_machine_lacks_fails_no_cell_for_the_others(place, together, monkeypatch):
+    """A worker without a library tries one cell, or one program, and leaves all to the other hosts."""
+    (place / "fake_trials.py").write_text(FAKE_TRIALS)
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    behave(place, **({"": "machine"} if together == 1 else {"machine": True}))
+    grid, _, said = make(place)
+    cells = [cell for cell in grid.select() if not cell.trials][:3]
+    bare, whole = (
+        engine.Sweep(grid, str(place / name), None, said.append, root=leases.Root(str(place / "root")), together=count)
+        for name, count in (("runs", together), ("host2", 1))
+    )
+    assert {state.partition(":")[0] for state in bare.run(cells).values()} == {"failed"}
+    (place / "host2").mkdir(exist_ok=True)
+    assert set(whole.run(cells).values()) == {"finished"}, said
