@@ -75,22 +75,35 @@ def fitting(plains: list[dict]) -> dict:
 
 
 def counted(plains: list[dict], each: tuple[int, ...] = (1, 2)) -> list[int | None]:
-    """Bytes of a device for a program of so many trials a device, all of the size of the widest of the cells."""
+    """Bytes of a device for a program of so many trials a device, all of the size of the widest of the cells.
+
+    A cell that cannot be built counts for nothing: its own program says why, and the others can still share theirs.
+
+    Raises:
+      UserError: none can be built; what the widest says.
+    """
     import jax
 
-    from experiments.config.schema import unpack_run
+    from experiments.config.schema import RunConfig, unpack_run
     from experiments.session.trial_group import TrialGroup
     from lowrank_jax.train.compiled import memory
 
-    wide = max((unpack_run(plain) for plain in plains), key=lambda config: config.adapter.rank)
     devices = len(jax.local_devices())
     shared = devices if jax.default_backend() == "cpu" else 1
-    reports = []
-    for place, count in enumerate(each, 1):
-        say(f"{place} of {len(each)}: {count} x {devices} trials of {wide.adapter.method}")
-        group = TrialGroup([wide] * (count * devices), seq_len=wide.labels.get("seq_len"))
-        reports.append(memory.memory_report(group.compile(counted=True)))
-    return [None if report is None else report.needed * shared for report in reports]
+
+    def needed(place: int, config: RunConfig) -> int | None:
+        say(f"{place} of {len(each)}: {each[place - 1]} x {devices} trials of {config.adapter.method}")
+        group = TrialGroup([config] * (each[place - 1] * devices), seq_len=config.labels.get("seq_len"))
+        report = memory.memory_report(group.compile(counted=True))
+        return None if report is None else report.needed * shared
+
+    widths, errors = {config.adapter.rank: config for config in map(unpack_run, plains)}, []
+    for _, config in sorted(widths.items(), reverse=True):
+        try:
+            return [needed(place, config) for place in range(1, len(each) + 1)]
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def say(words: str) -> None:

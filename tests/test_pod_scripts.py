@@ -60,6 +60,7 @@ def test_every_script_is_tested_and_every_engine_is_given_what_it_needs():
             ((*options, "--colour=red", "--", *FLAGS), "unknown option --colour"),
             ((*options, *FLAGS), "write -- before --config=configs/mora_uuid.py:method=lora: "),
             ((*options, "--workdir=runs", "--", *FLAGS), "write -- before --workdir=runs: "),
+            ((*options, "--workdir", "runs", "--", *FLAGS), "write -- before --workdir: "),
         ):  # fmt: skip
             done = script(name, "--dry-run", *words)
             assert (done.returncode, done.stdout) == (2, ""), (name, words)

@@ -186,7 +186,8 @@ class Sweep:
         settled = {name: result for name, (_, result) in self.settled.items()}
         ready: list[tuple[Cell, Cell]] = []  # (as listed, as resolved)
         for other in pending:
-            one = self.ready(other, settled) if all(name in self.settled for name in other.trials) else None
+            able = other.name not in self.settled and all(name in self.settled for name in other.trials)
+            one = self.ready(other, settled) if able else None
             if one is None or (len(ready) >= self.together and not self.room) or self.settled_already(one):
                 pass
             elif not ready or group_key(one.plain) == group_key(ready[0][1].plain):

@@ -31,7 +31,7 @@ options() {
             --) shift && WORDS=("$@") && break ;;
             -h | --help) usage && exit 0 ;;
             --dry-run) DRY_RUN=1 ;;
-            --config | --config[=.]* | --workdir=*) fail "write -- before $1: the flags of experiments.run come after it" ;;
+            --config | --config[=.]* | --workdir | --workdir=*) fail "write -- before $1: the flags of experiments.run come after it" ;;
             --*=*) [[ $known == *" $key "* ]] || fail "unknown option --$key; there are:$known--dry-run"
                 printf -v "$key" %s "${1#*=}" ;;
             *) fail "unknown word $1; write --name=value, and the flags of experiments.run after --" ;;

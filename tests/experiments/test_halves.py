@@ -6,7 +6,7 @@ import pytest
 from fakes import FAKE_TRIALS
 from sweeps import behave, make, ran
 
-from experiments.records import places, run_folder
+from experiments.records import claims, places, run_folder
 from experiments.sweeps import engine
 from experiments.sweeps.sizes import Sizes
 
@@ -78,6 +78,28 @@ def test_a_second_sweep_goes_on_with_the_halves_of_the_first(sweep, place):
     states, _ = sweep()
     assert set(states) == {"finished"}
     assert groups(place) == [3, 7]
+
+
+def test_a_cell_that_failed_in_a_group_is_not_trained_in_the_next(sweep, place, monkeypatch):
+    """Another sweep holds the second cell while the first and the third end in a traceback, then lets it go."""
+    (place / "fake_trials.py").write_text("import sys; sys.exit(1)")
+    cells = sweep.grid.select()[:3]
+    other = claims.claim_of(place / "runs" / cells[1].name, "other")
+    assert other.take()
+    wait, programs = engine.Sweep.wait, []
+
+    def waited(self, command, held, *rest):
+        programs.append([claim.name for claim in held])
+        status = wait(self, command, held, *rest)
+        other.release()
+        return status
+
+    monkeypatch.setattr(engine.Sweep, "wait", waited)
+    states, _ = sweep()
+    assert programs[0] == [cells[0].name, *(cell.name for cell in sweep.grid.select()[2:7])]
+    assert programs[1][0] == cells[1].name
+    assert not {*programs[0]} & {*programs[1]}
+    assert set(states) == {"failed: exit status 1"}
 
 
 def test_sizes():

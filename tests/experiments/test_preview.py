@@ -170,6 +170,10 @@ def test_room_counts_the_programs_that_run(monkeypatch, tmp_path, capfd):
 
     one, two, three = room.counted([plain], (1, 2, 3))
     assert found["one"]["bytes"] < one < two < three  # alone its batch is divided over the devices
+    wrong = plain | {"adapter": {**plain["adapter"], "rank": 10**5}}
+    assert room.counted([wrong, plain], (1,)) == [one]  # one wrong cell does not keep the others from sharing
+    with pytest.raises(UserError, match="LoRA rank 100000 exceeds"):
+        room.counted([wrong])
     monkeypatch.setattr(room, "counted", lambda _: (one, two))
     for limit, each in ((three / room.SHARE * 1.01, 3), (three / room.SHARE * 0.99, 2), (one, 1)):
         monkeypatch.setattr(memory, "device_limit", lambda *_, limit=limit: int(limit))
