@@ -119,7 +119,7 @@ def train(name: str, folder: Path, config: Any, plain: dict, claim: claims.Claim
         data_record.check_still(plain, stamps)
         if not FLAGS.fresh:
             places.drop_void(folder, folder)
-        return run_folder.open_run(folder, places.marked(plain, folder), FLAGS.fresh, known, chosen)
+        return run_folder.open_run(folder, places.marked(plain, folder, folder), FLAGS.fresh, known, chosen)
 
     decided(open_run, folder)  # only now: a config that fails leaves no folder behind, and costs no earlier run
 

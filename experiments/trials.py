@@ -118,7 +118,7 @@ def train(named: Sequence[tuple[str, dict]], started: float, held: Sequence[clai
     for run, values in zip(runs, chosen, strict=True):
         if not FLAGS.fresh:
             places.drop_void(run.folder, place)
-        run_folder.open_run(run.folder, places.marked(run.plain, place), FLAGS.fresh, known, values)
+        run_folder.open_run(run.folder, places.marked(run.plain, run.folder, place), FLAGS.fresh, known, values)
 
     # ---- weights, the loop, the records ----
     outcome, _ = session.train()

@@ -94,7 +94,14 @@ def of_run(folder: str, dtype: str | None, weights: str = BESIDE) -> Model:
     config = dataclasses.replace(own, base=dataclasses.replace(own.base, dtype=dtype or own.base.dtype))
     made_of = {"run": folder, "dtype": config.base.dtype, "weights": weights}
     if kind_of(place / ADAPTER) is not None:
-        return _attached(_causal(_base_of(config)), place / ADAPTER, made_of, config.task)
+        try:
+            base = _base_of(config)
+        except UserError as error:
+            if "/" not in config.base.name or Path(config.base.name).expanduser().exists():
+                raise
+            words = f"--base=FOLDER --adapter={place / ADAPTER} in place of --run={folder}"
+            raise UserError(f"{error}; where the base is in another folder now: {words}") from None
+        return _attached(_causal(base), place / ADAPTER, made_of, config.task)
     if kind_of(place / MERGED) is not None:
         base = _causal(load_base(BaseConfig(str(place / MERGED), dtype=config.base.dtype)))
         return _alone(base, made_of, config.task)

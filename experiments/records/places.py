@@ -12,7 +12,8 @@ from pathlib import Path
 from experiments.records import run_folder
 from lowrank_jax.core.errors import UserError
 
-PLACE = "place"  # in a run's config.json: the name of the folder of the checkpoints that its records go with
+PLACE = "place"  # in a run's config.json: the folder of the checkpoints that its records go with
+OWN = "."  # that is the run's own folder, which may be copied or renamed; otherwise its name beside it
 
 
 def of_group(workdir: str | Path, names: Sequence[str]) -> Path:
@@ -20,9 +21,13 @@ def of_group(workdir: str | Path, names: Sequence[str]) -> Path:
     return Path(workdir) / f"together-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:10]}"
 
 
-def marked(plain: dict, place: Path) -> dict:
-    """A run's plain config for its config.json, with the place of its checkpoints."""
-    return {**plain, PLACE: place.name}
+def marked(plain: dict, folder: Path, place: Path) -> dict:
+    """The plain config of the run in `folder` for its config.json, with the place of its checkpoints."""
+    return {**plain, PLACE: _mark(folder, place)}
+
+
+def _mark(folder: Path, place: Path) -> str:
+    return OWN if place == folder else place.name
 
 
 def drop_void(folder: Path, place: Path) -> None:
@@ -34,7 +39,7 @@ def drop_void(folder: Path, place: Path) -> None:
       UserError: the checkpoints' folder is a link, or the run's config.json is damaged.
     """
     checkpoints = place / run_folder.CHECKPOINTS
-    if _last(folder) in ("", place.name) or not checkpoints.exists():
+    if _last(folder) in ("", _mark(folder, place)) or not checkpoints.exists():
         return
     run_folder.check_no_link(checkpoints, fresh=True)
     shutil.rmtree(checkpoints)
@@ -48,8 +53,9 @@ def going_on(workdir: Path, names: Sequence[str]) -> int:
     except UserError:  # the run itself says it
         return len(names)
     for count in range(1, len(names) + 1):
-        place = workdir / names[0] if count == 1 else of_group(workdir, names[:count])
-        if place.name == last and any((place / run_folder.CHECKPOINTS).glob("[0-9]*")):
+        folder = workdir / names[0]
+        place = folder if count == 1 else of_group(workdir, names[:count])
+        if _mark(folder, place) == last and any((place / run_folder.CHECKPOINTS).glob("[0-9]*")):
             return count
     return len(names)
 

@@ -340,10 +340,13 @@ class Sweep:
             return child.wait()
 
     def time_left(self, remaining: Sequence[Cell]) -> str:
-        """The time left: remaining steps times the seconds that a step has taken in this grid so far."""
+        """The time left: remaining steps times the seconds that a step has taken in this grid so far.
+
+        A record of a program of several runs has the time of all; a run's share of it counts.
+        """
         ended = [(name, result) for name, (_, result) in self.settled.items() if result]
-        done = [(result.get("wall_seconds"), self.grid.cells[name].steps) for name, result in ended]
-        done = [(wall, steps) for wall, steps in done if wall and is_finite(wall)]
+        done = [(one.get("wall_seconds"), one.get("together", 1), self.grid.cells[name].steps) for name, one in ended]
+        done = [(wall / together, steps) for wall, together, steps in done if wall and is_finite(wall)]
         seconds, steps = math.fsum(wall for wall, _ in done), sum(count for _, count in done)
         if not steps:
             return "time left unknown"

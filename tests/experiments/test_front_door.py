@@ -129,8 +129,8 @@ def test_a_run_s_config_is_a_config(program, straight, shapes_alone, tmp_path):
     file = folder / "config.json"
     written = json.loads(file.read_text())
     plain = with_labels(to_plain(complete_file(str(file))))
-    assert content_hash(plain) == content_hash({key: value for key, value in written.items() if key != "data"})
-    assert plain == {key: value for key, value in written.items() if key != "data"}
+    assert plain == {key: value for key, value in written.items() if key not in ("data", "place")}
+    assert content_hash(plain) == content_hash(written)
     (file.parent / "more.json").write_text(json.dumps(written | {"data": {"task.path.0": {"sha256": "1"}}}))
     assert with_labels(to_plain(complete_file(str(folder / "more.json")))) == plain
     again = program("run", f"--config={file}", f"--workdir={tmp_path}", "--name=run")
@@ -282,7 +282,7 @@ def test_a_reader_that_has_gone_ends_a_program_quietly(one_device, command):
             check=False,
         )
     assert done.returncode == PIPE_CLOSED
-    assert done.stderr == ""
+    assert not [line for line in done.stderr.splitlines() if not line.startswith("reading the records at")]  # if slow
 
 
 # ---- other files that a flag names ----

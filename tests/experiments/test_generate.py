@@ -123,6 +123,11 @@ def test_a_run_s_samples_and_what_it_generates(text_run, program, base, tmp_path
     assert said(f"--base={base}", f"--adapter={folder / 'adapter'}", "--bos", count=1) == first
     assert said(f"--run={folder}", "--weights=exact", count=1) == first
     assert said(f"--base={base}", "--bos", count=1) != first
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace(str(base), "/nowhere/base"))
+    moved = program("generate", "--prompt=a", f"--run={folder}")
+    assert (moved.status, f"--base=FOLDER --adapter={folder / 'adapter'} in place of --run" in moved.err) == (2, True)
+    (folder / "config.json").write_text(config)
     shutil.rmtree(folder / "adapter")
     assert said(f"--run={folder}", count=1) == first
     shutil.rmtree(folder / "model")

@@ -252,7 +252,9 @@ def test_program(tmp_path):
     assert len(load_results([tmp_path])) == 5
     command = [sys.executable, "-m", "experiments.tables", "lora_table2", f"--results={tmp_path}"]
     done = subprocess.run([*command, f"--figures={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    slow = f"reading the records at {tmp_path} ...\n"  # after two seconds
+    assert done.stderr in ("", slow)
     assert "70.0+-0.0 / 72.0+-0.0" in done.stdout
     assert f"drew {tmp_path}/glue_minilm-l6.png" in done.stdout
 

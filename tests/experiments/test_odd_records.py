@@ -136,5 +136,8 @@ def test_a_run_of_endless_seconds_leaves_the_time_left_to_the_others():
     }
     sweep = SimpleNamespace(settled=settled, grid=SimpleNamespace(cells=cells))
     assert Sweep.time_left(sweep, [SimpleNamespace(steps=5)]) == "about 10 s left"
+    for _, result in sweep.settled.values():
+        result["together"] = 2  # the time of a program of two
+    assert Sweep.time_left(sweep, [SimpleNamespace(steps=5)]) == "about 5 s left"
     settled.pop("c")
     assert Sweep.time_left(sweep, [SimpleNamespace(steps=5)]) == "time left unknown"

@@ -51,7 +51,7 @@ def test_runs_go_on_in_the_program_that_wrote_their_records(tmp_path):
 
     def begin(place):
         (place / run_folder.CHECKPOINTS / "4").mkdir(parents=True)
-        run_folder.write_json(tmp_path / "a" / run_folder.CONFIG, places.marked({}, place))
+        run_folder.write_json(tmp_path / "a" / run_folder.CONFIG, places.marked({}, tmp_path / "a", place))
 
     begin(places.of_group(tmp_path, names[:2]))
     assert [places.going_on(tmp_path, names[:count]) for count in (1, 2, 3)] == [1, 2, 2]
