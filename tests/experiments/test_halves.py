@@ -74,7 +74,8 @@ def test_a_second_sweep_goes_on_with_the_halves_of_the_first(sweep, place):
     names = [cell.name for cell in sweep.grid.select()][:3]
     half = places.of_group(place / "runs", names)
     (half / run_folder.CHECKPOINTS / "4").mkdir(parents=True)
-    run_folder.write_json(place / "runs" / names[0] / run_folder.CONFIG, places.marked({}, half))
+    first = place / "runs" / names[0]
+    run_folder.write_json(first / run_folder.CONFIG, places.marked({}, first, half))
     states, _ = sweep()
     assert set(states) == {"finished"}
     assert groups(place) == [3, 7]

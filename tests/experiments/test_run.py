@@ -50,7 +50,7 @@ def test_a_run_leaves_its_records(straight, records):
     result = json.loads((ended.folder / "result.json").read_text())
     config = json.loads((ended.folder / "config.json").read_text())
     assert result["status"] == "finished"
-    assert config.pop("place") == "run"  # of its checkpoints; no part of the config
+    assert config.pop("place") == "."  # of its checkpoints; no part of the config
     assert (result["name"], result["config"], result["labels"]) == ("run", config, config["labels"])
     assert config["adapter"]["rank"] == 4
     assert result["parameters"]["frozen"] == 23_808
