@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from toys import moved_peft
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's of saved embeddings and tied weights
@@ -60,14 +61,7 @@ def moved(model, folder, **options):
     """PEFT's model with every trained leaf moved, saved into the folder."""
     import peft
 
-    torch.manual_seed(1)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=5, **options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.2 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return model
+    return moved_peft(model, peft.LoraConfig(r=2, lora_alpha=5, **options), folder, seed=1, by=0.2)
 
 
 def outputs(model, tokens):

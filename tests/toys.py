@@ -55,3 +55,18 @@ def unlike(shapes):
         return type(config), *(str(value) for value in values if value is True or not isinstance(value, (int, float)))
 
     return list({kind(config): name for name, config in shapes.items()}.values())
+
+
+def moved_peft(model, config, folder, seed, by):
+    """PEFT's model of a torch model, with noise times `by` added to each trained tensor, saved into the folder."""
+    import peft
+    import torch
+
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += by * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model

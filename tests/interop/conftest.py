@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import jitted
+from toys import jitted, moved_peft
+
+from lowrank_jax.bases.base import BaseConfig, load_base
+from lowrank_jax.interop import llama
 
 
 def make_torch_llama(tied: bool, **changes):
@@ -52,18 +55,22 @@ def trained_peft(base_folder, folder, **options):
       options: of peft.LoraConfig.
     """
     import peft
-    import torch
     import transformers
 
     model = transformers.LlamaForCausalLM.from_pretrained(base_folder).eval()
-    torch.manual_seed(0)
-    model = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    return model
+    return moved_peft(model, peft.LoraConfig(**options), folder, seed=0, by=0.1)
+
+
+@pytest.fixture(scope="module")
+def base(untied_folder):
+    """The toy of `untied_folder` as a base; some files have another."""
+    return load_base(BaseConfig(str(untied_folder)))
+
+
+@pytest.fixture(scope="module")
+def table(base):
+    """(transformers' names of its weights, its layers)."""
+    return llama.hf_table(base.config), base.config.num_hidden_layers
 
 
 @pytest.fixture(scope="session")

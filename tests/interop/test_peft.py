@@ -56,16 +56,6 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def base(untied_folder):
-    return load_base(BaseConfig(str(untied_folder)))
-
-
-@pytest.fixture(scope="module")
-def table(base):
-    return llama.hf_table(base.config), base.config.num_hidden_layers
-
-
-@pytest.fixture(scope="module")
 def trained(untied_folder, tmp_path_factory, helpers, tokens):
     """name of an option -> (folder, logits): a peft adapter with every trainable tensor moved, and what it computes."""
 

@@ -8,22 +8,10 @@ import pytest
 from toys import created
 
 from lowrank_jax.adapters import AdapterConfig, make_plan
-from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import unflatten
-from lowrank_jax.interop import llama
 from lowrank_jax.interop.peft.export import save_peft
 from lowrank_jax.interop.peft.folder import load_peft
-
-
-@pytest.fixture(scope="module")
-def base(untied_folder):
-    return load_base(BaseConfig(str(untied_folder)))
-
-
-@pytest.fixture(scope="module")
-def table(base):
-    return llama.hf_table(base.config), base.config.num_hidden_layers
 
 
 @pytest.fixture(scope="module")
