@@ -113,10 +113,12 @@ def test_gpt3s_columns_are_of_several_tasks():
     runs = [record("wikisql", rank=8, scores={"logical_form": 50.0}), record("samsum", rank=8, scores={"rouge1": 40.0})]
     runs += [record("mnli", rank=8, scores={"matched": 0.8}, experiment="lora_mnli")]
     few = [
-        record("mnli", rank=8, scores={"matched": 0.6}, data={"train_examples": 100}, experiment="lora_mnli", seed=1)
+        record("mnli", rank=8, scores={"matched": 0.6}, data={"train_examples": count}, experiment="lora_mnli", seed=1)
+        for count in (100, 150)
     ]
     table = shown("lora_table4", runs + few)
-    assert line_of(table, "LoRA 8 100 examples")["MNLI-m"] == "60.0"
+    assert line_of(table, "LoRA 8 150 examples")["MNLI-m"] == "60.0"
+    assert "100 examples" not in table.text()  # which Table 16 shows
     line = line_of(table, "LoRA 8")
     assert [line[name] for name in ("WikiSQL", "MNLI-m", "SAMSum R1", "SAMSum R2")] == ["50.0", "80.0", "40.0", "-"]
     line = line_of(shown("lora_table16", runs + few), "LoRA 8")
@@ -175,6 +177,22 @@ def test_a_rate_at_the_end_of_its_grid_is_marked_and_of_equal_settings_the_bette
     table = shown("lora_table3", [run for run in runs if run["losses"] and "lr0.0005" not in run["name"]])
     assert line_of(table, "LoRA 4")["rate"] == "0.001 edge"
     assert "edge: the smallest or the largest of the rates tried" in table.text()
+
+
+def test_columns_at_rates_of_their_own_and_a_note_that_rows_share():
+    """A column has its own rate, which is at an end of the grid or not; what is noted of two rows stands once."""
+
+    def few(method, count, rate, stage="full"):
+        kinds = {"experiment": "lora_mnli", "scores": {"matched": 0.6} if stage == "full" else {}}
+        run = record("mnli", method, 8, rate=rate, data={"train_examples": count}, labels={"stage": stage}, **kinds)
+        return run | {"partial": True, "notes": ["3000 rows"]}
+
+    runs = [few("lora", 100, rate, "rates") for rate in (1e-3, 3e-3, 1e-2)]
+    runs += [few("lora", 1_000, 3e-3), few("lora", 100, 1e-2), few("mora", 100, 1e-3)]
+    table = shown("lora_table16", runs)
+    assert line_of(table, "LoRA 8")["rate"] == "0.01 edge, 0.003"
+    assert line_of(table, "MoRA 8")["rate"] == "0.001"
+    assert "LoRA 8, MoRA 8: 3000 rows." in table.captions
 
 
 def test_settings_of_two_seeds_are_compared_by_their_held_out_loss():

@@ -20,6 +20,7 @@ WHAT = (
     "In %: WikiSQL the logical form's accuracy on the validation set, MNLI on the matched one, SAMSum ROUGE-1, -2, -L "
     "on the test set."
 )
+FEW_ROWS = "MNLI with 100, 1,000 and 10,000 training rows: lora_table16."
 WITHOUT_DATA = "The full WikiSQL and SAMSum were not to be had where these tables were made; the notes name a sample."
 figures = no_figures
 
@@ -27,9 +28,14 @@ figures = no_figures
 def table(results: Sequence[dict], options: Any) -> Table:
     """The table on options.model; as parts Table 4 and Table 15 as printed."""
     model = options.model or MODEL
-    found = rows(results, model, [task for task, _ in gpt3.COLUMNS], COLUMNS, METHODS)
-    shown = sheet("LoRA Tables 4 and 15", model, found, COLUMNS, (MEAN, WHAT, WITHOUT_DATA))
+    found = rows(results, model, [task for task, _ in gpt3.COLUMNS], COLUMNS, METHODS, keep=_not_few)
+    shown = sheet("LoRA Tables 4 and 15", model, found, COLUMNS, (MEAN, WHAT, WITHOUT_DATA, FEW_ROWS))
     return dataclasses.replace(shown, parts=_parts(model))
+
+
+def _not_few(result: dict) -> bool:
+    """Whether a run is none of Table 16's cells with few rows."""
+    return (result["config"].get("task") or {}).get("train_examples") not in gpt3.FEW[:-1]
 
 
 def _parts(model: str) -> tuple[Table, ...]:

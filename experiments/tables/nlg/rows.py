@@ -58,16 +58,16 @@ class NlgRow(Row):
     Attributes:
       cells: title of a column -> its mean over seeds; a column without a number has none.
       parameters: trainable scalars.
-      rate: of the runs.
+      rates: of the runs that the cells are means of, in the columns' order, each once.
       seeds: runs that ended.
-      edge: whether `rate` is the smallest or the largest of those that the grid tried.
+      edges: which of `rates` are the smallest or the largest of those that the grid tried.
       notes: why the row is empty, how many seeds were lost, scores that could not be computed, incomplete data.
     """
 
     cells: Mapping[str, Stat] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
-    rate: float | None = None
-    edge: bool = False
+    rates: tuple[float | None, ...] = ()
+    edges: tuple[float | None, ...] = ()
     seeds: int = 0
     notes: tuple[str, ...] = ()
 
@@ -104,11 +104,12 @@ def rows(
 
 
 def _with_edge(row: NlgRow, method: str, runs: Sequence[dict], tried: Sequence[dict]) -> NlgRow:
-    """The row with its `edge`: of the rates tried on its own task, otherwise on any; of any rank."""
+    """The row with its `edges`: of the rates tried on its own task, otherwise on any; of any rank."""
     kinds, tasks = {run["config"].get("experiment") for run in runs}, {run["labels"].get("task") for run in runs}
     like = [one for one in tried if one["labels"].get("method") == method and one["config"].get("experiment") in kinds]
     rates = rates_of([one for one in like if one["labels"].get("task") in tasks] or like)
-    return dataclasses.replace(row, edge=len(rates) > 1 and row.rate in (rates[0], rates[-1]))
+    ends = (rates[0], rates[-1]) if len(rates) > 1 else ()
+    return dataclasses.replace(row, edges=tuple(rate for rate in row.rates if rate in ends))
 
 
 def key_of(result: dict, sampled: bool = True) -> tuple[str, int | None, str]:
@@ -146,12 +147,11 @@ def make_row(key: tuple[str, int | None, str], runs: Sequence[dict], columns: Se
         notes += [f"{name} {why}" for name, why in (run.get("missing") or {}).items()]
         notes += run.get("notes") or [] if run.get("partial") else []
     shown = counted or done
-    rates = {rate_of(run) for run in shown}
     return NlgRow(
         *key,
         cells=cells,
         parameters=(shown[0].get("parameters") or {}).get("trainable"),
-        rate=rates.pop() if len(rates) == 1 else None,
+        rates=tuple(dict.fromkeys(rate_of(run) for run in shown)),
         seeds=max((cell.runs for cell in cells.values()), default=0),
         notes=tuple(dict.fromkeys(notes)),
     )

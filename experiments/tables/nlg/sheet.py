@@ -21,20 +21,28 @@ def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Colu
     lines = [["method", "trainable", *titles, "rate", "seeds"]]
     for row in rows:
         scores = [row.cells[c.title].text(c.digits) if c.title in row.cells else "-" for c in columns]
-        rate = "-" if row.rate is None else f"{row.rate:g}" + (" edge" if row.edge else "")
-        lines.append([row.label, number(row.parameters, ",d"), *scores, rate, str(row.seeds) if row.seeds else "-"])
+        rates = ", ".join(_rate(row, rate) for rate in row.rates) or "-"
+        lines.append([row.label, number(row.parameters, ",d"), *scores, rates, str(row.seeds) if row.seeds else "-"])
     run = sorted({row.seeds for row in rows if row.seeds})
     what = f"mean over {span(run)} seed(s)" if run else "nothing run yet"
     edges = ("edge: the smallest or the largest of the rates tried; a better one may lie beyond.",)
     said = {word for row in rows for word in row.label.split()}
     words = [what for word, what in WORDS.items() if any(re.fullmatch(word, one) for one in said)]
-    notes = (*captions, *(edges if any(row.edge for row in rows) else ()), *words, *remarks(rows))
+    notes = (*captions, *(edges if any(row.edges for row in rows) else ()), *words, *remarks(rows))
     return Table(f"{title}, {model}: {what}", tuple(lines), notes, data=rows)
 
 
+def _rate(row: NlgRow, rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:g}" + (" edge" if rate in row.edges else "")
+
+
 def remarks(rows: Sequence[NlgRow]) -> list[str]:
-    """Captions: the notes of each row, and which rows were not run."""
-    notes = [f"{row.label}: {'; '.join(row.notes)}." for row in rows if row.notes and row.notes != NOT_RUN]
+    """Captions: what is noted of rows, once for all rows that share it, and which rows were not run."""
+    sharing: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row.notes and row.notes != NOT_RUN:
+            sharing.setdefault(row.notes, []).append(row.label)
+    notes = [f"{', '.join(labels)}: {'; '.join(said)}." for said, labels in sharing.items()]
     empty = [row.label for row in rows if row.notes == NOT_RUN]
     return [*notes, *([f"Not run: {', '.join(empty)}."] if empty else [])]
 
