@@ -35,7 +35,8 @@ PhraseBank's own sentences), from their files below $LOWRANK_JAX_EXAMS_DIR (docs
 asks N of each, evenly spaced. An exam of biomed or finance is left out where it has no file, and the table says so.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
-train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, and for relora the schedule again after each merge, not jagged.
+train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, for relora the schedule again after each merge, not jagged, and
+for asylora a start from numbers that are not centred.
 """
 
 from ml_collections import ConfigDict
@@ -168,7 +169,7 @@ def _adapter(choice) -> dict:
     if choice.method == "mora":
         section["mora"] = {"compression": choice.compression or tables.COMPRESSIONS[_table_rank(choice)]}
     if choice.method == "asylora":
-        section["init"] = "asylora"
+        section["init"] = "asylora" if choice.reading == "paper" else "asylora_uncentred"
     if choice.method == "rslora":
         section["scaling"] = "rslora"
     return section

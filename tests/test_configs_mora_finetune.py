@@ -115,6 +115,9 @@ def test_methods_and_evaluations():
     assert (merging.every, merging.warmup_steps, merging.schedule, merging.reset) == (1_000, 50, "jagged", "all")
     assert unpack_file(f"{FILE}:task=biomed,data=a,method=relora").restart.schedule == "restart"
     assert unpack_file(f"{FILE}:method=relora,reading=code").restart.schedule == "restart"
+    for reading, init in (("paper", "asylora"), ("code", "asylora_uncentred")):
+        config = unpack_file(f"{FILE}:method=asylora,reading={reading}")
+        assert (config.adapter.init, config.labels["method"]) == (init, "asylora")
     assert not any(unpack_file(f"{FILE}:method={name}").restart.every for name in ("lora", "mora", "asylora"))
     config = unpack_file(f"{FILE}:task=math,validation=b.jsonl,forgetting=c.jsonl,d.jsonl,steps=9")
     assert (config.evals["forgetting"].path, config.evals["forgetting"].rows) == (("c.jsonl", "d.jsonl"), 64)

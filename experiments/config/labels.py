@@ -116,7 +116,7 @@ def _kind_of_lora(plain: Mapping[str, Any], adapter: Mapping[str, Any], kept: st
     """ "lora+" with a rate of its own for B, "asylora" with an orthonormal A, "rslora" by labels and scaling."""
     if _section(plain, "optimizer", "config").get("multipliers"):
         return LORA_PLUS
-    if adapter.get("init") == ASYLORA:
+    if str(adapter.get("init")).startswith(ASYLORA):
         return ASYLORA
     return RSLORA if kept == RSLORA == adapter.get("scaling") else "lora"
 

@@ -109,7 +109,7 @@ class AdapterConfig:
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.leaves.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
         1/sqrt(d_in))), `gaussian` (the paper), `orthogonal` (PEFT), `asylora` (orthonormal A; its authors freeze A, by
-        `trainable`); or from the kernel, whose residual is then what is frozen (`adapters.residual`): `pissa`, `olora`,
+        `trainable`), `asylora_uncentred` (MoRA's code); or from the kernel, whose residual is then what is frozen (`adapters.residual`): `pissa`, `olora`,
         `loftq`.
       init_std: standard deviation of `gaussian`, which the paper does not state, of a bottleneck's W_down, and of a
         prefix family's vectors.
@@ -128,7 +128,9 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("query", "value")
     exclude: tuple[str, ...] = ()
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
-    init: Literal["kaiming_uniform", "gaussian", "orthogonal", "asylora", "pissa", "olora", "loftq"] = "kaiming_uniform"
+    init: Literal[
+        "kaiming_uniform", "gaussian", "orthogonal", "asylora", "asylora_uncentred", "pissa", "olora", "loftq"
+    ] = "kaiming_uniform"
     init_std: Annotated[float, Range(above=0)] = 0.02
     rank_pattern: tuple[tuple[str, Annotated[int, Range(least=1)]], ...] = ()
     alpha_pattern: tuple[tuple[str, Annotated[float, Range(above=0)]], ...] = ()

@@ -120,6 +120,22 @@ def test_asyloras_a_is_an_orthonormal_basis_of_a_random_subspace():
     assert not leaf["b"].any()
 
 
+def test_without_its_mean_taken_off_a_random_matrix_has_the_constant_vector_first():
+    """As MoRA's code decomposes numbers in [0, 1), in numpy: the rest is orthonormal, and random beside it."""
+    numbers = np.random.default_rng(0).random((160, 40))
+    right = np.linalg.svd(numbers, full_matrices=False)[2][:6]
+    constant = np.full(40, 40**-0.5)
+    assert abs(right[0] @ constant) > 0.998  # 0.9992; of the centred numbers 0.03 to 0.34
+    spec = AdapterSpec(40, 24, 6, config=AdapterConfig(init="asylora_uncentred"))
+    leaf = inits.start(jax.random.key(5), spec, 1.0)
+    a = np.asarray(leaf["a"], np.float64)
+    np.testing.assert_allclose(a[:, 0], constant, atol=1e-6)
+    np.testing.assert_allclose(a.T @ a, np.eye(6), atol=1e-6)
+    other = np.asarray(inits.start(jax.random.key(6), spec, 1.0)["a"], np.float64)
+    assert np.linalg.norm(a[:, 1:].T @ other[:, 1:], 2) < 0.95  # two draws span different spaces
+    assert not leaf["b"].any()
+
+
 def test_orthogonal_refuses_an_odd_rank():
     with pytest.raises(UserError, match=r"up: adapter.init 'orthogonal' needs an even rank, not 3"):
         make_plan({"up": {"kernel": jnp.zeros((8, 8))}}, AdapterConfig(rank=3, init="orthogonal", targets=("up",)))

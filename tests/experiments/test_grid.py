@@ -70,7 +70,7 @@ def test_cells_alone_are_one_full_stage_and_repeats_are_one(grid_files):
     assert all("-lr0.001-" in name for name in grid.cells)
 
 
-@pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py"])
+@pytest.mark.parametrize("grid", ["uuid_table2.py", "uuid_laptop.py", "uuid_gemma.py"])
 def test_the_shipped_grids_fit_the_config(grid):
     """Every full row has at least two trials, each the row's own first steps, or a fixed rate that was tried too."""
     made = Grid(str(ROOT / "configs" / "mora_uuid.py"), str(ROOT / "configs" / "sweeps" / grid))

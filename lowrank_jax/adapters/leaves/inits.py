@@ -44,12 +44,14 @@ def start(
     * asylora: A has orthonormal columns, B = 0 (Zhu et al.): A spans the columns of a Gaussian matrix, and so is drawn
       like the first r right singular vectors of a random matrix, which the authors take. A QR decomposition gives it;
       signs that make R's diagonal positive give every orthonormal A the same chance.
+    * asylora_uncentred: the same with the constant vector as A's first column. MoRA's code decomposes a matrix of
+      numbers in [0, 1), whose mean of 1/2 is by far its largest singular value; the authors take the mean off.
     * pissa: A = U sqrt(S / scale), B = sqrt(S / scale) V^T from the r largest singular values of W (Meng et al., 3).
     * olora: A = R^T, B = Q^T, the first r of each, from W^T = Q R (Büyükakyüz, 2); the scale is not divided out.
     * loftq: as pissa, of W minus its 4-bit rounding, in turn `LOFTQ_STEPS` times (Li et al., algorithm 1).
 
     Args:
-      key: for the first four.
+      key: for the first five.
       spec: static description of the kernel.
       scale: what multiplies A B.
       kernel: W [d_in, d_out], for the last three.
@@ -75,8 +77,9 @@ def start(
         y = jax.random.normal(keys[2], (rank // 2, spec.d_out), jnp.float32)
         with jax.default_matmul_precision("highest"):
             return {"a": x @ q[0::2] / 10, "b": q[1::2].T @ y / 10}
-    if spec.config.init == "asylora":
-        q, r = jnp.linalg.qr(jax.random.normal(key, (spec.d_in, rank), jnp.float32))
+    if spec.config.init in ("asylora", "asylora_uncentred"):
+        drawn = jax.random.normal(key, (spec.d_in, rank), jnp.float32)
+        q, r = jnp.linalg.qr(drawn if spec.config.init == "asylora" else drawn.at[:, 0].set(1))
         return {"a": q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0), "b": zero}
     bound = 1 / math.sqrt(spec.d_in)
     return {"a": jax.random.uniform(key, (spec.d_in, rank), jnp.float32, -bound, bound), "b": zero}
