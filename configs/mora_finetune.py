@@ -4,8 +4,8 @@ Paper (Jiang et al., arXiv 2405.12130, sections 5.2 and 5.4, appendix A), LLaMA-
 r=8: LoRA 64.6, LoRA+ 64.1, ReLoRA 61.5, AsyLoRA 64.5, DoRA 64.5, MoRA 64.2; r=256: LoRA 67.9, MoRA 67.9. No spread is
 given; the other columns and tables: `python -m experiments.tables mora_table1` (and mora_table4, 6, 7).
 
-    python -m experiments.plan --config=configs/mora_finetune.py:task=math,method=mora,rank=8 --seq_len=512
     CONFIG=configs/mora_finetune.py
+    python -m experiments.plan --config=$CONFIG:task=math,base=llama2-7b --config.base.random_init=true --seq_len=512
     python -m experiments.run --config=$CONFIG:task=math,base=/path/to/Llama-2-7b-hf   # the paper's
     python -m experiments.run --config=$CONFIG:task=math,model=smollm2-135m,data=train.jsonl,validation=test.jsonl
     python -m experiments.run --config=$CONFIG:task=instruct,model=gemma3-270m,data=a.jsonl,forgetting=b.jsonl,c.jsonl
@@ -15,7 +15,8 @@ Tasks and data (data= and validation= take any source of docs/data.md):
   instruct  Tulu v2 from the Hub, or conversations and instructions of yours (Dolly-15k); the loss is on the answers.
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
-            financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
+            financial news, made into AdaptLLM's reading comprehension) are not published as one data set
+  domain    the same on texts of any other domain, with their numbers; configs/sweeps/domains.py has two.
 
 Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smollm2-135m, gemma3-270m
 (scripts/fetch_weights.py) and pico-llama (a CPU), with our own batch, lengths and rates. Hyperparameters:
@@ -31,8 +32,9 @@ Evaluations: the held-out loss of validation= before training (`start`), after e
 measures the loss on text that is not trained on before training and at the end, on 64 rows of 256 tokens of each file;
 `exams` asks the task's exams then, without examples but for MMLU's 5 shots: MMLU, GSM8K and MATH, every column of Table
 6 (PubMedQA, MedQA, MMLU's medical subjects, RCT) or of Table 7 (ConvFinQA, FiQA SA, Headline, NER, FPB, and Financial
-PhraseBank's own sentences), from their files below $LOWRANK_JAX_EXAMS_DIR (docs/evaluation.md names them); questions=N
-asks N of each, evenly spaced. An exam of biomed or finance is left out where it has no file, and the table says so.
+PhraseBank's own sentences), and for `domain` MMLU, from their files below $LOWRANK_JAX_EXAMS_DIR (docs/evaluation.md
+names them); questions=N asks N of each, evenly spaced. Of the three domains, an exam without a file is left out, and
+the tables say so.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
 train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, for relora the schedule again after each merge, not jagged, and
@@ -73,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The config of one cell of the tables; what `arg` does not set comes from the hyperparameters."""
     choice = parse_arg(
         arg,
-        task=("math", "instruct", "biomed", "finance"),
+        task=("math", "instruct", *tables.DOMAINS),
         model=tuple(MODELS),
         method=(*ADAPTERS, "fft"),
         rank=8,
@@ -201,7 +203,7 @@ def _task(choice) -> dict:
         if choice.model == PAPER
         else min(tables.OWN_LENGTHS[choice.model], tables.LENGTHS.get(choice.task, tables.LENGTH))
     )
-    texts = choice.task in ("biomed", "finance")
+    texts = choice.task in tables.DOMAINS
     if texts and choice.chat != "auto":
         raise UserError(f"task={choice.task} reads plain texts, which no chat template writes; leave chat out")
     return {

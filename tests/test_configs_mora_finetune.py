@@ -85,6 +85,7 @@ SPOTS = {
     "task=biomed,data=a.jsonl": (5e-4, "linear", 150, 0, 3, 16, 0, "rotation", 2048, ""),
     "task=finance,data=a.jsonl,method=lora": (4e-4, "linear", 150, 0, 3, 16, 0, "sharing", 2048, ""),
     "task=biomed,data=a.jsonl,rank=256": (7e-5, "linear", 150, 0, 3, 128, 0, "sharing", 2048, ""),
+    "task=domain,data=a.jsonl": (5e-4, "linear", 150, 0, 3, 16, 0, "rotation", 2048, ""),
     "task=math,data=a.jsonl,rate=1e-2": (1e-2, "cosine", 300, 0, 3, 16, 0, "rotation", 512, "question"),
     "task=math,model=smollm2-135m,data=a.jsonl": (1e-3, "cosine", 0, 0.03, 3, 16, 0, "rotation", 512, "question"),
     "task=instruct,model=smollm2-135m,data=a.jsonl": (1e-3, "cosine", 0, 0.03, 2, 16, 0, "rotation", 1024, ""),
@@ -100,10 +101,7 @@ def test_hyperparameters(arg):
     assert found == SPOTS[arg]
     paper = config.labels["model"] == "llama2-7b"
     assert (train.batch_size, task.add_bos) == ((128, True) if paper else (numbers.OWN_BATCH, False))
-    assert (task.packed, task.truncate) == (
-        config.labels["task"] == "biomed" or config.labels["task"] == "finance",
-        True,
-    )
+    assert (task.packed, task.truncate) == (config.labels["task"] in numbers.DOMAINS, True)
 
 
 def test_methods_and_evaluations():
@@ -132,12 +130,13 @@ def test_methods_and_evaluations():
             (name, 0, "generation" if name in ("convfinqa", "ner") else "choice")
             for name in ("convfinqa", "fiqa_sa", "fpb", "headline", "ner", "phrasebank")
         ],
+        "domain": [("mmlu", 0, "choice")],
     }
     for task, exams in asked.items():
         evals = unpack_file(f"{FILE}:task={task},data=a.jsonl,exams,questions=7").evals
         assert [(one.task, one.shots, one.type) for one in evals.values()] == exams
         assert all(one.at_start and one.at_end and one.max_rows == 7 for one in evals.values())
-        assert all(one.optional == (task in ("biomed", "finance")) for one in evals.values())
+        assert all(one.optional == (task in numbers.DOMAINS) for one in evals.values())
     assert all(larger == max(rates) for rates in numbers.RATES["math"].values() for larger in rates[-1:])
     bare = to_plain(complete_file(f"{FILE}:method=lora"))
     plain = {**bare, "optimizer": {**bare["optimizer"], "multipliers": []}}
@@ -195,3 +194,18 @@ def test_the_grid_shares_programs_and_waits_for_its_rates():
         for place, name in enumerate(cell.trials)
     }  # fmt: skip
     assert grid.resolve(cell, result).overrides["optimizer.learning_rate"] == 1e-3
+
+
+def test_domains_are_trained_on_and_forgotten_in_turn():
+    """Each row at four rates, then three seeds; the loss on the other domain's texts, and MMLU, beside its own."""
+    grid = Grid(FILE, "configs/sweeps/domains.py")
+    stages = {stage: [cell for cell in grid.cells.values() if cell.stage == stage] for stage in ("rates", "full")}
+    assert (len(stages["rates"]), len(stages["full"])) == (2 * 4 * 4, 2 * 4 * 3)
+    for cell in stages["full"]:
+        task, evals = cell.plain["task"], cell.plain["evals"]
+        (forgotten,) = evals["forgetting"]["path"]
+        domains = [Path(path).name.partition("_")[0] for path in (task["path"], task["validation_path"], forgotten)]
+        assert domains in (["novels", "novels", "peps"], ["peps", "peps", "novels"])
+        assert (evals["mmlu0"]["task"], evals["mmlu0"]["shots"], evals["mmlu0"]["max_rows"]) == ("mmlu", 0, 200)
+        assert len(cell.trials) == 4
+    assert len({group_key(cell.plain) for cell in stages["full"]}) == 2 * 4

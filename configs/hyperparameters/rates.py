@@ -86,6 +86,11 @@ def best(stages, score, which):
     return f"best:{'+'.join(name for name, _ in stages)}:{score}:{which}"
 
 
+# ---- UUID pairs ----
+
+# configs/mora_uuid.py:scale=gpu on Gemma 3 270M, which has 18 layers and a vocabulary of 262,144.
+UUID_GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_tokens": 2_048, "task.add_bos": True}
+
 # ---- GSM8K's and Dolly's answers ----
 
 FORGET = ("data/text/novels.jsonl", "data/text/peps.jsonl")  # 64 x 256 tokens of each

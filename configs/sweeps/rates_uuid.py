@@ -30,7 +30,6 @@ FFT_FIRST = {"gpu": 3.162e-5, "laptop": 1e-4}
 STEPS = {"gpu": 300, "laptop": 50}
 RANKS = {"gpu": (8, 32), "laptop": (8,)}
 PAIRS, BATCH = 500, 125  # the laptop's config has its own
-GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_tokens": 2_048, "task.add_bos": True}
 
 
 def stages(arg=None):
@@ -51,6 +50,6 @@ def stages(arg=None):
     }
     found = rates.swept(firsts, choice, common)
     if choice.model == "gemma3-270m":
-        return [*found, rates.near(firsts, found, 1, {**common, **GEMMA})]
+        return [*found, rates.near(firsts, found, 1, {**common, **rates.UUID_GEMMA})]
     drawn = ("task.seed",) if scale == "laptop" else ()
     return [*found, rates.near(firsts, found, choice.seeds, common, drawn=drawn)]

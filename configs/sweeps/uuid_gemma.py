@@ -9,14 +9,14 @@ times or more. A trial keeps the full run's warm-up and decay, and stops after 1
 training loss over its last 20 steps is taken. Rates: those that uuid_table2.py tried on SmolLM2-135M.
 """
 
-from configs.sweeps.rates_uuid import GEMMA
+from configs.hyperparameters.rates import UUID_GEMMA
 from configs.sweeps.uuid_table2 import RATES as TRIED
 
 METHODS = ("method=mora,rank=8", "method=lora,rank=8", "method=fft")
 STEPS, TRIAL_STEPS = 700, 150
 SEEDS = (0, 1, 2)
 SIZE = {
-    **GEMMA,
+    **UUID_GEMMA,
     "task.pairs": 2_000,
     "task.eval_pairs": 1_000,
     "train.batch_size": 250,

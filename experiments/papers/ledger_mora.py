@@ -156,8 +156,8 @@ MORA_FINETUNE = (
         "AsyLoRA",
         "only its start is taken, A is trained (its authors freeze A)",
         "A from the decomposition of a matrix of [0, 1) numbers, which the authors centre; freezing A is commented out",
-        "an orthonormal basis of a Gaussian matrix's columns, as likely as the authors', or with the constant vector first, "
-        "as in the code; A trained, or frozen",
+        "an orthonormal basis of a Gaussian matrix's columns, as likely as the authors'; or, as in the code, the "
+        "constant vector first; A trained, or frozen",
         "adapter.init = asylora, asylora_uncentred; trainable",
     ),
     Disagreement(

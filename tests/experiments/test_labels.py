@@ -13,7 +13,8 @@ from experiments.records.run_folder import run_name
 ROOT = Path(__file__).parents[2]
 # What nothing else in a config says, so that its own labels keep it.
 KEPT = ("scale", "model", "protocol", "reading")
-OWN = {"lora_mnli": "task", "mora_finetune": "task"}  # what a config file says itself, though other files' labels derive it
+# What a config file says itself, though labels of other files derive it.
+OWN = {"lora_mnli": "task", "mora_finetune": "task"}
 NAMED_BY_HAND = {"pico"}  # with --name, which no config holds
 
 
