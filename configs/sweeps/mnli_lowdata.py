@@ -1,4 +1,4 @@
-"""LoRA's Table 16 (MNLI with few training rows) on one GPU: SmolLM2-135M, four methods, four rates, then five seeds.
+"""LoRA's Table 16 (MNLI with few training rows) on one GPU: SmolLM2-135M, six methods, four rates, then five seeds.
 
     python -m experiments.sweep --config=configs/lora_mnli.py --grid=configs/sweeps/mnli_lowdata.py --together=5 \\
         --results=experiments/results/mnli_lowdata
@@ -6,7 +6,8 @@
 
 Rates: half of the epochs with a whole schedule of their own, one seed; of a method's rates at one number of rows the
 one whose best epoch has the lowest held-out loss wins, by one rule for all methods. They lie above GPT-3's, as smaller
-bases take larger ones. LoRA and MoRA have r=8, and Adapter-H a bottleneck of 8.
+bases take larger ones; of the prefix methods they are those around WikiSQL's best (wikisql_sample.py). LoRA and MoRA
+have r=8, Adapter-H a bottleneck of 8, PreEmbed and PreLayer Table 17's tokens: 16 and 8, 32 and 8, or 8 and 8.
 BitFit is left out: SmolLM2 has no biases.
 
 Texts have at most 384 tokens (280 in a sample of 10,469 rows; GPT-3's runs allow 768, which takes twice the memory),
@@ -24,6 +25,8 @@ RATES = {
     "method=lora": (3e-4, 1e-3, 3e-3, 1e-2),
     "method=mora": (3e-4, 1e-3, 3e-3, 1e-2),
     "method=adapter-h": (1e-4, 3e-4, 1e-3, 3e-3),
+    "method=preembed": (3e-3, 1e-2, 3e-2, 1e-1),
+    "method=prelayer": (3e-3, 1e-2, 3e-2, 1e-1),
 }
 BEST = "best:rates:best/loss"
 SMALL = {"task.seq_len": 384, "task.max_dev_examples": 2_000}

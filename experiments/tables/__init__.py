@@ -34,6 +34,14 @@ TABLES = {
     "ledger": "experiments.papers.ledger",
 }
 
+# A number under which somebody may look for a table -> the name of the one that shows it.
+SHOWN_BY = {
+    "lora_table1": "latency",
+    "lora_table5": "sweep",
+    "lora_table6": "sweep",
+    "lora_table15": "lora_table4",
+}
+
 # Flag -> the tables that read it, for flags that few tables read. A new table that reads one is added here.
 READERS = {
     "scale": ("mora_table2",),
@@ -53,6 +61,8 @@ def find(names: list[str]) -> ModuleType:
     Raises:
       UserError: none, several, or an unknown one.
     """
+    if len(names) == 1 and names[0] in SHOWN_BY:
+        raise UserError(f"{names[0]} is shown by another name: python -m experiments.tables {SHOWN_BY[names[0]]}")
     if len(names) != 1 or names[0] not in TABLES:
         raise UserError(f"name one table: {' or '.join(TABLES)}" + (f"; not {' '.join(names)}" if names else ""))
     return importlib.import_module(TABLES[names[0]])

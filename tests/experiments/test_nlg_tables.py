@@ -3,11 +3,14 @@
 import math
 from types import SimpleNamespace
 
+import pytest
+
 from experiments.papers import gpt3, nlg
 from experiments.records import run_folder, run_record
-from experiments.tables import find
+from experiments.tables import SHOWN_BY, TABLES, find
 from experiments.tables.nlg import lora_table18
 from experiments.tables.nlg.rows import score_of
+from lowrank_jax.core.errors import UserError
 
 E2E = {"bleu_python": 68.0, "nist_python": 8.5, "nist": 8.4, "meteor": 45.0, "rouge_l": 70.0, "cider": 2.4}
 
@@ -193,6 +196,21 @@ def test_columns_at_rates_of_their_own_and_a_note_that_rows_share():
     assert line_of(table, "LoRA 8")["rate"] == "0.01 edge, 0.003"
     assert line_of(table, "MoRA 8")["rate"] == "0.001"
     assert "LoRA 8, MoRA 8: 3000 rows." in table.captions
+
+
+def test_a_row_that_no_run_can_fill_says_why():
+    runs = [record("e2e", "lora", 1, scores=E2E)]
+    captions = shown("lora_table18", runs).captions
+    assert captions[-2:] == (
+        "Not run: LoRA 2, LoRA 4, LoRA 8, LoRA 16, LoRA 32, LoRA 64, LoRA 128.",
+        "Not run (its value projection, 576 x 192, has no rank above 192): LoRA 256, LoRA 512, LoRA 1024.",
+    )
+    assert "Not run (SmolLM2 has no biases): BitFit." in shown("lora_table4", []).captions
+    assert not any("(" in one for one in shown("lora_table4", [], "gpt2-medium").captions if one.startswith("Not run"))
+    with pytest.raises(UserError, match=r"lora_table1 is shown by another name: python -m experiments\.tables latency"):
+        find(["lora_table1"])
+    assert {*SHOWN_BY.values()} <= {*TABLES}
+    assert not {*SHOWN_BY} & {*TABLES}
 
 
 def test_settings_of_two_seeds_are_compared_by_their_held_out_loss():

@@ -39,7 +39,7 @@ def table(results: Sequence[dict], options: Any) -> Table:
         name = style.label(row.method, None, row.variant)
         lines.append([name, number(row.rank, "d"), number(row.parameters, ",d"), *cells, str(row.seeds or "-")])
     whose = "" if model == nlg.MEDIUM else f"The paper's base model is another, {nlg.MEDIUM}: compare the order."
-    captions = (MEAN, "The paper's runs have 26,000 steps.", *([whose] if whose else []), *remarks(found))
+    captions = (MEAN, "The paper's runs have 26,000 steps.", *([whose] if whose else []), *remarks(found, model))
     return Table(f"LoRA Table 18 (ranks on E2E), {model}", tuple(lines), captions, data=found)
 
 

@@ -21,7 +21,10 @@ WHAT = (
     "on the test set."
 )
 FEW_ROWS = "MNLI with 100, 1,000 and 10,000 training rows: lora_table16."
-WITHOUT_DATA = "The full WikiSQL and SAMSum were not to be had where these tables were made; the notes name a sample."
+WITHOUT_DATA = (
+    "The full WikiSQL, SAMSum and most of MNLI's training rows were not to be had where these tables were made; the "
+    "notes name a sample."
+)
 figures = no_figures
 
 

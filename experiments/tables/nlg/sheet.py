@@ -12,6 +12,11 @@ WORDS = {  # regular expression of a word in a row's name -> what it means
     r"p\d+i\d+": "p8i5 and the like: 8 virtual tokens before the prompt, and 5 between prompt and completion.",
     "code": "code: where the paper and its authors' script differ, as in the script.",
 }
+# (base, method, smallest rank) -> why no such row can be run.
+EMPTY = {
+    ("smollm2-135m", "bitfit", 0): "SmolLM2 has no biases",
+    ("smollm2-135m", "lora", 193): "its value projection, 576 x 192, has no rank above 192",
+}
 MEAN = "Mean over seeds, +-: sample standard deviation; each run at the epoch with the smallest validation loss."
 
 
@@ -28,7 +33,7 @@ def sheet(title: str, model: str, rows: Sequence[NlgRow], columns: Sequence[Colu
     edges = ("edge: the smallest or the largest of the rates tried; a better one may lie beyond.",)
     said = {word for row in rows for word in row.label.split()}
     words = [what for word, what in WORDS.items() if any(re.fullmatch(word, one) for one in said)]
-    notes = (*captions, *(edges if any(row.edges for row in rows) else ()), *words, *remarks(rows))
+    notes = (*captions, *(edges if any(row.edges for row in rows) else ()), *words, *remarks(rows, model))
     return Table(f"{title}, {model}: {what}", tuple(lines), notes, data=rows)
 
 
@@ -36,15 +41,25 @@ def _rate(row: NlgRow, rate: float | None) -> str:
     return "-" if rate is None else f"{rate:g}" + (" edge" if rate in row.edges else "")
 
 
-def remarks(rows: Sequence[NlgRow]) -> list[str]:
-    """Captions: what is noted of rows, once for all rows that share it, and which rows were not run."""
+def remarks(rows: Sequence[NlgRow], model: str) -> list[str]:
+    """Captions: what is noted of rows, once for all rows that share it, and which rows were not run, and why."""
     sharing: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row.notes and row.notes != NOT_RUN:
             sharing.setdefault(row.notes, []).append(row.label)
     notes = [f"{', '.join(labels)}: {'; '.join(said)}." for said, labels in sharing.items()]
-    empty = [row.label for row in rows if row.notes == NOT_RUN]
-    return [*notes, *([f"Not run: {', '.join(empty)}."] if empty else [])]
+    empty: dict[str, list[str]] = {}
+    for row in rows:
+        if row.notes == NOT_RUN:
+            empty.setdefault(_why(row, model), []).append(row.label)
+    return [*notes, *(f"Not run{why}: {', '.join(labels)}." for why, labels in sorted(empty.items()))]
+
+
+def _why(row: NlgRow, model: str) -> str:
+    """ " (reason)", "" where nothing but a run is missing."""
+    found = [why for (base, method, rank), why in EMPTY.items() if (base, method) == (model, row.method)
+             and (row.rank or 0) >= rank]  # fmt: skip
+    return f" ({found[0]})" if found else ""
 
 
 def papers_part(
