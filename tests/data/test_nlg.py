@@ -220,6 +220,9 @@ def test_official_files(data_folder):
     assert note is None
     assert len(merged(rows)) == NLG["dart"].inputs == 4_159
     assert sum(not text for row in rows for text in row.references) == 1
-    sample, note = load_nlg("wikisql", "dev", data_folder, allow_partial=True)
-    assert len(sample) == 100
-    assert "a sample as text" in note
+    rows, note = load_nlg("dart", "dev", data_folder)
+    assert (len(rows), sum(len(row.references) for row in rows), note) == (2_768, 6_980, None)
+    for split, count in (("train", 1_000), ("dev", 100)):
+        sample, note = load_nlg("wikisql", split, data_folder, allow_partial=True)
+        assert len(sample) == count
+        assert "a sample as text" in note

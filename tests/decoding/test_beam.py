@@ -187,10 +187,11 @@ def greedy_texts(**settings):
     return [ended(row[0]) for row in theirs("llama", 12, 1, **settings)[0]]
 
 
-def test_adapters_beside_and_merged(load):
-    """The same texts with LoRA beside a quantised base and in the layout of decoding, a segment and a cache a layer."""
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_adapters_beside_and_merged(load, method):
+    """The same texts with an adapter beside a quantised base and in the layout of decoding, a segment and a cache a layer."""
     base, given = load("gemma2", "int8"), prompts(rows()[:12])
-    plan = adapters.make_plan(base.params, adapters.AdapterConfig("lora", rank=4, targets=("query", "value", "down")))
+    plan = adapters.make_plan(base.params, adapters.AdapterConfig(method, rank=4, targets=("query", "value", "down")))
     fresh = jax.jit(functools.partial(adapters.create, plan))(jax.random.key(0))
     variables = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), fresh)
     limits, how = Limits(NEW, ENDS, 0, no_repeat_ngram=2), Beams(3, 0.8)
