@@ -189,7 +189,7 @@ def greedy_texts(**settings):
 
 @pytest.mark.parametrize("method", ["lora", "mora"])
 def test_adapters_beside_and_merged(load, method):
-    """The same texts with an adapter beside a quantised base and in the layout of decoding, a segment and a cache a layer."""
+    """The same texts with an adapter beside a quantised base and in decoding's layout: a cache a layer."""
     base, given = load("gemma2", "int8"), prompts(rows()[:12])
     plan = adapters.make_plan(base.params, adapters.AdapterConfig(method, rank=4, targets=("query", "value", "down")))
     fresh = jax.jit(functools.partial(adapters.create, plan))(jax.random.key(0))
