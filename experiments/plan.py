@@ -88,7 +88,11 @@ def plan_slice(config: Any, name: str) -> None:
             except UserError:  # the mesh, the batch, or too few simulated devices
                 return None
 
-        best = slices.smallest(asked, found, given, lambda other: needs.needs(on(other)))
+        def compiled(other: topology.Topology) -> Any:
+            print(f"looking for the smallest that is enough: compiling for {other} ...", flush=True)
+            return needs.needs(on(other))
+
+        best = slices.smallest(asked, found, given, compiled)
         if best is None:
             print(f"no slice of {asked.kind.name} that this config can be divided over is enough; {REMEDY}")
         else:

@@ -12,6 +12,7 @@ from lowrank_jax.core.files import kind_of, read_bytes
 
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
+RISEN = 0.02  # share above its lowest from which a held-out loss is said to have risen
 EVALUATION = "eval/"  # what an evaluation's keys start with in metrics.jsonl
 
 
@@ -129,9 +130,18 @@ def summary(result: dict) -> str:
     elif losses and losses[-1][1] is not None:  # the last finite one of a run that diverged
         words = [f"training loss {losses[-1][1]:.4f} (of step {losses[-1][0]})"]
     words += [
-        f"{score_name(name)} {value:.4g}"
+        f"{score_name(name)} {value:.4g}{_lowest(result, name, value)}"
         for name, value in last_evaluation(result).items()
         if isinstance(value, int | float)
     ]
     whole = f", {wall:.1f} s from start to end" if (wall := result.get("wall_seconds")) else ""
     return ", ".join([*words, f"{result.get('train_seconds') or 0:.1f} s of training{whole}"])
+
+
+def _lowest(result: dict, name: str, last: float) -> str:
+    """ " (lowest 1.231, at step 48)" of a held-out loss that has risen by more than RISEN since; otherwise ""."""
+    if name.rpartition("/")[2] != "loss":
+        return ""
+    earlier = [(one[name], one["step"]) for one in result["evaluations"] if is_finite(one.get(name))]
+    lowest, step = min(earlier, default=(last, 0))
+    return f" (lowest {lowest:.4g}, at step {step})" if last > (1 + RISEN) * lowest else ""

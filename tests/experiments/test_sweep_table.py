@@ -1,6 +1,7 @@
 """`experiments.tables sweep`: any grid, by what differs between the configs; a median is over seeds alone."""
 
 import json
+import math
 
 import pytest
 
@@ -131,7 +132,8 @@ def test_the_last_line_of_a_run_says_which_loss_is_which():
     last = "1.1 s of training, 90.0 s from start to end"
     result = record(plain(), 2.0, 6.0, seconds=1.1)
     assert run_record.summary(result) == (
-        f"training loss 2.0000 (mean of the last 20 steps), held-out loss 6, perplexity 9, {last}"
+        "training loss 2.0000 (mean of the last 20 steps), held-out loss 6 (lowest 0.1, at step 5), perplexity 9, "
+        + last
     )
     result |= {"losses": [[1, 3.0], [2, 1.0]], "evaluations": []}
     assert run_record.summary(result) == f"training loss 2.0000 (mean of the last 2 steps), {last}"
@@ -139,3 +141,7 @@ def test_the_last_line_of_a_run_says_which_loss_is_which():
     assert run_record.summary(result) == f"quick/held-out loss 2.5, {last}"
     result |= {"wall_seconds": None}  # older records
     assert run_record.summary(result) == "quick/held-out loss 2.5, 1.1 s of training"
+    for lowest, words in ((2.46, ""), (2.4, " (lowest 2.4, at step 10)"), (math.nan, "")):
+        earlier = [{"step": 5, "quick/loss": 9.0}, {"step": 10, "quick/loss": lowest}, {"step": 15, "loss": 0.1}]
+        risen = result | {"evaluations": [*earlier, *result["evaluations"]]}
+        assert run_record.summary(risen) == f"quick/held-out loss 2.5{words}, 1.1 s of training"
