@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lowrank_jax.core.trees import combine
 from lowrank_jax.core.types import ApplyFn, Array, Objective, Tree
 from lowrank_jax.decoding.beam import Beams, beam_search
 from lowrank_jax.decoding.decoder import Decoder
@@ -128,9 +129,41 @@ def make_loss_evaluator(
         return loss, extra["weight"]
 
     def evaluate(variables: Tree, batches: Iterable[dict]) -> tuple[float, float]:
-        totals = np.zeros(2)
-        for batch in batches:
-            totals += [float(value) for value in sums(variables, batch)]
-        return float(totals[0]), float(totals[1])
+        loss, weight = _total(sums(variables, batch) for batch in batches).tolist()
+        return loss, weight
 
     return evaluate
+
+
+def make_trials_loss_evaluator(
+    objective: Objective, axes: Any, mesh: Mesh, options: Any = None
+) -> Callable[[Tree, Tree, Iterable[dict]], list[tuple[float, float]]]:
+    """(stacked trainable, frozen, host batches) -> the sums of `make_loss_evaluator` of each trial, in one program.
+
+    Args:
+      objective, options: as there.
+      axes: of the frozen tree, for `jax.vmap`.
+      mesh: of the trials.
+    """
+
+    def each(trainable, frozen, batch):
+        loss, extra = objective(combine(trainable, frozen), batch, None)
+        return loss, extra["weight"]
+
+    stacked = jax.vmap(each, in_axes=(0, axes, None))
+    sums = jax.jit(stacked, out_shardings=replicated(mesh), compiler_options=options)
+
+    def evaluate(trainable: Tree, frozen: Tree, batches: Iterable[dict]) -> list[tuple[float, float]]:
+        totals = _total(sums(trainable, frozen, batch) for batch in batches)
+        return [(loss, weight) for loss, weight in totals.T.tolist()]
+
+    return evaluate
+
+
+def _total(sums: Iterable[tuple[Array, Array]]) -> np.ndarray:
+    """Pairs of batches added in float64: [2], or [2, trials]. None is fetched before all are under way.
+
+    Fetching each at once would have the device wait for the next batch to be read, encoded and sent.
+    """
+    found = list(sums)
+    return np.sum(np.asarray(jax.device_get(found), np.float64), axis=0) if found else np.zeros(2)

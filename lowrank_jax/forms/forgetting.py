@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.ranges import Range, check_ranges
@@ -15,7 +17,7 @@ from lowrank_jax.data.pipeline import one_pass
 from lowrank_jax.data.row_kinds import TEXT
 from lowrank_jax.data.rows import Rows
 from lowrank_jax.forms.base import Evaluation, Setting
-from lowrank_jax.forms.evaluate import make_loss_evaluator
+from lowrank_jax.forms.evaluate import make_loss_evaluator, make_trials_loss_evaluator
 from lowrank_jax.sharding.mesh import batch_share
 from lowrank_jax.tasks.base import Task, pad_id, row_features
 from lowrank_jax.tasks.framing import PLAIN
@@ -92,15 +94,31 @@ def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objectiv
         example = {"tokens": np.concatenate([before, row]), "targets": targets}
         return row_features(example, length, pad_id(setting.tokenizer))
 
+    def batches(rows: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+        return one_pass(rows, features, size, **batch_share(setting.mesh))
+
     def evaluate(variables: Any) -> dict[str, float]:
-        share = batch_share(setting.mesh)
         found = {}
         for name, rows in sources.items():
-            loss, weight = sums(variables, map(setting.place, one_pass(rows, features, size, **share)))
+            loss, weight = sums(variables, map(setting.place, batches(rows, size)))
             found[f"{name}/{TEXT_LOSS}"] = loss / weight
         return found
 
-    return Evaluation(evaluate)
+    def many(axes: Any, mesh: Mesh) -> Callable[[Any, Any], list[dict[str, float]]]:
+        of_trials = make_trials_loss_evaluator(objective, axes, mesh, setting.options)
+        few = min(size, setting.batch_size)  # all trials' logits exist at a time, as in a step
+
+        def evaluate_all(trainable: Any, frozen: Any) -> list[dict[str, float]]:
+            found = {name: of_trials(trainable, frozen, batches(rows, few)) for name, rows in sources.items()}
+            trials = zip(*found.values(), strict=True)
+            return [
+                {f"{name}/{TEXT_LOSS}": loss / weight for name, (loss, weight) in zip(found, trial, strict=True)}
+                for trial in trials
+            ]
+
+        return evaluate_all
+
+    return Evaluation(evaluate, many)
 
 
 def _tokens(tokenizer: Any, source: str, options: ForgettingOptions) -> np.ndarray:

@@ -11,7 +11,7 @@ from lowrank_jax.core.types import ApplyFn, Objective
 from lowrank_jax.data.pipeline import Batches, one_pass
 from lowrank_jax.forms.base import Evaluation, Setting, Shapes
 from lowrank_jax.forms.chooser import CHOICE, exam_choices
-from lowrank_jax.forms.evaluate import make_loss_evaluator
+from lowrank_jax.forms.evaluate import make_loss_evaluator, make_trials_loss_evaluator
 from lowrank_jax.forms.forgetting import FORGETTING, ForgettingOptions, text_loss
 from lowrank_jax.forms.generation import GENERATION, SAMPLES, generation, samples
 from lowrank_jax.ops.losses import chunked_next_token_loss
@@ -66,12 +66,21 @@ def likelihood(setting: Setting, task: LikelihoodTask) -> Evaluation | None:
     objective = next_token_objective(setting.apply_fn, setting.chunk_tokens, setting.unroll)
     sums = make_loss_evaluator(objective, setting.options)
 
-    def evaluate(variables):
-        batches = one_pass(source, task.features, setting.batch_size, **batch_share(setting.mesh))
-        loss, weight = sums(variables, map(setting.place, batches))
-        return task.validation_metrics(loss, weight)
+    def batches():
+        return one_pass(source, task.features, setting.batch_size, **batch_share(setting.mesh))
 
-    return Evaluation(evaluate)
+    def evaluate(variables):
+        return task.validation_metrics(*sums(variables, map(setting.place, batches())))
+
+    def many(axes, mesh):
+        of_trials = make_trials_loss_evaluator(objective, axes, mesh, setting.options)
+
+        def evaluate_all(trainable, frozen):
+            return [task.validation_metrics(*pair) for pair in of_trials(trainable, frozen, batches())]
+
+        return evaluate_all
+
+    return Evaluation(evaluate, many)
 
 
 def forgetting(setting: Setting, task: Task, options: ForgettingOptions) -> Evaluation:

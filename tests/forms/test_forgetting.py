@@ -10,13 +10,15 @@ from toys import drawn
 
 from experiments.records.forgetting import rises
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.trees import combine, partition
 from lowrank_jax.forms.forgetting import ForgettingOptions, name_of, text_loss
 from lowrank_jax.forms.next_token import likelihood, next_token_objective
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
-from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from lowrank_jax.sharding.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from lowrank_jax.tasks.base import LikelihoodTask
 from lowrank_jax.text.tokenizers import ByteTokenizer
+from lowrank_jax.train import trials
 
 CONFIG, BYTES = get_model("toy-llama"), ByteTokenizer()
 
@@ -55,6 +57,45 @@ def test_the_loss_is_that_of_the_first_tokens_of_the_file(setting, tmp_path, add
     assert chosen.size == options.targets
 
 
+@pytest.fixture
+def held(setting):
+    """A task with three held-out rows, in batches of two, the last of which is filled up; and its model's variables."""
+    setting.apply_fn, setting.chunk_tokens, setting.unroll, setting.batch_size = Llama(CONFIG).apply, 0, 1, 2
+    setting.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    setting.place = jax.device_put
+    rng = np.random.default_rng(0)
+    rows = [{"tokens": rng.integers(0, 256, 8).astype(np.int32), "weights": np.ones(8, np.float32)} for _ in range(3)]
+
+    class Held(LikelihoodTask):
+        features, validation_source = staticmethod(dict), lambda self: rows
+
+        def validation_metrics(self, loss_sum, weight_sum):
+            return {"loss": loss_sum / weight_sum, "weight": weight_sum}
+
+    return Held(), drawn(Llama(CONFIG), np.zeros((1, 8), np.int32))
+
+
+def test_trials_are_scored_together_as_each_would_be_alone(setting, held, tmp_path):
+    """Held-out loss and forgetting of two trials in one program, two devices; one differs in its last norm."""
+    task, variables = held
+    options = ForgettingOptions(write(tmp_path / "old.jsonl", ["the cat sat on a mat, and more"]), rows=3, tokens=8)
+    evaluations = (
+        likelihood(setting, task),
+        text_loss(setting, task, options, next_token_objective(setting.apply_fn)),
+    )
+    trainable, frozen = partition(variables, [("params/final_norm/.*", True), (".*", False)])
+    other = jax.tree.map(lambda x: 1.5 * x, trainable)
+    mesh = trials.trial_mesh(2, jax.devices()[:2])
+    stacked = trials.place(trials.stack([trainable, other]), mesh)
+    shared = jax.device_put(frozen, replicated(mesh))
+    for evaluation in evaluations:
+        alone = [evaluation.one(combine(one, frozen)) for one in (trainable, other)]
+        together = evaluation.many(trials.frozen_axes(frozen), mesh)(stacked, shared)
+        assert together == [pytest.approx(one, rel=1e-5) for one in alone]
+        assert alone[0] != pytest.approx(alone[1], rel=1e-4)
+    assert together[0].keys() == {"old/text_loss"}
+
+
 def test_losses_are_compiled_with_the_steps_options(setting, tmp_path):
     """Otherwise XLA times products for the evaluation that it does not time for the step."""
     setting.options, setting.apply_fn = {"xla_gpu_gone": 0}, Llama(CONFIG).apply
@@ -64,8 +105,11 @@ def test_losses_are_compiled_with_the_steps_options(setting, tmp_path):
     variables = drawn(Llama(CONFIG), np.zeros((1, 8), np.int32))
     options = ForgettingOptions(write(tmp_path / "old.jsonl", ["never read to its end"]), rows=1, tokens=16)
     for one in (likelihood(setting, task), text_loss(setting, task, options, next_token_objective(setting.apply_fn))):
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
             one.one(variables)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+            one.many(None, mesh)(jax.tree.map(lambda leaf: leaf[None], variables), {})
 
 
 def test_what_is_refused(setting, tmp_path):
