@@ -4,12 +4,17 @@ The base is pico-llama, whose weights are in the repository; the backend's answe
 same comparison of SmolLM2-135M on 200 and 100 is a record (experiments/results/interop/lm_eval.json).
 """
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
 from lowrank_jax.metrics.answers.verify import Verdicts
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "experiments" / "results" / "interop" / "lm_eval.json"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,22 @@ def test_exams_inside_training_have_the_backends_answers(peer, asked, monkeypatc
     monkeypatch.setattr("lowrank_jax.tasks.exams.scores.verify_all", lambda golds, _: Verdicts([False] * len(golds), 0))
     folder, _, model, _ = asked
     check(peer, peer.forms(folder, model))
+
+
+def test_the_record_says_the_same_of_smollm2(peer):
+    """Against the recorded answers that are here; docs/evaluation.md has its figures."""
+    record, kept = json.loads(RECORD.read_text()), peer.GOLDEN[peer.SMOLLM2]
+    assert record["golden"] == {"file": kept.name, "sha256": hashlib.sha256(kept.read_bytes()).hexdigest()}
+    assert not record["git"]["dirty"]
+    theirs = peer.golden(peer.SMOLLM2)
+    asked = len(theirs["mmlu"]), len(theirs["gsm8k"])
+    assert asked == (record["questions"], record["problems"]) == (peer.QUESTIONS, peer.PROBLEMS)
+    docs = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line for line in docs.splitlines() if line.endswith(f"{peer.PROBLEMS} of {peer.PROBLEMS} |")]
+    assert len(rows) == len(record["agreement"]) == 3
+    for row, found in zip(rows, record["agreement"].values(), strict=True):
+        assert found["furthest"] < peer.TOLERANCE
+        shown = f"{found['furthest']:.1e}".replace("e-0", "e-")
+        counts = f"{found['same_choices']} of {asked[0]} | {shown} | {found['same_texts']} of {asked[1]}"
+        assert row.endswith(f"| {counts} |")
+        assert (found["same_choices"], found["same_texts"]) == asked
