@@ -1,27 +1,83 @@
-"""Asks lm-eval's Hugging Face backend and ours the same 200 MMLU questions and 100 GSM8K problems, and compares.
+"""Asks lm-eval's Hugging Face backend and ours the same MMLU questions and GSM8K problems, and compares.
 
-    python -m tests.interop.lm_eval_peer hf --data=FOLDER     # makes smollm2_lm_eval.json.gz
-    python -m tests.interop.lm_eval_peer ours --data=FOLDER   # compares our answers with that file's
+200 questions and 100 problems of SmolLM2-135M-Instruct, as fetched by scripts/fetch_weights.py:
 
-FOLDER has mmlu/ and gsm8k/ with the official files. The base is SmolLM2-135M-Instruct as fetched by
-scripts/fetch_weights.py, in float32 on the CPU; texts have at most 64 new tokens. Ours are those of `evaluate` and of
-exams inside training. Either command continues where it was stopped.
+    python -m tests.interop.lm_eval_peer hf --data=FOLDER                # makes smollm2_lm_eval.json.gz
+    python -m tests.interop.lm_eval_peer ours --data=FOLDER --out=FILE   # compares our answers with that file's
+
+10 of each of pico-llama, whose weights are in the repository: short ones, as it reads 512 bytes. test_lm_eval.py
+compares our answers with the second file on every run of the suite:
+
+    python -m tests.interop.lm_eval_peer rows --data=FOLDER              # makes exam_rows.json
+    python -m tests.interop.lm_eval_peer hf --base=pico-llama            # makes pico_lm_eval.json
+
+FOLDER has mmlu/ and gsm8k/ with the official files. Models compute in float32 on the CPU; texts have at most 64 new
+tokens. Ours are those of `evaluate` and of exams inside training. `hf` and `ours` continue where they were stopped,
+with --out they begin anew.
 """
 
 import argparse
 import csv
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
+SMOLLM2, PICO = "smollm2-135m", "pico-llama"
+GOLDEN = {
+    SMOLLM2: Path(__file__).with_name("smollm2_lm_eval.json.gz"),
+    PICO: Path(__file__).with_name("pico_lm_eval.json"),
+}
+ROWS = Path(__file__).with_name("exam_rows.json")  # what pico-llama is asked
 QUESTIONS, PROBLEMS, NEW_TOKENS = 200, 100, 64
+FEW, SHORT = 10, 192  # of each exam for pico-llama; bytes of a prompt, with 64 new ones two compiled widths
 CHUNK = 10  # questions between two writes of the file of what is done
-BASE = "smollm2-135m"
-GOLDEN = Path(__file__).with_name("smollm2_lm_eval.json.gz")
 TOLERANCE = 2e-4  # nats, of float32 sums of log-probabilities
+SOURCES = {
+    "mmlu": {
+        "source": "MMLU, official test set (Hendrycks et al., arXiv 2009.03300, github.com/hendrycks/test)",
+        "licence": "MIT, Copyright (c) 2020 Dan Hendrycks",
+    },
+    "gsm8k": {
+        "source": "GSM8K, official test set (Cobbe et al., arXiv 2110.14168, github.com/openai/grade-school-math)",
+        "licence": "MIT, OpenAI",
+    },
+}
+COLUMNS = ("subject", "question", "A", "B", "C", "D", "answer")
+
+
+def few(data):
+    """Evenly spaced rows of the official files among those whose prompts are short, with their sources."""
+    from lowrank_jax.data.builders.exams.readers import LETTERS
+    from lowrank_jax.data.builders.exams.source import load_exam
+    from lowrank_jax.tasks.exams.prompts import STYLES, prompt
+
+    found = {}
+    for name, source in SOURCES.items():
+        short = [one for one in load_exam(name, "test", data) if len(prompt(STYLES[name], one).encode()) <= SHORT]
+        kept = [short[index * len(short) // FEW] for index in range(FEW)]
+        if name == "mmlu":
+            rows = [[one.subject, one.question, *one.options, LETTERS[one.right]] for one in kept]
+        else:
+            rows = [{"question": one.question, "answer": one.worked} for one in kept]
+        found[name] = {**source, "rows": rows}
+    return found
+
+
+def write_few(folder):
+    """Writes the rows of ROWS into a folder in the official form; dev, of which no row is shown, has the same."""
+    kept = json.loads(ROWS.read_text(encoding="utf-8"))
+    for name in SOURCES:
+        (folder / name).mkdir()
+    for split in ("test", "dev"):
+        with open(folder / "mmlu" / f"{split}.csv", "w", encoding="utf-8", newline="") as out:
+            csv.writer(out).writerows([COLUMNS, *kept["mmlu"]["rows"]])
+    lines = "".join(json.dumps(row) + "\n" for row in kept["gsm8k"]["rows"])
+    (folder / "gsm8k" / "test.jsonl").write_text(lines, encoding="utf-8")
 
 
 def excerpt(data, folder):
@@ -85,11 +141,11 @@ def answers(model, requests, done):
     return found
 
 
-def hf_model():
-    """lm-eval's own backend over transformers, with our tokenizer's file.
+def hf_model(base):
+    """lm-eval's own backend over transformers, which reads the base's own weights, with our tokenizer's file.
 
-    transformers makes a tokenizer of the GGUF file that does not split digits off first, as SmolLM2's own does: of two
-    spaces before a digit it makes two tokens, not one (one prompt of the 300).
+    transformers makes a tokenizer of SmolLM2's GGUF file that does not split digits off first, as SmolLM2's own does:
+    of two spaces before a digit it makes two tokens, not one (one prompt of the 300). pico-llama's is unknown to it.
     """
     import torch
     import transformers
@@ -99,21 +155,22 @@ def hf_model():
     from lowrank_jax.bases.locate import resolve
     from lowrank_jax.text.tokenizers import save_tokenizer
 
-    file = next(resolve(BASE)[0].glob("*.gguf"))
-    given = {"gguf_file": file.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given).eval()
+    place = resolve(base)[0]
+    files = list(place.glob("*.gguf"))
+    given = {"gguf_file": files[0].name} if files else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **given).eval()
     with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(abstract_base(BaseConfig(BASE)).tokenizer, folder)
+        save_tokenizer(abstract_base(BaseConfig(base)).tokenizer, folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=CHUNK, device="cpu")
 
 
-def our_model():
+def our_model(base):
     """Our model as `experiments.evaluate` gives it to lm-eval."""
     from experiments.evaluation.language_model import LanguageModel
     from experiments.generation.model import of_base
 
-    return LanguageModel(of_base(BASE, None, "float32"), batch_size=CHUNK)
+    return LanguageModel(of_base(base, None, "float32"), batch_size=CHUNK)
 
 
 def forms(folder, wrapped):
@@ -162,41 +219,109 @@ def digested(found):
     }
 
 
-def compare(name, ours, theirs):
-    """Prints how far two sets of answers agree; returns whether all choices and texts are the same."""
+def agreement(ours, theirs):
+    """How far two sets of digested answers agree: same choices, the furthest log-likelihoods (nats), same texts."""
     assert ours["mmlu"].keys() == theirs["mmlu"].keys(), "the prompts differ"
     assert ours["gsm8k"].keys() == theirs["gsm8k"].keys(), "the prompts differ"
     pairs = [(ours["mmlu"][prompt], values) for prompt, values in theirs["mmlu"].items()]
-    chosen = sum(max(range(4), key=a.__getitem__) == max(range(4), key=b.__getitem__) for a, b in pairs)
-    furthest = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
-    same = sum(ours["gsm8k"][prompt] == text for prompt, text in theirs["gsm8k"].items())
-    print(f"{name}: {chosen} of {len(pairs)} choices, furthest {furthest:.1e}; {same} of {len(theirs['gsm8k'])} texts")
-    return chosen == len(pairs) and furthest < TOLERANCE and same == len(theirs["gsm8k"])
+    return {
+        "same_choices": sum(pick(a) == pick(b) for a, b in pairs),
+        "furthest": round(max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)), 7),
+        "same_texts": sum(ours["gsm8k"][prompt] == text for prompt, text in theirs["gsm8k"].items()),
+    }
+
+
+def pick(values):
+    """The likeliest option's place."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def golden(base):
+    """The Hugging Face backend's answers, as recorded."""
+    kept = GOLDEN[base].read_bytes()
+    found = json.loads(gzip.decompress(kept) if GOLDEN[base].suffix == ".gz" else kept)
+    return {task: found[task] for task in SOURCES}
+
+
+def write_golden(base, found):
+    """Keeps the Hugging Face backend's answers."""
+    if base == SMOLLM2:
+        GOLDEN[base].write_bytes(gzip.compress(json.dumps(found, ensure_ascii=False).encode(), mtime=0))
+        return
+    said = {"what": f"python -m tests.interop.lm_eval_peer hf --base={base}", "versions": versions(), **found}
+    GOLDEN[base].write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions():
+    """Of the libraries on the other side."""
+    return {name: importlib.metadata.version(name) for name in ("lm_eval", "torch", "transformers")}
+
+
+def record_of(base, folder, requests, done):
+    """Our answers by both ways, compared with the recorded ones and with each other."""
+    from experiments.records.environment import environment_record
+
+    begun = time.perf_counter()
+    model = our_model(base)
+    wrapped = digested(answers(model, requests, done))
+    asked = time.perf_counter()
+    formed = digested(forms(folder, model))
+    ended = time.perf_counter()
+    theirs = golden(base)
+    return {
+        "what": f"python -m tests.interop.lm_eval_peer ours --base={base} --data=FOLDER --out=FILE",
+        "golden": {"file": GOLDEN[base].name, "sha256": hashlib.sha256(GOLDEN[base].read_bytes()).hexdigest()},
+        "questions": len(theirs["mmlu"]),
+        "problems": len(theirs["gsm8k"]),
+        "new_tokens": NEW_TOKENS,
+        "agreement": {
+            "evaluate and Hugging Face": agreement(wrapped, theirs),
+            "forms and Hugging Face": agreement(formed, theirs),
+            "forms and evaluate": agreement(formed, wrapped),
+        },
+        "seconds": {"evaluate": round(asked - begun, 1), "forms": round(ended - asked, 1)},
+        "peers": versions(),
+        **environment_record(),
+    }
 
 
 def main():
-    """Makes the file, or compares with it."""
+    """Makes a file, or compares with it."""
     words = argparse.ArgumentParser()
-    words.add_argument("side", choices=("hf", "ours"))
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--done", type=Path, default=None, help="file of what is done so far")
+    words.add_argument("side", choices=("hf", "ours", "rows"))
+    words.add_argument("--base", choices=(*GOLDEN,), default=SMOLLM2)
+    words.add_argument("--data", type=Path, help="folder of the official files; hf and ours of pico-llama need none")
+    words.add_argument("--done", type=Path, help="file of what is done so far")
+    words.add_argument("--out", type=Path, help="JSON file to write; nothing that is done so far is taken over")
     given = words.parse_args()
-    done = given.done or Path(tempfile.gettempdir()) / f"lm_eval_{given.side}.json"
+    if given.data is None and (given.side == "rows" or given.base == SMOLLM2):
+        words.error("give --data=FOLDER")
+    if given.side == "rows":
+        ROWS.write_text(json.dumps(few(given.data), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    done = given.done or Path(tempfile.gettempdir()) / f"lm_eval_{given.side}_{given.base}.json"
+    if given.out:
+        done.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as made:
         folder, tasks = Path(made) / "data", Path(made) / "tasks"
         folder.mkdir()
         tasks.mkdir()
-        excerpt(given.data, folder)
+        if given.base == SMOLLM2:
+            excerpt(given.data, folder)
+        else:
+            write_few(folder)
         requests = requests_of(folder, tasks)
         if given.side == "hf":
-            found = digested(answers(hf_model(), requests, done))
-            GOLDEN.write_bytes(gzip.compress(json.dumps(found, ensure_ascii=False).encode(), mtime=0))
+            write_golden(given.base, digested(answers(hf_model(given.base), requests, done)))
             return
-        theirs = json.loads(gzip.decompress(GOLDEN.read_bytes()))
-        model = our_model()
-        sides = {"wrapper": digested(answers(model, requests, done)), "forms": digested(forms(folder, model))}
-        same = [compare(f"{name} and Hugging Face", ours, theirs) for name, ours in sides.items()]
-        assert all([*same, compare("forms and wrapper", sides["forms"], sides["wrapper"])])
+        record = record_of(given.base, folder, requests, done)
+    text = json.dumps(record, indent=1)
+    print(text)
+    if given.out:
+        given.out.write_text(text + "\n", encoding="utf-8")
+    for found in record["agreement"].values():
+        assert (found["same_choices"], found["same_texts"]) == (record["questions"], record["problems"])
+        assert found["furthest"] < TOLERANCE
 
 
 if __name__ == "__main__":
