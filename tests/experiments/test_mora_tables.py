@@ -102,6 +102,19 @@ def test_the_held_out_loss_orders_rows_of_three_seeds():
     assert shown("mora_table1", []).parts == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "task"), [("mora_table1", "math"), ("mora_table6", "biomed"), ("mora_table7", "finance")]
+)
+def test_merges_into_weights_of_16_bits_are_said_to_round_them(name, task):
+    """Of a row that restarts on such a base alone, as its config says."""
+    runs = [record(method, rank, task=task) for rank in (8, 256) for method in ("relora", "lora")]
+    for run, dtype in zip(runs, ("bfloat16", "bfloat16", "float32", "float32"), strict=True):
+        run["config"] |= {"base": {"name": "smollm2-135m", "dtype": dtype}}
+        run["config"] |= {"restart": {"every": 50 if run["labels"]["method"] == "relora" else 0}}
+    said = [line for line in shown(name, runs).captions if "merges" in line]
+    assert said == ["ReLoRA 8: merges into bfloat16 weights round them, each one to 8 significant bits."]
+
+
 def test_compressions_and_the_two_domains():
     runs = [
         record("mora", rank, labels={"variant": name} if name != "sharing" else {})

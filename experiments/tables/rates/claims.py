@@ -3,18 +3,10 @@
 from collections.abc import Sequence
 
 from experiments.tables import style
-from experiments.tables.mora.rows import SEEDS, Loss
+from experiments.tables.mora.rows import HIGHER, LOWER, NEAR, SEEDS, Loss, separated
 from experiments.tables.rates.rows import RateRow
 
-HIGHER, LOWER, NEAR = "higher", "lower", "not separated"
 SCALES = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
-
-
-def separated(mine: Loss, theirs: Loss) -> str:
-    """Whether a mean loss is lower or higher than another by more than the larger of their standard deviations."""
-    if abs(mine.mean - theirs.mean) <= max(mine.deviation or 0.0, theirs.deviation or 0.0):
-        return NEAR
-    return LOWER if mine.mean < theirs.mean else HIGHER
 
 
 def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, str]:
