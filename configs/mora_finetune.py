@@ -34,6 +34,9 @@ measures the loss on text that is not trained on before training and at the end,
 PhraseBank's own sentences), from their files below $LOWRANK_JAX_EXAMS_DIR (docs/evaluation.md names them); questions=N
 asks N of each, evenly spaced. An exam of biomed or finance is left out where it has no file, and the table says so.
 
+Bases but pico-llama are bfloat16, so each merge of relora rounds their weights to 8 significant bits (tables say so);
+`--config.base.dtype=float32` keeps them, in twice the memory.
+
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
 train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, and for relora the schedule again after each merge, not jagged.
 """
