@@ -1,10 +1,13 @@
 """MoRA's fine-tuning tables over fabricated records: intervals, the base's score, orders by loss, and empty cells."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from configs.hyperparameters import mora_finetune as numbers
+from experiments.cli import complete_file
+from experiments.papers import ledger
 from experiments.papers import mora_finetune as paper
 from experiments.records import run_folder, run_record
 from experiments.tables import find
@@ -113,6 +116,23 @@ def test_merges_into_weights_of_16_bits_are_said_to_round_them(name, task):
         run["config"] |= {"restart": {"every": 50 if run["labels"]["method"] == "relora" else 0}}
     said = [line for line in shown(name, runs).captions if "merges" in line]
     assert said == ["ReLoRA 8: merges into bfloat16 weights round them, each one to 8 significant bits."]
+
+
+@pytest.mark.parametrize(
+    ("config", "section", "values", "point"),
+    [
+        ("mora_pretrain.py:shape=250m", "task", {"packed": False, "lazy": True}, "rows of C4"),
+        ("mora_pretrain.py:method=relora", "base", {"dtype": "float32"}, "weights that ReLoRA merges into"),
+        ("mora_finetune.py:method=relora", "base", {"dtype": "bfloat16"}, "weights that ReLoRA merges into"),
+        ("peft_metamath.py", "task", {"add_eos": True}, "EOS of a batch's longest row"),
+    ],
+)
+def test_the_ledger_says_what_the_configs_do(config, section, values, point, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    plain = complete_file(f"configs/{config}")[section]
+    assert {key: plain[key] for key in values} == values
+    (found,) = [one for one in ledger.LEDGER if one.name.startswith(point)]
+    assert all(f"{section}.{key}" in found.switch for key in values)
 
 
 def test_compressions_and_the_two_domains():
