@@ -5,7 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
+from lowrank_jax.core.rates import refuse_auto
 
+RATE = "rate"  # what every config file calls its argument of the learning rate
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 # For the ARGUMENTS of a config file: {a config's key: the file's argument that sets it}, by which messages name a key,
@@ -141,6 +143,8 @@ def _cast(key: str, text: str, kind: type) -> Any:
         return (text,)
     if kind not in (int, float, Count):
         raise TypeError(f"{key} is declared as {kind}; use str, int, float, bool, Count or a tuple of choices")
+    if key == RATE:
+        refuse_auto(text, f"config argument {key}")
     try:
         value = float(text) if kind is float else int(text)
     except ValueError:

@@ -36,6 +36,9 @@ PhraseBank's own sentences), and for `domain` MMLU, from their files below $LOWR
 names them); questions=N asks N of each, evenly spaced. Of the three domains, an exam without a file is left out, and
 the tables say so.
 
+Bases but pico-llama are bfloat16, so each merge of relora rounds their weights to 8 significant bits (tables say so);
+`--config.base.dtype=float32` keeps them, in twice the memory.
+
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
 train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, for relora the schedule again after each merge, not jagged, and
 for asylora a start from numbers that are not centred.

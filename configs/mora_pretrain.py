@@ -14,7 +14,8 @@ singular values above 0.1 of the whole update, by kind of matrix (`update_spectr
 Shapes:
   small  14.4M parameters over bytes, FOLDER/{novels,peps}_{train,validation}.jsonl.xz (novels and Python's PEPs); 1,500
          steps of 64 x 256 tokens, a merge every 300: four merges. Rates: the middle of the grid's three.
-  250m, 1.3b   the paper's. The tokenizer is t5-base's; C4 is read a document at a time (`task.lazy`).
+  250m, 1.3b   the paper's. The tokenizer is t5-base's; C4 is read a document at a time (`task.lazy`), each a row of its
+         own, cut or padded to 512 tokens: fewer are read than the 5.24B of the paper's joined texts.
 
 Readings, where paper and code disagree (`python -m experiments.tables ledger`): reading=paper takes the jagged cosine
 down to a tenth and the groupings 1, 2, 1, ...; reading=code the same schedule again from the rate reached, down to

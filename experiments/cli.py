@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 from experiments.config.files import config_maker
 from experiments.config.json_flags import take
 from lowrank_jax.core.errors import UserError, front_door
+from lowrank_jax.core.rates import AUTO, NO_RULE, RATE
 
 FILE_FLAGS = ("--config", "-config")
 KEY_FLAG = "--config."
@@ -219,7 +221,10 @@ def _flag_error(main: Callable, error: Exception, config: Any, argv: list[str]) 
         if config is not None and path.startswith("config.") and (message := wrong_key(config, path)):
             return message
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
-    return " ".join(str(said).split())
+    said = " ".join(str(said).split())
+    if found := re.match(rf"flag (--config\.{re.escape(RATE)})=({AUTO}): ", said, re.IGNORECASE):
+        return f"{found[1]}={found[2]}: {NO_RULE}"
+    return said
 
 
 def _config_files(argv: list[str]) -> tuple[list[str], list[str]]:

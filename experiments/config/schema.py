@@ -12,6 +12,7 @@ from experiments.config.sections import SECTIONS, eval_type, experiment_types
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
 from lowrank_jax.core.ranges import OutOfRange, Range, check_ranges, check_value, is_number
+from lowrank_jax.core.rates import RATE, refuse_auto
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,8 @@ def _unknown(where: str, key: Any, known: typing.Iterable[str]) -> UserError:
 
 
 def _wrong(value: Any, wanted: Any, where: str) -> UserError:
+    if where == f"config.{RATE}":
+        refuse_auto(value, where)
     kind = "a section" if is_section(value) else f"a {type(value).__name__}"
     return UserError(f"{where}={value!r} is {kind}; wanted {_describe(wanted)}")
 

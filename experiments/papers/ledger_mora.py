@@ -114,6 +114,13 @@ MORA_PRETRAIN = (
         "none",
     ),
     Disagreement(
+        "rows of C4",
+        "C4, 512 tokens; not said how texts become rows",
+        "the authors point to ReLoRA's preprocessing: it joins texts, each with EOS, and cuts every 512 tokens",
+        "a document a row, cut and padded: fewer tokens are read than steps x batch x 512, and ends of texts are lost",
+        "task.packed, task.lazy",
+    ),
+    Disagreement(
         "alpha in pre-training",
         "not said",
         "64 at r=128 (LoRA; MoRA ignores it)",
@@ -173,6 +180,13 @@ MORA_FINETUNE = (
         "no evaluation code",
         "each table as printed",
         "none",
+    ),
+    Disagreement(
+        "weights that ReLoRA merges into in fine-tuning",
+        "not said",
+        "16 bits by the example's flags (--use_16bit --use_bf16), 8 without them; a merge is stored in that type",
+        "bfloat16: each merge rounds the weights to 8 significant bits (pre-training's base is float32: it does not)",
+        "base.dtype = float32 | bfloat16",
     ),
     Disagreement(
         "fine-tuning's base and scores",

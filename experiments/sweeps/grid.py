@@ -15,6 +15,7 @@ from experiments.records import run_folder
 from experiments.sweeps.best import BEST, NotNeeded, best_value, chosen_value, is_best, lookup, parse
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.patterns import check_pattern
+from lowrank_jax.core.rates import RATE, refuse_auto
 
 __all__ = ["Cell", "Grid", "best_value", "check_cells"]
 
@@ -248,6 +249,8 @@ def _override(plain: dict, path: str, value: Any) -> None:
             known = sorted(node) if isinstance(node, dict) else []
             raise UserError(f"override {path!r}: the config has no {key!r} there; known: {', '.join(known)}")
         parent, node = node, node[key]
+    if path == RATE:
+        refuse_auto(value, f"override {path}")
     number = isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool)
     if not number and node is not None and not is_best(value) and type(value) is not type(node):
         raise UserError(f"override {path}={value!r} is a {type(value).__name__}; the config has {node!r}")

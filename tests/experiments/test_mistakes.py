@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.session import experiment, export, training
+from experiments.sweeps.grid import Grid
+from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.shortage import ELSEWHERE, REMEDIES
 from lowrank_jax.forms.base import Evaluation
 
@@ -134,6 +136,28 @@ def test_a_mistake_is_one_line_before_any_weight_is_read(run, no_work, case):
     for part in parts:
         assert part in ended.err
     assert not ended.folder.exists() or case == "run name"
+
+
+def test_a_rate_by_rule_is_refused_wherever_it_is_asked_for(run, program, tmp_path):
+    """By a flag in both spellings, an argument, a config file, a grid: one line that says how a rate is found."""
+    said = (
+        "no rule for a learning rate is built in; give a number, or search it as the grids configs/sweeps/rates_*.py "
+        "do (docs/reproducing.md, Methods at tuned rates)\n"
+    )
+    flag = "--config.optimizer.learning_rate"
+    for words in ([f"{flag}=auto"], [flag, "AUTO"]):
+        assert run(*words).err == f"error: {flag}={words[-1].rpartition('=')[2]}: {said}"
+    assert program("plan", "--config=configs/finetune.py:rate=auto").err == f"error: config argument rate=auto: {said}"
+    file = tmp_path / "own.json"
+    own = {"base": {"name": "pico-llama"}, "task": {"name": "uuid"}, "optimizer": {"learning_rate": "auto"}}
+    file.write_text(json.dumps(own))
+    assert program("plan", f"--config={file}").err == f"error: config.optimizer.learning_rate=auto: {said}"
+    grid = tmp_path / "grid.py"
+    for overrides, keys in (("{'optimizer.learning_rate': 'auto'}", ()), ("{}", ("optimizer.learning_rate=auto",))):
+        grid.write_text(f"def cells():\n    return [dict(overrides={overrides})]\n")
+        with pytest.raises(UserError) as error:
+            Grid("configs/mora_uuid.py", str(grid), keys)
+        assert f"{error.value}\n" == f"override optimizer.learning_rate=auto: {said}"
 
 
 LLAMA = {

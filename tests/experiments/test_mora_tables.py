@@ -1,10 +1,13 @@
 """MoRA's fine-tuning tables over fabricated records: intervals, the base's score, orders by loss, and empty cells."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from configs.hyperparameters import mora_finetune as numbers
+from experiments.cli import complete_file
+from experiments.papers import ledger
 from experiments.papers import mora_finetune as paper
 from experiments.records import run_folder, run_record
 from experiments.tables import find
@@ -100,6 +103,36 @@ def test_the_held_out_loss_orders_rows_of_three_seeds():
     assert (lines["LoRA+ 8"]["forgotten"], lines["LoRA 8"]["forgotten"]) == ("novels +0.500", "not measured")
     assert "LoRA 8: 1 run(s) of other settings left out (math)." in shown("mora_table1", runs).text()
     assert shown("mora_table1", []).parts == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("mora_table1", "math"), ("mora_table6", "biomed"), ("mora_table7", "finance")]
+)
+def test_merges_into_weights_of_16_bits_are_said_to_round_them(name, task):
+    """Of a row that restarts on such a base alone, as its config says."""
+    runs = [record(method, rank, task=task) for rank in (8, 256) for method in ("relora", "lora")]
+    for run, dtype in zip(runs, ("bfloat16", "bfloat16", "float32", "float32"), strict=True):
+        run["config"] |= {"base": {"name": "smollm2-135m", "dtype": dtype}}
+        run["config"] |= {"restart": {"every": 50 if run["labels"]["method"] == "relora" else 0}}
+    said = [line for line in shown(name, runs).captions if "merges" in line]
+    assert said == ["ReLoRA 8: merges into bfloat16 weights round them, each one to 8 significant bits."]
+
+
+@pytest.mark.parametrize(
+    ("config", "section", "values", "point"),
+    [
+        ("mora_pretrain.py:shape=250m", "task", {"packed": False, "lazy": True}, "rows of C4"),
+        ("mora_pretrain.py:method=relora", "base", {"dtype": "float32"}, "weights that ReLoRA merges into"),
+        ("mora_finetune.py:method=relora", "base", {"dtype": "bfloat16"}, "weights that ReLoRA merges into"),
+        ("peft_metamath.py", "task", {"add_eos": True}, "EOS of a batch's longest row"),
+    ],
+)
+def test_the_ledger_says_what_the_configs_do(config, section, values, point, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    plain = complete_file(f"configs/{config}")[section]
+    assert {key: plain[key] for key in values} == values
+    (found,) = [one for one in ledger.LEDGER if one.name.startswith(point)]
+    assert all(f"{section}.{key}" in found.switch for key in values)
 
 
 def test_compressions_and_the_two_domains():

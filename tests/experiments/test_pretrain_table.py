@@ -11,19 +11,19 @@ from experiments.tables.mora.pretrain import settings
 KINDS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
-def record(method, rate, seed, perplexity, status="finished", every=0, reading="paper", steps=1_500):
+def record(method, rate, seed, perplexity, status="finished", every=0, reading="paper", steps=1_500, **more):
     evaluations = [] if perplexity is None else [{"step": steps, "perplexity": perplexity, "loss": 1.0}]
     return {
         "name": f"{method}-{rate}-{seed}-{reading}",
         "status": status,
-        "labels": {"method": method, "rank": None if method == "fft" else 64, "reading": reading},
+        "labels": {"method": method, "rank": None if method == "fft" else 64, "reading": reading, "scale": "small"},
         "config": {
             "experiment": "mora_pretrain",
             "seed": seed,
-            "base": {"name": "mora-14m"},
+            "base": {"name": "mora-14m", "dtype": more.get("dtype", "float32")},
             "optimizer": {"learning_rate": rate},
             "train": {"steps": steps, "batch_size": 64},
-            "task": {"seq_len": 256, "path": ["/somewhere/novels_train.jsonl.xz"]},
+            "task": {"seq_len": 256, "path": ["/somewhere/novels_train.jsonl.xz"], **more.get("task", {})},
             "restart": {"every": every},
         },
         "parameters": {"trainable": 3_940_992},
@@ -66,6 +66,73 @@ def test_the_table_and_its_figures(records, tmp_path):
     assert [path.name for path in drawn[:2]] == ["mora_table3_losses.png", "mora_table3_updates.png"]
     assert all(path.stat().st_size > 1_000 for path in drawn)
     assert "not run" in mora_table3.table([], SimpleNamespace()).text()
+
+
+def three(method, *scores, **more):
+    return [record(method, 3e-3, seed, score, **more) for seed, score in enumerate(scores)]
+
+
+def captions(records):
+    """Those of the setting with most runs."""
+    return mora_table3.table(records, SimpleNamespace()).captions
+
+
+def test_an_order_unlike_the_papers_is_said_and_where_it_was_checked():
+    """LoRA below MoRA, ReMoRA near LoRA, ReLoRA with two seeds: by the paper MoRA is below LoRA."""
+    lora, mora = (4.0, 4.1, 4.2), (4.5, 4.6, 4.7)
+    found = three("lora", *lora) + three("mora", *mora) + three("remora", 4.05, 4.15, 4.25) + three("relora", 1.0, 1.1)
+    (said,) = [line for line in captions(found) if "order of the methods is" in line]
+    assert said == (
+        "The order of the methods is unlike the paper's: LoRA is below MoRA. Lowest first: LoRA, ReMoRA~ (not "
+        "separated from the one before), MoRA. It is not checked at double the steps (3,000) yet: python -m "
+        "experiments.sweep --config=configs/mora_pretrain.py:data=FOLDER,steps=3000 "
+        "--grid=configs/sweeps/pretrain_small.py --together=3 --results=experiments/results/mora_pretrain"
+    )
+    twice = dict(steps=3_000)
+    for more, words in (
+        (three("lora", *lora, **twice), "Double the steps (3,000) are recorded, without 3 seeds of two methods yet."),
+        (
+            three("lora", *mora, **twice) + three("mora", *lora, **twice),
+            "At double the steps (3,000) the order is MoRA, LoRA: not unlike the paper's.",
+        ),
+        (
+            three("lora", *lora, **twice) + three("mora", *mora, **twice),
+            "At double the steps (3,000) the order is LoRA, MoRA: unlike the paper's too: LoRA is below MoRA.",
+        ),
+        (three("lora", *lora, reading="code", **twice), "It is not checked at double the steps"),
+    ):
+        assert words in "".join(captions(found + more)), words
+    longer = three("lora", *lora, **twice) + three("mora", *mora, **twice)
+    tables = mora_table3.table(found + longer, SimpleNamespace())
+    (part,) = [part for part in tables.parts if "3,000 steps" in part.title]
+    assert "It was so at half the steps too." in "".join(part.captions)
+    alike = three("lora", *mora) + three("mora", *lora) + three("remora", *lora) + three("relora", *mora)
+    for enough in (alike, three("lora", *lora) + three("mora", 4.05, 4.15, 4.25), three("lora", 4.0) + alike[3:6]):
+        assert "unlike" not in "".join(captions(enough))
+
+
+@pytest.mark.parametrize("reading", ["paper", "code"])
+def test_the_command_that_checks_an_order_is_one_that_the_grid_takes(reading):
+    found = three("lora", 1.0, 1.0, 1.0, reading=reading) + three("mora", 2.0, 2.0, 2.0, reading=reading)
+    words = next(line for line in captions(found) if "experiments.sweep" in line).split()
+    config, grid = (word.partition("=")[2] for word in words if word.startswith(("--config=", "--grid=")))
+    cells = Grid(config, grid).cells.values()
+    assert {cell.plain["train"]["steps"] for cell in cells} == {3_000}
+    assert {cell.plain["labels"]["reading"] for cell in cells} == {reading}
+
+
+def test_tokens_are_not_overstated_and_merges_that_round_are_named():
+    text = "".join(captions(three("lora", 4.0)))
+    assert "(here 0.025B of another text, whose tokens are bytes)" in text
+    assert "round" not in text
+    padded = three("lora", 4.0, task={"packed": False, "path": "tfds:c4/en:train"})
+    padded[0]["labels"]["scale"] = "250m"
+    assert "(here a document a row, cut or padded, so that fewer than 0.025B were read of C4)" in "".join(
+        captions(padded)
+    )
+    rounded = [*three("relora", 4.0, every=300, dtype="bfloat16"), *three("lora", 4.0, dtype="bfloat16")]
+    said = [line for line in captions([*rounded, *three("remora", 4.0, every=300)]) if "round" in line]
+    assert said == ["ReLoRA 64: merges into bfloat16 weights round them, each one to 8 significant bits."]
 
 
 def test_the_grid():

@@ -3,12 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments.records import json_files, run_folder, run_record
 from experiments.tables import figures as style_of_figures
 from experiments.tables import find
-from experiments.tables.rates import claims, cost, rates
+from experiments.tables.rates import claims, cost, figure, rates
 from experiments.tables.rates.rows import settings
 
 TASKS = {"math": "data/gsm8k/train.jsonl.gz", "instruct": "data/dolly/train.jsonl"}
@@ -106,8 +107,27 @@ def test_claims_are_made_of_the_records_or_absent(records):
     (sentence,) = claims.sentences(*settings(moved).values())
     assert sentence.endswith("over a factor of 100, where neighbours are a factor of 10 apart, so that a dependence on "
                              "the rank is seen.")  # fmt: skip
+    assert "Nothing is said of the best rate" not in text
     assert shown([]).text() == "Methods at tuned rates: nothing is recorded"
     assert not shown(records, model="gemma3-270m").parts
+
+
+def test_a_best_rate_of_few_seeds_makes_no_claim():
+    """One seed, and three at the best rate with one beside it; a neighbour whose seeds diverged is enough."""
+    at, one = {1e-4: 2.0, 1e-3: 1.0, 1e-2: 2.0}, dict(seeds=1)
+    few = row("fft", None, at, **one) + row("lora", 8, at, **one) + row("lora", 32, at) + row("rslora", 8, at, **one)
+    few = [run for run in few if (run["labels"]["rank"], run["labels"]["stage"]) != (32, "near")]
+    few += [run("lora", 32, 1e-3, 1.0, seed, "near") for seed in (1, 2)]
+    assert claims.sentences(*settings(few).values()) == [
+        "Nothing is said of the best rate of FFT, LoRA 8, LoRA 32, rsLoRA 8: it, or a rate beside it, has fewer than 3 "
+        "seeds."
+    ]
+    full, lost = row("fft", None, at), {1e-4: 2.0, 1e-3: 1.0, 1e-2: None}
+    ladder = claims.sentences(*settings(full + row("lora", 8, lost) + row("lora", 32, at, **one)).values())
+    assert ladder == [
+        "LoRA's best rate (alpha/r) over full fine-tuning's: 1 at r=8.",
+        "Nothing is said of the best rate of LoRA 32: it, or a rate beside it, has fewer than 3 seeds.",
+    ]
 
 
 def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):
@@ -129,6 +149,89 @@ def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):
     assert list(lines["rsLoRA 8"].values())[2:4] == ["5.10", "1.50"]
     assert list(lines["FFT"].values())[2:5] == ["9.00", "4.00", "1.1000+-0.0010"]
     assert list(lines["MoRA 32 rotation"].values())[2:4] == ["-", "-"]
+
+
+assert_points = np.testing.assert_allclose
+
+
+def series(axes):
+    """{label: its points} of a panel's lines."""
+    return {line.get_label(): [*zip(*(map(float, one) for one in line.get_data()), strict=True)]
+            for line in axes.get_lines()}  # fmt: skip
+
+
+@pytest.fixture
+def panels():
+    """Draws a figure of the rows of one setting; its panels by title, and every panel has names of both axes."""
+    opened = []
+
+    def of(make, setting, rows):
+        opened.append(make(setting, [row for row in rows if row.best]))
+        found = {axes.get_title(): axes for axes in opened[-1].axes}
+        assert all(axes.get_xlabel() for axes in found.values())
+        return found
+
+    yield of
+    for one in opened:
+        style_of_figures.pyplot().close(one)
+
+
+def test_curves_have_a_panel_a_method_and_a_line_a_rank(records, panels):
+    (setting, rows), _ = settings(records).items()
+    found = panels(figure.curves, setting, rows)
+    assert list(found) == ["LoRA", "MoRA sharing", "MoRA rotation", "rsLoRA"]
+    assert found["LoRA"].get_ylabel() == "held-out loss"
+    assert {axes.get_xlabel() for axes in found.values()} == {"peak learning rate"}
+    assert {axes.get_xscale() for axes in found.values()} == {"log"}
+    full = [(1e-5, 1.3), (1e-4, 1.1), (1e-3, 1.5)]
+    for title, ranks in (("LoRA", (8, 32)), ("rsLoRA", (8, 32)), ("MoRA sharing", (8,)), ("MoRA rotation", (8, 32))):
+        lines = series(found[title])
+        assert list(lines) == ["FFT", *(f"r={rank}" for rank in ranks)]
+        assert_points(lines["FFT"], full)
+    assert_points(series(found["MoRA rotation"])["r=8"], [(1e-4, 1.2), (1e-3, 1.1), (1e-2, 1.15)])
+    legend = found["rsLoRA"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["FFT", "r=8", "r=32"]
+
+
+def test_what_is_reached_at_the_best_rates(records, panels):
+    """Each method is a series of its own, in one colour in all panels, and none lies on another."""
+    (setting, rows), _ = settings(records).items()
+    found = panels(figure.reached, setting, rows)
+    size, rate, forgetting = found.values()
+    assert [axes.get_ylabel() for axes in found.values()] == ["held-out loss", "peak learning rate", "held-out loss"]
+    assert (size.get_xlabel(), rate.get_xlabel()) == ("trainable parameters", "rank r")
+    kinds = ["FFT", "LoRA", "MoRA sharing", "MoRA rotation", "rsLoRA"]
+    assert list(series(size)) == list(series(rate)) == kinds
+    assert_points(series(size)["MoRA rotation"], [(2_442_240, 1.1), (9_768_960, 1.1995)])
+    assert [y for _, y in series(rate)["rsLoRA"]] == [1e-4, 1e-4]
+    assert [x for x, _ in series(rate)["LoRA"]] == pytest.approx([8, 32], rel=0.2)  # methods stand side by side
+    points = [point for name, line in series(rate).items() if name != "FFT" for point in line]
+    assert len(set(points)) == len(points)  # though LoRA and MoRA have the same best rate
+    assert [tick.get_text() for tick in rate.get_xticklabels()] == ["8", "32"]
+    colours = [{line.get_label(): line.get_color() for line in axes.get_lines()} for axes in (size, rate)]
+    assert colours[0] == colours[1]
+    assert len({*colours[0].values()}) == len(kinds)
+    best = [line for line in forgetting.get_lines() if line.get_alpha() is None]
+    assert [line.get_color() for line in best] == [*colours[0].values()]
+    assert {float(x) for line in best for x in line.get_xdata()} == {0.5}  # FORGETTING's rise
+    assert all(low <= 0.5 <= high for low, high in [forgetting.get_xlim()])
+
+
+def test_digits_are_drawn_at_the_steps_where_they_were_counted(panels):
+    at = {1e-3: 0.9, 1e-2: 0.5, 1e-1: 0.9}
+    runs = [run for method, rank in (("fft", None), ("lora", 8), ("lora", 32)) for run in row(
+        method, rank, at, task="uuid")]  # fmt: skip
+    runs += row("mora", 8, {1e-3: 0.9, 1e-2: 0.1, 1e-1: 0.9}, task="uuid")
+    ((setting, rows),) = settings(runs).items()
+    axes = panels(figure.reached, setting, rows)["digits recalled at the best rate"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer step", "digits recalled, %")
+    lines = series(axes)
+    assert list(lines) == ["FFT", "LoRA 8", "LoRA 32", "MoRA 8 sharing", "chance"]
+    assert_points(lines["MoRA 8 sharing"], [(75, 10.0), (150, 99.0)])
+    assert_points(lines["LoRA 32"], [(75, 10.0), (150, 95.0)])
+    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert looks["LoRA 8"][0] == looks["LoRA 32"][0] != looks["MoRA 8 sharing"][0]
+    assert len({*looks.values()}) == len(looks)
 
 
 def test_figures_of_what_there_is(records, tmp_path, monkeypatch):

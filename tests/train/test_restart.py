@@ -105,6 +105,42 @@ def test_merges_add_each_update_once_and_begin_anew(layout):
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(seen))  # each merge draws its own
 
 
+def by_algorithm(m, kind, wide, out):
+    """The update of the paper's algorithm (appendix B) for sides that the square divides: its two kinds of groups.
+
+    Kind 0 sums the rows of x.reshape(wide / size, size), and tiles; kind 1 the columns of x.reshape(size, wide / size),
+    and repeats each.
+    """
+    size, x = len(m), np.eye(wide)
+    if kind == 0:
+        return np.tile(x.reshape(wide, wide // size, size).sum(1) @ m, out // size)
+    return np.repeat(x.reshape(wide, size, wide // size).sum(2) @ m, out // size, axis=1)
+
+
+def test_the_papers_two_groupings_alternate():
+    """Four merges by groups="paper": kinds 0, 1, 0, 1, each as its algorithm has it, and a rank above one square's."""
+    wide, out = 12, 24  # sqrt(36) = 6: a square that divides both sides
+    config, tree = RestartConfig(every=2, groups="paper", warmup_steps=0), params(wide=wide, out=out)
+    square = AdapterConfig("mora", 1, targets=("value",), mora=MoraConfig(rounding="floor"))
+    plan = cycling(make_plan(tree, square), "paper")
+    state, frozen, optimizer = begun(plan, tree, config)
+    merge = make_merge(plan, config, {}, optimizer.init).lower(state, frozen).compile()
+    expected = tree["layers"]["value"]["kernel"].astype(np.float64)
+    for kind in (0, 1, 0, 1):
+        adapters = state.trainable["adapters"]
+        m = np.random.default_rng(kind).normal(size=adapters["layers"]["value"]["m"].shape).astype("f4")
+        expected = expected + np.stack([by_algorithm(one, kind, wide, out) for one in m])
+        state = state._replace(trainable={**state.trainable, "adapters": {"layers": {"value": {"m": jnp.asarray(m)}}}})
+        state, frozen = merge(state, frozen)
+        found = np.asarray(frozen["params"]["layers"]["value"]["kernel"])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        state = state._replace(step=state.step + config.every)
+    size = m.shape[-1]
+    ranks = np.linalg.matrix_rank(found - tree["layers"]["value"]["kernel"], tol=1e-3)
+    assert (wide % size, out % size) == (0, 0)
+    assert ranks.min() > size
+
+
 @pytest.mark.parametrize(("reset", "share"), [("magnitude", 0.0), ("random", 0.0), ("none", 0.0)])
 def test_moments_are_pruned_matrix_by_matrix(reset, share):
     """Of the merged adapters alone; nothing else of the optimizer's state changes, counts included."""

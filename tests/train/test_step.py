@@ -103,6 +103,35 @@ def test_lora_plus_is_one_step_with_two_rates():
     assert np.median(moved) == pytest.approx(4 * 1e-2, rel=1e-3)
 
 
+def test_lora_plus_is_adamw_by_numpy_with_the_rate_of_each_leaf():
+    """Three steps with moments and decay, without clipping: AdamW as published (Loshchilov & Hutter, algorithm 2)."""
+    rate, ratio, decay, b1, b2, eps = 1e-2, 4.0, 0.5, 0.9, 0.95, 1e-6
+    config = OptimizerConfig(rate, b1, b2, eps, decay, 0.0, multipliers=(("adapters/.*/b", ratio),))
+    step, state, frozen, batch = setup(optimizer=config)
+    objective = next_token_objective(adapters.attach(Llama(get_model("toy-llama")), adapters.make_plan(
+        frozen["params"], adapters.AdapterConfig(method="lora", rank=2, targets=TARGETS))))  # fmt: skip
+
+    @jax.jit
+    def gradient(learnt):
+        return jax.grad(lambda leaves: (lambda loss, sums: loss / sums["weight"])(
+            *objective(combine(leaves, frozen), batch, None)))(learnt)  # fmt: skip
+
+    weights = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(state.trainable).items()}
+    first, second = ({path: np.zeros_like(leaf) for path, leaf in weights.items()} for _ in range(2))
+    for t in (1, 2, 3):
+        for path, leaf in flatten(gradient(state.trainable)).items():
+            g, lr = np.asarray(leaf, np.float64), rate * (ratio if path.endswith("/b") else 1.0)
+            first[path] = b1 * first[path] + (1 - b1) * g
+            second[path] = b2 * second[path] + (1 - b2) * g**2
+            m, v = first[path] / (1 - b1**t), second[path] / (1 - b2**t)
+            weights[path] -= lr * (m / (np.sqrt(v) + eps) + decay * weights[path])
+        state, _ = step(state, frozen, batch)
+        for path, leaf in flatten(state.trainable).items():
+            np.testing.assert_allclose(leaf, weights[path], rtol=0, atol=2e-5, err_msg=f"{path}, step {t}")
+    moved = {path.rpartition("/")[2]: np.abs(first[path]).max() for path in first}
+    assert all(moved[name] > 0 for name in "ab")  # A too has a gradient, as B is no longer zero
+
+
 def test_a_rate_for_a_leaf_that_nobody_trains_is_refused():
     _, state, *_ = setup("mora")
     with pytest.raises(

@@ -9,6 +9,8 @@ from experiments.papers import mora_pretrain as paper
 from experiments.records.text_table import number
 from experiments.tables import style
 from experiments.tables.figures import dress, finish, pyplot
+from experiments.tables.mora import order
+from experiments.tables.mora.merges import rounding
 from experiments.tables.mora.pretrain import PretrainRow, Setting, settings
 from experiments.tables.table import Table
 
@@ -18,7 +20,8 @@ STEM = "mora_table3"
 def table(results: Sequence[dict], options: Any) -> Table:
     """The setting with most runs, its Fig. 5, and below these of other settings."""
     del options
-    tables = [part for setting in settings(results) for part in _shown(setting)]
+    found = settings(results)
+    tables = [part for setting in found for part in _shown(setting, found)]
     return dataclasses.replace(tables[0], parts=tuple(tables[1:]))
 
 
@@ -36,7 +39,7 @@ def figures(table: Table, folder: str | Path) -> list[Path]:
     return found
 
 
-def _shown(setting: Setting) -> list[Table]:
+def _shown(setting: Setting, found: Sequence[Setting]) -> list[Table]:
     header = ("method", "r", "merges", "trainable", "lr (tried: perplexity)", "perplexity", "seeds")
     lines: list[tuple[str, ...]] = [(*header, *(f"paper {size}" for size in paper.SIZES), "note")]
     for row in setting.rows:
@@ -51,12 +54,23 @@ def _shown(setting: Setting) -> list[Table]:
         "Perplexity of held-out text after the last step: mean and standard deviation over seeds, of the rate with the "
         "lowest one. Embeddings, head and norms are trained beside the adapters; everything else is as it was drawn.",
         f"The paper's columns are {paper.DATA} with t5-base's tokens and {paper.TOKENS / 1e9:.2f}B of them"
-        + (f" (here {setting.tokens / 1e9:.3f}B of another text, whose tokens are bytes)" if setting.tokens else "")
+        + (f" (here {_tokens(setting)})" if setting.places else "")
         + ": compare the order of the methods, not the numbers.",
+        *order.remarks(setting, found),
+        *rounding({row.label: row.runs for row in setting.rows}),
     )
     title = "MoRA Table 3: pre-training from scratch" + (f", {setting.name}" if setting.name else "")
     shown = Table(title, tuple(tuple(line[i] for i in keep) for line in lines), captions, data=setting)
     return [shown, *([_fig5(setting)] if any(row.counts for row in setting.rows) else [])]
+
+
+def _tokens(setting: Setting) -> str:
+    """What was read: 0.025B of another text, whose tokens are bytes."""
+    number = f"{setting.places / 1e9:.3f}B"
+    if setting.padded:
+        number = f"a document a row, cut or padded, so that fewer than {number} were read"
+    text = f"of {paper.DATA}" if setting.data.startswith(paper.DATA_SOURCES) else "of another text"
+    return f"{number} {text}" + (", whose tokens are bytes" if setting.scale == order.SMALL else "")
 
 
 def _fig5(setting: Setting) -> Table:

@@ -24,6 +24,7 @@ class PretrainRow(Row):
       tried: {rate: perplexity of the first seed}, the grid's.
       parameters, rate, merges: trained scalars; the chosen rate; how many merges a run has.
       note: why scores are missing, all or some, or that the grid ends at the rate.
+      runs: the records that the scores are of.
     """
 
     scores: tuple[float, ...] = ()
@@ -34,6 +35,7 @@ class PretrainRow(Row):
     rate: float | None = None
     merges: int = 0
     note: str = ""
+    runs: tuple[dict, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -52,13 +54,31 @@ class Setting:
 
     Attributes:
       name: in words.
-      tokens: of training.
       rows: by method.
+      steps: of training.
+      places: tokens of all batches, those that pad a row too.
+      reading, scale: the runs' labels.
+      kind: what settings have in common that differ in steps alone.
     """
 
     name: str
-    tokens: int
     rows: tuple[PretrainRow, ...]
+    steps: int = 0
+    places: int = 0
+    reading: str = "paper"
+    scale: str = ""
+    kind: tuple = ()
+
+    @property
+    def padded(self) -> bool:
+        """Whether a row of a batch is one document, filled up with padding, so that fewer tokens are read."""
+        configs = (run["config"] for row in self.rows for run in row.runs)
+        return any((config.get("task") or {}).get("packed") is False for config in configs)
+
+    @property
+    def data(self) -> str:
+        """The training data's sources, with spaces between."""
+        return next((_sources(run) for row in self.rows for run in row.runs), "")
 
 
 def settings(results: Sequence[dict]) -> list[Setting]:
@@ -68,7 +88,7 @@ def settings(results: Sequence[dict]) -> list[Setting]:
         if (result.get("config") or {}).get("experiment") == EXPERIMENT:
             groups.setdefault(_key(result), []).append(result)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0])))
-    return [_setting(key, group) for key, group in ordered] or [Setting("", 0, tuple(_row(m, []) for m in METHODS))]
+    return [_setting(key, group) for key, group in ordered] or [Setting("", tuple(_row(m, []) for m in METHODS))]
 
 
 def _key(result: dict) -> tuple:
@@ -83,12 +103,18 @@ def _files(path: Any) -> str:
     return " ".join(str(one).rpartition("/")[2] for one in ([path] if isinstance(path, str) else path or ()))
 
 
+def _sources(result: dict) -> str:
+    path = (result["config"].get("task") or {}).get("path")
+    return " ".join([path] if isinstance(path, str) else map(str, path or ()))
+
+
 def _setting(key: tuple, group: list[dict]) -> Setting:
     base, reading, steps, batch, length, _ = key
     name = f"{base}, {steps:,} steps of {batch} x {length} tokens, reading={reading}"
     methods = [*METHODS, *sorted({r["labels"].get("method") or "?" for r in group} - {*METHODS})]
     rows = (_row(method, [r for r in group if r["labels"].get("method") == method]) for method in methods)
-    return Setting(name, steps * batch * length, tuple(rows))
+    scale = group[0]["labels"].get("scale") or ""
+    return Setting(name, tuple(rows), steps, steps * batch * length, reading, scale, (*key[:2], *key[3:]))
 
 
 def _row(method: str, group: list[dict]) -> PretrainRow:
@@ -121,6 +147,7 @@ def _row(method: str, group: list[dict]) -> PretrainRow:
         rate=rate,
         merges=(steps - 1) // every if every else 0,
         note="; ".join(notes),
+        runs=tuple(best),
     )
 
 

@@ -12,6 +12,7 @@ MODEL = "smollm2-135m"  # unless another is asked for
 LARGE_RANK = 128  # sharing from here on, rotation below: as in configs/mora_finetune.py
 SEEDS = 3  # with fewer, no row has a place in an order
 PLAIN_READING = "paper"
+HIGHER, LOWER, NEAR = "higher", "lower", "not separated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,13 @@ def order_of(losses: Mapping[str, Loss]) -> dict[str, str]:
         )
         places[name], before = f"{number}{'~' if near else ''}", name
     return {name: places.get(name, f"{loss.seeds} seed(s)") for name, loss in losses.items()}
+
+
+def separated(mine: Loss, theirs: Loss) -> str:
+    """Whether a mean loss is lower or higher than another by more than the larger of their standard deviations."""
+    if abs(mine.mean - theirs.mean) <= max(mine.deviation or 0.0, theirs.deviation or 0.0):
+        return NEAR
+    return LOWER if mine.mean < theirs.mean else HIGHER
 
 
 def rates_text(runs: Sequence[dict]) -> str:

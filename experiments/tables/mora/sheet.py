@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.papers import mora_finetune as paper
 from experiments.records.text_table import number
 from experiments.tables.mora.exams import Exam, Score, entries, score_of, why_absent
+from experiments.tables.mora.merges import rounding
 from experiments.tables.mora.rows import SEEDS, TuneRow, loss_of, order_of, own_variant, rates_text, rise_of
 from experiments.tables.table import Table, place
 
@@ -62,6 +63,7 @@ def exam_table(
             cells.append(f"{mine} | {number(theirs[at[exam.title]] if theirs else None, '.1f')}")
         lines.append([row.label, number(row.parameters, ",d"), *cells])
     notes = [f"{row.label}: {note} ({task})." for row in rows for task, note in row.notes.items() if row.runs]
+    notes += rounding({row.label: [run for runs in row.runs.values() for run in runs] for row in rows})
     return Table(title, tuple(lines), (HOW, f"The paper's base is {paper.BASE_MODEL}.", *captions, *notes), data=rows)
 
 

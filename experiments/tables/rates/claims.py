@@ -3,18 +3,10 @@
 from collections.abc import Sequence
 
 from experiments.tables import style
-from experiments.tables.mora.rows import SEEDS, Loss
+from experiments.tables.mora.rows import HIGHER, LOWER, NEAR, SEEDS, Loss, separated
 from experiments.tables.rates.rows import RateRow
 
-HIGHER, LOWER, NEAR = "higher", "lower", "not separated"
 SCALES = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
-
-
-def separated(mine: Loss, theirs: Loss) -> str:
-    """Whether a mean loss is lower or higher than another by more than the larger of their standard deviations."""
-    if abs(mine.mean - theirs.mean) <= max(mine.deviation or 0.0, theirs.deviation or 0.0):
-        return NEAR
-    return LOWER if mine.mean < theirs.mean else HIGHER
 
 
 def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, str]:
@@ -37,7 +29,23 @@ def sentences(rows: Sequence[RateRow]) -> list[str]:
             found.append(f"MoRA {variant} against LoRA, each at its own rate: {_by_verdict(found_at)}.")
     for method, scale in SCALES.items():
         found += _rates(rows, method, scale)
+    if short := [row.label for row in rows if row.method in ("fft", *SCALES) and row.best and not seeded(row)]:
+        found.append(
+            f"Nothing is said of the best rate of {', '.join(short)}: it, or a rate beside it, has fewer than {SEEDS} "
+            "seeds."
+        )
     return found
+
+
+def seeded(row: RateRow) -> bool:
+    """Whether the best rate and those beside it were run with SEEDS seeds, of which a neighbour's may have diverged.
+
+    Of one seed, or where a neighbour has fewer, another rate may be the best.
+    """
+    if not row.best:
+        return False
+    place = row.points.index(row.best)
+    return all(len(point.losses) + point.lost >= SEEDS for point in row.points[max(place - 1, 0) : place + 2])
 
 
 def _by_verdict(at: dict[int, str]) -> str:
@@ -47,11 +55,12 @@ def _by_verdict(at: dict[int, str]) -> str:
 
 
 def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
-    """Of LoRA's best rate over full fine-tuning's, and over the ranks."""
+    """Of LoRA's best rate over full fine-tuning's, and over the ranks; of rows with all seeds, and of no edge."""
     name, found = style.name_of(method), []
-    tuned = {row.rank: row for row in rows if row.method == method and row.rank and row.best and not row.edge}
+    rows = [row for row in rows if seeded(row) and not row.edge]
+    tuned = {row.rank: row for row in rows if row.method == method and row.rank}
     best = {rank: row.best.rate for rank, row in sorted(tuned.items()) if row.best}
-    full = next((row for row in rows if row.method == "fft" and row.best and not row.edge), None)
+    full = next((row for row in rows if row.method == "fft"), None)
     if full and full.best and best:
         times = ", ".join(f"{rate / full.best.rate:.3g} at r={rank}" for rank, rate in best.items())
         found.append(f"{name}'s best rate ({scale}) over full fine-tuning's: {times}.")

@@ -10,7 +10,10 @@ from experiments.tables import style
 from experiments.tables.figures import dress, finish, pyplot
 from experiments.tables.rates.rows import RateRow, Setting
 
-VARIANTS = {"rotation": {"linestyle": "--", "color": "#56B4E9"}}  # beside MoRA's own look
+VARIANTS = {"rotation": {"linestyle": "--", "color": "#56B4E9", "marker": "d"}}  # beside MoRA's own look
+DASHES = {2: ":", 8: "-", 32: "--", 128: "-."}  # of ranks, where a colour is a method's
+BESIDE = 0.08  # points of one rank stand this many octaves apart: methods may have one best rate
+SMALL = {"fontsize": 7, "frameon": False}  # legends
 
 
 def draw(setting: Setting, rows: Sequence[RateRow], folder: str | Path) -> list[Path]:
@@ -28,16 +31,21 @@ def draw(setting: Setting, rows: Sequence[RateRow], folder: str | Path) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^A-Za-z0-9]+", "_", f"rates_{setting.task}_{Path(setting.base).name}_{setting.steps}")
     return [
-        _curves(setting, rows, folder / f"{stem}_curves.png"),
-        _reached(setting, rows, folder / f"{stem}_best.png"),
+        finish(curves(setting, rows), folder / f"{stem}_curves.png"),
+        finish(reached(setting, rows), folder / f"{stem}_best.png"),
     ]
 
 
-def _curves(setting: Setting, rows: Sequence[RateRow], path: Path) -> Path:
-    """Loss against rate: a panel a method, a line a rank; full fine-tuning in all of them."""
+def curves(setting: Setting, rows: Sequence[RateRow]) -> Any:
+    """The figure of loss against rate, not yet written: a panel a method, a line a rank; full fine-tuning in all.
+
+    Args:
+      setting: of the rows.
+      rows: those that have a best rate.
+    """
     full = [row for row in rows if row.method == "fft"]
     kinds = list(dict.fromkeys((row.method, row.variant) for row in rows if row.method != "fft")) or [("fft", "")]
-    figure, panels = pyplot().subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.6), sharey=True, squeeze=False)
+    figure, panels = pyplot().subplots(1, len(kinds), figsize=(3.2 * len(kinds) + 0.7, 3.6), sharey=True, squeeze=False)
     for axes, kind in zip(panels[0], kinds, strict=True):
         for row in [*full, *(row for row in rows if (row.method, row.variant) == kind and row not in full)]:
             points = [(point.rate, point.loss.mean) for point in row.points if point.loss]
@@ -47,17 +55,23 @@ def _curves(setting: Setting, rows: Sequence[RateRow], path: Path) -> Path:
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=dash, marker="o", markersize=3, label=name)
         axes.set_xscale("log")
         dress(axes, style.label(kind[0], None, kind[1]), "peak learning rate")
-        axes.legend(fontsize=7, frameon=False)
+    lines = {line.get_label(): line for axes in panels[0] for line in axes.get_lines()}
+    panels[0][-1].legend([*lines.values()], [*lines], loc="upper left", bbox_to_anchor=(1.0, 1.0), **SMALL)
     highest = max(point.loss.mean for row in rows for point in (row.points[0], row.best) if point and point.loss)
     lowest = min(row.best.loss.mean for row in rows if row.best and row.best.loss)
     margin = 0.05 * (highest - lowest) or 0.05
     panels[0][0].set_ylim(lowest - margin, highest + margin)  # a rate far too large would flatten every curve
-    panels[0][0].set_ylabel("held-out loss" if setting.held_out else "training loss")
-    return finish(figure, path)
+    panels[0][0].set_ylabel(_loss_name(setting))
+    return figure
 
 
-def _reached(setting: Setting, rows: Sequence[RateRow], path: Path) -> Path:
-    """Panels at the best rates: loss against parameters, rate against rank, forgetting or digits recalled."""
+def reached(setting: Setting, rows: Sequence[RateRow]) -> Any:
+    """The figure of the best rates, not yet written: loss by parameters, rate by rank, forgetting, digits recalled.
+
+    Args:
+      setting: of the rows.
+      rows: those that have a best rate.
+    """
     panels: list[Callable] = [_parameters, _ranks]
     if any(point.rise is not None for row in rows for point in row.points):
         panels.append(_forgetting)
@@ -66,8 +80,9 @@ def _reached(setting: Setting, rows: Sequence[RateRow], path: Path) -> Path:
     figure, each = pyplot().subplots(1, len(panels), figsize=(4.4 * len(panels), 3.9))
     for axes, panel in zip(each, panels, strict=True):
         panel(axes, rows)
-    each[0].set_ylabel("held-out loss" if setting.held_out else "training loss")
-    return finish(figure, path)
+        if not axes.get_ylabel():
+            axes.set_ylabel(_loss_name(setting))
+    return figure
 
 
 def _parameters(axes: Any, rows: Sequence[RateRow]) -> None:
@@ -76,13 +91,20 @@ def _parameters(axes: Any, rows: Sequence[RateRow]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=style.label(method, None, variant), **_look(method, variant))
     axes.set_xscale("log")
+    ticker = pyplot().matplotlib.ticker
+    counts = [row.parameters for row in rows if row.parameters] or [1]
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if max(counts) < 100 * min(counts) else (1, 3)))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M; powers of ten would run into each other
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     dress(axes, "best loss by size", "trainable parameters")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(**SMALL)
 
 
 def _ranks(axes: Any, rows: Sequence[RateRow]) -> None:
-    for (method, variant), group in _by_kind(rows).items():
-        points = sorted((row.rank, row.best.rate) for row in group if row.rank)
+    kinds = _by_kind(rows)
+    for place, ((method, variant), group) in enumerate(kinds.items()):
+        aside = 2 ** (BESIDE * (place - (len(kinds) - 1) / 2))
+        points = sorted((row.rank * aside, row.best.rate) for row in group if row.rank)
         if points:
             axes.plot(*zip(*points, strict=True), label=style.label(method, None, variant), **_look(method, variant))
         elif method == "fft":
@@ -91,12 +113,17 @@ def _ranks(axes: Any, rows: Sequence[RateRow]) -> None:
     axes.set_yscale("log")
     if ranks := sorted({row.rank for row in rows if row.rank}):
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.set_xlim(ranks[0] / 2, ranks[-1] * 2)
     dress(axes, "best rate by rank", "rank r")
     axes.set_ylabel("peak learning rate")
+    axes.legend(**SMALL)
 
 
 def _forgetting(axes: Any, rows: Sequence[RateRow]) -> None:
-    """Every rate of a row is a point, its best one is large."""
+    """Every rate of a row is a point, its best one is large; those far above the best losses lie outside."""
+    losses = [row.best.loss.mean for row in rows if row.best and row.best.loss]
+    span = max(losses) - min(losses) or 0.05
+    highest, least = max(losses) + span, 0.0
     for (method, variant), group in _by_kind(rows).items():
         large = {**_look(method, variant), "linestyle": "none"}
         best = [(row.best.rise, row.best.loss.mean) for row in group if row.best.rise is not None]
@@ -104,31 +131,32 @@ def _forgetting(axes: Any, rows: Sequence[RateRow]) -> None:
             (point.rise, point.loss.mean)
             for row in group
             for point in row.points
-            if point.loss and point.rise is not None
+            if point.loss and point.rise is not None and point.loss.mean <= highest
         ]
         if best:
+            least = min(least, *(rise for rise, _ in all_rates))
             axes.plot(*zip(*all_rates, strict=True), **{**large, "markersize": 2.5, "alpha": 0.5})
             axes.plot(*zip(*best, strict=True), **large)
     most = max((row.best.rise for row in rows if row.best and row.best.rise is not None), default=0.0)
-    losses = [row.best.loss.mean for row in rows if row.best and row.best.loss]
-    span = max(losses) - min(losses) or 0.05
-    axes.set_xlim(right=2 * most if most > 0 else None)
-    axes.set_ylim(min(losses) - 0.2 * span, max(losses) + span)
-    dress(axes, "learning against forgetting", "rise of the loss on other text, nats a token")
+    if most > 0:
+        axes.set_xlim(least - 0.1 * most, 2 * most)
+    axes.set_ylim(min(losses) - 0.2 * span, highest)
+    dress(axes, "learning against forgetting (large: best rate)", "rise of the loss on other text, nats a token")
 
 
 def _digits(axes: Any, rows: Sequence[RateRow]) -> None:
     for row in rows:
         if row.best and row.best.digits:
-            variant = "" if row.variant == "sharing" else row.variant
-            axes.plot(
-                *zip(*row.best.digits.items(), strict=True),
-                label=row.label,
-                **style.line(row.method, row.rank, variant),
-            )
-    axes.axhline(mora.CHANCE, color="#777777", linewidth=1, linestyle=":", zorder=0)
-    dress(axes, "digits recalled at the best rate, %", "optimizer step")
-    axes.legend(fontsize=7, frameon=False)
+            look = {**_look(row.method, row.variant), "linestyle": DASHES.get(row.rank or 0, "-")}
+            axes.plot(*zip(*row.best.digits.items(), strict=True), label=row.label, **look)
+    axes.axhline(mora.CHANCE, color="#777777", linewidth=1, linestyle=":", zorder=0, label="chance")
+    dress(axes, "digits recalled at the best rate", "optimizer step")
+    axes.set_ylabel("digits recalled, %")
+    axes.legend(**SMALL)
+
+
+def _loss_name(setting: Setting) -> str:
+    return "held-out loss" if setting.held_out else "training loss"
 
 
 def _by_kind(rows: Sequence[RateRow]) -> dict[tuple[str, str], list[Any]]:
