@@ -181,6 +181,7 @@ def config_of_grid(name):
         "wikisql": "lora_nlg",
         "mora": "mora_finetune",
         "rates": "mora_finetune",
+        "domains": "mora_finetune",
     }
     files = {**own, "pretrain": "mora_pretrain", "rates_uuid": "mora_uuid"}
     return f"configs/{files.get(name) or files[name.split('_')[0]]}.py"
