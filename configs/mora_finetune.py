@@ -15,7 +15,7 @@ Tasks and data (data= and validation= take any source of docs/data.md):
   instruct  Tulu v2 from the Hub, or conversations and instructions of yours (Dolly-15k); the loss is on the answers.
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
-            financial news, made into AdaptLLM's reading comprehension) are not published as one data set
+            financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
   domain    the same on texts of any other domain, with their numbers; configs/sweeps/domains.py has two.
 
 Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smollm2-135m, gemma3-270m
