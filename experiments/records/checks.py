@@ -1,5 +1,6 @@
 """Checks a run's record: the types of the fields that the tables and a resumed run read."""
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -103,6 +104,10 @@ def _is_evaluation(value: Any) -> bool:
     return _values(_number_or_none)(value) and _is_whole(value.get("step"))
 
 
+def _is_rise(value: Any) -> bool:
+    return _values(is_finite)(value) and "rise" in value
+
+
 _PLAIN_OR_LIST = lambda value: _is_plain(value) or _items(_is_plain)(value)  # noqa: E731
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a string"),
@@ -119,17 +124,19 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "message": (_is_text, "a string"),
     "notes": (_items(_is_text), "a list of strings"),
     "missing": (_values(_is_text), "an object of strings"),
-    "forgetting": (_values(_values(is_finite)), "an object of objects of numbers"),
+    "forgetting": (_values(_is_rise), "an object of objects of numbers with a rise"),
     "best": (_values(_number_or_none), "an object of numbers"),
     "base": (_values(_is_text), "an object of strings"),
     "seq_len": (_or_none(_is_whole), "a whole number"),
     "together": (_is_whole, "a whole number"),
 }
 # Values of a record's config that tables and a resumed run compute with.
-NUMBERS = ("seed", "optimizer.learning_rate", "train.steps", "train.stop_at", "train.epochs")
-TEXTS = ("experiment", "base.name", "base.quantize", "task.name")
+NUMBERS = ("seed", "optimizer.learning_rate", "train.steps", "train.stop_at", "train.epochs",
+           "train.batch_size", "task.seq_len")  # fmt: skip
+TEXTS = ("experiment", "base.name", "base.quantize", "task.name", "adapter.mora.compression")
 SECTIONS_OF_ADAPTER = ("adapter.mora", "adapter.bottleneck")
 LISTS = ("adapter.targets",)  # of texts
+TEXT_OR_LIST = ("task.path",)
 
 
 def _config_fault(config: dict[str, Any]) -> str:
@@ -139,13 +146,14 @@ def _config_fault(config: dict[str, Any]) -> str:
             return f"{name} is {_short(config[name])}, not an object"
     for paths, fits, wanted in (
         (NUMBERS, is_number, "a number"),
-        (TEXTS, _is_text, "a string"),
         (SECTIONS_OF_ADAPTER, _is_section, "an object"),
+        (TEXTS, _is_text, "a string"),
         (LISTS, _items(_is_text), "a list of strings"),
+        (TEXT_OR_LIST, lambda value: _is_text(value) or _items(_is_text)(value), "a string or a list of strings"),
     ):
         for path in paths:
-            section, _, key = path.rpartition(".")
-            value = (config.get(section) or {} if section else config).get(key)
+            *sections, key = path.split(".")
+            value = functools.reduce(lambda node, name: node.get(name) or {}, sections, config).get(key)
             if value is not None and not fits(value):
                 return f"{path} is {_short(value)}, not {wanted}"
     return ""

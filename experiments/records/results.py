@@ -91,12 +91,14 @@ def scores(results: Sequence[dict]) -> str:
         done = []
     names = [name for name in run_record.last_evaluation(done[0]) if name not in ("nonfinite",)] if done else []
     for name in names:
-        last = [run_record.last_evaluation(result)[name] for result in done]
+        last = [run_record.last_evaluation(result).get(name) for result in done]
         better = min if name.rpartition("/")[2] in LOSSES else max
-        best = [better(one[name] for one in result["evaluations"] if name in one) for result in done]
-        shown = ", ".join(f"{value:.4f}" for value in last)
-        lines.append(
-            f"{run_record.score_name(name)}: last {shown}; "
-            f"median {statistics.median(last):.4f} (last), {statistics.median(best):.4f} (best)"
+        each = [[value for one in result["evaluations"] if is_finite(value := one.get(name))] for result in done]
+        best = [better(values) for values in each if values]
+        known = [value for value in last if value is not None and is_finite(value)]
+        shown = ", ".join(f"{value:.4f}" if is_finite(value) else "not finite" for value in last)
+        median = (
+            f"; median {statistics.median(known):.4f} (last), {statistics.median(best):.4f} (best)" if known else ""
         )
+        lines.append(f"{run_record.score_name(name)}: last {shown}{median}")
     return "\n".join(lines)

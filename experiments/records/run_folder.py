@@ -27,7 +27,10 @@ ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a 
 
 
 def run_name(plain: dict) -> str:
-    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash."""
+    """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash.
+
+    Of a label that is a path or a Hub name, as a base's may be, the last part; the hash tells two of them apart.
+    """
     labels = plain.get("labels") or {}
     rate = (plain.get("optimizer") or {}).get("learning_rate")
     parts = [plain.get("experiment") or "run", *(labels.get(name) for name in ("scale", "model", "task", "method"))]
@@ -36,7 +39,11 @@ def run_name(plain: dict) -> str:
     parts.append(f"seed{plain.get('seed', 0)}")
     parts.append(labels["stage"] if labels.get("stage") not in (None, "", "full") else None)
     parts.append(content_hash(plain))
-    return "-".join(str(part) for part in parts if part)
+    return "-".join(_in_a_name(str(part)) for part in parts if part)
+
+
+def _in_a_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", label.rstrip("/").rpartition("/")[2])
 
 
 def run_folder(workdir: str | Path, name: str) -> Path:

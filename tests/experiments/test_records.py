@@ -112,6 +112,28 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, text):
     lines.check_results(tmp_path / "new.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"forgetting": {"novels": {"start": 3.0}}}, "its forgetting is .* not an object of objects of numbers with"),
+        ({"config": {"task": {"path": 7}}}, "its config.task.path is 7, not a string or a list of strings"),
+        ({"config": {"task": {"path": ["a", 7]}}}, r"its config.task.path is \['a', 7\], not a string or a list"),
+        ({"config": {"task": {"seq_len": "x"}}}, "its config.task.seq_len is 'x', not a number"),
+        ({"config": {"train": {"batch_size": {}}}}, "its config.train.batch_size is {}, not a number"),
+        (
+            {"config": {"adapter": {"mora": {"compression": 1.0}}}},
+            "its config.adapter.mora.compression is 1.0, not a s",
+        ),
+        ({"config": {"adapter": {"mora": "sharing"}}}, "its config.adapter.mora is 'sharing', not an object"),
+    ],
+)
+def test_a_field_that_the_tables_read_and_no_run_writes_so_is_named(tmp_path, more, said):
+    path = tmp_path / "grid.jsonl"
+    path.write_text(line_of(record("a", **more)))
+    with pytest.raises(UserError, match=said):
+        load_results([path])
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "grid.jsonl"
     append(path, [record("a")])

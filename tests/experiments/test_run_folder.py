@@ -72,6 +72,14 @@ def test_run_names_follow_content():
     assert run_folder.run_name(plain()) != run_folder.run_name(plain(pairs=5))
 
 
+@pytest.mark.parametrize("base", ["/bases/my toy/", "owner/my_toy", "../my_toy"])
+def test_a_base_by_path_or_hub_name_makes_a_name_that_a_folder_may_have(tmp_path, base):
+    """As configs/finetune.py:base=FOLDER_OR_HUB_NAME has it, whose label is the base."""
+    name = run_folder.run_name(plain(scale=base))
+    assert name.startswith("mora_uuid-my_toy-mora-r8-lr0.001-seed0-")
+    assert run_folder.run_folder(tmp_path, name).parent == tmp_path
+
+
 def test_write_json_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     value = {

@@ -117,6 +117,18 @@ def test_the_closing_lines_of_trials_pool_seeds_alone():
     assert not seeds_alone([one["config"] for one in GRID])
 
 
+def test_the_closing_lines_of_trials_name_a_seed_whose_score_is_not_finite():
+    """The last update may spoil the weights of a run that ended; the others keep their median."""
+    seeds = [record(plain(2, seed), 1.0, held) for seed, held in enumerate((None, 4.0, 6.0))]
+    *_, loss, _ = results.scores(seeds).splitlines()
+    assert loss == "held-out loss: last not finite, 4.0000, 6.0000; median 5.0000 (last), 0.1000 (best)"
+    for one in seeds:
+        one["evaluations"][-1]["loss"] = None
+    assert "held-out loss: last not finite, not finite, not finite\n" in results.scores(seeds)
+    seeds[1]["evaluations"][-1].pop("loss")
+    assert "held-out loss" in results.scores(seeds)
+
+
 def test_the_trials_of_a_program_are_named_by_what_differs():
     plains = [plain(2), plain(8, rate=3e-3)]
     assert described(["a", "b"], plains, [2000, 8000], 1).splitlines() == [
