@@ -7,7 +7,7 @@ from typing import Any
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.rates import refuse_auto
 
-RATE = "rate"  # what every config file calls its argument of the learning rate
+RATE = "rate"  # the argument of every config file that sets the learning rate
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 # For the ARGUMENTS of a config file: {a config's key: the file's argument that sets it}, by which messages name a key,

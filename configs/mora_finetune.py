@@ -16,7 +16,7 @@ Tasks and data (data= and validation= take any source of docs/data.md):
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
             financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
-  domain    the same on texts of any other domain, with their numbers; configs/sweeps/domains.py has two.
+  domain    the same on texts of any other domain, with biomed's numbers; configs/sweeps/domains.py has two.
 
 Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smollm2-135m, gemma3-270m
 (scripts/fetch_weights.py) and pico-llama (a CPU), with our own batch, lengths and rates. Hyperparameters:
@@ -33,15 +33,15 @@ measures the loss on text that is not trained on before training and at the end,
 `exams` asks the task's exams then, without examples but for MMLU's 5 shots: MMLU, GSM8K and MATH, every column of Table
 6 (PubMedQA, MedQA, MMLU's medical subjects, RCT) or of Table 7 (ConvFinQA, FiQA SA, Headline, NER, FPB, and Financial
 PhraseBank's own sentences), and for `domain` MMLU, from their files below $LOWRANK_JAX_EXAMS_DIR (docs/evaluation.md
-names them); questions=N asks N of each, evenly spaced. Of the three domains, an exam without a file is left out, and
-the tables say so.
+names them); questions=N asks N of each, evenly spaced. For biomed, finance and domain an exam without a file is
+left out, and the tables say so.
 
-Bases but pico-llama are bfloat16, so each merge of relora rounds their weights to 8 significant bits (tables say so);
-`--config.base.dtype=float32` keeps them, in twice the memory.
+All bases except pico-llama are bfloat16, so each merge of relora rounds their weights to 8 significant bits, which
+tables say; `--config.base.dtype=float32` keeps them, in twice the memory.
 
 Readings (`python -m experiments.tables ledger`): reading=paper takes Table 5 as printed, reading=code the official
-train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, for relora the schedule again after each merge, not jagged, and
-for asylora a start from numbers that are not centred.
+train.py: a warm-up of 3% on MetaMathQA, dropout 0.05, for relora the schedule begun again after each merge, not
+jagged, and for asylora a start from numbers that are not centred.
 """
 
 from ml_collections import ConfigDict

@@ -89,7 +89,7 @@ def plan_slice(config: Any, name: str) -> None:
                 return None
 
         def compiled(other: topology.Topology) -> Any:
-            print(f"looking for the smallest that is enough: compiling for {other} ...", flush=True)
+            print(f"looking for the smallest slice that fits: compiling for {other} ...", flush=True)
             return needs.needs(on(other))
 
         best = slices.smallest(asked, found, given, compiled)

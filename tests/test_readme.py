@@ -114,7 +114,7 @@ def test_the_pods_commands_print_what_they_would_run():
     assert [line.split()[0] for line in lines] == [lines[0].split()[0], "python", "bash", "bash"]
     assert all("--dry-run" in line for line in lines[2:])
     script = "\n".join(line for line in lines if not line.startswith("python"))
-    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     workers = [line for line in done.stdout.splitlines() if line.startswith("worker: ")]
     assert len(workers) == 2

@@ -6,8 +6,9 @@
 
 Rates: half of the epochs with a whole schedule of their own, one seed; of a method's rates at one number of rows the
 one whose best epoch has the lowest held-out loss wins, by one rule for all methods. They lie above GPT-3's, as smaller
-bases take larger ones; of the prefix methods they are those around WikiSQL's best (wikisql_sample.py). LoRA and MoRA
-have r=8, Adapter-H a bottleneck of 8, PreEmbed and PreLayer Table 17's tokens: 16 and 8, 32 and 8, or 8 and 8.
+bases take larger ones; the prefix methods' lie around PreLayer's best on WikiSQL (wikisql_sample.py). LoRA and MoRA
+have r=8, Adapter-H a bottleneck of 8. Virtual tokens are Table 17's: PreEmbed has 16 (100 rows) or 32 prefix tokens,
+PreLayer 8, and both have 8 infix tokens.
 BitFit is left out: SmolLM2 has no biases.
 
 Texts have at most 384 tokens (280 in a sample of 10,469 rows; GPT-3's runs allow 768, which takes twice the memory),

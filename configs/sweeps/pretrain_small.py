@@ -7,7 +7,7 @@
 25 runs should take 15 to 20 minutes with compiling. Rates are chosen by the held-out loss after the whole length, as
 what restarts do depends on it; the run of the best rate is the first of three seeds. If the order is not the paper's,
 it is checked at double the length before it is reported, by `--config=configs/mora_pretrain.py:data=FOLDER,steps=3000`:
-the table's caption (`python -m experiments.tables mora_table3`) says when that is due, and what came of it.
+the table's caption (`python -m experiments.tables mora_table3`) says whether that is still to be done, and the outcome.
 """
 
 from configs.hyperparameters.pretrain import OWN_RATES

@@ -7,13 +7,13 @@ FOLDER/wikisql has train.jsonl (or .gz), valid.jsonl and test.jsonl with rows of
 ...": 1,000, 100 and 100 of the 56,355, 8,421 and 15,878 rows (docs/data.md names the repository). Every record notes
 that its data are a sample. Only logical forms are scored: there are no tables on which a query could be executed.
 
-Rates: ten epochs, one seed, nothing decoded; the one of a method's four with the lowest held-out loss at its end
-is taken.
+Rates: ten epochs, one seed, nothing decoded; of a method's four, the one with the lowest held-out loss after the
+last epoch is taken.
 """
 
 from configs.sweeps.e2e_smollm2 import BEST, MODEL, SEEDS
 
-EPOCHS = 10  # of 24 steps each
+EPOCHS = 10  # of 24 steps each, PreLayer's of about 28
 RATES = {
     "method=fft": (5e-5, 1e-4, 2e-4, 5e-4),
     "method=lora": (1e-3, 2e-3, 5e-3, 1e-2),

@@ -117,7 +117,7 @@ MORA_PRETRAIN = (
         "rows of C4",
         "C4, 512 tokens; not said how texts become rows",
         "the authors point to ReLoRA's preprocessing: it joins texts, each with EOS, and cuts every 512 tokens",
-        "a document a row, cut and padded: fewer tokens are read than steps x batch x 512, and ends of texts are lost",
+        "one document a row, cut or padded: fewer tokens are read than steps x batch x 512, and ends of texts are lost",
         "task.packed, task.lazy",
     ),
     Disagreement(
@@ -163,8 +163,8 @@ MORA_FINETUNE = (
         "AsyLoRA",
         "only its start is taken, A is trained (its authors freeze A)",
         "A from the decomposition of a matrix of [0, 1) numbers, which the authors centre; freezing A is commented out",
-        "an orthonormal basis of a Gaussian matrix's columns, as likely as the authors'; or, as in the code, the "
-        "constant vector first; A trained, or frozen",
+        "an orthonormal basis of a Gaussian matrix's columns, distributed as the authors'; or, as in the code, with "
+        "the constant vector first; A trained, or frozen",
         "adapter.init = asylora, asylora_uncentred; trainable",
     ),
     Disagreement(
@@ -185,7 +185,7 @@ MORA_FINETUNE = (
         "weights that ReLoRA merges into in fine-tuning",
         "not said",
         "16 bits by the example's flags (--use_16bit --use_bf16), 8 without them; a merge is stored in that type",
-        "bfloat16: each merge rounds the weights to 8 significant bits (pre-training's base is float32: it does not)",
+        "bfloat16: each merge rounds the weights to 8 significant bits (not in pre-training, whose base is float32)",
         "base.dtype = float32 | bfloat16",
     ),
     Disagreement(

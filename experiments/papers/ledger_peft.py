@@ -7,8 +7,8 @@ PEFT = (
     Disagreement(
         "EOS of a batch's longest row",
         "none (a benchmark without a paper)",
-        "EOS is the padding, its first one is a target: the longest row of a batch has none, as its comment says",
-        "every row ends with EOS and learns it, but for one that is cut at 768 tokens",
+        "EOS pads, and the first one is a target: a batch's longest row has none, as a comment in it says",
+        "every row ends with EOS as a target, except one that is cut at 768 tokens",
         "task.add_eos",
     ),
 )

@@ -29,7 +29,7 @@ ENDED = ("finished", "diverged")  # a diverged run would diverge again: it is a 
 def run_name(plain: dict) -> str:
     """The default name of a run: experiment, scale, model, task, method, rank, rate, seed, stage unless full, hash.
 
-    Of a label that is a path or a Hub name, as a base's may be, the last part; the hash tells two of them apart.
+    Of a label that is a path or a Hub name, as a base's may be, only the last part is used; the hash tells runs apart.
     """
     labels = plain.get("labels") or {}
     rate = (plain.get("optimizer") or {}).get("learning_rate")

@@ -12,7 +12,7 @@ from lowrank_jax.core.files import kind_of, read_bytes
 
 LOSS_POINTS = 400  # a figure of 9 inches shows no more, and a record stays near 10 kB
 LOSS_WINDOW = 20  # steps over which a final training loss is averaged
-RISEN = 0.02  # share above its lowest from which a held-out loss is said to have risen
+RISEN = 0.02  # a held-out loss that is larger than its lowest by this share has risen
 EVALUATION = "eval/"  # what an evaluation's keys start with in metrics.jsonl
 
 

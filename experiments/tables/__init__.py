@@ -34,7 +34,7 @@ TABLES = {
     "ledger": "experiments.papers.ledger",
 }
 
-# A number under which somebody may look for a table -> what prints it.
+# A table's number in the paper -> what prints it here.
 SHOWN_BY = {
     "lora_table1": "latency",
     "lora_table5": "sweep --results=runs",
@@ -62,7 +62,7 @@ def find(names: list[str]) -> ModuleType:
       UserError: none, several, or an unknown one.
     """
     if len(names) == 1 and names[0] in SHOWN_BY:
-        raise UserError(f"{names[0]} is shown by another name: python -m experiments.tables {SHOWN_BY[names[0]]}")
+        raise UserError(f"{names[0]} has another name here: python -m experiments.tables {SHOWN_BY[names[0]]}")
     if len(names) != 1 or names[0] not in TABLES:
         raise UserError(f"name one table: {' or '.join(TABLES)}" + (f"; not {' '.join(names)}" if names else ""))
     return importlib.import_module(TABLES[names[0]])

@@ -109,8 +109,8 @@ class AdapterConfig:
       dropout: rate on the branch's input, in training only.
       init: LoRA's and DoRA's start, see `adapters.leaves.inits`: `kaiming_uniform` (loralib: A ~ U(-1/sqrt(d_in),
         1/sqrt(d_in))), `gaussian` (the paper), `orthogonal` (PEFT), `asylora` (orthonormal A; its authors freeze A, by
-        `trainable`), `asylora_uncentred` (MoRA's code); or from the kernel, whose residual is then what is frozen
-        (`adapters.residual`): `pissa`, `olora`, `loftq`.
+        `trainable`), `asylora_uncentred` (as in MoRA's code); or from the kernel, whose residual is then what is
+        frozen (`adapters.residual`): `pissa`, `olora`, `loftq`.
       init_std: standard deviation of `gaussian`, which the paper does not state, of a bottleneck's W_down, and of a
         prefix family's vectors.
       rank_pattern, alpha_pattern: (module name, value) pairs that override rank and alpha; first match wins.

@@ -1,10 +1,10 @@
-"""What is said to those who ask for a learning rate by rule: there is none."""
+"""Refuses `learning_rate=auto`: no rule for a learning rate is built in."""
 
 from typing import Any
 
 from lowrank_jax.core.errors import UserError
 
-RATE = "optimizer.learning_rate"  # of a config
+RATE = "optimizer.learning_rate"  # key of a config
 AUTO = "auto"
 NO_RULE = (
     "no rule for a learning rate is built in; give a number, or search it as the grids configs/sweeps/rates_*.py do "
@@ -16,8 +16,8 @@ def refuse_auto(value: Any, shown: str) -> None:
     """Refuses AUTO as a learning rate.
 
     Args:
-      value: of the rate, as it was given.
-      shown: the key, as it was given.
+      value: the learning rate as given.
+      shown: the key as given, for the message.
 
     Raises:
       UserError: the value is AUTO; says how a rate is found.

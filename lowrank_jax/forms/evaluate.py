@@ -138,7 +138,7 @@ def make_loss_evaluator(
 def make_trials_loss_evaluator(
     objective: Objective, axes: Any, mesh: Mesh, options: Any = None
 ) -> Callable[[Tree, Tree, Iterable[dict]], list[tuple[float, float]]]:
-    """(stacked trainable, frozen, host batches) -> the sums of `make_loss_evaluator` of each trial, in one program.
+    """(stacked trainable, frozen, host batches) -> for each trial the sums of `make_loss_evaluator`, in one program.
 
     Args:
       objective, options: as there.
@@ -161,9 +161,9 @@ def make_trials_loss_evaluator(
 
 
 def _total(sums: Iterable[tuple[Array, Array]]) -> np.ndarray:
-    """Pairs of batches added in float64: [2], or [2, trials]. None is fetched before all are under way.
+    """The batches' (loss, weight) added in float64: [2], or [2, trials]. All are dispatched before any is fetched.
 
-    Fetching each at once would have the device wait for the next batch to be read, encoded and sent.
+    Fetching each one first would leave the device idle while the next batch is read, encoded and sent.
     """
     found = list(sums)
     return np.sum(np.asarray(jax.device_get(found), np.float64), axis=0) if found else np.zeros(2)

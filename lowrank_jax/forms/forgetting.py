@@ -106,7 +106,7 @@ def text_loss(setting: Setting, task: Task, options: ForgettingOptions, objectiv
 
     def many(axes: Any, mesh: Mesh) -> Callable[[Any, Any], list[dict[str, float]]]:
         of_trials = make_trials_loss_evaluator(objective, axes, mesh, setting.options)
-        few = min(size, setting.batch_size)  # all trials' logits exist at a time, as in a step
+        few = min(size, setting.batch_size)  # the logits of all trials are in memory together, as in a step
 
         def evaluate_all(trainable: Any, frozen: Any) -> list[dict[str, float]]:
             found = {name: of_trials(trainable, frozen, batches(rows, few)) for name, rows in sources.items()}

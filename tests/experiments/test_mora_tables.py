@@ -114,8 +114,8 @@ def test_merges_into_weights_of_16_bits_are_said_to_round_them(name, task):
     for run, dtype in zip(runs, ("bfloat16", "bfloat16", "float32", "float32"), strict=True):
         run["config"] |= {"base": {"name": "smollm2-135m", "dtype": dtype}}
         run["config"] |= {"restart": {"every": 50 if run["labels"]["method"] == "relora" else 0}}
-    said = [line for line in shown(name, runs).captions if "merges" in line]
-    assert said == ["ReLoRA 8: merges into bfloat16 weights round them, each one to 8 significant bits."]
+    said = [line for line in shown(name, runs).captions if "merge" in line]
+    assert said == ["ReLoRA 8: the base is bfloat16, so each merge rounds its weights to 8 significant bits."]
 
 
 @pytest.mark.parametrize(

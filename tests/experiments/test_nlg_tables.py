@@ -203,11 +203,11 @@ def test_a_row_that_no_run_can_fill_says_why():
     captions = shown("lora_table18", runs).captions
     assert captions[-2:] == (
         "Not run: LoRA 2, LoRA 4, LoRA 8, LoRA 16, LoRA 32, LoRA 64, LoRA 128.",
-        "Not run (its value projection, 576 x 192, has no rank above 192): LoRA 256, LoRA 512, LoRA 1024.",
+        "Not run (SmolLM2's value projection, 576 x 192, has no rank above 192): LoRA 256, LoRA 512, LoRA 1024.",
     )
     assert "Not run (SmolLM2 has no biases): BitFit." in shown("lora_table4", []).captions
     assert not any("(" in one for one in shown("lora_table4", [], "gpt2-medium").captions if one.startswith("Not run"))
-    with pytest.raises(UserError, match=r"lora_table1 is shown by another name: python -m experiments\.tables latency"):
+    with pytest.raises(UserError, match=r"lora_table1 has another name here: python -m experiments\.tables latency"):
         find(["lora_table1"])
     assert {words.split()[0] for words in SHOWN_BY.values()} <= {*TABLES}
     assert not {*SHOWN_BY} & {*TABLES}

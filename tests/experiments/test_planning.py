@@ -166,7 +166,7 @@ def test_a_plan_for_eight_cards(program, toy, tmp_path, monkeypatch):
         "h200:8: 8 x NVIDIA H200, mesh data=1 fsdp=8 tensor=1; an estimate: no such cards are here",
         "all-gather ",
         " GiB a device: fits",
-        "looking for the smallest that is enough: compiling for h200:1 ...",
+        "looking for the smallest slice that fits: compiling for h200:1 ...",
         "smallest slice of h200 that fits: h200:1, needs ",
     ):
         assert line in ended.out, ended.out

@@ -77,38 +77,38 @@ def captions(records):
     return mora_table3.table(records, SimpleNamespace()).captions
 
 
-def test_an_order_unlike_the_papers_is_said_and_where_it_was_checked():
+def test_an_order_that_differs_from_the_papers_is_said_and_where_it_was_checked():
     """LoRA below MoRA, ReMoRA near LoRA, ReLoRA with two seeds: by the paper MoRA is below LoRA."""
     lora, mora = (4.0, 4.1, 4.2), (4.5, 4.6, 4.7)
     found = three("lora", *lora) + three("mora", *mora) + three("remora", 4.05, 4.15, 4.25) + three("relora", 1.0, 1.1)
-    (said,) = [line for line in captions(found) if "order of the methods is" in line]
+    (said,) = [line for line in captions(found) if "order of the methods differs" in line]
     assert said == (
-        "The order of the methods is unlike the paper's: LoRA is below MoRA. Lowest first: LoRA, ReMoRA~ (not "
-        "separated from the one before), MoRA. It is not checked at double the steps (3,000) yet: python -m "
+        "The order of the methods differs from the paper's: LoRA is below MoRA. Lowest first: LoRA, ReMoRA~ (not "
+        "separated from the one before), MoRA. Not yet checked at double the steps (3,000): python -m "
         "experiments.sweep --config=configs/mora_pretrain.py:data=FOLDER,steps=3000 "
         "--grid=configs/sweeps/pretrain_small.py --together=3 --results=experiments/results/mora_pretrain"
     )
     twice = dict(steps=3_000)
     for more, words in (
-        (three("lora", *lora, **twice), "Double the steps (3,000) are recorded, without 3 seeds of two methods yet."),
+        (three("lora", *lora, **twice), "At double the steps (3,000) fewer than two methods have 3 seeds yet."),
         (
             three("lora", *mora, **twice) + three("mora", *lora, **twice),
-            "At double the steps (3,000) the order is MoRA, LoRA: not unlike the paper's.",
+            "the order is MoRA, LoRA: no methods are separated the other way than in the paper.",
         ),
         (
             three("lora", *lora, **twice) + three("mora", *mora, **twice),
-            "At double the steps (3,000) the order is LoRA, MoRA: unlike the paper's too: LoRA is below MoRA.",
+            "At double the steps (3,000) the order is LoRA, MoRA: it differs there too: LoRA is below MoRA.",
         ),
-        (three("lora", *lora, reading="code", **twice), "It is not checked at double the steps"),
+        (three("lora", *lora, reading="code", **twice), "Not yet checked at double the steps"),
     ):
         assert words in "".join(captions(found + more)), words
     longer = three("lora", *lora, **twice) + three("mora", *mora, **twice)
     tables = mora_table3.table(found + longer, SimpleNamespace())
     (part,) = [part for part in tables.parts if "3,000 steps" in part.title]
-    assert "It was so at half the steps too." in "".join(part.captions)
+    assert "At half the steps it differs too." in "".join(part.captions)
     alike = three("lora", *mora) + three("mora", *lora) + three("remora", *lora) + three("relora", *mora)
     for enough in (alike, three("lora", *lora) + three("mora", 4.05, 4.15, 4.25), three("lora", 4.0) + alike[3:6]):
-        assert "unlike" not in "".join(captions(enough))
+        assert "differs" not in "".join(captions(enough))
 
 
 @pytest.mark.parametrize("reading", ["paper", "code"])
@@ -127,12 +127,10 @@ def test_tokens_are_not_overstated_and_merges_that_round_are_named():
     assert "round" not in text
     padded = three("lora", 4.0, task={"packed": False, "path": "tfds:c4/en:train"})
     padded[0]["labels"]["scale"] = "250m"
-    assert "(here a document a row, cut or padded, so that fewer than 0.025B were read of C4)" in "".join(
-        captions(padded)
-    )
+    assert "(here fewer than 0.025B of C4, as each row is one document, cut or padded)" in "".join(captions(padded))
     rounded = [*three("relora", 4.0, every=300, dtype="bfloat16"), *three("lora", 4.0, dtype="bfloat16")]
     said = [line for line in captions([*rounded, *three("remora", 4.0, every=300)]) if "round" in line]
-    assert said == ["ReLoRA 64: merges into bfloat16 weights round them, each one to 8 significant bits."]
+    assert said == ["ReLoRA 64: the base is bfloat16, so each merge rounds its weights to 8 significant bits."]
 
 
 def test_the_grid():

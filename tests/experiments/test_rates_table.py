@@ -107,7 +107,7 @@ def test_claims_are_made_of_the_records_or_absent(records):
     (sentence,) = claims.sentences(*settings(moved).values())
     assert sentence.endswith("over a factor of 100, where neighbours are a factor of 10 apart, so that a dependence on "
                              "the rank is seen.")  # fmt: skip
-    assert "Nothing is said of the best rate" not in text
+    assert "No conclusion is drawn" not in text
     assert shown([]).text() == "Methods at tuned rates: nothing is recorded"
     assert not shown(records, model="gemma3-270m").parts
 
@@ -119,14 +119,14 @@ def test_a_best_rate_of_few_seeds_makes_no_claim():
     few = [run for run in few if (run["labels"]["rank"], run["labels"]["stage"]) != (32, "near")]
     few += [run("lora", 32, 1e-3, 1.0, seed, "near") for seed in (1, 2)]
     assert claims.sentences(*settings(few).values()) == [
-        "Nothing is said of the best rate of FFT, LoRA 8, LoRA 32, rsLoRA 8: it, or a rate beside it, has fewer than 3 "
-        "seeds."
+        "No conclusion is drawn from the best rate of FFT, LoRA 8, LoRA 32, rsLoRA 8: it, or a rate beside it, has "
+        "fewer than 3 seeds."
     ]
     full, lost = row("fft", None, at), {1e-4: 2.0, 1e-3: 1.0, 1e-2: None}
     ladder = claims.sentences(*settings(full + row("lora", 8, lost) + row("lora", 32, at, **one)).values())
     assert ladder == [
         "LoRA's best rate (alpha/r) over full fine-tuning's: 1 at r=8.",
-        "Nothing is said of the best rate of LoRA 32: it, or a rate beside it, has fewer than 3 seeds.",
+        "No conclusion is drawn from the best rate of LoRA 32: it, or a rate beside it, has fewer than 3 seeds.",
     ]
 
 

@@ -34,7 +34,7 @@ GOLDEN = {
 }
 ROWS = Path(__file__).with_name("exam_rows.json")  # what pico-llama is asked
 QUESTIONS, PROBLEMS, NEW_TOKENS = 200, 100, 64
-FEW, SHORT = 10, 192  # of each exam for pico-llama; bytes of a prompt, with 64 new ones two compiled widths
+FEW, SHORT = 10, 192  # of each exam for pico-llama; bytes of a prompt: with 64 new ones two compiled widths
 CHUNK = 10  # questions between two writes of the file of what is done
 TOLERANCE = 2e-4  # nats, of float32 sums of log-probabilities
 SOURCES = {
@@ -253,7 +253,7 @@ def write_golden(base, found):
 
 
 def versions():
-    """Of the libraries on the other side."""
+    """Versions of the libraries behind the Hugging Face backend."""
     return {name: importlib.metadata.version(name) for name in ("lm_eval", "torch", "transformers")}
 
 
@@ -292,7 +292,7 @@ def main():
     words.add_argument("--base", choices=(*GOLDEN,), default=SMOLLM2)
     words.add_argument("--data", type=Path, help="folder of the official files; hf and ours of pico-llama need none")
     words.add_argument("--done", type=Path, help="file of what is done so far")
-    words.add_argument("--out", type=Path, help="JSON file to write; nothing that is done so far is taken over")
+    words.add_argument("--out", type=Path, help="JSON file to write; all questions are asked again")
     given = words.parse_args()
     if given.data is None and (given.side == "rows" or given.base == SMOLLM2):
         words.error("give --data=FOLDER")

@@ -1,4 +1,4 @@
-"""Says of which rows the restarts merge into weights of 16 bits, so that every merge rounds them."""
+"""Names the rows whose restarts merge into 16-bit weights, which every merge rounds."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ BITS = {"bfloat16": 8, "float16": 11}  # significant bits of a weight; float32 h
 
 
 def rounding(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
-    """A caption for each type of weights of 16 bits into which runs of some rows merge; [] where there is none.
+    """A caption for each 16-bit type of the weights that rows merge into; [] where there is none.
 
     Args:
       rows: label -> the records of its runs.
@@ -17,7 +17,7 @@ def rounding(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
         for dtype in sorted({_dtype(run) for run in runs} & BITS.keys()):
             found.setdefault(dtype, []).append(label)
     return [
-        f"{', '.join(labels)}: merges into {dtype} weights round them, each one to {BITS[dtype]} significant bits."
+        f"{', '.join(labels)}: the base is {dtype}, so each merge rounds its weights to {BITS[dtype]} significant bits."
         for dtype, labels in found.items()
     ]
 

@@ -54,7 +54,7 @@ def _shown(setting: Setting, found: Sequence[Setting]) -> list[Table]:
         "Perplexity of held-out text after the last step: mean and standard deviation over seeds, of the rate with the "
         "lowest one. Embeddings, head and norms are trained beside the adapters; everything else is as it was drawn.",
         f"The paper's columns are {paper.DATA} with t5-base's tokens and {paper.TOKENS / 1e9:.2f}B of them"
-        + (f" (here {_tokens(setting)})" if setting.places else "")
+        + (f" (here {_tokens(setting)})" if setting.positions else "")
         + ": compare the order of the methods, not the numbers.",
         *order.remarks(setting, found),
         *rounding({row.label: row.runs for row in setting.rows}),
@@ -65,12 +65,12 @@ def _shown(setting: Setting, found: Sequence[Setting]) -> list[Table]:
 
 
 def _tokens(setting: Setting) -> str:
-    """What was read: 0.025B of another text, whose tokens are bytes."""
-    number = f"{setting.places / 1e9:.3f}B"
-    if setting.padded:
-        number = f"a document a row, cut or padded, so that fewer than {number} were read"
+    """What was read, as in "0.025B of another text, whose tokens are bytes"."""
     text = f"of {paper.DATA}" if setting.data.startswith(paper.DATA_SOURCES) else "of another text"
-    return f"{number} {text}" + (", whose tokens are bytes" if setting.scale == order.SMALL else "")
+    text = f"{setting.positions / 1e9:.3f}B {text}" + (
+        ", whose tokens are bytes" if setting.scale == order.SMALL else ""
+    )
+    return f"fewer than {text}, as each row is one document, cut or padded" if setting.padded else text
 
 
 def _fig5(setting: Setting) -> Table:

@@ -1,4 +1,4 @@
-"""Compares the order of pre-training's methods with the paper's, and says whether another one was checked at length."""
+"""Compares the order of pre-training's methods with the paper's, and says whether a difference holds at more steps."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from experiments.tables import style
 from experiments.tables.mora.pretrain import Setting
 from experiments.tables.mora.rows import LOWER, SEEDS, Loss, order_of, separated
 
-LONGER = 2  # times the steps, at which an order unlike the paper's is checked
+LONGER = 2  # times the steps, at which an order that differs from the paper's is checked
 SMALL = "small"  # the scale of the grid below
 SWEEP = (
     "python -m experiments.sweep --config=configs/mora_pretrain.py:{argument} --grid=configs/sweeps/pretrain_small.py "
@@ -17,7 +17,7 @@ SWEEP = (
 
 
 def remarks(setting: Setting, others: Sequence[Setting]) -> list[str]:
-    """What a table says of an order unlike the paper's; [] where no two methods of SEEDS seeds are separated that way.
+    """Captions on an order that differs from the paper's; [] where no two methods with SEEDS seeds are separated so.
 
     Args:
       setting: of the table.
@@ -25,21 +25,26 @@ def remarks(setting: Setting, others: Sequence[Setting]) -> list[str]:
     """
     if not (wrong := unlike(setting)):
         return []
-    first = f"The order of the methods is unlike the paper's: {_pairs(wrong)}. Lowest first: {_order(setting)}."
+    first = f"The order of the methods differs from the paper's: {_pairs(wrong)}. Lowest first: {_order(setting)}."
     if any(unlike(other) and _length(other, setting) == LONGER for other in others):
-        return [f"{first} It was so at half the steps too."]
+        return [f"{first} At half the steps it differs too."]
     steps = f"double the steps ({LONGER * setting.steps:,})"
     longer = next((other for other in others if _length(setting, other) == LONGER), None)
     if longer is None:
-        return [f"{first} It is not checked at {steps} yet: {_command(setting)}"]
+        return [f"{first} Not yet checked at {steps}: {_command(setting)}"]
     if not (known := _losses(longer)) or len(known) < 2:
-        return [f"{first} {steps.capitalize()} are recorded, without {SEEDS} seeds of two methods yet."]
-    still = f"unlike the paper's too: {_pairs(again)}" if (again := unlike(longer)) else "not unlike the paper's"
+        return [f"{first} At {steps} fewer than two methods have {SEEDS} seeds yet."]
+    again = unlike(longer)
+    still = (
+        f"it differs there too: {_pairs(again)}"
+        if again
+        else "no methods are separated the other way than in the paper"
+    )
     return [f"{first} At {steps} the order is {_order(longer)}: {still}."]
 
 
 def unlike(setting: Setting) -> list[tuple[str, str]]:
-    """(lower, higher) methods whose perplexities are separated, and the other way round in all columns of the paper."""
+    """(lower, higher): methods with separated perplexities that are the other way round in all the paper's columns."""
     known = _losses(setting)
     return [
         (low, high)
@@ -59,7 +64,7 @@ def _losses(setting: Setting) -> dict[str, Loss]:
 
 
 def _length(one: Setting, other: Setting) -> float:
-    """How many times the steps of one setting another has, where they differ in steps alone; otherwise 0."""
+    """The other setting's steps over this one's, where they differ in nothing else; otherwise 0."""
     return other.steps / one.steps if one.steps and one.kind == other.kind else 0.0
 
 
@@ -77,7 +82,7 @@ def _order(setting: Setting) -> str:
 
 
 def _command(setting: Setting) -> str:
-    """What trains a setting at double the steps; of another scale than the grid's only the argument."""
+    """The command that trains a setting at double the steps; without a grid of its scale, the words to add."""
     reading = [] if setting.reading == "paper" else [f"reading={setting.reading}"]
     words = ",".join([*reading, f"steps={LONGER * setting.steps}"])
     if setting.scale != SMALL:

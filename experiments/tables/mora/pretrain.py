@@ -56,22 +56,22 @@ class Setting:
       name: in words.
       rows: by method.
       steps: of training.
-      places: tokens of all batches, those that pad a row too.
+      positions: of all batches together, padding included.
       reading, scale: the runs' labels.
-      kind: what settings have in common that differ in steps alone.
+      kind: equal for settings that differ in their steps alone.
     """
 
     name: str
     rows: tuple[PretrainRow, ...]
     steps: int = 0
-    places: int = 0
+    positions: int = 0
     reading: str = "paper"
     scale: str = ""
     kind: tuple = ()
 
     @property
     def padded(self) -> bool:
-        """Whether a row of a batch is one document, filled up with padding, so that fewer tokens are read."""
+        """Whether a row of a batch is one document, cut or padded, so that fewer tokens are read."""
         configs = (run["config"] for row in self.rows for run in row.runs)
         return any((config.get("task") or {}).get("packed") is False for config in configs)
 

@@ -20,11 +20,8 @@ WHAT = (
     "In %: WikiSQL the logical form's accuracy on the validation set, MNLI on the matched one, SAMSum ROUGE-1, -2, -L "
     "on the test set."
 )
-FEW_ROWS = "MNLI with 100, 1,000 and 10,000 training rows: lora_table16."
-WITHOUT_DATA = (
-    "The full WikiSQL, SAMSum and most of MNLI's training rows were not to be had where these tables were made; the "
-    "notes name a sample."
-)
+FEW_ROWS = "MNLI with 100, 1,000 and 10,000 training rows is in lora_table16."
+WITHOUT_DATA = "We could not obtain the full WikiSQL, SAMSum and most of MNLI's training rows; the notes name a sample."
 figures = no_figures
 
 
@@ -37,7 +34,7 @@ def table(results: Sequence[dict], options: Any) -> Table:
 
 
 def _not_few(result: dict) -> bool:
-    """Whether a run is none of Table 16's cells with few rows."""
+    """Whether a run has none of the small training sets of Table 16."""
     return (result["config"].get("task") or {}).get("train_examples") not in gpt3.FEW[:-1]
 
 

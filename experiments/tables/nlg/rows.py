@@ -58,7 +58,7 @@ class NlgRow(Row):
     Attributes:
       cells: title of a column -> its mean over seeds; a column without a number has none.
       parameters: trainable scalars.
-      rates: of the runs that the cells are means of, in the columns' order, each once.
+      rates: learning rates of the runs behind the cells, in the columns' order, each once.
       seeds: runs that ended.
       edges: which of `rates` are the smallest or the largest of those that the grid tried.
       notes: why the row is empty, how many seeds were lost, scores that could not be computed, incomplete data.

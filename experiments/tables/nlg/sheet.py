@@ -15,7 +15,7 @@ WORDS = {  # regular expression of a word in a row's name -> what it means
 # (base, method, smallest rank) -> why no such row can be run.
 EMPTY = {
     ("smollm2-135m", "bitfit", 0): "SmolLM2 has no biases",
-    ("smollm2-135m", "lora", 193): "its value projection, 576 x 192, has no rank above 192",
+    ("smollm2-135m", "lora", 193): "SmolLM2's value projection, 576 x 192, has no rank above 192",
 }
 MEAN = "Mean over seeds, +-: sample standard deviation; each run at the epoch with the smallest validation loss."
 
@@ -42,7 +42,7 @@ def _rate(row: NlgRow, rate: float | None) -> str:
 
 
 def remarks(rows: Sequence[NlgRow], model: str) -> list[str]:
-    """Captions: what is noted of rows, once for all rows that share it, and which rows were not run, and why."""
+    """Captions: each note with all rows that share it; then which rows were not run, and why."""
     sharing: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row.notes and row.notes != NOT_RUN:
@@ -56,7 +56,7 @@ def remarks(rows: Sequence[NlgRow], model: str) -> list[str]:
 
 
 def _why(row: NlgRow, model: str) -> str:
-    """ " (reason)", "" where nothing but a run is missing."""
+    """ " (reason)" where a row cannot be run; otherwise ""."""
     found = [why for (base, method, rank), why in EMPTY.items() if (base, method) == (model, row.method)
              and (row.rank or 0) >= rank]  # fmt: skip
     return f" ({found[0]})" if found else ""

@@ -31,16 +31,16 @@ def sentences(rows: Sequence[RateRow]) -> list[str]:
         found += _rates(rows, method, scale)
     if short := [row.label for row in rows if row.method in ("fft", *SCALES) and row.best and not seeded(row)]:
         found.append(
-            f"Nothing is said of the best rate of {', '.join(short)}: it, or a rate beside it, has fewer than {SEEDS} "
-            "seeds."
+            f"No conclusion is drawn from the best rate of {', '.join(short)}: it, or a rate beside it, has fewer than "
+            f"{SEEDS} seeds."
         )
     return found
 
 
 def seeded(row: RateRow) -> bool:
-    """Whether the best rate and those beside it were run with SEEDS seeds, of which a neighbour's may have diverged.
+    """Whether the best rate and those beside it were each run with SEEDS seeds; diverged runs count.
 
-    Of one seed, or where a neighbour has fewer, another rate may be the best.
+    With fewer, another rate may be the best.
     """
     if not row.best:
         return False
@@ -55,7 +55,7 @@ def _by_verdict(at: dict[int, str]) -> str:
 
 
 def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
-    """Of LoRA's best rate over full fine-tuning's, and over the ranks; of rows with all seeds, and of no edge."""
+    """Compares LoRA's best rates with full fine-tuning's and by rank; leaves out rows with few seeds or at an edge."""
     name, found = style.name_of(method), []
     rows = [row for row in rows if seeded(row) and not row.edge]
     tuned = {row.rank: row for row in rows if row.method == method and row.rank}

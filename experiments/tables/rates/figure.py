@@ -12,7 +12,7 @@ from experiments.tables.rates.rows import RateRow, Setting
 
 VARIANTS = {"rotation": {"linestyle": "--", "color": "#56B4E9", "marker": "d"}}  # beside MoRA's own look
 DASHES = {2: ":", 8: "-", 32: "--", 128: "-."}  # of ranks, where a colour is a method's
-BESIDE = 0.08  # points of one rank stand this many octaves apart: methods may have one best rate
+BESIDE = 0.08  # shift between methods at one rank, in powers of two: otherwise equal best rates hide each other
 SMALL = {"fontsize": 7, "frameon": False}  # legends
 
 
@@ -120,7 +120,7 @@ def _ranks(axes: Any, rows: Sequence[RateRow]) -> None:
 
 
 def _forgetting(axes: Any, rows: Sequence[RateRow]) -> None:
-    """Every rate of a row is a point, its best one is large; those far above the best losses lie outside."""
+    """Every rate of a row is a point, its best one is large; those with a loss far above the best ones are left out."""
     losses = [row.best.loss.mean for row in rows if row.best and row.best.loss]
     span = max(losses) - min(losses) or 0.05
     highest, least = max(losses) + span, 0.0

@@ -45,7 +45,8 @@ def start(
       like the first r right singular vectors of a random matrix, which the authors take. A QR decomposition gives it;
       signs that make R's diagonal positive give every orthonormal A the same chance.
     * asylora_uncentred: the same with the constant vector as A's first column. MoRA's code decomposes a matrix of
-      numbers in [0, 1), whose mean of 1/2 is by far its largest singular value; the authors take the mean off.
+      numbers in [0, 1) and keeps their mean of 1/2, which makes the first singular vector nearly constant; AsyLoRA's
+      authors subtract the mean.
     * pissa: A = U sqrt(S / scale), B = sqrt(S / scale) V^T from the r largest singular values of W (Meng et al., 3).
     * olora: A = R^T, B = Q^T, the first r of each, from W^T = Q R (Büyükakyüz, 2); the scale is not divided out.
     * loftq: as pissa, of W minus its 4-bit rounding, in turn `LOFTQ_STEPS` times (Li et al., algorithm 1).
