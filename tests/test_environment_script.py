@@ -35,7 +35,13 @@ def made(tmp_path):
         if asked:
             environment["PYTHON"] = str(fake(tmp_path / "asked", asked))
         return subprocess.run(
-            ["bash", "-c", MAKE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+            ["bash", "-c", MAKE],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
 
     return call
