@@ -43,7 +43,8 @@ def run_name(plain: dict) -> str:
 
 
 def _in_a_name(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", label.rstrip("/").rpartition("/")[2])
+    last = label.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", last) if "/" in label else label  # others are named as they always were
 
 
 def run_folder(workdir: str | Path, name: str) -> Path:
