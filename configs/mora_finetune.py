@@ -16,7 +16,7 @@ Tasks and data (data= and validation= take any source of docs/data.md):
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
             financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
-  domain    the same on texts of any other domain, with biomed's numbers; configs/sweeps/domains.py has two.
+  domain    the same on texts of any other domain, with biomed's hyperparameters; configs/sweeps/domains.py has two.
 
 Models: llama2-7b (base=FOLDER_OR_HUB_NAME; Table 5's numbers, all devices), smollm2-135m, gemma3-270m
 (scripts/fetch_weights.py) and pico-llama (a CPU), with our own batch, lengths and rates. Hyperparameters:

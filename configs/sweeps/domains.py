@@ -1,4 +1,4 @@
-"""Continual pre-training as in MoRA's Tables 6 and 7, on two other domains: novels, and Python's enhancement proposals.
+"""Continual pre-training as in MoRA's Tables 6 and 7, on two other domains: novels, and Python's PEPs.
 
     python -m experiments.sweep --config=configs/mora_finetune.py --grid=configs/sweeps/domains.py --together=4 \\
         --results=experiments/results/domains

@@ -5,7 +5,7 @@
     python -m experiments.tables mora_table2 --scale=gpu --results=experiments/results/uuid_gemma.jsonl
 
 Batches of 250 pairs, so that every pair is seen 87 times; in the paper, and in uuid_table2.py up to its step 900, 90
-times or more. A trial keeps the full run's warm-up and decay, and stops after 150 steps; the rate with the lowest
+times or more. A search run keeps the full run's warm-up and decay, and stops after 150 steps; the rate with the lowest
 training loss over its last 20 steps is taken. Rates: those that uuid_table2.py tried on SmolLM2-135M.
 """
 

@@ -4,7 +4,7 @@
         --results=experiments/results/uuid_gpu
 
 The paper searched LoRA {1e-4, 2e-4, 3e-4}, MoRA {5e-5, 1e-4, 2e-4} and gave FFT 3e-5, on LLaMA-2 7B; a 135M base takes
-larger rates. A trial keeps the full run's warm-up and decay and stops early, so it sees the first 200 of those rates.
+larger rates. A search run keeps the full run's warm-up and decay but stops early: it sees the first 200 of those rates.
 r=256 is left out: its square (735) is wider than the base's layers (576).
 """
 

@@ -7,7 +7,7 @@ PEFT = (
     Disagreement(
         "EOS of a batch's longest row",
         "none (a benchmark without a paper)",
-        "EOS pads, and the first one is a target: a batch's longest row has none, as a comment in it says",
+        "EOS pads, and the first one is a target: a batch's longest row has none, as a comment in the code says",
         "every row ends with EOS as a target, except one that is cut at 768 tokens",
         "task.add_eos",
     ),

@@ -17,7 +17,7 @@ SWEEP = (
 
 
 def remarks(setting: Setting, others: Sequence[Setting]) -> list[str]:
-    """Captions on an order that differs from the paper's; [] where no two methods with SEEDS seeds are separated so.
+    """Captions on an order that differs from the paper's; [] where no two methods are separated the other way.
 
     Args:
       setting: of the table.

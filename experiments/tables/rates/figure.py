@@ -11,7 +11,7 @@ from experiments.tables.figures import dress, finish, pyplot
 from experiments.tables.rates.rows import RateRow, Setting
 
 VARIANTS = {"rotation": {"linestyle": "--", "color": "#56B4E9", "marker": "d"}}  # beside MoRA's own look
-DASHES = {2: ":", 8: "-", 32: "--", 128: "-."}  # of ranks, where a colour is a method's
+DASHES = {2: ":", 8: "-", 32: "--", 128: "-."}  # line styles by rank, in the panel where a colour is a method's
 BESIDE = 0.08  # shift between methods at one rank, in powers of two: otherwise equal best rates hide each other
 SMALL = {"fontsize": 7, "frameon": False}  # legends
 
