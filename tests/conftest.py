@@ -194,15 +194,9 @@ def two_devices(monkeypatch):
 @pytest.fixture(scope="session")
 def load_script():
     """load_script("merge_adapter") -> scripts/merge_adapter.py as a new module."""
-    import importlib.util
+    from by_path import SCRIPTS, module_at
 
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: module_at(SCRIPTS / f"{name}.py")
 
 
 @pytest.fixture(scope="session")

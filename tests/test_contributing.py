@@ -1,6 +1,5 @@
 """The worked examples of CONTRIBUTING.md: their code is taken from the text and run."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import pytest
+from by_path import module_at
 from fakes import SWEEP
 from fuzz import doors
 
@@ -36,11 +36,7 @@ def write(folder: Path, name: str) -> Path:
 
 def load(folder: Path, name: str):
     """The example's file as a module."""
-    path = write(folder, name)
-    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(write(folder, name))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Records as JSON lines: read with torn and repeated lines, appended by several processes, converted from folders."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -185,11 +184,8 @@ def test_results_are_found_in_lines_folders_and_files_alike(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def convert():
-    spec = importlib.util.spec_from_file_location("convert_results", ROOT / "scripts" / "convert_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def convert(load_script):
+    return load_script("convert_results").main
 
 
 @pytest.mark.parametrize("grid", ["uuid_laptop", "quantized", "glue_mrpc_cpu"])

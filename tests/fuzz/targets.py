@@ -4,12 +4,13 @@ import contextlib
 import functools
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import random
 import shutil
 from unittest import mock
+
+from by_path import SCRIPTS, module_at
 
 from fuzz import doors, mutations
 from fuzz.shapes import SHAPES
@@ -329,10 +330,7 @@ def _shown(value):
 
 @functools.cache
 def _script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(SCRIPTS / f"{name}.py")
 
 
 def state(place):

@@ -5,11 +5,11 @@ same comparison of SmolLM2-135M on 200 and 100 is a record (experiments/results/
 """
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from by_path import module_at
 
 from lowrank_jax.metrics.answers.verify import Verdicts
 
@@ -19,10 +19,7 @@ RECORD = ROOT / "experiments" / "results" / "interop" / "lm_eval.json"
 
 @pytest.fixture(scope="module")
 def peer():
-    spec = importlib.util.spec_from_file_location("lm_eval_peer", Path(__file__).with_name("lm_eval_peer.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("lm_eval_peer.py"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """configs/peft_metamath.py against PEFT's recipe in torch: rows and their order, the losses of 20 steps; its scores."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -26,11 +25,8 @@ BOS, EOS = 256, 257
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("peft_metamath", ROOT / "scripts" / "peft_metamath.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("peft_metamath")
 
 
 @pytest.fixture(scope="module")

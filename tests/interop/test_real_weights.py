@@ -1,12 +1,12 @@
 """SmolLM2-135M, Gemma 3 270M and MiniLM-L6 compared with transformers, if scripts/fetch_weights.py fetched them."""
 
-import importlib.util
 import json
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
+from by_path import module_at
 
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.locate import cache_folder
@@ -32,10 +32,7 @@ FARM = {"smollm2-135m": 12.934, "gemma3-270m": 9.8445}  # perplexities of the fi
 
 @pytest.fixture(scope="module")
 def real():
-    spec = importlib.util.spec_from_file_location("real_weights", Path(__file__).with_name("real_weights.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("real_weights.py"))
 
 
 @pytest.fixture(scope="module")

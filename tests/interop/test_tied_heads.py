@@ -1,9 +1,7 @@
 """Heads that a config calls tied: compared with the embedding, then untied, ignored or refused."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -226,15 +224,12 @@ def test_weights_that_came_after_the_plan(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
-def test_a_peft_adapter_is_merged_into_the_untied_model(saved, tmp_path, name):
+def test_a_peft_adapter_is_merged_into_the_untied_model(saved, tmp_path, name, load_script):
     import peft
     import torch
     import transformers
 
-    file = Path(__file__).parents[2] / "scripts" / "merge_adapter.py"
-    spec = importlib.util.spec_from_file_location("merge_adapter", file)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("merge_adapter")
     write(tmp_path / "base", saved, name, own_head(name))
     targets = ["q_proj", "lm_head"] if name.startswith("Llama") else ["c_attn"]
     model = getattr(transformers, name).from_pretrained(tmp_path / "base", dtype=torch.float32)

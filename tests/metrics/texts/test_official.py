@@ -1,10 +1,10 @@
 """Metrics of generated texts equal the official scripts' numbers, on a few rows written here and on published ones."""
 
 import contextlib
-import importlib.util
 from pathlib import Path
 
 import pytest
+from by_path import module_at
 
 from lowrank_jax.metrics.texts import bleu, chrf, coco, forms, meteor, nist, ptb, score
 from lowrank_jax.metrics.texts.java import NoJava, java
@@ -74,12 +74,9 @@ def one_program(program, monkeypatch):
 @pytest.fixture(scope="module")
 def goldens(data_folder):
     """The module goldens.py, and the folder of published outputs."""
-    spec = importlib.util.spec_from_file_location("goldens", Path(__file__).with_name("goldens.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     if not (data_folder / "goldens").is_dir():
         pytest.skip("the folder of data sets has no goldens")
-    return module, data_folder / "goldens"
+    return module_at(Path(__file__).with_name("goldens.py")), data_folder / "goldens"
 
 
 def printed(values, decimals):
