@@ -13,12 +13,14 @@ with validation, one {"text": ...} a line. Rates: four for each row, half a deca
 loss; then three seeds at the best. 300 steps of 8 x 1,024 packed tokens, 2.5M tokens.
 """
 
-from configs.sweeps.mora_table1 import ADAPTERS, RATES, SEEDS
+from configs.stages import rates_then_seeds
 
 MODEL = "smollm2-135m"
+SEEDS = (0, 1, 2)
+ADAPTERS = (3e-4, 1e-3, 3e-3, 1e-2)
 DOMAINS = {"novels": "peps", "peps": "novels"}  # trained on -> on which forgetting is measured
 METHODS = {
-    "method=fft": RATES["method=fft"],
+    "method=fft": (1e-5, 3e-5, 1e-4, 3e-4),
     "method=lora": ADAPTERS,
     "method=mora": ADAPTERS,
     "method=mora,compression=sharing": ADAPTERS,
@@ -29,17 +31,9 @@ REST = "exams,questions=200,steps=300,batch=8,seq_len=1024"
 
 def stages():
     """[(stage, cells)]: the rates, without exams, then the rows."""
-    rates, full = [], []
+    grids = {}
     for domain, other in DOMAINS.items():
-        train, held, kept = (
-            f"{FOLDER}/{domain}_train.jsonl.xz",
-            f"{FOLDER}/{domain}_validation.jsonl.xz",
-            f"{FOLDER}/{other}_validation.jsonl.xz",
-        )
-        for method, grid in METHODS.items():
-            arg = f"task=domain,model={MODEL},{method},data={train},validation={held},forgetting={kept},{REST}"
-            tried = {"evals": {}, "seed": SEEDS[0]}
-            rates += [dict(arg=arg, overrides={**tried, "optimizer.learning_rate": rate}) for rate in grid]
-            chosen = {"optimizer.learning_rate": "best:rates:loss"}
-            full += [dict(arg=arg, overrides={**chosen, "seed": seed}) for seed in SEEDS]
-    return [("rates", rates), ("full", full)]
+        train, held = (f"{FOLDER}/{domain}_{part}.jsonl.xz" for part in ("train", "validation"))
+        data = f"data={train},validation={held},forgetting={FOLDER}/{other}_validation.jsonl.xz"
+        grids |= {f"task=domain,model={MODEL},{method},{data},{REST}": rates for method, rates in METHODS.items()}
+    return rates_then_seeds(grids, "best:rates:loss", SEEDS, tried={"evals": {}})

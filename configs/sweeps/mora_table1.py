@@ -13,6 +13,8 @@ next value to RATES.
 Exams: 200 questions of each, before training and after.
 """
 
+from configs.stages import rates_then_seeds
+
 SEEDS = (0, 1, 2)
 ADAPTERS = (3e-4, 1e-3, 3e-3, 1e-2)
 RATES = {
@@ -39,13 +41,10 @@ MODELS = ("smollm2-135m", "gemma3-270m")
 
 def stages():
     """[(stage, cells)]: the rates, without exams, then the rows."""
-    rates, full = [], []
-    for model in MODELS:
-        for task, data in TASKS.items():
-            for method, grid in {**RATES, **(ABLATION if task == "math" else {})}.items():
-                arg = f"task={task},model={model},{method},{data},{REST}"
-                tried = {"evals": {}, "seed": SEEDS[0]}
-                rates += [dict(arg=arg, overrides={**tried, "optimizer.learning_rate": rate}) for rate in grid]
-                chosen = {"optimizer.learning_rate": "best:rates:loss"}
-                full += [dict(arg=arg, overrides={**chosen, "seed": seed}) for seed in SEEDS]
-    return [("rates", rates), ("full", full)]
+    grids = {
+        f"task={task},model={model},{method},{data},{REST}": rates
+        for model in MODELS
+        for task, data in TASKS.items()
+        for method, rates in {**RATES, **(ABLATION if task == "math" else {})}.items()
+    }
+    return rates_then_seeds(grids, "best:rates:loss", SEEDS, tried={"evals": {}})

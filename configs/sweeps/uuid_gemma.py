@@ -10,9 +10,13 @@ training loss over its last 20 steps is taken. Rates: those that uuid_table2.py 
 """
 
 from configs.hyperparameters.rates import UUID_GEMMA
-from configs.sweeps.uuid_table2 import RATES as TRIED
+from configs.stages import rates_then_seeds
 
-METHODS = ("method=mora,rank=8", "method=lora,rank=8", "method=fft")
+RATES = {
+    "method=mora,rank=8": (1e-3, 3e-3, 1e-2),
+    "method=lora,rank=8": (3e-3, 1e-2, 3e-2),
+    "method=fft": (1e-4, 3e-4, 1e-3),
+}
 STEPS, TRIAL_STEPS = 700, 150
 SEEDS = (0, 1, 2)
 SIZE = {
@@ -28,17 +32,5 @@ SIZE = {
 
 def stages():
     """[(stage, cells)]: the rates, then the rows of the table."""
-    rates = [
-        dict(
-            arg=f"scale=gpu,{method}",
-            overrides={**SIZE, "optimizer.learning_rate": rate, "train.stop_at": TRIAL_STEPS, "seed": SEEDS[0]},
-        )
-        for method in METHODS
-        for rate in TRIED[method]
-    ]
-    full = [
-        dict(arg=f"scale=gpu,{method}", overrides={**SIZE, "optimizer.learning_rate": "best:rates", "seed": seed})
-        for method in METHODS
-        for seed in SEEDS
-    ]
-    return [("rates", rates), ("full", full)]
+    grids = {f"scale=gpu,{method}": rates for method, rates in RATES.items()}
+    return rates_then_seeds(grids, "best:rates", SEEDS, tried={**SIZE, "train.stop_at": TRIAL_STEPS}, full=SIZE)

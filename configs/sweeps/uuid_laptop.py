@@ -7,6 +7,8 @@ Two CPU cores, 10 minutes. The base has about 3M parameters, so the rates are fa
 rate on both sides of the one that was chosen.
 """
 
+from configs.stages import rates_then_seeds
+
 SCALE = "laptop"
 TRIAL_STEPS = 50
 SEEDS = (0,)
@@ -19,15 +21,5 @@ RATES = {
 
 def stages():
     """[(stage, cells)]: the rates, then the rows of the table."""
-    trial = {"train.stop_at": TRIAL_STEPS, "seed": SEEDS[0]}
-    rates = [
-        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": rate, **trial})
-        for method, grid in RATES.items()
-        for rate in grid
-    ]
-    full = [
-        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": "best:rates", "seed": seed})
-        for method in RATES
-        for seed in SEEDS
-    ]
-    return [("rates", rates), ("full", full)]
+    grids = {f"scale={SCALE},{method}": rates for method, rates in RATES.items()}
+    return rates_then_seeds(grids, "best:rates", SEEDS, tried={"train.stop_at": TRIAL_STEPS})

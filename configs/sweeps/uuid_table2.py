@@ -8,6 +8,8 @@ larger rates. A search run keeps the full run's warm-up and decay but stops earl
 r=256 is left out: its square (735) is wider than the base's layers (576).
 """
 
+from configs.stages import RATE, rates_then_seeds
+
 SCALE = "gpu"
 TRIAL_STEPS = 200
 LAST = 900  # the last step of the paper's table; the schedule still decays over all 1,000
@@ -26,22 +28,8 @@ ALSO_FULL = {"method=lora,rank=8": 3e-3, "method=lora,rank=32": 1e-3}
 
 def stages():
     """[(stage, cells)]: the rates, then the rows of the table."""
-    trial = {"train.stop_at": TRIAL_STEPS, "seed": SEEDS[0]}
-    rates = [
-        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": rate, **trial})
-        for method, grid in RATES.items()
-        for rate in grid
-    ]
-    full = [
-        dict(
-            arg=f"scale={SCALE},{method}",
-            overrides={"optimizer.learning_rate": "best:rates", "seed": seed, "train.stop_at": LAST},
-        )
-        for method in RATES
-        for seed in SEEDS
-    ]
-    full += [
-        dict(arg=f"scale={SCALE},{method}", overrides={"optimizer.learning_rate": rate, "train.stop_at": LAST})
-        for method, rate in ALSO_FULL.items()
-    ]
-    return [("rates", rates), ("full", full)]
+    grids = {f"scale={SCALE},{method}": rates for method, rates in RATES.items()}
+    tried, last = {"train.stop_at": TRIAL_STEPS}, {"train.stop_at": LAST}
+    rates, (stage, full) = rates_then_seeds(grids, "best:rates", SEEDS, tried, last)
+    also = [dict(arg=f"scale={SCALE},{method}", overrides={RATE: rate, **last}) for method, rate in ALSO_FULL.items()]
+    return [rates, (stage, full + also)]

@@ -11,8 +11,11 @@ Rates: ten epochs, one seed, nothing decoded; of a method's four, the one with t
 last epoch is taken.
 """
 
-from configs.sweeps.e2e_smollm2 import BEST, MODEL, SEEDS
+from configs.stages import rates_then_seeds
 
+MODEL = "smollm2-135m"
+SEEDS = (0, 1, 2)
+BEST = "best:rates:loss"
 EPOCHS = 10  # of 24 steps each, PreLayer's of about 28
 RATES = {
     "method=fft": (5e-5, 1e-4, 2e-4, 5e-4),
@@ -25,15 +28,7 @@ RATES = {
 
 def stages():
     """[(stage, cells)]: the rates, then the rows of the table."""
-    args = {method: f"task=wikisql,model={MODEL},{method},packed,partial,epochs={EPOCHS}" for method in RATES}
-    rates = [
-        dict(arg=args[method], overrides={"evals": {}, "optimizer.learning_rate": rate, "seed": SEEDS[0]})
-        for method, ladder in RATES.items()
-        for rate in ladder
-    ]
-    full = [
-        dict(arg=arg, overrides={"optimizer.learning_rate": BEST, "seed": seed})
-        for arg in args.values()
-        for seed in SEEDS
-    ]
-    return [("rates", rates), ("full", full)]
+    grids = {
+        f"task=wikisql,model={MODEL},{method},packed,partial,epochs={EPOCHS}": rates for method, rates in RATES.items()
+    }
+    return rates_then_seeds(grids, BEST, SEEDS, tried={"evals": {}})
