@@ -13,7 +13,7 @@ with validation, one {"text": ...} a line. Rates: four for each row, half a deca
 loss; then three seeds at the best. 300 steps of 8 x 1,024 packed tokens, 2.5M tokens.
 """
 
-from configs.stages import rates_then_seeds
+from configs.hyperparameters.stages import rates_then_seeds
 
 MODEL = "smollm2-135m"
 SEEDS = (0, 1, 2)

@@ -13,7 +13,7 @@ next value to RATES.
 Exams: 200 questions of each, before training and after.
 """
 
-from configs.stages import rates_then_seeds
+from configs.hyperparameters.stages import rates_then_seeds
 
 SEEDS = (0, 1, 2)
 ADAPTERS = (3e-4, 1e-3, 3e-3, 1e-2)

@@ -10,7 +10,7 @@ training loss over its last 20 steps is taken. Rates: those that uuid_table2.py 
 """
 
 from configs.hyperparameters.rates import UUID_GEMMA
-from configs.stages import rates_then_seeds
+from configs.hyperparameters.stages import rates_then_seeds
 
 RATES = {
     "method=mora,rank=8": (1e-3, 3e-3, 1e-2),

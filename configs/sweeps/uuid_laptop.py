@@ -7,7 +7,7 @@ Two CPU cores, 10 minutes. The base has about 3M parameters, so the rates are fa
 rate on both sides of the one that was chosen.
 """
 
-from configs.stages import rates_then_seeds
+from configs.hyperparameters.stages import rates_then_seeds
 
 SCALE = "laptop"
 TRIAL_STEPS = 50

@@ -8,7 +8,7 @@ larger rates. A search run keeps the full run's warm-up and decay but stops earl
 r=256 is left out: its square (735) is wider than the base's layers (576).
 """
 
-from configs.stages import RATE, rates_then_seeds
+from configs.hyperparameters.stages import RATE, rates_then_seeds
 
 SCALE = "gpu"
 TRIAL_STEPS = 200

@@ -11,7 +11,7 @@ Rates: ten epochs, one seed, nothing decoded; of a method's four, the one with t
 last epoch is taken.
 """
 
-from configs.stages import rates_then_seeds
+from configs.hyperparameters.stages import rates_then_seeds
 
 MODEL = "smollm2-135m"
 SEEDS = (0, 1, 2)

@@ -142,7 +142,7 @@ def step_flops(experiment: Experiment) -> int:
 def described(experiment: Experiment, slice_: Topology, target: Target, found: Needs) -> list[str]:
     """The lines of a plan for one slice."""
     given, flops, count = arguments(experiment), step_flops(experiment), slice_.count
-    mesh = " ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
+    mesh = " ".join(f"{axis}={length}" for axis, length in experiment.mesh.shape.items())
     temporary = "unknown" if found.needed is None else f"{size(found.temporary)}, activations among them"
     lines = [
         f"{slice_}: {count} x {slice_.kind.jax}, mesh {mesh}; {target.how}",

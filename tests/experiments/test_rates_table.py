@@ -116,15 +116,15 @@ def test_a_best_rate_of_few_seeds_makes_no_claim():
     """One seed, and three at the best rate with one beside it; a neighbour whose seeds diverged is enough."""
     at, one = {1e-4: 2.0, 1e-3: 1.0, 1e-2: 2.0}, dict(seeds=1)
     few = row("fft", None, at, **one) + row("lora", 8, at, **one) + row("lora", 32, at) + row("rslora", 8, at, **one)
-    few = [run for run in few if (run["labels"]["rank"], run["labels"]["stage"]) != (32, "near")]
+    few = [each for each in few if (each["labels"]["rank"], each["labels"]["stage"]) != (32, "near")]
     few += [run("lora", 32, 1e-3, 1.0, seed, "near") for seed in (1, 2)]
     assert claims.sentences(*settings(few).values()) == [
         "No conclusion is drawn from the best rate of FFT, LoRA 8, LoRA 32, rsLoRA 8: it, or a rate beside it, has "
         "fewer than 3 seeds."
     ]
     full, lost = row("fft", None, at), {1e-4: 2.0, 1e-3: 1.0, 1e-2: None}
-    ladder = claims.sentences(*settings(full + row("lora", 8, lost) + row("lora", 32, at, **one)).values())
-    assert ladder == [
+    said = claims.sentences(*settings(full + row("lora", 8, lost) + row("lora", 32, at, **one)).values())
+    assert said == [
         "LoRA's best rate (alpha/r) over full fine-tuning's: 1 at r=8.",
         "No conclusion is drawn from the best rate of LoRA 32: it, or a rate beside it, has fewer than 3 seeds.",
     ]
