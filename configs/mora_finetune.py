@@ -12,7 +12,8 @@ given; the other columns and tables: `python -m experiments.tables mora_table1` 
     python -m experiments.run --config=$CONFIG:task=biomed,model=pico-llama,data=abstracts.jsonl,steps=50    # a CPU
 
 Tasks and data (data= and validation= take any source of docs/data.md):
-  instruct  Tulu v2 from the Hub, or conversations and instructions of yours (Dolly-15k); the loss is on the answers.
+  instruct  Tulu v2 from the Hub, or conversations, instructions (Dolly-15k) or prompts with completions of yours, which
+            no template writes; the loss is on the answers.
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
             financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
@@ -218,8 +219,15 @@ def _task(choice) -> dict:
         "documents": "separate" if choice.packed and not texts else "joined",
         "truncate": True,
         "add_bos": choice.model in WITH_BOS,
-        "chat_template": "" if texts else _chat(choice),
+        **({"chat_template": ""} if texts else _written(choice)),
     }
+
+
+def _written(choice) -> dict:
+    """How conversations are written; a template that the user has not asked for is not for prompts with completions."""
+    template = _chat(choice)
+    instruct = choice.task == "instruct" and choice.data and choice.chat == "auto" and template
+    return {"chat_template": template, **({"also_prompts": True} if instruct else {})}
 
 
 def _chat(choice) -> str:

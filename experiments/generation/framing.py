@@ -144,7 +144,7 @@ def trained_on_chat(task: Any) -> bool | None:
     path = getattr(task, "path", None)
     if not path:
         return False
-    if getattr(task, "chat_template", ""):
+    if getattr(task, "chat_template", "") and not getattr(task, "also_prompts", False):
         return True
     source = path if isinstance(path, str) else path[0]
     if not is_named(source) and kind_of(source) is None:

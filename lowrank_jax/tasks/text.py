@@ -15,7 +15,7 @@ from lowrank_jax.data.cuts import describe_cuts
 from lowrank_jax.data.lazy import LazyTexts
 from lowrank_jax.data.packing import PackedRows, PackedWindows, join_documents, mark
 from lowrank_jax.data.pipeline import Source
-from lowrank_jax.data.row_kinds import CHAT, TEXT
+from lowrank_jax.data.row_kinds import COMPLETION, TEXT
 from lowrank_jax.data.rows import Rows
 from lowrank_jax.tasks.base import Features, packed_length, pad_id, round_up, row_features
 from lowrank_jax.tasks.framing import PLAIN, Content, Framing, frame
@@ -51,6 +51,8 @@ class TextConfig:
       max_seq_len: the largest length that is chosen from the data.
       lazy: texts of one hub: or tfds: data set, which need not fit in memory: read and encoded when a batch asks for
         them, and cut to seq_len without a note; `validation_path` is read as ever. Needs packed=False, truncate=True.
+      also_prompts: whether rows of {"prompt", "completion"} are trained on as they are where a chat_template is set;
+        otherwise they are refused, as it is not read. For recipes that set a template for conversations.
       ordered: whether training reads the rows in their files' order in each epoch, for recipes that say so; otherwise
         the seed shuffles them.
     """
@@ -68,6 +70,7 @@ class TextConfig:
     max_seq_len: Annotated[int, Range(least=2)] = LONGEST
     lazy: bool = False
     ordered: bool = False
+    also_prompts: bool = False
 
     def __post_init__(self):
         check_ranges(self, "task")
@@ -223,16 +226,17 @@ class TextTask:
         """The rows of the sources in a field of the config, encoded and not yet cut."""
         rows, marks = Rows(getattr(self.config, field)), (self.config.add_bos, self.config.add_eos)
         self.contents |= {f"{field}.{name}": digest for name, digest in rows.contents.items()}
-        if self.config.chat_template and rows.kind != CHAT:
+        unread = rows.kind == TEXT or (rows.kind == COMPLETION and not self.config.also_prompts)
+        if self.config.chat_template and unread:
             raise UserError(
-                f"task.chat_template={self.config.chat_template} is for conversations, the rows are of kind "
-                f"{rows.kind!r}; leave it out"
+                f"task.chat_template={self.config.chat_template} is for conversations, the rows of {rows.paths[0]} are "
+                f"of kind {rows.kind!r}; add --config.task.chat_template= to train on them as they are"
             )
         if self.config.packed and not self.config.segmented:
             if rows.kind != TEXT:
                 raise UserError(
-                    f'{rows.paths[0]}: packed=True takes "text" rows; set packed=False for prompts and conversations, '
-                    "or documents=separate to pack them as well"
+                    f'{rows.paths[0]}: task.packed=True takes "text" rows; add --config.task.packed=false for prompts '
+                    "and conversations, or --config.task.documents=separate to pack them as well"
                 )
             texts = (row["text"] for row in rows)
             self.framing.check_prompts("texts")

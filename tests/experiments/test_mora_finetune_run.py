@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from experiments.cli import complete_file
 from experiments.config.plain import to_plain
 from experiments.config.schema import unpack_run
+from experiments.generation.framing import trained_on_chat
 from experiments.session.build import build
 from experiments.tables import find
 
@@ -126,6 +127,7 @@ ROWS = {
         "<|user|>\nHi\n<|assistant|>\n",
         "Hello.",
     ),
+    "task=instruct,seed=1": ([{"prompt": "Hi. ", "completion": "Hello."}], "Hi. ", "Hello."),  # no template writes it
     "task=biomed,seq_len=9": ([{"text": "abstracts of papers"}], "", "abstract"),
 }
 
@@ -147,3 +149,4 @@ def test_rows_of_each_task(tmp_path, monkeypatch, arg):
         return
     assert task.tokenizer.decode(tokens[:start]) == before
     assert (task.tokenizer.decode(said[:-1]), said[-1]) == (learned, task.tokenizer.eos_id)
+    assert trained_on_chat(config.task) == (task.template is not None)  # by which a prompt of generate is a message

@@ -194,7 +194,7 @@ def test_bad_input(write):
         TextConfig()
     with pytest.raises(UserError, match=r"task\.seq_len is 1"):
         TextConfig(path="a", seq_len=1)
-    with pytest.raises(UserError, match='packed=True takes "text" rows; set packed=False'):
+    with pytest.raises(UserError, match=r'packed=True takes "text" rows; add --config.task.packed=false for'):
         TextTask(TextConfig(path=write([{"prompt": "a", "completion": "b"}])), BYTES)
     with pytest.raises(UserError, match="no such file"):
         TextTask(TextConfig(path=write([{"text": "abc"}]), validation_path="/nowhere.jsonl"), BYTES)

@@ -130,14 +130,23 @@ def test_faults_of_conversations(write):
         TextTask(TextConfig(path=path, packed=False), refusing)
     with pytest.raises(UserError, match=r"tokenizer 'bytes' has no chat template; set task.chat_template to one of"):
         TextTask(TextConfig(path=path, packed=False), BYTES)
-    with pytest.raises(UserError, match=r"task.chat_template=zephyr is for conversations, the rows are of kind 'text'"):
-        TextTask(TextConfig(path=write([{"text": "a"}], "b.jsonl"), chat_template="zephyr"), BYTES)
+    unread = r"task.chat_template=zephyr is for conversations, the rows of \S+b\.jsonl are of kind '{}'; add --config\."
+    for row, kind in ({"text": "a"}, "text"), ({"prompt": "a", "completion": "b"}, "completion"):
+        with pytest.raises(UserError, match=unread.format(kind)):
+            TextTask(TextConfig(path=write([row], "b.jsonl"), chat_template="zephyr", packed=False), BYTES)
+    also = {
+        "chat_template": "zephyr",
+        "packed": False,
+        "also_prompts": True,
+    }  # texts, of which nothing is an answer, too
+    with pytest.raises(UserError, match=unread.format("text")):
+        TextTask(TextConfig(path=write([{"text": "a"}], "b.jsonl"), **also), BYTES)
     mixed = {"path": path, "validation_path": write([{"text": "a"}], "b.jsonl"), "packed": False}
     with pytest.raises(UserError, match=r"task.path of kind 'chat', task.validation_path of kind 'text'; give both"):
         TextTask(TextConfig(**mixed), refusing_nothing)
     with pytest.raises(UserError, match=r"task.seq_len is 512 and the base has 256 positions; lower task.seq_len"):
         TextTask(TextConfig(path=write([{"text": "ab"}], "b.jsonl")), BYTES, 256)
-    with pytest.raises(UserError, match="or documents=separate to pack them as well"):
+    with pytest.raises(UserError, match=r"or --config.task.documents=separate to pack them as well"):
         TextTask(TextConfig(path=path, chat_template="zephyr"), BYTES)
     with pytest.raises(UserError, match=r"task.documents=separate says how rows are packed; set task.packed=True"):
         TextConfig(path=path, packed=False, documents="separate")
