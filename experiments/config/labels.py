@@ -1,6 +1,6 @@
 """The labels of a run, derived from its config, for run names, tables and W&B."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ PLAIN_TARGETS = ("query", "value")
 # Methods without a rank, whose variant says how many tokens stand before and after a prompt, with what they add to the
 # name of another family that they stand beside ("lora+pe"; Hu et al., appendix E); and the default of prefix.tokens.
 PREFIX_METHODS, PREFIX_TOKENS = {"preembed": "pe", "prelayer": "pl", "prefix": "prefix"}, 8
+SQUARES = ("mora", "remora")  # methods with a compression
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -79,15 +80,29 @@ def with_labels(plain: dict, stage: str | None = None) -> dict:
     return {**plain, "labels": derive(plain, stage)}
 
 
+def methods_apart(labels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each run's method as a list of them names it, with its variant: "mora rotation".
+
+    MoRA's plain compression, which labels leave out, is named where another variant of the method is in the list.
+    """
+    methods = [str(one.get("method") or "-") for one in labels]
+    variants = [one.get("variant") or "" for one in labels]
+    several = {method for method, variant in zip(methods, variants, strict=True) if variant}
+    return [
+        f"{method} {variant or (PLAIN_COMPRESSIONS[0] if method in SQUARES and method in several else '')}".strip()
+        for method, variant in zip(methods, variants, strict=True)
+    ]
+
+
 def tags(plain: Mapping[str, Any]) -> tuple[str, ...]:
-    """W&B's tags of a run: the user's own `tracking.tags`, then method, rank, rate, seed, task and base."""
+    """W&B's tags of a run: the user's own `tracking.tags`, then method, variant, rank, rate, seed, task and base."""
     labels, task = derive(plain), plain.get("task") or {}
     base = Path((plain.get("base") or {}).get("name") or "").name  # a base may be a folder
     rank = None if labels["rank"] is None else f"rank {labels['rank']}"
     rate = (plain.get("optimizer") or {}).get("learning_rate")
     rate = f"rate {rate:g}" if isinstance(rate, int | float) else None
     seed = f"seed {plain.get('seed', 0)}"
-    found = (labels["method"], rank, rate, seed, labels.get("task") or task.get("name"), base)
+    found = (labels["method"], labels.get("variant"), rank, rate, seed, labels.get("task") or task.get("name"), base)
     own = (plain.get("tracking") or {}).get("tags") or ()
     return tuple(dict.fromkeys([*own, *(word[:TAG_LENGTH] for word in found if word)]))
 

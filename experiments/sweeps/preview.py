@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.arguments import spoken
+from experiments.config.labels import methods_apart
 from experiments.records import data_record, json_files, leases, run_folder
 from experiments.records.text_table import clock, format_table
 from experiments.sweeps.best import NotNeeded
@@ -156,7 +157,8 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
             share = result["wall_seconds"] / result.get("together", 1)  # a program's time, of all its trials
             seconds.setdefault(shapes[cell.name], []).append(share / cell.steps)
     lines, left, unknown, states = [["cell", "method", "rank", "trainable", "memory", "time", "state"]], 0.0, 0, {}
-    for cell in cells:
+    methods = methods_apart([plains[cell.name].get("labels") or {} for cell in cells])
+    for cell, method in zip(cells, methods, strict=True):
         names, (state, result) = shared[cell.name], found[cell.name]
         need = needs[asked[tuple(shapes[name] for name in names)][0]]
         trained = [need["trainable"], *need.get("joined", ())][names.index(cell.name)] if "trainable" in need else None
@@ -166,10 +168,9 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
         states[kind] = states.get(kind, 0) + 1
         if not result and kind not in ("failed", NOT_NEEDED):
             left, unknown = left + (time or 0), unknown + (time is None)
-        labels = plains[cell.name].get("labels") or {}
-        rank = labels.get("rank")
+        rank = (plains[cell.name].get("labels") or {}).get("rank")
         lines.append([
-            cell.name, str(labels.get("method") or "-"), "-" if rank is None else str(rank),
+            cell.name, method, "-" if rank is None else str(rank),
             UNKNOWN if trained is None else f"{trained:,}", _memory(need, len(names)),
             UNKNOWN if time is None else clock(time), state,
         ])  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.labels import methods_apart
 from lowrank_jax.core import libraries
 
 MATPLOTLIB = ("matplotlib", "figures need", "matplotlib")
@@ -42,7 +43,7 @@ def draw_run(result: dict, path: str | Path) -> Path:
 
 
 def draw_losses(results: Sequence[dict], path: str | Path) -> Path:
-    """Draws the training losses of several runs against their steps, a colour for each method.
+    """Draws the training losses of several runs against their steps, a colour for each method and variant.
 
     Args:
       results: contents of result.json.
@@ -50,11 +51,11 @@ def draw_losses(results: Sequence[dict], path: str | Path) -> Path:
     """
     plots = pyplot()
     figure, axes = plots.subplots(figsize=(6, 3.6))
-    methods = list(dict.fromkeys(str((result.get("labels") or {}).get("method")) for result in results))
+    each = methods_apart([result.get("labels") or {} for result in results])
+    methods = list(dict.fromkeys(each))
     named: set[str] = set()
-    for result in results:
+    for result, method in zip(results, each, strict=True):
         points = [point for point in result.get("losses") or [] if point[1] is not None]
-        method = str((result.get("labels") or {}).get("method"))
         if points:
             label = None if method in named else method
             axes.plot(*zip(*points, strict=True), color=f"C{methods.index(method)}", linewidth=1.0, label=label)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import complete_file
-from experiments.config.labels import derive, tags, with_labels
+from experiments.config.labels import derive, methods_apart, tags, with_labels
 from experiments.config.plain import to_plain
 from experiments.records.results import load_results
 from experiments.records.run_folder import run_name
@@ -103,5 +103,14 @@ def test_tags_for_wandb():
         "my-llama",
     )
     assert {"lora", "rank 8", "rte", "seed 3"} < {*tags_of("lora_glue.py:task=rte,model=minilm-l6", seed=3)}
+    assert tags_of("mora_uuid.py:compression=rotation")[:3] == ("mora", "rotation", "rank 8")
     own = tags_of("mora_uuid.py:method=lora", tracking__tags=("trial", "lora"), base__name="x" * 99)
     assert own == ("trial", "lora", "rank 8", "rate 0.003", "seed 0", "uuid", "x" * 64)
+
+
+def test_a_list_of_runs_names_moras_compression_where_it_tells_them_apart():
+    sharing, rotation = labels_of("mora_uuid.py"), labels_of("mora_uuid.py:compression=rotation")
+    lora, merging = labels_of("mora_uuid.py:method=lora"), labels_of("mora_finetune.py:method=relora")
+    assert methods_apart([sharing, lora, rotation]) == ["mora sharing", "lora", "mora rotation"]
+    assert methods_apart([sharing, lora, merging, {}]) == ["mora", "lora", "relora", "-"]
+    assert methods_apart([labels_of("mora_finetune.py:method=asylora,frozen"), lora]) == ["asylora frozen A", "lora"]

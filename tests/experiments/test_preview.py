@@ -73,6 +73,17 @@ def test_the_preview_lists_needs_time_and_state(sweep):
     )
 
 
+def test_the_preview_names_what_tells_its_rows_apart(tmp_path, monkeypatch):
+    """MoRA's two compressions at one rank, whose names differ in a hash alone."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    grid = Grid("configs/mora_uuid.py", "configs/sweeps/rates_uuid.py:model=pico-llama")
+    cells = grid.select("method=(mora|lora),.*rank=8")
+    need = {"trainable": 1, "bytes": 1}
+    said = preview.preview(engine.Sweep(grid, str(tmp_path)), cells, lambda pairs, joined: {n: need for n, _ in pairs})
+    kinds = {(cell.arg, rows(said)[cell.name][0]) for cell in cells}
+    assert sorted(kind for _, kind in kinds) == ["lora", "mora rotation", "mora sharing"]
+
+
 def test_the_preview_of_joined_cells_has_their_programs(sweep):
     """With --together the memory is that of a program of several cells, and there are as many programs as are made."""
     cells, asked = sweep.grid.select(), {}
