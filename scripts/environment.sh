@@ -1,4 +1,16 @@
-# Sourced by the other scripts: make_environment TARGET installs TARGET ("." or ".[test]") into .venv, once per setup.py.
+# Sourced by the other scripts: make_environment TARGET installs TARGET ("." or ".[test]") into .venv, once per setup.py;
+# help_if_asked "$@" prints the script's first lines for --help, and ends it.
+
+help_if_asked() {
+    case ${1:-} in
+        -h | --help) sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "scripts/$(basename "$0")" && exit 0 ;;
+    esac
+}
+
+refuse() { # MESSAGE
+    echo "error: $1" >&2
+    exit 2
+}
 
 fits() { # PYTHON: whether it runs as a version that this project supports
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # From a fresh clone to one cell of LoRA's GLUE table on a CPU: MRPC, MiniLM-L6, LoRA r=8, 3 epochs, 3 seeds. GLUE's files
-# are read from the folder given (or $LOWRANK_JAX_GLUE_DIR), otherwise downloaded through TFDS.
+# are read from FOLDER (bash scripts/glue_mrpc.sh FOLDER) or $LOWRANK_JAX_GLUE_DIR, otherwise downloaded through TFDS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source scripts/environment.sh
+help_if_asked "$@"
+[ $# -eq 0 ] || [ -d "$1" ] || refuse "$1 is no folder; name the one with GLUE's files, or leave it out"
 make_environment .
 
 if [ $# -gt 0 ]; then export LOWRANK_JAX_GLUE_DIR=$1; fi

@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source scripts/environment.sh
+help_if_asked "$@"
+[ $# -eq 0 ] || refuse "quickstart.sh takes no arguments, and was given $1; leave it out"
 make_environment .
 
 # Offline unless the user is logged in to W&B: experiments.run decides the same way, without a prompt.

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source scripts/environment.sh
+help_if_asked "$@"
 make_environment ".[test,dev]"
 
 .venv/bin/ruff check .

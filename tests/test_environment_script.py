@@ -1,4 +1,4 @@
-"""scripts/environment.sh: which Python it takes, and the error where .venv has another."""
+"""scripts/environment.sh: which Python it takes, the error where .venv has another, and the scripts' --help."""
 
 import shutil
 import subprocess
@@ -68,3 +68,29 @@ def test_an_environment_of_another_version_is_one_line(made, tmp_path, inside, a
     done = made(inside, asked)
     line = words.format(tmp_path / "asked") + NEW
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("quickstart", ("--help",), "From a fresh clone to MoRA compared with LoRA"),
+        ("test", ("-h",), "The checks (style, format, types), then the whole test suite"),
+        ("glue_mrpc", ("--help",), "From a fresh clone to one cell of LoRA's GLUE table"),
+        ("quickstart", ("-k", "mora"), "error: quickstart.sh takes no arguments, and was given -k; leave it out\n"),
+        ("glue_mrpc", ("/nowhere",), "error: /nowhere is no folder; name the one with GLUE's files, or leave it out\n"),
+    ],
+)
+def test_help_and_wrong_words_start_nothing(tmp_path, name, words, said):
+    """Without a Python that runs: whatever is started ends with another line."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    done = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / f"{name}.sh"), *words],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": "/nowhere/python"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == (2 if said.startswith("error") else 0)
+    assert (done.stdout + done.stderr).startswith(said)
+    assert not (tmp_path / ".venv").exists()

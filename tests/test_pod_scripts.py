@@ -78,6 +78,23 @@ def test_help_is_the_scripts_first_lines(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("word", ["--help", "-h", "--helpfull=true", "--only_check_args"])
+def test_flags_that_only_print_start_no_machine(name, word, tmp_path):
+    """The programs that start one are here files that say so."""
+    for program in ("gcloud", "xpk", "sbatch", "sky"):
+        (tmp_path / program).write_text("#!/bin/sh\necho STARTED\n")
+        (tmp_path / program).chmod(0o755)
+    done = script(name, *SCRIPTS[name][0], "--", FLAGS[0], word, path=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: {word} after -- would start machines .*: python -m experiments.run --help\n", done.stderr
+    )
+    asked = script(name, *SCRIPTS[name][0], "--help", "--", FLAGS[0], path=tmp_path)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "STARTED" not in asked.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_base_without_weights_ends_it_before_anything_is_made(name, tmp_path):
     """The programs are not on the PATH: whatever is started ends with another status. A dry run goes on."""
     flags = ["--config=configs/mora_uuid.py:scale=paper", "--config.base.name=llama2-7b"]

@@ -1,7 +1,8 @@
 # Sourced by the scripts of this folder: their options, --dry-run, and the command that every process runs.
 #
 # options NAMES "$@"   reads --name=value into $name for the names given, --dry-run, and, after "--", the flags of
-#                      experiments.run into $WORDS; --help prints the script's first lines
+#                      experiments.run into $WORDS; --help prints the script's first lines. Flags that only make
+#                      experiments.run print something are refused, as a machine would be started for it
 # need NAME...         ends the script where one of these is empty
 # run WORD...          prints a command as it can be pasted, and runs it unless there is --dry-run
 # worker               prints the command of one process
@@ -37,6 +38,13 @@ options() {
             *) fail "unknown word $1; write --name=value, and the flags of experiments.run after --" ;;
         esac
         shift
+    done
+    for key in "${WORDS[@]}"; do
+        case ${key%%=*} in
+            -h | -help | --help | -helpshort | --helpshort | -helpfull | --helpfull | -helpxml | --helpxml | "-?" | "--?" | \
+            -only_check_args | --only_check_args)
+                fail "$key after -- would start machines and train nothing; run it here: python -m experiments.run --help" ;;
+        esac
     done
     [ ${#WORDS[@]} -gt 0 ] || fail "no flags of experiments.run; give them after --, e.g. -- --config=configs/mora_uuid.py"
 }
