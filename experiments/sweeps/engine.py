@@ -160,8 +160,9 @@ class Sweep:
                 result = self.known.recorded(ready, claim)
                 self.known.share_offline(ready)
                 if result is None:
-                    self.known.fail(ready, fault_of(status), self.cause(status, ready))
-                    claim.release(self.fault_elsewhere(status))
+                    sections = self.cause(status, ready)
+                    self.known.fail(ready, fault_of(status), sections)
+                    claim.release(fault_elsewhere(status, sections))
                     if status == LOST:
                         raise StoreError("its run could not reach the root")
         except data_record.DataChanged as error:
@@ -238,7 +239,7 @@ class Sweep:
                 self.known.share_offline(one)
                 if result is None:
                     self.known.fail(one, fault_of(status), sections)
-                    claim.release(self.fault_elsewhere(status))
+                    claim.release(fault_elsewhere(status, sections))
                     if status == LOST:  # it could not reach the root
                         continue
                 state = result["status"] if result else f"failed: {why}"
@@ -247,13 +248,12 @@ class Sweep:
             return self.settled.get(cell.name)
 
     def cause(self, status: int, cell: Cell) -> dict[str, Any] | None:
-        """The sections that caused a failure; None for a traceback, as of a broken GPU, and a lack of memory."""
+        """The sections that caused a failure; None where another machine may not have it.
+
+        That is a traceback, as of a broken GPU, and a lack of memory or of a library.
+        """
         found = self.faults.take(cell.name, cell.plain)
         return None if status == TRACEBACK else found
-
-    def fault_elsewhere(self, status: int) -> str:
-        """`fault_of` for the workers of a root; "" where this machine lacks a library, which others may have."""
-        return "" if self.faults.machine else fault_of(status)
 
     def refusal(self, ready: Cell, place: str) -> tuple[str, None] | None:
         """What `attempt` returns for a cell that is not tried: it failed on another worker, or would as another did."""
@@ -358,6 +358,11 @@ def fault_of(status: int) -> str:
     if status == 0:
         return "it ended without a result"
     return f"exit status {status}" if status > 0 and status not in NO_FAULT else ""
+
+
+def fault_elsewhere(status: int, sections: dict[str, Any] | None) -> str:
+    """`fault_of` for the workers of a root; "" where the cause may be this machine's alone, which `cause` tells."""
+    return "" if sections is None else fault_of(status)
 
 
 def as_flag(value: Any, path: str = "") -> str:

@@ -118,3 +118,25 @@ def test_what_one_machine_lacks_fails_no_cell_for_the_others(place, together, mo
     assert {state.partition(":")[0] for state in bare.run(cells).values()} == {"failed"}
     (place / "host2").mkdir(exist_ok=True)
     assert set(whole.run(cells).values()) == {"finished"}, said
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("ending", ["here", "traceback"])
+def test_a_lack_of_memory_on_one_host_fails_no_cell_for_the_others(place, together, ending, monkeypatch):
+    """As in one folder: each worker tries the cell once, and none a second time. A traceback may be a broken GPU's."""
+    program = FAKE_TRIALS if ending == "here" else "import sys; sys.exit(1)"
+    (place / "fake_trials.py").write_text(program)
+    monkeypatch.setattr(engine, "TRIALS_PROGRAM", (sys.executable, str(place / "fake_trials.py")))
+    behave(place, **{"": ending}, room=0)
+    grid, _, said = make(place)
+    cells = [cell for cell in grid.select() if not cell.trials][:3]
+    root = lambda: leases.Root(str(place / "root"))  # noqa: E731
+    small = engine.Sweep(grid, str(place / "runs"), None, said.append, root=root(), together=together)
+    states = small.run(cells)
+    assert {state.partition(":")[0] for state in states.values()} == {"failed"}
+    alone = ran(place)
+    assert len(alone) == len({*alone}) == (3 if together == 1 or ending == "here" else 0)
+    assert not any(root().failure(cell.name, False) for cell in cells)
+    (place / "host2").mkdir()
+    large = engine.Sweep(grid, str(place / "host2"), None, said.append, root=root())
+    assert set(large.run(cells).values()) == {"finished"}, said
