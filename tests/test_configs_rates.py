@@ -33,9 +33,9 @@ def stages(grid):
     return collections.Counter(cell.stage for cell in grid.cells.values())
 
 
-def test_a_ladder_is_in_equal_factors():
-    assert rates.ladder(1e-4, 4, 3) == [1e-4, 2.15e-4, 4.64e-4, 1e-3]
-    literature = rates.ladder(1e-4, 13, 4)
+def test_rates_are_in_equal_factors():
+    assert rates.rates_tried(1e-4, 4, 3) == [1e-4, 2.15e-4, 4.64e-4, 1e-3]
+    literature = rates.rates_tried(1e-4, 13, 4)
     assert (literature[0], literature[4], literature[-1]) == (1e-4, 1e-3, 1e-1)
 
 
@@ -55,7 +55,7 @@ def test_the_grids_of_answers(name):
     assert scalings == {"lora": "standard", "rslora": "rslora", "dora": "standard", "mora": "standard"}
 
 
-def test_the_best_is_by_held_out_loss_and_the_seed_of_the_ladder_is_not_trained_again():
+def test_the_best_is_by_held_out_loss_and_the_first_seed_is_not_trained_again():
     grid = grid_of("rates_gsm8k", "rates=3")
 
     def outcome(rate):

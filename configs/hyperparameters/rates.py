@@ -1,18 +1,18 @@
 """What the grids rates_*.py share: every method's rate is searched by one rule before methods are compared.
 
 Stages, each row (a method at a rank) by itself:
-  swept   a ladder of rates, one seed;
+  swept   rates in equal factors, one seed;
   wider1, wider2, wider3  where the best is the smallest or largest rate tried, one more beyond it; otherwise nothing;
   near    the best and its two neighbours, `seeds` seeds each; runs that a stage before has done are left out.
 
-Arguments of each grid (--grid=FILE:rates=13,per_decade=4): rates and per_decade, length and step of the ladder (13 in
-quarter decades from literature on tuned rates, arXiv 2602.04998); seeds; steps.
+Arguments of each grid (--grid=FILE:rates=13,per_decade=4): rates and per_decade, how many rates are tried at
+first and how many of them in a factor of ten (13 and 4 in literature on tuned rates, arXiv 2602.04998); seeds; steps.
 
 `python -m experiments.tables rates` has the tables and figures of all of them.
 """
 
 RATE = "optimizer.learning_rate"
-WIDER = 3  # stages that widen a ladder; a best rate at an edge after these is marked in the table
+WIDER = 3  # stages that add a rate; a best rate at an edge after these is marked in the table
 SWEPT, NEAR = "swept", "near"
 RANKS = (2, 8, 32, 128)
 # A square of r=128 (314 to 587 wide) is wider than the key and value projections of both bases (192, 256).
@@ -23,7 +23,7 @@ BARE = {"checkpoint.every": 0, "export.adapter": False, "export.merged": "", "tr
 ALPHA = {"adapter.alpha": 16.0}
 
 
-def ladder(first: float, rates: int, per_decade: int) -> list[float]:
+def rates_tried(first: float, rates: int, per_decade: int) -> list[float]:
     """Rates upwards from the first, in equal factors, of three digits."""
     return [float(f"{first * 10 ** (step / per_decade):.3g}") for step in range(rates)]
 
@@ -37,10 +37,10 @@ def methods(ranks=RANKS, mora_ranks=MORA_RANKS):
 
 
 def swept(firsts, choice, overrides, score=""):
-    """[(stage, cells)] of one seed: the ladder, and what widens it.
+    """[(stage, cells)] of one seed: the rates tried at first, and those added beyond a best one at an end.
 
     Args:
-      firsts: a row's argument -> the first rate of its ladder.
+      firsts: a row's argument -> the first of its rates.
       choice: of `parse_arg`, with rates and per_decade.
       overrides: of every cell.
       score: by which the best is chosen; "": the training loss at the end.
@@ -48,7 +48,7 @@ def swept(firsts, choice, overrides, score=""):
     cells = [
         dict(arg=arg, overrides={**overrides, RATE: rate, "seed": 0})
         for arg, first in firsts.items()
-        for rate in ladder(first, choice.rates, choice.per_decade)
+        for rate in rates_tried(first, choice.rates, choice.per_decade)
     ]
     stages = [(SWEPT, cells)]
     for step in range(1, WIDER + 1):
@@ -95,7 +95,8 @@ UUID_GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_t
 
 FORGET = ("data/text/novels.jsonl", "data/text/peps.jsonl")  # 64 x 256 tokens of each
 WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
-# Of the ladders: in grids on E2E and UUID pairs the best rates are near 1e-3, of full fine-tuning near 1e-4.
+# The lowest rates of adapters and of full fine-tuning that are tried at first: in grids on E2E and UUID pairs the best
+# ones are near 1e-3 and 1e-4.
 FIRST, FFT_FIRST = 1e-4, 1e-5
 STEPS = 150
 

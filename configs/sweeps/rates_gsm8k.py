@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/mora_finetune.py --grid=configs/sweeps/rates_gsm8k.py --together=36 \\
         --config.base.scan_unroll=30 --results=experiments/results/rates_gsm8k
     ... --grid=configs/sweeps/rates_gsm8k.py:model=gemma3-270m --config.base.scan_unroll=18
-    ... --grid=configs/sweeps/rates_gsm8k.py:rates=13,per_decade=4,seeds=5    # the literature's ladder, more seeds
+    ... --grid=configs/sweeps/rates_gsm8k.py:rates=13,per_decade=4,seeds=5    # rates as in the literature, more seeds
 
 150 steps of 8 x 256 packed tokens, 0.3M tokens. Rates, seeds and LoRA's ranks share a program; --only=method=fft takes
 one method, with another --together: full fine-tuning has moments of its own for each trial, and may be faster alone.
@@ -20,5 +20,5 @@ DATA = "task=math,data=data/gsm8k/train.jsonl.gz,validation=data/gsm8k/test.json
 
 
 def stages(arg=None):
-    """[(stage, cells)]: the ladder, what widens it, and seeds near the best."""
+    """[(stage, cells)]: rates in equal factors, more beyond a best one at an end, and seeds near the best."""
     return rates.answers(parse_arg(arg, model=MODELS, rates=9, per_decade=3, seeds=3, steps=Count), DATA)

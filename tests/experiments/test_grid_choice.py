@@ -8,7 +8,7 @@ from experiments.sweeps.grid import Grid
 from lowrank_jax.core.errors import UserError
 
 PATH = "optimizer.learning_rate"
-# A ladder of rates, as many stages of widening, and two seeds near the best.
+# Rates, stages that add one beyond a best at an end, and two seeds near the best.
 SEARCH = """
 def stages(arg=None):
     rates = [float(word) for word in (arg or "1e-3").split(",")[0].split("/")]
@@ -47,16 +47,16 @@ def test_an_edge_is_widened_and_the_best_has_neighbours(grid_files, rates, best,
     (grid_files / "search.py").write_text(SEARCH)
     grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:{rates}")
     ran = trained(grid, lambda rate: abs(rate - best))
-    ladder = [float(rate) for rate in rates.split("/")]
-    assert [run[1:] for run in ran if run[0] == "swept"] == [(rate, 0) for rate in ladder]
+    tried = [float(rate) for rate in rates.split("/")]
+    assert [run[1:] for run in ran if run[0] == "swept"] == [(rate, 0) for rate in tried]
     assert [run[1] for run in ran if run[0].startswith("wider")] == pytest.approx(wider, rel=1e-3)
     seeds = {seed: [rate for stage, rate, one in ran if stage == "near" and one == seed] for seed in (0, 1)}
     assert seeds[1] == pytest.approx(near, rel=1e-3)
-    assert seeds[0] == pytest.approx([rate for rate in near if rate not in (*ladder, *wider)], rel=1e-3)
+    assert seeds[0] == pytest.approx([rate for rate in near if rate not in (*tried, *wider)], rel=1e-3)
 
 
 def test_a_rate_that_diverged_was_tried(grid_files):
-    """It ends the ladder, so that the best below it is no edge."""
+    """The best below it is no edge."""
     (grid_files / "search.py").write_text(SEARCH)
     grid = Grid(str(grid_files / "config.py"), f"{grid_files / 'search.py'}:1e-4/1e-3/1e-2")
     ran = trained(grid, lambda rate: None if rate > 5e-3 else 1 - rate)

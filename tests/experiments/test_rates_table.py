@@ -42,7 +42,7 @@ def run(method, rank, rate, loss, seed=0, stage="swept", task="math", variant=No
 
 
 def row(method, rank, losses, spread=0.001, seeds=3, **more):
-    """A ladder of one seed, and at the best and its neighbours two seeds more; {rate: loss}."""
+    """Rates of one seed, and at the best and its neighbours two seeds more; {rate: loss}."""
     found = [run(method, rank, rate, loss, **more) for rate, loss in losses.items()]
     rates_, best = sorted(losses), min((one for one in losses if losses[one]), key=lambda one: losses[one])
     place = rates_.index(best)

@@ -283,7 +283,7 @@ def stages():
 
 
 def test_a_cell_that_is_not_needed_is_no_failure(place, swept):
-    """The best rate lies inside the ladder: nothing is trained beyond it, and its neighbours go on."""
+    """The best rate lies between others: nothing is trained beyond it, and its neighbours go on."""
     (place / "search.py").write_text(SEARCH)
     ended = swept(grid=str(place / "search.py"))
     assert (ended.status, ended.out.splitlines()[-1]) == (0, "5 of 5 cells finished"), ended
