@@ -82,7 +82,7 @@ def test_the_best_rate_is_that_of_most_seeds(records):
     assert part.title == "math (train.jsonl.gz), smollm2-135m, 150 steps of 8 x 256 tokens"
     lines = lines_of(part)
     lora = lines["LoRA 8"]
-    assert (lora["best rate"], lora["tried"], lora["seeds"]) == ("0.001", "6: 0.0001 to 0.1", "3")
+    assert (lora["best rate"], lora["tried"], lora["seeds"]) == ("0.001 edge of 3 seeds", "6: 0.0001 to 0.1", "3")
     assert (lora["loss"], lora["neighbours"]) == ("1.2000+-0.0010", "1.3000 | 0.1000")
     assert (lora["trainable"], lora["forgotten"]) == ("2,442,240", "novels +0.500")
     assert lines["rsLoRA 8"]["best rate"] == "0.0001 edge"
@@ -91,6 +91,27 @@ def test_the_best_rate_is_that_of_most_seeds(records):
     assert {lines[name]["place"] for name in ("MoRA 8 rotation", "FFT")} == {"1", "2~"}
     digits = lines_of(shown(records).parts[-1])["LoRA 8"]
     assert (digits["best rate"], digits["digits"]) == ("0.01", "95.0")
+
+
+def test_a_best_rate_at_the_edge_of_what_has_three_seeds_is_marked():
+    """The best of one seed lies between two others; over three seeds one of these is better, and beyond it is one."""
+    at = {1e-4: 1.4, 3e-4: 1.3, 1e-3: 1.2, 3e-3: 1.25}
+    near = {3e-4: 1.3, 1e-3: 1.2, 3e-3: 1.0}
+    one = row("lora", 8, at, seeds=1) + [
+        run("lora", 8, rate, near[rate], seed, "near") for rate in near for seed in (1, 2)
+    ]
+    others = row("mora", 8, at | {1e-2: 1.5}, seeds=1) + row("dora", 8, at | {1e-2: 1.5})
+    beyond = [run("lora", 8, 1e-2, 1.5, seed) for seed in range(3)]
+    (part,) = shown(one + others + beyond[:1]).parts
+    best = {name: line["best rate"] for name, line in lines_of(part).items()}
+    assert best == {"LoRA 8": "0.003 edge of 3 seeds", "DoRA 8": "0.001", "MoRA 8 sharing": "0.001"}
+    assert "edge of N seeds: a rate beside the best one was run with fewer than its N seeds" in part.text()
+    for more in (beyond, [run("lora", 8, 1e-2, None)]):  # three seeds there; one that diverged, which is no better rate
+        (part,) = shown(one + others + more).parts
+        assert lines_of(part)["LoRA 8"]["best rate"] == "0.003"
+        assert "edge of N seeds" not in part.text()
+    (part,) = shown(one).parts
+    assert lines_of(part)["LoRA 8"]["best rate"] == "0.003 edge"
 
 
 def test_claims_are_made_of_the_records_or_absent(records):

@@ -20,6 +20,7 @@ HOW = (
     "of those with most seeds; edge: it is the smallest or largest that was tried; neighbours: the losses at the rates "
     "beside it. place: of rows with {seeds} seeds; ~: nearer to the row before than the larger of their two deviations."
 )
+FEWER = "edge of N seeds: a rate beside the best one was run with fewer than its N seeds; a better one may lie there."
 WHAT = {True: "per token of held-out answers at the end", False: "of training, over the last 20 steps"}
 FORGOTTEN = "forgotten: rise of the loss on text that was not trained on, in nats per token."
 DIGITS = "digits: % of the value's 32 digits by greedy decoding at the end, median over seeds."
@@ -61,6 +62,7 @@ def shown(setting: Setting, rows: Sequence[RateRow]) -> Table:
     places = order_of(losses)
     lines = [header, *(_cells(row, places, setting) for row in rows)]
     captions = [HOW.format(what=WHAT[setting.held_out], seeds=SEEDS), FORGOTTEN if setting.held_out else DIGITS]
+    captions += [FEWER] if any(row.edge_of_seeds for row in rows) else []
     return Table(setting.title, tuple(lines), (*captions, *claims.sentences(rows)), data=rows)
 
 
@@ -77,7 +79,7 @@ def _cells(row: RateRow, places: dict[str, str], setting: Setting) -> list[str]:
     return [
         row.label,
         number(row.parameters, ",d"),
-        f"{best.rate:g}" + (" edge" if row.edge else ""),
+        f"{best.rate:g}{_edge(row)}",
         tried,
         best.loss.text,
         str(best.loss.seeds),
@@ -85,6 +87,13 @@ def _cells(row: RateRow, places: dict[str, str], setting: Setting) -> list[str]:
         " | ".join(beside),
         last,
     ]
+
+
+def _edge(row: RateRow) -> str:
+    """What follows a best rate beyond which, or beside which, a better one may lie."""
+    if row.edge:
+        return " edge"
+    return f" edge of {row.best.loss.seeds} seeds" if row.edge_of_seeds and row.best and row.best.loss else ""
 
 
 def _point(row: RateRow, index: int) -> str:

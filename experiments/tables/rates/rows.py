@@ -93,6 +93,15 @@ class RateRow(Row):
         return self.best is not None and self.best.rate in (rates[0], rates[-1])
 
     @property
+    def edge_of_seeds(self) -> bool:
+        """Whether a rate beside the best has fewer seeds, none of them lost: the search by seeds ended at the best."""
+        if self.best is None:
+            return False
+        place = self.points.index(self.best)
+        beside = self.points[max(place - 1, 0) : place + 2]
+        return any(not point.lost and len(point.losses) < len(self.best.losses) for point in beside)
+
+    @property
     def parameters(self) -> int | None:
         """Trainable scalars."""
         runs = (run for point in self.points for run in point.runs)
