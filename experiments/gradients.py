@@ -1,14 +1,16 @@
 """Prints how far a quantised base changes adapters' gradients and a run's loss, as one JSON line a seed.
 
     python -m experiments.gradients --config=configs/mora_uuid.py:scale=gpu,data=text,method=lora \
-        --config.task.path=mine.jsonl --config.base.quantize=fp8 --config.train.steps=200 --seeds=0,1,2
+        --config.task.path=mine.jsonl --config.base.quantize=fp8 --config.train.steps=200 --seeds=0,1,2 \
+        --record=FILE.jsonl
 
 At the start and after the steps, on one batch: the cosine between the gradients beside the codes and beside the
-weights, and the leaves that differ most; and both runs' loss after the steps. Nothing is recorded as a run.
+weights, and the leaves that differ most; and both runs' loss after the steps. Nothing is recorded as a run;
+--record=FILE.jsonl adds a line a seed to a file that `experiments.tables codes` reads.
 
 With --study=PATTERN, one JSON line for each of many ways to round whose description matches (".*" for all): one
-operand, one kind of kernel, finer scales, kernels that stay as they are. --record=FILE.jsonl adds the lines to a file
-that `experiments.tables rounding` reads.
+operand, one kind of kernel, finer scales, kernels that stay as they are. `experiments.tables rounding` reads their
+record.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from experiments.config.arguments import in_its_words
 
 flags.DEFINE_list("seeds", ["0"], "Seeds of the run, one comparison each.")
 flags.DEFINE_string("study", None, "Compare ways to round a float32 base instead: a pattern, .* for all.")
-flags.DEFINE_string("record", None, "Also write the study's lines to this file.")
+flags.DEFINE_string("record", None, "Also add the results to this file, as lines that a table reads.")
 FLAGS = flags.FLAGS
 
 
@@ -34,11 +36,9 @@ FLAGS = flags.FLAGS
 def main(_) -> None:
     """Prints {"seed", "quantize", "start", "end", "loss"} for each seed, or a line for each case of the study."""
     config, _plain = load_config()
-    from experiments.bench.training.gradients import compare
+    from experiments.bench.training.gradients import compare, recorded
     from lowrank_jax.core.errors import UserError
 
-    if FLAGS.record is not None and not FLAGS.study:
-        raise UserError("--record is for --study; leave it out")
     if not all(seed.isdecimal() for seed in FLAGS.seeds):
         raise UserError(f"--seeds={','.join(FLAGS.seeds)} are no whole numbers, for example 0,1,2")
     with contextlib.ExitStack() as opened:
@@ -48,7 +48,10 @@ def main(_) -> None:
             if FLAGS.study:
                 _study(one, file)
             else:
-                print(json.dumps({"seed": seed, "quantize": config.base.quantize, **compare(one)}), flush=True)
+                found = compare(one)
+                print(json.dumps({"seed": seed, "quantize": config.base.quantize, **found}), flush=True)
+                if file is not None:
+                    print(json.dumps(recorded(one, found)), file=file, flush=True)
 
 
 def _study(config: Any, file: Any) -> None:

@@ -137,6 +137,7 @@ def test_the_readme_says_why_an_index_of_packages_has_the_weights():
 def test_tables_are_named():
     assert sorted(words for words, _ in TABLES.values()) == [
         "beams",
+        "codes",
         "decoding",
         "latency",
         "lora_table14",
@@ -152,6 +153,7 @@ def test_tables_are_named():
         "rates --model=pico-llama",
         "rounding",
         "speed --results=experiments/results/speed/cpu_suite.json",
+        "speed --results=experiments/results/speed/h200_recipes_suite.json",
         "speed --results=experiments/results/speed/h200_suite.json",
         "speed --results=experiments/results/speed/two_cards_suite.json",
         "sweep --results=experiments/results/dolly.jsonl",

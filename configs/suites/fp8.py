@@ -8,7 +8,7 @@ nothing else of their own; "bound-fixed" reads no largest entry where none is ne
 nothing either, in memory that `remat=projections` frees; "weights" has a bfloat16 forward pass.
 """
 
-from configs.suites.h100 import FAST, LONG, PEER_7B, SEVEN_B, UNROLLED
+from configs.suites.h100 import FAST, LONG, PEER_7B, PEER_8B, SEVEN_B, UNROLLED
 
 PEER = None
 PEER_NAME = "HF PEFT + torch.compile, bfloat16"
@@ -18,7 +18,6 @@ BOUND_FIXED = (FP8, "--config.base.fp8.activations=bound", "--config.base.fp8.gr
 WEIGHTS = (FP8, "--config.base.fp8.forward=weights")
 KEPT = "--config.base.fp8.transposed=kept"
 LEAN = f"remat=projections,{UNROLLED},chunk_tokens=1024"
-PEER_8B = ("--shape=8b", "--batch=2", "--seq=4096", "--rank=16", "--vocab=128256", "--remat", "--compile", "--steps=10")
 
 
 def _seven(method: str, rank: int, how: str = FAST) -> str:

@@ -30,6 +30,7 @@ TABLES = {
     "latency": "experiments.tables.speed.latency",
     "quantized": "experiments.tables.speed.quantized",
     "rounding": "experiments.tables.speed.rounding",
+    "codes": "experiments.tables.speed.codes",
     "sweep": "experiments.tables.sweep",
     "ledger": "experiments.papers.ledger",
 }

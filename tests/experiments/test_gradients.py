@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.tables.speed import rounding
+from experiments.tables.speed import codes, rounding
 from lowrank_jax.core.errors import UserError
 
 
@@ -23,9 +23,14 @@ def words(tmp_path):
 
 def test_codes_beside_weights(program, words, tmp_path):
     """And the study: one of its cases is what the codes compute; the less an operand is rounded, the nearer."""
-    ended = program("gradients", *words, "--config.base.quantize=fp8")
+    file = tmp_path / "codes.jsonl"
+    ended = program("gradients", *words, "--config.base.quantize=fp8", f"--record={file}")
     assert ended.status == 0, ended.err
     found = json.loads(ended.out.splitlines()[-1])
+    shown = codes.table(codes.load([file]), None).lines[1]
+    assert shown[:2] == ("lora r=2", "fp8")
+    cells = [found[when][name] for when in ("start", "end") for name in ("cosine", "row")]
+    assert shown[2:] == (*(f"{cell:.4f}" for cell in cells), f"{found['loss']['ratio'] - 1:+.2%}", "1")
     assert (found["seed"], found["quantize"]) == (0, "fp8")
     for when in ("start", "end"):
         assert 0.9 < found[when]["cosine"] < found[when]["products"] < 0.999999
@@ -67,7 +72,6 @@ def test_codes_beside_weights(program, words, tmp_path):
     ("flags", "said"),
     [
         ((), "compares codes with weights; set base.quantize"),
-        (("--record=x",), "--record is for --study"),
         (("--study=x",), "--study=x matches no way to round"),
         (("--study=.*", "--config.base.dtype=bfloat16"), "set base.quantize=none and base.dtype=float32"),
         (("--study=.*", "--config.trainable=full"), "set trainable=adapters, base.fused=false"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tables.speed import beams, decoding, lines, rounding
+from experiments.tables.speed import beams, codes, decoding, lines, rounding
 from lowrank_jax.core.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "speed"
@@ -22,7 +22,7 @@ def paths(value, path=()):
         yield from paths(one, (*path, key))
 
 
-@pytest.mark.parametrize("table", [beams, decoding, rounding])
+@pytest.mark.parametrize("table", [beams, codes, decoding, rounding])
 def test_a_damaged_line_is_refused_or_shown(table, tmp_path):
     """Each value of a record, and those that only some records have, replaced by others: one line, or a table."""
     file, refused = tmp_path / "lines.jsonl", {}

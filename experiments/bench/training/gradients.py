@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.bench.training.study import described
 from experiments.config.schema import RunConfig
+from experiments.records.environment import environment_record
 from experiments.session.build import build
 from experiments.session.experiment import Experiment
 from lowrank_jax.core.errors import UserError
@@ -73,6 +75,29 @@ def compare(config: RunConfig) -> dict[str, Any]:
     return found | {
         "loss": {"weights": losses, config.base.quantize: coded_losses, "ratio": coded_losses / losses},
     }
+
+
+def recorded(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a record for what `compare` has found of this config."""
+    cosines = {f"{when}_{name}": found[when].get(name) for when in ("start", "end") for name in ("cosine", "row")}
+    return {
+        "seed": config.seed,
+        **described(config),
+        "steps": config.train.steps,
+        "codes": _codes(config),
+        **cosines,
+        "loss_weights": found["loss"]["weights"],
+        "loss_codes": found["loss"][config.base.quantize],
+        **environment_record(),
+    }
+
+
+def _codes(config: RunConfig) -> str:
+    """ "fp8", or "fp8 forward=weights": what of base.fp8 is not its default."""
+    plain = type(config.base.fp8)()
+    given = {one.name: getattr(config.base.fp8, one.name) for one in dataclasses.fields(plain)}
+    words = [f"{name}={value}" for name, value in given.items() if value != getattr(plain, name)]
+    return " ".join([config.base.quantize, *words])
 
 
 def _train(experiment: Experiment, state: TrainState, frozen: Any) -> tuple[TrainState, float]:
