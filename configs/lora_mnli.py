@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 
 from configs.common import SAMPLED, TRAINING, Count, check_read, parse_arg
 from configs.hyperparameters import mnli as tables
+from configs.hyperparameters import prefix
 from lowrank_jax.core.errors import UserError
 
 PICO, PLANNED = "pico-llama", "gpt3-175b"
@@ -105,9 +106,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "random_init": planned,
         "remat": "none" if small else "projections",
     }
-    config.adapter = {"method": family, "prefix": virtual} if family in PREFIXES else _adapter(family, choice)
+    config.adapter = prefix.section(family, **virtual) if family in PREFIXES else _adapter(family, choice)
     if choice.method in BESIDE:
-        config.adapters = ({"method": BESIDE[choice.method], "prefix": virtual},)
+        config.adapters = (prefix.section(BESIDE[choice.method], **virtual),)
     config.task = {
         "name": "mnli",
         # The paper's length is that of texts; virtual tokens come on top of it.

@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 
 from configs.common import SAMPLED, TRAINING, Count, check_read, parse_arg
 from configs.hyperparameters import nlg as tables
+from configs.hyperparameters import prefix
 from lowrank_jax.core.errors import UserError
 
 MODELS = {
@@ -172,7 +173,7 @@ def _adapter(choice, numbers: dict) -> dict:
 def _virtual(choice) -> dict:
     """The adapter's section for a prefix method."""
     tokens, infix = _sizes(choice)
-    return {"method": PREFIXES[choice.method], "prefix": {"tokens": tokens, "infix": infix}}
+    return prefix.section(PREFIXES[choice.method], tokens, infix)
 
 
 def _sizes(choice) -> tuple[int, int]:

@@ -149,7 +149,7 @@ def test_readings_lengths_and_options():
     assert (config.train.epochs, config.train.batch_size, config.seed) == (2, 3, 7)
     assert (config.adapter.targets, config.labels["variant"]) == (("query", "attention/out"), "q+o")
     both = unpacked("method=lora+pl,prefix=3,infix=0")
-    assert (both.labels["method"], both.labels["variant"], both.adapter.method) == ("lora+pl", "p3i0", "lora")
+    assert (both.labels["method"], both.labels["variant"], both.adapter.method) == ("lora+pl", "p3i0 states", "lora")
     assert (both.adapters[0].method, both.adapters[0].prefix.tokens) == ("prelayer", 3)
     bare = {key: value for key, value in to_plain(complete_file(f"{FILE}:task=e2e")).items() if key != "name"}
     assert content_hash(bare) == content_hash({**bare, "task": {**bare["task"], "data_dir": "elsewhere"}})

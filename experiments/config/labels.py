@@ -18,6 +18,7 @@ PLAIN_TARGETS = ("query", "value")
 # Methods without a rank, whose variant says how many tokens stand before and after a prompt, with what they add to the
 # name of another family that they stand beside ("lora+pe"; Hu et al., appendix E); and the default of prefix.tokens.
 PREFIX_METHODS, PREFIX_TOKENS = {"preembed": "pe", "prelayer": "pl", "prefix": "prefix"}, 8
+FAMILYS_START = "family"  # default of prefix.init
 SQUARES = ("mora", "remora")  # methods with a compression
 PLAIN_COMPRESSIONS = ("sharing", "type1")  # one reading, two names
 NOTHING_DROPPED = "drop0"  # AdapterDrop of no layer, which the config alone tells from a plain bottleneck
@@ -144,9 +145,11 @@ def _beside(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _tokens(adapter: Mapping[str, Any]) -> str:
-    """ "p8i4": eight prefix tokens, four infix tokens."""
+    """ "p8i4": eight prefix tokens, four infix tokens; "p8i4 states": where they start, if it is said."""
     prefix = _section(adapter, "prefix", "config.adapter")
-    return f"p{prefix.get('tokens', PREFIX_TOKENS)}i{prefix.get('infix', 0)}"
+    start = prefix.get("init", FAMILYS_START)
+    numbers = f"p{prefix.get('tokens', PREFIX_TOKENS)}i{prefix.get('infix', 0)}"
+    return numbers if start == FAMILYS_START else f"{numbers} {start}"
 
 
 def _variant(adapter: Mapping[str, Any], all_named: bool) -> str:

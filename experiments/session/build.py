@@ -82,7 +82,9 @@ def build(
 
     variables = {"params": base.params}
     if plan.sites:
-        created = jax.eval_shape(functools.partial(adapters.create, plan), jax.random.PRNGKey(0), base.params)
+        created = jax.eval_shape(
+            functools.partial(adapters.create, plan, model=base.model), jax.random.PRNGKey(0), base.params
+        )
         shardings = flatten(tree_shardings(created, mesh))
         variables |= _with_shardings(created, shardings)
     trainable, frozen = partition(variables, rules)

@@ -111,7 +111,7 @@ class Weights:
         return self._keys()[0]
 
     def _create(self, given: tuple) -> Any:
-        create = functools.partial(adapters.create, self.plan)
+        create = functools.partial(adapters.create, self.plan, model=self.base.model)
         shardings = tree_shardings(jax.eval_shape(create, *given), self.mesh)
         return self._program("create", create, out_shardings=shardings)
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.fast import get_fast
@@ -17,7 +18,7 @@ from lowrank_jax.adapters.prefix.families import VECTORS
 from lowrank_jax.adapters.prefix.places import TABLE
 from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
-from lowrank_jax.core.paths import flatten, nearest
+from lowrank_jax.core.paths import flatten, nearest, unflatten
 from lowrank_jax.core.types import ApplyFn, Array, Tree
 from lowrank_jax.layouts.fused import Groups
 from lowrank_jax.ops.products import materialize_product
@@ -75,6 +76,46 @@ def check(
     arrays = {k: v for k, v in kwargs.items() if all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(v))}
     options = {k: v for k, v in kwargs.items() if k not in arrays}
     jax.eval_shape(lambda v, args, kw: apply_fn(v, *args, **kw, **options), variables, inputs, arrays)
+
+
+def states_at(model: nn.Module, plan: Plan, params: Tree, words: Int[Array, " n"]) -> dict[str, Array]:
+    """h_l(words), the base's state before each layer l when it reads the words alone, for prelayer to start from.
+
+    With these vectors at virtual tokens that stand first in a row, every other token reads what it would read behind
+    the words themselves. Infix tokens start from words that follow the prefix's: prompts differ, and are not there yet.
+
+    Args:
+      model: a causal model of the package.
+      plan: its sites of prelayer are the model's blocks.
+      params: its weights; quantised kernels as they are.
+      words: l_p + l_i token ids.
+
+    Returns:
+      {path of a site: [layers, n, d]} in float32.
+    """
+    shapes = {site.path: site.family.shapes(site.spec)[VECTORS] for site in plan.sites if site.family.place == "states"}
+
+    def interceptor(next_fun, args, kwargs, context):
+        module = context.module
+        one = shapes.get("/".join(module.path)) if context.method_name == "__call__" else None
+        if one and not _is_stack(module, one):
+            before = args[0][0] if isinstance(args[0], tuple) else args[0]  # [1, n, d]
+            module.put_variable("adapters", VECTORS, before[0].astype(jnp.float32))
+        return next_fun(*args, **kwargs)
+
+    stacks = {site.path: site.spec.stack for site in plan.sites}
+    empty = {f"{path}/{VECTORS}": jnp.zeros((*stacks[path], *one)) for path, one in shapes.items()}
+    with nn.intercept_methods(interceptor):
+        variables = {"params": params, "adapters": unflatten(empty)}
+        _, found = model.apply(variables, words[None], mutable=["adapters"])
+    read = flatten(cast(Any, found)["adapters"])
+    return {path: read[f"{path}/{VECTORS}"].reshape(-1, *one) for path, one in shapes.items()}
+
+
+def _is_stack(module: nn.Module, one: tuple[int, ...]) -> bool:
+    """Whether a block's call is that of a whole scan over the layers, whose vectors have the layers in front."""
+    held = module.get_variable("adapters", VECTORS)
+    return held is None or held.shape != one
 
 
 def _without_dropout(rngs: Any) -> Any:
@@ -249,10 +290,8 @@ def _replaced(call: Any, module: nn.Module, site: Site, next_fun: Any, args: tup
     left as it is; for one layer; and with remat for that layer again, where replacing twice gives the same.
     """
     spec, family = site.spec, site.family
-    if family.place == "states":
-        held, one = module.get_variable("adapters", VECTORS), family.shapes(spec)[VECTORS]
-        if spec.stack and held is not None and held.shape == (*spec.stack, *one):
-            return next_fun(*args, **kwargs)
+    if family.place == "states" and spec.stack and _is_stack(module, family.shapes(spec)[VECTORS]):
+        return next_fun(*args, **kwargs)
     leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
     if family.place != "states":
         return call.replaced(next_fun(*args, **kwargs), family, leaf, spec)

@@ -272,6 +272,7 @@ def test_vectors_start_as_rows_of_the_table_or_at_random():
         (dict(method="preembed", prefix=PrefixConfig(0, 0)), "no virtual token for preembed"),
         (dict(method="prelayer", dropout=0.1), r"adapter\.dropout is not read by prelayer"),
         (dict(method="prelayer", exclude=("mlp",)), r"adapter\.exclude is not read by prelayer"),
+        (dict(method="preembed", prefix=PrefixConfig(3, init="states")), "'states' starts the vectors of every layer"),
         (dict(method="preembed", init="pissa"), "'pissa' is a start for lora and dora"),
     ],
 )
@@ -309,5 +310,29 @@ def test_labels_know_the_methods_and_their_default():
     assert (PREFIX_METHODS, PrefixConfig().tokens) == (tuple(labels.PREFIX_METHODS), labels.PREFIX_TOKENS)
     plain = {"adapter": {"method": "lora", "rank": 8}, "adapters": [{"method": "preembed", "prefix": {"infix": 4}}]}
     assert labels.derive(plain) == {"method": "lora+pe", "rank": 8, "stage": "full", "variant": "p8i4"}
-    alone = labels.derive({"adapter": {"method": "prelayer", "rank": 8, "prefix": {"tokens": 2, "infix": 2}}})
-    assert alone == {"method": "prelayer", "rank": None, "stage": "full", "variant": "p2i2"}
+    assert PrefixConfig().init == labels.FAMILYS_START
+    for start, more in ((None, ""), ("family", ""), ("states", " states")):
+        prefix = {"tokens": 2, "infix": 2, **({"init": start} if start else {})}
+        alone = labels.derive({"adapter": {"method": "prelayer", "rank": 8, "prefix": prefix}})
+        assert alone == {"method": "prelayer", "rank": None, "stage": "full", "variant": f"p2i2{more}"}
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_prelayer_can_start_as_the_words_that_the_base_reads(model):
+    """From `states`, a row behind the prefix has the logits of the same row behind the words that were drawn."""
+    shape, params = weights(model)
+    linen = (llama.Llama if model == "llama" else GPT2)(shape)
+    plan = adapters.make_plan(params, [LORA, AdapterConfig("prelayer", prefix=PrefixConfig(3, 2, init="states"))])
+    created = jax.jit(functools.partial(adapters.create, plan, model=linen))(jax.random.key(0), params)
+    (vectors,) = [leaf for path, leaf in flatten(created["adapters"]).items() if path.endswith("layers/vectors")]
+    first = np.asarray(vectors[0]) - (params["position"]["embedding"][:5] if model == "gpt2" else 0)  # positions
+    table = np.asarray(params["embed"]["embedding"])
+    words = [int(np.abs(table - row).sum(1).argmin()) for row in first]
+    np.testing.assert_allclose(table[words], first, atol=1e-6)
+    assert len(set(words)) == 5
+    tokens = [40, 41, 42]
+    found = jax.jit(adapters.attach(linen, plan))({"params": params, **created}, jnp.asarray([[*PREFIX, *tokens]]))
+    wanted = jax.jit(linen.apply)({"params": params}, jnp.asarray([[*words[:3], *tokens]]))
+    close(found, wanted, 1e-5)
+    with pytest.raises(UserError, match=r"give it: create\(plan, key, params, model\)"):
+        adapters.create(plan, jax.random.key(0), params)

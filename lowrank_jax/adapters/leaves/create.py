@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.adapters.attach import states_at
 from lowrank_jax.adapters.base import AdapterSpec
 from lowrank_jax.adapters.leaves import inits
 from lowrank_jax.adapters.plan import Plan, flat_params, weight_of
+from lowrank_jax.adapters.prefix.families import VECTORS, draw_words, from_states
 from lowrank_jax.adapters.prefix.places import TABLE
 from lowrank_jax.adapters.sites import Site
 from lowrank_jax.core.errors import UserError
@@ -19,7 +21,7 @@ from lowrank_jax.core.types import PRNGKey, Tree
 from lowrank_jax.ops.quantized import Quantized, dense
 
 
-def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, Any]:
+def create(plan: Plan, key: PRNGKey, params: Tree | None = None, model: Any = None) -> dict[str, Any]:
     """{"adapters": ..., "scales": ...} in float32; leaves carry the kernel's layer axes in front.
 
     A site's key is derived from its path, so adding a target leaves the other sites' values as they were; each layer
@@ -31,12 +33,15 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
       params: the base as published, for what starts from the kernels (`needs_params`). Where that changes what is
         frozen (`inits.FROM_KERNEL`), the model runs on `residual(params, plan)`. Quantised kernels are read as the
         weights that their codes stand for.
+      model: the Linen model of these params, which `prefix.init="states"` runs once; nothing else reads it.
 
     Raises:
-      UserError: the plan needs params and there are none; a start that leaves a residual, of a quantised kernel.
+      UserError: the plan needs params or the model and there are none; a start that leaves a residual, of a quantised
+        kernel.
     """
     adapters, scales = {}, {}
     kernels = flat_params(params, "create") if params is not None else {}
+    run = _states(plan, key, params, kernels, model)
     for site in plan.sites:
         spec, layers = site.spec, math.prod(site.spec.stack)
         site_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
@@ -48,7 +53,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
                 if family.virtual:
                     start, of = spec.config.prefix.init, "the base's table; give it"
                 raise UserError(f"{family.name} with init {start!r} starts from {of}: create(plan, key, params)")
-            stacked = _from_base(site, site_key, keys, kernels)
+            stacked = run.get(site.path) or _from_base(site, site_key, keys, kernels)
         else:
             stacked = jax.vmap(lambda k, f=family, spec=spec: f.init(k, spec))(keys)
         for name, leaf in stacked.items():
@@ -56,6 +61,27 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None) -> dict[str, An
         scales[f"{site.path}/scale"] = jnp.full(spec.stack, family.scale(spec), jnp.float32)
         scales |= {f"{site.path}/{name}": jnp.zeros(spec.stack, jnp.int32) for name in family.numbers(spec)}
     return {"adapters": unflatten(adapters), "scales": unflatten(scales)} if plan.sites else {}
+
+
+def _states(
+    plan: Plan, key: PRNGKey, params: Tree | None, flat: dict[str, Any], model: Any
+) -> dict[str, dict[str, jax.Array]]:
+    """{path of a site: its leaves} of the sites that start from the base's states, all from the same words.
+
+    Args:
+      flat: the params by path.
+    """
+    sites = [site for site in plan.sites if from_states(site.spec)]
+    if not sites or params is None:
+        return {}
+    if model is None:
+        raise UserError(
+            "prelayer with init 'states' starts from what the model computes; give it: create(plan, key, params, model)"
+        )
+    prefix = sites[0].spec.config.prefix
+    word_key = jax.random.fold_in(key, zlib.crc32(TABLE.encode()))
+    words = draw_words(word_key, flat[f"{TABLE}/embedding"].shape[0], prefix.tokens + prefix.infix)
+    return {path: {VECTORS: found} for path, found in states_at(model, plan, params, words).items()}
 
 
 def _from_base(site: Site, key: PRNGKey, keys: PRNGKey, flat: dict[str, Any]) -> dict[str, jax.Array]:

@@ -35,14 +35,24 @@ def init(key: PRNGKey, spec: AdapterSpec, table: Float[Array, "V d"] | None = No
     count, width = shapes(spec)[VECTORS]
     if table is None:
         return {VECTORS: spec.config.init_std * jax.random.normal(key, (count, width), jnp.float32)}
-    rows = jax.random.choice(key, len(table), (count,), replace=count > len(table))
-    return {VECTORS: jnp.asarray(table[rows], jnp.float32)}
+    return {VECTORS: jnp.asarray(table[draw_words(key, len(table), count)], jnp.float32)}
+
+
+def draw_words(key: PRNGKey, rows: int, count: int) -> Int[Array, " count"]:
+    """Rows of a table of `rows`, drawn without repetition while there are enough."""
+    return jax.random.choice(key, rows, (count,), replace=count > rows)
 
 
 def from_table(spec: AdapterSpec) -> bool:
-    """Whether the vectors start as rows of the base's table."""
+    """Whether the vectors start as rows of the base's table, or from them."""
     start = spec.config.prefix.init
-    return start == "vocabulary" or (start == "family" and spec.config.method in ("preembed", "prelayer"))
+    in_words = start == "family" and spec.config.method in ("preembed", "prelayer")
+    return start == "vocabulary" or in_words or from_states(spec)
+
+
+def from_states(spec: AdapterSpec) -> bool:
+    """Whether the vectors start as states that the base computes; see `attach.states_at`."""
+    return spec.config.method == "prelayer" and spec.config.prefix.init == "states"
 
 
 def delta(leaf: Leaf, which: Int[Array, "*batch"], spec: AdapterSpec) -> Float[Array, "*batch d"]:
