@@ -179,10 +179,10 @@ class LanguageModel(TemplateLM):
     def _groups(self, prompts: dict[int, list[int]], size: int, limits: Limits) -> list[Group]:
         """The prompts by what they share, of at least one full batch: decoding costs the same for a batch of few rows.
 
-        A repetition penalty counts every token of a prompt; its prompts are read whole.
+        Limits that look back at the prompts' tokens have them read whole.
         """
         numbers = list(prompts)
-        if self._read is None or limits.how.repetition_penalty != 1:
+        if self._read is None or limits.looks_back:
             return [Group(0, numbers)]
         ids = list(prompts.values())
         found = shared_groups(ids, [len(one) - 1 for one in ids], max(2, size))

@@ -43,6 +43,11 @@ class Limits:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice of a token depends on the tokens of the prompt themselves, not on logits alone."""
+        return self.how.repetition_penalty != 1 or (self.no_repeat_ngram > 0 and not self.repeat_prompt)
+
 
 class Prompts(NamedTuple):
     """A batch of prompts.
@@ -51,8 +56,8 @@ class Prompts(NamedTuple):
       tokens, mask: int32 and bool [B, P], padded on the left (`greedy.left_pad`); True at the prompt.
       rows: int32 [B], each row's number, which its draws depend on.
       live: bool [B], False for rows that only fill the batch; None: all are live.
-      prefix: what every prompt goes on from, of one beginning or of several; it is not among `tokens`. A repetition
-        penalty and repeated n-grams do not see it. None: the prompts are whole.
+      prefix: what every prompt goes on from, of one beginning or of several; it is not among `tokens`. Not with
+        limits that look back, which would not see it. None: the prompts are whole.
     """
 
     tokens: Int[Array, "B P"]

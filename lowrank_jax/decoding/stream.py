@@ -77,7 +77,7 @@ class Streamer:
           rows: number of each row, which its draws depend on.
           size: rows that the batch is filled up to, so that a last, smaller one compiles no program.
           prefix: the first `shared` tokens of every prompt, as the decoder has read them; each prompt has more.
-            Not with a repetition penalty or blocked n-grams, which would not see them.
+            Not with limits that look back (`Limits.looks_back`).
 
         Raises:
           UserError: an empty prompt, or one without room for the new tokens.
