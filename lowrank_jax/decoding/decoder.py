@@ -77,7 +77,8 @@ class Shared(NamedTuple):
     Attributes:
       read: (variables, tokens [G, P], lengths [G]) -> `Prefix` of G beginnings, padded on the right.
       hidden: (variables, prefix, tokens [G R, T]) -> [G R, T, D], what the model makes of the tokens of rows that go on
-        from the beginnings, R from each; padded on the right.
+        from the beginnings, R from each; padded on the right. The rows' own keys and values, 2 L G R T kv_heads
+        head_dim numbers, are kept while it runs.
     """
 
     read: Callable[[Tree, Array, Array], Prefix]

@@ -13,7 +13,8 @@ from lowrank_jax.models.parts.cache import Cache, allowed_keys
 class Prefix(NamedTuple):
     """Keys and values of G beginnings, each once, however many rows go on from it.
 
-    Nothing copies them for a row: `attend.shared_attention` multiplies the queries of all rows with them.
+    They take 2 L G P kv_heads head_dim numbers and are not broadcast: `attend.shared_attention` multiplies the queries
+    of all rows with them, where whole rows would have R times as much in their caches.
 
     Attributes:
       layers: {segment: {"key", "value": [L, G, P, kv_heads, head_dim]}}, those of a window too (no rings).
