@@ -1,7 +1,7 @@
 """Lays out continuations as batches of few shapes: rows sorted by length, padded on the right, beginnings shared."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,16 @@ class Batch(NamedTuple):
 
     Attributes:
       rows: what is at each of B places; None: nothing, it only fills the batch.
-      beginnings: those of B / R rows each, which are read apart; () of whole rows.
-      slots: P, of a beginning with its padding; 0 without.
+      common: the beginning of all rows, which is read apart; () where they have none.
+      contexts: G of them, each goes on from `common`, and B / G rows go on from it; () where rows share no more.
+      slots: of `common` and of a context with their padding; 0 without.
       width, most, columns: T tokens a row (behind its beginning), M targets a continuation, K continuations a row.
     """
 
     rows: list[Row | None]
-    beginnings: tuple[tuple[int, ...], ...]
-    slots: int
+    common: tuple[int, ...]
+    contexts: tuple[tuple[int, ...], ...]
+    slots: tuple[int, int]
     width: int
     most: int
     columns: int
@@ -46,17 +48,16 @@ class Batch(NamedTuple):
 
     def skipped(self, place: int) -> int:
         """How many tokens of the row at a place stand in its beginning."""
-        return len(self.beginnings[place * len(self.beginnings) // len(self.rows)]) if self.beginnings else 0
+        context = self.contexts[place * len(self.contexts) // len(self.rows)] if self.contexts else ()
+        return len(self.common) + len(context)
 
-    def prefix_arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """The beginnings, int32 [G, P], and their lengths [G]; one that only fills the batch has none of its own."""
-        tokens, lengths = (
-            np.zeros((len(self.beginnings), self.slots), np.int32),
-            np.zeros(len(self.beginnings), np.int32),
-        )
-        for place, ids in enumerate(self.beginnings):
-            tokens[place, : len(ids)], lengths[place] = ids, len(ids)
-        return tokens, lengths
+    def common_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """`common` as int32 [1, P], and its length [1]."""
+        return _padded([self.common], self.slots[0])
+
+    def context_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The contexts, int32 [G, Q], and their lengths [G]; one that only fills the batch has none of its own."""
+        return _padded(self.contexts, self.slots[1])
 
     def row_arrays(self) -> tuple[np.ndarray, ...]:
         """tokens [B, T], starts [B], counts [B, K], targets [B, M, K]; padding is where a causal model never looks."""
@@ -89,41 +90,75 @@ class Layout:
         self._rests = list(_buckets(SHORTEST_REST, positions))
 
     def __call__(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """The batches of all rows, whole ones first, and the longest of them first: too little memory shows at once."""
+        """The batches of all rows, whole ones first, and the longest of them first: too little memory shows at once.
+
+        What many rows share, such as worked examples, is `common` to batches; what few of these share in turn, such as
+        a question before its completions, is a context, of which a batch has several.
+        """
         columns = _power(max((len(row.targets) for row in rows), default=1))
-        groups = [(0, list(rows))]
-        if self._heads is not None:
-            shared = shared_groups([row.tokens for row in rows], [row.start for row in rows])
-            groups = [(length, [rows[number] for number in numbers]) for length, numbers in reversed(shared)]
-        small: dict[tuple[int, int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
-        for length, group in groups:
-            beginning = group[0].tokens[:length] if length else ()
-            slots = slots_of(length, self._positions) if length else 0
-            if length and 2 * len(group) <= self._batch_size:  # several beginnings fit into a batch
-                width, most = (max(each) for each in zip(*(self._shape(row, length) for row in group), strict=True))
-                small.setdefault((slots, _power(len(group)), width, most), []).append((beginning, group))
+        small: list[tuple[tuple[int, ...], list[Row]]] = []
+        for length, group in self._groups(rows, 0):
+            common = group[0].tokens[:length]
+            if length and 2 * len(group) <= self._batch_size:
+                small.append((common, group))
                 continue
-            for (width, most), own in _by_shape(group, lambda row, length=length: self._shape(row, length)).items():
-                size = min(self._size(slots, width, most), _power(len(own)))
-                for part in _parts(own, size):
-                    yield Batch(part, (beginning,) if beginning else (), slots, width, most, columns)
-        for (slots, each, width, most), own in small.items():
-            size = min(max(1, self._size(slots, width, most) // each), _power(len(own)))
-            for part in _parts(own, size):
-                beginnings = tuple(() if one is None else one[0] for one in part)
+            inner: list[tuple[tuple[int, ...], list[Row]]] = []
+            beside: list[Row] = []
+            for more, own in self._groups(group, length) if length else [(0, group)]:
+                if more and 2 * len(own) <= self._batch_size:
+                    inner.append((own[0].tokens[length : length + more], own))
+                else:
+                    beside += own
+            yield from self._beside(common, beside, columns)
+            yield from self._within(common, inner, columns)
+        yield from self._within((), small, columns)
+
+    def _groups(self, rows: Sequence[Row], read: int) -> list[tuple[int, list[Row]]]:
+        """The rows by what they share behind their first `read` tokens, those that share nothing first."""
+        if self._heads is None:
+            return [(0, list(rows))] if rows else []
+        found = shared_groups([row.tokens[read:] for row in rows], [row.start - read for row in rows])
+        return [(length, [rows[number] for number in numbers]) for length, numbers in reversed(found)]
+
+    def _beside(self, common: tuple[int, ...], rows: Sequence[Row], columns: int) -> Iterator[Batch]:
+        """Batches of rows that go on from `common` alone; () are whole rows."""
+        slots = (self._slots(common), 0)
+        shapes: dict[tuple[int, int], list[Row]] = {}
+        for row in sorted(rows, key=lambda row: -len(row.tokens)):
+            shapes.setdefault(self._shape(row, len(common)), []).append(row)
+        for (width, most), own in shapes.items():
+            for part in _parts(own, min(self._size(slots, width, most), _power(len(own)))):
+                yield Batch(part, common, (), slots, width, most, columns)
+
+    def _within(
+        self, common: tuple[int, ...], groups: Iterable[tuple[tuple[int, ...], list[Row]]], columns: int
+    ) -> Iterator[Batch]:
+        """Batches of several contexts behind `common`, each with as many places for rows."""
+        shapes: dict[tuple[int, int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
+        for context, rows in groups:
+            read = len(common) + len(context)
+            width, most = (max(each) for each in zip(*(self._shape(row, read) for row in rows), strict=True))
+            shapes.setdefault((self._slots(context), _power(len(rows)), width, most), []).append((context, rows))
+        for (slots, each, width, most), own in shapes.items():
+            both = (self._slots(common), slots)
+            for part in _parts(own, min(max(1, self._size(both, width, most) // each), _power(len(own)))):
+                contexts = tuple(() if one is None else one[0] for one in part)
                 places = [_parts([] if one is None else one[1], each, 1)[0] for one in part]
-                yield Batch([*itertools.chain(*places)], beginnings, slots, width, most, columns)
+                yield Batch([*itertools.chain(*places)], common, contexts, both, width, most, columns)
+
+    def _slots(self, ids: tuple[int, ...]) -> int:
+        return slots_of(len(ids), self._positions) if ids else 0
 
     def _shape(self, row: Row, length: int) -> tuple[int, int]:
         """(T, M) of a row behind a beginning of `length` tokens."""
         widths = self._rests if length else self._widths
         return _fit(widths, len(row.tokens) - length), max(FEWEST, _power(max(len(ids) for _, ids in row.targets)))
 
-    def _size(self, slots: int, width: int, most: int) -> int:
+    def _size(self, slots: tuple[int, int], width: int, most: int) -> int:
         """Most rows of a batch by the memory that they need."""
         size = LOGITS // (4 * most * self._vocabulary)
-        if slots and self._heads:
-            size = min(size, SCORES // (4 * self._heads * width * (slots + width)))
+        if any(slots) and self._heads:
+            size = min(size, SCORES // (4 * self._heads * width * (sum(slots) + width)))
         return max(1, min(self._batch_size, size))
 
 
@@ -132,11 +167,12 @@ def slots_of(length: int, positions: int) -> int:
     return _fit(list(_buckets(NARROWEST, positions)), length)
 
 
-def _by_shape(rows: Iterable[Row], key: Callable[[Row], tuple[int, int]]) -> dict[tuple[int, int], list[Row]]:
-    found: dict[tuple[int, int], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        found.setdefault(key(row), []).append(row)
-    return found
+def _padded(rows: Sequence[Sequence[int]], slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as int32 [G, slots], padded on the right, and their lengths [G]."""
+    tokens, lengths = np.zeros((len(rows), slots), np.int32), np.array([len(row) for row in rows], np.int32)
+    for place, ids in enumerate(rows):
+        tokens[place, : len(ids)] = ids
+    return tokens, lengths
 
 
 def _parts(items: Sequence, size: int, least: int = 0) -> list[list]:

@@ -3,7 +3,8 @@
 Requests that read the same tokens share one row: the choices of a question whose completions are single tokens (A, B,
 C, D), as a completion's last token is predicted and never read. Rows that begin alike (worked examples before each
 question, or a question before each of its completions) share that beginning: it is read once, and their rests are read
-beside its keys and values (`decoding.prefixes`, `models.parts.shared`).
+beside its keys and values (`decoding.prefixes`, `models.parts.shared`). Where there are both, the examples are read
+once, each question once beside them, and its completions beside both.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from experiments.evaluation.batches import Layout, Row
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.decoding.decoder import Shared
+from lowrank_jax.models.parts.shared import Prefix
 from lowrank_jax.tasks.framing import PLAIN, Framing
 
 
@@ -71,7 +73,8 @@ class Scorer:
         self._variables, self._virtual, self.room = variables, virtual, positions - virtual.count
         self._layout = Layout(positions, config.vocab_size, batch_size, None if shared is None else heads)
         self._score = jax.jit(_scores(apply_fn, shared))
-        self._read = None if shared is None else jax.jit(shared.read)
+        if shared is not None:
+            self._read, self._extend = jax.jit(shared.read), jax.jit(shared.extend)
         self.count = Count()
 
     def __call__(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
@@ -81,13 +84,12 @@ class Scorer:
           UserError: a continuation is empty or longer than what the model reads, or a context is empty.
         """
         found: list[Scored | None] = [None] * len(requests)
-        beginnings, prefix = (), None
+        common, beginning = (), None
         for batch in self._layout(self._rows(requests)):
-            if batch.beginnings != beginnings:
-                beginnings, prefix = batch.beginnings, None
-                if self._read is not None and beginnings:
-                    prefix = self._read(self._variables, *batch.prefix_arrays())
-                    self.count.read += sum(map(len, beginnings))
+            if batch.common != common:
+                common = batch.common
+                beginning = self._prefix(None, *batch.common_arrays()) if common else None
+            prefix = self._prefix(beginning, *batch.context_arrays()) if batch.contexts else beginning
             given = batch.row_arrays()
             values, greedy = (np.asarray(each) for each in self._score(self._variables, prefix, *given))
             for place, row in batch.places():
@@ -96,6 +98,13 @@ class Scorer:
                 for number, (owner, _) in enumerate(row.targets):
                     found[owner] = Scored(float(values[place, number]), bool(greedy[place, number]))
         return [one for one in found if one is not None]
+
+    def _prefix(self, before: Prefix | None, tokens: np.ndarray, lengths: np.ndarray) -> Prefix:
+        """Reads beginnings, those of a batch's contexts behind what is common to all."""
+        self.count.read += int(lengths.sum())
+        if before is None:
+            return self._read(self._variables, tokens, lengths)
+        return self._extend(self._variables, before, tokens, lengths)
 
     def _rows(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Row]:
         rows: dict[Any, Row] = {}

@@ -76,12 +76,14 @@ class Shared(NamedTuple):
 
     Attributes:
       read: (variables, tokens [G, P], lengths [G]) -> `Prefix` of G beginnings, padded on the right.
+      extend: (variables, prefix, tokens [G, Q], lengths [G]) -> `Prefix` of G beginnings that go on from a single one.
       hidden: (variables, prefix, tokens [G R, T]) -> [G R, T, D], what the model makes of the tokens of rows that go on
         from the beginnings, R from each; padded on the right. The rows' own keys and values, 2 L G R T kv_heads
         head_dim numbers, are kept while it runs.
     """
 
     read: Callable[[Tree, Array, Array], Prefix]
+    extend: Callable[[Tree, Prefix, Array, Array], Prefix]
     hidden: Callable[[Tree, Prefix, Array], Array]
 
 
@@ -163,8 +165,14 @@ def _shared(apply_fn: ApplyFn, whole: Callable[[int, int], Cache]) -> Shared:
         _, cache = apply_fn(variables, tokens, cache=whole(*tokens.shape), method="hidden")
         return Prefix(cache.layers, lengths)
 
-    def hidden(variables, prefix, tokens):
+    def beside(variables, prefix, tokens):
         cache = SharedCache(prefix, whole(*tokens.shape))
-        return apply_fn(variables, tokens, cache=cache, method="hidden")[0]
+        return apply_fn(variables, tokens, cache=cache, method="hidden")
 
-    return Shared(read, hidden)
+    def extend(variables, prefix, tokens, lengths):
+        return prefix.extended(beside(variables, prefix, tokens)[1].own, lengths)
+
+    def hidden(variables, prefix, tokens):
+        return beside(variables, prefix, tokens)[0]
+
+    return Shared(read, extend, hidden)

@@ -1,6 +1,7 @@
 """Log-likelihoods: beside shared beginnings as of whole rows, and how many tokens are read for them."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,15 @@ EXAMPLES = tokens(83, 0)  # no bucket has its length
 QUESTIONS = [([*EXAMPLES, *tokens(5 + 4 * number, number + 1)], [option]) for number in range(9) for option in (7, 8)]
 CONTEXTS = [tokens(length, 20 + length) for length in (50, 41)]
 OPTIONS = [(context, tokens(length, 40 + length)) for context in CONTEXTS for length in (2, 5, 9)]
+SHOWN = [([*EXAMPLES, *context], option) for context, option in OPTIONS]
+SHOWN += [
+    ([*EXAMPLES, *tokens(33, 80 + number)], tokens(2 + number, 90 + which)) for number in range(3) for which in (0, 1)
+]
 FAR = [([*tokens(ROOM - 12, 60), *tokens(count, 61 + count)], tokens(3, 63)) for count in (1, 8)]  # to the last place
 REQUESTS = [
     *QUESTIONS,
     *OPTIONS,
+    *SHOWN,
     *FAR,
     ([*EXAMPLES, *tokens(ROOM, 64)], [9]),  # loses its beginning
     (tokens(30, 65), tokens(4, 66)),
@@ -81,7 +87,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("name", ["lora", "prelayer", "prefix", "gpt2"])
 def test_shared_beginnings_leave_log_likelihoods_as_they_are(name):
-    """Worked examples, contexts of several long options, rows that end at the last place, cut ones, and one alone."""
+    """Examples, contexts of several long options, both, rows that end at the last place, cut ones, and one alone."""
     wanted, whole = asked(scorer(name, False), REQUESTS)
     found, read = asked(scorer(name, True), REQUESTS)
     assert [one.value for one in found] == pytest.approx([one.value for one in wanted], abs=1e-4)
@@ -98,13 +104,16 @@ def test_shared_beginnings_leave_log_likelihoods_as_they_are(name):
 def test_examples_are_read_once_a_group():
     """Nine questions in batches of eight read their examples once; options of a context read it once."""
     one = scorer("lora", True)
-    calls, read = [], one._read
+    calls, read, extend = [], one._read, one._extend
 
-    def counted(variables, ids, lengths):
-        calls.append(lengths.tolist())
-        return read(variables, ids, lengths)
+    def counted(call):
+        def counting(*given):
+            calls.append(given[-1].tolist())
+            return call(*given)
 
-    one._read = counted
+        return counting
+
+    one._read, one._extend = counted(read), counted(extend)
     try:
         _, count = asked(one, QUESTIONS)
         rests = [len(context) - len(EXAMPLES) for context, _ in QUESTIONS[::2]]
@@ -115,13 +124,19 @@ def test_examples_are_read_once_a_group():
         assert len(calls) == 1
         assert count == sum(len(context) - 1 for context in CONTEXTS) + sum(len(each) for _, each in OPTIONS)
         calls.clear()
+        _, count = asked(one, SHOWN)
+        questions = {tuple(context): len(context) - 1 - len(EXAMPLES) for context, _ in SHOWN}
+        assert calls[0] == [len(EXAMPLES)]  # then each question behind them, but its last token, and its options
+        assert sorted(itertools.chain(*calls[1:])) == sorted([0, *questions.values()])  # a place of a batch is empty
+        assert count == len(EXAMPLES) + sum(questions.values()) + sum(len(option) for _, option in SHOWN)
+        calls.clear()
         apart = [(tokens(40, 70 + number), [5, 6]) for number in range(3)]
         _, count = asked(one, apart)
         assert (calls, count) == ([], sum(len(context) + 1 for context, _ in apart))
         assert asked(one, []) == ([], 0)
         assert calls == []
     finally:
-        one._read = read
+        one._read, one._extend = read, extend
 
 
 def test_a_continuation_that_is_too_long_is_refused():

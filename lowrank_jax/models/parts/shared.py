@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowrank_jax.core.types import Array
 from lowrank_jax.models.parts.cache import Cache, allowed_keys
@@ -27,6 +28,23 @@ class Prefix(NamedTuple):
     def of_rows(self, rows: int) -> Array:
         """The length of each row's beginning, int32 [rows]: the rows of a beginning stand together, equally many."""
         return jnp.repeat(self.lengths, rows // len(self.lengths), total_repeat_length=rows)
+
+    def extended(self, own: Cache, lengths: Array) -> "Prefix":
+        """The G beginnings that go on from this one, which is a single one and is copied for each of them.
+
+        They take 2 L G (P + Q) kv_heads head_dim numbers: a copy a beginning, not a row.
+
+        Args:
+          own: of a `SharedCache`, with the tokens of the G rows behind it, padded on the right.
+          lengths: int32 [G], how many these are.
+        """
+
+        def joined(before: Array, new: Array) -> Array:  # [L, 1, P, ...] and [L, G, Q, ...] -> [L, G, P + Q, ...]
+            slots = jnp.zeros((*new.shape[:2], before.shape[2] + new.shape[2], *new.shape[3:]), new.dtype)
+            slots = slots.at[:, :, : before.shape[2]].set(before)
+            return lax.dynamic_update_slice_in_dim(slots, new, self.lengths[0], axis=2)
+
+        return Prefix(jax.tree.map(joined, self.layers, own.layers), self.lengths + lengths)
 
 
 @jax.tree_util.register_dataclass
