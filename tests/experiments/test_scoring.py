@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toys import drawn, moved
 
+from experiments.evaluation import batches
 from experiments.evaluation.scoring import Scorer
 from lowrank_jax import adapters
 from lowrank_jax.adapters.base import AdapterConfig, PrefixConfig
@@ -143,3 +144,39 @@ def test_a_continuation_that_is_too_long_is_refused():
     for requests in ([([1], [2] * (ROOM + 1))], [([], [1])], [([1], [])]):
         with pytest.raises(UserError, match=f"both need at least one, and the model reads {ROOM}"):
             scorer("gpt2", True)(requests)
+
+
+@pytest.mark.parametrize("limit", ["no limit", "LOGITS", "SCORES"])
+def test_batches_have_every_row_once_and_keep_to_their_sizes(limit, monkeypatch):
+    """Random rows of several subjects, questions and options: what a batch reads in parts joins to its rows."""
+    rng, size = np.random.default_rng(0), 8
+    if limit != "no limit":
+        monkeypatch.setattr(batches, limit, 4 * 8 * V * 2 if limit == "LOGITS" else 1)
+    for _ in range(20):
+        rows, subjects = [], [rng.integers(1, V, rng.integers(30, 90)).tolist() for _ in range(rng.integers(1, 4))]
+        for _ in range(rng.integers(0, 12)):
+            question = [*subjects[rng.integers(len(subjects))], *rng.integers(1, V, rng.integers(1, 50)).tolist()]
+            for _ in range(rng.integers(1, 6)):
+                target = tuple(rng.integers(1, V, rng.integers(1, 20)).tolist())
+                kept = tuple(question + list(target[:-1]))
+                rows.append(batches.Row(kept, len(question) - 1, [(len(rows), target)]))
+        made = list(batches.Layout(ROOM, V, size, heads=4)(rows))
+        found = []
+        for batch in made:
+            ids, starts, counts, targets = batch.row_arrays()
+            assert ids.shape == (len(batch.rows), batch.width)
+            assert (
+                len(batch.rows) <= max(1 if limit == "SCORES" and not batch.contexts else size, 1) or not batch.common
+            )
+            assert not batch.contexts or len(batch.rows) % len(batch.contexts) == 0
+            for place, row in batch.places():
+                context = batch.contexts[place * len(batch.contexts) // len(batch.rows)] if batch.contexts else ()
+                before = (*batch.common, *context)
+                assert batch.skipped(place) == len(before) <= row.start
+                assert (*before, *ids[place, : len(row.tokens) - len(before)].tolist()) == row.tokens
+                assert len(before) + starts[place] == row.start
+                assert targets[place, : counts[place, 0], 0].tolist() == list(row.targets[0][1])
+                found.append(row.targets[0][0])
+            if limit == "LOGITS" and not batch.contexts:
+                assert len(batch.rows) <= max(1, 16 // batch.most)
+        assert sorted(found) == list(range(len(rows)))
