@@ -165,9 +165,8 @@ def test_batches_have_every_row_once_and_keep_to_their_sizes(limit, monkeypatch)
         for batch in made:
             ids, starts, counts, targets = batch.row_arrays()
             assert ids.shape == (len(batch.rows), batch.width)
-            assert (
-                len(batch.rows) <= max(1 if limit == "SCORES" and not batch.contexts else size, 1) or not batch.common
-            )
+            alone = limit == "SCORES" and batch.common and not batch.contexts  # no memory for two
+            assert len(batch.rows) <= (1 if alone else size)
             assert not batch.contexts or len(batch.rows) % len(batch.contexts) == 0
             for place, row in batch.places():
                 context = batch.contexts[place * len(batch.contexts) // len(batch.rows)] if batch.contexts else ()
