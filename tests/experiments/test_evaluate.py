@@ -141,6 +141,9 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
         )
     assert record["cut"] == 5  # the long question, once for each of its options, and the long problem
     assert "5 prompts were longer than the model reads" in ended.out
+    read, whole = record["tokens"]["read"], record["tokens"]["whole"]
+    assert f"{read:,} tokens were read; without shared beginnings they would be {whole:,}" in ended.out
+    assert read < whole
 
     merged = tmp_path / "run" / "model"
     theirs = HFLM(
