@@ -1,7 +1,7 @@
 """Lays out continuations as batches of few shapes: rows sorted by length, padded on the right, beginnings shared."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ SHORTEST_REST = 16  # the same of what is read beside a beginning
 FEWEST = 8  # targets that every program reads: their logits cost little beside the rows, another program seconds
 LOGITS = 2**28  # most bytes of a batch's logits
 SCORES = 2**30  # most bytes of one layer's attention scores beside a beginning
+SAVED = 0.25  # part of their tokens that few rows need not read again, where a beginning is read apart for them
 
 
 class Row(NamedTuple):
@@ -21,6 +22,9 @@ class Row(NamedTuple):
     tokens: tuple[int, ...]
     start: int
     targets: list[tuple[int, tuple[int, ...]]]
+
+
+Context = tuple[tuple[int, ...], list[Row]]  # what few rows share, behind what many share, and these rows
 
 
 class Batch(NamedTuple):
@@ -96,29 +100,36 @@ class Layout:
         a question before its completions, is a context, of which a batch has several.
         """
         columns = _power(max((len(row.targets) for row in rows), default=1))
-        small: list[tuple[tuple[int, ...], list[Row]]] = []
-        for length, group in self._groups(rows, 0):
-            common = group[0].tokens[:length]
-            if length and 2 * len(group) <= self._batch_size:
-                small.append((common, group))
-                continue
-            inner: list[tuple[tuple[int, ...], list[Row]]] = []
-            beside: list[Row] = []
-            for more, own in self._groups(group, length) if length else [(0, group)]:
-                if more and 2 * len(own) <= self._batch_size:
-                    inner.append((own[0].tokens[length : length + more], own))
-                else:
-                    beside += own
-            yield from self._beside(common, beside, columns)
+        groups, contexts = self._divided(rows, 0)
+        for length, group in groups:
+            common, inner = group[0].tokens[:length], []
+            if length:
+                parts, inner = self._divided(group, length)
+                group = [row for _, part in parts for row in part]
+            yield from self._beside(common, group, columns)
             yield from self._within(common, inner, columns)
-        yield from self._within((), small, columns)
+        yield from self._within((), contexts, columns)
 
-    def _groups(self, rows: Sequence[Row], read: int) -> list[tuple[int, list[Row]]]:
-        """The rows by what they share behind their first `read` tokens, those that share nothing first."""
+    def _divided(self, rows: Sequence[Row], read: int) -> tuple[list[tuple[int, list[Row]]], list[Context]]:
+        """(rows that share so many tokens behind their first `read`, first those that share nothing; contexts).
+
+        A context has few rows, so that a batch has room for several, and saves SAVED of their tokens: it needs programs
+        of its own.
+        """
         if self._heads is None:
-            return [(0, list(rows))] if rows else []
-        found = shared_groups([row.tokens[read:] for row in rows], [row.start - read for row in rows])
-        return [(length, [rows[number] for number in numbers]) for length, numbers in reversed(found)]
+            return ([(0, list(rows))] if rows else []), []
+        alone: list[Row] = []
+        large: list[tuple[int, list[Row]]] = []
+        contexts: list[Context] = []
+        for length, numbers in shared_groups([row.tokens[read:] for row in rows], [row.start - read for row in rows]):
+            own = [rows[number] for number in numbers]
+            if length and 2 * len(own) > self._batch_size:
+                large.append((length, own))
+            elif length and length * (len(own) - 1) >= SAVED * sum(len(row.tokens) - read for row in own):
+                contexts.append((own[0].tokens[read : read + length], own))
+            else:
+                alone += own
+        return [*([(0, alone)] if alone else []), *large], contexts
 
     def _beside(self, common: tuple[int, ...], rows: Sequence[Row], columns: int) -> Iterator[Batch]:
         """Batches of rows that go on from `common` alone; () are whole rows."""
@@ -130,21 +141,19 @@ class Layout:
             for part in _parts(own, min(self._size(slots, width, most), _power(len(own)))):
                 yield Batch(part, common, (), slots, width, most, columns)
 
-    def _within(
-        self, common: tuple[int, ...], groups: Iterable[tuple[tuple[int, ...], list[Row]]], columns: int
-    ) -> Iterator[Batch]:
+    def _within(self, common: tuple[int, ...], contexts: Sequence[Context], columns: int) -> Iterator[Batch]:
         """Batches of several contexts behind `common`, each with as many places for rows."""
-        shapes: dict[tuple[int, int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
-        for context, rows in groups:
+        shapes: dict[tuple[int, int, int, int], list[Context]] = {}
+        for context, rows in contexts:
             read = len(common) + len(context)
             width, most = (max(each) for each in zip(*(self._shape(row, read) for row in rows), strict=True))
             shapes.setdefault((self._slots(context), _power(len(rows)), width, most), []).append((context, rows))
         for (slots, each, width, most), own in shapes.items():
             both = (self._slots(common), slots)
             for part in _parts(own, min(max(1, self._size(both, width, most) // each), _power(len(own)))):
-                contexts = tuple(() if one is None else one[0] for one in part)
+                ids = tuple(() if one is None else one[0] for one in part)
                 places = [_parts([] if one is None else one[1], each, 1)[0] for one in part]
-                yield Batch([*itertools.chain(*places)], common, contexts, both, width, most, columns)
+                yield Batch([*itertools.chain(*places)], common, ids, both, width, most, columns)
 
     def _slots(self, ids: tuple[int, ...]) -> int:
         return slots_of(len(ids), self._positions) if ids else 0
