@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,8 @@ SHORTEST_REST = 16  # the same of what is read beside a beginning
 FEWEST = 8  # targets that every program reads: their logits cost little beside the rows, another program seconds
 LOGITS = 2**28  # most bytes of a batch's logits
 SCORES = 2**30  # most bytes of one layer's attention scores beside a beginning
-SAVED = 0.25  # part of their tokens that few rows need not read again, where a beginning is read apart for them
+SAVED = 0.25  # part of their tokens that the rows of a context need not read
+WORTH = 1024  # tokens that need not be read, for which more programs are compiled: each takes seconds
 
 
 class Row(NamedTuple):
@@ -113,8 +114,7 @@ class Layout:
     def _divided(self, rows: Sequence[Row], read: int) -> tuple[list[tuple[int, list[Row]]], list[Context]]:
         """(rows that share so many tokens behind their first `read`, first those that share nothing; contexts).
 
-        A context has few rows, so that a batch has room for several, and saves SAVED of their tokens: it needs programs
-        of its own.
+        A context has few rows, so that a batch has room for several, and saves SAVED of their tokens.
         """
         if self._heads is None:
             return ([(0, list(rows))] if rows else []), []
@@ -123,23 +123,34 @@ class Layout:
         contexts: list[Context] = []
         for length, numbers in shared_groups([row.tokens[read:] for row in rows], [row.start - read for row in rows]):
             own = [rows[number] for number in numbers]
-            if length and 2 * len(own) > self._batch_size:
+            if length and 2 * len(own) > self._batch_size and length * (len(own) - 1) >= WORTH:
                 large.append((length, own))
             elif length and length * (len(own) - 1) >= SAVED * sum(len(row.tokens) - read for row in own):
                 contexts.append((own[0].tokens[read : read + length], own))
             else:
                 alone += own
+        if sum(len(context) * (len(own) - 1) for context, own in contexts) < WORTH:
+            alone, contexts = [*alone, *(row for _, own in contexts for row in own)], []
         return [*([(0, alone)] if alone else []), *large], contexts
 
     def _beside(self, common: tuple[int, ...], rows: Sequence[Row], columns: int) -> Iterator[Batch]:
-        """Batches of rows that go on from `common` alone; () are whole rows."""
+        """Batches of rows that go on from `common` alone; () are whole rows.
+
+        Whole rows of one batch are of one bucket. What is left behind a beginning is short: there a batch is filled
+        with rows of several buckets, which saves programs.
+        """
         slots = (self._slots(common), 0)
-        shapes: dict[tuple[int, int], list[Row]] = {}
+        shapes: dict[Any, list[Row]] = {}
         for row in sorted(rows, key=lambda row: -len(row.tokens)):
-            shapes.setdefault(self._shape(row, len(common)), []).append(row)
-        for (width, most), own in shapes.items():
-            for part in _parts(own, min(self._size(slots, width, most), _power(len(own)))):
+            shapes.setdefault(() if common else self._shape(row, 0), []).append(row)
+        for own in shapes.values():
+            start, most = 0, max(self._shape(row, len(common))[1] for row in own)
+            while start < len(own):
+                width, _ = self._shape(own[start], len(common))  # the longest of those that are left
+                size = min(self._size(slots, width, most), _power(len(own) - start))
+                part = _filled(own[start : start + size], size)
                 yield Batch(part, common, (), slots, width, most, columns)
+                start += size
 
     def _within(self, common: tuple[int, ...], contexts: Sequence[Context], columns: int) -> Iterator[Batch]:
         """Batches of several contexts behind `common`, each with as many places for rows."""
@@ -150,10 +161,11 @@ class Layout:
             shapes.setdefault((self._slots(context), _power(len(rows)), width, most), []).append((context, rows))
         for (slots, each, width, most), own in shapes.items():
             both = (self._slots(common), slots)
-            for part in _parts(own, min(max(1, self._size(both, width, most) // each), _power(len(own)))):
-                ids = tuple(() if one is None else one[0] for one in part)
-                places = [_parts([] if one is None else one[1], each, 1)[0] for one in part]
-                yield Batch([*itertools.chain(*places)], common, ids, both, width, most, columns)
+            size = min(max(1, self._size(both, width, most) // each), _power(len(own)))
+            for start in range(0, len(own), size):
+                part: list[Context] = [*own[start : start + size], *[((), [])] * (start + size - len(own))]
+                places = itertools.chain(*(_filled(rows, each) for _, rows in part))
+                yield Batch([*places], common, tuple(context for context, _ in part), both, width, most, columns)
 
     def _slots(self, ids: tuple[int, ...]) -> int:
         return slots_of(len(ids), self._positions) if ids else 0
@@ -184,11 +196,9 @@ def _padded(rows: Sequence[Sequence[int]], slots: int) -> tuple[np.ndarray, np.n
     return tokens, lengths
 
 
-def _parts(items: Sequence, size: int, least: int = 0) -> list[list]:
-    """The items in lists of `size`, the last filled up with None; at least so many lists."""
-    count = max(least, -(-len(items) // size))
-    filled = [*items, *[None] * (count * size - len(items))]
-    return [filled[start : start + size] for start in range(0, len(filled), size)]
+def _filled(items: Sequence, size: int) -> list:
+    """The items, and None up to `size`."""
+    return [*items, *[None] * (size - len(items))]
 
 
 def _buckets(first: int, most: int) -> Iterator[int]:

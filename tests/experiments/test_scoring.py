@@ -60,6 +60,12 @@ def scorer(name, share):
     return Scorer(apply_fn, variables, config, 8, virtual, reads if share else None)
 
 
+@pytest.fixture(autouse=True)
+def worth(monkeypatch):
+    """Few tokens are worth a program here."""
+    monkeypatch.setattr(batches, "WORTH", 1)
+
+
 def asked(scorer, requests):
     """(scores, tokens that this call has read)."""
     before = scorer.count.read
@@ -179,3 +185,16 @@ def test_batches_have_every_row_once_and_keep_to_their_sizes(limit, monkeypatch)
             if limit == "LOGITS" and not batch.contexts:
                 assert len(batch.rows) <= max(1, 16 // batch.most)
         assert sorted(found) == list(range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "worth", "shared"),
+    [(12, 12 * 40 - 40, 40), (12, 12 * 40 - 39, 0), (4, 120, 40), (4, 121, 0)],
+)
+def test_a_beginning_is_read_apart_where_that_saves_enough(rows, worth, shared, monkeypatch):
+    """Of many rows, and of few: a program that is compiled for it takes seconds."""
+    monkeypatch.setattr(batches, "WORTH", worth)
+    beginning = tuple(tokens(40, 0))
+    given = [batches.Row((*beginning, number, 1, 2), 40, [(number, (1, 2, 3))]) for number in range(rows)]
+    made = list(batches.Layout(ROOM, V, 8, heads=4)(given))
+    assert {batch.skipped(place) for batch in made for place, _ in batch.places()} == {shared}
