@@ -30,6 +30,7 @@ flags.DEFINE_integer("limit", None, "Only the first so many questions of each ta
 flags.DEFINE_string("gen_kwargs", "", "How texts are written, e.g. max_gen_toks=64; by default as the task says.")
 flags.DEFINE_integer("seed", 1234, "Of the draws of worked examples; lm-eval's own default.", 0)
 flags.DEFINE_integer("batch_size", 16, "Most questions at a time.", 1)
+flags.DEFINE_bool("share_prefixes", True, "Reads a beginning that several prompts share once; no: each prompt whole.")
 flags.DEFINE_string("dtype", None, "Dtype of weights and computation; by default the run's, or float32.")
 flags.DEFINE_enum("weights", BESIDE, WEIGHTS, "How base and adapter are computed; see experiments.generate.")
 flags.DEFINE_bool("bos", None, "Whether texts begin with BOS; by default as in training, or as the tokenizer does.")
@@ -61,14 +62,17 @@ def main(argv: list[str]) -> None:
         harness.set_up(tasks, FLAGS.num_fewshot, FLAGS.gen_kwargs, FLAGS.seed)
         samples = opened.enter_context(open(FLAGS.samples, "w", encoding="utf-8")) if FLAGS.samples else None
         model = _model(name)
-        wrapped = LanguageModel(model, FLAGS.batch_size, FLAGS.bos, FLAGS.chat_template)
+        wrapped = LanguageModel(model, FLAGS.batch_size, FLAGS.bos, FLAGS.chat_template, FLAGS.share_prefixes)
         results = harness.ask(wrapped, tasks, FLAGS.limit, FLAGS.apply_chat_template, samples)
     rows = rows_of(results)
     print(format_table([list(line) for line in table_of(rows)], "text"))
+    read = wrapped.count
+    print(f"{read.read:,} tokens were read; without shared beginnings they would be {read.whole:,}")
     if wrapped.cut:
         print(f"{wrapped.cut} prompts were longer than the model reads; their beginnings were cut off")
     if FLAGS.output:
         record = {"model": model.made_of, "settings": _settings(), "cut": wrapped.cut, "results": rows}
+        record["tokens"] = {"read": read.read, "whole": read.whole}
         Path(FLAGS.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {FLAGS.output}")
 

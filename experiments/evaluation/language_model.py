@@ -4,9 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
+from experiments.evaluation.batches import slots_of
 from experiments.evaluation.scoring import Scorer
 from experiments.generation.framing import wants_bos
 from experiments.generation.model import Model
@@ -15,7 +18,9 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.data.packing import mark
 from lowrank_jax.decoding.choice import Sampling
 from lowrank_jax.decoding.loop import Limits
+from lowrank_jax.decoding.prefixes import Group, shared_groups
 from lowrank_jax.decoding.stream import Streamer
+from lowrank_jax.models.parts.shared import Prefix
 from lowrank_jax.text.chat import ChatTemplate, find_template
 
 NEW_TOKENS = 256  # of a text, where the task does not say; lm-eval's own default
@@ -32,15 +37,25 @@ class LanguageModel(TemplateLM):
       batch_size: most rows at a time.
       add_bos: whether texts begin with BOS; None: as in the run's training, or as the tokenizer begins a text.
       chat_template: a template's name; "" is the tokenizer's own.
+      share: whether a beginning that several prompts share is read once; False: each prompt is read whole, as always by
+        a model that cannot read beginnings apart (`models.parts.shared.can_share`).
 
     Raises:
       UserError: texts should begin with BOS, and the tokenizer has none.
 
     Attributes:
       cut: how many prompts were too long, and have lost their beginnings.
+      count: how many tokens of prompts and continuations were read.
     """
 
-    def __init__(self, model: Model, batch_size: int = 16, add_bos: bool | None = None, chat_template: str = ""):
+    def __init__(
+        self,
+        model: Model,
+        batch_size: int = 16,
+        add_bos: bool | None = None,
+        chat_template: str = "",
+        share: bool = True,
+    ):
         super().__init__()
         words = framed_tokenizer(model.base)
         assert words is not None  # `generation.model` has made sure
@@ -49,9 +64,10 @@ class LanguageModel(TemplateLM):
         self.model, self.words, self._template = model, words, chat_template
         self.max_length = model.positions - model.virtual.count
         self._batch_size, self.cut = batch_size, 0
-        self._scorer = Scorer(
-            model.apply_fn, model.variables, model.positions, model.base.config.vocab_size, batch_size, model.virtual
-        )
+        shared = model.decoder.shared if share else None
+        self._scorer = Scorer(model.apply_fn, model.variables, model.base.config, batch_size, model.virtual, shared)
+        self._read = None if shared is None else jax.jit(shared.read)
+        self.count = self._scorer.count
         self._streamers: dict[tuple[str, ...], Streamer] = {}
 
     @property
@@ -141,15 +157,42 @@ class LanguageModel(TemplateLM):
             prompts = {}
             for number in numbers:
                 ids = self.tok_encode(requests[number].args[0]) or [self.prefix_token_id]
-                prompts[number], self.cut = ids[-room:], self.cut + (len(ids) > room)
-            numbers.sort(key=lambda number: -len(prompts[number]))
-            for start in range(0, len(numbers), self._batch_size):
-                rows = numbers[start : start + self._batch_size]
-                given = [self.model.virtual.around(prompts[row]) for row in rows]
-                size = min(self._batch_size, len(numbers))
-                for piece in self._streamer(stops).stream(self.model.variables, given, limits, rows, size):
-                    found[rows[piece.row]] = piece.stream.text
+                prompts[number] = self.model.virtual.around(ids[-room:])
+                self.cut += len(ids) > room
+            size = min(self._batch_size, len(numbers))
+            for shared, rows in self._groups(prompts, size, limits):
+                prefix = self._beginning(prompts[rows[0]][:shared]) if shared else None
+                whole = sum(len(prompts[row]) for row in rows)
+                self.count.read += whole - shared * (len(rows) - 1)
+                self.count.whole += whole
+                rows.sort(key=lambda row: -len(prompts[row]))
+                for start in range(0, len(rows), size):
+                    now = rows[start : start + size]
+                    given = [prompts[row] for row in now]
+                    pieces = self._streamer(stops).stream(
+                        self.model.variables, given, limits, now, size, prefix, shared
+                    )
+                    for piece in pieces:
+                        found[now[piece.row]] = piece.stream.text
         return found
+
+    def _groups(self, prompts: dict[int, list[int]], size: int, limits: Limits) -> list[Group]:
+        """The prompts by what they share, of at least one full batch: decoding costs the same for a batch of few rows.
+
+        Limits that look back at the prompts' tokens have them read whole.
+        """
+        numbers = list(prompts)
+        if self._read is None or limits.looks_back:
+            return [Group(0, numbers)]
+        ids = list(prompts.values())
+        found = shared_groups(ids, [len(one) - 1 for one in ids], max(2, size))
+        return [Group(length, [numbers[row] for row in rows]) for length, rows in found]
+
+    def _beginning(self, ids: list[int]) -> Prefix:
+        assert self._read is not None
+        tokens = np.zeros((1, slots_of(len(ids), self.model.positions)), np.int32)
+        tokens[0, : len(ids)] = ids
+        return self._read(self.model.variables, tokens, np.array([len(ids)], np.int32))
 
     def _settings(self, given: dict[str, Any]) -> tuple[tuple[str, ...], Limits]:
         """Stop strings and limits of a task's generation settings.

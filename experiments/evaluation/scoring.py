@@ -1,10 +1,13 @@
-"""Log-likelihoods of continuations, in batches of few shapes: sorted by length, padded on the right, contexts shared.
+"""Log-likelihoods of continuations, in batches of few shapes; what several requests read alike is read once.
 
 Requests that read the same tokens share one row: the choices of a question whose completions are single tokens (A, B,
-C, D), as a completion's last token is predicted and never read. Longer completions have a row each.
+C, D), as a completion's last token is predicted and never read. Rows that begin alike (worked examples before each
+question, or a question before each of its completions) share that beginning: it is read once, and their rests are read
+beside its keys and values (`decoding.prefixes`, `models.parts.shared`). Where there are both, the examples are read
+once, each question once beside them, and its completions beside both.
 """
 
-import itertools
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.evaluation.batches import Layout, Row
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.types import ApplyFn, Tree
+from lowrank_jax.decoding.decoder import Shared
+from lowrank_jax.models.parts.shared import Prefix
 from lowrank_jax.tasks.framing import PLAIN, Framing
-
-NARROWEST = 64  # tokens of the shortest rows' bucket
-FEWEST = 8  # targets that every program reads: their logits cost little beside the rows, another program seconds
-LOGITS = 2**28  # most bytes of a batch's logits
 
 
 class Scored(NamedTuple):
@@ -28,12 +30,17 @@ class Scored(NamedTuple):
     greedy: bool
 
 
-class _Row(NamedTuple):
-    """What is read, the place that predicts the first target, and the targets of each request that reads it."""
+@dataclasses.dataclass
+class Count:
+    """How many tokens, without padding, a model has read.
 
-    tokens: tuple[int, ...]
-    start: int
-    targets: list[tuple[int, tuple[int, ...]]]
+    Attributes:
+      read: in all.
+      whole: how many they would have been, had every row been read whole.
+    """
+
+    read: int = 0
+    whole: int = 0
 
 
 class Scorer:
@@ -42,24 +49,33 @@ class Scorer:
     Args:
       apply_fn: a causal model with methods "hidden" and "logits".
       variables: its weights.
-      positions: the most tokens of a row that it reads; longer ones lose their beginning, as in lm-eval.
-      vocabulary: its number of logits.
+      config: the model's; its positions are the most tokens of a row, and longer ones lose their beginning, as in
+        lm-eval.
       batch_size: most rows of a batch.
       virtual: the virtual tokens around each context.
+      shared: of the model's decoder; None: every row is read whole.
+
+    Attributes:
+      room: the most tokens of a row without virtual ones.
+      count: how many tokens were read.
     """
 
     def __init__(
         self,
         apply_fn: ApplyFn,
         variables: Tree,
-        positions: int,
-        vocabulary: int,
+        config: Any,
         batch_size: int = 16,
         virtual: Framing = PLAIN,
+        shared: Shared | None = None,
     ):
-        self._variables, self._virtual, self._batch_size = variables, virtual, batch_size
-        self.room, self._vocabulary, self._score = positions - virtual.count, vocabulary, jax.jit(_scores(apply_fn))
-        self._widths = [*itertools.takewhile(lambda width: width < positions, _steps(NARROWEST)), positions]
+        positions, heads = config.max_position_embeddings, config.num_attention_heads
+        self._variables, self._virtual, self.room = variables, virtual, positions - virtual.count
+        self._layout = Layout(positions, config.vocab_size, batch_size, None if shared is None else heads)
+        self._score = jax.jit(_scores(apply_fn, shared))
+        if shared is not None:
+            self._read, self._extend = jax.jit(shared.read), jax.jit(shared.extend)
+        self.count = Count()
 
     def __call__(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
         """The score of each (context, continuation), both token ids.
@@ -68,17 +84,30 @@ class Scorer:
           UserError: a continuation is empty or longer than what the model reads, or a context is empty.
         """
         found: list[Scored | None] = [None] * len(requests)
-        for shape, rows in self._batches(self._rows(requests)):
-            given = _arrays(rows, *shape)
-            values, greedy = (np.asarray(each) for each in self._score(self._variables, *given))
-            for place, row in enumerate(rows):
+        common, beginning = (), None
+        for batch in self._layout(self._rows(requests)):
+            if batch.common != common:
+                common = batch.common
+                beginning = self._prefix(None, *batch.common_arrays()) if common else None
+            prefix = self._prefix(beginning, *batch.context_arrays()) if batch.contexts else beginning
+            given = batch.row_arrays()
+            values, greedy = (np.asarray(each) for each in self._score(self._variables, prefix, *given))
+            for place, row in batch.places():
+                self.count.read += len(row.tokens) - batch.skipped(place)
+                self.count.whole += len(row.tokens)
                 for number, (owner, _) in enumerate(row.targets):
                     found[owner] = Scored(float(values[place, number]), bool(greedy[place, number]))
         return [one for one in found if one is not None]
 
-    def _rows(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[_Row]:
-        """The rows that are read, longest first: what needs too much memory fails at once."""
-        rows: dict[Any, _Row] = {}
+    def _prefix(self, before: Prefix | None, tokens: np.ndarray, lengths: np.ndarray) -> Prefix:
+        """Reads beginnings, those of a batch's contexts behind what is common to all."""
+        self.count.read += int(lengths.sum())
+        if before is None:
+            return self._read(self._variables, tokens, lengths)
+        return self._extend(self._variables, before, tokens, lengths)
+
+    def _rows(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Row]:
+        rows: dict[Any, Row] = {}
         for owner, (context, continuation) in enumerate(requests):
             if not continuation or not context or len(continuation) > self.room:
                 raise UserError(
@@ -88,31 +117,23 @@ class Scorer:
             kept = list(context)[-(self.room + 1 - len(continuation)) :]  # the last target is not read
             before = self._virtual.around(kept)
             tokens = (*before, *continuation[:-1])
-            row = rows.setdefault((tokens, len(before)), _Row(tokens, len(before) - 1, []))
+            row = rows.setdefault((tokens, len(before)), Row(tokens, len(before) - 1, []))
             row.targets.append((owner, tuple(continuation)))
-        return sorted(rows.values(), key=lambda row: -len(row.tokens))
-
-    def _batches(self, rows: list[_Row]) -> Any:
-        """((B, T, M, K), up to B rows): T tokens read, M targets a continuation, K continuations a row."""
-
-        def shape(row):
-            width = next(width for width in self._widths if width >= len(row.tokens))
-            return width, max(FEWEST, _power(len(row.targets[0][1])))
-
-        columns = _power(max((len(row.targets) for row in rows), default=1))
-        for (width, most), found in _grouped(rows, shape).items():
-            size = max(1, min(self._batch_size, LOGITS // (4 * most * self._vocabulary)))
-            size = min(size, _power(len(found)))
-            for start in range(0, len(found), size):
-                yield (size, width, most, columns), found[start : start + size]
+        return list(rows.values())
 
 
-def _scores(apply_fn: ApplyFn) -> Any:
-    """(variables, tokens [B, T], starts [B], counts [B, K], targets [B, M, K]) -> sums and greedy, both [B, K]."""
+def _scores(apply_fn: ApplyFn, shared: Shared | None) -> Any:
+    """(variables, prefix, tokens [B, T], starts [B], counts [B, K], targets [B, M, K]) -> sums and greedy, [B, K] each.
 
-    def scores(variables, tokens, starts, counts, targets):
+    A prefix of None: the rows are whole.
+    """
+
+    def scores(variables, prefix, tokens, starts, counts, targets):
         most = targets.shape[1]
-        hidden = apply_fn(variables, tokens, method="hidden")
+        if shared is None or prefix is None:
+            hidden = apply_fn(variables, tokens, method="hidden")
+        else:
+            hidden = shared.hidden(variables, prefix, tokens)
         places = jnp.minimum(starts[:, None] + jnp.arange(most), tokens.shape[1] - 1)
         read = jnp.take_along_axis(hidden, places[..., None], axis=1)
         logits = apply_fn(variables, read, method="logits").astype(jnp.float32)
@@ -122,34 +143,3 @@ def _scores(apply_fn: ApplyFn) -> Any:
         return jnp.sum(jnp.where(inside, chosen, 0.0), axis=1), greedy
 
     return scores
-
-
-def _arrays(rows: Sequence[_Row], size: int, width: int, most: int, columns: int) -> tuple[np.ndarray, ...]:
-    """The batch; padding is on the right, where a causal model never looks."""
-    tokens, starts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
-    counts, targets = np.zeros((size, columns), np.int32), np.zeros((size, most, columns), np.int32)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row.tokens)], starts[place] = row.tokens, row.start
-        for number, (_, ids) in enumerate(row.targets):
-            counts[place, number], targets[place, : len(ids), number] = len(ids), ids
-    return tokens, starts, counts, targets
-
-
-def _grouped(rows: Sequence[_Row], key: Any) -> dict[Any, list[_Row]]:
-    found: dict[Any, list[_Row]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
-
-
-def _steps(first: int) -> Any:
-    """first, 1.5 first, 2 first, 3 first, 4 first, ...: no row is padded by more than half."""
-    while True:
-        yield first
-        yield first * 3 // 2
-        first *= 2
-
-
-def _power(count: int) -> int:
-    """The smallest power of two that is not below `count`."""
-    return 1 << (count - 1).bit_length()

@@ -196,7 +196,8 @@ def _beside(base: Base, apply_fn: ApplyFn, variables: Tree, made_of: dict[str, A
 
 def _ready(base: Base, params: Tree, plan: Any, variables: Any, made_of: dict[str, Any], task: Any) -> Model:
     fast = ready(base.model, jax.tree.map(jnp.asarray, params), plan, variables, exact=made_of["weights"] == EXACT)
-    return Model(base, fast.variables, fast.apply_fn, cached_decoder(fast.apply_fn, fast.empty), made_of, task)
+    decoder = cached_decoder(fast.apply_fn, fast.empty, fast.whole)
+    return Model(base, fast.variables, fast.apply_fn, decoder, made_of, task)
 
 
 def _causal(base: Base) -> Base:

@@ -12,6 +12,7 @@ from lowrank_jax.core.types import Array, Tree
 from lowrank_jax.decoding.choice import Sampling, choose, row_keys
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.ngrams import repeating
+from lowrank_jax.models.parts.shared import Prefix
 
 GREEDY = Sampling()
 
@@ -42,6 +43,11 @@ class Limits:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice of a token depends on the tokens of the prompt themselves, not on logits alone."""
+        return self.how.repetition_penalty != 1 or (self.no_repeat_ngram > 0 and not self.repeat_prompt)
+
 
 class Prompts(NamedTuple):
     """A batch of prompts.
@@ -50,12 +56,15 @@ class Prompts(NamedTuple):
       tokens, mask: int32 and bool [B, P], padded on the left (`greedy.left_pad`); True at the prompt.
       rows: int32 [B], each row's number, which its draws depend on.
       live: bool [B], False for rows that only fill the batch; None: all are live.
+      prefix: what every prompt goes on from, of one beginning or of several; it is not among `tokens`. Not with
+        limits that look back, which would not see it. None: the prompts are whole.
     """
 
     tokens: Int[Array, "B P"]
     mask: Bool[Array, "B P"]
     rows: Int[Array, " B"]
     live: Bool[Array, " B"] | None = None
+    prefix: Prefix | None = None
 
 
 class State(NamedTuple):
@@ -88,7 +97,7 @@ def begin(decoder: Decoder, variables: Tree, prompts: Prompts, limits: Limits) -
     """Reads the prompts and chooses each row's first token; returns the state, and the cache, which may be donated."""
     batch, width = prompts.tokens.shape
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)  # a pad_id outside the embedding would read NaN
-    logits, cache = decoder.start(variables, tokens, prompts.mask, width + limits.max_new_tokens)
+    logits, cache = decoder.start(variables, tokens, prompts.mask, width + limits.max_new_tokens, *_beside(prompts))
     seen = None
     if limits.how.repetition_penalty != 1:
         blank = jnp.zeros(logits.shape, bool)
@@ -106,6 +115,8 @@ def advance(
     batch = prompts.tokens.shape[0]
     slots = jnp.concatenate([prompts.mask, jnp.ones((batch, limits.max_new_tokens), bool)], axis=1)
     lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
+    if prompts.prefix is not None:
+        lengths = lengths + prompts.prefix.of_rows(batch)
 
     def unfinished(carry):
         state, _ = carry
@@ -113,10 +124,16 @@ def advance(
 
     def body(carry):
         state, cache = carry
-        logits, cache = decoder.step(variables, state.token, lengths + state.step - 1, slots, cache)
+        place = lengths + state.step - 1
+        logits, cache = decoder.step(variables, state.token, place, slots, cache, *_beside(prompts))
         return _write(logits, prompts, limits, state), cache
 
     return lax.while_loop(unfinished, body, (state, cache))
+
+
+def _beside(prompts: Prompts) -> tuple[Prefix, ...]:
+    """The argument of a decoder that reads prompts beside a prefix; whole prompts need none."""
+    return () if prompts.prefix is None else (prompts.prefix,)
 
 
 def _write(logits: Array, prompts: Prompts, limits: Limits, state: State) -> State:

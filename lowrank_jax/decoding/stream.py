@@ -15,6 +15,7 @@ from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, advance, begin
 from lowrank_jax.decoding.text import TextStream, check_stops
+from lowrank_jax.models.parts.shared import Prefix
 
 NARROWEST = 16  # slots of a prompt; wider ones are rounded up to a power of two, to compile few programs
 
@@ -58,7 +59,14 @@ class Streamer:
         return self.positions - len(prompt)
 
     def stream(
-        self, variables: Tree, prompts: Sequence[Sequence[int]], limits: Limits, rows: Sequence[int], size: int = 0
+        self,
+        variables: Tree,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        rows: Sequence[int],
+        size: int = 0,
+        prefix: Prefix | None = None,
+        shared: int = 0,
     ) -> Iterator[Piece]:
         """Yields the text of one batch in pieces, row by row after each `chunk` of steps; a row's last one has ended.
 
@@ -68,11 +76,13 @@ class Streamer:
           limits: `max_new_tokens` must fit after each prompt.
           rows: number of each row, which its draws depend on.
           size: rows that the batch is filled up to, so that a last, smaller one compiles no program.
+          prefix: the first `shared` tokens of every prompt, as the decoder has read them; each prompt has more.
+            Not with limits that look back (`Limits.looks_back`).
 
         Raises:
           UserError: an empty prompt, or one without room for the new tokens.
         """
-        given = self._batch(prompts, limits, rows, size)
+        given = self._batch([prompt[shared:] for prompt in prompts], limits, rows, size, shared, prefix)
         streams = [TextStream(self.tokenizer, limits.end_ids, self.stops) for _ in prompts]
         state, cache = self._begin(variables, given, limits)
         read = 0
@@ -91,12 +101,21 @@ class Streamer:
             state = state._replace(done=jnp.asarray(done))
             state, cache = self._advance(variables, given, limits, state, cache, until)
 
-    def _batch(self, prompts: Sequence[Sequence[int]], limits: Limits, rows: Sequence[int], size: int) -> Prompts:
+    def _batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        rows: Sequence[int],
+        size: int,
+        shared: int = 0,
+        prefix: Prefix | None = None,
+    ) -> Prompts:
+        """The batch; `prompts` are without their `shared` first tokens."""
         for prompt in prompts:
-            if self.room(prompt) < limits.max_new_tokens:
+            if self.room(prompt) - shared < limits.max_new_tokens:
                 raise UserError(
-                    f"a prompt of {len(prompt)} tokens and {limits.max_new_tokens} new ones exceed the model's "
-                    f"{self.positions} positions; shorten it, or lower max_new_tokens"
+                    f"a prompt of {len(prompt) + shared} tokens and {limits.max_new_tokens} new ones exceed the "
+                    f"model's {self.positions} positions; shorten it, or lower max_new_tokens"
                 )
         missing = max(0, size - len(prompts))
         longest = max(map(len, prompts), default=0)
@@ -104,7 +123,7 @@ class Streamer:
         tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id, max(width, 1))
         live = np.arange(len(tokens)) < len(prompts)
         numbers = np.array([*rows, *[0] * missing], np.int32)
-        return Prompts(*map(jnp.asarray, (tokens, mask, numbers, live)))
+        return Prompts(*map(jnp.asarray, (tokens, mask, numbers, live)), prefix=prefix)
 
 
 class BeamStreamer(Streamer):

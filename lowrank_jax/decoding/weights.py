@@ -17,6 +17,7 @@ from lowrank_jax.core.types import ApplyFn, Tree
 from lowrank_jax.layouts.fused import Fused, Groups
 from lowrank_jax.layouts.segments import Segments
 from lowrank_jax.models.parts.cache import Cache, init_cache
+from lowrank_jax.models.parts.shared import can_share
 from lowrank_jax.ops.quantized import dense
 from lowrank_jax.ops.two_parts import two_parts
 from lowrank_jax.ops.widened import LARGEST_RANK, Update, widened
@@ -34,11 +35,13 @@ class Ready(NamedTuple):
       apply_fn: the model without adapters.
       variables: {"params"} of it.
       empty: (batch, length) -> its empty cache.
+      whole: the same without rings; None where it cannot read beginnings apart (`decoder.cached_decoder`).
     """
 
     apply_fn: ApplyFn
     variables: dict[str, Any]
     empty: Callable[[int, int], Cache]
+    whole: Callable[[int, int], Cache] | None = None
 
 
 def ready(
@@ -96,7 +99,8 @@ def ready(
         params = _replaced(params, changed, lambda kernel: two_parts(kernel, model.dtype))
     params = Segments(layout["cuts"]).apply(params)
     empty = functools.partial(init_cache, model.config, dtype=model.dtype, cuts=layout["cuts"])
-    return Ready(model.clone(**layout).apply, {"params": params}, empty)
+    whole = functools.partial(empty, rings=False) if can_share(model.config) else None
+    return Ready(model.clone(**layout).apply, {"params": params}, empty, whole)
 
 
 def _places(groups: Groups) -> dict[str, tuple[str, int]]:

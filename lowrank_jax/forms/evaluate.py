@@ -16,6 +16,7 @@ from lowrank_jax.decoding.beam import Beams, beam_search
 from lowrank_jax.decoding.decoder import Decoder
 from lowrank_jax.decoding.greedy import left_pad
 from lowrank_jax.decoding.loop import Limits, Prompts, generate
+from lowrank_jax.decoding.prefixes import shared_groups
 from lowrank_jax.decoding.text import TextStream
 from lowrank_jax.sharding.mesh import BATCH_AXES, batch_sharding, replicated
 from lowrank_jax.tasks.base import round_up
@@ -36,6 +37,9 @@ def make_generator(
 ) -> Callable[[Tree], list[str]]:
     """Makes a function variables -> the continuation of every prompt; batches have one shape, which compiles once.
 
+    A beginning that all prompts share (worked examples, a system's message) is read once a batch, and the cache has it
+    once; not with beams.
+
     Args:
       decoder: a causal model with a cache.
       tokenizer: decode(ids) -> text.
@@ -55,6 +59,8 @@ def make_generator(
     if beams is not None:
         order.sort(key=lambda row: len(prompts[row]))
     prompts = [prompts[row] for row in order]
+    beginning = _beginning(decoder, prompts, limits) if beams is None else []
+    prompts = [prompt[len(beginning) :] for prompt in prompts]
     longest = max(map(len, prompts))
     width = max(min(round_up(longest, MULTIPLE), room or math.inf), longest, 1)
     tokens, mask = left_pad([*prompts, *list(prompts[:1]) * missing], limits.pad_id, int(width))
@@ -63,7 +69,11 @@ def make_generator(
     @jax.jit
     def decode(variables, *given):
         if beams is None:
-            out = generate(decoder, variables, Prompts(*given), limits)
+            prefix = None
+            if decoder.shared is not None and beginning:
+                ids, length = jnp.asarray([beginning], jnp.int32), jnp.asarray([len(beginning)], jnp.int32)
+                prefix = decoder.shared.read(variables, ids, length)
+            out = generate(decoder, variables, Prompts(*given, prefix=prefix), limits)
         else:
             out = beam_search(decoder, variables, Prompts(*given), limits, beams).tokens[:, 0]
         return jax.lax.with_sharding_constraint(out, replicated(mesh))
@@ -82,6 +92,14 @@ def make_generator(
         return [written[row] for row in range(len(order))]
 
     return write
+
+
+def _beginning(decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Limits) -> list[int]:
+    """The tokens that all prompts begin with, where they are worth reading apart and can be."""
+    if decoder.shared is None or limits.looks_back or len(prompts) < 2:
+        return []
+    groups = shared_groups(prompts, [len(prompt) - 1 for prompt in prompts], fewest=len(prompts))
+    return list(prompts[0][: groups[0].length])
 
 
 def make_predictor(apply_fn: ApplyFn, types: bool = True) -> Callable[[Tree, dict], Array]:

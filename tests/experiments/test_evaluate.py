@@ -141,6 +141,9 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
         )
     assert record["cut"] == 5  # the long question, once for each of its options, and the long problem
     assert "5 prompts were longer than the model reads" in ended.out
+    read, whole = record["tokens"]["read"], record["tokens"]["whole"]
+    assert f"{read:,} tokens were read; without shared beginnings they would be {whole:,}" in ended.out
+    assert read < whole
 
     merged = tmp_path / "run" / "model"
     theirs = HFLM(
@@ -161,6 +164,30 @@ def test_a_run_lm_eval_and_the_hugging_face_backend_answer_alike(program, run, b
     rolled = [Instance("loglikelihood_rolling", {}, ((LONG * 2)[:1024],), 0)]  # two windows of one shape
     wrapped = LanguageModel(of_run(str(tmp_path / "run"), None))
     assert wrapped.loglikelihood_rolling(rolled) == pytest.approx(theirs.loglikelihood_rolling(rolled), rel=1e-5)
+
+
+def test_texts_beside_shared_examples_are_those_of_whole_prompts(base):
+    """In batches of four with a last smaller one; prompts of other beginnings, too few for a batch, are read whole."""
+    from lm_eval.api.instance import Instance
+
+    from experiments.evaluation.language_model import LanguageModel
+    from experiments.generation.model import of_base
+
+    examples = "2 and 2 is 4. 3 and 4 is 7. 5 and 1 is 6. "
+    prompts = [f"{examples}{number} and {number} is" for number in range(9, 15)] + [
+        "the sun " * 6 + end for end in "ab"
+    ]
+    models = [LanguageModel(of_base(str(base), None, "float32"), batch_size=4, share=share) for share in (False, True)]
+    for settings, shares in (({}, True), ({"repetition_penalty": 1.3}, False)):
+        given = {"until": ["\n"], "max_gen_toks": NEW, **settings}
+        asked = [Instance("generate_until", {}, (prompt, given), 0) for prompt in prompts]
+        before = models[1].count.read
+        wanted, found = (model.generate_until(asked) for model in models)
+        assert found == wanted
+        assert len({*wanted}) > 4
+        read = models[1].count.read - before
+        assert read == sum(map(len, prompts)) - shares * 5 * len(examples)
+    assert models[0].count.read == models[0].count.whole == models[1].count.whole == 2 * sum(map(len, prompts))
 
 
 def test_a_bos_that_the_tokenizer_lacks_is_refused(monkeypatch):

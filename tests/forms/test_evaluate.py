@@ -90,6 +90,32 @@ def test_continuations_do_not_depend_on_the_mesh(model, wanted):
     assert texts == [TOKENIZER.decode(row) for row in wanted]
 
 
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)])
+def test_worked_examples_that_all_prompts_share_are_read_once_a_batch(model, mesh):
+    """The same texts as of whole prompts, from rows that have the rests alone; where limits look back, whole ones."""
+    apply_fn, variables = model
+    examples, placed = list(b"one: two; three: four; five: six; " * 2), make_mesh(mesh)
+    prompts = [[*examples, *prompt] for prompt in PROMPTS]
+    decoder, seen = make_decoder(apply_fn, CONFIG, jnp.float32), []
+
+    def start(variables, tokens, *given):
+        seen.append(tokens.shape[1])
+        return decoder.start(variables, tokens, *given)
+
+    def texts(shared, limits):
+        made = decoder._replace(start=start, shared=shared)
+        return make_generator(made, TOKENIZER, placed, prompts, limits, 64)(shard_tree(variables, placed))
+
+    limits = Limits(NEW, (), TOKENIZER.pad_id)
+    wanted = texts(None, limits)
+    assert texts(decoder.shared, limits) == wanted
+    assert len(set(wanted)) > 1
+    assert seen == [96, 24]
+    if mesh == MeshConfig():
+        texts(decoder.shared, Limits(NEW, (), TOKENIZER.pad_id, no_repeat_ngram=2))
+        assert seen == [96, 24, 96]
+
+
 def test_a_row_ends_at_the_stop_token(model, wanted):
     apply_fn, variables = model
     stop = wanted[1][2]

@@ -14,6 +14,7 @@ from lowrank_jax import adapters
 from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.core.paths import flatten, unflatten
+from lowrank_jax.decoding.decoder import make_decoder
 from lowrank_jax.interop.llama import config_from_hf, config_to_hf, export_params, hf_table
 from lowrank_jax.interop.peft.folder import load_peft
 from lowrank_jax.layouts.segments import Segments
@@ -232,6 +233,30 @@ def test_cached_pieces_give_the_logits_of_the_whole(toy):
         pieces.append(logits)
     wanted = ours(config, toy.base.params, mask=PADDED)
     close(np.concatenate(pieces, 1)[PADDED], wanted[PADDED])
+
+
+@pytest.mark.parametrize("slots", [7, WINDOW])
+def test_rows_beside_a_shared_beginning_give_the_logits_of_whole_rows(toy, slots):
+    """Three rows each behind two beginnings: a full one, longer than the window or of its length, and a padded one."""
+    cuts = CUT.get(toy.name, ())
+    model, variables = Llama(toy.base.config, cuts=cuts), {"params": Segments(cuts).apply(toy.base.params)}
+    reads = make_decoder(model.apply, toy.base.config, jnp.float32, cuts).shared
+    scaling = toy.base.config.rope_scaling
+    assert (reads is None) == (scaling is not None and scaling.by_length)
+    if reads is None:
+        return
+
+    @jax.jit
+    def beside(variables, tokens, lengths, rests):
+        hidden = reads.hidden(variables, reads.read(variables, tokens, lengths), rests)
+        return model.apply(variables, hidden, method="logits")
+
+    lengths, rests = np.array([slots, slots - 2]), TOKENS[:, :6]
+    got = np.asarray(beside(variables, TOKENS[1:, -slots:], lengths, np.concatenate([rests, rests])))
+    for group, length in enumerate(lengths):
+        before = np.broadcast_to(TOKENS[1 + group, -slots:][:length], (3, length))
+        wanted = ours(toy.base.config, toy.base.params, np.concatenate([before, rests, rests[:, : 7 - length]], 1))
+        close(got[3 * group : 3 * group + 3], wanted[:, length : length + 6])
 
 
 def with_others_names(params):

@@ -1,4 +1,4 @@
-"""softmax(Q K^T) V on arrays: by each kernel, with masks of packed rows and sliding windows, and for beams."""
+"""softmax(Q K^T) V on arrays: by kernel, for packed rows, sliding windows, beams, and rows with one beginning."""
 
 import functools
 from collections.abc import Callable
@@ -173,3 +173,49 @@ def beam_attention(
     weights = jax.nn.softmax(scores).astype(query.dtype)
     y = jnp.einsum("bhkgs,bhsd->bhkgd", weights, value)  # heads first: otherwise the weights would be transposed
     return y.swapaxes(1, 2).reshape(batch, beams, heads, width)
+
+
+def shared_attention(
+    query: Array,
+    before_key: Array,
+    before_value: Array,
+    key: Array,
+    value: Array,
+    before: Array,
+    own: Array,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """`attend` of rows that go on from a beginning: one softmax over the beginning's keys and then a row's own.
+
+    The beginning's keys and values are not copied for each row: the queries of all R rows of a beginning are rows of
+    one product with them. Scores are float32, 4 G R heads T (P + S) bytes.
+
+    Args:
+      query: [G R, T, heads, head_dim].
+      before_key, before_value: of the G beginnings, [G, P, kv_heads, head_dim].
+      key, value: of each row's own tokens, [G R, S, kv_heads, head_dim].
+      before: bool, broadcastable to [G, R, T, P], True where a query may attend to a key of its beginning.
+      own: bool, broadcastable to [G R, 1, T, S], the same for own keys.
+      scale, softcap: as in `attention.Attention`.
+
+    Returns:
+      [G R, T, heads, head_dim].
+    """
+    (batch, length, heads, width), (groups, slots, kv_heads) = query.shape, before_key.shape[:3]
+    scaled = query * (width**-0.5 if scale is None else scale)
+    scaled = scaled.reshape(groups, -1, length, kv_heads, heads // kv_heads, width).transpose(0, 3, 1, 2, 4, 5)
+    before_key, before_value = before_key.swapaxes(1, 2), before_value.swapaxes(1, 2)
+    key, value = (x.reshape(groups, -1, *x.shape[1:]).transpose(0, 3, 1, 2, 4) for x in (key, value))
+    far = jnp.einsum("gkrthd,gkpd->gkrthp", scaled, before_key, preferred_element_type=jnp.float32)
+    near = jnp.einsum("gkrthd,gkrsd->gkrths", scaled, key, preferred_element_type=jnp.float32)
+    own = own.reshape(1 if own.shape[0] == 1 else groups, -1, *own.shape[2:])
+    allowed = [jnp.broadcast_to(each, (groups, batch // groups, length, each.shape[-1])) for each in (before, own)]
+    scores = jnp.concatenate([far, near], axis=-1)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    mask = jnp.concatenate(allowed, axis=-1)[:, None, :, :, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, 0.5 * jnp.finfo(scores.dtype).min)).astype(query.dtype)
+    y = jnp.einsum("gkrthp,gkpd->gkrthd", weights[..., :slots], before_value)
+    y = y + jnp.einsum("gkrths,gkrsd->gkrthd", weights[..., slots:], value)
+    return y.transpose(0, 2, 3, 1, 4, 5).reshape(batch, length, heads, width)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lowrank_jax.core.types import Array
-from lowrank_jax.models.parts.attend import Packed, Window, attend, beam_attention
+from lowrank_jax.models.parts.attend import Packed, Window, attend, beam_attention, shared_attention
 from lowrank_jax.models.parts.attention_kernel import BY_HEAD, pick_implementation
-from lowrank_jax.models.parts.cache import BeamKeys, extend, read_cache, write_beams
+from lowrank_jax.models.parts.cache import BeamKeys, extend, read_cache, write_beams, write_cache
 from lowrank_jax.models.parts.layers import Linear, RMSNorm, check_joined_bias
 from lowrank_jax.models.parts.rotary import Tables, rotate
+from lowrank_jax.models.parts.shared import SharedKeys
 from lowrank_jax.ops.products import side_by_side
 from lowrank_jax.ops.saved import saved_product
 
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         rotary: Tables | None,
-        allowed: "Array | Packed | BeamKeys | None",
+        allowed: "Array | Packed | BeamKeys | SharedKeys | None",
         cache: dict | None,
         layer: Array | None,
         local: Array | None = None,
@@ -71,10 +72,11 @@ class Attention(nn.Module):
           x: [B, T, D].
           rotary: (cos, sin) of `rotary_tables`; None where positions were added to the model's input.
           allowed: bool, broadcastable to [B, 1, T, S], True where a query may attend to a key; None is causal, and
-            `Packed` is causal within each document of a row. `BeamKeys` go with the cache of beams.
+            `Packed` is causal within each document of a row. `BeamKeys` go with the cache of beams,
+            `SharedKeys` with that of rows with one beginning.
           cache: {"key", "value": [L, B, S, kv_heads, head_dim], "index"} of a segment's layers, or None; with
             "ring" in it they are rings (`cache.Cache`), and `allowed` is the mask of a ring. Or those of
-            `cache.BeamCache.stored`.
+            `cache.BeamCache.stored` or `shared.SharedCache.stored`.
           layer: int32 scalar, this layer's row of the cache.
           local: bool scalar, whether this layer has the window; None is yes.
           query_scale: multiplies rotated queries, broadcastable to [B, T, heads, head_dim].
@@ -97,6 +99,12 @@ class Attention(nn.Module):
             cache = write_beams(cache, layer, key, value)
             key, value = (read_cache(cache[part], layer).astype(self.dtype) for part in ("key", "value"))
             y = beam_attention(query, key, value, self.near(allowed, local), self.scale, self.softcap)
+            return self.output(y, x.shape[-1]), cache
+        if isinstance(allowed, SharedKeys):
+            assert cache is not None
+            assert layer is not None
+            cache = write_cache(cache, layer, key, value)
+            y = self.beside(query, cache, layer, allowed, local)
             return self.output(y, x.shape[-1]), cache
         first: Array | int = 0
         if cache is not None:
@@ -136,6 +144,16 @@ class Attention(nn.Module):
             return keys.allowed
         near = keys.places > keys.newest - self.window
         return keys.allowed & (near if local is None else near | ~local)
+
+    def beside(self, query: Array, cache: dict, layer: Array, keys: SharedKeys, local: Array | None) -> Array:
+        """What the heads read of a beginning that rows share and of their own tokens, [B, T, heads, head_dim]."""
+        parts = ("before_key", "before_value", "key", "value")
+        far_key, far_value, key, value = (read_cache(cache[part], layer).astype(self.dtype) for part in parts)
+        own, (rows, queries) = keys.own, query.shape[:2]
+        if self.window is not None:
+            own = Window(self.window, local, keys.index).narrow(own, queries, key.shape[1])
+        before = keys.before(rows, far_key.shape[1], self.window, local)
+        return shared_attention(query, far_key, far_value, key, value, before, own, self.scale, self.softcap)
 
     def projections(self, x: Array, bound: Callable[[], Array] | None = None) -> list[Array]:
         """Query, key and value, [B, T, heads, head_dim] each."""

@@ -139,7 +139,7 @@ def share(cache: Cache, width: int, beams: int) -> BeamCache:
     return BeamCache(layers, jnp.zeros((batch, beams, new), jnp.int32), jnp.zeros((), jnp.int32), width, cache.length)
 
 
-def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[int] = ()) -> Cache:
+def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[int] = (), rings: bool = True) -> Cache:
     """An empty cache.
 
     Args:
@@ -148,6 +148,7 @@ def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[
       length: how many tokens it can take, prompt and new ones together.
       dtype: of keys and values.
       cuts: those of the model (`layouts.segments`); a cut between layers with and without a window saves memory.
+      rings: whether layers with a window keep its tokens alone; False: all tokens, as `shared.SharedCache` needs them.
 
     Raises:
       UserError: a length beyond the model's positions.
@@ -159,7 +160,7 @@ def init_cache(config: Any, batch: int, length: int, dtype: Any, cuts: Sequence[
         )
     layers = {}
     for name, low, high in segments(config.num_hidden_layers, cuts):
-        slots = min(length, window_of(config, low, high) or length)
+        slots = min(length, (window_of(config, low, high) if rings else None) or length)
         shape = (high - low, batch, slots, config.num_key_value_heads, config.head_dim)
         layers[name] = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
     return Cache(layers, jnp.zeros((), jnp.int32), length)

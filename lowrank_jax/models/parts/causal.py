@@ -10,6 +10,7 @@ from lowrank_jax.core.types import Array
 from lowrank_jax.layouts.segments import segments as stack_segments
 from lowrank_jax.models.parts.attend import one_document
 from lowrank_jax.models.parts.cache import BeamCache, Cache, allowed_in_ring, allowed_keys, window_of
+from lowrank_jax.models.parts.shared import SharedCache
 from lowrank_jax.models.parts.stack import Model, run_layers
 
 
@@ -36,7 +37,7 @@ class CausalLM(Model):
         tokens: Array,
         positions: Array | None = None,
         mask: Array | None = None,
-        cache: Cache | BeamCache | None = None,
+        cache: Cache | BeamCache | SharedCache | None = None,
         segments: Array | None = None,
     ) -> Any:
         """logits(hidden(...)): float32 [B, T, V]; (logits, cache) when a cache is given. Arguments as in `hidden`."""
@@ -50,7 +51,7 @@ class CausalLM(Model):
         tokens: Array,
         positions: Array | None = None,
         mask: Array | None = None,
-        cache: Cache | BeamCache | None = None,
+        cache: Cache | BeamCache | SharedCache | None = None,
         segments: Array | None = None,
     ) -> Any:
         """The final norm's output, [B, T, D] in the compute dtype; (hidden, cache) when a cache is given.
@@ -60,7 +61,8 @@ class CausalLM(Model):
           positions: int32 [T] or [B, T]; by default the count of valid tokens before each, or 0, 1, ... without a mask.
           mask: bool [B, S], the valid tokens: S is T, or the cache's length. None: all. Attention is causal.
           cache: from `cache.init_cache`; tokens fill its slots from index on, and its index grows by T. Or from
-            `cache.share`: tokens are one of each beam, T is their number, and positions are given.
+            `cache.share`: tokens are one of each beam, T is their number, and positions are given. Or a
+            `shared.SharedCache`: tokens go on from a beginning that several rows share.
           segments: int32 [B, T], the number of each token's document, where a row has several: neighbours of equal
             number are one document. Each is read as if it stood alone: attention stays within it, and positions begin
             again at 0. Not with a mask or a cache.
@@ -85,8 +87,13 @@ class CausalLM(Model):
         index = None if cache is None else cache.index
         if positions is None:
             positions = default_positions(length, mask, index) if segments is None else positions_within(segments)
+            if isinstance(cache, SharedCache):
+                positions = positions + cache.prefix.of_rows(batch)[:, None]
+                positions = jnp.minimum(positions, c.max_position_embeddings - 1)  # of padding behind a row
         x, rotary = self.start(tokens, positions, None if cache is None else slots)
         allowed = allowed_keys(length, mask, index, slots) if segments is None else one_document(segments)
+        if isinstance(cache, SharedCache):
+            allowed = cache.seen(positions, mask)
         if cache is not None:
             return self.cached(x, rotary, allowed, mask, cache)
         x, _ = run_layers(self, (x, None), rotary, allowed, self.kinds())
@@ -97,7 +104,8 @@ class CausalLM(Model):
 
         Args:
           x, rotary: from `start`.
-          allowed: the mask of layers whose cache has all tokens; that of rings and of beams is made here.
+          allowed: the mask of layers whose cache has all tokens; that of rings and of beams is made here. Or
+            `shared.SharedKeys`.
           mask, cache: as in `hidden`.
         """
         layers, kinds, (_, length, _) = {}, self.kinds(), x.shape
@@ -106,7 +114,7 @@ class CausalLM(Model):
             stored, window, seen = cache.stored(name), window_of(self.config, low, high), allowed
             if isinstance(cache, BeamCache):
                 seen = cache.seen(name, mask)
-            elif window is not None and stored["key"].shape[2] == window:
+            elif not isinstance(cache, SharedCache) and window is not None and stored["key"].shape[2] == window:
                 stored["ring"] = cache.index  # only the key matters; the value is an array that a scan can carry
                 if window not in rings:
                     rings[window] = allowed_in_ring(length, mask, cache.index, window)
