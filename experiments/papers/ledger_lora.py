@@ -182,7 +182,8 @@ PREFIX = (
         "where virtual tokens start",
         "does not say",
         "not published; Li & Liang and Lester et al. find real words better than random vectors",
-        "rows of the base's table, drawn at random",
-        "adapter.prefix.init = vocabulary | normal",
+        "rows of the base's table, drawn at random; PreLayer, by the tables' configs, at the states that the base "
+        "computes at such rows",
+        "adapter.prefix.init = vocabulary | states | normal",
     ),
 )
