@@ -5,6 +5,7 @@ import gc
 import importlib.metadata
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -116,6 +117,34 @@ def pytest_collection_modifyitems(items):
     folder = Path(__file__).parent
     place = {folder / name: number for number, name in enumerate(LONGEST) if (folder / name).stat()}  # or it is renamed
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+# What a file says whose tests import torch, or run the peer's script, which does.
+TORCH = re.compile(r"\b(from|import) (torch|transformers|peft|lm_eval|late)\b|peft_step")
+
+
+@functools.cache
+def imports_torch(file: Path) -> bool:
+    """Whether a file's tests import torch, transformers, PEFT or lm-eval; those of interop/ do so by its fixtures."""
+    return "interop" in file.parts or bool(TORCH.search(file.read_text()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of `--dist loadfile`: the files that import torch are one worker's, a quarter of the suite.
+
+    The other workers would take 10 s each for the imports.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "torch" if imports_torch(config.rootpath / file) else file
+
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure():
