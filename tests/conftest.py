@@ -119,30 +119,33 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
-# What a file says whose tests import torch, or run the peer's script, which does.
-TORCH = re.compile(r"\b(from|import) (torch|transformers|peft|lm_eval|late)\b|peft_step")
+# Files with something in common are one worker's: what the text of such a file has -> a name for them.
+TOGETHER = {
+    # Imports of torch and its like, or the peer's script, which has them: 10 s in each worker. A quarter of the suite.
+    re.compile(r"\b(from|import) (torch|transformers|peft|lm_eval|late)\b|peft_step"): "torch",
+    # Toy runs of experiments/conftest.py: `straight` is made once, and their programs are compiled once.
+    re.compile(r"^def test\w*\((?:[^)]*\W)?(run|straight)\W", re.MULTILINE): "runs",
+}
 
 
 @functools.cache
-def imports_torch(file: Path) -> bool:
-    """Whether a file's tests import torch, transformers, PEFT or lm-eval; those of interop/ do so by its fixtures."""
-    return "interop" in file.parts or bool(TORCH.search(file.read_text()))
+def group(file: Path) -> str:
+    """The name of the group of a file, or the file's own; those of interop/ import torch by their fixtures."""
+    text = file.read_text()
+    names = (name for pattern, name in TOGETHER.items() if pattern.search(text))
+    return "torch" if "interop" in file.parts else next(names, str(file))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Of `--dist loadfile`: the files that import torch are one worker's, a quarter of the suite.
-
-    The other workers would take 10 s each for the imports.
-    """
+    """`--dist loadfile` by groups of files, in place of files."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "torch" if imports_torch(config.rootpath / file) else file
+            return group(config.rootpath / super()._split_scope(nodeid))
 
     return Scheduling(config, log)
 
