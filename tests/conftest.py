@@ -5,6 +5,7 @@ import gc
 import importlib.metadata
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -116,6 +117,37 @@ def pytest_collection_modifyitems(items):
     folder = Path(__file__).parent
     place = {folder / name: number for number, name in enumerate(LONGEST) if (folder / name).stat()}  # or it is renamed
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+# Files with something in common are one worker's: what the text of such a file has -> a name for them.
+TOGETHER = {
+    # Imports of torch and its like, or the peer's script, which has them: 10 s in each worker. A quarter of the suite.
+    re.compile(r"\b(from|import) (torch|transformers|peft|lm_eval|late)\b|peft_step"): "torch",
+    # Toy runs of experiments/conftest.py: `straight` is made once, and their programs are compiled once.
+    re.compile(r"^def test\w*\((?:[^)]*\W)?(run|straight)\W", re.MULTILINE): "runs",
+}
+
+
+@functools.cache
+def group(file: Path) -> str:
+    """The name of the group of a file, or the file's own; those of interop/ import torch by their fixtures."""
+    text = file.read_text()
+    names = (name for pattern, name in TOGETHER.items() if pattern.search(text))
+    return "torch" if "interop" in file.parts else next(names, str(file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile` by groups of files, in place of files."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return group(config.rootpath / super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure():

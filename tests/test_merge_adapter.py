@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, describe, make_plan, merge, read_configs, residual
 from lowrank_jax.bases.base import BaseConfig, load_base
@@ -28,7 +28,6 @@ from lowrank_jax.core.trees import count
 from lowrank_jax.interop import llama
 from lowrank_jax.interop.peft.export import save_peft
 
-torch.set_num_threads(1)
 SCRIPT = Path(__file__).parents[1] / "scripts" / "merge_adapter.py"
 CONFIGS = {
     "lora": AdapterConfig("lora", 3, alpha=8.0, targets=("all-linear",), rank_pattern=(("up", 5),)),

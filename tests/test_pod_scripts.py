@@ -33,13 +33,33 @@ def script(name, *words, place=ROOT, path=Path(sys.executable).parent):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=place, check=False, env=environment)
 
 
+@pytest.fixture
+def without_python(tmp_path):
+    """without_python(said, status=0) -> `place` and `path` of `script`: its python3 says this of the base, at once.
+
+    The real one reads the config for 1.8 s of CPU time; each script asks it by the function of common.sh.
+    """
+
+    def make(said, status=0):
+        shutil.copytree(POD, tmp_path / "scripts" / "pod")
+        (tmp_path / "python3").write_text(f"#!/bin/sh\necho {shlex.quote(said)} >&2\nexit {status}\n")
+        (tmp_path / "python3").chmod(0o755)
+        return {"place": tmp_path, "path": tmp_path}
+
+    return make
+
+
+IN_HERE = "base: pico-llama, which is in this repository"
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_dry_run_prints_what_would_run(name):
+def test_a_dry_run_prints_what_would_run(name, without_python):
     options, programs, last = SCRIPTS[name]
-    done = script(name, *options, "--dry-run", "--", *FLAGS)
+    where = {} if name == "slurm" else without_python(IN_HERE)
+    done = script(name, *options, "--dry-run", "--", *FLAGS, **where)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "base: pico-llama, which is in this repository"
+    assert lines[0] == IN_HERE
     said = ("base: ", "worker: ", "to copy the results here: ", "when you are done: ")
     commands = [shlex.split(line) for line in lines if not line.startswith(said)]
     assert [words[0] for words in commands] == programs
@@ -95,22 +115,21 @@ def test_flags_that_only_print_start_no_machine(name, word, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_base_without_weights_ends_it_before_anything_is_made(name, tmp_path):
+def test_a_base_without_weights_ends_it_before_anything_is_made(name, without_python):
     """The programs are not on the PATH: whatever is started ends with another status. A dry run goes on."""
     flags = ["--config=configs/mora_uuid.py:scale=paper", "--config.base.name=llama2-7b"]
     line = "llama2-7b is a shape without weights; name a local folder or Hub repository, or set random_init"
-    done = script(name, *SCRIPTS[name][0], "--", *flags)
+    where = {} if name == "slurm" else without_python(f"error: {line}", 2)
+    done = script(name, *SCRIPTS[name][0], "--", *flags, **where)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
-    dry = script(name, *SCRIPTS[name][0], "--dry-run", "--", *flags)
+    dry = script(name, *SCRIPTS[name][0], "--dry-run", "--", *flags, **where)
     assert dry.returncode == 0, dry.stderr
     assert dry.stdout.startswith(f'base: the run would end with "error: {line}"\n')
 
 
-def test_without_the_packages_it_says_that_the_base_is_not_checked(tmp_path):
-    shutil.copytree(POD, tmp_path / "scripts" / "pod")
-    (tmp_path / "python3").write_text("#!/bin/sh\necho ModuleNotFoundError >&2\nexit 1\n")
-    (tmp_path / "python3").chmod(0o755)
-    done = script("slurm", *SCRIPTS["slurm"][0], "--dry-run", "--", *FLAGS, place=tmp_path, path=tmp_path)
+def test_without_the_packages_it_says_that_the_base_is_not_checked(without_python):
+    where = without_python("ModuleNotFoundError", 1)
+    done = script("slurm", *SCRIPTS["slurm"][0], "--dry-run", "--", *FLAGS, **where)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("base: not checked, as python3 here cannot read the config; ")
 
@@ -136,11 +155,11 @@ def test_what_a_base_needs_on_the_hosts(tmp_path):
         ([], "lowrank_jax/runs"),
     ],
 )
-def test_a_slice_says_how_to_copy_the_results_and_to_delete_it(words, folder, tmp_path):
+def test_a_slice_says_how_to_copy_the_results_and_to_delete_it(words, folder, without_python, tmp_path):
     """At its end, and where a command failed: here gcloud fails."""
     (tmp_path / "gcloud").write_text("#!/bin/sh\nexit 7\n")
     (tmp_path / "gcloud").chmod(0o755)
-    done = script("tpu_vm", *SCRIPTS["tpu_vm"][0], "--", FLAGS[0], *words, path=tmp_path)
+    done = script("tpu_vm", *SCRIPTS["tpu_vm"][0], "--", FLAGS[0], *words, **without_python(IN_HERE))
     copy, delete = done.stdout.splitlines()[-2:]
     assert done.returncode == 7
     assert copy.startswith("to copy the results here: ")

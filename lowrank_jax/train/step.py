@@ -36,12 +36,12 @@ def make_step(
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
 
-        def loss_and_grad(micro, index):
-            def loss_fn(trainable: Tree) -> tuple[Float[Array, ""], Metrics]:
-                rngs = {"dropout": jax.random.fold_in(key, index)}
-                return objective(combine(trainable, frozen), micro, rngs)
+        def loss_fn(trainable: Tree, micro, index) -> tuple[Float[Array, ""], Metrics]:
+            rngs = {"dropout": jax.random.fold_in(key, index)}
+            return objective(combine(trainable, frozen), micro, rngs)
 
-            (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        def loss_and_grad(micro, index):
+            (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable, micro, index)
             return {"loss": loss, **sums}, grads
 
         if accumulate == 1:
@@ -49,7 +49,9 @@ def make_step(
         else:
             # Micro-batch i takes rows i, i + A, i + 2A, ...: each device keeps its rows.
             micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-            shapes = jax.eval_shape(loss_and_grad, jax.tree.map(lambda x: x[0], micros), 0)
+            # Without the gradient, which has the shapes of the leaves: it would be traced here too.
+            loss, sums = jax.eval_shape(loss_fn, state.trainable, jax.tree.map(lambda x: x[0], micros), 0)
+            shapes = {"loss": loss, **sums}, state.trainable
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def body(total, inputs):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import (
     AdapterConfig,
@@ -28,7 +28,6 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten, unflatten
 from lowrank_jax.core.trees import cast, combine, count, partition
 
-torch.set_num_threads(1)
 CONFIG = AdapterConfig("dora", 2, alpha=6.0, targets=("all-linear",))
 D_IN, D_OUT, RANK, ALPHA = 24, 40, 4, 12.0
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import drawn
 
 from lowrank_jax.adapters import AdapterConfig, attach, check, create, make_plan, merge, residual, unmerge
@@ -16,7 +16,6 @@ from lowrank_jax.models.bert import Bert, with_head
 from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 
-torch.set_num_threads(1)
 ROWS, RANK, ALPHA = 259, 3, 5.0
 CONFIG = AdapterConfig(rank=RANK, alpha=ALPHA, targets=("embed",))
 TOKENS = np.random.default_rng(0).integers(0, ROWS, (2, 6)).astype(np.int32)

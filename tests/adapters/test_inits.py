@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import AdapterConfig, attach, create, make_plan, merge, needs_params, residual
 from lowrank_jax.adapters.base import AdapterSpec
@@ -15,7 +15,6 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 from lowrank_jax.ops.quantized import LEVELS
 
-torch.set_num_threads(1)
 D_IN, D_OUT, RANK, ALPHA = 24, 40, 4, 12.0
 SPEC = AdapterSpec(D_IN, D_OUT, RANK, ALPHA)
 SCALE = ALPHA / RANK

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from jax.test_util import check_grads
+from late import torch
 
 from lowrank_jax.adapters import lora
 from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec

@@ -23,7 +23,7 @@ GRID = """
 def cells():
     toy = {"train.steps": 4, "train.eval_steps": [2], "train.batch_size": 8, "task.pairs": 16, "task.eval_pairs": 2,
            "schedule.warmup_steps": 1, "checkpoint.every": 0, "tracking.wandb": "offline",
-           "base.name": "toy-llama", "base.random_init": True}
+           "base.name": "toy-llama", "base.random_init": True, "adapter.targets": ["query", "down"]}
     return [dict(arg=f"method=lora,rank={rank}", overrides=toy) for rank in RANKS]
 """
 

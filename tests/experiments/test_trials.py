@@ -16,8 +16,8 @@ from lowrank_jax.data.stacked import StackedBatches
 from lowrank_jax.models.registry import get_model
 from lowrank_jax.text.tokenizers import ByteTokenizer
 
-STEPS = 20
-SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(10,)", checkpoint__every=0)
+STEPS = 12
+SAME = dict(base__random_init=False, train__steps=STEPS, train__eval_steps="(6,)", checkpoint__every=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +74,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
         dict(adapter__rank=4, optimizer__learning_rate=3e-3, seed=0),
         dict(
             adapter__rank=2, optimizer__learning_rate=1e-3, seed=1, adapter__alpha=4.0, schedule__warmup_steps=9,
-            train__stop_at=12,
+            train__stop_at=8,
         ),
         dict(adapter__rank=1, optimizer__learning_rate=2e-3, seed=2),
     ]  # fmt: skip
@@ -84,13 +84,13 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     ended = program("trials", f"--cells={cells}", f"--workdir={tmp_path / 'together'}")
     assert ended.status == 0, ended.err
     assert ended.out.index(COMPILING) < ended.out.index("step needs ")
-    assert "  cell1: rank 2, alpha 4, learning_rate 0.001, warmup_steps 9, stop_at 12, seed 1;" in ended.out
+    assert "  cell1: rank 2, alpha 4, learning_rate 0.001, warmup_steps 9, stop_at 8, seed 1;" in ended.out
     assert "mora_uuid: 3 runs in 3 setting(s), medians over seeds" in ended.out
     assert (
         "tok/s: tokens that are predicted (without prompts and padding) in a second of training, of one trial"
         in ended.out
     )
-    assert [max(losses(tmp_path / "together" / f"cell{i}")) for i in range(3)] == [STEPS, 12, STEPS]
+    assert [max(losses(tmp_path / "together" / f"cell{i}")) for i in range(3)] == [STEPS, 8, STEPS]
     alone = program(
         "run", *words(toy, tmp_path / "alone", config="configs/mora_uuid.py:method=lora", **changes[1]),
         "--name=cell1",
@@ -99,9 +99,7 @@ def test_trials_are_the_runs_they_would_be_alone(program, toy, tmp_path):
     folders = [tmp_path / kind / "cell1" for kind in ("together", "alone")]
     ours, theirs = (losses(folder) for folder in folders)
     assert ours.keys() == theirs.keys()
-    # Rounding grows with the steps; at a rate of 1e-2 the loss jumps, and a jump doubles it each step.
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4)
-    np.testing.assert_allclose(list(ours.values())[:10], list(theirs.values())[:10], rtol=1e-5)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
     found, expected = (load_file(folder / "adapter" / "adapter.safetensors") for folder in folders)
     assert found.keys() == expected.keys()
     for name, leaf in expected.items():

@@ -5,7 +5,7 @@ import shutil
 
 import jax
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.bases import locate
 from lowrank_jax.bases.base import BaseConfig, abstract_base, export_params, load_base
@@ -13,7 +13,6 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.carried import carry
 from lowrank_jax.interop.llama import config_to_hf
 
-torch.set_num_threads(1)
 TEXTS = ["the cat sat on 12 mats", "<s>naïve 日本語 🙂</s><turn>", "  two  spaces\n"]
 CHAT = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn>{% endfor %}"

@@ -1,11 +1,12 @@
 """loralib state dicts: Linear, Embedding and MergedLinear, in and out, compared with loralib's layers."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import created
 
 from lowrank_jax.adapters import AdapterConfig, make_plan, merge
@@ -13,7 +14,6 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.keymap import IDENTITY, TRANSPOSE, Row, Transform
 from lowrank_jax.interop.peft.loralib import load_loralib, to_loralib
 
-torch.set_num_threads(1)
 D, LAYERS, RANK, ALPHA = 12, 2, 2, 5.0
 
 
@@ -42,44 +42,49 @@ def params():
     return {"embed": {"embedding": draw(20, D)}, "layers": {**square, "up": up}, "head": {"kernel": draw(D, 4)}}
 
 
-class Block(torch.nn.Module):
-    def __init__(self, enable):
-        super().__init__()
-        import loralib
+@functools.cache
+def model_class():
+    """Of a model with loralib's layers; only here, as torch is imported with its first test."""
 
-        options = {"r": RANK, "lora_alpha": ALPHA}
-        self.c_attn = loralib.MergedLinear(D, 3 * D, enable_lora=enable, fan_in_fan_out=True, bias=False, **options)
-        self.fc = loralib.Linear(D, 30, **options)
+    class Block(torch.nn.Module):
+        def __init__(self, enable):
+            super().__init__()
+            import loralib
 
+            options = {"r": RANK, "lora_alpha": ALPHA}
+            self.c_attn = loralib.MergedLinear(D, 3 * D, enable_lora=enable, fan_in_fan_out=True, bias=False, **options)
+            self.fc = loralib.Linear(D, 30, **options)
 
-class Model(torch.nn.Module):
-    def __init__(self, params, enable=(True, False, True), seed=0):
-        super().__init__()
-        import loralib
+    class Model(torch.nn.Module):
+        def __init__(self, params, enable=(True, False, True), seed=0):
+            super().__init__()
+            import loralib
 
-        torch.manual_seed(seed)
-        self.h = torch.nn.ModuleList(Block(list(enable)) for _ in range(LAYERS))
-        self.top = loralib.Linear(D, 4, r=RANK, lora_alpha=ALPHA, bias=False)
-        self.wte = loralib.Embedding(20, D, r=RANK, lora_alpha=ALPHA)
-        layers = params["layers"]
-        with torch.no_grad():
-            for i, block in enumerate(self.h):
-                parts = [layers[name]["kernel"][i] for name in ("query", "key", "value")]
-                block.c_attn.weight.copy_(torch.tensor(np.concatenate(parts, 1)))
-                block.fc.weight.copy_(torch.tensor(layers["up"]["kernel"][i].T))
-                block.fc.bias.copy_(torch.tensor(layers["up"]["bias"][i]))
-            self.top.weight.copy_(torch.tensor(params["head"]["kernel"].T))
-            self.wte.weight.copy_(torch.tensor(params["embed"]["embedding"]))
-            for name, parameter in self.named_parameters():
-                if "lora_" in name:
-                    parameter.copy_(torch.randn_like(parameter))
+            torch.manual_seed(seed)
+            self.h = torch.nn.ModuleList(Block(list(enable)) for _ in range(LAYERS))
+            self.top = loralib.Linear(D, 4, r=RANK, lora_alpha=ALPHA, bias=False)
+            self.wte = loralib.Embedding(20, D, r=RANK, lora_alpha=ALPHA)
+            layers = params["layers"]
+            with torch.no_grad():
+                for i, block in enumerate(self.h):
+                    parts = [layers[name]["kernel"][i] for name in ("query", "key", "value")]
+                    block.c_attn.weight.copy_(torch.tensor(np.concatenate(parts, 1)))
+                    block.fc.weight.copy_(torch.tensor(layers["up"]["kernel"][i].T))
+                    block.fc.bias.copy_(torch.tensor(layers["up"]["bias"][i]))
+                self.top.weight.copy_(torch.tensor(params["head"]["kernel"].T))
+                self.wte.weight.copy_(torch.tensor(params["embed"]["embedding"]))
+                for name, parameter in self.named_parameters():
+                    if "lora_" in name:
+                        parameter.copy_(torch.randn_like(parameter))
 
-    def kernels(self):
-        """Merged kernels, [in, out]."""
-        self.eval()
-        blocks = [(b.c_attn.weight, b.fc.weight.T) for b in self.h]
-        stacked = (np.stack([k.detach().numpy() for k in kind]) for kind in zip(*blocks, strict=True))
-        return *stacked, self.top.weight.T, self.wte.weight
+        def kernels(self):
+            """Merged kernels, [in, out]."""
+            self.eval()
+            blocks = [(b.c_attn.weight, b.fc.weight.T) for b in self.h]
+            stacked = (np.stack([k.detach().numpy() for k in kind]) for kind in zip(*blocks, strict=True))
+            return *stacked, self.top.weight.T, self.wte.weight
+
+    return Model
 
 
 def check_merged(variables, plan, model):
@@ -98,7 +103,7 @@ def check_merged(variables, plan, model):
 def test_in(params, enable):
     import loralib
 
-    model = Model(params, enable)
+    model = model_class()(params, enable)
     adapter = load_loralib(loralib.lora_state_dict(model), params, ROWS, LAYERS, ALPHA, enable)
     names = {s.path.rpartition("/")[2] for s in adapter.plan.sites}
     assert names == {"embed", "head", "up"} | {n for n, on in zip(("query", "key", "value"), enable, strict=True) if on}
@@ -109,7 +114,7 @@ def test_in(params, enable):
 def test_trained_biases_come_along(params):
     import loralib
 
-    model = Model(params)
+    model = model_class()(params)
     with torch.no_grad():
         model.h[0].fc.bias += 1
     state = loralib.lora_state_dict(model, bias="lora_only")
@@ -127,7 +132,7 @@ def test_out(params):
     variables = {"params": params, **made}
     state, alpha, enable = to_loralib(plan, variables, ROWS, LAYERS)
     assert (alpha, enable) == (ALPHA, (True, False, True))
-    model = Model(params, enable, seed=1)
+    model = model_class()(params, enable, seed=1)
     left = model.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=False)
     assert not left.unexpected_keys
     assert not [key for key in left.missing_keys if "lora_" in key]
@@ -137,7 +142,7 @@ def test_out(params):
 def test_refused(params):
     import loralib
 
-    state, enable = loralib.lora_state_dict(Model(params)), (True, False, True)
+    state, enable = loralib.lora_state_dict(model_class()(params)), (True, False, True)
     load = lambda state, enable=enable: load_loralib(state, params, ROWS, LAYERS, ALPHA, enable)  # noqa: E731
     with pytest.raises(UserError, match=r"h.0.c_attn is fused: give enable_lora for query, key, value"):
         load(state, None)

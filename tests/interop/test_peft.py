@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import created, jitted
 
 from lowrank_jax.adapters import AdapterConfig, attach, make_plan
@@ -21,7 +21,6 @@ from lowrank_jax.interop.peft.config import hf_modules
 from lowrank_jax.interop.peft.export import save_peft
 from lowrank_jax.interop.peft.folder import load_peft
 
-torch.set_num_threads(1)
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # name: options of peft.LoraConfig
 OPTIONS = {

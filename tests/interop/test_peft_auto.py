@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import created
 
 from lowrank_jax.adapters import AdapterConfig, attach, make_plan
@@ -20,7 +20,6 @@ from lowrank_jax.interop.peft.config import task_of
 from lowrank_jax.interop.peft.folder import load_peft
 from lowrank_jax.models.registry import MODELS
 
-torch.set_num_threads(1)
 TOKENS = np.random.default_rng(0).integers(2, 40, (2, 9)).astype(np.int32)
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
 QUIET = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3, initializer_range=0.3)

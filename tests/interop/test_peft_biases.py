@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import attach
 from lowrank_jax.bases.base import load_params
@@ -17,7 +17,6 @@ from lowrank_jax.interop.readers import open_checkpoint
 from lowrank_jax.models.bert import Bert
 from lowrank_jax.models.gpt2 import GPT2
 
-torch.set_num_threads(1)
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 9)).astype(np.int32)
 TOY = dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1)
 TOY_BERT = dict(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import attach
 from lowrank_jax.bases.base import BaseConfig, architecture_of, load_base
@@ -14,7 +14,6 @@ from lowrank_jax.core.errors import UserError
 from lowrank_jax.interop.peft.export import save_peft
 from lowrank_jax.interop.peft.folder import load_peft
 
-torch.set_num_threads(1)
 TOKENS = np.random.default_rng(0).integers(2, 40, (2, 9)).astype(np.int32)
 SHAPE = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40, num_labels=3,

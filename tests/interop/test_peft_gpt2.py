@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import created
 
 from lowrank_jax.adapters import AdapterConfig, make_plan
@@ -14,8 +14,6 @@ from lowrank_jax.core.paths import flatten
 from lowrank_jax.interop.peft.config import hf_modules
 from lowrank_jax.interop.peft.export import save_peft
 from lowrank_jax.interop.peft.folder import load_peft
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

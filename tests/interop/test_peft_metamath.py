@@ -5,11 +5,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers
 from config_files import unpack_file
+from late import peft, torch, transformers
 
 from experiments.session.build import build
 from lowrank_jax.core.errors import UserError

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import created
 
 from lowrank_jax import adapters
@@ -17,7 +17,6 @@ from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.peft import export_peft
 from lowrank_jax.core.errors import UserError
 
-torch.set_num_threads(1)
 TEXT = np.array([[5, 9, 2, 30, 7, 11], [1, 1, 8, 3, 22, 4]], np.int32)
 TOKENS = 3  # virtual ones
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)

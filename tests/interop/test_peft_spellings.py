@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 
 from lowrank_jax.adapters import attach
 from lowrank_jax.bases.attached import load_attached
@@ -15,7 +15,6 @@ from lowrank_jax.bases.base import BaseConfig, load_base
 from lowrank_jax.bases.peft import export_peft, headed, import_peft
 from lowrank_jax.core.errors import UserError
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's of saved embeddings and tied weights
 TOKENS = np.random.default_rng(0).integers(2, 40, (2, 9)).astype(np.int32)
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from late import torch
 from toys import jitted
 
 from lowrank_jax.adapters import attach, merge
@@ -15,7 +15,6 @@ from lowrank_jax.bases.peft import export_peft, import_peft
 from lowrank_jax.core.errors import UserError
 from lowrank_jax.core.paths import flatten
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's of saved embeddings and tied weights
 ROWS = 40
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from late import torch
 
 from lowrank_jax.ops import losses
 from lowrank_jax.ops.losses import chunked_next_token_loss, next_token_loss

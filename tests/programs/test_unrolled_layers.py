@@ -13,8 +13,8 @@ from lowrank_jax.models.llama import Llama
 from lowrank_jax.models.registry import get_model
 
 CONFIG = dataclasses.replace(get_model("toy-llama"), head_dim=10, num_hidden_layers=3)
-TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 259)
-VARIABLES = jax.jit(Llama(CONFIG).init)(jax.random.key(0), TOKENS)
+TOKENS = np.random.default_rng(1).integers(0, 259, (2, 7), np.int32)
+VARIABLES = jax.eval_shape(Llama(CONFIG).init, jax.random.key(0), TOKENS)
 
 
 def loss(variables, **fields):

@@ -94,12 +94,9 @@ def test_sharded_steps_equal_one_device(method, sizes):
         assert query.addressable_shards[0].data.size * 8 == query.size
 
 
-# Devices of each of two processes -> method, trained leaves and mesh, of which one axis lies between the processes:
-# fsdp and data with four devices each, tensor with one. Data with one each is tested in experiments/test_processes.
-RUNS = {
-    4: ("lora adapters 1 4 2", "none full 2 2 2"),
-    1: ("mora+lin adapters 1 1 2",),
-}
+# Method, trained leaves and mesh, over two processes of four devices; the last takes one device of each. One axis lies
+# between the processes: fsdp, data, tensor. Data with one device each is tested in experiments/test_processes.
+RUNS = ("lora adapters 1 4 2", "none full 2 2 2", "mora+lin adapters 1 1 2")
 
 STEPS_OF_ONE = """
 import sys
@@ -112,7 +109,9 @@ from lowrank_jax.sharding.mesh import MeshConfig, make_mesh, replicated
 from test_sharding import run
 found = {}
 for method, trainable, *sizes in map(str.split, runs):
-    mesh = make_mesh(MeshConfig(*map(int, sizes)))
+    sizes = MeshConfig(*map(int, sizes))
+    count = sizes.data * sizes.fsdp * sizes.tensor
+    mesh = make_mesh(sizes, devices=jax.devices()[:: 8 // count])
     state, metrics, _ = run(mesh, method, trainable)
     found[f"{method}|loss"] = np.asarray(metrics["loss"])
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(state.trainable)
@@ -122,22 +121,21 @@ if index == "0":
 """
 
 
-@pytest.mark.parametrize("devices", RUNS)
-def test_two_processes_equal_one_device(tmp_path, devices):
-    """Two processes of four devices or of one; scripts/compare_processes.py has every method on all their meshes."""
+def test_two_processes_equal_one_device(tmp_path):
+    """On four devices of each or on one; scripts/compare_processes.py has every method on all their meshes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     kept = [word for word in os.environ["XLA_FLAGS"].split() if "host_platform_device_count" not in word]
     paths = (ROOT, ROOT / "tests", Path(__file__).parent)
     environment = os.environ | {
-        "XLA_FLAGS": " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"]),
+        "XLA_FLAGS": " ".join([*kept, "--xla_force_host_platform_device_count=4"]),
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "NPROC": "16",  # threads: with fewer, transfers between processes can wait for ever
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", STEPS_OF_ONE, tmp_path, address, str(index), *RUNS[devices]],
+            [sys.executable, "-c", STEPS_OF_ONE, tmp_path, address, str(index), *RUNS],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)
@@ -149,7 +147,7 @@ def test_two_processes_equal_one_device(tmp_path, devices):
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], said
     with np.load(tmp_path / "found.npz") as found:
-        for method, trainable, *_ in map(str.split, RUNS[devices]):
+        for method, trainable, *_ in map(str.split, RUNS):
             reference, metrics, _ = alone(method, trainable)
             np.testing.assert_allclose(found[f"{method}|loss"], metrics["loss"], rtol=1e-5)
             for path, leaf in flatten(reference.trainable).items():
