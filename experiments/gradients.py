@@ -9,8 +9,8 @@ weights, and the leaves that differ most; and both runs' loss after the steps. N
 --record=FILE.jsonl adds a line a seed to a file that `experiments.tables codes` reads.
 
 With --study=PATTERN, one JSON line for each of many ways to round whose description matches (".*" for all): one
-operand, one kind of kernel, finer scales, kernels that stay as they are. `experiments.tables rounding` reads their
-record.
+operand, one kind of kernel, finer scales, kernels that stay as they are. With
+--record=FILE.jsonl the lines are added to a file that `experiments.tables rounding` reads.
 """
 
 import contextlib
