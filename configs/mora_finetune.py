@@ -12,8 +12,8 @@ given; the other columns and tables: `python -m experiments.tables mora_table1` 
     python -m experiments.run --config=$CONFIG:task=biomed,model=pico-llama,data=abstracts.jsonl,steps=50    # a CPU
 
 Tasks and data (data= and validation= take any source of docs/data.md):
-  instruct  Tulu v2 from the Hub, or conversations, instructions (Dolly-15k) or prompts with completions of yours, which
-            no template writes; the loss is on the answers.
+  instruct  Tulu v2 from the Hub, or conversations, instructions (Dolly-15k) or prompts with completions of yours, the
+            last without a chat template; the loss is on the answers.
   math      MetaMathQA from the Hub in Alpaca's prompt, or questions with answers of yours (GSM8K) in lm-eval's.
   biomed, finance  continual pre-training on plain texts, which data= must name: the paper's (PubMed abstracts and
             financial news, made into AdaptLLM's reading comprehension) are not published as one data set.
@@ -224,7 +224,7 @@ def _task(choice) -> dict:
 
 
 def _written(choice) -> dict:
-    """How conversations are written; a template that the user has not asked for is not for prompts with completions."""
+    """The chat template. Where the user named none, prompts with completions are also taken, without the template."""
     template = _chat(choice)
     instruct = choice.task == "instruct" and choice.data and choice.chat == "auto" and template
     return {"chat_template": template, **({"also_prompts": True} if instruct else {})}

@@ -30,7 +30,9 @@ flags.DEFINE_integer("limit", None, "Only the first so many questions of each ta
 flags.DEFINE_string("gen_kwargs", "", "How texts are written, e.g. max_gen_toks=64; by default as the task says.")
 flags.DEFINE_integer("seed", 1234, "Of the draws of worked examples; lm-eval's own default.", 0)
 flags.DEFINE_integer("batch_size", 16, "Most questions at a time.", 1)
-flags.DEFINE_bool("share_prefixes", True, "Reads a beginning that several prompts share once; no: each prompt whole.")
+flags.DEFINE_bool(
+    "share_prefixes", True, "Reads a beginning that prompts share once; --noshare_prefixes reads each prompt whole."
+)
 flags.DEFINE_string("dtype", None, "Dtype of weights and computation; by default the run's, or float32.")
 flags.DEFINE_enum("weights", BESIDE, WEIGHTS, "How base and adapter are computed; see experiments.generate.")
 flags.DEFINE_bool("bos", None, "Whether texts begin with BOS; by default as in training, or as the tokenizer does.")

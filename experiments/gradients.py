@@ -4,13 +4,13 @@
         --config.task.path=mine.jsonl --config.base.quantize=fp8 --config.train.steps=200 --seeds=0,1,2 \
         --record=FILE.jsonl
 
-At the start and after the steps, on one batch: the cosine between the gradients beside the codes and beside the
-weights, and the leaves that differ most; and both runs' loss after the steps. Nothing is recorded as a run;
+At the start and after the steps, on one batch: the cosine between the gradients with the quantised base and with the
+unquantised one, and the leaves that differ most; and both runs' loss after the steps. Nothing is recorded as a run;
 --record=FILE.jsonl adds a line a seed to a file that `experiments.tables codes` reads.
 
 With --study=PATTERN, one JSON line for each of many ways to round whose description matches (".*" for all): one
-operand, one kind of kernel, finer scales, kernels that stay as they are. `experiments.tables rounding` reads their
-record.
+operand, one kind of kernel, finer scales, kernels that stay as they are. With --record=FILE.jsonl the lines are added
+to a file that `experiments.tables rounding` reads.
 """
 
 import contextlib

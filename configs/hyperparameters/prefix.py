@@ -1,7 +1,7 @@
-"""The adapter's section of a prefix method, as all configs have it."""
+"""Makes the adapter section of a config for preembed or prelayer: how many tokens, and where they start."""
 
-# Hu et al. do not say where PreLayer's vectors start. From random words' embeddings, which are no state of any layer
-# but the first, SmolLM2-135M begins E2E at 3.5 times its loss without them; from states at 0.91 times.
+# Hu et al. do not say where PreLayer's vectors start. Layers after the first never read embeddings: with random words'
+# embeddings in every layer SmolLM2-135M begins E2E at 3.5 times its loss without them; with states at 0.91 times.
 STARTS = {"prelayer": "states"}
 
 

@@ -1,7 +1,7 @@
 """What the grids rates_*.py share: every method's rate is searched by one rule before methods are compared.
 
 Stages, each row (a method at a rank) by itself:
-  swept   rates in equal factors, one seed;
+  swept   a geometric series of rates, one seed;
   wider1, wider2, wider3  where the best is the smallest or largest rate tried, one more beyond it; otherwise nothing;
   near    the best and its two neighbours, `seeds` seeds each; runs that a stage before has done are left out.
 
@@ -95,7 +95,7 @@ UUID_GEMMA = {"base.name": "gemma3-270m", "base.scan_unroll": 18, "train.chunk_t
 
 FORGET = ("data/text/novels.jsonl", "data/text/peps.jsonl")  # 64 x 256 tokens of each
 WITH_BOS = ("gemma3-270m",)  # bases that expect every text to begin with BOS
-# The lowest rates of adapters and of full fine-tuning that are tried at first: in grids on E2E and UUID pairs the best
+# The lowest rates that are tried at first, of adapters and of full fine-tuning. In grids on E2E and UUID pairs the best
 # ones are near 1e-3 and 1e-4.
 FIRST, FFT_FIRST = 1e-4, 1e-5
 STEPS = 150

@@ -23,7 +23,7 @@ SMALL = "--config=configs/bench.py:shape=smollm2-135m"
 LONG = ("--steps=10", "--warmup=2")  # steps of a second and more
 PEER_7B = ("--shape=7b", "--batch=8", "--seq=512", "--rank=8", "--compile", "--steps=20")
 PEER_LONG = ("--shape=7b", "--batch=16", "--seq=1024", "--rank=8", "--remat", "--compile", "--steps=10")
-# It keeps its activations, its fastest way: 12,097 tokens/s in 60.6 GiB on one H200, 9,439 in 23.6 with --remat.
+# Fastest without --remat (gradient checkpointing): 12,097 tokens/s in 60.6 GiB on one H200; with it 9,439 in 23.6.
 PEER_8B = ("--shape=8b", "--batch=2", "--seq=4096", "--rank=16", "--vocab=128256", "--compile", "--steps=10")
 PEER_SMALL = ("--shape=135m", "--vocab=49152", "--batch=64", "--seq=64", "--rank=8", "--compile", "--steps=30")
 # By the compiler's count 27.2 GiB of 8 x 512 tokens; with the activation recomputed and 256 tokens' logits at a time

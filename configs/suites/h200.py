@@ -8,8 +8,8 @@ GiB, `second` of the seconds of a start with a filled compilation cache. `--rows
 compared with; all calls share one record, and a ratio is of one call. Rows of the 7B and 8B shapes take two processes,
 which time their steps three times and once; the small shapes three processes.
 
-The peer is HF PEFT + torch.compile, for MoRA the authors' layer in PyTorch (peer_mora.py, in the same folder), not
-compiled, which did not finish in 200 s. Figures
+The peer is HF PEFT + torch.compile, for MoRA the authors' layer in PyTorch (peer_mora.py, in the same folder). That one
+is not compiled: torch.compile had not finished after 200 s. Figures
 that others published are of other cards: they stand beside ours without a ratio.
 """
 
@@ -23,9 +23,10 @@ FP8 = "--config.base.quantize=fp8"
 UNROLLED = "fused=True,unroll=32"
 LARGE = (3, 1)  # timings of the processes of a row
 KINDS = (("", "bfloat16", ()), ("-fp8", "FP8", (FP8,)))  # ending of a row's name, text, words
-# What costs FP8 no accuracy in experiments/results/speed/rounding.jsonl, and least time; it needs remat=projections.
+# FP8's fastest settings; they need remat=projections. gradients=fixed has the defaults' loss in
+# experiments/results/speed/rounding.jsonl; activations=bound is not measured there, and transposed=kept rounds nothing.
 FASTEST = (FP8, *(f"--config.base.fp8.{key}" for key in ("activations=bound", "gradients=fixed", "transposed=kept")))
-ACCURATE = (FP8, "--config.base.fp8.forward=weights")  # the gradients' cosine with bfloat16's is above 0.99
+ACCURATE = (FP8, "--config.base.fp8.forward=weights")  # the gradients' cosine with the unquantised base's is above 0.99
 
 EIGHT_B = "--config=configs/bench.py:shape=llama3-8b,method=lora,rank=16"
 PEER_8B_LOW = (*PEER_8B, "--remat")  # beside our low-memory rows

@@ -15,5 +15,5 @@ DATA = "task=instruct,data=data/dolly/train.jsonl,validation=data/dolly/held.jso
 
 
 def stages(arg=None):
-    """[(stage, cells)]: rates in equal factors, more beyond a best one at an end, and seeds near the best."""
+    """[(stage, cells)]: a geometric series of rates, more where the best is at an end, and seeds near the best."""
     return rates.answers(parse_arg(arg, model=MODELS, rates=9, per_decade=3, seeds=3, steps=Count), DATA)

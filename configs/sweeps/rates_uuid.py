@@ -33,7 +33,7 @@ PAIRS, BATCH = 500, 125  # the laptop's config has its own
 
 
 def stages(arg=None):
-    """[(stage, cells)]: rates in equal factors, more beyond a best one at an end, and seeds near the best."""
+    """[(stage, cells)]: a geometric series of rates, more where the best is at an end, and seeds near the best."""
     choice = parse_arg(arg, model=MODELS, rates=5, per_decade=2, seeds=3, steps=Count)
     scale = "laptop" if choice.model == "pico-llama" else "gpu"
     steps = choice.steps or STEPS[scale]

@@ -82,7 +82,7 @@ def with_labels(plain: dict, stage: str | None = None) -> dict:
 
 
 def methods_apart(labels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each run's method as a list of them names it, with its variant: "mora rotation".
+    """Names for the methods of several runs, with their variants: "mora rotation".
 
     MoRA's plain compression, which labels leave out, is named where another variant of the method is in the list.
     """
@@ -145,7 +145,7 @@ def _beside(plain: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _tokens(adapter: Mapping[str, Any]) -> str:
-    """ "p8i4": eight prefix tokens, four infix tokens; "p8i4 states": where they start, if it is said."""
+    """ "p8i4": eight prefix tokens, four infix tokens; "p8i4 states": also where they start, if not as by default."""
     prefix = _section(adapter, "prefix", "config.adapter")
     start = prefix.get("init", FAMILYS_START)
     numbers = f"p{prefix.get('tokens', PREFIX_TOKENS)}i{prefix.get('infix', 0)}"

@@ -9,33 +9,39 @@ import numpy as np
 from lowrank_jax.decoding.prefixes import shared_groups
 
 NARROWEST = 64  # tokens of the shortest bucket of whole rows and of beginnings
-SHORTEST_REST = 16  # the same of what is read beside a beginning
-FEWEST = 8  # targets that every program reads: their logits cost little beside the rows, another program seconds
+SHORTEST_REST = 16  # the same of what a row has after its beginning
+FEWEST = 8  # least targets of a batch's shape: more logits cost little, another program takes seconds to compile
 LOGITS = 2**28  # most bytes of a batch's logits
 SCORES = 2**30  # most bytes of one layer's attention scores beside a beginning
-SAVED = 0.25  # part of their tokens that the rows of a context need not read
-WORTH = 1024  # tokens that need not be read, for which more programs are compiled: each takes seconds
+SAVED = 0.25  # least part of its rows' tokens that a context saves
+WORTH = 1024  # fewest saved tokens for which a beginning is read apart: its programs take seconds to compile
 
 
 class Row(NamedTuple):
-    """What is read, the place that predicts the first target, and the targets of each request that reads it."""
+    """Tokens that are read for one or several requests.
+
+    Attributes:
+      tokens: without the last target, which is predicted and not read.
+      start: the place that predicts the first target.
+      targets: (number of a request, its target tokens) for each request.
+    """
 
     tokens: tuple[int, ...]
     start: int
     targets: list[tuple[int, tuple[int, ...]]]
 
 
-Context = tuple[tuple[int, ...], list[Row]]  # what few rows share, behind what many share, and these rows
+Context = tuple[tuple[int, ...], list[Row]]  # tokens that a few rows share after what many share; the rows
 
 
 class Batch(NamedTuple):
     """Rows of one shape.
 
     Attributes:
-      rows: what is at each of B places; None: nothing, it only fills the batch.
+      rows: B of them; None is an empty place that only fills the batch.
       common: the beginning of all rows, which is read apart; () where they have none.
       contexts: G of them, each goes on from `common`, and B / G rows go on from it; () where rows share no more.
-      slots: of `common` and of a context with their padding; 0 without.
+      slots: tokens of `common` and of a context, with padding; 0 where there is none.
       width, most, columns: T tokens a row (behind its beginning), M targets a continuation, K continuations a row.
     """
 
@@ -112,9 +118,10 @@ class Layout:
         yield from self._within((), contexts, columns)
 
     def _divided(self, rows: Sequence[Row], read: int) -> tuple[list[tuple[int, list[Row]]], list[Context]]:
-        """(rows that share so many tokens behind their first `read`, first those that share nothing; contexts).
+        """Divides rows by what they share after their first `read` tokens: ([(shared tokens, rows), ...], contexts).
 
-        A context has few rows, so that a batch has room for several, and saves SAVED of their tokens.
+        Rows that share nothing come first, with 0. A context has few rows, so that a batch has room for several, and
+        saves at least SAVED of their tokens.
         """
         if self._heads is None:
             return ([(0, list(rows))] if rows else []), []

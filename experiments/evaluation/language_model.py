@@ -179,7 +179,7 @@ class LanguageModel(TemplateLM):
     def _groups(self, prompts: dict[int, list[int]], size: int, limits: Limits) -> list[Group]:
         """The prompts by what they share, of at least one full batch: decoding costs the same for a batch of few rows.
 
-        Limits that look back at the prompts' tokens have them read whole.
+        Prompts are read whole where limits look back at their tokens, which are otherwise not there.
         """
         numbers = list(prompts)
         if self._read is None or limits.looks_back:

@@ -100,7 +100,7 @@ class Scorer:
         return [one for one in found if one is not None]
 
     def _prefix(self, before: Prefix | None, tokens: np.ndarray, lengths: np.ndarray) -> Prefix:
-        """Reads beginnings, those of a batch's contexts behind what is common to all."""
+        """Reads beginnings: common ones, or, after the one `before`, the contexts of a batch."""
         self.count.read += int(lengths.sum())
         if before is None:
             return self._read(self._variables, tokens, lengths)

@@ -248,9 +248,9 @@ class Sweep:
             return self.settled.get(cell.name)
 
     def cause(self, status: int, cell: Cell) -> dict[str, Any] | None:
-        """The sections that caused a failure; None where another machine may not have it.
+        """The config's sections that caused a failure; None where its cause may be this machine's alone.
 
-        That is a traceback, as of a broken GPU, and a lack of memory or of a library.
+        Such causes are a lack of memory or of a library, and what ends in a traceback, such as a broken GPU.
         """
         found = self.faults.take(cell.name, cell.plain)
         return None if status == TRACEBACK else found
@@ -361,7 +361,7 @@ def fault_of(status: int) -> str:
 
 
 def fault_elsewhere(status: int, sections: dict[str, Any] | None) -> str:
-    """`fault_of` for the workers of a root; "" where the cause may be this machine's alone, which `cause` tells."""
+    """`fault_of` for the workers of a root; "" where `cause` found no sections: it may be this machine's alone."""
     return "" if sections is None else fault_of(status)
 
 

@@ -79,10 +79,10 @@ def check(
 
 
 def states_at(model: nn.Module, plan: Plan, params: Tree, words: Int[Array, " n"]) -> dict[str, Array]:
-    """h_l(words), the base's state before each layer l when it reads the words alone, for prelayer to start from.
+    """h_l(words): the base's state before each layer l when it reads these words alone; prelayer can start there.
 
-    With these vectors at virtual tokens that stand first in a row, every other token reads what it would read behind
-    the words themselves. Infix tokens start from words that follow the prefix's: prompts differ, and are not there yet.
+    A row that begins with virtual tokens of these vectors gives what it would give behind the words themselves. Infix
+    tokens start from words right behind the prefix's, as the prompts that will stand between them are not known.
 
     Args:
       model: a causal model of the package.
@@ -113,7 +113,7 @@ def states_at(model: nn.Module, plan: Plan, params: Tree, words: Int[Array, " n"
 
 
 def _is_stack(module: nn.Module, one: tuple[int, ...]) -> bool:
-    """Whether a block's call is that of a whole scan over the layers, whose vectors have the layers in front."""
+    """Whether a block is called for the whole scan over the layers, not for one: its vectors have a layer axis then."""
     held = module.get_variable("adapters", VECTORS)
     return held is None or held.shape != one
 

@@ -77,10 +77,11 @@ class PrefixConfig:
       tokens: l_p, how many stand before a prompt, or before a text that has none.
       infix: l_i, how many stand between a prompt and its completion; not of `prefix`.
       init: where their vectors start. `vocabulary`: at rows of the base's own table, drawn at random (in each layer the
-        same rows); `states`, of prelayer: at what the base computes before each layer where it reads such rows;
+        same rows); `states`, for prelayer alone: at what the base computes before each layer when it reads such rows;
         `normal`: N(0, adapter.init_std^2), 0.02 being the initializer range of most bases; `family`: vocabulary for
         preembed and prelayer, as real words start better than random vectors (Li & Liang, 7.4; Lester et al., 3.2; Hu
-        et al. do not say), normal for prefix. A layer's state is no embedding: prelayer starts far better at states.
+        et al. do not say), normal for prefix. Layers after the first read states, not embeddings: prelayer starts far
+        better at `states`.
     """
 
     tokens: Annotated[int, Range(least=0)] = 8
@@ -170,7 +171,8 @@ class AdapterConfig:
             raise UserError("adapter.prefix.init 'vocabulary' starts embeddings, not keys and values; take normal")
         if method != "prelayer" and prefix.init == "states":
             raise UserError(
-                f"adapter.prefix.init 'states' starts the vectors of every layer, and {method} has none; take family"
+                f"adapter.prefix.init 'states' is for prelayer, which has vectors before every layer; take family for "
+                f"{method}"
             )
 
 

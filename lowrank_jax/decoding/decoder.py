@@ -20,7 +20,8 @@ class Start(Protocol):
           variables: of the model.
           tokens, mask: int32 and bool [B, P], padded on the left; True at the prompt.
           length: slots of the cache: P, and one for each new token.
-          prefix: what the prompts go on from, which then stands neither in tokens nor in the cache; None: nothing.
+          prefix: the beginning of all prompts, read before; it is then neither in tokens nor in the cache. None: the
+            prompts are whole.
 
         Returns:
           float32 logits [B, V] after each prompt's last token, and the cache.
@@ -72,7 +73,7 @@ class BeamStep(Protocol):
 
 
 class Shared(NamedTuple):
-    """Reads a beginning once, and then rows beside it.
+    """Reads a beginning once, and then rows that go on from it.
 
     Attributes:
       read: (variables, tokens [G, P], lengths [G]) -> `Prefix` of G beginnings, padded on the right.

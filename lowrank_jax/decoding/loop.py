@@ -56,8 +56,8 @@ class Prompts(NamedTuple):
       tokens, mask: int32 and bool [B, P], padded on the left (`greedy.left_pad`); True at the prompt.
       rows: int32 [B], each row's number, which its draws depend on.
       live: bool [B], False for rows that only fill the batch; None: all are live.
-      prefix: what every prompt goes on from, of one beginning or of several; it is not among `tokens`. Not with
-        limits that look back, which would not see it. None: the prompts are whole.
+      prefix: one or several beginnings, read before, which the prompts go on from; `tokens` are without them. Not for
+        limits that look back, which would not see them. None: the prompts are whole.
     """
 
     tokens: Int[Array, "B P"]
@@ -132,7 +132,7 @@ def advance(
 
 
 def _beside(prompts: Prompts) -> tuple[Prefix, ...]:
-    """The argument of a decoder that reads prompts beside a prefix; whole prompts need none."""
+    """The decoder's last argument: the prefix of the prompts; none for whole prompts, as some decoders take none."""
     return () if prompts.prefix is None else (prompts.prefix,)
 
 

@@ -24,7 +24,7 @@ class Group(NamedTuple):
 def shared_groups(
     rows: Sequence[Sequence[int]], most: Sequence[int], fewest: int = 2, shortest: int = SHORTEST
 ) -> list[Group]:
-    """Divides rows into groups such that few tokens are read: of each group its beginning once, then the rests.
+    """Divides rows into groups so that few tokens are read: the beginning of each group once, then what follows it.
 
     The rows are sorted, which puts those that begin alike side by side: a tree whose nodes are common beginnings. A
     node of n rows that share c of their tokens is one group where c + sum(length - c) is no more than what its

@@ -52,7 +52,7 @@ class TextConfig:
       lazy: texts of one hub: or tfds: data set, which need not fit in memory: read and encoded when a batch asks for
         them, and cut to seq_len without a note; `validation_path` is read as ever. Needs packed=False, truncate=True.
       also_prompts: whether rows of {"prompt", "completion"} are trained on as they are where a chat_template is set;
-        otherwise they are refused, as it is not read. For recipes that set a template for conversations.
+        otherwise they are refused, as the template is not for them. For recipes that set one for conversations.
       ordered: whether training reads the rows in their files' order in each epoch, for recipes that say so; otherwise
         the seed shuffles them.
     """

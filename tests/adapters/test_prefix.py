@@ -272,7 +272,7 @@ def test_vectors_start_as_rows_of_the_table_or_at_random():
         (dict(method="preembed", prefix=PrefixConfig(0, 0)), "no virtual token for preembed"),
         (dict(method="prelayer", dropout=0.1), r"adapter\.dropout is not read by prelayer"),
         (dict(method="prelayer", exclude=("mlp",)), r"adapter\.exclude is not read by prelayer"),
-        (dict(method="preembed", prefix=PrefixConfig(3, init="states")), "'states' starts the vectors of every layer"),
+        (dict(method="preembed", prefix=PrefixConfig(3, init="states")), "'states' is for prelayer, which has vectors"),
         (dict(method="preembed", init="pissa"), "'pissa' is a start for lora and dora"),
     ],
 )

@@ -78,7 +78,7 @@ def compare(config: RunConfig) -> dict[str, Any]:
 
 
 def recorded(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a record for what `compare` has found of this config."""
+    """The record of what `compare` has found: cosines and losses, with the config's settings and the environment."""
     cosines = {f"{when}_{name}": found[when].get(name) for when in ("start", "end") for name in ("cosine", "row")}
     return {
         "seed": config.seed,
@@ -93,7 +93,7 @@ def recorded(config: RunConfig, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _codes(config: RunConfig) -> str:
-    """ "fp8", or "fp8 forward=weights": what of base.fp8 is not its default."""
+    """The quantisation and the settings of base.fp8 that are not the defaults: "fp8 forward=weights"."""
     plain = type(config.base.fp8)()
     given = {one.name: getattr(config.base.fp8, one.name) for one in dataclasses.fields(plain)}
     words = [f"{name}={value}" for name, value in given.items() if value != getattr(plain, name)]

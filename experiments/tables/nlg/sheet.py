@@ -10,7 +10,7 @@ from experiments.tables.table import Table, span
 
 WORDS = {  # regular expression of a word in a row's name -> what it means
     r"p\d+i\d+": "p8i5 and the like: 8 virtual tokens before the prompt, and 5 between prompt and completion.",
-    "states": "states: PreLayer's vectors start at what the base computes at words; else at words' embeddings.",
+    "states": "states: PreLayer's vectors start at what the base computes at words; otherwise at words' embeddings.",
     "code": "code: where the paper and its authors' script differ, as in the script.",
 }
 # (base, method, smallest rank) -> why no such row can be run.

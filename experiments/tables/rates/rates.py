@@ -90,7 +90,7 @@ def _cells(row: RateRow, places: dict[str, str], setting: Setting) -> list[str]:
 
 
 def _edge(row: RateRow) -> str:
-    """What follows a best rate beyond which, or beside which, a better one may lie."""
+    """The mark of a best rate next to which a better one may lie; "" for others."""
     if row.edge:
         return " edge"
     return f" edge of {row.best.loss.seeds} seeds" if row.edge_of_seeds and row.best and row.best.loss else ""

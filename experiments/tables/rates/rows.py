@@ -94,7 +94,7 @@ class RateRow(Row):
 
     @property
     def edge_of_seeds(self) -> bool:
-        """Whether a rate beside the best has fewer seeds, none of them lost: the search by seeds ended at the best."""
+        """Whether the next lower or higher rate has fewer seeds than the best, and none of them diverged."""
         if self.best is None:
             return False
         place = self.points.index(self.best)

@@ -1,4 +1,4 @@
-"""The table of `experiments.gradients --record`: runs beside a base of codes, compared with runs beside its weights."""
+"""The table `codes`: gradients and losses with a quantised base beside those with the unquantised one."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ FIELDS = {
     "batch": lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_count, value)),
 }
 OPTIONAL = dict.fromkeys((name for name in COSINES if name.endswith("row")), is_finite)  # of losses a token
-HEADER = ("adapter", "codes", "cosine at the start", "a row's", "cosine after the steps", "a row's", "loss", "seeds")
+HEADER = ("adapter", "codes", "cosine at the start", "of a row", "cosine after the steps", "of a row", "loss", "seeds")
 
 
 def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def load(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
-    """One row an adapter and way to round, in the order of the records, the last of equal ones; the worst seed's."""
+    """A row for each adapter and way to round, with the worst of its seeds; of records of the same run the last."""
     del options
     newest = {(_adapter(one), one["codes"], one["seed"], _work(one)): one for one in results}
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -46,11 +46,11 @@ def table(results: Sequence[dict[str, Any]], options: Any) -> Table:
         lines.append((*names, *cosines, format(max(changes, key=abs), "+.2%"), str(len(found))))
     captions = sorted({_work(one) for one in results})
     captions.append(
-        "The lowest of the seeds: the cosine between all adapters' gradients beside codes and beside weights, of a "
-        "batch and, as the median over its rows, of a row alone; the largest change of the mean loss of the last ten "
-        "steps."
+        "Cosine: between all adapters' gradients with the quantised base and with the unquantised one, of a batch; "
+        "of a row: of each of its rows alone, the median; the lowest of the seeds. Loss: how much higher the mean of "
+        "the last ten steps is; of the seeds the furthest from 0."
     )
-    return Table("Training beside codes", tuple(lines), tuple(captions))
+    return Table("Training with a quantised base", tuple(lines), tuple(captions))
 
 
 def _lowest(values: Sequence[float | None]) -> str:

@@ -66,7 +66,7 @@ def create(plan: Plan, key: PRNGKey, params: Tree | None = None, model: Any = No
 def _states(
     plan: Plan, key: PRNGKey, params: Tree | None, flat: dict[str, Any], model: Any
 ) -> dict[str, dict[str, jax.Array]]:
-    """{path of a site: its leaves} of the sites that start from the base's states, all from the same words.
+    """{path of a site: its leaves} for the sites that start at the base's states, which are those of the same words.
 
     Args:
       flat: the params by path.

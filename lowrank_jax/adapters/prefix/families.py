@@ -39,19 +39,19 @@ def init(key: PRNGKey, spec: AdapterSpec, table: Float[Array, "V d"] | None = No
 
 
 def draw_words(key: PRNGKey, rows: int, count: int) -> Int[Array, " count"]:
-    """Rows of a table of `rows`, drawn without repetition while there are enough."""
+    """Numbers of `count` rows of a table that has `rows`, drawn at random; no row twice where there are enough."""
     return jax.random.choice(key, rows, (count,), replace=count > rows)
 
 
 def from_table(spec: AdapterSpec) -> bool:
-    """Whether the vectors start as rows of the base's table, or from them."""
+    """Whether the vectors start as rows of the base's table, or as the states that the base computes at such rows."""
     start = spec.config.prefix.init
     in_words = start == "family" and spec.config.method in ("preembed", "prelayer")
     return start == "vocabulary" or in_words or from_states(spec)
 
 
 def from_states(spec: AdapterSpec) -> bool:
-    """Whether the vectors start as states that the base computes; see `attach.states_at`."""
+    """Whether the vectors start as states that the base computes before each layer; see `attach.states_at`."""
     return spec.config.method == "prelayer" and spec.config.prefix.init == "states"
 
 

@@ -1,4 +1,4 @@
-"""softmax(Q K^T) V on arrays: by kernel, for packed rows, sliding windows, beams, and rows with one beginning."""
+"""softmax(Q K^T) V on arrays: by kernel, for packed rows, sliding windows, beams, and rows that share a beginning."""
 
 import functools
 from collections.abc import Callable

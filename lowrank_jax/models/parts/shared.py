@@ -1,4 +1,4 @@
-"""A beginning that several rows share: its keys and values are kept once, and rows' own tokens are read beside it."""
+"""Keys and values of a beginning that several rows share: kept once, and read with each row's own."""
 
 import dataclasses
 from typing import Any, NamedTuple
