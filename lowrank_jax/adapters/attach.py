@@ -97,8 +97,9 @@ def states_at(model: nn.Module, plan: Plan, params: Tree, words: Int[Array, " n"
 
     def interceptor(next_fun, args, kwargs, context):
         module = context.module
-        one = shapes.get("/".join(module.path)) if context.method_name == "__call__" else None
-        if one and not _is_stack(module, one):
+        path = "/".join(module.path)
+        one = shapes.get(path) if context.method_name == "__call__" else None
+        if one and not _is_stack(module, stacks[path], one):
             before = args[0][0] if isinstance(args[0], tuple) else args[0]  # [1, n, d]
             module.put_variable("adapters", VECTORS, before[0].astype(jnp.float32))
         return next_fun(*args, **kwargs)
@@ -112,10 +113,10 @@ def states_at(model: nn.Module, plan: Plan, params: Tree, words: Int[Array, " n"
     return {path: read[f"{path}/{VECTORS}"].reshape(-1, *one) for path, one in shapes.items()}
 
 
-def _is_stack(module: nn.Module, one: tuple[int, ...]) -> bool:
+def _is_stack(module: nn.Module, stack: tuple[int, ...], one: tuple[int, ...]) -> bool:
     """Whether a block is called for the whole scan over the layers, not for one: its vectors have a layer axis then."""
     held = module.get_variable("adapters", VECTORS)
-    return held is None or held.shape != one
+    return bool(stack) and held is not None and held.shape == (*stack, *one)
 
 
 def _without_dropout(rngs: Any) -> Any:
@@ -290,7 +291,7 @@ def _replaced(call: Any, module: nn.Module, site: Site, next_fun: Any, args: tup
     left as it is; for one layer; and with remat for that layer again, where replacing twice gives the same.
     """
     spec, family = site.spec, site.family
-    if family.place == "states" and spec.stack and _is_stack(module, family.shapes(spec)[VECTORS]):
+    if family.place == "states" and _is_stack(module, spec.stack, family.shapes(spec)[VECTORS]):
         return next_fun(*args, **kwargs)
     leaf = {name: _read(module, name, shape) for name, shape in family.shapes(spec).items()}
     if family.place != "states":

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,3 +337,36 @@ def test_prelayer_can_start_as_the_words_that_the_base_reads(model):
     close(found, wanted, 1e-5)
     with pytest.raises(UserError, match=r"give it: create\(plan, key, params, model\)"):
         adapters.create(plan, jax.random.key(0), params)
+
+
+class Half(nn.Module):
+    """A block's attention, as far as its path goes."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8, name="key")(x)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x + Half(name="attention")(x), None
+
+
+class Scanned(nn.Module):
+    """A causal model by its paths, whose scan hands its layers no adapters."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return layers(name="layers")(nn.Embed(16, 8, name="embed")(tokens), None)[0]
+
+
+def test_a_scan_that_hands_its_layers_no_vectors_is_refused():
+    """Taken for a call of the whole stack, every layer would run without them."""
+    model, tokens = Scanned(), jnp.asarray([[16, 17, 3]])
+    params = model.init(jax.random.key(0), tokens)["params"]
+    plan = adapters.make_plan(params, AdapterConfig("prelayer", prefix=PrefixConfig(2)))
+    variables = {"params": params, **adapters.create(plan, jax.random.key(1), params)}
+    with pytest.raises(UserError, match=r"list 'adapters' in variable_axes of the nn\.scan around it"):
+        adapters.attach(model, plan)(variables, tokens)
