@@ -151,6 +151,20 @@ def test_a_best_rate_of_few_seeds_makes_no_claim():
     ]
 
 
+def test_a_comparison_with_a_best_rate_at_an_edge_says_so():
+    at, rising = {1e-4: 2.0, 1e-3: 1.0, 1e-2: 2.0}, {1e-4: 3.0, 1e-3: 2.5, 1e-2: 2.0}
+    table = shown(row("lora", 8, rising) + row("lora", 32, at) + row("mora", 8, at) + row("mora", 32, at))
+    assert table.lines[1:] == (["math, smollm2-135m", "sharing", "lower (edge)", "not separated"],)
+    assert "(edge): a better rate may lie beyond" in table.text()
+    assert (
+        "MoRA sharing against LoRA, each at its own rate: a lower loss at r=8; not separated at r=32. "
+        "Open, as a better rate may lie beyond the best one of LoRA 8." in table.text()
+    )
+    sound = shown(row("lora", 8, at) + row("mora", 8, at)).text()
+    assert "(edge)" not in sound
+    assert "Open" not in sound
+
+
 def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):
     def measured(method, rank, ms, gib, shape="smollm2-135m"):
         labels = {"method": method, "rank": rank, "shape": shape, "seq_len": 256}

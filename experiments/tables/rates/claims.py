@@ -17,8 +17,19 @@ def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict
       variant: of MoRA.
       other: a method.
     """
-    ours, theirs = _losses(rows, "mora", variant), _losses(rows, other)
-    return {rank: separated(loss, theirs[rank]) for rank, loss in ours.items() if rank in theirs}
+    ours, theirs = _tuned(rows, "mora", variant), _tuned(rows, other)
+    return {rank: separated(loss, theirs[rank][1]) for rank, (_, loss) in ours.items() if rank in theirs}
+
+
+def at_edges(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, list[str]]:
+    """{rank: labels} of the rows behind `verdicts` beside whose best rate a better one may lie; absent: none.
+
+    Args: as there.
+    """
+    ours, theirs = _tuned(rows, "mora", variant), _tuned(rows, other)
+    pairs = {rank: (row, theirs[rank][0]) for rank, (row, _) in ours.items() if rank in theirs}
+    found = {rank: [row.label for row in pair if row.edge or row.edge_of_seeds] for rank, pair in pairs.items()}
+    return {rank: labels for rank, labels in found.items() if labels}
 
 
 def sentences(rows: Sequence[RateRow]) -> list[str]:
@@ -26,7 +37,9 @@ def sentences(rows: Sequence[RateRow]) -> list[str]:
     found = []
     for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
         if found_at := verdicts(rows, variant):
-            found.append(f"MoRA {variant} against LoRA, each at its own rate: {_by_verdict(found_at)}.")
+            found.append(
+                f"MoRA {variant} against LoRA, each at its own rate: {_by_verdict(found_at)}.{_open(rows, variant)}"
+            )
     for method, scale in SCALES.items():
         found += _rates(rows, method, scale)
     if short := [row.label for row in rows if row.method in ("fft", *SCALES) and row.best and not seeded(row)]:
@@ -79,12 +92,19 @@ def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
     return found
 
 
-def _losses(rows: Sequence[RateRow], method: str, variant: str = "") -> dict[int, Loss]:
+def _open(rows: Sequence[RateRow], variant: str) -> str:
+    """What is to be said of `at_edges`; "" where there are none."""
+    labels = dict.fromkeys(label for _, found in sorted(at_edges(rows, variant).items()) for label in found)
+    return f" Open, as a better rate may lie beyond the best one of {', '.join(labels)}." if labels else ""
+
+
+def _tuned(rows: Sequence[RateRow], method: str, variant: str = "") -> dict[int, tuple[RateRow, Loss]]:
+    """{rank: (row, loss at its best rate)} of a method, of losses over SEEDS seeds or more."""
     found = {}
     for row in rows:
-        loss = row.best.loss if row.method == method and row.variant == variant and row.best else None
+        loss = row.best.loss if (row.method, row.variant) == (method, variant) and row.best else None
         if loss and loss.seeds >= SEEDS and row.rank:
-            found[row.rank] = loss
+            found[row.rank] = row, loss
     return found
 
 

@@ -23,6 +23,7 @@ HOW = (
 FEWER = "edge of N seeds: a rate beside the best one was run with fewer than its N seeds; a better one may lie there."
 WHAT = {True: "per token of held-out answers at the end", False: "of training, over the last 20 steps"}
 FORGOTTEN = "forgotten: rise of the loss on text that was not trained on, in nats per token."
+OPEN = "(edge): a better rate may lie beyond the best one of either."
 DIGITS = "digits: % of the value's 32 digits by greedy decoding at the end, median over seeds."
 VERDICT = (
     "MoRA's mean loss against LoRA's of equal rank, each at its own rate; separated by more than the larger of their "
@@ -44,7 +45,9 @@ def table(results: tuple[Sequence[dict], Sequence[dict]], options: Any) -> Table
     parts += cost.tables(measured, found)
     lines = _verdicts(found)
     title = "Methods at tuned rates" + ("" if found else ": nothing is recorded")
-    return Table(title, lines, (VERDICT.format(seeds=SEEDS),) if lines else (), tuple(parts), data=found)
+    captions = (VERDICT.format(seeds=SEEDS),) if lines else ()
+    captions += (OPEN,) if any("(edge)" in cell for line in lines for cell in line) else ()
+    return Table(title, lines, captions, tuple(parts), data=found)
 
 
 def figures(table: Table, folder: str | Path) -> list[Path]:
@@ -110,6 +113,8 @@ def _verdicts(found: dict[Setting, list[RateRow]]) -> tuple[list[str], ...]:
     for setting, rows in found.items():
         for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
             if at := claims.verdicts(rows, variant):
+                edges = claims.at_edges(rows, variant)
+                at = {rank: verdict + (" (edge)" if rank in edges else "") for rank, verdict in at.items()}
                 said[f"{setting.task}, {setting.base}", variant or SHARING] = at
     ranks = sorted({rank for at in said.values() for rank in at})
     if not said:
