@@ -156,9 +156,11 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
         if result and result.get("wall_seconds"):
             share = result["wall_seconds"] / result.get("together", 1)  # a program's time, of all its trials
             seconds.setdefault(shapes[cell.name], []).append(share / cell.steps)
-    lines, left, unknown, states = [["cell", "method", "rank", "trainable", "memory", "time", "state"]], 0.0, 0, {}
+    lines, left, unknown, states = [], 0.0, 0, {}
+    data = data_apart([plains[cell.name] for cell in cells])
+    lines.append(["cell", "method", "rank", *(["data"] if any(data) else []), "trainable", "memory", "time", "state"])
     methods = methods_apart([plains[cell.name].get("labels") or {} for cell in cells])
-    for cell, method in zip(cells, methods, strict=True):
+    for cell, method, of in zip(cells, methods, data, strict=True):
         names, (state, result) = shared[cell.name], found[cell.name]
         need = needs[asked[tuple(shapes[name] for name in names)][0]]
         trained = [need["trainable"], *need.get("joined", ())][names.index(cell.name)] if "trainable" in need else None
@@ -170,7 +172,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
             left, unknown = left + (time or 0), unknown + (time is None)
         rank = (plains[cell.name].get("labels") or {}).get("rank")
         lines.append([
-            cell.name, method, "-" if rank is None else str(rank),
+            cell.name, method, "-" if rank is None else str(rank), *([of] if any(data) else []),
             UNKNOWN if trained is None else f"{trained:,}", _memory(need, len(names)),
             UNKNOWN if time is None else clock(time), state,
         ])  # fmt: skip
@@ -184,6 +186,25 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
         notes.append(f"--together: {count} programs of up to {most + 1} cells; memory is the whole program's")
     total = f"{len(cells)} cells: {counted}; {rest}"
     return "\n".join([format_table(lines, "text"), *notes, total])
+
+
+def data_apart(plains: Sequence[dict]) -> list[str]:
+    """What tells the data of several configs apart: "path=other.jsonl, rows=100"; "" for each where all are alike.
+
+    Args:
+      plains: configs.
+    """
+    tasks = [plain.get("task") or {} for plain in plains]
+    apart = [
+        key
+        for key in sorted({key for task in tasks for key in task})
+        if key != "seed" and len({json.dumps(task.get(key), sort_keys=True) for task in tasks}) > 1
+    ]
+    return [", ".join(f"{key}={_said(task[key])}" for key in apart if key in task) for task in tasks]
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _rank(plain: dict) -> int:

@@ -84,6 +84,28 @@ def test_the_preview_names_what_tells_its_rows_apart(tmp_path, monkeypatch):
     assert sorted(kind for _, kind in kinds) == ["lora", "mora rotation", "mora sharing"]
 
 
+def test_the_preview_tells_cells_apart_that_differ_in_data_alone(tmp_path, sweep):
+    """A column says which; it is absent where all have the same data, and seeds are no data."""
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config(arg=None):\n"
+        "    task = {'name': 'text', 'path': 'a.jsonl', 'rows': 5, 'seed': 0}\n"
+        "    return ConfigDict({'experiment': 'x', 'task': task})\n"
+    )
+    (tmp_path / "grid.py").write_text(
+        "def cells():\n    one = {'task.rows': 5, 'task.path': 'a.jsonl'}\n"
+        "    return [dict(overrides=one), dict(overrides=one | {'task.rows': 9}), "
+        "dict(overrides=one | {'task.path': 'b.jsonl', 'task.seed': 1})]\n"
+    )
+    grid = Grid(str(tmp_path / "config.py"), str(tmp_path / "grid.py"))
+    apart = engine.Sweep(grid, str(tmp_path / "runs"), root=leases.Root(str(tmp_path / "root")))
+    ask = lambda pairs, joined: {name: {"error": "no such data"} for name, _ in pairs}  # noqa: E731
+    text = preview.preview(apart, grid.select(), ask)
+    assert text.splitlines()[0].split()[:4] == ["cell", "method", "rank", "data"]
+    for said in ("path=a.jsonl, rows=5", "path=a.jsonl, rows=9", "path=b.jsonl, rows=5"):
+        assert text.count(said) == 1
+    assert "data" not in preview.preview(sweep, sweep.grid.select(), ask).splitlines()[0]
+
+
 def test_the_preview_of_joined_cells_has_their_programs(sweep):
     """With --together the memory is that of a program of several cells, and there are as many programs as are made."""
     cells, asked = sweep.grid.select(), {}
