@@ -106,7 +106,7 @@ class RowEncoder:
 
     def _examples(self, row: Row) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         if self.template is not None:
-            yield from map(self._conversation, encode_turns(self.tokenizer, self.template, **row))
+            yield from map(self._conversation, encode_turns(self.tokenizer, self.template, **row, ends=self._ends))
         else:
             yield self._text(row)
 

@@ -1,6 +1,6 @@
 """Turns conversations into ids by a chat template; the targets of the loss are what the assistant says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,11 @@ def find_template(tokenizer: Tokenizer, name: str = "") -> ChatTemplate:
 
 
 def encode_turns(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], first: int = 0
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    first: int = 0,
+    ends: Collection[int] | None = None,
 ) -> list[IdsAndTargets]:
     """A conversation as examples; targets are the assistant's turns, each up to the token that ends it.
 
@@ -101,25 +105,27 @@ def encode_turns(
       template: writes the conversation.
       messages: in order.
       first: index of the first message that may be a target.
+      ends: of `end_ids`, by a caller with many conversations; None: asked for.
 
     Raises:
       UserError: no assistant's turn is there, or the template does not begin a turn with its generation prompt.
     """
-    spans = _spans(template, messages)
-    turns = _turns(messages)
+    written, turns = _Written(template, messages), _turns(messages)
+    spans = _spans(written, turns)
+    ends = end_ids(tokenizer, template) if ends is None else ends
     if spans is not None:
-        return [_encode(tokenizer, template, messages, spans, sum(turn < first for turn in turns))]
+        return [_encode(tokenizer, written.whole(written.count), spans, ends, sum(turn < first for turn in turns))]
     found = []
     for end in (turn + 1 for turn in turns if turn >= first):
-        span = _last_span(template, messages[:end])
+        span = _last_span(written, end)
         if span is None:
-            prompt = template.render(messages[: end - 1], add_generation_prompt=True)
+            prompt = written.prompt(end - 1)
             raise UserError(
                 f"the chat template {template.name} does not begin an assistant's turn with its generation prompt "
                 f"({prompt[-40:]!r}): decoding would begin with tokens that training never saw; "
                 "name another template in task.chat_template"
             )
-        found.append(_encode(tokenizer, template, messages[:end], [span]))
+        found.append(_encode(tokenizer, written.whole(end), [span], ends))
     return found
 
 
@@ -129,9 +135,10 @@ def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[
     Raises:
       UserError: the template refuses the conversation.
     """
-    text = template.render(messages, add_generation_prompt=True)
+    written = _Written(template, messages)
+    text = written.prompt(written.count)
     answered = any(message["role"] == ASSISTANT for message in messages)
-    spans = _spans(template, messages) if answered and text.startswith(template.render(messages)) else None
+    spans = _spans(written, _turns(messages)) if answered and text.startswith(written.whole(written.count)) else None
     return encode_with_cuts(tokenizer.encode_marked, text, [start for start, _ in spans or ()]).ids
 
 
@@ -146,17 +153,36 @@ def end_ids(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+class _Written:
+    """The texts of a conversation's beginnings; each is written once, as a template takes about 0.1 ms for one."""
+
+    def __init__(self, template: ChatTemplate, messages: Sequence[Message]):
+        self.count = len(messages)
+        self._template, self._messages = template, messages
+        self._texts: dict[tuple[int, bool], str] = {}
+
+    def whole(self, count: int) -> str:
+        """The first `count` messages."""
+        return self._text(count, False)
+
+    def prompt(self, count: int) -> str:
+        """The first `count` messages, and the beginning of an assistant's turn."""
+        return self._text(count, True)
+
+    def _text(self, count: int, opened: bool) -> str:
+        if (count, opened) not in self._texts:
+            text = self._template.render(self._messages[:count], add_generation_prompt=opened)
+            self._texts[count, opened] = text
+        return self._texts[count, opened]
+
+
 def _encode(
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    spans: Sequence[tuple[int, int]],
-    skipped: int = 0,
+    tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]], ends: Collection[int], skipped: int = 0
 ) -> IdsAndTargets:
-    """Ids, and as targets all turns except the first `skipped`."""
+    """Ids of a text, and as targets all turns except the first `skipped`."""
     starts, stops = zip(*spans, strict=True)
-    ids, firsts, lasts = encode_with_cuts(tokenizer.encode_marked, template.render(messages), starts, stops)
-    ends, targets = set(end_ids(tokenizer, template)), [False] * len(ids)
+    ids, firsts, lasts = encode_with_cuts(tokenizer.encode_marked, text, starts, stops)
+    targets = [False] * len(ids)
     for first, last in list(zip(firsts, lasts, strict=True))[skipped:]:
         marks = [place for place in range(first, last) if ids[place] in ends]
         if marks and not tokenizer.decode(ids[marks[-1] + 1 : last]).strip():
@@ -172,20 +198,20 @@ def _turns(messages: Sequence[Message]) -> list[int]:
     return found
 
 
-def _spans(template: ChatTemplate, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
+def _spans(written: _Written, turns: Sequence[int]) -> list[tuple[int, int]] | None:
     """(start, end) of each assistant's turn in the text; None where the template rewrites turns as more are added."""
-    whole, spans = template.render(messages), []
-    for index in _turns(messages):
-        span = _last_span(template, messages[: index + 1])
-        if span is None or not whole.startswith(template.render(messages[: index + 1])):
+    whole, spans = written.whole(written.count), []
+    for turn in turns:
+        span = _last_span(written, turn + 1)
+        if span is None or not whole.startswith(written.whole(turn + 1)):
             return None
         spans.append(span)
     return spans
 
 
-def _last_span(template: ChatTemplate, messages: Sequence[Message]) -> tuple[int, int] | None:
-    """(start, end) of the last turn, an assistant's; None where it does not begin with the generation prompt."""
-    before, whole = template.render(messages[:-1], add_generation_prompt=True), template.render(messages)
+def _last_span(written: _Written, count: int) -> tuple[int, int] | None:
+    """(start, end) of the last of `count` messages, an assistant's; None: not begun with the generation prompt."""
+    before, whole = written.prompt(count - 1), written.whole(count)
     return (len(before), len(whole)) if whole.startswith(before) else None
 
 

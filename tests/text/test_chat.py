@@ -186,3 +186,19 @@ def test_where_a_checkpoint_has_its_template(tmp_path, chatty):
 def test_a_template_of_pieces_reads_no_more_than_it_is_given(chatty):
     template = ChatTemplate("x", "{{ bos_token }}{{ pad_token }}", {"bos_token": "<s>"})
     assert template.render(CHAT) == "<s>"  # an absent token writes nothing, as in transformers
+
+
+def test_each_text_of_a_conversation_is_written_once(chatty, monkeypatch):
+    tokenizer = own(chatty, FORMATS["chatml"].source)
+    template, written = find_template(tokenizer), []
+
+    def render(self, messages, **options):
+        written.append((len(messages), *options.values()))
+        return plain(self, messages, **options)
+
+    plain = ChatTemplate.render
+    ends = end_ids(tokenizer, template)
+    monkeypatch.setattr(ChatTemplate, "render", render)
+    assert encode_turns(tokenizer, template, CHAT, ends=ends) == encode_turns(tokenizer, template, CHAT)
+    counted = [one for one in written if len(one) == 2]  # `end_ids` of the second call gives no option
+    assert len(counted) == 2 * len(set(counted))

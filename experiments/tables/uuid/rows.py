@@ -17,10 +17,12 @@ ROWS = {
     "gpu": (("fft", None), ("lora", 8), ("mora", 8), ("lora", 32), ("mora", 32), ("lora", 256), ("mora", 256)),
     "paper": (("fft", None), ("lora", 8), ("mora", 8), ("lora", 256), ("mora", 256)),
 }
-# SmolLM2-135M: kernels 576 -> 1536 at r=256 give round(sqrt(2112 * 256)) = 735.
+GPU_BASE = "smollm2-135m"  # of scale=gpu, where another is not named
+# (base, method, rank) -> why scale=gpu has no such row. Kernels from d to f at r=256 give round(sqrt((d + f) 256)).
 EMPTY = {
-    ("gpu", "mora", 256): "r=256: square 735 > width 576",
-    ("gpu", "lora", 256): "r=256: no MoRA of this size to compare with (square 735 > width 576)",
+    (base, method, 256): f"r=256: {what}square {square} > width {width}{end}"
+    for base, square, width in ((GPU_BASE, 735, 576), ("gemma3-270m", 830, 640))
+    for method, what, end in (("mora", "", ""), ("lora", "no MoRA of this size to compare with (", ")"))
 }
 
 
@@ -72,8 +74,8 @@ def settings(results: Sequence[dict], scale: str) -> list[Setting]:
     for group in full or [[]]:
         keys = [] if found else [(*key, "") for key in ROWS.get(scale, ())]
         keys += sorted({key_of(r) for r in group if stage_of(r) == "full"} - {*keys}, key=str)
-        rows = tuple(make_row(key, [r for r in group if key_of(r) == key], scale) for key in keys)
         base = group[0]["config"].get("base", {}).get("name", "?") if group else ""
+        rows = tuple(make_row(key, [r for r in group if key_of(r) == key], _why(scale, base, key)) for key in keys)
         found.append(Setting(scale, _setting_name(group, full), base, rows))
     return found
 
@@ -101,12 +103,18 @@ def setting_of(result: dict) -> dict:
     return {"base": base, "task": task, "steps": train.get("steps"), "batch_size": train.get("batch_size")}
 
 
-def make_row(key: tuple, group: Sequence[dict], scale: str) -> UuidRow:
+def _why(scale: str, base: str, key: tuple) -> str:
+    """Why a row cannot be run; "" where it can."""
+    method, rank, _ = key
+    return EMPTY.get((base or GPU_BASE, method, rank), "") if scale == "gpu" else ""
+
+
+def make_row(key: tuple, group: Sequence[dict], why: str = "") -> UuidRow:
     """The row of one key from its records: rates and full runs of one setting."""
     full, tried = [r for r in group if stage_of(r) == "full"], rates_of(group)
     if not full:
-        why = EMPTY.get((scale, *key[:2]), "not run" if not tried else f"not run (only {len(tried)} rates tried)")
-        return UuidRow(*key, tried=tried, note=why)
+        not_run = "not run" if not tried else f"not run (only {len(tried)} rates tried)"
+        return UuidRow(*key, tried=tried, note=why or not_run)
     done = ended(full)
     if not done:
         states = sorted({f"{state_of(r)}, lr {rate_of(r):g}" for r in full})
