@@ -116,8 +116,8 @@ def test_a_best_rate_at_the_edge_of_what_has_three_seeds_is_marked():
 
 def test_claims_are_made_of_the_records_or_absent(records):
     table = shown(records)
-    assert table.lines[0] == ["setting", "MoRA", "r=8", "r=32"]
-    assert list(table.lines[1:]) == [["math, smollm2-135m", "rotation", "lower", "not separated"]]
+    assert table.lines[0] == ["setting", "MoRA", "against", "r=8", "r=32"]
+    assert table.lines[1] == ["math, smollm2-135m", "rotation", "LoRA", "lower", "not separated"]
     text = table.text()
     assert "MoRA rotation against LoRA, each at its own rate: a lower loss at r=8; not separated at r=32." in text
     assert "LoRA's best rate (alpha/r) over full fine-tuning's: 10 at r=8, 10 at r=32." in text
@@ -154,12 +154,15 @@ def test_a_best_rate_of_few_seeds_makes_no_claim():
 def test_a_comparison_with_a_best_rate_at_an_edge_says_so():
     at, rising = {1e-4: 2.0, 1e-3: 1.0, 1e-2: 2.0}, {1e-4: 3.0, 1e-3: 2.5, 1e-2: 2.0}
     table = shown(row("lora", 8, rising) + row("lora", 32, at) + row("mora", 8, at) + row("mora", 32, at))
-    assert table.lines[1:] == (["math, smollm2-135m", "sharing", "lower (edge)", "not separated"],)
+    assert table.lines[1:] == (["math, smollm2-135m", "sharing", "LoRA", "lower (edge)", "not separated"],)
     assert "(edge): a better rate may lie beyond" in table.text()
     assert (
         "MoRA sharing against LoRA, each at its own rate: a lower loss at r=8; not separated at r=32. "
         "Open, as a better rate may lie beyond the best one of LoRA 8." in table.text()
     )
+    low = shown(row("lora", 8, at) + row("mora", 8, at) + row("rslora", 8, {1e-4: 2.0, 1e-3: 0.5, 1e-2: 2.0}))
+    assert [line[2:] for line in low.lines[1:]] == [["LoRA", "not separated"], ["rsLoRA", "higher"]]
+    assert "MoRA sharing against rsLoRA, each at its own rate: a higher loss at r=8." in low.text()
     sound = shown(row("lora", 8, at) + row("mora", 8, at)).text()
     assert "(edge)" not in sound
     assert "Open" not in sound

@@ -7,6 +7,7 @@ from experiments.tables.mora.rows import HIGHER, LOWER, NEAR, SEEDS, Loss, separ
 from experiments.tables.rates.rows import RateRow
 
 SCALES = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
+OTHERS = ("lora", "rslora", "dora")  # low-rank methods that MoRA is compared with
 
 
 def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, str]:
@@ -36,10 +37,10 @@ def sentences(rows: Sequence[RateRow]) -> list[str]:
     """The sentences that the rows of one setting support, one a claim and variant; [] where they are too few."""
     found = []
     for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
-        if found_at := verdicts(rows, variant):
-            found.append(
-                f"MoRA {variant} against LoRA, each at its own rate: {_by_verdict(found_at)}.{_open(rows, variant)}"
-            )
+        for other in OTHERS:
+            if found_at := verdicts(rows, variant, other):
+                name, more = style.name_of(other), _open(rows, variant, other)
+                found.append(f"MoRA {variant} against {name}, each at its own rate: {_by_verdict(found_at)}.{more}")
     for method, scale in SCALES.items():
         found += _rates(rows, method, scale)
     if short := [row.label for row in rows if row.method in ("fft", *SCALES) and row.best and not seeded(row)]:
@@ -92,9 +93,9 @@ def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
     return found
 
 
-def _open(rows: Sequence[RateRow], variant: str) -> str:
+def _open(rows: Sequence[RateRow], variant: str, other: str) -> str:
     """What is to be said of `at_edges`; "" where there are none."""
-    labels = dict.fromkeys(label for _, found in sorted(at_edges(rows, variant).items()) for label in found)
+    labels = dict.fromkeys(label for _, found in sorted(at_edges(rows, variant, other).items()) for label in found)
     return f" Open, as a better rate may lie beyond the best one of {', '.join(labels)}." if labels else ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.records import results as records
 from experiments.records.text_table import number
+from experiments.tables import style
 from experiments.tables.mora.rows import SEEDS, order_of, rise_of
 from experiments.tables.rates import claims, cost
 from experiments.tables.rates.rows import SHARING, RateRow, Setting, settings
@@ -26,8 +27,8 @@ FORGOTTEN = "forgotten: rise of the loss on text that was not trained on, in nat
 OPEN = "(edge): a better rate may lie beyond the best one of either."
 DIGITS = "digits: % of the value's 32 digits by greedy decoding at the end, median over seeds."
 VERDICT = (
-    "MoRA's mean loss against LoRA's of equal rank, each at its own rate; separated by more than the larger of their "
-    "standard deviations over {seeds} seeds or more."
+    "MoRA's mean loss against another method's of equal rank, each at its own rate; separated by more than the larger "
+    "of their standard deviations over {seeds} seeds or more."
 )
 
 
@@ -38,7 +39,7 @@ def load(places: Iterable[str | Path]) -> tuple[list[dict], list[dict]]:
 
 
 def table(results: tuple[Sequence[dict], Sequence[dict]], options: Any) -> Table:
-    """MoRA against LoRA in all settings, then a table for each setting and one of cost for each base."""
+    """MoRA against low-rank methods in all settings, then a table for each setting and one of cost for each base."""
     runs, measured = results
     found = settings(runs, options.model)
     parts = [shown(setting, rows) for setting, rows in found.items()]
@@ -108,16 +109,17 @@ def _point(row: RateRow, index: int) -> str:
 
 
 def _verdicts(found: dict[Setting, list[RateRow]]) -> tuple[list[str], ...]:
-    """A line for each setting and variant of MoRA, a column for each rank; () where none can be said."""
+    """A line for each setting, variant of MoRA and other method, a column for each rank; () where none can be said."""
     said = {}
     for setting, rows in found.items():
         for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
-            if at := claims.verdicts(rows, variant):
-                edges = claims.at_edges(rows, variant)
-                at = {rank: verdict + (" (edge)" if rank in edges else "") for rank, verdict in at.items()}
-                said[f"{setting.task}, {setting.base}", variant or SHARING] = at
+            for other in claims.OTHERS:
+                if at := claims.verdicts(rows, variant, other):
+                    edges = claims.at_edges(rows, variant, other)
+                    at = {rank: verdict + (" (edge)" if rank in edges else "") for rank, verdict in at.items()}
+                    said[f"{setting.task}, {setting.base}", variant or SHARING, style.name_of(other)] = at
     ranks = sorted({rank for at in said.values() for rank in at})
     if not said:
         return ()
-    header = ["setting", "MoRA", *(f"r={rank}" for rank in ranks)]
+    header = ["setting", "MoRA", "against", *(f"r={rank}" for rank in ranks)]
     return (header, *([*key, *(at.get(rank, "-") for rank in ranks)] for key, at in said.items()))
