@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import complete_file
-from experiments.config.labels import derive, methods_apart, tags, with_labels
+from experiments.config.labels import RSLORA, derive, methods_apart, tags, with_labels
 from experiments.config.plain import to_plain
 from experiments.records.results import load_results
 from experiments.records.run_folder import run_name
@@ -38,7 +38,8 @@ def test_labels_and_name_of_every_recorded_result():
     for result in results:
         recorded, config = result["labels"], dict(result["config"])
         own = OWN.get(config["experiment"])
-        config["labels"] = {name: value for name, value in recorded.items() if name in (*KEPT, own)}
+        kept = (*KEPT, own, *(["method"] if recorded["method"] == RSLORA else []))  # LoRA's config has its scale too
+        config["labels"] = {name: value for name, value in recorded.items() if name in kept}
         config = with_labels(config, recorded.get("stage"))
         assert config["labels"] == {"rank": None, "stage": "full", **recorded}, result["name"]
         named = {config.get("name") or run_name(config)}
