@@ -240,6 +240,27 @@ def test_the_originals_are_imported_by_tests_alone():
     assert any(imports_anything(path, *ORIGINALS) for path in PYTHON if path not in SOURCES)  # the test can see them
 
 
+def test_collection_imports_no_original():
+    """Each worker imports every test file: torch alone would take 3 s of CPU in each."""
+
+    def on_import(node):
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            children = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+        else:
+            children = [] if isinstance(node, ast.Lambda) else ast.iter_child_nodes(node)
+        for child in children:
+            yield from on_import(child)
+
+    files = [path for path in PYTHON if path.match("test_*.py") or path.name == "conftest.py"]
+    broken = [relative(path) for path in files if imports_anything(path, *ORIGINALS, top_level=True)]
+    for path in (path for path in files if imports_anything(path, "late")):
+        reads = (node for node in on_import(parse(path)) if isinstance(node, ast.Attribute))
+        names = (node.value.id for node in reads if isinstance(node.value, ast.Name))
+        broken += [f"{relative(path)}: {name}" for name in names if name in ORIGINALS]
+    assert not broken, broken
+
+
 def test_the_originals_are_an_extra():
     lists = {}
     for node in parse(ROOT / "setup.py").body:

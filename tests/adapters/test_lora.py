@@ -15,7 +15,6 @@ from lowrank_jax.adapters.base import AdapterConfig, AdapterSpec
 from lowrank_jax.core.errors import UserError
 
 FAMILY = lora.FAMILY
-torch.set_num_threads(1)  # toy sizes: threads only wait for each other on a busy machine
 D_IN, D_OUT, RANK, ALPHA = 24, 40, 4, 12.0
 
 
