@@ -158,14 +158,14 @@ def test_a_comparison_with_a_best_rate_at_an_edge_says_so():
     assert "(edge): a better rate may lie beyond" in table.text()
     assert (
         "MoRA sharing against LoRA, each at its own rate: a lower loss at r=8; not separated at r=32. "
-        "Open, as a better rate may lie beyond the best one of LoRA 8." in table.text()
+        "Not settled: a better rate may lie beyond the best one of LoRA 8." in table.text()
     )
     low = shown(row("lora", 8, at) + row("mora", 8, at) + row("rslora", 8, {1e-4: 2.0, 1e-3: 0.5, 1e-2: 2.0}))
     assert [line[2:] for line in low.lines[1:]] == [["LoRA", "not separated"], ["rsLoRA", "higher"]]
     assert "MoRA sharing against rsLoRA, each at its own rate: a higher loss at r=8." in low.text()
     sound = shown(row("lora", 8, at) + row("mora", 8, at)).text()
     assert "(edge)" not in sound
-    assert "Open" not in sound
+    assert "Not settled" not in sound
 
 
 def test_cost_stands_beside_quality_at_equal_rank(records, tmp_path):

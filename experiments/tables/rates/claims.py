@@ -1,6 +1,7 @@
 """What the records say of three claims, as sentences: MoRA's advantage at tuned rates, and LoRA's best rate by rank."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from experiments.tables import style
 from experiments.tables.mora.rows import HIGHER, LOWER, NEAR, SEEDS, Loss, separated
@@ -10,8 +11,20 @@ SCALES = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
 OTHERS = ("lora", "rslora", "dora")  # low-rank methods that MoRA is compared with
 
 
-def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, str]:
-    """{rank: verdict} of a variant of MoRA against another method, each at its best rate, where both have SEEDS seeds.
+class Comparison(NamedTuple):
+    """MoRA beside another method of equal rank.
+
+    Attributes:
+      verdict: of `separated`, on MoRA's mean loss.
+      edges: labels of those of the two rows beside whose best rate a better one may lie.
+    """
+
+    verdict: str
+    edges: list[str]
+
+
+def comparisons(rows: Sequence[RateRow], variant: str, other: str) -> dict[int, Comparison]:
+    """{rank: comparison} of a variant of MoRA with another method, each at its best rate, where both have SEEDS seeds.
 
     Args:
       rows: of one setting.
@@ -19,18 +32,12 @@ def verdicts(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict
       other: a method.
     """
     ours, theirs = _tuned(rows, "mora", variant), _tuned(rows, other)
-    return {rank: separated(loss, theirs[rank][1]) for rank, (_, loss) in ours.items() if rank in theirs}
-
-
-def at_edges(rows: Sequence[RateRow], variant: str, other: str = "lora") -> dict[int, list[str]]:
-    """{rank: labels} of the rows behind `verdicts` beside whose best rate a better one may lie; absent: none.
-
-    Args: as there.
-    """
-    ours, theirs = _tuned(rows, "mora", variant), _tuned(rows, other)
-    pairs = {rank: (row, theirs[rank][0]) for rank, (row, _) in ours.items() if rank in theirs}
-    found = {rank: [row.label for row in pair if row.edge or row.edge_of_seeds] for rank, pair in pairs.items()}
-    return {rank: labels for rank, labels in found.items() if labels}
+    found = {}
+    for rank in sorted({*ours} & {*theirs}):
+        (mine, loss), (its, against) = ours[rank], theirs[rank]
+        edges = [row.label for row in (mine, its) if row.edge or row.edge_of_seeds]
+        found[rank] = Comparison(separated(loss, against), edges)
+    return found
 
 
 def sentences(rows: Sequence[RateRow]) -> list[str]:
@@ -38,9 +45,11 @@ def sentences(rows: Sequence[RateRow]) -> list[str]:
     found = []
     for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
         for other in OTHERS:
-            if found_at := verdicts(rows, variant, other):
-                name, more = style.name_of(other), _open(rows, variant, other)
-                found.append(f"MoRA {variant} against {name}, each at its own rate: {_by_verdict(found_at)}.{more}")
+            if at := comparisons(rows, variant, other):
+                name, verdicts = style.name_of(other), {rank: one.verdict for rank, one in at.items()}
+                edges = ", ".join(dict.fromkeys(label for one in at.values() for label in one.edges))
+                unsure = f" Not settled: a better rate may lie beyond the best one of {edges}." if edges else ""
+                found.append(f"MoRA {variant} against {name}, each at its own rate: {_by_verdict(verdicts)}.{unsure}")
     for method, scale in SCALES.items():
         found += _rates(rows, method, scale)
     if short := [row.label for row in rows if row.method in ("fft", *SCALES) and row.best and not seeded(row)]:
@@ -91,12 +100,6 @@ def _rates(rows: Sequence[RateRow], method: str, scale: str) -> list[str]:
         )
         found.append(f"{name}'s best rate by rank ({scale}): {listed}; {said} is seen.")
     return found
-
-
-def _open(rows: Sequence[RateRow], variant: str, other: str) -> str:
-    """What is to be said of `at_edges`; "" where there are none."""
-    labels = dict.fromkeys(label for _, found in sorted(at_edges(rows, variant, other).items()) for label in found)
-    return f" Open, as a better rate may lie beyond the best one of {', '.join(labels)}." if labels else ""
 
 
 def _tuned(rows: Sequence[RateRow], method: str, variant: str = "") -> dict[int, tuple[RateRow, Loss]]:

@@ -24,7 +24,8 @@ HOW = (
 FEWER = "edge of N seeds: a rate beside the best one was run with fewer than its N seeds; a better one may lie there."
 WHAT = {True: "per token of held-out answers at the end", False: "of training, over the last 20 steps"}
 FORGOTTEN = "forgotten: rise of the loss on text that was not trained on, in nats per token."
-OPEN = "(edge): a better rate may lie beyond the best one of either."
+EDGE = " (edge)"
+AT_EDGE = "(edge): a better rate may lie beyond the best one of either."
 DIGITS = "digits: % of the value's 32 digits by greedy decoding at the end, median over seeds."
 VERDICT = (
     "MoRA's mean loss against another method's of equal rank, each at its own rate; separated by more than the larger "
@@ -47,7 +48,7 @@ def table(results: tuple[Sequence[dict], Sequence[dict]], options: Any) -> Table
     lines = _verdicts(found)
     title = "Methods at tuned rates" + ("" if found else ": nothing is recorded")
     captions = (VERDICT.format(seeds=SEEDS),) if lines else ()
-    captions += (OPEN,) if any("(edge)" in cell for line in lines for cell in line) else ()
+    captions += (AT_EDGE,) if any(cell.endswith(EDGE) for line in lines for cell in line) else ()
     return Table(title, lines, captions, tuple(parts), data=found)
 
 
@@ -114,10 +115,9 @@ def _verdicts(found: dict[Setting, list[RateRow]]) -> tuple[list[str], ...]:
     for setting, rows in found.items():
         for variant in dict.fromkeys(row.variant for row in rows if row.method == "mora"):
             for other in claims.OTHERS:
-                if at := claims.verdicts(rows, variant, other):
-                    edges = claims.at_edges(rows, variant, other)
-                    at = {rank: verdict + (" (edge)" if rank in edges else "") for rank, verdict in at.items()}
-                    said[f"{setting.task}, {setting.base}", variant or SHARING, style.name_of(other)] = at
+                if at := claims.comparisons(rows, variant, other):
+                    cells = {rank: one.verdict + (EDGE if one.edges else "") for rank, one in at.items()}
+                    said[f"{setting.task}, {setting.base}", variant or SHARING, style.name_of(other)] = cells
     ranks = sorted({rank for at in said.values() for rank in at})
     if not said:
         return ()
