@@ -29,6 +29,7 @@ GIB = 2**30
 UNKNOWN = "unknown"
 NOT_NEEDED = "not needed"  # how the words of NotNeeded begin
 AUTO = "auto"
+NAMING = ("path", "task")  # keys of a task's config that say which data it has
 
 
 def parse_together(text: str) -> int:
@@ -191,15 +192,20 @@ def preview(sweep: Sweep, cells: Sequence[Cell], ask: Callable[..., dict] | None
 def data_apart(plains: Sequence[dict]) -> list[str]:
     """What tells the data of several configs apart: "path=other.jsonl, rows=100"; "" for each where all are alike.
 
+    As few keys as that needs; those that follow from a task or a path, such as its buckets, are left out first.
+
     Args:
       plains: configs.
     """
     tasks = [plain.get("task") or {} for plain in plains]
-    apart = [
-        key
-        for key in sorted({key for task in tasks for key in task})
-        if key != "seed" and len({json.dumps(task.get(key), sort_keys=True) for task in tasks}) > 1
-    ]
+
+    def kinds(keys: Sequence[str]) -> int:
+        return len({json.dumps([task.get(key) for key in keys], sort_keys=True) for task in tasks})
+
+    apart = sorted({key for task in tasks for key in task} - {"seed"})
+    for key in sorted(apart, key=lambda key: key in NAMING):
+        rest = [other for other in apart if other != key]
+        apart = rest if kinds(rest) == kinds(apart) else apart
     return [", ".join(f"{key}={_said(task[key])}" for key in apart if key in task) for task in tasks]
 
 

@@ -106,6 +106,15 @@ def test_the_preview_tells_cells_apart_that_differ_in_data_alone(tmp_path, sweep
     assert "data" not in preview.preview(sweep, sweep.grid.select(), ask).splitlines()[0]
 
 
+def test_data_are_told_apart_by_few_keys():
+    """What follows from a task or a path is left out, whichever key comes first in the alphabet."""
+    tasks = [{"buckets": [8, 16], "seed": 0, "task": "mrpc"}, {"buckets": [8], "seed": 1, "task": "rte"}]
+    assert preview.data_apart([{"task": task} for task in tasks]) == ["task=mrpc", "task=rte"]
+    paths = [{"path": "a", "validation_path": "b"}, {"path": "c", "validation_path": "d"}, {"validation_path": "d"}]
+    assert preview.data_apart([{"task": task} for task in paths]) == ["path=a", "path=c", ""]
+    assert preview.data_apart([{"task": {"path": "a", "seed": seed}} for seed in (0, 1)]) == ["", ""]
+
+
 def test_the_preview_of_joined_cells_has_their_programs(sweep):
     """With --together the memory is that of a program of several cells, and there are as many programs as are made."""
     cells, asked = sweep.grid.select(), {}
