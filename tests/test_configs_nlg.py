@@ -179,11 +179,11 @@ def test_label_smoothing_is_for_next_tokens():
 
 
 def test_grids():
-    """Full rows wait for the six rates of their method on E2E, by held-out loss; rates and seeds share programs."""
+    """Full rows wait for all rates of their method on E2E, by held-out loss; rates and seeds share programs."""
     grid = Grid(FILE, "configs/sweeps/e2e_smollm2.py")
     rates = [cell for cell in grid.cells.values() if cell.stage == "rates"]
     full = [cell for cell in grid.cells.values() if cell.stage == "full"]
-    assert (len(rates), len(full)) == (42, 24)
+    assert (len(rates), len(full)) == (44, 24)
     assert {cell.plain["train"]["epochs"] for cell in rates} == {1}
     assert not any(cell.plain["evals"] for cell in rates)
     assert all(cell.plain["evals"]["decode"]["weights"] == "best" for cell in full)
@@ -207,6 +207,6 @@ def test_grids():
         trials = {trial for cell in other.cells.values() for trial in cell.trials}
         assert trials <= known  # E2E's own: a recorded one is not run again
         chosen = [cell for cell in other.cells.values() if cell.stage == "full" and cell.trials]
-        assert all(len(cell.trials) == 6 for cell in chosen)
+        assert all(len(cell.trials) == (8 if "method=prelayer" in cell.arg else 6) for cell in chosen)
         assert len(chosen) == {"e2e_ranks": 14, "webnlg_smollm2": 15}[name]
     assert len(Grid(FILE, "configs/sweeps/e2e_gemma.py").cells) == 16

@@ -151,6 +151,7 @@ def test_tables_are_named():
         "mora_table2 --scale=laptop",
         "quantized",
         "rates --model=pico-llama",
+        "rates --model=smollm2-135m",
         "rounding",
         "speed --results=experiments/results/speed/cpu_suite.json",
         "speed --results=experiments/results/speed/h200_recipes_suite.json",
