@@ -7,7 +7,8 @@ A grid file is plain data: `cells() -> [cell, ...]`, or `stages() -> [(stage nam
 "best:rates" takes the value from the cell of stage "rates" with the same arg that had the lowest training loss over its
 last 20 steps (of equals, the larger value), and waits for those cells; "best:rates:loss" takes the lowest held-out
 loss, "best:rates:loss:lower" and "higher" the values beside the best, "best:rates:loss:beyond" the value beyond a best
-one that is the smallest or largest (otherwise the cell is not needed), "best:rates+wider" the best of two stages. A
+one that is the smallest or largest (otherwise the cell is not needed), "best:rates+wider" the best of two stages;
+"best:rates:loss:beyond:mean" goes by the mean over seeds, of the values that have most of them. A
 cell with once=True is left out where such an earlier cell is the same run. --grid=FILE:seeds=5,steps=300 gives a grid
 file's function arguments in the syntax of config files. One sweep a GPU or a host: set CUDA_VISIBLE_DEVICES and share
 --workdir. --config.KEY=VALUE sets a key of all cells (--config.task.path=mine.jsonl).

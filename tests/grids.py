@@ -9,7 +9,7 @@ def swept(grid, cells, outcome):
     Args:
       grid: an `experiments.sweeps.grid.Grid`.
       cells: those of it that are wanted, of `grid.select`.
-      outcome: rate -> fields of a finished run's result.
+      outcome: (rate, seed) -> fields of a finished run's result; None: the run failed.
     """
     results, ran = {}, []
     for cell in cells:
@@ -20,5 +20,7 @@ def swept(grid, cells, outcome):
             continue
         rate = ready.plain["optimizer"]["learning_rate"]
         ran.append((ready.stage, rate, ready.plain["seed"]))
-        results[cell.name] = {"name": ready.name, "status": "finished", "config": ready.plain, **outcome(rate)}
+        found = outcome(rate, ready.plain["seed"])
+        made = {"name": ready.name, "status": "finished", "config": ready.plain}
+        results[cell.name] = None if found is None else {**made, **found}
     return ran

@@ -1,6 +1,7 @@
 """configs/sweeps/rates_*.py: rows that fit both bases, rates and ranks in few programs, one run a rate and seed."""
 
 import collections
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def stages(grid):
     return collections.Counter(cell.stage for cell in grid.cells.values())
 
 
+def far(cells):
+    return dict.fromkeys(("far1", "far2", "far3"), cells)
+
+
 def test_rates_are_in_equal_factors():
     assert rates.rates_tried(1e-4, 4, 3) == [1e-4, 2.15e-4, 4.64e-4, 1e-3]
     literature = rates.rates_tried(1e-4, 13, 4)
@@ -43,7 +48,7 @@ def test_rates_are_in_equal_factors():
 def test_the_grids_of_answers(name):
     """19 rows that a run takes; LoRA's four ranks share a program, so 13 programs."""
     grid = grid_of(name, "rates=2,seeds=1,steps=40,model=gemma3-270m")
-    assert stages(grid) == {"swept": 38, "wider1": 19, "wider2": 19, "wider3": 19, "near": 57}
+    assert stages(grid) == {"swept": 38, "wider1": 19, "wider2": 19, "wider3": 19, "near": 57, **far(19)}
     swept = [cell for cell in grid.cells.values() if cell.stage == "swept"]
     check_cells(swept)
     assert len({group_key(cell.plain) for cell in swept}) == 13
@@ -58,7 +63,7 @@ def test_the_grids_of_answers(name):
 def test_the_best_is_by_held_out_loss_and_the_first_seed_is_not_trained_again():
     grid = grid_of("rates_gsm8k", "rates=3")
 
-    def outcome(rate):
+    def outcome(rate, _):
         held = {"step": 150, "loss": abs(rate - 2.15e-4)}  # training prefers the smallest
         return {"losses": [[1, rate]], "evaluations": [held]}
 
@@ -70,25 +75,61 @@ def test_the_best_is_by_held_out_loss_and_the_first_seed_is_not_trained_again():
 def test_the_grid_of_pairs():
     """11 rows of five rates; Gemma's rows wait for SmolLM2's."""
     grid = grid_of("rates_uuid")
-    assert stages(grid) == {"swept": 55, "wider1": 11, "wider2": 11, "wider3": 11, "near": 99}
+    assert stages(grid) == {"swept": 55, "wider1": 11, "wider2": 11, "wider3": 11, "near": 99, **far(33)}
     check_cells(list(grid.cells.values()))
     plain = next(iter(grid.cells.values())).plain
     assert (plain["task"]["pairs"], plain["train"]["batch_size"], plain["train"]["steps"]) == (500, 125, 300)
     assert plain["train"]["eval_steps"] == [50, 100, 150, 200, 250]
     laptop = grid_of("rates_uuid", "model=pico-llama")
-    assert stages(laptop) == {"swept": 30, "wider1": 6, "wider2": 6, "wider3": 6, "near": 54}
+    assert stages(laptop) == {"swept": 30, "wider1": 6, "wider2": 6, "wider3": 6, "near": 54, **far(18)}
     check_cells(list(laptop.cells.values()))
     plain = next(iter(laptop.cells.values())).plain
     assert (plain["base"]["name"], plain["task"]["pairs"], plain["train"]["steps"]) == ("pico-llama", 64, 50)
     near = [cell for cell in laptop.cells.values() if cell.stage == "near"]
     assert {(cell.plain["seed"], cell.plain["task"]["seed"]) for cell in near} == {(0, 0), (1, 1), (2, 2)}
     gemma = grid_of("rates_uuid", "model=gemma3-270m")
-    near = [cell for cell in gemma.cells.values() if cell.stage == "near"]
-    assert len(near) == 33
+    assert set(grid.cells) < set(gemma.cells)
+    near = [cell for name, cell in gemma.cells.items() if name not in grid.cells]
+    assert (len(near), {cell.stage for cell in near}) == (33, {"near"})
     assert {cell.plain["base"]["name"] for cell in near} == {"gemma3-270m"}
     trials = {trial for cell in near for trial in cell.trials}
     assert trials <= set(grid.cells)
     assert {gemma.cells[trial].plain["base"]["name"] for trial in trials} == {"smollm2-135m"}
+
+
+def losses_of(best_at):
+    """Outcomes of (rate, seed) by the distance from the best rate of each seed, in decades."""
+    return lambda rate, seed: {"losses": [[1, abs(math.log10(rate / best_at[seed]))]]}
+
+
+MIDDLE, HIGH, LOW = (3.16e-3,) * 3, (3.16e-3, 1e-1, 1e-1), (3.16e-3, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("best_at", "far"),
+    [
+        (MIDDLE, []),
+        (HIGH, [("far1", 3.16e-2, seed) for seed in (1, 2)] + [("far2", 1e-1, seed) for seed in (0, 1, 2)]
+         + [("far3", 3.16e-1, seed) for seed in (0, 1, 2)]),
+        (LOW, [("far1", 3.16e-4, seed) for seed in (1, 2)] + [("far2", 1e-4, seed) for seed in (0, 1, 2)]
+         + [("far3", 3.16e-5, seed) for seed in (0, 1, 2)]),
+    ],
+)  # fmt: skip
+def test_a_best_mean_at_an_end_of_the_rates_with_all_seeds_is_widened(best_at, far):
+    """At one seed the best is in the middle; a rate tried at one seed gets the others, then the series goes on."""
+    grid = grid_of("rates_uuid")
+    ran = swept(grid, grid.select(only="method=lora,rank=8"), losses_of(best_at))
+    assert [rate for stage, rate, seed in ran if (stage, seed) == ("near", 1)] == [3.16e-3, 1e-3, 1e-2]
+    found = [run for run in ran if run[0].startswith("far")]
+    assert [(stage, seed) for stage, _, seed in found] == [(stage, seed) for stage, _, seed in far]
+    assert [rate for _, rate, _ in found] == pytest.approx([rate for _, rate, _ in far], rel=5e-3)
+
+
+def test_gemma_takes_the_best_rate_by_the_mean_over_seeds():
+    grid = grid_of("rates_uuid", "model=gemma3-270m")
+    best_at = (3.16e-3, 1e-2, 1.2e-2)  # of one seed 3.16e-3; of the mean 1e-2
+    ran = swept(grid, grid.select(only="method=lora,rank=8"), losses_of(best_at))
+    assert ran[-3:] == [("near", rate, 0) for rate in (1e-2, 3.16e-3, 3.16e-2)]
 
 
 @pytest.mark.parametrize("base", ["smollm2-135m", "gemma3-270m"])

@@ -3,7 +3,10 @@
 Stages, each row (a method at a rank) by itself:
   swept   a geometric series of rates, one seed;
   wider1, wider2, wider3  where the best is the smallest or largest rate tried, one more beyond it; otherwise nothing;
-  near    the best and its two neighbours, `seeds` seeds each; runs that a stage before has done are left out.
+  near    the best and its two neighbours, `seeds` seeds each;
+  far1, far2, far3  where the mean over seeds is best at the lowest or highest rate that has all of them, the next rate
+          beyond it with `seeds` seeds: one that has fewer of them, or a new one; otherwise nothing.
+Runs that a stage before has done are left out of near and far.
 
 Arguments of each grid (--grid=FILE:rates=13,per_decade=4): rates and per_decade, how many rates are tried at
 first and how many of them in a factor of ten (13 and 4 in literature on tuned rates, arXiv 2602.04998); seeds; steps.
@@ -12,8 +15,8 @@ first and how many of them in a factor of ten (13 and 4 in literature on tuned r
 """
 
 RATE = "optimizer.learning_rate"
-WIDER = 3  # stages that add a rate; a best rate at an edge after these is marked in the table
-SWEPT, NEAR = "swept", "near"
+WIDER = 3  # stages that add a rate, before `near` and after it; the table marks a best rate that is still at an edge
+SWEPT, NEAR, FAR = "swept", "near", "far"
 RANKS = (2, 8, 32, 128)
 # A square of r=128 (314 to 587 wide) is wider than the key and value projections of both bases (192, 256).
 MORA_RANKS = (2, 8, 32)
@@ -58,8 +61,8 @@ def swept(firsts, choice, overrides, score=""):
     return stages
 
 
-def near(args, stages, seeds, overrides, score="", drawn=()):
-    """(stage, cells): the best rate of `stages` and its two neighbours, by seed.
+def seeded(args, stages, seeds, overrides, score="", drawn=()):
+    """[(stage, cells)] of several seeds: the best rate of `stages`, its two neighbours, and rates beyond a best mean.
 
     Args:
       args: of the rows.
@@ -68,22 +71,29 @@ def near(args, stages, seeds, overrides, score="", drawn=()):
       overrides, score: as there.
       drawn: further keys that take the seed, where a run of another seed would otherwise be the same run.
     """
-    cells = [
-        dict(
-            arg=arg,
-            once=True,
-            overrides={**overrides, RATE: best(stages, score, which), **dict.fromkeys(("seed", *drawn), seed)},
-        )
-        for arg in args
-        for seed in range(seeds)
-        for which in ("", "lower", "higher")
-    ]
-    return NEAR, cells
+
+    def cells(values):
+        return [
+            dict(arg=arg, once=True, overrides={**overrides, RATE: value, **dict.fromkeys(("seed", *drawn), seed)})
+            for arg in args
+            for seed in range(seeds)
+            for value in values
+        ]
+
+    found = [(NEAR, cells(three(stages, score)))]
+    for step in range(1, WIDER + 1):
+        found.append((f"{FAR}{step}", cells([best([*stages, *found], score, "beyond", mean=True)])))
+    return found
 
 
-def best(stages, score, which):
-    """The override that takes a rate from the stages."""
-    return f"best:{'+'.join(name for name, _ in stages)}:{score}:{which}"
+def three(stages, score, mean=False):
+    """The overrides that take the best rate from the stages, and its two neighbours."""
+    return [best(stages, score, which, mean) for which in ("", "lower", "higher")]
+
+
+def best(stages, score, which, mean=False):
+    """The override that takes a rate from the stages, by the loss of one run or by its mean over seeds."""
+    return f"best:{'+'.join(name for name, _ in stages)}:{score}:{which}{':mean' if mean else ''}"
 
 
 # ---- UUID pairs ----
@@ -113,4 +123,4 @@ def answers(choice, data):
     rest = f"model={choice.model},packed,batch=8,seq_len=256,steps={choice.steps or STEPS}"
     firsts = {f"{data},{method},{rest}": FFT_FIRST if method == "method=fft" else FIRST for method in methods()}
     found = swept(firsts, choice, common, "loss")
-    return [*found, near(firsts, found, choice.seeds, common, "loss")]
+    return [*found, *seeded(firsts, found, choice.seeds, common, "loss")]

@@ -101,7 +101,7 @@ def test_a_best_rate_at_the_edge_of_what_has_three_seeds_is_marked():
         run("lora", 8, rate, near[rate], seed, "near") for rate in near for seed in (1, 2)
     ]
     others = row("mora", 8, at | {1e-2: 1.5}, seeds=1) + row("dora", 8, at | {1e-2: 1.5})
-    beyond = [run("lora", 8, 1e-2, 1.5, seed) for seed in range(3)]
+    beyond = [run("lora", 8, 1e-2, 1.5)] + [run("lora", 8, 1e-2, 1.5, seed, "far1") for seed in (1, 2)]
     (part,) = shown(one + others + beyond[:1]).parts
     best = {name: line["best rate"] for name, line in lines_of(part).items()}
     assert best == {"LoRA 8": "0.003 edge of 3 seeds", "DoRA 8": "0.001", "MoRA 8 sharing": "0.001"}

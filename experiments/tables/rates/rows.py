@@ -12,8 +12,8 @@ from experiments.tables import style
 from experiments.tables.mora.rows import Loss
 from experiments.tables.table import Row, medians, spread
 
-STAGES = ("swept", "near")  # of the grids rates_*.py, and "wider1" and so on
-WIDER = "wider"
+STAGES = ("swept", "near")  # of the grids rates_*.py
+MORE = ("wider", "far")  # and "wider1", "far1" and so on
 UUID, DIGITS = "mora_uuid", "char_accuracy"
 SHARING = "sharing"  # MoRA's plain compression, which its records do not name
 
@@ -119,7 +119,7 @@ def settings(results: Iterable[dict], model: str | None = None) -> dict[Setting,
     groups: dict[Setting, dict[tuple, list[dict]]] = {}
     for run in results:
         stage = stage_of(run)
-        if not (stage in STAGES or stage.startswith(WIDER)) or run["status"] not in ("finished", "diverged"):
+        if not (stage in STAGES or stage.startswith(MORE)) or run["status"] not in ("finished", "diverged"):
             continue
         setting = setting_of(run)
         if setting and rate_of(run) is not None and model in (None, setting.base):
