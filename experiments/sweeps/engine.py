@@ -19,6 +19,7 @@ from experiments.records import claims, data_record, json_files, leases, places,
 from experiments.records.checks import is_finite
 from experiments.records.store import StoreError
 from experiments.records.text_table import clock
+from experiments.sweeps import compiled
 from experiments.sweeps.best import NotNeeded
 from experiments.sweeps.child import started
 from experiments.sweeps.compatible import group_key
@@ -321,7 +322,7 @@ class Sweep:
     def wait(self, command: Sequence[str], held: Sequence[claims.Claim], environment: dict | None = None) -> int:
         """Starts a program, lends it the claims of its runs, and waits for it, whatever signals come."""
         # If the sweep alone is killed, the cells stay claimed while their program lives.
-        environment = dict(os.environ if environment is None else environment)
+        environment = compiled.shared(os.environ if environment is None else environment, self.workdir)
         environment |= self.faults.environment()
         if self.root:
             environment[leases.ROOT_VARIABLE] = self.root.url
