@@ -32,7 +32,8 @@ from lowrank_jax.train.evaluations import Evaluator
 from lowrank_jax.train.state import TrainState
 
 SOURCES = ("lowrank_jax", "experiments")  # folders whose files make the step
-NO_PART_OF_THE_STEP = ("name", "labels", "tracking", "checkpoint", "export")
+# Sections and keys of the config without influence on the traced step; a seed and a rate are its arguments.
+NO_PART_OF_THE_STEP = ("name", "labels", "tracking", "checkpoint", "export", "seed")
 COMPILING = "compiling the step (most take less than a minute) ..."
 NO_FILE = "no file"
 
@@ -177,6 +178,7 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What the traced step depends on besides its arguments and the source files: the config, and what is read."""
         config = {key: value for key, value in to_plain(self.config).items() if key not in NO_PART_OF_THE_STEP}
+        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "learning_rate"}
         parts = (self.base.config, self.base.model, self.plan, self.groups, self.rules, self.options)
         return {"config": config, "parts": [repr(part) for part in parts]}
 

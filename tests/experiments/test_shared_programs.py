@@ -63,11 +63,12 @@ def test_a_sweep_starts_its_runs_so(place, monkeypatch):
     assert compiled.CACHE not in os.environ
 
 
-@pytest.mark.parametrize("method", ["lora", "mora", "fft"])
-def test_a_rate_and_a_seed_are_no_part_of_the_step_and_a_length_is(method):
+@pytest.mark.parametrize(("method", "dropout"), [("lora", 0.1), ("mora", 0.0), ("fft", 0.0)])
+def test_a_rate_and_a_seed_are_no_part_of_the_step_and_a_length_is(method, dropout):
     """Of the text that jax hands to XLA, whose digest names an entry of the cache."""
     config = complete_file(f"configs/mora_uuid.py:method={method}")
-    config.base.name, config.base.random_init, config.adapter.rank = "toy-llama", True, 2
+    config.base.name, config.base.random_init = "toy-llama", True
+    config.adapter.rank, config.adapter.dropout = 2, dropout
     config = unpack_run(to_plain(config))
 
     def text(changed):

@@ -87,7 +87,7 @@ def test_a_second_start_traces_nothing_and_does_the_same(folder, two_devices, mo
 
 
 def test_what_the_step_depends_on_is_in_its_name(monkeypatch, tmp_path):
-    """Whatever changes the program changes the name; what a run is called does not."""
+    """Whatever changes the program changes the name; what a run is called, its rate and its seed do not."""
     monkeypatch.chdir(ROOT)
 
     def name(sources=(), **changes):
@@ -97,6 +97,7 @@ def test_what_the_step_depends_on_is_in_its_name(monkeypatch, tmp_path):
 
     same = name()
     assert name() == name(name="another", labels={"of": "the run"}, tracking={"wandb": "offline"}) == same
+    assert name(seed=5, optimizer__learning_rate=0.5) == same  # tests/experiments/test_shared_programs.py: one program
     changes = (
         dict(base__remat="full"), dict(optimizer__weight_decay=0.5), dict(optimizer__clip_norm=1.0),
         dict(schedule__kind="cosine"), dict(train__batch_size=16), dict(train__chunk_tokens=8), dict(train__steps=77),
