@@ -13,8 +13,9 @@ model=pico-llama: the laptop's task (64 pairs in one batch, loss on the value), 
     python -m experiments.sweep --config=configs/mora_uuid.py --grid=configs/sweeps/rates_uuid.py:model=pico-llama \\
         --results=experiments/results/rates_uuid_laptop
 
-Each of its three seeds draws other pairs: with all pairs in one batch, full fine-tuning and MoRA, which starts at zero,
-would otherwise train the same run three times.
+The recorded runs have nine rates, four a decade: model=pico-llama,rates=9,per_decade=4. Each of the three seeds draws
+other pairs: with all pairs in one batch, full fine-tuning and MoRA, which starts at zero, would
+otherwise train the same run three times.
 
 model=gemma3-270m: one seed at each row's best rate on SmolLM2 and its two neighbours. The best is that of the table
 `rates`, by the mean over SmolLM2's seeds; all of SmolLM2's runs come first, and are skipped where --results has them
