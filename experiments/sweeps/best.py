@@ -118,7 +118,8 @@ def best_mean(results: Sequence[dict], path: str, score: str = "") -> tuple[Any,
     whole = {value: found for value, found in losses.items() if all(map(math.isfinite, found.values()))}
     most = max(map(len, whole.values()), default=0)
     means = {value: statistics.fmean(found.values()) for value, found in whole.items() if len(found) == most}
-    best = min(means, key=lambda value: (means[value], -value), default=None)
+    lowest = min(means.values(), default=None)
+    best = max((value for value, mean in means.items() if mean == lowest), default=None)
     return best, {value for value, found in whole.items() if len(found) < most}
 
 

@@ -127,3 +127,11 @@ def test_the_neighbours_of_a_best_mean():
     results = results_of({1e-4: (0.1, 9), 1e-3: (1, 1), 1e-2: (2,)})
     assert chosen_value(results, PATH, parse("best:a:loss:lower:mean")) == 1e-4
     assert chosen_value(results, PATH, parse("best:a:loss:higher:mean")) == 1e-2
+
+
+def test_the_best_mean_of_values_that_are_no_numbers():
+    """Names are chosen from as rates are; of equals the larger."""
+    results = results_of({"constant": (1, 3), "cosine": (2, 1.5), "linear": (0.1,)})
+    assert chosen_value(results, PATH, parse("best:a:loss::mean")) == "cosine"
+    results = results_of({"constant": (1, 3), "cosine": (2, 2)})
+    assert chosen_value(results, PATH, parse("best:a:loss::mean")) == "cosine"
