@@ -5,8 +5,8 @@ Stages, each row (a method at a rank) by itself:
   wider1, wider2, wider3  where the best is the smallest or largest rate tried, one more beyond it; otherwise nothing;
   near    the best and its two neighbours, `seeds` seeds each;
   far1, far2, far3  where the mean over seeds is best at the lowest or highest rate that has all of them, the next rate
-          beyond it with `seeds` seeds: one that has fewer of them, or a new one; otherwise nothing. With seeds=1 they go
-          on where wider3 ended.
+          beyond it with `seeds` seeds: one that has fewer of them, or a new one; otherwise nothing. With seeds=1 they
+          go on where wider3 ended.
 Runs that a stage before has done are left out of near and far.
 
 Arguments of each grid (--grid=FILE:rates=13,per_decade=4): rates and per_decade, how many rates are tried at
